@@ -1,0 +1,146 @@
+//! What a user asked for: flags and an optional TOML file, checked as a whole, every mistake reported at once.
+
+use std::path::PathBuf;
+
+/// A whole VM, validated: building it can still fail for lack of a host capability, but not for nonsense.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VmConfig {
+    /// The VM's name: the run directory and the control socket are named for it.
+    pub name: String,
+    /// Guest RAM.
+    pub memory: MemoryConfig,
+    /// Virtual processors.
+    pub cpus: CpuConfig,
+    /// What starts in the guest.
+    pub boot: BootConfig,
+    /// COM1 and COM2.
+    pub serial: [CharBackend; 2],
+    /// Where the interrupt controllers live.
+    pub irqchip: Irqchip,
+    /// The debug-exit device's port, if wanted: a byte written ends the VM with that exit code.
+    pub debug_exit: Option<u16>,
+    /// The debug console at port 0x402, if wanted.
+    pub debugcon: Option<CharBackend>,
+    /// A High Precision Event Timer in the ACPI tables. KVM gives none, so this is refused until there is one.
+    pub hpet: bool,
+    /// What to do when the guest reports a crash through Hyper-V's crash MSRs or pvpanic.
+    pub on_crash: OnCrash,
+    /// Where the exit statistics are written at the end and on SIGUSR1.
+    pub stats: Option<PathBuf>,
+    /// Show KVM's own paravirtual leaves, at 0x40000100.
+    pub kvm_leaves: bool,
+}
+
+/// Guest RAM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryConfig {
+    /// Bytes; a multiple of the page size in use.
+    pub size: u64,
+    /// Back the RAM with huge pages of this size.
+    pub hugepages: Option<HugePageSize>,
+}
+
+/// The sizes of huge pages that x86 has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HugePageSize {
+    /// 2 MiB.
+    Size2M,
+    /// 1 GiB.
+    Size1G,
+}
+
+/// Virtual processors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CpuConfig {
+    /// 1..=255.
+    pub count: u32,
+    /// `sockets * cores * threads == count`.
+    pub topology: Topology,
+    /// Which CPU the guest sees.
+    pub model: CpuModel,
+    /// Show VMX or SVM to the guest.
+    pub nested: bool,
+}
+
+/// How the vCPUs are grouped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Topology {
+    /// Packages.
+    pub sockets: u32,
+    /// Cores per package.
+    pub cores: u32,
+    /// Threads per core.
+    pub threads: u32,
+}
+
+/// The CPU that the guest sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CpuModel {
+    /// Everything the host's KVM supports, less what is masked by name.
+    Host,
+    /// The x86-64-v2 level: for migration between different hosts.
+    X86_64V2,
+    /// The x86-64-v3 level.
+    X86_64V3,
+    /// The x86-64-v4 level.
+    X86_64V4,
+}
+
+/// What starts in the guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BootConfig {
+    /// A bzImage, an ELF file with a PVH note, or a multiboot 1 image; told apart by content.
+    pub kernel: PathBuf,
+    /// Handed to a Linux kernel (or as the first module to PVH and multiboot).
+    pub initrd: Option<PathBuf>,
+    /// The kernel's command line.
+    pub cmdline: String,
+    /// Further modules for PVH and multiboot, in order.
+    pub modules: Vec<BootModule>,
+}
+
+/// A file handed to the kernel as it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BootModule {
+    /// The file.
+    pub path: PathBuf,
+    /// Its own command line.
+    pub cmdline: String,
+}
+
+/// Where a character device's bytes come from and go to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CharBackend {
+    /// Nothing is connected; output is dropped.
+    None,
+    /// hypernest's own terminal or pipe; Ctrl-A x ends the VM, Ctrl-A Ctrl-A sends Ctrl-A. One device at most.
+    Stdio,
+    /// Output is written to a file, truncated at the start; no input.
+    File(PathBuf),
+    /// A new pseudo-terminal; its path is printed.
+    Pty,
+    /// A Unix stream socket to listen on; one client at a time.
+    Socket(PathBuf),
+}
+
+/// Where the interrupt controllers live.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Irqchip {
+    /// LAPIC, I/O APIC, PIC and PIT in KVM.
+    Kernel,
+    /// LAPIC in KVM; the I/O APIC in hypernest; no PIC, no PIT (`KVM_CAP_SPLIT_IRQCHIP`).
+    Split,
+}
+
+/// What to do when the guest reports a crash.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnCrash {
+    /// Note it and let the guest go on, so that it can write its dump.
+    Continue,
+    /// Stop the vCPUs and keep everything for a look.
+    Pause,
+    /// Reset the machine.
+    Reset,
+    /// End the VM.
+    Stop,
+}

@@ -1,0 +1,21 @@
+//! hypernest: a virtual machine monitor for nested virtualization with Hyper-V on KVM.
+//!
+//! A running VM, and which module owns what:
+//!
+//! ```text
+//!  cli ──► config ──► machine ──────────────── builds and owns everything below
+//!                       │
+//!        boot ──────────┤  kernels, ACPI, SMBIOS written into guest RAM
+//!        memory ────────┤  memfd-backed RAM, the 32-bit PCI hole
+//!        cpuid, hyperv ─┤  what the guest is told; who owns which synthetic MSR
+//!                       │
+//!   vcpu thread: KVM_RUN ─► classify ─► dispatch ─► bus ─► devices ─► irq ─► KVM
+//!                               │
+//!                               └► exit statistics (HDR histograms per reason)
+//! ```
+
+pub mod bus;
+pub mod config;
+pub mod irq;
+pub mod life;
+pub mod units;

@@ -1,0 +1,2 @@
+//! hypernest.
+fn main() {}

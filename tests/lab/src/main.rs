@@ -1,0 +1,2 @@
+//! Emulated hosts.
+fn main() {}
