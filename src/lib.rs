@@ -14,8 +14,20 @@
 //!                               └► exit statistics (HDR histograms per reason)
 //! ```
 
+pub mod api;
+pub mod boot;
 pub mod bus;
+pub mod cli;
 pub mod config;
+pub mod cpuid;
+pub mod devices;
+pub mod doctor;
+pub mod hyperv;
 pub mod irq;
+pub mod kvm;
 pub mod life;
+pub mod machine;
+pub mod memory;
+pub mod pci;
 pub mod units;
+pub mod vcpu;

@@ -1,0 +1,1 @@
+//! Host CPUID and feature MSRs -> the guest's, by named masks.

@@ -1,0 +1,1 @@
+//! The platform's devices. None of them knows KVM.

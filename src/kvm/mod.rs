@@ -1,0 +1,1 @@
+//! What kvm-ioctls lacks, and the host's capabilities as named fields.

@@ -1,0 +1,1 @@
+//! Configuration -> VM: the memory map and what is wired where. The only place that knows every device.

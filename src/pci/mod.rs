@@ -1,0 +1,1 @@
+//! The PCI host bridge: configuration space through CF8/CFC and ECAM.
