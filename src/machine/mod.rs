@@ -1,1 +1,3 @@
 //! Configuration -> VM: the memory map and what is wired where. The only place that knows every device.
+
+pub mod layout;

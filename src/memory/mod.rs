@@ -1,1 +1,228 @@
-//! Guest RAM.
+//! Guest RAM: one memfd per piece, optionally of huge pages, mapped shared so that it can be handed on or saved.
+
+use std::fs::File;
+use std::io;
+
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use thiserror::Error;
+use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::{
+    Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
+    GuestRegionMmap,
+};
+
+use crate::config::{HugePageSize, MemoryConfig};
+use crate::units::Gpa;
+
+/// Why guest RAM could not be had.
+#[derive(Debug, Error)]
+pub enum MemoryError {
+    /// memfd_create or ftruncate failed.
+    #[error("cannot create a {} MiB memory file for guest RAM", .size >> 20)]
+    Create {
+        /// Bytes asked for.
+        size: u64,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// mmap failed.
+    #[error("cannot map {} MiB of guest RAM at guest address {gpa}{}", .size >> 20, hint(*.hugepages))]
+    Map {
+        /// First guest address.
+        gpa: Gpa,
+        /// Bytes asked for.
+        size: u64,
+        /// Huge pages asked for.
+        hugepages: Option<HugePageSize>,
+        /// What vm-memory said.
+        #[source]
+        source: vm_memory::mmap::MmapRegionError,
+    },
+    /// The pieces do not fit together.
+    #[error("guest RAM pieces do not fit into the guest's address space")]
+    Layout(#[source] vm_memory::GuestRegionCollectionError),
+    /// The piece does not fit into this process's address space or guest addresses.
+    #[error("guest RAM of {size:#x} bytes at {gpa} does not fit into the address space")]
+    TooLarge {
+        /// First guest address.
+        gpa: Gpa,
+        /// Bytes asked for.
+        size: u64,
+    },
+}
+
+fn hint(hugepages: Option<HugePageSize>) -> &'static str {
+    match hugepages {
+        None => "",
+        Some(HugePageSize::Size2M) => {
+            " with 2 MiB pages (are enough reserved? see /sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages)"
+        }
+        Some(HugePageSize::Size1G) => {
+            " with 1 GiB pages (are enough reserved? see /sys/kernel/mm/hugepages/hugepages-1048576kB/nr_hugepages)"
+        }
+    }
+}
+
+/// The guest does not have memory at an address, or not enough of it.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[error("the guest has no RAM at {gpa} for {len:#x} bytes")]
+pub struct NoRam {
+    /// First address.
+    pub gpa: Gpa,
+    /// Bytes accessed.
+    pub len: usize,
+}
+
+/// The guest's RAM.
+#[derive(Clone, Debug)]
+pub struct GuestRam {
+    mmap: GuestMemoryMmap,
+}
+
+/// One piece of RAM, as KVM wants to know it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RamPiece {
+    /// First guest address.
+    pub gpa: Gpa,
+    /// Bytes.
+    pub len: u64,
+    /// Where it is mapped in this process.
+    pub host: u64,
+}
+
+impl GuestRam {
+    /// Allocates `ranges` (first address, length), each multiples of the page size in use and in ascending order. Pages
+    /// are given by the host on first touch, except huge pages, which are reserved now.
+    ///
+    /// # Errors
+    /// If the host does not give the memory.
+    pub fn new(config: &MemoryConfig, ranges: &[(Gpa, u64)]) -> Result<Self, MemoryError> {
+        let pieces = ranges
+            .iter()
+            .map(|&(gpa, len)| map_piece(gpa, len, config.hugepages))
+            .collect::<Result<Vec<_>, _>>()?;
+        let mmap = GuestMemoryMmap::from_regions(pieces).map_err(MemoryError::Layout)?;
+        Ok(Self { mmap })
+    }
+
+    /// The RAM as the rust-vmm crates know it.
+    pub fn mmap(&self) -> &GuestMemoryMmap {
+        &self.mmap
+    }
+
+    /// The pieces, low to high.
+    pub fn pieces(&self) -> impl Iterator<Item = RamPiece> {
+        self.mmap.iter().map(|region| RamPiece {
+            gpa: Gpa(region.start_addr().0),
+            len: region.len(),
+            host: region.as_ptr() as u64,
+        })
+    }
+
+    /// Copies guest memory into `data`.
+    ///
+    /// # Errors
+    /// If any of it is not RAM; `data` may be partly filled then.
+    pub fn read(&self, gpa: Gpa, data: &mut [u8]) -> Result<(), NoRam> {
+        let len = data.len();
+        self.mmap
+            .read_slice(data, GuestAddress(gpa.0))
+            .map_err(|_| NoRam { gpa, len })
+    }
+
+    /// Copies `data` into guest memory.
+    ///
+    /// # Errors
+    /// If any of it is not RAM; part of it may be written then.
+    pub fn write(&self, gpa: Gpa, data: &[u8]) -> Result<(), NoRam> {
+        self.mmap
+            .write_slice(data, GuestAddress(gpa.0))
+            .map_err(|_| NoRam {
+                gpa,
+                len: data.len(),
+            })
+    }
+}
+
+fn map_piece(
+    gpa: Gpa,
+    len: u64,
+    hugepages: Option<HugePageSize>,
+) -> Result<GuestRegionMmap, MemoryError> {
+    let too_large = MemoryError::TooLarge { gpa, size: len };
+    let Ok(size) = usize::try_from(len) else {
+        return Err(too_large);
+    };
+    let mut flags = MFdFlags::MFD_CLOEXEC;
+    // Without huge pages nothing is reserved: a guest may be given more RAM than the host has free, as everywhere else.
+    let mut map_flags = libc::MAP_SHARED | libc::MAP_NORESERVE;
+    if let Some(page) = hugepages {
+        map_flags = libc::MAP_SHARED;
+        flags |= MFdFlags::MFD_HUGETLB;
+        flags |= match page {
+            HugePageSize::Size2M => MFdFlags::MFD_HUGE_2MB,
+            HugePageSize::Size1G => MFdFlags::MFD_HUGE_1GB,
+        };
+    }
+    let create = |source| MemoryError::Create { size: len, source };
+    let file: File = memfd_create("hypernest-ram", flags)
+        .map_err(|e| create(e.into()))?
+        .into();
+    file.set_len(len).map_err(create)?;
+    let region = MmapRegionBuilder::new(size)
+        .with_file_offset(FileOffset::new(file, 0))
+        .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+        .with_mmap_flags(map_flags)
+        .with_hugetlbfs(hugepages.is_some())
+        .build()
+        .map_err(|source| MemoryError::Map {
+            gpa,
+            size: len,
+            hugepages,
+            source,
+        })?;
+    GuestRegionMmap::new(region, GuestAddress(gpa.0)).ok_or(too_large)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::layout;
+
+    fn ram(ranges: &[(Gpa, u64)]) -> GuestRam {
+        let config = MemoryConfig {
+            size: 0,
+            hugepages: None,
+        };
+        GuestRam::new(&config, ranges).unwrap()
+    }
+
+    #[test]
+    fn what_is_written_reads_back_and_the_rest_is_zero() {
+        let ram = ram(&[(Gpa(0), 0x4000)]);
+        ram.write(Gpa(0x1fff), &[1, 2]).unwrap();
+        let mut data = [9; 4];
+        ram.read(Gpa(0x1ffe), &mut data).unwrap();
+        assert_eq!(data, [0, 1, 2, 0]);
+    }
+
+    #[test]
+    fn holes_and_ends_are_refused() {
+        let ram = ram(&[(Gpa(0), 0x2000), (Gpa(0x10_0000), 0x1000)]);
+        let mut data = [0; 4];
+        for gpa in [0x1ffd, 0x2000, 0xf_fffe, 0x10_0ffd, u64::MAX] {
+            let gpa = Gpa(gpa);
+            assert_eq!(ram.read(gpa, &mut data), Err(NoRam { gpa, len: 4 }));
+            assert_eq!(ram.write(gpa, &data), Err(NoRam { gpa, len: 4 }));
+        }
+    }
+
+    #[test]
+    fn pieces_carry_the_layout_and_cost_nothing_until_touched() {
+        let ranges = layout::ram_ranges(64 << 30);
+        let ram = ram(&ranges);
+        let pieces: Vec<_> = ram.pieces().map(|p| (p.gpa, p.len)).collect();
+        assert_eq!(pieces, ranges);
+    }
+}
