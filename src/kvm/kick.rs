@@ -1,0 +1,103 @@
+//! Getting a vCPU out of KVM_RUN from another thread, without a race.
+
+use std::num::NonZeroUsize;
+use std::os::fd::BorrowedFd;
+use std::os::raw::c_void;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use kvm_bindings::kvm_run;
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+use nix::sys::pthread::{Pthread, pthread_kill, pthread_self};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+
+/// Interrupts KVM_RUN. SIGUSR2 is otherwise unused by hypernest (SIGUSR1 asks for statistics).
+const KICK: Signal = Signal::SIGUSR2;
+
+/// The size of the mapping: `immediate_exit` is in the first page of `kvm_run`.
+const PAGE: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
+
+/// Makes the kick signal interrupt system calls instead of killing the process. Once per process, before any [`Kicker`].
+///
+/// # Errors
+/// What sigaction says.
+pub fn install_handler() -> nix::Result<()> {
+    extern "C" fn interrupt(_signal: std::os::raw::c_int) {}
+    // No SA_RESTART: KVM_RUN must come back with EINTR.
+    let action = SigAction::new(
+        SigHandler::Handler(interrupt),
+        SaFlags::empty(),
+        SigSet::empty(),
+    );
+    // SAFETY: the handler does nothing, so it is async-signal-safe.
+    unsafe { sigaction(KICK, &action) }?;
+    Ok(())
+}
+
+/// A second view of one vCPU's `immediate_exit`, and the thread that runs it.
+#[derive(Debug)]
+pub struct Kicker {
+    page: NonNull<c_void>,
+    thread: Pthread,
+}
+
+// SAFETY: the page is only accessed through an atomic, and a pthread id may be used from any thread.
+unsafe impl Send for Kicker {}
+// SAFETY: as for Send.
+unsafe impl Sync for Kicker {}
+
+impl Kicker {
+    /// For the vCPU `fd` (a vCPU file descriptor) that the calling thread runs.
+    ///
+    /// The owner must not use it after the vCPU thread has been joined.
+    ///
+    /// # Errors
+    /// If the `kvm_run` page cannot be mapped.
+    pub fn for_this_thread(fd: BorrowedFd<'_>) -> nix::Result<Self> {
+        // SAFETY: a fresh shared mapping of a kernel-owned page at an address that the kernel chooses.
+        let page = unsafe {
+            mmap(
+                None,
+                PAGE,
+                ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
+                MapFlags::MAP_SHARED,
+                fd,
+                0,
+            )
+        }?;
+        Ok(Self {
+            page,
+            thread: pthread_self(),
+        })
+    }
+
+    /// Makes the current or the next KVM_RUN return at once. Stays in force until [`Kicker::clear`].
+    pub fn kick(&self) {
+        // The flag first: if the signal arrives before KVM_RUN is entered, KVM sees the flag there
+        // (kvm_arch_vcpu_ioctl_run).
+        self.immediate_exit().store(1, Ordering::SeqCst);
+        // The thread may be gone in a process that is shutting down; then there is nothing to interrupt.
+        let _gone = pthread_kill(self.thread, KICK);
+    }
+
+    /// Lets KVM_RUN run again. Called by the vCPU thread before it looks at what it was kicked for.
+    pub fn clear(&self) {
+        self.immediate_exit().store(0, Ordering::SeqCst);
+    }
+
+    fn immediate_exit(&self) -> &AtomicU8 {
+        let offset = std::mem::offset_of!(kvm_run, immediate_exit);
+        // SAFETY: the offset is inside the mapped page.
+        let byte = unsafe { self.page.cast::<u8>().add(offset) };
+        // SAFETY: the byte is mapped as long as self lives; the kernel and kvm-ioctls treat it as a plain flag byte, and
+        // an AtomicU8 has the layout of u8.
+        unsafe { AtomicU8::from_ptr(byte.as_ptr()) }
+    }
+}
+
+impl Drop for Kicker {
+    fn drop(&mut self) {
+        // SAFETY: the page was mapped by us with this length, and nobody has a reference to it any more.
+        let _unmapped = unsafe { munmap(self.page, PAGE.get()) };
+    }
+}
