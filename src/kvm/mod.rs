@@ -1,8 +1,101 @@
 //! What kvm-ioctls lacks, and the host's capabilities as named fields.
+//!
+//! - [`cap`]: capabilities to switch on, by name; the version word of eVMCS
+//! - [`cpuid`]: the Hyper-V leaves that KVM can give
+//! - [`exit`]: the payloads of exits that `VcpuExit` names without showing
+//! - [`msr`]: which MSR accesses come to user space
+//! - [`route`]: what an interrupt line leads to
+//! - [`signal`]: how another thread gets a vCPU out of `KVM_RUN`
+//! - [`stats`]: KVM's own counters of a VM or a vCPU
+//! - [`tsc`]: a vCPU's TSC offset
+//!
+//! The wrappers hold no policy: each is one ioctl with typed arguments and an error that says what was tried.
+
 #![allow(
     unsafe_code,
-    reason = "ioctls and the kvm_run mapping; each block says why it holds"
+    reason = "ioctls that kvm-ioctls does not wrap, and unions in the shared kvm_run page"
 )]
 
+use std::io;
+
+use thiserror::Error;
+
+pub mod cap;
+pub mod cpuid;
 pub mod exit;
-pub mod kick;
+mod ioctl;
+pub mod msr;
+pub mod route;
+pub mod signal;
+pub mod stats;
+pub mod tsc;
+
+/// A request that KVM did not carry out.
+#[derive(Debug, Error)]
+pub enum KvmError {
+    /// KVM refused to switch on a capability.
+    #[error("cannot enable {name} on the {scope}: {advice}")]
+    EnableCap {
+        /// The capability's name in the KVM API.
+        name: &'static str,
+        /// `VM` or `vCPU`.
+        scope: &'static str,
+        /// What this usually means.
+        advice: &'static str,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// Another ioctl failed.
+    #[error("{ioctl} failed while trying to {doing}")]
+    Ioctl {
+        /// The ioctl's name in the KVM API.
+        ioctl: &'static str,
+        /// What it was for.
+        doing: &'static str,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// More interrupt routes than KVM takes.
+    #[error(
+        "cannot set {count} interrupt routes: KVM takes {} at most",
+        kvm_bindings::KVM_MAX_IRQ_ROUTES
+    )]
+    TooManyRoutes {
+        /// How many there were.
+        count: usize,
+    },
+    /// More or larger MSR ranges than a filter can hold.
+    #[error(
+        "cannot send {ranges} MSR ranges to user space, the largest of {largest} MSRs: a filter holds {} ranges of {} MSRs",
+        kvm_bindings::KVM_MSR_FILTER_MAX_RANGES,
+        msr::MAX_MSRS_PER_RANGE
+    )]
+    TooManyMsrs {
+        /// How many ranges there were.
+        ranges: usize,
+        /// The size of the largest.
+        largest: usize,
+    },
+}
+
+impl KvmError {
+    /// The error number, where the kernel gave one.
+    pub fn raw_os_error(&self) -> Option<i32> {
+        match self {
+            Self::EnableCap { source, .. } | Self::Ioctl { source, .. } => source.raw_os_error(),
+            Self::TooManyRoutes { .. } | Self::TooManyMsrs { .. } => None,
+        }
+    }
+}
+
+/// Puts the name and the purpose of an ioctl to its error number.
+fn ioctl_error<E: Into<io::Error>>(
+    ioctl: &'static str,
+    doing: &'static str,
+) -> impl FnOnce(E) -> KvmError {
+    move |source| KvmError::Ioctl {
+        ioctl,
+        doing,
+        source: source.into(),
+    }
+}
