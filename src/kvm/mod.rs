@@ -2,10 +2,10 @@
 //!
 //! - [`cap`]: capabilities to switch on, by name; the version word of eVMCS
 //! - [`cpuid`]: the Hyper-V leaves that KVM can give
-//! - [`exit`]: the payloads of exits that `VcpuExit` names without showing
+//! - [`exit`]: one `KVM_RUN`, and why it ended
+//! - [`kick`]: how another thread gets a vCPU out of `KVM_RUN`
 //! - [`msr`]: which MSR accesses come to user space
 //! - [`route`]: what an interrupt line leads to
-//! - [`signal`]: how another thread gets a vCPU out of `KVM_RUN`
 //! - [`stats`]: KVM's own counters of a VM or a vCPU
 //! - [`tsc`]: a vCPU's TSC offset
 //!
@@ -13,7 +13,7 @@
 
 #![allow(
     unsafe_code,
-    reason = "ioctls that kvm-ioctls does not wrap, and unions in the shared kvm_run page"
+    reason = "ioctls that kvm-ioctls does not wrap and the kvm_run mapping; each block says why it holds"
 )]
 
 use std::io;
@@ -24,9 +24,9 @@ pub mod cap;
 pub mod cpuid;
 pub mod exit;
 mod ioctl;
+pub mod kick;
 pub mod msr;
 pub mod route;
-pub mod signal;
 pub mod stats;
 pub mod tsc;
 
