@@ -8,6 +8,8 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
+use super::internal_error::{InternalError, read_internal_error};
+
 /// Why KVM_RUN came back. Fields that take an answer are borrowed from `kvm_run`; the answer is given by writing to them
 /// before the next KVM_RUN.
 #[derive(Debug)]
@@ -95,14 +97,7 @@ pub enum Exit<'a> {
     /// KVM_RUN ended early: a signal, or `immediate_exit`.
     Interrupted,
     /// KVM cannot go on (`KVM_EXIT_INTERNAL_ERROR`).
-    InternalError {
-        /// `KVM_INTERNAL_ERROR_*`.
-        suberror: u32,
-        /// What KVM added, `len` words of it.
-        data: [u64; 16],
-        /// Valid words in `data`.
-        len: usize,
-    },
+    InternalError(InternalError),
     /// The CPU refused to enter the guest.
     FailEntry {
         /// The VMX instruction error or SVM exit code.
@@ -178,16 +173,12 @@ pub fn run(vcpu: &mut VcpuFd) -> Exit<'_> {
             // SAFETY: KVM_RUN ended with KVM_EXIT_HYPERV, so `hyperv` is the valid member of the union.
             hyperv(unsafe { &mut run.__bindgen_anon_1.hyperv })
         }
-        Rest::InternalError => {
-            // SAFETY: KVM_RUN ended with KVM_EXIT_INTERNAL_ERROR, so `internal` is the valid member of the union.
-            let internal = unsafe { run.__bindgen_anon_1.internal };
-            let len = usize::try_from(internal.ndata).map_or(0, |n| n.min(internal.data.len()));
-            Exit::InternalError {
-                suberror: internal.suberror,
-                data: internal.data,
-                len,
-            }
-        }
+        Rest::InternalError => match read_internal_error(run) {
+            Some(error) => Exit::InternalError(error),
+            None => Exit::Unexpected {
+                reason: run.exit_reason,
+            },
+        },
         Rest::Other => other(run),
     }
 }

@@ -1,12 +1,13 @@
 //! Getting a vCPU out of KVM_RUN from another thread, without a race.
 
 use std::num::NonZeroUsize;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::raw::c_void;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use kvm_bindings::kvm_run;
+use kvm_ioctls::VcpuFd;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use nix::sys::pthread::{Pthread, pthread_kill, pthread_self};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
@@ -47,13 +48,13 @@ unsafe impl Send for Kicker {}
 unsafe impl Sync for Kicker {}
 
 impl Kicker {
-    /// For the vCPU `fd` (a vCPU file descriptor) that the calling thread runs.
-    ///
-    /// The owner must not use it after the vCPU thread has been joined.
+    /// For the vCPU that the calling thread runs. It must be dropped before that thread ends.
     ///
     /// # Errors
     /// If the `kvm_run` page cannot be mapped.
-    pub fn for_this_thread(fd: BorrowedFd<'_>) -> nix::Result<Self> {
+    pub fn for_this_thread(vcpu: &VcpuFd) -> nix::Result<Self> {
+        // SAFETY: the descriptor is open as long as `vcpu` is borrowed, which is longer than this call.
+        let fd = unsafe { BorrowedFd::borrow_raw(vcpu.as_raw_fd()) };
         // SAFETY: a fresh shared mapping of a kernel-owned page at an address that the kernel chooses.
         let page = unsafe {
             mmap(

@@ -3,6 +3,7 @@
 //! - [`cap`]: capabilities to switch on, by name; the version word of eVMCS
 //! - [`cpuid`]: the Hyper-V leaves that KVM can give
 //! - [`exit`]: one `KVM_RUN`, and why it ended
+//! - [`internal_error`]: the payload of `KVM_EXIT_INTERNAL_ERROR`
 //! - [`kick`]: how another thread gets a vCPU out of `KVM_RUN`
 //! - [`msr`]: which MSR accesses come to user space
 //! - [`route`]: what an interrupt line leads to
@@ -23,6 +24,7 @@ use thiserror::Error;
 pub mod cap;
 pub mod cpuid;
 pub mod exit;
+pub mod internal_error;
 mod ioctl;
 pub mod kick;
 pub mod msr;

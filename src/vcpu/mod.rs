@@ -1,1 +1,7 @@
 //! vCPU threads: run, classify, dispatch, count.
+
+pub mod control;
+pub mod dispatch;
+mod failure;
+pub mod platform;
+pub mod thread;

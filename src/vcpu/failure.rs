@@ -1,0 +1,158 @@
+//! What is told when a vCPU cannot go on: why, the registers, the code bytes, and what to try.
+
+use std::fmt::Write as _;
+
+use kvm_bindings::{KVM_INTERNAL_ERROR_EMULATION, kvm_regs, kvm_sregs};
+use kvm_ioctls::VcpuFd;
+
+use super::dispatch::Failure;
+use crate::memory::GuestRam;
+use crate::units::{Gpa, VpIndex};
+
+/// Bytes of guest code shown around RIP.
+const CODE: usize = 16;
+
+impl Failure {
+    /// One line: what happened.
+    fn what(&self) -> String {
+        match self {
+            Self::Internal(error) => format!(
+                "{} (KVM_EXIT_INTERNAL_ERROR, suberror {})",
+                error.meaning(),
+                error.suberror
+            ),
+            Self::Entry { reason, cpu } => format!(
+                "the hardware refused to enter the guest (KVM_EXIT_FAIL_ENTRY, reason {reason:#x}, host CPU {cpu})"
+            ),
+            Self::Memory { gpa, size } => format!(
+                "KVM could not map guest memory at {gpa:#x}, {size:#x} bytes (KVM_EXIT_MEMORY_FAULT)"
+            ),
+            Self::Run { errno } => format!(
+                "KVM_RUN failed: {}",
+                std::io::Error::from_raw_os_error(*errno)
+            ),
+            Self::Unexpected { reason } => {
+                format!("KVM left the guest for a reason that hypernest did not ask for: {reason}")
+            }
+        }
+    }
+
+    /// One line: what to try.
+    fn advice(&self) -> &'static str {
+        match self {
+            Self::Internal(error) if error.suberror == KVM_INTERNAL_ERROR_EMULATION => {
+                "the guest ran into data or device memory, or its CPU model offers an instruction that this host's KVM cannot emulate: \
+                 check the kernel image, then try another --cpu model, or kvm_intel.unrestricted_guest=1"
+            }
+            Self::Internal(_) => {
+                "look at the host's kernel log; a newer host kernel may know this case"
+            }
+            Self::Entry { .. } => {
+                "the vCPU's state is not one that this CPU accepts: look at the host's kernel log, and try --cpu host or without --nested"
+            }
+            Self::Memory { .. } | Self::Run { .. } => {
+                "look at the host's free memory (and huge pages) and its kernel log"
+            }
+            Self::Unexpected { .. } => "please report this with the host's kernel version",
+        }
+    }
+}
+
+/// The whole report.
+pub(super) fn report(vcpu: VpIndex, failure: &Failure, fd: &VcpuFd, ram: &GuestRam) -> String {
+    let mut text = format!("vCPU {vcpu} stopped: {}\n", failure.what());
+    if let Failure::Internal(error) = failure {
+        let words: Vec<_> = error.data().iter().map(|w| format!("{w:#x}")).collect();
+        writeln!(text, "  KVM adds: {}", words.join(" ")).ok();
+        if let Some((bytes, length)) = error.instruction() {
+            writeln!(text, "  instruction: {}", hex(&bytes[..length])).ok();
+        }
+    }
+    match (fd.get_regs(), fd.get_sregs()) {
+        (Ok(regs), Ok(sregs)) => {
+            registers(&mut text, &regs, &sregs);
+            code(&mut text, fd, ram, &regs, &sregs);
+        }
+        (Err(e), _) | (_, Err(e)) => {
+            writeln!(text, "  the registers cannot be read: {e}").ok();
+        }
+    }
+    write!(text, "  what to try: {}", failure.advice()).ok();
+    text
+}
+
+fn registers(text: &mut String, r: &kvm_regs, s: &kvm_sregs) {
+    let rows = [
+        [
+            ("rax", r.rax),
+            ("rbx", r.rbx),
+            ("rcx", r.rcx),
+            ("rdx", r.rdx),
+        ],
+        [
+            ("rsi", r.rsi),
+            ("rdi", r.rdi),
+            ("rsp", r.rsp),
+            ("rbp", r.rbp),
+        ],
+        [("r8", r.r8), ("r9", r.r9), ("r10", r.r10), ("r11", r.r11)],
+        [
+            ("r12", r.r12),
+            ("r13", r.r13),
+            ("r14", r.r14),
+            ("r15", r.r15),
+        ],
+        [
+            ("rip", r.rip),
+            ("rflags", r.rflags),
+            ("efer", s.efer),
+            ("apic", s.apic_base),
+        ],
+        [
+            ("cr0", s.cr0),
+            ("cr2", s.cr2),
+            ("cr3", s.cr3),
+            ("cr4", s.cr4),
+        ],
+    ];
+    for row in rows {
+        for (name, value) in row {
+            write!(text, "  {name:>6} {value:016x}").ok();
+        }
+        text.push('\n');
+    }
+    for (name, seg) in [("cs", &s.cs), ("ss", &s.ss), ("ds", &s.ds), ("tr", &s.tr)] {
+        writeln!(
+            text,
+            "  {name:>6} {:04x} base {:016x} limit {:08x} type {:x} dpl {} p {} l {} db {}",
+            seg.selector, seg.base, seg.limit, seg.type_, seg.dpl, seg.present, seg.l, seg.db
+        )
+        .ok();
+    }
+}
+
+fn code(text: &mut String, fd: &VcpuFd, ram: &GuestRam, regs: &kvm_regs, sregs: &kvm_sregs) {
+    let linear = if sregs.efer & EFER_LMA == 0 {
+        sregs.cs.base.wrapping_add(regs.rip)
+    } else {
+        regs.rip
+    };
+    let mut bytes = [0; CODE];
+    let shown = match fd.translate_gva(linear) {
+        Ok(t) if t.valid != 0 => ram.read(Gpa(t.physical_address), &mut bytes).is_ok(),
+        _ => false,
+    };
+    if shown {
+        writeln!(text, "  code at rip: {}", hex(&bytes)).ok();
+    } else {
+        writeln!(text, "  code at rip: not in guest RAM (linear {linear:#x})").ok();
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    let hex: Vec<_> = bytes.iter().map(|b| format!("{b:02x}")).collect();
+    hex.join(" ")
+}
+
+/// EFER.LMA: the vCPU is in long mode, where the code segment's base is not used.
+const EFER_LMA: u64 = 1 << 10;
