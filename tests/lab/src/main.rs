@@ -1,2 +1,63 @@
-//! Emulated hosts.
-fn main() {}
+//! `cargo lab`: emulated hosts with real KVM.
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use hypernest_lab::cache::Cache;
+use hypernest_lab::{owned, setup};
+
+/// Hosts with real KVM, VMX and eVMCS or SVM, emulated with a stock kernel, on any machine.
+#[derive(Debug, Parser)]
+#[command(name = "cargo lab", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Get emulators and kernels from this machine's Debian archive into the user's cache. Needs no root.
+    Setup {
+        #[command(flatten)]
+        given: setup::Given,
+        /// Make everything anew, with the newest versions.
+        #[arg(long)]
+        refresh: bool,
+    },
+}
+
+/// The lab itself failed, as opposed to what ran in it.
+const LAB_FAILED: u8 = 125;
+
+fn main() -> ExitCode {
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    if arguments.get(1).is_some_and(|first| first == owned::TIED) {
+        eprintln!("lab: {}", owned::become_tied(&arguments[2..]));
+        return ExitCode::from(LAB_FAILED);
+    }
+    let arguments = Arguments::parse();
+    match owned::give_back_on_signals()
+        .map_err(Into::into)
+        .and_then(|()| run(arguments.command))
+    {
+        Ok(status) => ExitCode::from(status),
+        Err(error) => {
+            eprintln!("lab: {error}");
+            ExitCode::from(LAB_FAILED)
+        }
+    }
+}
+
+fn run(command: Command) -> Result<u8, Box<dyn std::error::Error>> {
+    let cache = Cache::locate()?;
+    match command {
+        Command::Setup { given, refresh } => {
+            let manifest = setup::setup(&cache, &given, refresh)?;
+            for (name, version) in &manifest.versions {
+                println!("{name:12} {version}");
+            }
+            Ok(0)
+        }
+    }
+}

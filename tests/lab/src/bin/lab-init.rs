@@ -1,0 +1,260 @@
+//! The init of a lab host: loads KVM, runs one command, says how it ended, powers off.
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+
+use hypernest_lab::plan::{self, Input, Plan};
+use hypernest_lab::wire::{self, Decoder, Finished, Kind};
+use nix::kmod::{ModuleInitFlags, finit_module};
+use nix::mount::{MsFlags, mount};
+use nix::sys::reboot::{RebootMode, reboot};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::termios::{self, BaudRate, ControlFlags, SetArg};
+use nix::unistd::Pid;
+
+/// The status of a run in which the lab itself failed.
+const LAB_FAILED: u8 = 125;
+
+type Line = Arc<Mutex<File>>;
+
+fn main() {
+    match mount_all().and_then(|()| open_line()) {
+        Ok(line) => {
+            let finished = run(&line).unwrap_or_else(|error| {
+                say(&line, Kind::Note, error.to_string().as_bytes());
+                Finished {
+                    status: LAB_FAILED,
+                    stdout: 0,
+                    stderr: 0,
+                }
+            });
+            let report = serde_json::to_vec(&finished).unwrap_or_default();
+            say(&line, Kind::Finished, &report);
+            let line = line.lock().unwrap_or_else(PoisonError::into_inner);
+            // Powering off drops what the port still holds.
+            let _ = termios::tcdrain(&*line);
+        }
+        Err(error) => eprintln!("lab-init: {error}"),
+    }
+    let _ = reboot(RebootMode::RB_POWER_OFF);
+}
+
+fn context(what: impl std::fmt::Display) -> impl FnOnce(io::Error) -> io::Error {
+    move |error| io::Error::new(error.kind(), format!("{what}: {error}"))
+}
+
+fn mount_all() -> io::Result<()> {
+    for (kind, target) in [
+        ("proc", "/proc"),
+        ("sysfs", "/sys"),
+        ("devtmpfs", "/dev"),
+        ("tmpfs", "/tmp"),
+        ("tracefs", "/sys/kernel/tracing"),
+        ("debugfs", "/sys/kernel/debug"),
+        ("devpts", "/dev/pts"),
+        ("tmpfs", "/dev/shm"),
+    ] {
+        if !target.starts_with("/sys/") {
+            std::fs::create_dir_all(target).map_err(context(target))?;
+        }
+        mount(
+            Some(kind),
+            target,
+            Some(kind),
+            MsFlags::empty(),
+            None::<&str>,
+        )
+        .map_err(|errno| context(format!("mount {target}"))(errno.into()))?;
+    }
+    Ok(())
+}
+
+/// The second serial port, with nothing between it and the frames.
+fn open_line() -> io::Result<Line> {
+    let line = File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/ttyS1")
+        .map_err(context("/dev/ttyS1"))?;
+    let mut settings = termios::tcgetattr(&line)?;
+    termios::cfmakeraw(&mut settings);
+    settings.control_flags |= ControlFlags::CLOCAL | ControlFlags::CREAD;
+    settings.control_flags &= !ControlFlags::CRTSCTS;
+    termios::cfsetspeed(&mut settings, BaudRate::B115200)?;
+    termios::tcsetattr(&line, SetArg::TCSANOW, &settings)?;
+    Ok(Arc::new(Mutex::new(line)))
+}
+
+fn say(line: &Line, kind: Kind, payload: &[u8]) {
+    let mut line = line.lock().unwrap_or_else(PoisonError::into_inner);
+    // Nobody is left to tell when this line is gone.
+    let _ = wire::send(&mut *line, kind, payload);
+}
+
+fn run(line: &Line) -> io::Result<Finished> {
+    let release = std::fs::read("/proc/sys/kernel/osrelease").unwrap_or_default();
+    say(line, Kind::Hello, release.trim_ascii());
+    let plan = std::fs::read(plan::PATH).map_err(context(plan::PATH))?;
+    let plan: Plan = serde_json::from_slice(&plan).map_err(context_json)?;
+    for module in &plan.modules {
+        load(module).map_err(context(&module.path))?;
+    }
+    say(line, Kind::Started, &[]);
+
+    let (mut child, terminal) = spawn(&plan)?;
+    let mut outputs = Vec::new();
+    if let Some(terminal) = &terminal {
+        let from = File::from(terminal.try_clone()?);
+        outputs.push(forward(from, Kind::Stdout, line));
+    }
+    if let Some(stdout) = child.stdout.take() {
+        outputs.push(forward(stdout, Kind::Stdout, line));
+    }
+    if let Some(stderr) = child.stderr.take() {
+        outputs.push(forward(stderr, Kind::Stderr, line));
+    }
+    let input: Option<Box<dyn Write + Send>> = match (terminal, child.stdin.take()) {
+        (Some(terminal), _) => Some(Box::new(File::from(terminal))),
+        (None, Some(stdin)) => Some(Box::new(stdin)),
+        (None, None) => None,
+    };
+    if let Some(input) = input {
+        let reader = line
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .try_clone()?;
+        let line = Arc::clone(line);
+        thread::spawn(move || take_input(reader, input, &line));
+    }
+
+    let status = child.wait()?;
+    // What the command left running would keep its output open for ever.
+    let _ = kill(Pid::from_raw(-1), Signal::SIGKILL);
+    let mut totals = [0, 0];
+    for output in outputs {
+        if let Ok((kind, bytes)) = output.join() {
+            totals[usize::from(kind == Kind::Stderr)] += bytes;
+        }
+    }
+    Ok(Finished {
+        status: code(status),
+        stdout: totals[0],
+        stderr: totals[1],
+    })
+}
+
+fn context_json(error: serde_json::Error) -> io::Error {
+    io::Error::other(format!("{}: {error}", plan::PATH))
+}
+
+fn load(module: &plan::Module) -> io::Result<()> {
+    let file = File::open(&module.path)?;
+    let parameters = CString::new(module.parameters.as_str())?;
+    finit_module(&file, &parameters, ModuleInitFlags::empty())?;
+    Ok(())
+}
+
+/// Starts the command; with a terminal, the near end of it is returned too.
+fn spawn(plan: &Plan) -> io::Result<(Child, Option<OwnedFd>)> {
+    let (program, arguments) = plan
+        .command
+        .split_first()
+        .ok_or_else(|| io::Error::other("no command"))?;
+    let mut command = if matches!(plan.input, Input::Terminal { .. }) {
+        // A terminal becomes the controlling one only for the leader of a new session.
+        let mut command = Command::new("/lab/busybox");
+        command.arg0("setsid").args(["-c", program]);
+        command
+    } else {
+        Command::new(program)
+    };
+    command
+        .args(arguments)
+        .env_clear()
+        .envs(&plan.environment)
+        .current_dir("/tmp");
+    let terminal = match plan.input {
+        Input::Nothing => {
+            command.stdin(Stdio::null());
+            None
+        }
+        Input::Line => {
+            command.stdin(Stdio::piped());
+            None
+        }
+        Input::Terminal { rows, columns } => {
+            let size = nix::pty::Winsize {
+                ws_row: rows,
+                ws_col: columns,
+                ws_xpixel: 0,
+                ws_ypixel: 0,
+            };
+            let pair = nix::pty::openpty(Some(&size), None)?;
+            command
+                .stdin(pair.slave.try_clone()?)
+                .stdout(pair.slave.try_clone()?)
+                .stderr(pair.slave);
+            Some(pair.master)
+        }
+    };
+    if terminal.is_none() {
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    }
+    let child = command.spawn().map_err(context(program))?;
+    Ok((child, terminal))
+}
+
+fn forward(
+    mut from: impl Read + Send + 'static,
+    kind: Kind,
+    line: &Line,
+) -> thread::JoinHandle<(Kind, u64)> {
+    let line = Arc::clone(line);
+    thread::spawn(move || {
+        let mut bytes = 0;
+        let mut buffer = [0; wire::MAX_PAYLOAD];
+        // A terminal whose other end is closed gives EIO instead of an end of file.
+        while let Ok(read @ 1..) = from.read(&mut buffer) {
+            say(&line, kind, &buffer[..read]);
+            bytes += read as u64;
+        }
+        (kind, bytes)
+    })
+}
+
+fn take_input(mut from: File, input: Box<dyn Write + Send>, line: &Line) {
+    let mut input = Some(input);
+    let mut decoder = Decoder::default();
+    let mut buffer = [0; 64];
+    while let Ok(read @ 1..) = from.read(&mut buffer) {
+        decoder.push(&buffer[..read]);
+        while let Ok(Some(frame)) = decoder.next_frame() {
+            match frame.kind {
+                Kind::Stdin => {
+                    if let Some(to) = &mut input
+                        && to.write_all(&frame.payload).is_err()
+                    {
+                        input = None;
+                    }
+                    say(line, Kind::Taken, &[]);
+                }
+                Kind::StdinEnd => input = None,
+                _ => {}
+            }
+        }
+    }
+}
+
+fn code(status: ExitStatus) -> u8 {
+    let code = status
+        .code()
+        .or_else(|| status.signal().map(|signal| 128 + signal))
+        .unwrap_or(i32::from(LAB_FAILED));
+    u8::try_from(code).unwrap_or(u8::MAX)
+}

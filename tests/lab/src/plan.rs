@@ -1,0 +1,55 @@
+//! What the init of a lab host is told to do; it lies in the initramfs as a JSON file.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// Where the plan lies in the initramfs.
+pub const PATH: &str = "/lab-plan.json";
+
+/// Where the payload lies in a lab host.
+pub const LAB_DIR: &str = "/lab";
+
+/// The environment variable that names the payload's directory, in lab hosts and on this machine.
+pub const LAB_DIR_VARIABLE: &str = "HYPERNEST_LAB_DIR";
+
+/// The environment variable that names the host: `amd`, `intel` or `here`.
+pub const LAB_HOST_VARIABLE: &str = "HYPERNEST_LAB_HOST";
+
+/// A kernel module to load.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Module {
+    /// Its file in the initramfs.
+    pub path: String,
+    /// Its parameters, as in `enable_shadow_vmcs=0 ept=1`.
+    pub parameters: String,
+}
+
+/// How the command is connected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Input {
+    /// No input.
+    Nothing,
+    /// Input comes over the control line.
+    Line,
+    /// Input comes over the control line, and the command gets a terminal of its own.
+    Terminal {
+        /// Rows of it.
+        rows: u16,
+        /// Columns of it.
+        columns: u16,
+    },
+}
+
+/// All that a lab host does.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    /// Modules in the order they are loaded in.
+    pub modules: Vec<Module>,
+    /// The command and its arguments.
+    pub command: Vec<String>,
+    /// Its environment.
+    pub environment: BTreeMap<String, String>,
+    /// Its input.
+    pub input: Input,
+}
