@@ -9,6 +9,7 @@
 //! - [`route`]: what an interrupt line leads to
 //! - [`stats`]: KVM's own counters of a VM or a vCPU
 //! - [`tsc`]: a vCPU's TSC offset
+//! - [`host`]: everything that can be asked before a VM exists
 //!
 //! The wrappers hold no policy: each is one ioctl with typed arguments and an error that says what was tried.
 
@@ -24,6 +25,7 @@ use thiserror::Error;
 pub mod cap;
 pub mod cpuid;
 pub mod exit;
+pub mod host;
 pub mod internal_error;
 mod ioctl;
 pub mod kick;

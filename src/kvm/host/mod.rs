@@ -1,0 +1,407 @@
+//! The host's capabilities as named fields: everything that can be asked before a VM exists.
+
+mod caps;
+mod system;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::Path;
+
+use kvm_bindings::{KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_cpuid_entry2, kvm_msr_entry};
+use kvm_ioctls::{Kvm, VcpuFd};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+pub use caps::KvmCaps;
+pub use system::{Clock, Cpu, Device, HugePages, KernelConfig, System};
+
+use super::{KvmError, cap, cpuid, ioctl_error, tsc};
+
+/// A host that has a working KVM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostCaps {
+    /// What the host says outside KVM.
+    pub system: System,
+    /// What KVM says.
+    pub kvm: KvmFacts,
+}
+
+/// What KVM says.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct KvmFacts {
+    /// `KVM_CHECK_EXTENSION`.
+    pub caps: KvmCaps,
+    /// `KVM_GET_SUPPORTED_CPUID`: what guests can be shown.
+    pub cpuid: Vec<Leaf>,
+    /// `KVM_GET_SUPPORTED_HV_CPUID`; `None` if this KVM has no Hyper-V.
+    pub hv_cpuid: Option<Vec<Leaf>>,
+    /// The eVMCS versions, lowest in the low byte, highest in the high byte; `None` if there is no eVMCS.
+    pub evmcs: Option<u16>,
+    /// The feature MSRs, VMX's among them: (number, value).
+    pub feature_msrs: BTreeMap<u32, u64>,
+    /// A new vCPU's TSC frequency, which is the host's.
+    pub tsc_khz: Option<u32>,
+    /// A new vCPU's TSC is not the host's but offset from it, as the guest's own clock needs; `None` if KVM does not show
+    /// the offset (before Linux 5.16).
+    pub tsc_offset: Option<bool>,
+}
+
+/// A CPUID leaf.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Leaf {
+    /// The leaf's number.
+    pub function: u32,
+    /// The subleaf's number, where it has any.
+    pub index: u32,
+    /// `KVM_CPUID_FLAG_*`.
+    pub flags: u32,
+    /// EAX.
+    pub eax: u32,
+    /// EBX.
+    pub ebx: u32,
+    /// ECX.
+    pub ecx: u32,
+    /// EDX.
+    pub edx: u32,
+}
+
+impl From<&kvm_cpuid_entry2> for Leaf {
+    fn from(entry: &kvm_cpuid_entry2) -> Self {
+        Self {
+            function: entry.function,
+            index: entry.index,
+            flags: entry.flags,
+            eax: entry.eax,
+            ebx: entry.ebx,
+            ecx: entry.ecx,
+            edx: entry.edx,
+        }
+    }
+}
+
+/// Why KVM cannot be used on this host.
+#[derive(Debug, Error)]
+pub enum HostError {
+    /// There is no `/dev/kvm`.
+    #[error("there is no /dev/kvm: {why}")]
+    NoDevice {
+        /// The reason, as far as the CPU's flags tell, and what to do.
+        why: String,
+    },
+    /// `/dev/kvm` is there, but may not be opened.
+    #[error(
+        "no permission to open /dev/kvm: it belongs to group {group}; add yourself to it (as root: `usermod -aG {group} USER`), then log in again"
+    )]
+    NoPermission {
+        /// The device's group, by name or number.
+        group: String,
+    },
+    /// `/dev/kvm` does not open for another reason.
+    #[error("cannot open /dev/kvm: {why}")]
+    Open {
+        /// What it usually means.
+        why: &'static str,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// Not the KVM interface that there has been since 2007.
+    #[error(
+        "/dev/kvm speaks version {found} of the KVM interface; hypernest speaks {KVM_API_VERSION}, as every kernel since 2.6.22 does"
+    )]
+    ApiVersion {
+        /// The version found.
+        found: i32,
+    },
+    /// A kernel without something that every VM needs.
+    #[error("this KVM is too old: it lacks {}", list(.missing))]
+    TooOld {
+        /// The missing capabilities, each with the first Linux that has it.
+        missing: Vec<(&'static str, &'static str)>,
+    },
+    /// KVM failed while it was asked.
+    #[error("cannot find out what KVM can do")]
+    Probe(#[from] KvmError),
+}
+
+fn list(missing: &[(&str, &str)]) -> String {
+    let each: Vec<_> = missing
+        .iter()
+        .map(|(name, since)| format!("{name} (Linux {since})"))
+        .collect();
+    each.join(", ")
+}
+
+impl HostCaps {
+    /// Asks this host. Makes a VM with one vCPU for what only those know, and drops it again.
+    ///
+    /// # Errors
+    /// If KVM cannot be used; the error says what to do.
+    pub fn probe() -> Result<Self, HostError> {
+        let system = System::read(Path::new("/"));
+        let kvm = KvmFacts::probe(&system)?;
+        Ok(Self { system, kvm })
+    }
+}
+
+impl KvmFacts {
+    /// Asks KVM on this host, which `system` describes.
+    ///
+    /// # Errors
+    /// If KVM cannot be used; the error says what to do.
+    pub fn probe(system: &System) -> Result<Self, HostError> {
+        let kvm = Kvm::new().map_err(|e| open_error(system, e.into()))?;
+        let found = kvm.get_api_version();
+        if u32::try_from(found) != Ok(KVM_API_VERSION) {
+            return Err(HostError::ApiVersion { found });
+        }
+        let caps = KvmCaps::probe(&kvm);
+        let missing = caps.missing();
+        if !missing.is_empty() {
+            return Err(HostError::TooOld { missing });
+        }
+        let leaves = kvm
+            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+            .map_err(ioctl_error(
+                "KVM_GET_SUPPORTED_CPUID",
+                "read which CPU features KVM can give",
+            ))?;
+        let vm = kvm
+            .create_vm()
+            .map_err(ioctl_error("KVM_CREATE_VM", "make a VM to ask"))?;
+        // The local APIC belongs to what a vCPU is asked about.
+        vm.create_irq_chip()
+            .map_err(ioctl_error("KVM_CREATE_IRQCHIP", "make a VM to ask"))?;
+        let vcpu = vm
+            .create_vcpu(0)
+            .map_err(ioctl_error("KVM_CREATE_VCPU", "make a vCPU to ask"))?;
+        let evmcs = evmcs(&caps, &vcpu)?;
+        // Asked after eVMCS was switched on: a vCPU shows it only then.
+        let hv_leaves = match cpuid::supported_hv_cpuid(&kvm)? {
+            None if caps.hyperv_cpuid => Some(cpuid::vcpu_supported_hv_cpuid(&vcpu)?),
+            leaves => leaves,
+        };
+        let shows_offset = caps.vcpu_attributes && tsc::has_tsc_offset(&vcpu);
+        Ok(Self {
+            cpuid: leaves.as_slice().iter().map(Into::into).collect(),
+            hv_cpuid: hv_leaves.map(|leaves| leaves.iter().map(Into::into).collect()),
+            evmcs,
+            feature_msrs: feature_msrs(&kvm, &caps)?,
+            // KVM fails this where the host's TSC is unstable, and that is what `None` says.
+            tsc_khz: vcpu.get_tsc_khz().ok().filter(|khz| *khz > 0),
+            tsc_offset: if shows_offset {
+                Some(tsc::tsc_offset(&vcpu)? != 0)
+            } else {
+                None
+            },
+            caps,
+        })
+    }
+
+    /// The first leaf `function`, subleaf `index`, of what guests can be shown.
+    pub fn leaf(&self, function: u32, index: u32) -> Option<&Leaf> {
+        self.cpuid
+            .iter()
+            .find(|leaf| leaf.function == function && leaf.index == index)
+    }
+
+    /// Guests can be shown VMX: CPUID 1.ECX[5].
+    pub fn guest_vmx(&self) -> bool {
+        self.leaf(1, 0).is_some_and(|leaf| leaf.ecx & (1 << 5) != 0)
+    }
+
+    /// Guests can be shown SVM: CPUID 0x80000001.ECX[2].
+    pub fn guest_svm(&self) -> bool {
+        self.leaf(0x8000_0001, 0)
+            .is_some_and(|leaf| leaf.ecx & (1 << 2) != 0)
+    }
+
+    /// Guests can be shown an invariant TSC: CPUID 0x80000007.EDX[8].
+    pub fn guest_invariant_tsc(&self) -> bool {
+        self.leaf(0x8000_0007, 0)
+            .is_some_and(|leaf| leaf.edx & (1 << 8) != 0)
+    }
+
+    /// The Hyper-V leaf `function`, as KVM supports it.
+    pub fn hv_leaf(&self, function: u32) -> Option<&Leaf> {
+        self.hv_cpuid
+            .iter()
+            .flatten()
+            .find(|leaf| leaf.function == function)
+    }
+}
+
+/// The version of eVMCS comes only from a vCPU that it is switched on for; the capability alone says nothing, as KVM claims
+/// it on every Intel host, with `nested=0` too.
+fn evmcs(caps: &KvmCaps, vcpu: &VcpuFd) -> Result<Option<u16>, KvmError> {
+    if !caps.hyperv_enlightened_vmcs {
+        return Ok(None);
+    }
+    Ok(cap::enable_evmcs(vcpu)?.map(|versions| versions.0))
+}
+
+fn feature_msrs(kvm: &Kvm, caps: &KvmCaps) -> Result<BTreeMap<u32, u64>, KvmError> {
+    if !caps.get_msr_features {
+        return Ok(BTreeMap::new());
+    }
+    let numbers = kvm.get_msr_feature_index_list().map_err(ioctl_error(
+        "KVM_GET_MSR_FEATURE_INDEX_LIST",
+        "list the feature MSRs",
+    ))?;
+    let mut values = BTreeMap::new();
+    for number in numbers.as_slice() {
+        let entry = kvm_msr_entry {
+            index: *number,
+            ..Default::default()
+        };
+        let mut one = Msrs::from_entries(&[entry]).expect("room for one MSR");
+        // KVM lists feature MSRs that not every CPU has (those of the other vendor); reading stops at the first of them.
+        if kvm.get_msrs(&mut one).is_ok_and(|read| read == 1)
+            && let Some(entry) = one.as_slice().first()
+        {
+            values.insert(*number, entry.data);
+        }
+    }
+    Ok(values)
+}
+
+fn open_error(system: &System, source: io::Error) -> HostError {
+    match source.raw_os_error() {
+        Some(libc::ENOENT) => HostError::NoDevice {
+            why: no_device(system),
+        },
+        Some(libc::EACCES | libc::EPERM) => HostError::NoPermission {
+            group: system.device.as_ref().map_or_else(
+                || "kvm".to_owned(),
+                |device| {
+                    device
+                        .group
+                        .clone()
+                        .unwrap_or_else(|| device.gid.to_string())
+                },
+            ),
+        },
+        Some(libc::ENODEV | libc::ENXIO) => HostError::Open {
+            why: "the device file is there, but no KVM module is behind it",
+            source,
+        },
+        _ => HostError::Open {
+            why: "the kernel refused",
+            source,
+        },
+    }
+}
+
+/// Why there is no /dev/kvm, from the CPU's flags and the modules.
+fn no_device(system: &System) -> String {
+    let (module, flag) = match (system.cpu.vmx, system.cpu.svm) {
+        (true, _) => ("kvm_intel", "VMX"),
+        (_, true) => ("kvm_amd", "SVM"),
+        _ if system.cpu.hypervisor => {
+            return "this is a virtual machine, and its CPU shows neither VMX nor SVM; switch nested virtualization on for it where it is run".to_owned();
+        }
+        _ => {
+            return "the CPU shows neither VMX nor SVM; switch virtualization on in the firmware's setup, if the CPU has it".to_owned();
+        }
+    };
+    if system.modules.contains_key(module) {
+        format!(
+            "the CPU has {flag} and {module} is loaded; in a container, the device must be passed in"
+        )
+    } else {
+        format!(
+            "the CPU has {flag}, but {module} is not loaded; load it (as root: `modprobe {module}`), and if that fails look into the kernel's log for \"disabled by bios\""
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn system(flags: &str, modules: &[&str]) -> System {
+        System {
+            cpu: Cpu {
+                vmx: flags.contains("vmx"),
+                svm: flags.contains("svm"),
+                hypervisor: flags.contains("hypervisor"),
+                ..Cpu::default()
+            },
+            modules: modules
+                .iter()
+                .map(|m| ((*m).to_owned(), BTreeMap::new()))
+                .collect(),
+            ..System::default()
+        }
+    }
+
+    #[test]
+    fn a_missing_device_is_explained_by_what_is_missing_below_it() {
+        for (flags, modules, says) in [
+            ("vmx", &[][..], "modprobe kvm_intel"),
+            ("svm", &[][..], "modprobe kvm_amd"),
+            ("svm", &["kvm_amd"][..], "in a container"),
+            ("hypervisor", &[][..], "virtual machine"),
+            ("", &[][..], "firmware"),
+        ] {
+            let error = open_error(
+                &system(flags, modules),
+                io::Error::from_raw_os_error(libc::ENOENT),
+            );
+            assert!(error.to_string().contains(says), "{flags}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_missing_permission_names_the_group() {
+        let mut host = system("vmx", &["kvm_intel"]);
+        let denied = || io::Error::from_raw_os_error(libc::EACCES);
+        let error = open_error(&host, denied()).to_string();
+        assert!(error.contains("group kvm"), "{error}");
+        host.device = Some(Device {
+            mode: 0o660,
+            uid: 0,
+            gid: 36,
+            group: None,
+        });
+        let error = open_error(&host, denied()).to_string();
+        assert!(error.contains("group 36"), "{error}");
+        if let Some(device) = &mut host.device {
+            device.group = Some("virt".to_owned());
+        }
+        let error = open_error(&host, denied()).to_string();
+        assert!(error.contains("usermod -aG virt"), "{error}");
+    }
+
+    #[test]
+    fn a_device_without_a_driver_and_other_refusals_are_told_apart() {
+        let error =
+            |errno| open_error(&System::default(), io::Error::from_raw_os_error(errno)).to_string();
+        assert!(error(libc::ENODEV).contains("no KVM module"));
+        assert!(error(libc::EMFILE).contains("the kernel refused"));
+    }
+
+    #[test]
+    fn what_is_too_old_is_named_with_the_kernel_that_has_it() {
+        let error = HostError::TooOld {
+            missing: KvmCaps::default().missing(),
+        };
+        assert!(
+            error
+                .to_string()
+                .contains("KVM_CAP_IMMEDIATE_EXIT (Linux 4.13)")
+        );
+    }
+
+    #[test]
+    fn this_host_is_probed_and_survives_json() {
+        let caps = match HostCaps::probe() {
+            Ok(caps) => caps,
+            Err(error) => return eprintln!("skipped: {error}"),
+        };
+        assert!(caps.kvm.leaf(0, 0).is_some());
+        assert_eq!(caps.kvm.hv_cpuid.is_some(), caps.kvm.caps.any_hyperv());
+        let json = serde_json::to_string(&caps).unwrap();
+        assert_eq!(serde_json::from_str::<HostCaps>(&json).unwrap(), caps);
+    }
+}
