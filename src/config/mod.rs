@@ -2,6 +2,25 @@
 
 use std::path::PathBuf;
 
+mod build;
+mod draft;
+mod file;
+mod flags;
+mod host;
+mod parse;
+mod problem;
+mod setting;
+mod suggest;
+
+pub use build::{Checked, build};
+pub use file::ConfigFile;
+pub use flags::Flags;
+pub use host::HostLimits;
+pub use parse::is_name;
+pub use problem::{ConfigError, Origin, Problem};
+pub use setting::{SETTINGS, Setting, Shape};
+pub use suggest::nearest;
+
 /// A whole VM, validated: building it can still fail for lack of a host capability, but not for nonsense.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VmConfig {

@@ -1,0 +1,520 @@
+//! From what was asked for to a [`VmConfig`], or to everything that is wrong with it.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use super::draft::Draft;
+use super::file::ConfigFile;
+use super::flags::Flags;
+use super::host::HostLimits;
+use super::parse::{self, BackendKind, Wrong};
+use super::problem::{ConfigError, Origin, Problem};
+use super::setting::{self, Part, Scalar, Setting, Shape};
+use super::suggest::nearest;
+use super::{
+    BootConfig, BootModule, CharBackend, CpuConfig, CpuModel, HugePageSize, Irqchip, MemoryConfig,
+    OnCrash, Topology, VmConfig,
+};
+
+/// Less than this holds no kernel worth the name, beside the tables that every guest gets.
+const MIN_MEMORY: u64 = 16 << 20;
+const DEFAULT_MEMORY: u64 = 1 << 30;
+/// xAPIC ids are 8 bits, and 255 is the broadcast.
+const MAX_CPUS: u32 = 255;
+/// The port that small guests and other VMMs use for a debug-exit device.
+const DEFAULT_DEBUG_EXIT: u16 = 0xf4;
+/// The room below 4 GiB that is not RAM: RAM beyond it moves up, so the highest address is this much more than the size.
+const MAX_HOLE: u64 = 4 << 30;
+
+/// A configuration and what its author should know about it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Checked {
+    /// The configuration.
+    pub config: VmConfig,
+    /// Doubtful, but possible.
+    pub warnings: Vec<Problem>,
+}
+
+/// Builds the configuration from a file, if any, and flags, which win over the file setting by setting.
+///
+/// # Errors
+/// Everything that is wrong, at once.
+pub fn build(
+    file: Option<&ConfigFile>,
+    flags: &Flags,
+    host: HostLimits,
+) -> Result<Checked, ConfigError> {
+    let draft = file
+        .map(ConfigFile::draft)
+        .unwrap_or_default()
+        .overlay(flags.draft());
+    let mut build = Build {
+        problems: draft.problems.clone(),
+        draft: &draft,
+        warnings: Vec::new(),
+        host,
+    };
+    match build.config() {
+        Some(config) if build.problems.is_empty() => Ok(Checked {
+            config,
+            warnings: build.warnings,
+        }),
+        _ => Err(ConfigError::Invalid(in_order(build.problems))),
+    }
+}
+
+/// Problems of the file by line; then the flags', as they were found.
+fn in_order(mut problems: Vec<Problem>) -> Vec<Problem> {
+    problems.sort_by_key(|p| match &p.origin {
+        Origin::File { line, column, .. } => (0, *line, *column),
+        Origin::Flag(_) => (1, 0, 0),
+    });
+    problems
+}
+
+struct Build<'a> {
+    draft: &'a Draft,
+    problems: Vec<Problem>,
+    warnings: Vec<Problem>,
+    host: HostLimits,
+}
+
+impl<'a> Build<'a> {
+    fn config(&mut self) -> Option<VmConfig> {
+        let name = self.one("name", parse::name);
+        let boot = self.boot();
+        let memory = self.memory();
+        let cpus = self.cpus();
+        let serial = self.backend("serial");
+        let serial2 = self.backend("serial2");
+        let debugcon = self.backend("debugcon");
+        self.distinct_backends(&[
+            ("serial", serial.as_ref().unwrap_or(&CharBackend::Stdio)),
+            ("serial2", serial2.as_ref().unwrap_or(&CharBackend::None)),
+            ("debugcon", debugcon.as_ref().unwrap_or(&CharBackend::None)),
+        ]);
+        let hpet = self.switch("hpet");
+        if hpet && let Some(part) = self.part("hpet") {
+            let what = "there is no HPET: KVM has none";
+            self.push("hpet", &part.origin, Wrong::new(what, "no such flag"));
+        }
+        let irqchip = self.one("irqchip", |v| {
+            parse::choice(v, &[("kernel", Irqchip::Kernel), ("split", Irqchip::Split)])
+        });
+        let on_crash = self.one("on-crash", |v| {
+            parse::choice(
+                v,
+                &[
+                    ("continue", OnCrash::Continue),
+                    ("pause", OnCrash::Pause),
+                    ("reset", OnCrash::Reset),
+                    ("stop", OnCrash::Stop),
+                ],
+            )
+        });
+        let debug_exit = self.debug_exit();
+        let stats = self.path("stats");
+        let kvm_leaves = self.switch("kvm-leaves");
+        Some(VmConfig {
+            name: name.unwrap_or_else(|| format!("vm-{}", std::process::id())),
+            memory: memory?,
+            cpus: cpus?,
+            boot: boot?,
+            serial: [
+                serial.unwrap_or(CharBackend::Stdio),
+                serial2.unwrap_or(CharBackend::None),
+            ],
+            irqchip: irqchip.unwrap_or(Irqchip::Kernel),
+            debug_exit,
+            debugcon,
+            hpet,
+            on_crash: on_crash.unwrap_or(OnCrash::Continue),
+            stats,
+            kvm_leaves,
+        })
+    }
+
+    fn boot(&mut self) -> Option<BootConfig> {
+        let kernel = self.path("kernel");
+        if self.part("kernel").is_none() && !self.draft.attempted("kernel") {
+            let wrong = Wrong::new("no kernel is given", "what to boot");
+            self.push("kernel", &Origin::Flag("kernel"), wrong);
+        }
+        let initrd = self.path("initrd");
+        for (key, path) in [("kernel", &kernel), ("initrd", &initrd)] {
+            if let (Some(path), Some(part)) = (path, self.part(key)) {
+                self.readable(key, &part.origin, path);
+            }
+        }
+        let mut modules = Vec::new();
+        for entry in self.draft.get(known("module")) {
+            let mut parts = self.parts("module", &entry.parts);
+            match parts.remove("path") {
+                Some(part) => {
+                    if let Some(path) = self.path_of("module", part) {
+                        self.readable("module", &part.origin, &path);
+                        let cmdline = parts
+                            .remove("args")
+                            .and_then(|part| self.parsed("module", part, command_line));
+                        modules.push(BootModule {
+                            path,
+                            cmdline: cmdline.unwrap_or_default(),
+                        });
+                    }
+                }
+                None => {
+                    let wrong = Wrong::new("the module has no path", "a file");
+                    self.push("module", &entry.origin, wrong);
+                }
+            }
+        }
+        let cmdline = self.one("cmdline", command_line);
+        Some(BootConfig {
+            kernel: kernel?,
+            initrd,
+            cmdline: cmdline.unwrap_or_default(),
+            modules,
+        })
+    }
+
+    fn memory(&mut self) -> Option<MemoryConfig> {
+        let parts = self.parts_of("memory");
+        let hugepages = parts.get("hugepages").and_then(|part| {
+            self.parsed("memory", part, |v| {
+                parse::choice(
+                    v,
+                    &[("2M", HugePageSize::Size2M), ("1G", HugePageSize::Size1G)],
+                )
+            })
+        });
+        let Some(part) = parts.get("size") else {
+            return Some(MemoryConfig {
+                size: DEFAULT_MEMORY,
+                hugepages,
+            });
+        };
+        let size = self.parsed("memory", part, parse::size)?;
+        let show = parse::show_size;
+        let page = match hugepages {
+            None => 4 << 10,
+            Some(HugePageSize::Size2M) => 2 << 20,
+            Some(HugePageSize::Size1G) => 1 << 30,
+        };
+        let most = self
+            .host
+            .physical_bits
+            .and_then(|bits| 1u64.checked_shl(bits))
+            .map_or(u64::MAX >> 12, |end| end.saturating_sub(MAX_HOLE));
+        let wrong = if size < MIN_MEMORY {
+            let mut what = format!("{} is too little memory", part.value);
+            if (1..MIN_MEMORY >> 10).contains(&size) {
+                what.push_str(&format!(" (did you mean {size}M?)"));
+            }
+            Some(Wrong::new(what, format!("at least {}", show(MIN_MEMORY))))
+        } else if size > most {
+            Some(Wrong::new(
+                format!(
+                    "{} is more memory than this host's CPU can address",
+                    part.value
+                ),
+                format!("at most {}", show(most)),
+            ))
+        } else if size % page != 0 {
+            Some(Wrong::new(
+                format!(
+                    "{} is not a multiple of the page size {}",
+                    part.value,
+                    show(page)
+                ),
+                "whole pages",
+            ))
+        } else {
+            None
+        };
+        if let Some(wrong) = wrong {
+            self.push("memory", &part.origin, wrong);
+            return None;
+        }
+        if let Some(have) = self.host.ram_and_swap.filter(|have| size > *have) {
+            self.warnings.push(Problem {
+                origin: part.origin.clone(),
+                what: format!(
+                    "{} of memory is more than this host's RAM and swap together ({} MiB)",
+                    show(size),
+                    have >> 20
+                ),
+                help: Some("if the guest uses it all, the host will kill the VM".to_owned()),
+            });
+        }
+        Some(MemoryConfig { size, hugepages })
+    }
+
+    fn cpus(&mut self) -> Option<CpuConfig> {
+        let nested = self.switch("nested");
+        let model = self.one("cpu", |v| {
+            parse::choice(
+                v,
+                &[
+                    ("host", CpuModel::Host),
+                    ("x86-64-v2", CpuModel::X86_64V2),
+                    ("x86-64-v3", CpuModel::X86_64V3),
+                    ("x86-64-v4", CpuModel::X86_64V4),
+                ],
+            )
+        });
+        let before = self.problems.len();
+        let parts = self.parts_of("cpus");
+        let mut get = |name: &str| {
+            parts
+                .get(name)
+                .and_then(|part| self.parsed("cpus", part, cpu_number))
+        };
+        let (count, sockets, cores, threads) =
+            (get("count"), get("sockets"), get("cores"), get("threads"));
+        if self.problems.len() > before {
+            return None;
+        }
+        match topology(count, sockets, cores, threads) {
+            Ok((count, topology)) => Some(CpuConfig {
+                count,
+                topology,
+                model: model.unwrap_or(CpuModel::Host),
+                nested,
+            }),
+            Err(wrong) => {
+                let entry = self.draft.get(known("cpus")).last()?;
+                self.push("cpus", &entry.origin, wrong);
+                None
+            }
+        }
+    }
+
+    fn debug_exit(&mut self) -> Option<u16> {
+        let part = self.part("debug-exit")?;
+        if let Scalar::Boolean(wanted) = part.value {
+            return wanted.then_some(DEFAULT_DEBUG_EXIT);
+        }
+        self.parsed("debug-exit", part, |v| {
+            let expected = "an I/O port from 1 to 0xffff";
+            match u16::try_from(parse::number(v, expected)?) {
+                Ok(port @ 1..) => Ok(port),
+                _ => Err(Wrong::new(format!("{v} is out of range"), expected)),
+            }
+        })
+    }
+
+    fn backend(&mut self, key: &'static str) -> Option<CharBackend> {
+        let part = self.part(key)?;
+        let (kind, path) = self.parsed(key, part, parse::backend)?;
+        let path = || resolve(&part.origin, path.as_deref().unwrap_or_default());
+        Some(match kind {
+            BackendKind::None => CharBackend::None,
+            BackendKind::Stdio => CharBackend::Stdio,
+            BackendKind::Pty => CharBackend::Pty,
+            BackendKind::File => CharBackend::File(path()),
+            BackendKind::Socket => {
+                let path = path();
+                // sun_path of struct sockaddr_un, with its NUL.
+                if path.as_os_str().len() > 107 {
+                    let what = format!("{} is too long for a socket", path.display());
+                    self.push(
+                        key,
+                        &part.origin,
+                        Wrong::new(what, "a path of at most 107 bytes"),
+                    );
+                }
+                CharBackend::Socket(path)
+            }
+        })
+    }
+
+    /// Neither the terminal nor a file or socket can be shared.
+    fn distinct_backends(&mut self, devices: &[(&'static str, &CharBackend)]) {
+        for (i, (key, backend)) in devices.iter().enumerate() {
+            let Some((other, _)) = devices[..i].iter().find(|(_, b)| b == backend) else {
+                continue;
+            };
+            let what = match backend {
+                CharBackend::None | CharBackend::Pty => continue,
+                CharBackend::Stdio => format!("stdio is already taken by {other}"),
+                CharBackend::File(path) | CharBackend::Socket(path) => {
+                    format!("{} is already taken by {other}", path.display())
+                }
+            };
+            // The first may be taken by default; then this device's own setting is what was said.
+            let origin = self
+                .part(key)
+                .map_or(Origin::Flag(key), |part| part.origin.clone());
+            let expected = format!("another backend, or --{other} none");
+            self.push(key, &origin, Wrong::new(what, expected));
+        }
+    }
+
+    fn readable(&mut self, key: &'static str, origin: &Origin, path: &Path) {
+        if let Err(what) = parse::readable(path) {
+            self.push(key, origin, Wrong::new(what, "a file that can be read"));
+        }
+    }
+
+    fn path(&mut self, key: &'static str) -> Option<PathBuf> {
+        let part = self.part(key)?;
+        self.path_of(key, part)
+    }
+
+    fn path_of(&mut self, key: &'static str, part: &Part) -> Option<PathBuf> {
+        let text = self.parsed(key, part, |v| match parse::text(v, "a path") {
+            Ok(text) if text.is_empty() => Err(Wrong::new("the path is empty", "a path")),
+            parsed => parsed,
+        })?;
+        Some(resolve(&part.origin, &text))
+    }
+
+    fn switch(&mut self, key: &'static str) -> bool {
+        self.one(key, parse::boolean).unwrap_or(false)
+    }
+
+    fn one<T>(
+        &mut self,
+        key: &'static str,
+        parse: impl FnOnce(&Scalar) -> Result<T, Wrong>,
+    ) -> Option<T> {
+        let part = self.part(key)?;
+        self.parsed(key, part, parse)
+    }
+
+    /// The value of a setting that has just one.
+    fn part(&self, key: &str) -> Option<&'a Part> {
+        self.draft.get(known(key)).last()?.parts.first()
+    }
+
+    /// The parts of a setting that is given once.
+    fn parts_of(&mut self, key: &'static str) -> HashMap<&'static str, &'a Part> {
+        match self.draft.get(known(key)).last() {
+            Some(entry) => self.parts(key, &entry.parts),
+            None => HashMap::new(),
+        }
+    }
+
+    /// The parts by name, the leading one by the first name.
+    fn parts(&mut self, key: &'static str, parts: &'a [Part]) -> HashMap<&'static str, &'a Part> {
+        let names = match known(key).shape {
+            Shape::Parts(names) | Shape::Files(names) => names,
+            _ => &[],
+        };
+        let expected = || names.join(", ");
+        let mut found = HashMap::new();
+        for (i, part) in parts.iter().enumerate() {
+            let name = match &part.name {
+                None if i == 0 => names.first(),
+                None => {
+                    let wrong = Wrong::new(format!("{} has no name", part.value), expected());
+                    self.push(key, &part.origin, wrong);
+                    continue;
+                }
+                Some(name) => names.iter().find(|n| *n == name),
+            };
+            let Some(name) = name else {
+                let name = part.name.as_deref().unwrap_or_default();
+                let mut what = format!("unknown part {}", Scalar::Text(name.to_owned()));
+                if let Some(meant) = nearest(name, names.iter().copied()) {
+                    what.push_str(&format!(" (did you mean {meant}?)"));
+                }
+                self.push(key, &part.origin, Wrong::new(what, expected()));
+                continue;
+            };
+            if found.insert(*name, part).is_some() {
+                let wrong = Wrong::new(format!("{name} is given twice"), "each part once");
+                self.push(key, &part.origin, wrong);
+            }
+        }
+        found
+    }
+
+    fn parsed<T>(
+        &mut self,
+        key: &'static str,
+        part: &Part,
+        parse: impl FnOnce(&Scalar) -> Result<T, Wrong>,
+    ) -> Option<T> {
+        parse(&part.value)
+            .map_err(|wrong| self.push(key, &part.origin, wrong))
+            .ok()
+    }
+
+    fn push(&mut self, key: &'static str, origin: &Origin, wrong: Wrong) {
+        self.problems
+            .push(known(key).problem(origin, wrong.what, &wrong.expected));
+    }
+}
+
+/// A setting of this program; the names are literals and the test below walks all of them.
+fn known(key: &str) -> &'static Setting {
+    setting::find(key).expect("the table of settings names every setting that is read")
+}
+
+/// A path in the file is relative to the file; one in a flag, to the working directory.
+fn resolve(origin: &Origin, path: &str) -> PathBuf {
+    match origin {
+        Origin::Flag(_) => PathBuf::from(path),
+        Origin::File { path: file, .. } => match file.parent() {
+            Some(dir) => dir.join(path),
+            None => PathBuf::from(path),
+        },
+    }
+}
+
+fn command_line(value: &Scalar) -> Result<String, Wrong> {
+    parse::text(value, "a command line")
+}
+
+fn cpu_number(value: &Scalar) -> Result<u32, Wrong> {
+    let expected = format!("a number from 1 to {MAX_CPUS}");
+    let number = parse::number(value, &expected)?;
+    match u32::try_from(number) {
+        Ok(number @ 1..=MAX_CPUS) => Ok(number),
+        _ => Err(Wrong::new(format!("{value} is out of range"), expected)),
+    }
+}
+
+/// Fills in what was left out: the first of cores, sockets and threads that is not given takes what the given ones leave,
+/// the others are 1.
+fn topology(
+    count: Option<u32>,
+    sockets: Option<u32>,
+    cores: Option<u32>,
+    threads: Option<u32>,
+) -> Result<(u32, Topology), Wrong> {
+    let given = sockets.unwrap_or(1) * cores.unwrap_or(1) * threads.unwrap_or(1);
+    let count = count.unwrap_or(given);
+    if count > MAX_CPUS {
+        return Err(Wrong::new(
+            format!("the topology makes {count} CPUs"),
+            format!("at most {MAX_CPUS}"),
+        ));
+    }
+    let mut rest = count / given;
+    let mut fill = |part: Option<u32>| part.unwrap_or_else(|| std::mem::replace(&mut rest, 1));
+    let (cores_each, socket_count, threads_each) = (fill(cores), fill(sockets), fill(threads));
+    if count % given != 0 || rest != 1 {
+        let show = |part: Option<u32>| part.map_or("any".to_owned(), |n| n.to_string());
+        return Err(Wrong::new(
+            format!(
+                "{count} CPUs cannot be {} sockets x {} cores x {} threads",
+                show(sockets),
+                show(cores),
+                show(threads),
+            ),
+            "sockets x cores x threads = the number of CPUs",
+        ));
+    }
+    let topology = Topology {
+        sockets: socket_count,
+        cores: cores_each,
+        threads: threads_each,
+    };
+    Ok((count, topology))
+}
+
+#[cfg(test)]
+#[path = "build_tests.rs"]
+mod tests;

@@ -1,0 +1,428 @@
+use super::*;
+use crate::config::SETTINGS;
+use proptest::prelude::*;
+
+const HOST: HostLimits = HostLimits {
+    physical_bits: Some(40),
+    ram_and_swap: Some(8 << 30),
+};
+
+/// A directory with a kernel, an initrd and a module in it.
+fn files() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["vmlinuz", "initrd.img", "dom0-vmlinuz"] {
+        std::fs::write(dir.path().join(name), "content").unwrap();
+    }
+    dir
+}
+
+/// Builds from the text of a file and flags; paths in both are in `dir`.
+fn build_in(dir: &Path, text: &str, flags: &[(&str, &str)]) -> Result<Checked, Vec<String>> {
+    let file = ConfigFile::new(&dir.join("vm.toml"), text.to_owned());
+    build(Some(&file), &Flags::from_pairs(flags.iter().copied()), HOST).map_err(|e| match e {
+        ConfigError::Invalid(problems) => problems
+            .iter()
+            .map(|p| p.to_string().replace(&format!("{}/", dir.display()), ""))
+            .collect(),
+        other => panic!("{other}"),
+    })
+}
+
+fn with_file(text: &str) -> Result<VmConfig, Vec<String>> {
+    let text = format!("{text}\n");
+    let text = if text.contains("kernel =") {
+        text
+    } else {
+        format!("{text}kernel = 'vmlinuz'\n")
+    };
+    build_in(files().path(), &text, &[]).map(|c| c.config)
+}
+
+fn with_flags(flags: &[(&str, &str)]) -> Result<VmConfig, Vec<String>> {
+    build_in(files().path(), "kernel = 'vmlinuz'", flags).map(|c| c.config)
+}
+
+#[test]
+fn the_defaults() {
+    let dir = files();
+    let checked = build_in(dir.path(), "kernel = 'vmlinuz'", &[]).unwrap();
+    assert_eq!(checked.warnings, []);
+    let config = checked.config;
+    assert_eq!(config.name, format!("vm-{}", std::process::id()));
+    assert_eq!(config.boot.kernel, dir.path().join("vmlinuz"));
+    assert_eq!(config.memory.size, 1 << 30);
+    assert_eq!(config.memory.hugepages, None);
+    assert_eq!(config.cpus.count, 1);
+    assert_eq!(config.cpus.model, CpuModel::Host);
+    assert!(!config.cpus.nested && !config.hpet && !config.kvm_leaves);
+    assert_eq!(config.serial, [CharBackend::Stdio, CharBackend::None]);
+    assert_eq!(config.irqchip, Irqchip::Kernel);
+    assert_eq!(config.on_crash, OnCrash::Continue);
+    assert_eq!(
+        (config.debug_exit, config.debugcon, config.stats),
+        (None, None, None)
+    );
+}
+
+#[test]
+fn everything_in_a_file() {
+    let dir = files();
+    let text = r#"
+        name = "win"
+        kernel = "vmlinuz"
+        initrd = "initrd.img"
+        cmdline = "console=ttyS0,115200 quiet"
+        cpu = "x86-64-v3"
+        nested = true
+        kvm-leaves = true
+        serial = "pty"
+        serial2 = "socket:s.sock"
+        debugcon = "file:/tmp/fw.log"
+        debug-exit = 0x501
+        irqchip = "split"
+        on-crash = "stop"
+        stats = "exits.json"
+        hpet = false
+        [memory]
+        size = "2G"
+        hugepages = "1G"
+        [cpus]
+        count = 8
+        threads = 2
+        [[module]]
+        path = "dom0-vmlinuz"
+        args = "a,b=c"
+        [[module]]
+        path = "initrd.img"
+    "#;
+    let config = build_in(dir.path(), text, &[]).unwrap().config;
+    let at = |name: &str| dir.path().join(name);
+    assert_eq!(config.boot.initrd, Some(at("initrd.img")));
+    assert_eq!(config.boot.cmdline, "console=ttyS0,115200 quiet");
+    assert_eq!(config.boot.modules.len(), 2);
+    assert_eq!(config.boot.modules[0].path, at("dom0-vmlinuz"));
+    assert_eq!(config.boot.modules[0].cmdline, "a,b=c");
+    assert_eq!(config.memory.size, 2 << 30);
+    assert_eq!(config.memory.hugepages, Some(HugePageSize::Size1G));
+    let topology = Topology {
+        sockets: 1,
+        cores: 4,
+        threads: 2,
+    };
+    assert_eq!((config.cpus.count, config.cpus.topology), (8, topology));
+    assert!(config.cpus.nested && config.kvm_leaves);
+    assert_eq!(config.cpus.model, CpuModel::X86_64V3);
+    assert_eq!(
+        config.serial,
+        [CharBackend::Pty, CharBackend::Socket(at("s.sock"))]
+    );
+    assert_eq!(
+        config.debugcon,
+        Some(CharBackend::File("/tmp/fw.log".into()))
+    );
+    assert_eq!(config.debug_exit, Some(0x501));
+    assert_eq!(config.irqchip, Irqchip::Split);
+    assert_eq!(config.on_crash, OnCrash::Stop);
+    assert_eq!(config.stats, Some(at("exits.json")));
+}
+
+#[test]
+fn flags_win_over_the_file_setting_by_setting() {
+    let dir = files();
+    let text = "kernel = 'vmlinuz'\nmemory = '2G,hugepages=2M'\ncpus = 2\nnested = true\n\
+                module = ['initrd.img']\nserial = 'pty'";
+    let module = format!("{},args=x", dir.path().join("dom0-vmlinuz").display());
+    let flags = [("memory", "3G"), ("nested", "false"), ("module", &module)];
+    let config = build_in(dir.path(), text, &flags).unwrap().config;
+    assert_eq!(config.memory.size, 3 << 30);
+    assert_eq!(config.memory.hugepages, None);
+    assert_eq!(config.cpus.count, 2);
+    assert!(!config.cpus.nested);
+    assert_eq!(config.boot.modules.len(), 1);
+    assert_eq!(config.boot.modules[0].cmdline, "x");
+    assert_eq!(config.serial[0], CharBackend::Pty);
+}
+
+#[test]
+fn three_mistakes_in_a_file_are_three_reports_with_their_places() {
+    let problems = with_file(
+        "kernel = 'vmlinuz'\n\
+         memroy = '2G'\n\
+         cpus = 'four'\n\
+         \n\
+         [module]\n\
+         path = true\n",
+    )
+    .unwrap_err();
+    assert_eq!(
+        problems,
+        [
+            "vm.toml:2:1: unknown key \"memroy\"\n      did you mean `memory`?",
+            "vm.toml:3:8: cpus: \"four\" is not a number\n      \
+             expected a number from 1 to 255; \
+             for example: cpus = { count = 4, sockets = 1, cores = 2, threads = 2 }",
+            "vm.toml:6:1: module: true is not a path\n      \
+             expected a path, as a string; \
+             for example: module = [{ path = \"dom0-vmlinuz\", args = \"console=hvc0\" }]",
+        ]
+    );
+}
+
+#[test]
+fn syntax_errors_do_not_hide_other_mistakes() {
+    let problems =
+        with_file("kernel = 'vmlinuz'\nmemory = = 3\ncpus = 0\nname = 'a\n").unwrap_err();
+    let places: Vec<_> = problems
+        .iter()
+        .map(|p| p.split(':').nth(1).unwrap())
+        .collect();
+    for line in ["2", "3", "4"] {
+        assert!(places.contains(&line), "{line}: {problems:#?}");
+    }
+}
+
+#[test]
+fn mistakes_in_file_and_flags_come_together() {
+    let problems = build_in(
+        files().path(),
+        "kernel = 'nowhere'\nirqchip = 'splt'",
+        &[("cpus", "0"), ("memory", "512")],
+    )
+    .unwrap_err();
+    let starts = [
+        "vm.toml:1:10: kernel: cannot read nowhere: No such file or directory",
+        "vm.toml:2:11: irqchip: \"splt\" is unknown (did you mean split?)",
+        "--memory: \"512\" is too little memory (did you mean 512M?)",
+        "--cpus: \"0\" is out of range",
+    ];
+    assert_eq!(problems.len(), starts.len(), "{problems:#?}");
+    for (problem, start) in problems.iter().zip(starts) {
+        assert!(problem.starts_with(start), "{problem}");
+    }
+}
+
+#[test]
+fn every_refusal() {
+    for (key, value, says) in [
+        ("name", "a/b", "cannot name a VM"),
+        ("kernel", "", "the path is empty"),
+        ("initrd", "/nonexistent", "No such file or directory"),
+        ("cmdline", "a\0b", "NUL"),
+        ("module", "/nonexistent,args=x", "No such file or directory"),
+        ("memory", "0", "too little memory"),
+        ("memory", "15M", "too little memory"),
+        (
+            "memory",
+            "2000T",
+            "more memory than this host's CPU can address",
+        ),
+        ("memory", "16777217", "not a multiple of the page size 4K"),
+        (
+            "memory",
+            "1025M,hugepages=2M",
+            "not a multiple of the page size 2M",
+        ),
+        ("memory", "2G,hugepages=4K", "is unknown"),
+        ("memory", "2G,hugepage=2M", "did you mean hugepages?"),
+        ("memory", "2G,3G", "has no name"),
+        ("memory", "2G,size=3G", "size is given twice"),
+        ("cpus", "0", "out of range"),
+        ("cpus", "256", "out of range"),
+        ("cpus", "-1", "not a number"),
+        ("cpus", "4,sockets=3", "4 CPUs cannot be 3 sockets"),
+        (
+            "cpus",
+            "4,sockets=1,cores=1,threads=1",
+            "1 sockets x 1 cores x 1 threads",
+        ),
+        ("cpus", "sockets=16,cores=16", "makes 256 CPUs"),
+        ("cpu", "x86-64-v5", "is unknown"),
+        ("nested", "maybe", "neither true nor false"),
+        ("serial", "stdoi", "did you mean stdio?"),
+        ("serial2", "stdio", "stdio is already taken by serial"),
+        ("debugcon", "stdio", "stdio is already taken by serial"),
+        (
+            "serial2",
+            &format!("socket:{}", "x".repeat(108)),
+            "too long for a socket",
+        ),
+        ("debug-exit", "65536", "out of range"),
+        ("debug-exit", "0", "out of range"),
+        ("irqchip", "off", "is unknown"),
+        ("on-crash", "explode", "is unknown"),
+        ("stats", "", "the path is empty"),
+        ("hpet", "true", "KVM has none"),
+    ] {
+        let problems = with_flags(&[(key, value)]).expect_err(value);
+        assert_eq!(problems.len(), 1, "{key} {value}: {problems:#?}");
+        assert!(problems[0].contains(says), "{key} {value}: {}", problems[0]);
+        assert!(problems[0].contains("for example: --"), "{}", problems[0]);
+    }
+}
+
+#[test]
+fn a_missing_kernel_is_said_once() {
+    let only = |text: &str| build_in(files().path(), text, &[]).unwrap_err();
+    assert!(only("")[0].starts_with("--kernel: no kernel is given"));
+    assert_eq!(only("kernal = 'vmlinuz'").len(), 1);
+    assert_eq!(only("kernel = []").len(), 1);
+    assert_eq!(only("flavour = 1").len(), 2);
+}
+
+#[test]
+fn two_devices_cannot_share_a_file() {
+    let problems = with_flags(&[("serial", "file:a"), ("debugcon", "file:a")]).unwrap_err();
+    assert!(problems[0].contains("a is already taken by serial"));
+    assert!(with_flags(&[("serial", "pty"), ("serial2", "pty")]).is_ok());
+    assert!(with_flags(&[("serial", "none"), ("serial2", "stdio")]).is_ok());
+}
+
+#[test]
+fn topologies() {
+    for (given, expected) in [
+        ("4", Ok((4, 1, 4, 1))),
+        ("4,sockets=2", Ok((4, 2, 2, 1))),
+        ("4,cores=2", Ok((4, 2, 2, 1))),
+        ("4,threads=2", Ok((4, 1, 2, 2))),
+        ("8,sockets=2,cores=2", Ok((8, 2, 2, 2))),
+        ("8,cores=2,threads=2", Ok((8, 2, 2, 2))),
+        ("8,sockets=2,threads=2", Ok((8, 2, 2, 2))),
+        ("sockets=2,cores=3,threads=2", Ok((12, 2, 3, 2))),
+        ("255", Ok((255, 1, 255, 1))),
+        ("6,sockets=4", Err(())),
+        ("2,cores=4", Err(())),
+        ("8,sockets=2,cores=2,threads=1", Err(())),
+        ("sockets=255,cores=255,threads=255", Err(())),
+    ] {
+        let got = with_flags(&[("cpus", given)])
+            .map(|c| {
+                let t = c.cpus.topology;
+                (c.cpus.count, t.sockets, t.cores, t.threads)
+            })
+            .map_err(|_| ());
+        assert_eq!(got, expected, "{given}");
+    }
+}
+
+#[test]
+fn more_memory_than_the_host_has_is_only_a_warning() {
+    let dir = files();
+    let checked = build_in(dir.path(), "kernel = 'vmlinuz'\nmemory = '16G'", &[]).unwrap();
+    assert_eq!(checked.warnings.len(), 1);
+    assert!(checked.warnings[0].to_string().contains("16G of memory"));
+}
+
+#[test]
+fn the_debug_exit_port_may_be_left_out() {
+    assert_eq!(
+        with_flags(&[("debug-exit", "")]).unwrap().debug_exit,
+        Some(0xf4)
+    );
+    assert_eq!(
+        with_file("debug-exit = true").unwrap().debug_exit,
+        Some(0xf4)
+    );
+    assert_eq!(with_file("debug-exit = false").unwrap().debug_exit, None);
+}
+
+/// Each setting's example is accepted, as a flag and in the file; hence each setting is one that is read.
+#[test]
+fn the_examples_are_right() {
+    let dir = files();
+    for setting in SETTINGS {
+        let file = format!("kernel = 'vmlinuz'\n{}", setting.file_example);
+        let text = if setting.key == "kernel" {
+            setting.file_example.to_owned()
+        } else {
+            file
+        };
+        if let Err(problems) = build_in(dir.path(), &text, &[]) {
+            panic!("{text}: {problems:#?}");
+        }
+        let value = setting
+            .flag_example
+            .trim_start_matches([' ', '='])
+            .trim_matches('\'');
+        let value = match setting.key {
+            "kernel" | "initrd" | "module" => format!("{}/{value}", dir.path().display()),
+            _ => value.to_owned(),
+        };
+        if let Err(problems) = build_in(dir.path(), "kernel = 'vmlinuz'", &[(setting.key, &value)])
+        {
+            panic!("--{} {value}: {problems:#?}", setting.key);
+        }
+    }
+}
+
+#[test]
+fn a_file_that_is_no_configuration() {
+    let dir = files();
+    let path = dir.path().join("x");
+    std::fs::write(&path, [b'a', 0xff]).unwrap();
+    let text = ConfigFile::read(&path).unwrap_err().to_string();
+    assert!(text.contains("not UTF-8 text (byte 1"), "{text}");
+    std::fs::write(&path, vec![b'#'; (1 << 20) + 1]).unwrap();
+    let text = ConfigFile::read(&path).unwrap_err().to_string();
+    assert!(text.contains("larger than"), "{text}");
+    assert!(matches!(
+        ConfigFile::read(Path::new("/nonexistent")),
+        Err(ConfigError::Unreadable { .. })
+    ));
+}
+
+/// Text that looks enough like settings to reach deep.
+fn texts() -> impl Strategy<Value = String> {
+    let keys: Vec<&str> = SETTINGS.iter().map(|s| s.key).collect();
+    let value = prop_oneof![
+        "[ -~]{0,12}",
+        ".{0,12}",
+        any::<i64>().prop_map(|n| n.to_string()),
+        any::<u64>().prop_map(|n| format!("\"{n}G,hugepages=1G\"")),
+        "[0-9]{1,12},(sockets|cores|threads)=[0-9]{1,12}".prop_map(|t| format!("'{t}'")),
+        "\\{ (path|size|count) = [0-9a-z'\"]{0,6} \\}",
+        "\\[\\[*[0-9, ]{0,6}\\]*",
+    ];
+    let line = (proptest::sample::select(keys), value).prop_map(|(k, v)| format!("{k} = {v}\n"));
+    proptest::collection::vec(prop_oneof![4 => line, 1 => ".{0,30}\n"], 0..8)
+        .prop_map(|lines| lines.concat())
+}
+
+proptest! {
+    #[test]
+    fn no_file_panics(text in texts()) {
+        let file = ConfigFile::new(Path::new("vm.toml"), text);
+        let _ = build(Some(&file), &Flags::default(), HOST).map_err(|e| e.to_string());
+    }
+
+    #[test]
+    fn no_bytes_panic(text in ".{0,200}") {
+        let file = ConfigFile::new(Path::new("vm.toml"), text);
+        let _ = build(Some(&file), &Flags::default(), HOST).map_err(|e| e.to_string());
+    }
+
+    #[test]
+    fn no_flag_panics(
+        key in proptest::sample::select(SETTINGS.iter().map(|s| s.key).collect::<Vec<_>>()),
+        value in prop_oneof!["[ -~]{0,20}", ".{0,20}", "[0-9]{1,20}[KMGT]?", "[0-9]{1,11}(,cores=[0-9]{1,11})?"],
+    ) {
+        let flags = Flags::from_pairs([(key, value.as_str())]);
+        let _ = build(None, &flags, HOST).map_err(|e| e.to_string());
+    }
+
+    /// Whatever the numbers, an accepted topology multiplies up.
+    #[test]
+    fn accepted_topologies_multiply_up(
+        count in proptest::option::of(1u32..=255),
+        sockets in proptest::option::of(1u32..=255),
+        cores in proptest::option::of(1u32..=255),
+        threads in proptest::option::of(1u32..=255),
+    ) {
+        if let Ok((n, t)) = topology(count, sockets, cores, threads) {
+            prop_assert_eq!(t.sockets * t.cores * t.threads, n);
+            prop_assert!(count.is_none_or(|count| count == n));
+            prop_assert!(sockets.is_none_or(|s| s == t.sockets));
+            prop_assert!(cores.is_none_or(|c| c == t.cores));
+            prop_assert!(threads.is_none_or(|x| x == t.threads));
+        }
+    }
+}

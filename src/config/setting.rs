@@ -1,0 +1,300 @@
+//! Every setting there is, once: from this table come the flags, the keys of the file, and the checks of the documentation.
+
+use super::problem::{Origin, Problem};
+
+/// One setting: the flag `--key`, and `key` in the file.
+#[derive(Debug)]
+pub struct Setting {
+    /// The flag's name without dashes, and the key in the file.
+    pub key: &'static str,
+    /// What the value looks like.
+    pub shape: Shape,
+    /// The value's name in the help, e.g. `SIZE`.
+    pub value: &'static str,
+    /// For the help, one line.
+    pub help: &'static str,
+    /// A correct use of the flag's value.
+    pub flag_example: &'static str,
+    /// A correct line of the file.
+    pub file_example: &'static str,
+}
+
+/// What a setting's value looks like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shape {
+    /// One value.
+    One,
+    /// True or false; the flag alone means true.
+    Switch,
+    /// One value that may be left out.
+    Optional,
+    /// `VALUE[,NAME=VALUE]...`: a string like that or a table. The first name is that of the leading value.
+    Parts(&'static [&'static str]),
+    /// As `Parts`, but may be given several times, and the last part runs to the end, commas and all.
+    Files(&'static [&'static str]),
+    /// Comma lists; may be given several times.
+    List,
+}
+
+impl Setting {
+    /// Whether each use adds to those before.
+    pub(super) fn repeats(&self) -> bool {
+        matches!(self.shape, Shape::Files(_) | Shape::List)
+    }
+
+    /// The example in the notation of `origin`.
+    pub(super) fn example(&self, origin: &Origin) -> String {
+        match origin {
+            Origin::Flag(_) => format!("for example: --{}{}", self.key, self.flag_example),
+            Origin::File { .. } => format!("for example: {}", self.file_example),
+        }
+    }
+
+    /// A problem with this setting.
+    pub(super) fn problem(
+        &self,
+        origin: &Origin,
+        what: impl AsRef<str>,
+        expected: &str,
+    ) -> Problem {
+        let what = match origin {
+            Origin::Flag(_) => what.as_ref().to_owned(),
+            Origin::File { .. } => format!("{}: {}", self.key, what.as_ref()),
+        };
+        Problem {
+            origin: origin.clone(),
+            what,
+            help: Some(format!("expected {expected}; {}", self.example(origin))),
+        }
+    }
+}
+
+/// A value as it was given, not yet understood.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Scalar {
+    /// A flag's text, or a string in the file.
+    Text(String),
+    /// An integer in the file.
+    Integer(i64),
+    /// A boolean in the file, or a flag that needs no value.
+    Boolean(bool),
+}
+
+impl std::fmt::Display for Scalar {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            // Escaped, so that no text can play tricks with the terminal.
+            Self::Text(text) if text.len() <= 200 => write!(f, "{text:?}"),
+            Self::Text(text) => {
+                write!(f, "{:?}...", text.chars().take(60).collect::<String>())
+            }
+            Self::Integer(n) => write!(f, "{n}"),
+            Self::Boolean(b) => write!(f, "{b}"),
+        }
+    }
+}
+
+/// A part of a value: the leading one has no name when it was given as text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Part {
+    /// As in `hugepages=2M`.
+    pub(super) name: Option<String>,
+    /// What it is set to.
+    pub(super) value: Scalar,
+    /// Where.
+    pub(super) origin: Origin,
+}
+
+/// One use of a setting.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Entry {
+    /// Where.
+    pub(super) origin: Origin,
+    /// At least one, but for an empty table.
+    pub(super) parts: Vec<Part>,
+}
+
+impl Entry {
+    /// Splits a value given as one scalar according to the setting's shape.
+    pub(super) fn new(setting: &Setting, value: Scalar, origin: Origin) -> Self {
+        let part = |name: Option<&str>, value: Scalar| Part {
+            name: name.map(str::to_owned),
+            value,
+            origin: origin.clone(),
+        };
+        let parts = match (setting.shape, &value) {
+            (Shape::Parts(_), Scalar::Text(text)) => text
+                .split(',')
+                .map(|piece| match piece.split_once('=') {
+                    Some((name, value)) => part(Some(name.trim()), Scalar::Text(value.into())),
+                    None => part(None, Scalar::Text(piece.into())),
+                })
+                .collect(),
+            (Shape::Files(names), Scalar::Text(text)) => {
+                let last = names.last().copied().unwrap_or_default();
+                match text.split_once(&format!(",{last}=")) {
+                    Some((path, rest)) => vec![
+                        part(None, Scalar::Text(path.into())),
+                        part(Some(last), Scalar::Text(rest.into())),
+                    ],
+                    None => vec![part(None, value)],
+                }
+            }
+            _ => vec![part(None, value)],
+        };
+        Self { origin, parts }
+    }
+}
+
+/// The setting called `key`.
+pub(super) fn find(key: &str) -> Option<&'static Setting> {
+    SETTINGS.iter().find(|s| s.key == key)
+}
+
+/// Every setting, in the order of the help.
+pub static SETTINGS: &[Setting] = &[
+    Setting {
+        key: "name",
+        shape: Shape::One,
+        value: "NAME",
+        help: "The VM's name, for `hypernest status NAME` and the like [default: vm-PID]",
+        flag_example: " windows-11",
+        file_example: "name = \"windows-11\"",
+    },
+    Setting {
+        key: "kernel",
+        shape: Shape::One,
+        value: "FILE",
+        help: "What to boot: a Linux bzImage, an ELF kernel with a PVH note, or a multiboot 1 image",
+        flag_example: " vmlinuz",
+        file_example: "kernel = \"vmlinuz\"",
+    },
+    Setting {
+        key: "initrd",
+        shape: Shape::One,
+        value: "FILE",
+        help: "The initial RAM disk",
+        flag_example: " initrd.img",
+        file_example: "initrd = \"initrd.img\"",
+    },
+    Setting {
+        key: "cmdline",
+        shape: Shape::One,
+        value: "TEXT",
+        help: "The kernel's command line",
+        flag_example: " 'console=ttyS0 root=/dev/vda1'",
+        file_example: "cmdline = \"console=ttyS0 root=/dev/vda1\"",
+    },
+    Setting {
+        key: "module",
+        shape: Shape::Files(&["path", "args"]),
+        value: "FILE[,args=TEXT]",
+        help: "A further module for PVH and multiboot kernels, in order; `args` runs to the end. Repeatable",
+        flag_example: " dom0-vmlinuz,args=console=hvc0",
+        file_example: "module = [{ path = \"dom0-vmlinuz\", args = \"console=hvc0\" }]",
+    },
+    Setting {
+        key: "memory",
+        shape: Shape::Parts(&["size", "hugepages"]),
+        value: "SIZE[,hugepages=2M|1G]",
+        help: "Guest RAM [default: 1G]",
+        flag_example: " 2G,hugepages=2M",
+        file_example: "memory = { size = \"2G\", hugepages = \"2M\" }",
+    },
+    Setting {
+        key: "cpus",
+        shape: Shape::Parts(&["count", "sockets", "cores", "threads"]),
+        value: "N[,sockets=N][,cores=N][,threads=N]",
+        help: "Virtual processors and how they are grouped [default: 1]",
+        flag_example: " 4,sockets=1,cores=2,threads=2",
+        file_example: "cpus = { count = 4, sockets = 1, cores = 2, threads = 2 }",
+    },
+    Setting {
+        key: "cpu",
+        shape: Shape::One,
+        value: "MODEL",
+        help: "The CPU that the guest sees: host, x86-64-v2, x86-64-v3 or x86-64-v4 [default: host]",
+        flag_example: " x86-64-v3",
+        file_example: "cpu = \"x86-64-v3\"",
+    },
+    Setting {
+        key: "nested",
+        shape: Shape::Switch,
+        value: "BOOL",
+        help: "Show VMX or SVM to the guest, so that it can run guests of its own",
+        flag_example: "",
+        file_example: "nested = true",
+    },
+    Setting {
+        key: "kvm-leaves",
+        shape: Shape::Switch,
+        value: "BOOL",
+        help: "Show KVM's own paravirtual CPUID leaves too, at 0x40000100",
+        flag_example: "",
+        file_example: "kvm-leaves = true",
+    },
+    Setting {
+        key: "serial",
+        shape: Shape::One,
+        value: "BACKEND",
+        help: "COM1: none, stdio, file:PATH, pty or socket:PATH [default: stdio]",
+        flag_example: " file:console.log",
+        file_example: "serial = \"file:console.log\"",
+    },
+    Setting {
+        key: "serial2",
+        shape: Shape::One,
+        value: "BACKEND",
+        help: "COM2, as COM1 [default: none]",
+        flag_example: " socket:debug.sock",
+        file_example: "serial2 = \"socket:debug.sock\"",
+    },
+    Setting {
+        key: "debugcon",
+        shape: Shape::One,
+        value: "BACKEND",
+        help: "The debug console at I/O port 0x402, as COM1 [default: no such device]",
+        flag_example: " file:firmware.log",
+        file_example: "debugcon = \"file:firmware.log\"",
+    },
+    Setting {
+        key: "debug-exit",
+        shape: Shape::Optional,
+        value: "PORT",
+        help: "The debug-exit device: a byte written to it ends the VM with that exit code [port when left out: 0xf4]",
+        flag_example: "=0xf4",
+        file_example: "debug-exit = 0xf4",
+    },
+    Setting {
+        key: "irqchip",
+        shape: Shape::One,
+        value: "WHERE",
+        help: "The interrupt controllers: kernel (all in KVM) or split (I/O APIC in hypernest, no PIC, no PIT) [default: kernel]",
+        flag_example: " split",
+        file_example: "irqchip = \"split\"",
+    },
+    Setting {
+        key: "on-crash",
+        shape: Shape::One,
+        value: "ACTION",
+        help: "When the guest reports a crash: continue, pause, reset or stop [default: continue]",
+        flag_example: " pause",
+        file_example: "on-crash = \"pause\"",
+    },
+    Setting {
+        key: "stats",
+        shape: Shape::One,
+        value: "FILE",
+        help: "Write exit statistics to FILE (JSON) and FILE.hlog (HDR log) at the end and on SIGUSR1",
+        flag_example: " exits.json",
+        file_example: "stats = \"exits.json\"",
+    },
+    Setting {
+        key: "hpet",
+        shape: Shape::Switch,
+        value: "BOOL",
+        help: "A High Precision Event Timer: KVM has none, so this is refused",
+        flag_example: "=false",
+        file_example: "hpet = false",
+    },
+];
