@@ -1,1 +1,167 @@
-//! The command line: a file per subcommand.
+//! The command line: a file per subcommand, the errors and the exit codes.
+
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use thiserror::Error;
+
+use crate::config::ConfigError;
+
+pub mod config;
+mod log;
+mod vm;
+
+pub use vm::VmArgs;
+
+/// How a command ended, as the process's exit code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Exit(pub u8);
+
+impl Exit {
+    /// Done.
+    pub const DONE: Self = Self(0);
+    /// It failed.
+    pub const FAILED: Self = Self(1);
+    /// The command was used in a wrong way, or the configuration is wrong.
+    pub const USAGE: Self = Self(2);
+    /// The host cannot do what was asked for.
+    pub const HOST: Self = Self(3);
+}
+
+/// Runs virtual machines in which hypervisors run: nested virtualization on KVM with Hyper-V enlightenments.
+#[derive(Debug, Parser)]
+#[command(name = "hypernest", version, propagate_version = true)]
+struct Cli {
+    /// What is logged on stderr: off, error, warn, info, debug, trace, or TARGET=LEVEL,... [default: HYPERNEST_LOG, or warn]
+    #[arg(long, global = true, value_name = "LEVEL")]
+    log: Option<String>,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Config(config::Args),
+}
+
+/// Why a command did not do its job.
+#[derive(Debug, Error)]
+pub enum CliError {
+    /// The configuration of the VM.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// `--log` or `HYPERNEST_LOG`.
+    #[error("cannot log as {from} says: {what}")]
+    Log {
+        /// The flag or the variable.
+        from: &'static str,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// stdout.
+    #[error("cannot write to stdout")]
+    Stdout(#[source] io::Error),
+}
+
+impl CliError {
+    /// The exit code that tells this error.
+    pub fn exit(&self) -> Exit {
+        match self {
+            Self::Config(_) | Self::Log { .. } => Exit::USAGE,
+            Self::Stdout(_) => Exit::FAILED,
+        }
+    }
+
+    /// What to do about it, where the message does not already say so.
+    fn help(&self) -> Option<&'static str> {
+        match self {
+            Self::Config(ConfigError::Invalid(_)) => {
+                Some("`hypernest config --help` lists the settings")
+            }
+            Self::Log { .. } => {
+                Some("use off, error, warn, info, debug or trace, or TARGET=LEVEL,...")
+            }
+            _ => None,
+        }
+    }
+
+    /// Whoever reads stdout has had enough, which is no news to anybody.
+    fn is_quiet(&self) -> bool {
+        matches!(self, Self::Stdout(e) if e.kind() == io::ErrorKind::BrokenPipe)
+    }
+}
+
+/// The whole program: arguments in, exit code out, and at most one error on stderr.
+pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(e) => return ExitCode::from(explain(&e).0),
+    };
+    let exit = log::start(cli.log.as_deref())
+        .and_then(|()| run(cli.command))
+        .unwrap_or_else(|e| {
+            if !e.is_quiet() {
+                to_stderr(&report(&e));
+            }
+            e.exit()
+        });
+    ExitCode::from(exit.0)
+}
+
+fn run(command: Command) -> Result<Exit, CliError> {
+    match command {
+        Command::Config(args) => config::run(&args),
+    }
+}
+
+/// `--help`, `--version`, or what clap has to say about wrong use.
+fn explain(e: &clap::Error) -> Exit {
+    match (e.print(), e.use_stderr()) {
+        (_, true) => Exit::USAGE,
+        (Ok(()), false) => Exit::DONE,
+        (Err(e), false) => {
+            let e = CliError::Stdout(e);
+            if !e.is_quiet() {
+                to_stderr(&report(&e));
+            }
+            e.exit()
+        }
+    }
+}
+
+/// The error and its causes in one line, and the help below.
+fn report(e: &CliError) -> String {
+    let mut text = format!("hypernest: {e}");
+    let mut cause = std::error::Error::source(e);
+    while let Some(e) = cause {
+        text.push_str(&format!(": {e}"));
+        cause = e.source();
+    }
+    if let Some(help) = e.help() {
+        text.push_str(&format!("\n  {help}"));
+    }
+    text
+}
+
+fn to_stderr(text: &str) {
+    // If stderr is gone too, the exit code has to say it all.
+    let _gone = writeln!(io::stderr(), "{text}");
+}
+
+/// Writes a command's result to stdout.
+///
+/// # Errors
+/// If it cannot be written as a whole.
+pub fn print(text: &str) -> Result<(), CliError> {
+    let mut stdout = io::stdout().lock();
+    stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.flush())
+        .map_err(CliError::Stdout)
+}
+
+#[cfg(test)]
+mod tests;

@@ -11,20 +11,18 @@ use super::parse::{self, BackendKind, Wrong};
 use super::problem::{ConfigError, Origin, Problem};
 use super::setting::{self, Part, Scalar, Setting, Shape};
 use super::suggest::nearest;
+use super::topology::{MAX_CPUS, topology};
 use super::{
     BootConfig, BootModule, CharBackend, CpuConfig, CpuModel, HugePageSize, Irqchip, MemoryConfig,
-    OnCrash, Topology, VmConfig,
+    OnCrash, VmConfig,
 };
+use crate::machine::layout;
 
 /// Less than this holds no kernel worth the name, beside the tables that every guest gets.
 const MIN_MEMORY: u64 = 16 << 20;
 const DEFAULT_MEMORY: u64 = 1 << 30;
-/// xAPIC ids are 8 bits, and 255 is the broadcast.
-const MAX_CPUS: u32 = 255;
-/// The port that small guests and other VMMs use for a debug-exit device.
-const DEFAULT_DEBUG_EXIT: u16 = 0xf4;
-/// The room below 4 GiB that is not RAM: RAM beyond it moves up, so the highest address is this much more than the size.
-const MAX_HOLE: u64 = 4 << 30;
+/// The widest physical address that x86-64 has.
+const MAX_PHYSICAL_BITS: u32 = 52;
 
 /// A configuration and what its author should know about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -96,7 +94,7 @@ impl<'a> Build<'a> {
         let hpet = self.switch("hpet");
         if hpet && let Some(part) = self.part("hpet") {
             let what = "there is no HPET: KVM has none";
-            self.push("hpet", &part.origin, Wrong::new(what, "no such flag"));
+            self.push("hpet", &part.origin, Wrong::new(what, "false"));
         }
         let irqchip = self.one("irqchip", |v| {
             parse::choice(v, &[("kernel", Irqchip::Kernel), ("split", Irqchip::Split)])
@@ -200,11 +198,10 @@ impl<'a> Build<'a> {
             Some(HugePageSize::Size2M) => 2 << 20,
             Some(HugePageSize::Size1G) => 1 << 30,
         };
-        let most = self
-            .host
-            .physical_bits
-            .and_then(|bits| 1u64.checked_shl(bits))
-            .map_or(u64::MAX >> 12, |end| end.saturating_sub(MAX_HOLE));
+        let bits = self.host.physical_bits.unwrap_or(MAX_PHYSICAL_BITS);
+        // RAM that does not fit below the PCI hole moves up by the hole's length.
+        let hole = layout::RAM_ABOVE_4G.0 - layout::LOW_RAM_MAX;
+        let most = (1u64 << bits.clamp(32, MAX_PHYSICAL_BITS)) - hole;
         let wrong = if size < MIN_MEMORY {
             let mut what = format!("{} is too little memory", part.value);
             if (1..MIN_MEMORY >> 10).contains(&size) {
@@ -219,7 +216,7 @@ impl<'a> Build<'a> {
                 ),
                 format!("at most {}", show(most)),
             ))
-        } else if size % page != 0 {
+        } else if !size.is_multiple_of(page) {
             Some(Wrong::new(
                 format!(
                     "{} is not a multiple of the page size {}",
@@ -292,7 +289,7 @@ impl<'a> Build<'a> {
     fn debug_exit(&mut self) -> Option<u16> {
         let part = self.part("debug-exit")?;
         if let Scalar::Boolean(wanted) = part.value {
-            return wanted.then_some(DEFAULT_DEBUG_EXIT);
+            return wanted.then_some(layout::DEBUG_EXIT_PORT);
         }
         self.parsed("debug-exit", part, |v| {
             let expected = "an I/O port from 1 to 0xffff";
@@ -474,45 +471,6 @@ fn cpu_number(value: &Scalar) -> Result<u32, Wrong> {
         Ok(number @ 1..=MAX_CPUS) => Ok(number),
         _ => Err(Wrong::new(format!("{value} is out of range"), expected)),
     }
-}
-
-/// Fills in what was left out: the first of cores, sockets and threads that is not given takes what the given ones leave,
-/// the others are 1.
-fn topology(
-    count: Option<u32>,
-    sockets: Option<u32>,
-    cores: Option<u32>,
-    threads: Option<u32>,
-) -> Result<(u32, Topology), Wrong> {
-    let given = sockets.unwrap_or(1) * cores.unwrap_or(1) * threads.unwrap_or(1);
-    let count = count.unwrap_or(given);
-    if count > MAX_CPUS {
-        return Err(Wrong::new(
-            format!("the topology makes {count} CPUs"),
-            format!("at most {MAX_CPUS}"),
-        ));
-    }
-    let mut rest = count / given;
-    let mut fill = |part: Option<u32>| part.unwrap_or_else(|| std::mem::replace(&mut rest, 1));
-    let (cores_each, socket_count, threads_each) = (fill(cores), fill(sockets), fill(threads));
-    if count % given != 0 || rest != 1 {
-        let show = |part: Option<u32>| part.map_or("any".to_owned(), |n| n.to_string());
-        return Err(Wrong::new(
-            format!(
-                "{count} CPUs cannot be {} sockets x {} cores x {} threads",
-                show(sockets),
-                show(cores),
-                show(threads),
-            ),
-            "sockets x cores x threads = the number of CPUs",
-        ));
-    }
-    let topology = Topology {
-        sockets: socket_count,
-        cores: cores_each,
-        threads: threads_each,
-    };
-    Ok((count, topology))
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 use super::*;
 use crate::config::SETTINGS;
+use crate::config::Topology;
 use proptest::prelude::*;
 
 const HOST: HostLimits = HostLimits {
@@ -355,6 +356,23 @@ fn the_examples_are_right() {
 }
 
 #[test]
+fn a_shown_configuration_gives_itself_again() {
+    let dir = files();
+    let minimal = "kernel = 'vmlinuz'";
+    let full = "kernel = 'vmlinuz'\ninitrd = 'initrd.img'\nname = 'x'\ncmdline = 'a=\"b\"'\n\
+                module = ['dom0-vmlinuz,args=a,b=c', 'initrd.img']\nmemory = '2050M,hugepages=2M'\n\
+                cpus = '8,threads=2'\ncpu = 'x86-64-v4'\nnested = true\nserial = 'file:f'\n\
+                serial2 = 'socket:s'\ndebugcon = 'stdio'\ndebug-exit = 9\nirqchip = 'split'\n\
+                on-crash = 'reset'\nstats = 's'\nkvm-leaves = true";
+    for text in [minimal, full] {
+        let config = build_in(dir.path(), text, &[]).unwrap().config;
+        let shown = config.to_toml();
+        let again = build_in(dir.path(), &shown, &[]).unwrap().config;
+        assert_eq!(config, again, "{shown}");
+    }
+}
+
+#[test]
 fn a_file_that_is_no_configuration() {
     let dir = files();
     let path = dir.path().join("x");
@@ -407,22 +425,5 @@ proptest! {
     ) {
         let flags = Flags::from_pairs([(key, value.as_str())]);
         let _ = build(None, &flags, HOST).map_err(|e| e.to_string());
-    }
-
-    /// Whatever the numbers, an accepted topology multiplies up.
-    #[test]
-    fn accepted_topologies_multiply_up(
-        count in proptest::option::of(1u32..=255),
-        sockets in proptest::option::of(1u32..=255),
-        cores in proptest::option::of(1u32..=255),
-        threads in proptest::option::of(1u32..=255),
-    ) {
-        if let Ok((n, t)) = topology(count, sockets, cores, threads) {
-            prop_assert_eq!(t.sockets * t.cores * t.threads, n);
-            prop_assert!(count.is_none_or(|count| count == n));
-            prop_assert!(sockets.is_none_or(|s| s == t.sockets));
-            prop_assert!(cores.is_none_or(|c| c == t.cores));
-            prop_assert!(threads.is_none_or(|x| x == t.threads));
-        }
     }
 }

@@ -10,7 +10,9 @@ mod host;
 mod parse;
 mod problem;
 mod setting;
+mod show;
 mod suggest;
+mod topology;
 
 pub use build::{Checked, build};
 pub use file::ConfigFile;

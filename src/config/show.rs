@@ -1,0 +1,123 @@
+//! A configuration as the file that would give it.
+
+use std::path::Path;
+
+use toml::{Table, Value};
+
+use super::{CharBackend, CpuModel, HugePageSize, Irqchip, OnCrash, VmConfig};
+
+impl VmConfig {
+    /// The whole configuration as TOML, defaults and all: as a file, it gives this configuration again.
+    pub fn to_toml(&self) -> String {
+        let mut table = Table::new();
+        let mut put = |key: &str, value: Value| {
+            table.insert(key.to_owned(), value);
+        };
+        put("name", text(&self.name));
+        put("kernel", path(&self.boot.kernel));
+        if let Some(initrd) = &self.boot.initrd {
+            put("initrd", path(initrd));
+        }
+        put("cmdline", text(&self.boot.cmdline));
+        let modules: Vec<Value> = self
+            .boot
+            .modules
+            .iter()
+            .map(|m| sub([("path", path(&m.path)), ("args", text(&m.cmdline))]))
+            .collect();
+        put("module", Value::Array(modules));
+        let size = text(&super::parse::show_size(self.memory.size));
+        put(
+            "memory",
+            match self.memory.hugepages {
+                None => size,
+                Some(HugePageSize::Size2M) => sub([("size", size), ("hugepages", text("2M"))]),
+                Some(HugePageSize::Size1G) => sub([("size", size), ("hugepages", text("1G"))]),
+            },
+        );
+        let topology = self.cpus.topology;
+        put(
+            "cpus",
+            sub([
+                ("count", number(self.cpus.count)),
+                ("sockets", number(topology.sockets)),
+                ("cores", number(topology.cores)),
+                ("threads", number(topology.threads)),
+            ]),
+        );
+        put(
+            "cpu",
+            text(match self.cpus.model {
+                CpuModel::Host => "host",
+                CpuModel::X86_64V2 => "x86-64-v2",
+                CpuModel::X86_64V3 => "x86-64-v3",
+                CpuModel::X86_64V4 => "x86-64-v4",
+            }),
+        );
+        put("nested", Value::Boolean(self.cpus.nested));
+        put("kvm-leaves", Value::Boolean(self.kvm_leaves));
+        put("serial", backend(&self.serial[0]));
+        put("serial2", backend(&self.serial[1]));
+        if let Some(debugcon) = &self.debugcon {
+            put("debugcon", backend(debugcon));
+        }
+        put(
+            "debug-exit",
+            self.debug_exit
+                .map_or(Value::Boolean(false), |port| number(port.into())),
+        );
+        put(
+            "irqchip",
+            text(match self.irqchip {
+                Irqchip::Kernel => "kernel",
+                Irqchip::Split => "split",
+            }),
+        );
+        put(
+            "on-crash",
+            text(match self.on_crash {
+                OnCrash::Continue => "continue",
+                OnCrash::Pause => "pause",
+                OnCrash::Reset => "reset",
+                OnCrash::Stop => "stop",
+            }),
+        );
+        if let Some(stats) = &self.stats {
+            put("stats", path(stats));
+        }
+        put("hpet", Value::Boolean(self.hpet));
+        table.to_string()
+    }
+}
+
+fn text(text: &str) -> Value {
+    Value::String(text.to_owned())
+}
+
+fn path(path: &Path) -> Value {
+    // Paths come from text: see the flags and the file.
+    Value::String(path.to_string_lossy().into_owned())
+}
+
+fn number(number: u32) -> Value {
+    Value::Integer(number.into())
+}
+
+fn sub<const N: usize>(pairs: [(&str, Value); N]) -> Value {
+    Value::Table(
+        pairs
+            .map(|(key, value)| (key.to_owned(), value))
+            .into_iter()
+            .collect(),
+    )
+}
+
+fn backend(backend: &CharBackend) -> Value {
+    Value::String(match backend {
+        CharBackend::None => "none".to_owned(),
+        CharBackend::Stdio => "stdio".to_owned(),
+        CharBackend::Pty => "pty".to_owned(),
+        CharBackend::File(path) => format!("file:{}", path.to_string_lossy()),
+        CharBackend::Socket(path) => format!("socket:{}", path.to_string_lossy()),
+    })
+}
