@@ -1,1 +1,39 @@
 //! The Hyper-V enlightenments: one table, its resolution, the CPUID leaves, and the synthetic MSRs that hypernest owns.
+//!
+//! An enlightenment is a piece of Hyper-V's interface that a guest may find and use instead of emulated hardware: a
+//! hypercall in place of an interrupt storm, a page in place of a clock chip, a shared page in place of VMREAD. KVM carries
+//! most of them out; user space decides which ones a guest is told of, and does the few that KVM hands up.
+//!
+//! ```text
+//!  --hv LIST ─► Request ──┐
+//!                         ├─► resolve ─► Resolved ─► cpuid_leaves   what the guest is told
+//!  host (ioctls) ─► HostHv┘     │                 ├─► vcpu_setup     what each vCPU needs before it runs, in order
+//!                               │                 ├─► msr_filter     which MSRs come to hypernest
+//!                               ▼                 ├─► reset_msrs     what a system reset puts back
+//!                            Problems             └─► Partition      the MSRs that hypernest owns
+//! ```
+//!
+//! Everything here is pure: plain values in, plain values out. Who calls KVM is elsewhere.
+
+pub mod cpuid;
+pub mod crash;
+pub mod enlightenment;
+pub mod host;
+pub mod hypercall;
+pub mod msr;
+pub mod partition;
+pub mod profile;
+pub mod request;
+pub mod resolve;
+pub mod setup;
+mod table;
+
+pub use crash::CrashReport;
+pub use enlightenment::{Enlightenment, EnlightenmentSet, Row};
+pub use host::{CpuVendor, HostHv, HvCap, KernelVersion};
+pub use hypercall::{GuestBytes, UserHypercalls};
+pub use partition::{Partition, WriteOutcome};
+pub use profile::Profile;
+pub use request::{Request, RequestProblem, Value};
+pub use resolve::{Lack, Note, Problem, Resolved, resolve};
+pub use setup::{MsrFilterRange, ResetMsrs, VcpuSetup};

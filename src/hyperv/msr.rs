@@ -1,0 +1,71 @@
+//! The numbers of Hyper-V's synthetic MSRs (TLFS, appendix "Hypervisor Synthetic MSRs").
+
+use crate::units::Msr;
+
+/// Who the guest is; 0 switches the hypercall page off.
+pub const GUEST_OS_ID: Msr = Msr(0x4000_0000);
+/// Where the hypercall page is.
+pub const HYPERCALL: Msr = Msr(0x4000_0001);
+/// The vCPU's number.
+pub const VP_INDEX: Msr = Msr(0x4000_0002);
+/// Writing 1 resets the machine.
+pub const RESET: Msr = Msr(0x4000_0003);
+/// How long the vCPU ran.
+pub const VP_RUNTIME: Msr = Msr(0x4000_0010);
+/// The reference clock, 100 ns.
+pub const TIME_REF_COUNT: Msr = Msr(0x4000_0020);
+/// Where the reference TSC page is.
+pub const REFERENCE_TSC: Msr = Msr(0x4000_0021);
+/// The TSC's frequency, Hz.
+pub const TSC_FREQUENCY: Msr = Msr(0x4000_0022);
+/// The APIC timer's frequency, Hz.
+pub const APIC_FREQUENCY: Msr = Msr(0x4000_0023);
+/// End of interrupt.
+pub const EOI: Msr = Msr(0x4000_0070);
+/// Task priority.
+pub const TPR: Msr = Msr(0x4000_0072);
+/// Where the VP assist page is.
+pub const VP_ASSIST_PAGE: Msr = Msr(0x4000_0073);
+/// Switches the synthetic interrupt controller on.
+pub const SCONTROL: Msr = Msr(0x4000_0080);
+/// The synthetic interrupt controller's version.
+pub const SVERSION: Msr = Msr(0x4000_0081);
+/// Where the event flags page is.
+pub const SIEFP: Msr = Msr(0x4000_0082);
+/// Where the message page is.
+pub const SIMP: Msr = Msr(0x4000_0083);
+/// End of message.
+pub const EOM: Msr = Msr(0x4000_0084);
+/// The first synthetic interrupt source.
+pub const SINT0: Msr = Msr(0x4000_0090);
+/// The last synthetic interrupt source.
+pub const SINT15: Msr = Msr(0x4000_009f);
+/// The first synthetic timer's configuration; its count follows, then the next timer.
+pub const STIMER0_CONFIG: Msr = Msr(0x4000_00b0);
+/// The last synthetic timer's count.
+pub const STIMER3_COUNT: Msr = Msr(0x4000_00b7);
+/// The debugger channel.
+pub const SYNDBG_CONTROL: Msr = Msr(0x4000_00f1);
+/// The debugger channel's pending buffer.
+pub const SYNDBG_PENDING_BUFFER: Msr = Msr(0x4000_00f5);
+/// The debugger channel's options.
+pub const SYNDBG_OPTIONS: Msr = Msr(0x4000_00ff);
+/// The first crash parameter.
+pub const CRASH_P0: Msr = Msr(0x4000_0100);
+/// The last crash parameter.
+pub const CRASH_P4: Msr = Msr(0x4000_0104);
+/// Reports a crash.
+pub const CRASH_CTL: Msr = Msr(0x4000_0105);
+/// Who is told, and how, when the TSC's frequency has changed.
+pub const REENLIGHTENMENT_CONTROL: Msr = Msr(0x4000_0106);
+/// Whether the guest wants its old TSC frequency emulated until it has adapted.
+pub const TSC_EMULATION_CONTROL: Msr = Msr(0x4000_0107);
+/// Whether it is being emulated; writing 0 ends it.
+pub const TSC_EMULATION_STATUS: Msr = Msr(0x4000_0108);
+/// The guest accepts an invariant TSC.
+pub const TSC_INVARIANT_CONTROL: Msr = Msr(0x4000_0118);
+/// The architectural time-stamp counter.
+pub const IA32_TSC: Msr = Msr(0x10);
+
+/// SINTx: masked, vector 0.
+pub const SINT_MASKED: u64 = 1 << 16;

@@ -1,0 +1,649 @@
+//! The table of enlightenments. Adding one is adding a row here, and code only where user space has work to do.
+//!
+//! Bits and MSRs: TLFS, "Feature and Interface Discovery" and "Virtual Processors"; what KVM reports and enforces:
+//! `kvm_get_hv_cpuid`, `hv_check_msr_access` and `hv_check_hypercall_access` in arch/x86/kvm/hyperv.c.
+
+use super::cpuid::{FEATURES, NESTED_FEATURES, RECOMMENDATIONS};
+use super::enlightenment::{
+    Argument, CpuidBits, Enlightenment as E, Migration, MsrRange, Need, Owner, Reg, Requirement,
+    Row, Scope,
+};
+use super::host::{CpuVendor, HvCap, KernelVersion};
+use super::msr;
+use crate::units::Msr;
+
+const fn bit(leaf: u32, reg: Reg, bit: u8) -> CpuidBits {
+    CpuidBits {
+        leaf,
+        reg,
+        bit,
+        reported: true,
+    }
+}
+
+/// A bit of which KVM says nothing, or nothing that decides.
+const fn silent(leaf: u32, reg: Reg, bit: u8) -> CpuidBits {
+    CpuidBits {
+        leaf,
+        reg,
+        bit,
+        reported: false,
+    }
+}
+
+const fn range(first: Msr, last: Msr, scope: Scope, reset: Option<u64>) -> MsrRange {
+    MsrRange {
+        first,
+        last,
+        scope,
+        reset,
+    }
+}
+
+const fn vm(number: Msr, reset: Option<u64>) -> MsrRange {
+    range(number, number, Scope::Vm, reset)
+}
+
+const fn vcpu(number: Msr, reset: Option<u64>) -> MsrRange {
+    range(number, number, Scope::Vcpu, reset)
+}
+
+const fn req(id: E) -> Requirement {
+    Requirement { id, only: None }
+}
+
+const fn on_intel(id: E) -> Requirement {
+    Requirement {
+        id,
+        only: Some(CpuVendor::Intel),
+    }
+}
+
+const fn linux(major: u16, minor: u16) -> KernelVersion {
+    KernelVersion::new(major, minor)
+}
+
+/// What most rows say; a row names only what differs.
+const PLAIN: Row = Row {
+    id: E::Relaxed,
+    name: "",
+    aliases: &[],
+    argument: Argument::None,
+    bits: &[],
+    msrs: &[],
+    hypercalls: &[],
+    needs: &[Need::Bits],
+    requires: &[],
+    recommends: &[],
+    conflicts: &[],
+    harmless: true,
+    since: linux(2, 34),
+    owner: Owner::Kvm,
+    migration: Migration::Free,
+    summary: "",
+    detail: "",
+};
+
+/// A field of the version leaf.
+const VERSION: Row = Row {
+    needs: &[],
+    owner: Owner::Guest,
+    detail: "Part of leaf 0x40000002, which guests read for diagnosis. Left alone it says 10.0.14393 (Windows Server 2016), as QEMU's does.",
+    ..PLAIN
+};
+
+/// One row each, in the order of [`E`].
+pub(super) static TABLE: [Row; 34] = [
+    Row {
+        id: E::Relaxed,
+        name: "hv-relaxed",
+        bits: &[bit(RECOMMENDATIONS, Reg::Eax, 5)],
+        needs: &[Need::Cap(HvCap::Hyperv), Need::Bits],
+        owner: Owner::Guest,
+        summary: "The guest relaxes its watchdogs, as its vCPUs may be kept from running.",
+        detail: "Without it Windows may stop with CLOCK_WATCHDOG_TIMEOUT on a host that is busy.",
+        ..PLAIN
+    },
+    Row {
+        id: E::Vapic,
+        name: "hv-vapic",
+        bits: &[
+            bit(FEATURES, Reg::Eax, 4),
+            silent(RECOMMENDATIONS, Reg::Eax, 3),
+        ],
+        msrs: &[
+            range(msr::EOI, msr::TPR, Scope::Vcpu, None),
+            vcpu(msr::VP_ASSIST_PAGE, Some(0)),
+        ],
+        needs: &[Need::Cap(HvCap::Vapic), Need::Bits],
+        summary: "APIC registers as MSRs, and an assist page that saves the exit at end of interrupt.",
+        detail: "The assist page is also the door to the enlightened VMCS. With hv-avic the APIC MSRs stay, but are no longer recommended: they would cost exits that the hardware's APIC saves.",
+        ..PLAIN
+    },
+    Row {
+        id: E::Spinlocks,
+        name: "hv-spinlocks",
+        argument: Argument::Number {
+            min: 1,
+            max: u32::MAX,
+        },
+        hypercalls: &[0x08],
+        needs: &[Need::Cap(HvCap::Spin)],
+        summary: "How often a guest tries a spinlock before it tells the host that it waits.",
+        detail: "A value of leaf 0x40000004.EBX. 0xfff and 0x1fff (8191) are what Windows hosts are usually given; 0xffffffff means never.",
+        ..PLAIN
+    },
+    Row {
+        id: E::VpIndex,
+        name: "hv-vpindex",
+        aliases: &["vp-index"],
+        bits: &[bit(FEATURES, Reg::Eax, 6)],
+        msrs: &[vcpu(msr::VP_INDEX, None)],
+        needs: &[Need::Cap(HvCap::VpIndex), Need::Bits],
+        since: linux(4, 14),
+        owner: Owner::Both,
+        summary: "Each vCPU can ask for its number.",
+        detail: "Linux and Windows take a hypervisor for Hyper-V only with this one. In hypernest the VP index is the order of creation.",
+        ..PLAIN
+    },
+    Row {
+        id: E::Runtime,
+        name: "hv-runtime",
+        aliases: &["vp-runtime"],
+        bits: &[bit(FEATURES, Reg::Eax, 0)],
+        msrs: &[vcpu(msr::VP_RUNTIME, Some(0))],
+        since: linux(4, 5),
+        summary: "How long a vCPU has really run, in 100 ns.",
+        detail: "A guest can tell stolen time from its own.",
+        ..PLAIN
+    },
+    Row {
+        id: E::Crash,
+        name: "hv-crash",
+        bits: &[bit(FEATURES, Reg::Edx, 10)],
+        msrs: &[range(msr::CRASH_P0, msr::CRASH_CTL, Scope::Vm, Some(0))],
+        needs: &[
+            Need::Cap(HvCap::UserSpaceMsr),
+            Need::Cap(HvCap::MsrFilter),
+            Need::Bits,
+        ],
+        since: linux(5, 10),
+        owner: Owner::Hypernest,
+        summary: "A guest that crashes leaves its stop code, four parameters and a message.",
+        detail: "KVM keeps these MSRs too (since Linux 4.5), but never says which bits the guest wrote to the control register, so it cannot tell whether there is a message: hypernest owns them through the MSR filter. The guest goes on after its report unless --on-crash says otherwise, so that Windows can write its dump.",
+        ..PLAIN
+    },
+    Row {
+        id: E::Reset,
+        name: "hv-reset",
+        bits: &[bit(FEATURES, Reg::Eax, 7)],
+        msrs: &[vm(msr::RESET, None)],
+        since: linux(4, 5),
+        owner: Owner::Both,
+        summary: "The guest can reset the machine by an MSR.",
+        detail: "Today's Hyper-V does not offer it and Windows resets through ACPI, so no profile but `all` holds it.",
+        ..PLAIN
+    },
+    Row {
+        id: E::Time,
+        name: "hv-time",
+        bits: &[bit(FEATURES, Reg::Eax, 1), bit(FEATURES, Reg::Eax, 9)],
+        msrs: &[
+            vm(msr::TIME_REF_COUNT, None),
+            vm(msr::REFERENCE_TSC, Some(0)),
+        ],
+        needs: &[Need::Cap(HvCap::Time), Need::Bits],
+        since: linux(4, 9),
+        summary: "The reference clock, and a page that turns the TSC into it without an exit.",
+        detail: "The page needs a host whose clock source is the TSC and vCPUs whose TSCs agree; else the guest falls back to an MSR, at an exit for each reading.",
+        ..PLAIN
+    },
+    Row {
+        id: E::Frequencies,
+        name: "hv-frequencies",
+        bits: &[bit(FEATURES, Reg::Eax, 11), bit(FEATURES, Reg::Edx, 8)],
+        msrs: &[range(
+            msr::TSC_FREQUENCY,
+            msr::APIC_FREQUENCY,
+            Scope::Vm,
+            None,
+        )],
+        since: linux(4, 14),
+        summary: "The frequencies of the TSC and the APIC timer as MSRs, so that nobody has to measure them.",
+        detail: "Saves a guest's calibration at boot.",
+        ..PLAIN
+    },
+    Row {
+        id: E::Reenlightenment,
+        name: "hv-reenlightenment",
+        bits: &[bit(FEATURES, Reg::Eax, 13)],
+        msrs: &[range(
+            msr::REENLIGHTENMENT_CONTROL,
+            msr::TSC_EMULATION_STATUS,
+            Scope::Vm,
+            Some(0),
+        )],
+        needs: &[
+            Need::Cap(HvCap::UserSpaceMsr),
+            Need::Cap(HvCap::MsrFilter),
+            Need::Bits,
+        ],
+        recommends: &[E::Frequencies],
+        since: linux(5, 10),
+        owner: Owner::Hypernest,
+        summary: "A guest that is a hypervisor is told when the TSC's frequency changes under it.",
+        detail: "KVM stores these MSRs (since Linux 4.17) but never acts on them: hypernest owns them through the MSR filter. KVM is told of TSC_EMULATION_CONTROL, as it leaves the reference TSC page alone while that is set. Linux listens only if hv-frequencies is on as well.",
+        ..PLAIN
+    },
+    Row {
+        id: E::TscInvariant,
+        name: "hv-tsc-invariant",
+        aliases: &["invtsc", "tsc-invariant-control"],
+        bits: &[bit(FEATURES, Reg::Eax, 15)],
+        msrs: &[vm(msr::TSC_INVARIANT_CONTROL, Some(0))],
+        needs: &[Need::Bits, Need::InvariantTsc],
+        since: linux(6, 3),
+        migration: Migration::If(
+            "the destination can give the very same TSC frequency (TSC scaling)",
+        ),
+        summary: "The guest may ask for an invariant TSC, and then use it as its clock.",
+        detail: "KVM shows CPUID 0x80000007.EDX[8] only after the guest has set the MSR. A promise that the frequency never changes, so no profile but `all` holds it. QEMU has no flag for it.",
+        ..PLAIN
+    },
+    Row {
+        id: E::Synic,
+        name: "hv-synic",
+        bits: &[
+            bit(FEATURES, Reg::Eax, 2),
+            bit(FEATURES, Reg::Ebx, 4),
+            bit(FEATURES, Reg::Ebx, 5),
+        ],
+        msrs: &[
+            vcpu(msr::SCONTROL, Some(0)),
+            vcpu(msr::SVERSION, None),
+            range(msr::SIEFP, msr::SIMP, Scope::Vcpu, Some(0)),
+            vcpu(msr::EOM, None),
+            // Masked, vector 0: TLFS, "SINTx Registers".
+            range(msr::SINT0, msr::SINT15, Scope::Vcpu, Some(msr::SINT_MASKED)),
+        ],
+        hypercalls: &[0x5c, 0x5d],
+        needs: &[Need::Cap(HvCap::Synic2), Need::Bits],
+        requires: &[req(E::VpIndex)],
+        since: linux(4, 14),
+        owner: Owner::Both,
+        summary: "The synthetic interrupt controller: sixteen sources, with messages and event flags.",
+        detail: "Needed for synthetic timers. There is no VMBus: a message or event that the guest sends is answered with INVALID_CONNECTION_ID.",
+        ..PLAIN
+    },
+    Row {
+        id: E::Stimer,
+        name: "hv-stimer",
+        bits: &[bit(FEATURES, Reg::Eax, 3)],
+        msrs: &[range(
+            msr::STIMER0_CONFIG,
+            msr::STIMER3_COUNT,
+            Scope::Vcpu,
+            Some(0),
+        )],
+        requires: &[req(E::Synic), req(E::Time)],
+        recommends: &[E::StimerDirect],
+        since: linux(4, 5),
+        summary: "Four timers for each vCPU.",
+        detail: "Without them Windows keeps time with the HPET or RTC and burns the host's CPU when idle.",
+        ..PLAIN
+    },
+    Row {
+        id: E::StimerDirect,
+        name: "hv-stimer-direct",
+        bits: &[bit(FEATURES, Reg::Edx, 19)],
+        requires: &[req(E::Stimer)],
+        since: linux(5, 0),
+        summary: "Synthetic timers that interrupt without a message.",
+        detail: "Hyper-V inside the guest uses synthetic timers in this mode only.",
+        ..PLAIN
+    },
+    Row {
+        id: E::TlbFlush,
+        name: "hv-tlbflush",
+        bits: &[
+            bit(RECOMMENDATIONS, Reg::Eax, 2),
+            bit(RECOMMENDATIONS, Reg::Eax, 11),
+        ],
+        hypercalls: &[0x02, 0x03, 0x13, 0x14],
+        needs: &[Need::Cap(HvCap::TlbFlush), Need::Bits],
+        requires: &[req(E::VpIndex)],
+        since: linux(4, 18),
+        summary: "One hypercall flushes the TLBs of other vCPUs, and does not wait for those that are not running.",
+        detail: "Pays when there are more vCPUs than CPUs; costs little otherwise.",
+        ..PLAIN
+    },
+    Row {
+        id: E::TlbFlushExt,
+        name: "hv-tlbflush-ext",
+        bits: &[bit(FEATURES, Reg::Edx, 14)],
+        requires: &[req(E::TlbFlush)],
+        since: linux(6, 2),
+        summary: "Larger ranges in one TLB flush hypercall.",
+        ..PLAIN
+    },
+    Row {
+        id: E::TlbFlushDirect,
+        name: "hv-tlbflush-direct",
+        bits: &[bit(NESTED_FEATURES, Reg::Eax, 17)],
+        needs: &[Need::Bits, Need::Nested],
+        requires: &[req(E::Vapic), on_intel(E::Evmcs)],
+        since: linux(6, 2),
+        summary: "The host's KVM itself answers the TLB flush hypercalls of guests inside the guest.",
+        detail: "The hypervisor inside opts in through its assist page and the enlightened VMCS (Intel) or the VMCB (AMD).",
+        ..PLAIN
+    },
+    Row {
+        id: E::Ipi,
+        name: "hv-ipi",
+        bits: &[
+            bit(RECOMMENDATIONS, Reg::Eax, 10),
+            bit(RECOMMENDATIONS, Reg::Eax, 11),
+        ],
+        hypercalls: &[0x0b, 0x15],
+        needs: &[Need::Cap(HvCap::SendIpi), Need::Bits],
+        requires: &[req(E::VpIndex)],
+        since: linux(4, 20),
+        summary: "One hypercall interrupts many vCPUs.",
+        ..PLAIN
+    },
+    Row {
+        id: E::XmmInput,
+        name: "hv-xmm-input",
+        bits: &[bit(FEATURES, Reg::Edx, 4)],
+        since: linux(5, 14),
+        summary: "Flush and IPI hypercalls may carry their input in XMM registers.",
+        ..PLAIN
+    },
+    Row {
+        id: E::ExtHypercalls,
+        name: "hv-ext-hypercalls",
+        aliases: &["extended-hypercalls"],
+        bits: &[bit(FEATURES, Reg::Ebx, 20)],
+        hypercalls: &[0x8001],
+        since: linux(6, 3),
+        owner: Owner::Hypernest,
+        summary: "The guest may ask which extended hypercalls there are. There are none.",
+        detail: "HvExtCallQueryCapabilities answers 0. Holds the place for memory hot-add and page reporting. QEMU has no flag for it.",
+        ..PLAIN
+    },
+    Row {
+        id: E::Avic,
+        name: "hv-avic",
+        aliases: &["apicv"],
+        bits: &[bit(RECOMMENDATIONS, Reg::Eax, 9)],
+        needs: &[Need::Bits, Need::ActiveApicv],
+        harmless: false,
+        since: linux(5, 15),
+        owner: Owner::Guest,
+        summary: "The guest stops using AutoEOI, which would switch the hardware's virtual APIC off.",
+        detail: "Only for hosts where KVM uses APICv or AVIC: elsewhere the guest gives up AutoEOI for nothing. Takes back the recommendation of hv-vapic's MSRs.",
+        ..PLAIN
+    },
+    Row {
+        id: E::Evmcs,
+        name: "hv-evmcs",
+        bits: &[bit(RECOMMENDATIONS, Reg::Eax, 14)],
+        needs: &[
+            Need::Intel,
+            Need::Nested,
+            Need::Cap(HvCap::EnlightenedVmcs),
+            Need::EvmcsVersion,
+            Need::Bits,
+        ],
+        requires: &[req(E::Vapic)],
+        harmless: false,
+        since: linux(4, 20),
+        owner: Owner::Both,
+        migration: Migration::If("the destination's KVM has an enlightened VMCS of this version"),
+        summary: "The hypervisor inside the guest keeps its VMCS in a shared page, so that VMREAD and VMWRITE cost no exit.",
+        detail: "Leaf 0x4000000A says version 1, and, where KVM has it (Linux 6.1), that PERF_GLOBAL_CTRL is part of it. Offering it takes posted interrupts, virtual APIC registers, the preemption timer, shadow VMCS, PML, TSC scaling and more from the guest's VMX even if the guest never uses it, and cannot be undone for a running VM.",
+        ..PLAIN
+    },
+    Row {
+        id: E::EmsrBitmap,
+        name: "hv-emsr-bitmap",
+        bits: &[bit(NESTED_FEATURES, Reg::Eax, 19)],
+        needs: &[Need::Bits, Need::Nested],
+        requires: &[on_intel(E::Evmcs)],
+        since: linux(5, 17),
+        summary: "The host's KVM rebuilds the MSR bitmap of a guest inside the guest only when told that it changed.",
+        ..PLAIN
+    },
+    Row {
+        id: E::NoNonarchCoresharing,
+        name: "hv-no-nonarch-coresharing",
+        argument: Argument::OnOffAuto,
+        bits: &[silent(RECOMMENDATIONS, Reg::Eax, 18)],
+        needs: &[],
+        harmless: false,
+        since: linux(5, 5),
+        owner: Owner::Guest,
+        migration: Migration::BlockedIfAuto(
+            "it says what is true of this host; say on or off instead",
+        ),
+        summary: "Tells the guest that two of its vCPUs share a core only where its topology shows it.",
+        detail: "`on` is your promise that vCPUs are pinned so; `auto` takes KVM's word, which is yes only where SMT is impossible. A guest that believes it may leave out mitigations between siblings.",
+        ..PLAIN
+    },
+    Row {
+        id: E::VendorId,
+        name: "hv-vendor-id",
+        argument: Argument::Text { max: 12 },
+        needs: &[],
+        harmless: false,
+        owner: Owner::Guest,
+        summary: "The vendor string in leaf 0x40000000, up to 12 bytes.",
+        detail: "Left alone it is \"Microsoft Hv\". Linux guests take nothing else for Hyper-V; no Windows is known to care.",
+        ..PLAIN
+    },
+    Row {
+        id: E::VersionIdBuild,
+        name: "hv-version-id-build",
+        argument: Argument::Number {
+            min: 0,
+            max: u32::MAX,
+        },
+        summary: "The build number in the version leaf.",
+        ..VERSION
+    },
+    Row {
+        id: E::VersionIdMajor,
+        name: "hv-version-id-major",
+        argument: Argument::Number {
+            min: 0,
+            max: 0xffff,
+        },
+        summary: "The major version.",
+        ..VERSION
+    },
+    Row {
+        id: E::VersionIdMinor,
+        name: "hv-version-id-minor",
+        argument: Argument::Number {
+            min: 0,
+            max: 0xffff,
+        },
+        summary: "The minor version.",
+        ..VERSION
+    },
+    Row {
+        id: E::VersionIdSpack,
+        name: "hv-version-id-spack",
+        argument: Argument::Number {
+            min: 0,
+            max: u32::MAX,
+        },
+        summary: "The service pack.",
+        ..VERSION
+    },
+    Row {
+        id: E::VersionIdSbranch,
+        name: "hv-version-id-sbranch",
+        argument: Argument::Number { min: 0, max: 0xff },
+        summary: "The service branch.",
+        ..VERSION
+    },
+    Row {
+        id: E::VersionIdSnumber,
+        name: "hv-version-id-snumber",
+        argument: Argument::Number {
+            min: 0,
+            max: 0x00ff_ffff,
+        },
+        summary: "The service number.",
+        ..VERSION
+    },
+    Row {
+        id: E::EnforceCpuid,
+        name: "hv-enforce-cpuid",
+        needs: &[Need::Cap(HvCap::EnforceCpuid)],
+        harmless: false,
+        since: linux(5, 14),
+        summary: "KVM refuses the MSRs and hypercalls that CPUID does not announce.",
+        detail: "Without it every synthetic MSR and hypercall that KVM has works for any guest that sees Hyper-V. A smaller surface; but a guest that is careless about the bits meets #GP.",
+        ..PLAIN
+    },
+    Row {
+        id: E::Passthrough,
+        name: "hv-passthrough",
+        needs: &[Need::Cap(HvCap::Hyperv)],
+        conflicts: &[E::Syndbg],
+        harmless: false,
+        since: linux(5, 11),
+        migration: Migration::Blocked("what the guest sees depends on the host's kernel"),
+        summary: "Everything that this host's KVM reports, with its values.",
+        detail: "The profile `passthrough`. The vendor string is KVM's own then (\"Linux KVM Hv\"), so that Linux guests do not see Hyper-V unless hv-vendor-id says otherwise. For experiments.",
+        ..PLAIN
+    },
+    Row {
+        id: E::Syndbg,
+        name: "hv-syndbg",
+        bits: &[bit(FEATURES, Reg::Edx, 11)],
+        msrs: &[
+            range(
+                msr::SYNDBG_CONTROL,
+                msr::SYNDBG_PENDING_BUFFER,
+                Scope::Vm,
+                None,
+            ),
+            vm(msr::SYNDBG_OPTIONS, None),
+        ],
+        hypercalls: &[0x69, 0x6a, 0x6b],
+        needs: &[Need::NotYet],
+        requires: &[req(E::Synic), req(E::Relaxed)],
+        conflicts: &[E::Passthrough],
+        harmless: false,
+        since: linux(5, 8),
+        owner: Owner::Hypernest,
+        migration: Migration::Blocked("a debugger's connection stays where it is"),
+        summary: "The synthetic debugger channel for Windows' kernel debugger. Not yet.",
+        detail: "Announcing it without a debugger behind keeps Windows from booting.",
+        ..PLAIN
+    },
+];
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    #[test]
+    fn every_row_stands_at_its_own_place() {
+        for (index, row) in TABLE.iter().enumerate() {
+            assert_eq!(row.id as usize, index, "{}", row.name);
+        }
+    }
+
+    #[test]
+    fn names_are_unique_and_in_normal_form() {
+        let mut seen = BTreeMap::new();
+        for row in &TABLE {
+            assert!(row.name.starts_with("hv-"), "{}", row.name);
+            for spelling in row.spellings() {
+                assert_eq!(super::super::enlightenment::normalize(spelling), spelling);
+                assert_eq!(seen.insert(spelling, row.name), None, "{spelling}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_row_has_a_line_that_ends_like_a_sentence() {
+        for row in &TABLE {
+            assert!(row.summary.ends_with('.'), "{}", row.name);
+            assert!(row.summary.len() <= 120, "{}", row.name);
+            assert!(
+                row.detail.is_empty() || row.detail.ends_with('.'),
+                "{}",
+                row.name
+            );
+        }
+    }
+
+    #[test]
+    fn a_row_that_asks_kvm_for_bits_names_bits() {
+        for row in &TABLE {
+            assert_eq!(
+                row.needs.contains(&Need::Bits),
+                row.bits.iter().any(|b| b.reported) && row.id != E::Syndbg,
+                "{}",
+                row.name
+            );
+        }
+    }
+
+    #[test]
+    fn no_msr_has_two_owners() {
+        let mut owners = BTreeMap::new();
+        for row in &TABLE {
+            for range in row.msrs {
+                assert!(range.first <= range.last, "{}", row.name);
+                for number in range.first.0..=range.last.0 {
+                    assert_eq!(
+                        owners.insert(number, row.name),
+                        None,
+                        "{number:#x} of {}",
+                        row.name
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn conflicts_are_mutual_and_requirements_have_no_cycle() {
+        for row in &TABLE {
+            for other in row.conflicts {
+                assert!(other.row().conflicts.contains(&row.id), "{}", row.name);
+            }
+            let mut reached: Vec<E> = row.requires.iter().map(|r| r.id).collect();
+            let mut at = 0;
+            while let Some(id) = reached.get(at).copied() {
+                assert_ne!(id, row.id, "{} requires itself", row.name);
+                reached.extend(id.row().requires.iter().map(|r| r.id));
+                at += 1;
+            }
+        }
+    }
+
+    #[test]
+    fn names_are_found_however_they_are_spelled() {
+        for spelling in [
+            "hv-stimer-direct",
+            "hv_stimer_direct",
+            "stimer-direct",
+            "STIMER_Direct",
+            " stimer_direct ",
+        ] {
+            assert_eq!(E::by_name(spelling), Some(E::StimerDirect), "{spelling}");
+        }
+        assert_eq!(E::by_name("apicv"), Some(E::Avic));
+        assert_eq!(E::by_name("hv-hv-time"), None);
+        assert_eq!(E::by_name(""), None);
+    }
+}
