@@ -1,1 +1,24 @@
-//! The platform's devices. None of them knows KVM.
+//! The platform's devices. None of them knows KVM: each answers accesses from the bus, drives the interrupt lines it was
+//! given, and reports what concerns the VM as a whole through a [`LifeHandle`](crate::life::LifeHandle).
+//!
+//! ```text
+//!   vCPU ──► bus ──► Serial, Cmos, AcpiPm, …        (one lock: the device's own)
+//!                       ▲      │ Waker
+//!                       │      ▼
+//!                    IoThread: input, output, deadlines ──► terminal, file, pty, socket
+//! ```
+
+pub mod acpi_pm;
+pub mod char;
+pub mod clock;
+pub mod debug;
+pub mod i8042;
+pub mod io_thread;
+pub mod port92;
+pub mod post;
+pub mod pvpanic;
+pub mod reset;
+pub mod serial;
+
+#[cfg(test)]
+pub(crate) mod testing;

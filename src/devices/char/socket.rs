@@ -1,0 +1,129 @@
+//! A Unix socket to listen on: stale files taken over, foreign ones left alone, the own one removed at the end.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+use super::CharError;
+
+/// A listening socket and its file.
+#[derive(Debug)]
+pub(super) struct Listener {
+    socket: UnixListener,
+    path: PathBuf,
+    /// Device and inode of the file made, so that a successor's file is not removed.
+    identity: Option<(u64, u64)>,
+}
+
+impl Listener {
+    pub(super) fn bind(device: &str, path: &Path) -> Result<Self, CharError> {
+        let failed = |action, source| CharError::Path {
+            device: device.to_owned(),
+            action,
+            path: path.to_owned(),
+            source,
+        };
+        let in_use = |obstacle| CharError::SocketInUse {
+            device: device.to_owned(),
+            path: path.to_owned(),
+            obstacle,
+        };
+        match fs::symlink_metadata(path) {
+            Ok(meta) if !meta.file_type().is_socket() => return Err(in_use("is not a socket")),
+            Ok(_) => match UnixStream::connect(path) {
+                Ok(_) => return Err(in_use("is in use by a running program")),
+                // Refused: nobody listens, a former run left it behind.
+                Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => {
+                    fs::remove_file(path).map_err(|e| failed("removing the stale socket", e))?;
+                }
+                Err(e) => return Err(failed("trying the existing socket", e)),
+            },
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => return Err(failed("looking at", e)),
+        }
+        let socket = UnixListener::bind(path).map_err(|e| failed("listening on", e))?;
+        let listener = Self {
+            socket,
+            path: path.to_owned(),
+            identity: identity(path),
+        };
+        listener
+            .socket
+            .set_nonblocking(true)
+            .map_err(|e| failed("listening on", e))?;
+        Ok(listener)
+    }
+
+    /// The next client, if one waits.
+    pub(super) fn accept(&self) -> io::Result<UnixStream> {
+        let (stream, _) = self.socket.accept()?;
+        stream.set_nonblocking(true)?;
+        Ok(stream)
+    }
+
+    pub(super) fn socket(&self) -> &UnixListener {
+        &self.socket
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        if self.identity.is_some() && identity(&self.path) == self.identity {
+            // Gone already is as good.
+            let _gone = fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    fs::symlink_metadata(path).ok().map(|m| (m.dev(), m.ino()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stale_socket_is_taken_over_and_the_own_one_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("com1");
+        // std leaves the file behind when a listener is dropped: a stale socket.
+        drop(UnixListener::bind(&path).unwrap());
+        assert!(path.exists());
+        let listener = Listener::bind("serial0", &path).unwrap();
+        drop(UnixStream::connect(&path).unwrap());
+        drop(listener);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn what_is_in_use_or_no_socket_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("com1");
+        let first = Listener::bind("serial0", &path).unwrap();
+        let error = Listener::bind("serial1", &path).unwrap_err();
+        assert!(
+            error.to_string().contains("is in use by a running program"),
+            "{error}"
+        );
+        drop(first);
+
+        fs::write(&path, "precious").unwrap();
+        let error = Listener::bind("serial1", &path).unwrap_err();
+        assert!(error.to_string().contains("is not a socket"), "{error}");
+        assert_eq!(fs::read(&path).unwrap(), b"precious");
+    }
+
+    #[test]
+    fn a_successors_socket_is_not_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("com1");
+        let first = Listener::bind("serial0", &path).unwrap();
+        fs::rename(&path, dir.path().join("moved")).unwrap();
+        let _second = Listener::bind("serial0", &path).unwrap();
+        drop(first);
+        assert!(path.exists());
+    }
+}

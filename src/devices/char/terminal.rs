@@ -1,0 +1,102 @@
+//! The user's terminal in raw mode, and its way back.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Mutex, Once};
+
+use nix::sys::termios::{
+    InputFlags, LocalFlags, OutputFlags, SetArg, SpecialCharacterIndices, Termios, cfmakeraw,
+    tcgetattr, tcsetattr,
+};
+
+use crate::bus::lock;
+
+/// The modes to go back to, while a guard lives. Global, because the panic hook and the last exit path need it.
+static SAVED: Mutex<Option<Termios>> = Mutex::new(None);
+
+/// Standard input in raw mode; dropped, the modes are as before. At most one lives at a time.
+#[derive(Debug)]
+pub(super) struct RawTerminal(());
+
+impl RawTerminal {
+    /// Puts standard input, which must be a terminal, into raw mode.
+    pub(super) fn enter() -> io::Result<Self> {
+        let stdin = io::stdin();
+        let before = tcgetattr(&stdin)?;
+        let raw = raw_modes(&before);
+        // A panic must restore before its message is printed, and also when the panicking thread owns no guard.
+        static HOOK: Once = Once::new();
+        HOOK.call_once(|| {
+            let previous = std::panic::take_hook();
+            std::panic::set_hook(Box::new(move |info| {
+                restore();
+                previous(info);
+            }));
+        });
+        *lock(&SAVED) = Some(before);
+        set(stdin.as_fd(), &raw).inspect_err(|_| restore())?;
+        Ok(Self(()))
+    }
+}
+
+impl Drop for RawTerminal {
+    fn drop(&mut self) {
+        restore();
+    }
+}
+
+/// Brings the terminal back to the modes it had. Does nothing if it is not in raw mode. For paths that end the process
+/// without unwinding; otherwise the guard does it.
+pub fn restore() {
+    if let Some(before) = lock(&SAVED).take() {
+        // Nothing can be done about a terminal that is gone.
+        let _gone = set(io::stdin().as_fd(), &before);
+    }
+}
+
+fn set(terminal: BorrowedFd<'_>, modes: &Termios) -> io::Result<()> {
+    tcsetattr(terminal, SetArg::TCSANOW, modes).map_err(io::Error::from)
+}
+
+/// Raw input, but output processing left on: the guest's `\r\n` survives it, and hypernest's own messages need it.
+fn raw_modes(before: &Termios) -> Termios {
+    let mut raw = before.clone();
+    cfmakeraw(&mut raw);
+    raw.output_flags.set(
+        OutputFlags::OPOST,
+        before.output_flags.contains(OutputFlags::OPOST),
+    );
+    debug_assert!(!raw.input_flags.contains(InputFlags::IXON));
+    debug_assert!(!raw.local_flags.contains(LocalFlags::ISIG));
+    raw.control_chars[SpecialCharacterIndices::VMIN as usize] = 1;
+    raw.control_chars[SpecialCharacterIndices::VTIME as usize] = 0;
+    raw
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::pty::openpty;
+
+    #[test]
+    fn raw_mode_passes_every_key_on_and_keeps_output_processing() {
+        let pty = openpty(None, None).unwrap();
+        let before = tcgetattr(&pty.slave).unwrap();
+        assert!(before.local_flags.contains(LocalFlags::ISIG));
+        set(pty.slave.as_fd(), &raw_modes(&before)).unwrap();
+        let now = tcgetattr(&pty.slave).unwrap();
+        assert!(!now.local_flags.intersects(
+            LocalFlags::ISIG | LocalFlags::ICANON | LocalFlags::ECHO | LocalFlags::IEXTEN
+        ));
+        assert!(
+            !now.input_flags
+                .intersects(InputFlags::IXON | InputFlags::ICRNL)
+        );
+        assert_eq!(
+            now.output_flags.contains(OutputFlags::OPOST),
+            before.output_flags.contains(OutputFlags::OPOST)
+        );
+        set(pty.slave.as_fd(), &before).unwrap();
+        assert_eq!(tcgetattr(&pty.slave).unwrap(), before);
+    }
+}

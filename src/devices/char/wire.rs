@@ -1,0 +1,291 @@
+//! The user's side of a line: one turn of carrying bytes between descriptors and a device, whatever the backend.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use tracing::{info, warn};
+
+use super::CharDevice;
+use super::escape::{EscapeKeys, HELP, Key};
+use super::socket::Listener;
+use super::terminal::RawTerminal;
+use crate::life::{LifeEvent, LifeHandle, Request};
+
+/// The most that is read or written at once. A pipe that polls writable takes PIPE_BUF (4096) bytes without blocking.
+const CHUNK: usize = 4096;
+
+/// How often a pseudo-terminal that nobody has open is looked at: Linux reports its opening in no other way.
+const PTY_LOOK: Duration = Duration::from_millis(500);
+
+/// The descriptors of a wire, in the order in which their readiness is passed back.
+pub(in crate::devices) const SLOTS: usize = 3;
+const INPUT: usize = 0;
+const OUTPUT: usize = 1;
+const LISTENER: usize = 2;
+
+/// One connected backend.
+#[derive(Debug)]
+pub struct Wire {
+    pub(super) device: String,
+    pub(super) input: Option<Arc<File>>,
+    pub(super) output: Option<Arc<File>>,
+    pub(super) listener: Option<Listener>,
+    /// The master side; `input` and `output` are it too while somebody has the other side open.
+    pub(super) pty: Option<Arc<File>>,
+    pub(super) keys: Option<(EscapeKeys, LifeHandle)>,
+    /// Holds the terminal in raw mode; such an input is read even if the guest does not listen.
+    pub(super) terminal: Option<RawTerminal>,
+    /// Input that the device has no room for yet. At most two chunks.
+    arrived: VecDeque<Key>,
+    /// Output that the backend did not take yet. At most one chunk and the help text.
+    leaving: Vec<u8>,
+}
+
+impl Wire {
+    /// A wire with nothing at the user's end yet.
+    pub(super) fn new(device: &str) -> Self {
+        Self {
+            device: device.to_owned(),
+            input: None,
+            output: None,
+            listener: None,
+            pty: None,
+            keys: None,
+            terminal: None,
+            arrived: VecDeque::new(),
+            leaving: Vec::new(),
+        }
+    }
+
+    /// What to poll for, per slot; `None` for a slot without interest.
+    pub(in crate::devices) fn interest(&self) -> [Option<(BorrowedFd<'_>, PollFlags)>; SLOTS] {
+        let wants_input = self.arrived.is_empty() || self.terminal.is_some();
+        // A peer that can hang up is watched for that always, so that another can take its place.
+        let can_leave = self.listener.is_some() || self.pty.is_some();
+        let events = if wants_input {
+            PollFlags::POLLIN
+        } else {
+            PollFlags::empty()
+        };
+        let input = self
+            .input
+            .as_ref()
+            .filter(|_| wants_input || can_leave)
+            .map(|f| (f.as_fd(), events));
+        let events = if self.leaving.is_empty() {
+            PollFlags::empty()
+        } else {
+            PollFlags::POLLOUT
+        };
+        let output = self
+            .output
+            .as_ref()
+            .filter(|_| !self.leaving.is_empty() || (can_leave && self.input.is_none()))
+            .map(|f| (f.as_fd(), events));
+        let listener = self
+            .listener
+            .as_ref()
+            .filter(|_| self.output.is_none())
+            .map(|l| (l.socket().as_fd(), PollFlags::POLLIN));
+        [input, output, listener]
+    }
+
+    /// How long polling may last at most.
+    pub(in crate::devices) fn patience(&self) -> Option<Duration> {
+        (self.pty.is_some() && self.output.is_none()).then_some(PTY_LOOK)
+    }
+
+    /// Acts on what polling said, then exchanges bytes with the device.
+    pub(in crate::devices) fn turn(
+        &mut self,
+        ready: [PollFlags; SLOTS],
+        device: &mut dyn CharDevice,
+    ) {
+        if ready[LISTENER].contains(PollFlags::POLLIN) {
+            self.accept();
+        }
+        self.look_for_pty_user();
+        if !ready[OUTPUT].is_empty() {
+            self.send();
+        }
+        if !ready[INPUT].is_empty() {
+            self.receive(ready[INPUT]);
+        }
+        self.deliver(device);
+        self.collect(device);
+    }
+
+    /// Whether output waits for the backend.
+    pub(in crate::devices) fn has_output(&self) -> bool {
+        !self.leaving.is_empty()
+    }
+
+    fn accept(&mut self) {
+        let Some(listener) = &self.listener else {
+            return;
+        };
+        match listener.accept() {
+            Ok(stream) => {
+                info!(device = self.device, "a client connected");
+                let stream = Arc::new(File::from(OwnedFd::from(stream)));
+                self.input = Some(stream.clone());
+                self.output = Some(stream);
+            }
+            Err(e) if is_transient(&e) => {}
+            // The client is gone again, or descriptors are short: the next one may fare better.
+            Err(error) => warn!(device = self.device, %error, "cannot accept a client"),
+        }
+    }
+
+    fn look_for_pty_user(&mut self) {
+        if let Some(master) = &self.pty
+            && self.output.is_none()
+        {
+            let mut fds = [PollFd::new(master.as_fd(), PollFlags::empty())];
+            let hung_up = poll(&mut fds, PollTimeout::ZERO).is_ok_and(|n| n > 0);
+            if !hung_up {
+                self.input = Some(master.clone());
+                self.output = Some(master.clone());
+            }
+        }
+    }
+
+    fn receive(&mut self, ready: PollFlags) {
+        let Some(input) = self.input.clone() else {
+            return;
+        };
+        if !self.arrived.is_empty() && self.terminal.is_none() {
+            // Only a hang-up is reported while input is not asked for.
+            if ready.intersects(PollFlags::POLLHUP | PollFlags::POLLERR) {
+                self.disconnect();
+            }
+            return;
+        }
+        let mut chunk = [0; CHUNK];
+        match (&*input).read(&mut chunk) {
+            Ok(0) if self.pty.is_some() => self.disconnect(),
+            // End of input. The output stays: a client may have closed only its sending side.
+            Ok(0) => {
+                self.input = None;
+                if self.listener.is_some() && ready.contains(PollFlags::POLLHUP) {
+                    self.disconnect();
+                }
+            }
+            Ok(count) => {
+                for byte in &chunk[..count] {
+                    self.key(*byte);
+                }
+            }
+            Err(e) if is_transient(&e) => {}
+            Err(_) if self.listener.is_some() || self.pty.is_some() => self.disconnect(),
+            Err(error) => {
+                warn!(device = self.device, %error, "input failed: the guest gets no more of it");
+                self.input = None;
+            }
+        }
+    }
+
+    fn key(&mut self, byte: u8) {
+        let key = match &mut self.keys {
+            Some((keys, _)) => keys.key(byte),
+            None => Key::Guest(byte),
+        };
+        match key {
+            // Typed at a guest that has not listened for thousands of keys: there is no use in keeping more.
+            Key::Guest(_) | Key::Break => {
+                if self.arrived.len() < 2 * CHUNK {
+                    self.arrived.push_back(key);
+                }
+            }
+            Key::Swallowed => {}
+            Key::Quit => {
+                if let Some((_, life)) = &self.keys {
+                    life.send(LifeEvent::Request(Request::Kill));
+                }
+            }
+            Key::Help => {
+                if self.leaving.len() < 2 * CHUNK {
+                    self.leaving.extend_from_slice(HELP.as_bytes());
+                }
+            }
+        }
+    }
+
+    fn deliver(&mut self, device: &mut dyn CharDevice) {
+        let mut run = [0; 64];
+        while !self.arrived.is_empty() {
+            let room = device.input_room().min(run.len());
+            if room == 0 {
+                return;
+            }
+            let mut count = 0;
+            while count < room
+                && let Some(Key::Guest(byte)) = self.arrived.front().copied()
+            {
+                run[count] = byte;
+                count += 1;
+                self.arrived.pop_front();
+            }
+            device.input(&run[..count]);
+            if self.arrived.front() == Some(&Key::Break) {
+                self.arrived.pop_front();
+                device.input_break();
+            }
+        }
+    }
+
+    fn collect(&mut self, device: &mut dyn CharDevice) {
+        if self.output.is_none() {
+            // Nobody there: as on a line without a cable.
+            self.leaving.clear();
+            let mut dropped = [0; CHUNK];
+            while device.take_output(&mut dropped) == CHUNK {}
+        } else if self.leaving.is_empty() {
+            let mut chunk = [0; CHUNK];
+            let count = device.take_output(&mut chunk);
+            self.leaving.extend_from_slice(&chunk[..count]);
+        }
+    }
+
+    fn send(&mut self) {
+        let Some(output) = self.output.clone() else {
+            return;
+        };
+        if self.leaving.is_empty() {
+            // Polled for a hang-up only.
+            self.disconnect();
+            return;
+        }
+        let count = self.leaving.len().min(CHUNK);
+        match (&*output).write(&self.leaving[..count]) {
+            Ok(written) => {
+                self.leaving.drain(..written);
+            }
+            Err(e) if is_transient(&e) => {}
+            Err(_) if self.listener.is_some() || self.pty.is_some() => self.disconnect(),
+            Err(error) => {
+                warn!(device = self.device, %error, "output failed: the guest runs on, its output is dropped");
+                self.output = None;
+            }
+        }
+    }
+
+    fn disconnect(&mut self) {
+        if self.listener.is_some() {
+            info!(device = self.device, "the client left");
+        }
+        self.input = None;
+        self.output = None;
+        self.arrived.clear();
+        self.leaving.clear();
+    }
+}
+
+fn is_transient(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted)
+}

@@ -1,0 +1,58 @@
+//! Where devices take the time from: the host's clocks, or a hand-set one in tests.
+
+use std::fmt;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// The two clocks that devices need.
+pub trait Clock: Send + Sync + fmt::Debug {
+    /// Time since some fixed point; never goes back.
+    fn monotonic(&self) -> Duration;
+
+    /// UTC since 1970-01-01; may step.
+    fn wall(&self) -> Duration;
+}
+
+/// The host's clocks.
+#[derive(Debug)]
+pub struct HostClock {
+    start: Instant,
+}
+
+impl HostClock {
+    /// The monotonic clock starts at zero now.
+    pub fn new() -> Self {
+        Self {
+            start: Instant::now(),
+        }
+    }
+}
+
+impl Default for HostClock {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Clock for HostClock {
+    fn monotonic(&self) -> Duration {
+        self.start.elapsed()
+    }
+
+    fn wall(&self) -> Duration {
+        // A host clock before 1970 is unset: the epoch is as good a guess as any.
+        SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default()
+    }
+}
+
+/// A device that has something to do at a certain time, not only when the guest looks.
+///
+/// A guest access that brings the time nearer must be followed by [`Waker::wake`](super::io_thread::Waker::wake).
+pub trait Timed: Send {
+    /// How long until [`Timed::tick`] has something to do; `None` while nothing is planned.
+    fn until_due(&self) -> Option<Duration>;
+
+    /// Does what is due. Called at any time, also too early.
+    fn tick(&mut self);
+}

@@ -1,0 +1,150 @@
+//! Devices for tests and firmware debugging, there only on request: the debug-exit port and the debug console.
+
+use super::char::{CharDevice, TxQueue};
+use super::io_thread::Waker;
+use crate::bus::Device;
+use crate::life::{LifeEvent, LifeHandle};
+
+/// What the debug console's port reads as: how firmware finds out that it is there.
+const DEBUGCON_SIGNATURE: u8 = 0xe9;
+
+/// A write ends hypernest with that exit code.
+#[derive(Debug)]
+pub struct DebugExit {
+    port: u64,
+    life: LifeHandle,
+}
+
+impl DebugExit {
+    /// At `port`.
+    pub fn new(port: u16, life: LifeHandle) -> Self {
+        Self {
+            port: u64::from(port),
+            life,
+        }
+    }
+}
+
+impl Device for DebugExit {
+    fn name(&self) -> &str {
+        "debug-exit"
+    }
+
+    fn reset(&mut self) {}
+
+    fn read(&mut self, _addr: u64, _data: &mut [u8]) {}
+
+    fn write(&mut self, addr: u64, data: &[u8]) {
+        if addr == self.port
+            && let Some(&code) = data.first()
+        {
+            self.life.send(LifeEvent::DebugExit { code });
+        }
+    }
+}
+
+/// Every byte written is output. While its reader is slow and the queue full, bytes are lost: the port has no way to say
+/// "busy".
+#[derive(Debug)]
+pub struct Debugcon {
+    port: u64,
+    queue: TxQueue,
+}
+
+impl Debugcon {
+    /// At `port`; output wakes `waker`, and without one goes nowhere.
+    pub fn new(port: u16, waker: Option<Waker>) -> Self {
+        Self {
+            port: u64::from(port),
+            queue: TxQueue::new(waker),
+        }
+    }
+}
+
+impl Device for Debugcon {
+    fn name(&self) -> &str {
+        "debugcon"
+    }
+
+    fn reset(&mut self) {}
+
+    fn read(&mut self, addr: u64, data: &mut [u8]) {
+        if addr == self.port
+            && let Some(byte) = data.first_mut()
+        {
+            *byte = DEBUGCON_SIGNATURE;
+        }
+    }
+
+    fn write(&mut self, addr: u64, data: &[u8]) {
+        if addr == self.port {
+            for byte in data {
+                self.queue.push(*byte);
+            }
+        }
+    }
+}
+
+impl CharDevice for Debugcon {
+    /// Takes input and drops it: it cannot receive.
+    fn input_room(&mut self) -> usize {
+        usize::MAX
+    }
+
+    fn input(&mut self, _bytes: &[u8]) {}
+
+    fn input_break(&mut self) {}
+
+    fn take_output(&mut self, buf: &mut [u8]) -> usize {
+        self.queue.take(buf)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::devices::io_thread::IoThread;
+    use crate::devices::testing::{inb, outb, outl};
+
+    #[test]
+    fn debug_exit_carries_the_byte() {
+        let (life, events) = LifeHandle::channel();
+        let mut device = DebugExit::new(0xf4, life);
+        outb(&mut device, 0xf4, 3);
+        outl(&mut device, 0xf4, 0x1234_5607);
+        outb(&mut device, 0xf5, 9);
+        let codes: Vec<_> = events.try_iter().collect();
+        assert_eq!(
+            codes,
+            [
+                LifeEvent::DebugExit { code: 3 },
+                LifeEvent::DebugExit { code: 7 }
+            ]
+        );
+    }
+
+    #[test]
+    fn debugcon_shows_its_signature_and_takes_bytes_and_strings() {
+        let io = IoThread::new(LifeHandle::channel().0).unwrap();
+        let mut device = Debugcon::new(0x402, Some(io.waker()));
+        assert_eq!(inb(&mut device, 0x402), 0xe9);
+        outb(&mut device, 0x402, b'a');
+        device.write(0x402, b"bcd");
+        let mut buf = [0; 8];
+        assert_eq!(device.take_output(&mut buf), 4);
+        assert_eq!(&buf[..4], b"abcd");
+    }
+
+    #[test]
+    fn debugcon_without_a_reader_stays_within_its_queue() {
+        let io = IoThread::new(LifeHandle::channel().0).unwrap();
+        let mut device = Debugcon::new(0x402, Some(io.waker()));
+        for _ in 0..TxQueue::CAPACITY + 5 {
+            outb(&mut device, 0x402, b'x');
+        }
+        assert_eq!(device.queue.lost(), 5);
+        let mut device = Debugcon::new(0x402, None);
+        outb(&mut device, 0x402, b'x');
+        assert_eq!(device.take_output(&mut [0; 8]), 0);
+    }
+}

@@ -1,0 +1,493 @@
+//! The keyboard controller (8042) with a keyboard and no mouse.
+//!
+//! Enough of both for the probes of Linux (i8042, atkbd) and Windows to end quickly and content: a probe that gets no
+//! answer waits half a second. Nobody types on this keyboard; people use the serial console.
+
+use std::collections::VecDeque;
+
+use crate::bus::Device;
+use crate::irq::IrqLine;
+use crate::life::{LifeEvent, LifeHandle};
+
+/// Status and command port, relative to the data port (0x60 and 0x64).
+const STATUS_OFFSET: u64 = 4;
+
+const STATUS_OUTPUT_FULL: u8 = 1 << 0;
+const STATUS_SYSTEM: u8 = 1 << 2;
+const STATUS_COMMAND: u8 = 1 << 3;
+/// Keyboard not locked by a key switch.
+const STATUS_UNLOCKED: u8 = 1 << 4;
+
+const CONTROL_KEYBOARD_INTERRUPT: u8 = 1 << 0;
+const CONTROL_SYSTEM: u8 = 1 << 2;
+const CONTROL_KEYBOARD_DISABLE: u8 = 1 << 4;
+const CONTROL_AUX_DISABLE: u8 = 1 << 5;
+const CONTROL_TRANSLATE: u8 = 1 << 6;
+/// As a PC's firmware leaves it: a kernel started without firmware expects the same.
+const CONTROL_POWER_ON: u8 =
+    CONTROL_KEYBOARD_INTERRUPT | CONTROL_SYSTEM | CONTROL_AUX_DISABLE | CONTROL_TRANSLATE;
+
+/// Output port: bit 0 high = no reset, bit 1 high = A20 open.
+const OUTPUT_NO_RESET: u8 = 1 << 0;
+const OUTPUT_A20: u8 = 1 << 1;
+const OUTPUT_PORT_POWER_ON: u8 = 0xcc | OUTPUT_NO_RESET | OUTPUT_A20;
+
+const ACK: u8 = 0xfa;
+const RESEND: u8 = 0xfe;
+const SELF_TEST_PASSED: u8 = 0x55;
+const KEYBOARD_TEST_PASSED: u8 = 0xaa;
+
+/// The keyboard's own buffer is 16 bytes.
+const KEYBOARD_QUEUE: usize = 16;
+
+/// What the byte written next to the data port belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Expect {
+    Keyboard,
+    /// Internal RAM; byte 0 is the controller's command byte.
+    Ram(u8),
+    OutputPort,
+    /// Echoed as if the keyboard had sent it.
+    KeyboardLoop,
+    /// Echoed without the mouse flag, from which drivers learn that there is no mouse port.
+    AuxLoop,
+    Nothing,
+}
+
+/// Which keyboard command waits for its argument.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum KeyboardArgument {
+    Accept,
+    ScancodeSet,
+}
+
+/// The controller and the keyboard.
+#[derive(Debug)]
+pub struct I8042 {
+    data_port: u16,
+    irq: IrqLine,
+    life: LifeHandle,
+    ram: [u8; 32],
+    output_port: u8,
+    /// What the data port shows, if its "output full" bit is set.
+    output: Option<Byte>,
+    /// The answer to a controller command, if the data port was taken when it came.
+    reply: Option<u8>,
+    last_read: u8,
+    last_was_command: bool,
+    expect: Expect,
+    keyboard: VecDeque<u8>,
+    keyboard_last: u8,
+    keyboard_argument: Option<KeyboardArgument>,
+    scancode_set: u8,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Byte {
+    value: u8,
+    from_keyboard: bool,
+}
+
+impl I8042 {
+    /// The controller with its data port at `data_port` and its command port 4 above.
+    pub fn new(data_port: u16, irq: IrqLine, life: LifeHandle) -> Self {
+        let mut controller = Self {
+            data_port,
+            irq,
+            life,
+            ram: [0; 32],
+            output_port: OUTPUT_PORT_POWER_ON,
+            output: None,
+            reply: None,
+            last_read: 0,
+            last_was_command: false,
+            expect: Expect::Keyboard,
+            keyboard: VecDeque::with_capacity(KEYBOARD_QUEUE),
+            keyboard_last: 0,
+            keyboard_argument: None,
+            scancode_set: 2,
+        };
+        controller.ram[0] = CONTROL_POWER_ON;
+        controller
+    }
+
+    fn control(&self) -> u8 {
+        self.ram[0]
+    }
+
+    fn command(&mut self, command: u8) {
+        self.last_was_command = true;
+        self.expect = Expect::Keyboard;
+        match command {
+            0x20..=0x3f => self.answer(self.ram[usize::from(command & 0x1f)]),
+            0x60..=0x7f => self.expect = Expect::Ram(command & 0x1f),
+            // Password installed? No.
+            0xa4 => self.answer(0xf1),
+            0xa7 => self.ram[0] |= CONTROL_AUX_DISABLE,
+            0xa8 => self.ram[0] &= !CONTROL_AUX_DISABLE,
+            // Mouse port test: clock line stuck low, for there is no such port.
+            0xa9 => self.answer(0x01),
+            0xaa => {
+                self.ram[0] |= CONTROL_SYSTEM;
+                self.answer(SELF_TEST_PASSED);
+            }
+            // Keyboard port test: no error.
+            0xab => self.answer(0x00),
+            0xad => self.ram[0] |= CONTROL_KEYBOARD_DISABLE,
+            0xae => self.ram[0] &= !CONTROL_KEYBOARD_DISABLE,
+            // Input port: keyboard not inhibited.
+            0xc0 => self.answer(0x80),
+            0xd0 => self.answer(self.output_port),
+            0xd1 => self.expect = Expect::OutputPort,
+            0xd2 => self.expect = Expect::KeyboardLoop,
+            0xd3 => self.expect = Expect::AuxLoop,
+            0xd4 => self.expect = Expect::Nothing,
+            0xdd => self.output_port &= !OUTPUT_A20,
+            0xdf => self.output_port |= OUTPUT_A20,
+            // Pulse the output lines whose bit is clear; bit 0 is the CPU's reset.
+            0xf0..=0xff if command & OUTPUT_NO_RESET == 0 => self.reset_machine(),
+            _ => {}
+        }
+    }
+
+    fn data(&mut self, value: u8) {
+        self.last_was_command = false;
+        match std::mem::replace(&mut self.expect, Expect::Keyboard) {
+            Expect::Keyboard => {
+                // Talking to the keyboard switches its port on.
+                self.ram[0] &= !CONTROL_KEYBOARD_DISABLE;
+                self.keyboard_command(value);
+            }
+            Expect::Ram(index) => self.ram[usize::from(index)] = value,
+            Expect::OutputPort => {
+                self.output_port = value;
+                if value & OUTPUT_NO_RESET == 0 {
+                    self.reset_machine();
+                }
+            }
+            Expect::KeyboardLoop => {
+                self.output = Some(Byte {
+                    value,
+                    from_keyboard: true,
+                });
+            }
+            Expect::AuxLoop => self.answer(value),
+            Expect::Nothing => {}
+        }
+    }
+
+    fn keyboard_command(&mut self, value: u8) {
+        match self.keyboard_argument.take() {
+            Some(KeyboardArgument::Accept) => return self.send(&[ACK]),
+            Some(KeyboardArgument::ScancodeSet) => match value {
+                0 => return self.send(&[ACK, self.scancode_set]),
+                1..=3 => {
+                    self.scancode_set = value;
+                    return self.send(&[ACK]);
+                }
+                _ => return self.send(&[RESEND]),
+            },
+            None => {}
+        }
+        match value {
+            // LEDs, typematic rate, per-key types.
+            0xed | 0xf3 | 0xfb..=0xfd => {
+                self.keyboard_argument = Some(KeyboardArgument::Accept);
+                self.send(&[ACK]);
+            }
+            0xf0 => {
+                self.keyboard_argument = Some(KeyboardArgument::ScancodeSet);
+                self.send(&[ACK]);
+            }
+            0xee => self.send(&[0xee]),
+            // Identify: an MF2 keyboard.
+            0xf2 => self.send(&[ACK, 0xab, 0x83]),
+            // Enable, types of all keys.
+            0xf4 | 0xf7..=0xfa => self.send(&[ACK]),
+            // Disable, defaults: both drop what is queued.
+            0xf5 | 0xf6 => {
+                self.keyboard.clear();
+                self.scancode_set = 2;
+                self.send(&[ACK]);
+            }
+            RESEND => self.send(&[self.keyboard_last]),
+            0xff => {
+                self.keyboard.clear();
+                self.scancode_set = 2;
+                self.send(&[ACK, KEYBOARD_TEST_PASSED]);
+            }
+            _ => self.send(&[RESEND]),
+        }
+    }
+
+    /// From the keyboard. Beyond its buffer, bytes are lost.
+    fn send(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            if self.keyboard.len() < KEYBOARD_QUEUE {
+                self.keyboard.push_back(*byte);
+            }
+        }
+    }
+
+    /// From the controller itself. A second answer replaces one that was not fetched.
+    fn answer(&mut self, value: u8) {
+        self.reply = Some(value);
+    }
+
+    fn reset_machine(&self) {
+        self.life.send(LifeEvent::GuestReset {
+            by: "keyboard controller",
+        });
+    }
+
+    /// Fills the data port if it is free, and drives the line.
+    fn update(&mut self) {
+        if self.output.is_none() {
+            if let Some(value) = self.reply.take() {
+                self.output = Some(Byte {
+                    value,
+                    from_keyboard: false,
+                });
+            } else if self.control() & CONTROL_KEYBOARD_DISABLE == 0
+                && let Some(value) = self.keyboard.pop_front()
+            {
+                self.keyboard_last = value;
+                self.output = Some(Byte {
+                    value: self.translate(value),
+                    from_keyboard: true,
+                });
+            }
+        }
+        let enabled = self.control() & CONTROL_KEYBOARD_INTERRUPT != 0;
+        // Only the keyboard's bytes interrupt: drivers poll for the controller's answers.
+        self.irq
+            .set(enabled && self.output.is_some_and(|byte| byte.from_keyboard));
+    }
+
+    /// Set 2 to set 1, as far as the bytes that this keyboard sends differ between them.
+    fn translate(&self, value: u8) -> u8 {
+        if self.control() & CONTROL_TRANSLATE == 0 {
+            return value;
+        }
+        match value {
+            0x83 => 0x41,
+            0x01 => 0x43,
+            0x02 => 0x41,
+            0x03 => 0x3f,
+            other => other,
+        }
+    }
+}
+
+impl Device for I8042 {
+    fn name(&self) -> &str {
+        "i8042"
+    }
+
+    fn reset(&mut self) {
+        *self = Self::new(self.data_port, self.irq.clone(), self.life.clone());
+        self.update();
+    }
+
+    fn read(&mut self, addr: u64, data: &mut [u8]) {
+        let Some(byte) = data.first_mut() else { return };
+        match addr.wrapping_sub(self.data_port.into()) {
+            0 => {
+                if let Some(output) = self.output.take() {
+                    self.last_read = output.value;
+                }
+                *byte = self.last_read;
+                // Low between two bytes, so that the next one makes an edge.
+                self.irq.set(false);
+                self.update();
+            }
+            STATUS_OFFSET => {
+                *byte = STATUS_UNLOCKED
+                    | (self.control() & STATUS_SYSTEM)
+                    | if self.output.is_some() {
+                        STATUS_OUTPUT_FULL
+                    } else {
+                        0
+                    }
+                    | if self.last_was_command {
+                        STATUS_COMMAND
+                    } else {
+                        0
+                    };
+            }
+            _ => {}
+        }
+    }
+
+    fn write(&mut self, addr: u64, data: &[u8]) {
+        let Some(&value) = data.first() else { return };
+        match addr.wrapping_sub(self.data_port.into()) {
+            0 => self.data(value),
+            STATUS_OFFSET => self.command(value),
+            _ => return,
+        }
+        self.update();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::devices::testing::{LineRecorder, accesses, inb, outb, replay};
+    use proptest::prelude::*;
+    use std::sync::Arc;
+    use std::sync::mpsc::Receiver;
+
+    fn controller() -> (I8042, Arc<LineRecorder>, Receiver<LifeEvent>) {
+        let (line, irq) = LineRecorder::line();
+        let (life, events) = LifeHandle::channel();
+        (I8042::new(0x60, irq, life), line, events)
+    }
+
+    fn drain(c: &mut I8042) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        while inb(c, 0x64) & STATUS_OUTPUT_FULL != 0 {
+            bytes.push(inb(c, 0x60));
+        }
+        bytes
+    }
+
+    #[test]
+    fn controller_commands_answer() {
+        for (command, answer) in [
+            (0x20, vec![0x65]),
+            (0xa4, vec![0xf1]),
+            (0xa9, vec![0x01]),
+            (0xaa, vec![0x55]),
+            (0xab, vec![0x00]),
+            (0xc0, vec![0x80]),
+            (0xd0, vec![0xcf]),
+            (0xa8, vec![]),
+            (0x99, vec![]),
+        ] {
+            let (mut c, line, _) = controller();
+            outb(&mut c, 0x64, command);
+            assert_eq!(drain(&mut c), answer, "command {command:#x}");
+            assert_eq!(line.edges(), 0, "answers to commands do not interrupt");
+        }
+    }
+
+    #[test]
+    fn the_keyboard_answers() {
+        for (written, answer) in [
+            (&[0xff][..], &[0xfa, 0xaa][..]),
+            (&[0xf2], &[0xfa, 0xab, 0x83]),
+            (&[0xed, 0x07], &[0xfa, 0xfa]),
+            (&[0xf3, 0x00], &[0xfa, 0xfa]),
+            (&[0xf0, 0x00], &[0xfa, 0xfa, 0x02]),
+            (&[0xf0, 0x03, 0xf0, 0x00], &[0xfa, 0xfa, 0xfa, 0xfa, 0x03]),
+            (&[0xf0, 0x09], &[0xfa, 0xfe]),
+            (&[0xee], &[0xee]),
+            (&[0xf4], &[0xfa]),
+            (&[0x00], &[0xfe]),
+        ] {
+            let (mut c, line, _) = controller();
+            // No translation.
+            outb(&mut c, 0x64, 0x60);
+            outb(&mut c, 0x60, 0x05);
+            let mut got = Vec::new();
+            for byte in written {
+                outb(&mut c, 0x60, *byte);
+                got.extend(drain(&mut c));
+            }
+            assert_eq!(got, answer, "{written:x?}");
+            assert_eq!(line.edges() as usize, answer.len(), "one edge per byte");
+        }
+    }
+
+    #[test]
+    fn translation_applies_to_the_identity() {
+        let (mut c, _, _) = controller();
+        outb(&mut c, 0x60, 0xf2);
+        assert_eq!(drain(&mut c), [0xfa, 0xab, 0x41]);
+    }
+
+    #[test]
+    fn there_is_no_mouse_and_the_probe_sees_it_at_once() {
+        let (mut c, _, _) = controller();
+        outb(&mut c, 0x64, 0xd3);
+        outb(&mut c, 0x60, 0x5a);
+        let status = inb(&mut c, 0x64);
+        assert_eq!(status & STATUS_OUTPUT_FULL, STATUS_OUTPUT_FULL);
+        assert_eq!(status & 0x20, 0, "the answer does not come from a mouse");
+        assert_eq!(drain(&mut c), [0x5a]);
+        outb(&mut c, 0x64, 0xd4);
+        outb(&mut c, 0x60, 0xff);
+        assert_eq!(drain(&mut c), []);
+    }
+
+    #[test]
+    fn a_disabled_keyboard_keeps_its_bytes() {
+        let (mut c, line, _) = controller();
+        outb(&mut c, 0x60, 0xf2);
+        outb(&mut c, 0x64, 0xad);
+        assert_eq!(drain(&mut c), [0xfa], "already in the data port");
+        outb(&mut c, 0x64, 0x20);
+        assert_eq!(drain(&mut c), [0x75]);
+        outb(&mut c, 0x64, 0xae);
+        assert!(line.high());
+        assert_eq!(drain(&mut c), [0xab, 0x41]);
+        assert!(!line.high());
+    }
+
+    #[test]
+    fn interrupts_follow_the_command_byte() {
+        let (mut c, line, _) = controller();
+        outb(&mut c, 0x64, 0x60);
+        outb(&mut c, 0x60, 0x44);
+        outb(&mut c, 0x60, 0xee);
+        assert!(!line.high());
+        outb(&mut c, 0x64, 0x60);
+        outb(&mut c, 0x60, 0x45);
+        assert!(line.high());
+    }
+
+    #[test]
+    fn the_ways_to_reset_the_machine() {
+        let reset = LifeEvent::GuestReset {
+            by: "keyboard controller",
+        };
+        let (mut c, _, events) = controller();
+        outb(&mut c, 0x64, 0xff);
+        outb(&mut c, 0x64, 0xfd);
+        assert!(events.try_recv().is_err(), "other lines are pulsed");
+        outb(&mut c, 0x64, 0xfe);
+        assert_eq!(events.try_recv(), Ok(reset.clone()));
+        outb(&mut c, 0x64, 0xd1);
+        outb(&mut c, 0x60, 0xdf);
+        assert!(events.try_recv().is_err());
+        outb(&mut c, 0x64, 0xd1);
+        outb(&mut c, 0x60, 0xde);
+        assert_eq!(events.try_recv(), Ok(reset));
+    }
+
+    #[test]
+    fn reset_forgets_everything() {
+        let (mut c, line, _) = controller();
+        outb(&mut c, 0x60, 0xf2);
+        outb(&mut c, 0x64, 0xd1);
+        c.reset();
+        assert!(!line.high());
+        assert_eq!(drain(&mut c), []);
+        outb(&mut c, 0x60, 0xee);
+        assert_eq!(
+            drain(&mut c),
+            [0xee],
+            "no longer waiting for the output port"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn no_access_sequence_panics_or_grows(seq in accesses(8)) {
+            let (mut c, _, _) = controller();
+            replay(&mut c, 0x60, seq);
+            prop_assert!(c.keyboard.len() <= KEYBOARD_QUEUE);
+        }
+    }
+}

@@ -1,0 +1,277 @@
+//! The one thread that waits for the outside world: characters in and out, and the devices' deadlines.
+//!
+//! It is a loop around `ppoll`: what to wait for is asked of every wire and timed device anew in each turn, so nothing is
+//! registered and nothing can be forgotten. (An epoll-based event loop would save that for thousands of descriptors; here
+//! there are a handful, and epoll refuses regular files and /dev/null, which stdout often is.)
+
+use std::fmt;
+use std::io::{self, PipeReader, PipeWriter, Read, Write};
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, ppoll};
+use nix::sys::time::TimeSpec;
+use tracing::error;
+
+use super::char::{CharDevice, CharError, SLOTS, Wire, set_nonblocking};
+use super::clock::Timed;
+use crate::bus::lock;
+use crate::config::CharBackend;
+use crate::life::LifeHandle;
+
+/// How long the thread, told to stop, waits for a reader that takes nothing.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Calls the I/O thread's attention. Cheap while it is already on its way.
+#[derive(Clone, Debug)]
+pub struct Waker(Arc<WakerState>);
+
+#[derive(Debug)]
+struct WakerState {
+    receiver: PipeReader,
+    sender: PipeWriter,
+    pending: AtomicBool,
+}
+
+impl Waker {
+    fn new() -> io::Result<Self> {
+        let (receiver, sender) = io::pipe()?;
+        set_nonblocking(receiver.as_fd())?;
+        set_nonblocking(sender.as_fd())?;
+        Ok(Self(Arc::new(WakerState {
+            receiver,
+            sender,
+            pending: AtomicBool::new(false),
+        })))
+    }
+
+    /// Makes the thread look at every device once more.
+    pub fn wake(&self) {
+        if !self.0.pending.swap(true, Ordering::AcqRel) {
+            // Fails only if the pipe is full; then it is readable anyway.
+            let _readable = (&self.0.sender).write(&[1]);
+        }
+    }
+
+    fn clear(&self) {
+        // Emptied before the flag falls: a wake in between finds the flag set, and the look that follows sees its cause.
+        let _empty = (&self.0.receiver).read(&mut [0; 16]);
+        self.0.pending.store(false, Ordering::Release);
+    }
+}
+
+type SharedChar = Arc<Mutex<dyn CharDevice>>;
+type SharedTimed = Arc<Mutex<dyn Timed>>;
+
+/// The thread before it runs: devices are connected to it first.
+pub struct IoThread {
+    waker: Waker,
+    life: LifeHandle,
+    wires: Vec<(Wire, SharedChar)>,
+    timed: Vec<SharedTimed>,
+    stdio_taken: bool,
+}
+
+impl IoThread {
+    /// With nothing connected. Ctrl-A x on the console is reported to `life`.
+    ///
+    /// # Errors
+    /// If no pipe can be had.
+    pub fn new(life: LifeHandle) -> io::Result<Self> {
+        Ok(Self {
+            waker: Waker::new()?,
+            life,
+            wires: Vec::new(),
+            timed: Vec::new(),
+            stdio_taken: false,
+        })
+    }
+
+    /// For devices that have something to tell the thread.
+    pub fn waker(&self) -> Waker {
+        self.waker.clone()
+    }
+
+    /// The waker for a device's [`TxQueue`](super::char::TxQueue): `None` if `backend` leads nowhere, so that output costs nothing.
+    pub fn waker_for(&self, backend: &CharBackend) -> Option<Waker> {
+        (*backend != CharBackend::None).then(|| self.waker())
+    }
+
+    /// Connects `device`, called `name` in messages, to `backend`. Returns the path of a new pseudo-terminal.
+    ///
+    /// # Errors
+    /// If the backend cannot be opened.
+    pub fn connect(
+        &mut self,
+        name: &str,
+        backend: &CharBackend,
+        device: SharedChar,
+    ) -> Result<Option<PathBuf>, CharError> {
+        let mut pty = None;
+        let wire = match backend {
+            CharBackend::None => return Ok(None),
+            CharBackend::Stdio if self.stdio_taken => {
+                return Err(CharError::StdioTaken {
+                    device: name.to_owned(),
+                });
+            }
+            CharBackend::Stdio => {
+                self.stdio_taken = true;
+                Wire::stdio(name, self.life.clone())?
+            }
+            CharBackend::File(path) => Wire::file(name, path)?,
+            CharBackend::Pty => {
+                let (wire, path) = Wire::pty(name)?;
+                pty = Some(path);
+                wire
+            }
+            CharBackend::Socket(path) => Wire::socket(name, path)?,
+        };
+        self.wires.push((wire, device));
+        Ok(pty)
+    }
+
+    /// Calls `device` when its time has come.
+    pub fn schedule(&mut self, device: SharedTimed) {
+        self.timed.push(device);
+    }
+
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// If the thread cannot be created.
+    pub fn start(mut self) -> io::Result<RunningIo> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let waker = self.waker();
+        let told = stop.clone();
+        let thread = std::thread::Builder::new()
+            .name("io".to_owned())
+            .spawn(move || {
+                if let Err(error) = self.run(&told) {
+                    error!(%error, "the I/O thread failed: consoles and the clock's interrupts are dead");
+                }
+            })?;
+        Ok(RunningIo {
+            stop,
+            waker,
+            thread: Some(thread),
+        })
+    }
+
+    fn run(&mut self, stop: &AtomicBool) -> io::Result<()> {
+        let mut ready = vec![[PollFlags::empty(); SLOTS]; self.wires.len()];
+        let mut quiet_since: Option<Instant> = None;
+        loop {
+            // Before looking at the devices, so that what happens from now on wakes the poll below.
+            self.waker.clear();
+            let stopping = stop.load(Ordering::Acquire);
+            for device in &self.timed {
+                lock(device).tick();
+            }
+            for ((wire, device), ready) in self.wires.iter_mut().zip(&ready) {
+                wire.turn(*ready, &mut *lock(device));
+            }
+            if stopping {
+                let moved = ready.iter().flatten().any(|r| !r.is_empty());
+                let since = quiet_since.get_or_insert_with(Instant::now);
+                if moved {
+                    *since = Instant::now();
+                }
+                let undelivered = self.wires.iter().any(|(wire, _)| wire.has_output());
+                if !undelivered || since.elapsed() >= DRAIN_PATIENCE {
+                    return Ok(());
+                }
+            }
+            let timeout = self
+                .timed
+                .iter()
+                .filter_map(|device| lock(device).until_due())
+                .chain(self.wires.iter().filter_map(|(wire, _)| wire.patience()))
+                .chain(stopping.then_some(DRAIN_PATIENCE))
+                .min();
+            self.wait(timeout, stopping, &mut ready)?;
+        }
+    }
+
+    /// Polls; leaves in `ready` what each wire's descriptors said. While stopping, only output counts.
+    fn wait(
+        &self,
+        timeout: Option<Duration>,
+        stopping: bool,
+        ready: &mut [[PollFlags; SLOTS]],
+    ) -> io::Result<()> {
+        let mut fds = vec![PollFd::new(
+            self.waker.0.receiver.as_fd(),
+            PollFlags::POLLIN,
+        )];
+        let mut places = Vec::new();
+        for (index, (wire, _)) in self.wires.iter().enumerate() {
+            for (slot, interest) in wire.interest().into_iter().enumerate() {
+                if let Some((fd, events)) = interest
+                    && (!stopping || events.contains(PollFlags::POLLOUT))
+                {
+                    fds.push(PollFd::new(fd, events));
+                    places.push((index, slot));
+                }
+            }
+        }
+        for flags in ready.iter_mut() {
+            *flags = [PollFlags::empty(); SLOTS];
+        }
+        match ppoll(&mut fds, timeout.map(TimeSpec::from_duration), None) {
+            Ok(_) => {}
+            Err(nix::Error::EINTR) => return Ok(()),
+            Err(errno) => return Err(errno.into()),
+        }
+        for (fd, (index, slot)) in fds.iter().skip(1).zip(places) {
+            // Unknown bits count as an error condition: the next read or write tells what it is.
+            ready[index][slot] = fd.revents().unwrap_or(PollFlags::POLLERR);
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for IoThread {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("IoThread")
+            .field(
+                "wires",
+                &self.wires.iter().map(|w| &w.0).collect::<Vec<_>>(),
+            )
+            .field("timed", &self.timed.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// The running thread. Dropped, it delivers what output it can, restores the terminal, removes sockets and ends.
+#[derive(Debug)]
+pub struct RunningIo {
+    stop: Arc<AtomicBool>,
+    waker: Waker,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl RunningIo {
+    /// Ends the thread and waits for it.
+    pub fn stop(self) {
+        drop(self);
+    }
+}
+
+impl Drop for RunningIo {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Release);
+        self.waker.wake();
+        if let Some(thread) = self.thread.take() {
+            // A panic was already reported by the hook; the wires were dropped by it.
+            let _panicked = thread.join();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

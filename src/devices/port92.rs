@@ -1,0 +1,82 @@
+//! System control port A (0x92): fast A20 and fast reset.
+
+use crate::bus::Device;
+use crate::life::{LifeEvent, LifeHandle};
+
+const FAST_RESET: u8 = 1 << 0;
+/// Reads back as written; KVM's guests have no A20 gate that could be closed.
+const A20: u8 = 1 << 1;
+
+/// The port.
+#[derive(Debug)]
+pub struct Port92 {
+    port: u64,
+    value: u8,
+    life: LifeHandle,
+}
+
+impl Port92 {
+    /// At `port`.
+    pub fn new(port: u16, life: LifeHandle) -> Self {
+        Self {
+            port: u64::from(port),
+            value: A20,
+            life,
+        }
+    }
+}
+
+impl Device for Port92 {
+    fn name(&self) -> &str {
+        "port92"
+    }
+
+    fn reset(&mut self) {
+        self.value = A20;
+    }
+
+    fn read(&mut self, addr: u64, data: &mut [u8]) {
+        if addr == self.port
+            && let Some(byte) = data.first_mut()
+        {
+            *byte = self.value;
+        }
+    }
+
+    fn write(&mut self, addr: u64, data: &[u8]) {
+        let (true, Some(&value)) = (addr == self.port, data.first()) else {
+            return;
+        };
+        if value & !self.value & FAST_RESET != 0 {
+            self.life.send(LifeEvent::GuestReset {
+                by: "system control port A",
+            });
+        }
+        self.value = value & (A20 | FAST_RESET);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::devices::testing::{inb, outb};
+
+    #[test]
+    fn a_rising_reset_bit_resets_once() {
+        let (life, events) = LifeHandle::channel();
+        let mut port = Port92::new(0x92, life);
+        assert_eq!(inb(&mut port, 0x92), 0x02);
+        outb(&mut port, 0x92, 0x00);
+        assert_eq!(inb(&mut port, 0x92), 0x00);
+        assert!(events.try_recv().is_err());
+        outb(&mut port, 0x92, 0x03);
+        assert!(matches!(
+            events.try_recv(),
+            Ok(LifeEvent::GuestReset { .. })
+        ));
+        outb(&mut port, 0x92, 0x03);
+        assert!(events.try_recv().is_err());
+        port.reset();
+        assert_eq!(inb(&mut port, 0x92), 0x02);
+    }
+}

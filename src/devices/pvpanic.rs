@@ -1,0 +1,77 @@
+//! pvpanic: how a guest's panic handler tells the host (QEMU's docs/specs/pvpanic).
+
+use crate::bus::Device;
+use crate::life::{LifeEvent, LifeHandle};
+
+const PANICKED: u8 = 1 << 0;
+/// A crash kernel takes over.
+const CRASH_LOADED: u8 = 1 << 1;
+/// The events we take; the guest reads them and sends no others.
+const SUPPORTED: u8 = PANICKED | CRASH_LOADED;
+
+/// The port.
+#[derive(Debug)]
+pub struct Pvpanic {
+    port: u64,
+    life: LifeHandle,
+}
+
+impl Pvpanic {
+    /// At `port`.
+    pub fn new(port: u16, life: LifeHandle) -> Self {
+        Self {
+            port: u64::from(port),
+            life,
+        }
+    }
+}
+
+impl Device for Pvpanic {
+    fn name(&self) -> &str {
+        "pvpanic"
+    }
+
+    fn reset(&mut self) {}
+
+    fn read(&mut self, addr: u64, data: &mut [u8]) {
+        if addr == self.port
+            && let Some(byte) = data.first_mut()
+        {
+            *byte = SUPPORTED;
+        }
+    }
+
+    fn write(&mut self, addr: u64, data: &[u8]) {
+        let (true, Some(&value)) = (addr == self.port, data.first()) else {
+            return;
+        };
+        if value & PANICKED != 0 {
+            self.life.send(LifeEvent::GuestPanicked);
+        } else if value & CRASH_LOADED != 0 {
+            self.life.send(LifeEvent::GuestCrashLoaded);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::devices::testing::{inb, outb};
+
+    #[test]
+    fn each_event_is_reported() {
+        let (life, events) = LifeHandle::channel();
+        let mut device = Pvpanic::new(0x505, life);
+        assert_eq!(inb(&mut device, 0x505), 0x03);
+        for (value, event) in [
+            (0x01, Some(LifeEvent::GuestPanicked)),
+            (0x02, Some(LifeEvent::GuestCrashLoaded)),
+            (0x03, Some(LifeEvent::GuestPanicked)),
+            (0x00, None),
+            (0xfc, None),
+        ] {
+            outb(&mut device, 0x505, value);
+            assert_eq!(events.try_recv().ok(), event, "{value:#x}");
+        }
+    }
+}

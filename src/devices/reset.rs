@@ -1,0 +1,68 @@
+//! The reset control register (0xcf9), which lies inside PCI's configuration ports and is therefore part of
+//! [`PciHost`](crate::pci::PciHost). ACPI's reset register points to it.
+
+use crate::life::{LifeEvent, LifeHandle};
+
+/// Hard instead of soft reset, once the CPU reset bit rises. We have only the hard one.
+const SYSTEM_RESET: u8 = 1 << 1;
+/// Its rising edge resets.
+const RESET_CPU: u8 = 1 << 2;
+/// Power cycle as well.
+const FULL_RESET: u8 = 1 << 3;
+
+/// The register.
+#[derive(Debug)]
+pub struct ResetControl {
+    value: u8,
+    life: LifeHandle,
+}
+
+impl ResetControl {
+    /// At rest.
+    pub fn new(life: LifeHandle) -> Self {
+        Self { value: 0, life }
+    }
+
+    /// Back to rest.
+    pub fn reset(&mut self) {
+        self.value = 0;
+    }
+
+    /// The value.
+    pub fn read(&self) -> u8 {
+        self.value
+    }
+
+    /// Resets the machine when the CPU reset bit rises.
+    pub fn write(&mut self, value: u8) {
+        if value & !self.value & RESET_CPU != 0 {
+            self.life.send(LifeEvent::GuestReset {
+                by: "reset control register",
+            });
+        }
+        self.value = value & (SYSTEM_RESET | RESET_CPU | FULL_RESET);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_rising_edge_of_bit_2_resets() {
+        let (life, events) = LifeHandle::channel();
+        let mut register = ResetControl::new(life);
+        for (value, resets) in [
+            (0x02, false),
+            (0x06, true),
+            (0x06, false),
+            (0x00, false),
+            (0x0e, true),
+            (0xf1, false),
+        ] {
+            register.write(value);
+            assert_eq!(events.try_recv().is_ok(), resets, "{value:#x}");
+            assert_eq!(register.read(), value & 0x0e);
+        }
+    }
+}

@@ -1,0 +1,338 @@
+//! A 16550A UART: COM1 and COM2.
+//!
+//! Registers, receive FIFO and loopback come from `vm_superio::Serial`. What it leaves out is added around it: interrupt
+//! identification with priorities and as a level that follows its causes (it would report two causes at once as a third
+//! one, and forget data on reading IIR), the FIFO control register, back-pressure in both directions, and break.
+
+use std::convert::Infallible;
+use std::fmt;
+use std::mem;
+
+use vm_superio::Trigger;
+use vm_superio::serial::{NoEvents, Serial as Registers};
+
+use super::char::{CharDevice, TxQueue};
+use super::io_thread::Waker;
+use crate::bus::Device;
+use crate::irq::IrqLine;
+
+// Register offsets (PC16550D data sheet, table II).
+const DATA: u8 = 0;
+const IER: u8 = 1;
+/// IIR when read, FCR when written.
+const IIR_FCR: u8 = 2;
+const LCR: u8 = 3;
+const MCR: u8 = 4;
+const LSR: u8 = 5;
+/// How many ports the UART decodes.
+pub const PORTS: u64 = 8;
+
+const IER_RECEIVED: u8 = 1 << 0;
+const IER_THR_EMPTY: u8 = 1 << 1;
+const IER_LINE_STATUS: u8 = 1 << 2;
+
+const IIR_NONE: u8 = 0x01;
+const IIR_THR_EMPTY: u8 = 0x02;
+const IIR_RECEIVED: u8 = 0x04;
+const IIR_LINE_STATUS: u8 = 0x06;
+const IIR_FIFO_ENABLED: u8 = 0xc0;
+
+const FCR_ENABLE: u8 = 1 << 0;
+const FCR_CLEAR_RECEIVER: u8 = 1 << 1;
+
+const LCR_DLAB: u8 = 1 << 7;
+
+const MCR_LOOPBACK: u8 = 1 << 4;
+const MCR_BITS: u8 = 0x1f;
+
+const LSR_BREAK: u8 = 1 << 4;
+const LSR_THR_EMPTY: u8 = 1 << 5;
+const LSR_TRANSMITTER_EMPTY: u8 = 1 << 6;
+
+/// The receive FIFO of a 16550A.
+const FIFO: usize = 16;
+
+/// The register file raises no interrupts itself: [`Serial::update`] computes the line from the causes.
+struct NoTrigger;
+
+impl Trigger for NoTrigger {
+    type E = Infallible;
+
+    fn trigger(&self) -> Result<(), Infallible> {
+        Ok(())
+    }
+}
+
+/// One UART.
+pub struct Serial {
+    name: String,
+    base: u64,
+    irq: IrqLine,
+    uart: Registers<NoTrigger, NoEvents, TxQueue>,
+    /// Shadow of IER, which hides behind the divisor latch.
+    ier: u8,
+    lcr: u8,
+    fifo_enabled: bool,
+    thr_interrupt: bool,
+    /// The guest saw, or would have seen, a transmitter that is not ready.
+    tx_blocked: bool,
+    /// The source was told that there is no room.
+    rx_paused: bool,
+    break_state: Break,
+    line_high: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Break {
+    None,
+    /// Behind the bytes in the FIFO.
+    Waiting,
+    /// In the FIFO as a zero byte, with BI in LSR until that is read.
+    Reported,
+}
+
+impl Serial {
+    /// A UART at ports `base..base + PORTS`. Its output wakes `waker`; without one it goes nowhere.
+    pub fn new(name: &str, base: u16, irq: IrqLine, waker: Option<Waker>) -> Self {
+        Self {
+            name: name.to_owned(),
+            base: u64::from(base),
+            irq,
+            uart: Registers::new(NoTrigger, TxQueue::new(waker)),
+            ier: 0,
+            lcr: 0x03,
+            fifo_enabled: false,
+            thr_interrupt: false,
+            tx_blocked: false,
+            rx_paused: false,
+            break_state: Break::None,
+            line_high: false,
+        }
+    }
+
+    fn write_register(&mut self, offset: u8, value: u8) {
+        let latch = self.lcr & LCR_DLAB != 0;
+        match offset {
+            DATA | IER if latch => self.pass(offset, value),
+            DATA => {
+                self.pass(DATA, value);
+                self.thr_interrupt = self.tx_ready();
+                self.tx_blocked = !self.thr_interrupt;
+            }
+            IER => {
+                // Enabling the interrupt of a transmitter that is empty raises it at once.
+                if value & !self.ier & IER_THR_EMPTY != 0 && self.tx_ready() {
+                    self.thr_interrupt = true;
+                }
+                self.ier = value & 0x0f;
+                self.pass(IER, value);
+            }
+            IIR_FCR => {
+                let enable = value & FCR_ENABLE != 0;
+                if value & FCR_CLEAR_RECEIVER != 0 || enable != self.fifo_enabled {
+                    self.clear_receiver();
+                }
+                self.fifo_enabled = enable;
+            }
+            LCR => {
+                self.lcr = value;
+                self.pass(LCR, value);
+            }
+            MCR => self.pass(MCR, value & MCR_BITS),
+            _ => self.pass(offset, value),
+        }
+        self.update();
+    }
+
+    fn read_register(&mut self, offset: u8) -> u8 {
+        let value = match offset {
+            IIR_FCR => {
+                let cause = self.cause();
+                if cause == IIR_THR_EMPTY {
+                    self.thr_interrupt = false;
+                }
+                cause
+                    | if self.fifo_enabled {
+                        IIR_FIFO_ENABLED
+                    } else {
+                        0
+                    }
+            }
+            LSR => {
+                let status = self.line_status();
+                if self.break_state == Break::Reported {
+                    self.break_state = Break::None;
+                }
+                if status & LSR_THR_EMPTY == 0 {
+                    self.tx_blocked = true;
+                }
+                status
+            }
+            _ => self.uart.read(offset),
+        };
+        self.update();
+        value
+    }
+
+    fn pass(&mut self, offset: u8, value: u8) {
+        // Neither the trigger nor the queue can fail.
+        let _infallible = self.uart.write(offset, value);
+    }
+
+    /// Empties the receive FIFO, also from behind the divisor latch.
+    fn clear_receiver(&mut self) {
+        self.pass(LCR, self.lcr & !LCR_DLAB);
+        while self.received() > 0 {
+            self.uart.read(DATA);
+        }
+        self.pass(LCR, self.lcr);
+        self.break_state = Break::None;
+    }
+
+    fn received(&self) -> usize {
+        // vm-superio's FIFO holds 64 bytes; loopback can fill it beyond a 16550's 16.
+        64 - self.uart.fifo_capacity()
+    }
+
+    fn tx_ready(&self) -> bool {
+        self.uart.writer().has_room()
+    }
+
+    fn line_status(&mut self) -> u8 {
+        let mut status = self.uart.read(LSR);
+        if !self.tx_ready() {
+            status &= !(LSR_THR_EMPTY | LSR_TRANSMITTER_EMPTY);
+        }
+        if self.break_state == Break::Reported {
+            status |= LSR_BREAK;
+        }
+        status
+    }
+
+    /// The interrupt with the highest priority among those enabled (data sheet, table IV).
+    fn cause(&self) -> u8 {
+        if self.ier & IER_LINE_STATUS != 0 && self.break_state == Break::Reported {
+            IIR_LINE_STATUS
+        } else if self.ier & IER_RECEIVED != 0 && self.received() > 0 {
+            IIR_RECEIVED
+        } else if self.ier & IER_THR_EMPTY != 0 && self.thr_interrupt {
+            IIR_THR_EMPTY
+        } else {
+            IIR_NONE
+        }
+    }
+
+    /// After every change: lets a waiting break in, resumes a paused source, drives the line.
+    fn update(&mut self) {
+        if self.break_state == Break::Waiting && self.received() == 0 && !self.in_loopback() {
+            self.break_state = Break::Reported;
+            let _fits = self.uart.enqueue_raw_bytes(&[0]);
+        }
+        if self.rx_paused && self.received() == 0 && self.room() > 0 {
+            self.rx_paused = false;
+            self.uart.writer().wake();
+        }
+        let high = self.cause() != IIR_NONE;
+        if high != self.line_high {
+            self.line_high = high;
+            self.irq.set(high);
+        }
+    }
+
+    fn in_loopback(&mut self) -> bool {
+        self.uart.read(MCR) & MCR_LOOPBACK != 0
+    }
+
+    fn room(&mut self) -> usize {
+        if self.in_loopback() || self.break_state == Break::Waiting {
+            return 0;
+        }
+        let limit = if self.fifo_enabled { FIFO } else { 1 };
+        limit.saturating_sub(self.received())
+    }
+
+    fn offset(&self, addr: u64) -> Option<u8> {
+        u8::try_from(addr.wrapping_sub(self.base))
+            .ok()
+            .filter(|offset| u64::from(*offset) < PORTS)
+    }
+}
+
+impl Device for Serial {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What the guest sent before is still delivered.
+    fn reset(&mut self) {
+        let sent = mem::take(self.uart.writer_mut());
+        self.uart = Registers::new(NoTrigger, sent);
+        self.ier = 0;
+        self.lcr = 0x03;
+        self.fifo_enabled = false;
+        self.thr_interrupt = false;
+        self.tx_blocked = false;
+        self.break_state = Break::None;
+        self.update();
+    }
+
+    // The ISA bus splits wider accesses into bytes at consecutive ports.
+    fn read(&mut self, addr: u64, data: &mut [u8]) {
+        for (byte, addr) in data.iter_mut().zip(addr..) {
+            if let Some(offset) = self.offset(addr) {
+                *byte = self.read_register(offset);
+            }
+        }
+    }
+
+    fn write(&mut self, addr: u64, data: &[u8]) {
+        for (byte, addr) in data.iter().zip(addr..) {
+            if let Some(offset) = self.offset(addr) {
+                self.write_register(offset, *byte);
+            }
+        }
+    }
+}
+
+impl CharDevice for Serial {
+    fn input_room(&mut self) -> usize {
+        let room = self.room();
+        self.rx_paused = room == 0;
+        room
+    }
+
+    fn input(&mut self, bytes: &[u8]) {
+        let room = self.room();
+        // Refused only without room, and that much was promised.
+        let _fits = self.uart.enqueue_raw_bytes(&bytes[..bytes.len().min(room)]);
+        self.update();
+    }
+
+    fn input_break(&mut self) {
+        self.break_state = Break::Waiting;
+        self.update();
+    }
+
+    fn take_output(&mut self, buf: &mut [u8]) -> usize {
+        let count = self.uart.writer_mut().take(buf);
+        if count > 0 && mem::take(&mut self.tx_blocked) {
+            self.thr_interrupt = true;
+            self.update();
+        }
+        count
+    }
+}
+
+impl fmt::Debug for Serial {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Serial")
+            .field("name", &self.name)
+            .field("base", &self.base)
+            .field("ier", &self.ier)
+            .field("received", &self.received())
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,124 @@
+//! What the device tests share: a recorder of interrupt lines, a hand-set clock, port accesses in few words.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use super::clock::Clock;
+use crate::bus::{Device, lock};
+use crate::irq::{IrqLine, IrqSink};
+use crate::units::Gsi;
+
+/// Records the level of one line and counts its rising edges.
+#[derive(Debug, Default)]
+pub(crate) struct LineRecorder(Mutex<(bool, u32)>);
+
+impl LineRecorder {
+    pub(crate) fn line() -> (Arc<Self>, IrqLine) {
+        let recorder = Arc::new(Self::default());
+        (recorder.clone(), IrqLine::new(recorder, Gsi(4)))
+    }
+
+    pub(crate) fn high(&self) -> bool {
+        lock(&self.0).0
+    }
+
+    pub(crate) fn edges(&self) -> u32 {
+        lock(&self.0).1
+    }
+}
+
+impl IrqSink for LineRecorder {
+    fn set_level(&self, _gsi: Gsi, high: bool) {
+        let mut state = lock(&self.0);
+        if high && !state.0 {
+            state.1 += 1;
+        }
+        state.0 = high;
+    }
+}
+
+/// A clock that moves only when told to.
+#[derive(Debug, Default)]
+pub(crate) struct HandClock {
+    now: Mutex<(Duration, Duration)>,
+}
+
+impl HandClock {
+    pub(crate) fn at_wall(wall: Duration) -> Arc<Self> {
+        Arc::new(Self {
+            now: Mutex::new((Duration::ZERO, wall)),
+        })
+    }
+
+    pub(crate) fn advance(&self, by: Duration) {
+        let mut now = lock(&self.now);
+        now.0 += by;
+        now.1 += by;
+    }
+}
+
+impl Clock for HandClock {
+    fn monotonic(&self) -> Duration {
+        lock(&self.now).0
+    }
+
+    fn wall(&self) -> Duration {
+        lock(&self.now).1
+    }
+}
+
+pub(crate) fn inb(device: &mut dyn Device, port: u64) -> u8 {
+    let mut data = [0xff];
+    device.read(port, &mut data);
+    data[0]
+}
+
+pub(crate) fn outb(device: &mut dyn Device, port: u64, value: u8) {
+    device.write(port, &[value]);
+}
+
+pub(crate) fn inw(device: &mut dyn Device, port: u64) -> u16 {
+    let mut data = [0xff; 2];
+    device.read(port, &mut data);
+    u16::from_le_bytes(data)
+}
+
+pub(crate) fn outw(device: &mut dyn Device, port: u64, value: u16) {
+    device.write(port, &value.to_le_bytes());
+}
+
+pub(crate) fn inl(device: &mut dyn Device, port: u64) -> u32 {
+    let mut data = [0xff; 4];
+    device.read(port, &mut data);
+    u32::from_le_bytes(data)
+}
+
+pub(crate) fn outl(device: &mut dyn Device, port: u64, value: u32) {
+    device.write(port, &value.to_le_bytes());
+}
+
+/// Arbitrary accesses around `base`: (is a write, offset from `base`, data).
+pub(crate) fn accesses(
+    span: u64,
+) -> impl proptest::strategy::Strategy<Value = Vec<(bool, u64, Vec<u8>)>> {
+    use proptest::prelude::*;
+    proptest::collection::vec(
+        (
+            any::<bool>(),
+            0..span,
+            proptest::collection::vec(any::<u8>(), 1..=8),
+        ),
+        0..64,
+    )
+}
+
+/// Carries out such accesses; the device only has to survive them.
+pub(crate) fn replay(device: &mut dyn Device, base: u64, accesses: Vec<(bool, u64, Vec<u8>)>) {
+    for (write, offset, mut data) in accesses {
+        if write {
+            device.write(base + offset, &data);
+        } else {
+            device.read(base + offset, &mut data);
+        }
+    }
+}
