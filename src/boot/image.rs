@@ -1,0 +1,249 @@
+//! A file on its way into guest RAM: read straight into the guest, or from memory if it had to be unpacked.
+
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use flate2::read::MultiGzDecoder;
+use vm_memory::{Bytes, GuestAddress};
+
+use super::error::BootError;
+use crate::memory::GuestRam;
+use crate::units::Gpa;
+
+/// What a file is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// It is started.
+    Kernel,
+    /// It is handed to a Linux kernel.
+    Initrd,
+    /// It is handed to a PVH or multiboot kernel.
+    Module,
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Kernel => "kernel",
+            Self::Initrd => "initrd",
+            Self::Module => "module",
+        })
+    }
+}
+
+/// Bytes at offsets: what the parsers read from.
+pub trait Content {
+    /// How many bytes there are.
+    fn len(&self) -> u64;
+
+    /// Whether there are none.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Fills `buffer` from `offset` on.
+    ///
+    /// # Errors
+    /// If there are not that many bytes, or they cannot be read.
+    fn read_exact_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()>;
+}
+
+impl Content for [u8] {
+    fn len(&self) -> u64 {
+        <[u8]>::len(self) as u64
+    }
+
+    fn read_exact_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        let from = usize::try_from(offset)
+            .ok()
+            .and_then(|start| self.get(start..)?.get(..buffer.len()))
+            .ok_or(io::ErrorKind::UnexpectedEof)?;
+        buffer.copy_from_slice(from);
+        Ok(())
+    }
+}
+
+/// An open file, or what it unpacked to.
+#[derive(Debug)]
+pub struct Image {
+    role: Role,
+    path: PathBuf,
+    source: Source,
+}
+
+#[derive(Debug)]
+enum Source {
+    File { file: File, len: u64 },
+    Memory(Vec<u8>),
+}
+
+impl Image {
+    /// Opens the file at `path`.
+    ///
+    /// # Errors
+    /// If it is no readable regular file, or empty.
+    pub fn open(role: Role, path: &Path) -> Result<Self, BootError> {
+        let unreadable = |source| BootError::Unreadable {
+            role,
+            path: path.to_owned(),
+            source,
+        };
+        // Looked at before it is opened: opening a FIFO would wait for a writer.
+        let found = std::fs::metadata(path).map_err(unreadable)?;
+        if !found.is_file() {
+            return Err(BootError::NotAFile {
+                role,
+                path: path.to_owned(),
+            });
+        }
+        let file = File::open(path).map_err(unreadable)?;
+        let len = file.metadata().map_err(unreadable)?.len();
+        if len == 0 {
+            return Err(BootError::Empty {
+                role,
+                path: path.to_owned(),
+            });
+        }
+        Ok(Self {
+            role,
+            path: path.to_owned(),
+            source: Source::File { file, len },
+        })
+    }
+
+    /// What the file is for.
+    pub fn role(&self) -> Role {
+        self.role
+    }
+
+    /// Where the file is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The file's name without its directories, as boot loaders put it in front of a command line.
+    pub fn name(&self) -> String {
+        self.path
+            .file_name()
+            .map(|name| name.to_string_lossy().replace(char::is_whitespace, "_"))
+            .unwrap_or_default()
+    }
+
+    /// The first `most` bytes, or all if there are fewer.
+    ///
+    /// # Errors
+    /// If they cannot be read.
+    pub fn head(&self, most: usize) -> Result<Vec<u8>, BootError> {
+        let len = usize::try_from(self.len()).map_or(most, |len| len.min(most));
+        let mut head = vec![0; len];
+        self.read_exact_at(0, &mut head)
+            .map_err(|e| self.unreadable(e))?;
+        Ok(head)
+    }
+
+    /// Unpacks gzip, up to `most` bytes.
+    ///
+    /// # Errors
+    /// If the file is damaged or unpacks to more than `most` bytes.
+    pub fn gunzip(self, most: u64) -> Result<Self, BootError> {
+        let damaged = |source| BootError::Gzip {
+            role: self.role,
+            path: self.path.clone(),
+            source,
+        };
+        let mut unpacked = Vec::new();
+        match &self.source {
+            Source::File { file, .. } => MultiGzDecoder::new(io::BufReader::new(file))
+                .take(most.saturating_add(1))
+                .read_to_end(&mut unpacked),
+            Source::Memory(bytes) => MultiGzDecoder::new(bytes.as_slice())
+                .take(most.saturating_add(1))
+                .read_to_end(&mut unpacked),
+        }
+        .map_err(damaged)?;
+        if unpacked.len() as u64 > most {
+            return Err(BootError::UnpacksTooLarge {
+                role: self.role,
+                path: self.path,
+                most,
+            });
+        }
+        if unpacked.is_empty() {
+            return Err(BootError::Empty {
+                role: self.role,
+                path: self.path,
+            });
+        }
+        Ok(Self {
+            source: Source::Memory(unpacked),
+            ..self
+        })
+    }
+
+    /// Copies `len` bytes from `offset` on into guest RAM at `gpa`; from a file without a copy in between.
+    ///
+    /// # Errors
+    /// If the file has become shorter or cannot be read, or there is no RAM there.
+    pub fn copy_to(
+        &self,
+        ram: &GuestRam,
+        gpa: Gpa,
+        offset: u64,
+        len: u64,
+    ) -> Result<(), BootError> {
+        let failed = |source: vm_memory::GuestMemoryError| BootError::Copy {
+            role: self.role,
+            path: self.path.clone(),
+            gpa,
+            source,
+        };
+        let address = GuestAddress(gpa.0);
+        let size = usize::try_from(len)
+            .map_err(|_| self.unreadable(io::ErrorKind::FileTooLarge.into()))?;
+        match &self.source {
+            Source::File { file, .. } => {
+                let mut file = file;
+                file.seek(SeekFrom::Start(offset))
+                    .map_err(|e| self.unreadable(e))?;
+                ram.mmap()
+                    .read_exact_volatile_from(address, &mut file, size)
+                    .map_err(failed)
+            }
+            Source::Memory(bytes) => {
+                let from = usize::try_from(offset)
+                    .ok()
+                    .and_then(|start| bytes.get(start..)?.get(..size))
+                    .ok_or_else(|| self.unreadable(io::ErrorKind::UnexpectedEof.into()))?;
+                ram.mmap().write_slice(from, address).map_err(failed)
+            }
+        }
+    }
+
+    /// That the file could not be read.
+    pub fn unreadable(&self, source: io::Error) -> BootError {
+        BootError::Unreadable {
+            role: self.role,
+            path: self.path.clone(),
+            source,
+        }
+    }
+}
+
+impl Content for Image {
+    fn len(&self) -> u64 {
+        match &self.source {
+            Source::File { len, .. } => *len,
+            Source::Memory(bytes) => bytes.len() as u64,
+        }
+    }
+
+    fn read_exact_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        match &self.source {
+            Source::File { file, .. } => FileExt::read_exact_at(file, buffer, offset),
+            Source::Memory(bytes) => Content::read_exact_at(bytes.as_slice(), offset, buffer),
+        }
+    }
+}
