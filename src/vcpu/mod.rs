@@ -4,4 +4,5 @@ pub mod control;
 pub mod dispatch;
 mod failure;
 pub mod platform;
+pub mod stats;
 pub mod thread;

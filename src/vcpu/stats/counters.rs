@@ -1,0 +1,120 @@
+//! The counters that one vCPU's thread writes and everybody reads.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use zerocopy::FromZeros;
+
+use super::report::StatsError;
+use super::snapshot::{ReasonCounts, Snapshot};
+use super::{ExitReason, bucket};
+
+/// Per reason: these, then the buckets.
+const SUM: usize = 0;
+const MAX: usize = 1;
+const OUT_OF_RANGE: usize = 2;
+/// A cache line, so that reasons do not share one.
+const BUCKETS: usize = 8;
+const STRIDE: usize = BUCKETS + bucket::COUNT;
+
+/// Zeroed by the kernel and therefore without memory behind it until a counter is first written: what is resident is a page or
+/// two per reason that occurs.
+struct Counters(Box<[AtomicU64]>);
+
+impl Counters {
+    fn of(&self, reason: ExitReason) -> &[AtomicU64] {
+        let start = reason as usize * STRIDE;
+        &self.0[start..start + STRIDE]
+    }
+}
+
+/// Adds to a counter that no other thread writes: no locked instruction is needed.
+#[inline]
+fn add(counter: &AtomicU64, n: u64) {
+    counter.store(counter.load(Relaxed).wrapping_add(n), Relaxed);
+}
+
+/// A vCPU thread's side: there is one per vCPU, and only it writes.
+pub struct Recorder(Arc<Counters>);
+
+impl Recorder {
+    /// Counters at zero. All memory that they will ever need is reserved here.
+    ///
+    /// # Errors
+    /// If there is no memory.
+    pub fn new() -> Result<Self, StatsError> {
+        <[AtomicU64]>::new_box_zeroed_with_elems(ExitReason::ALL.len() * STRIDE)
+            .map(|counters| Self(Arc::new(Counters(counters))))
+            .map_err(|_| StatsError::NoMemory)
+    }
+
+    /// Counts an exit that took `time` to handle.
+    #[inline]
+    pub fn record(&mut self, reason: ExitReason, time: Duration) {
+        let ns = time
+            .as_secs()
+            .wrapping_mul(1_000_000_000)
+            .wrapping_add(u64::from(time.subsec_nanos()));
+        let counters = self.0.of(reason);
+        add(&counters[SUM], ns);
+        if ns > counters[MAX].load(Relaxed) {
+            counters[MAX].store(ns, Relaxed);
+        }
+        match bucket::index(ns) {
+            Some(index) => add(&counters[BUCKETS + index], 1),
+            None => add(&counters[OUT_OF_RANGE], 1),
+        }
+    }
+
+    /// Another thread's side.
+    pub fn reader(&self) -> Reader {
+        Reader(Arc::clone(&self.0))
+    }
+}
+
+impl fmt::Debug for Recorder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Recorder").finish_non_exhaustive()
+    }
+}
+
+/// The readers' side of a vCPU's counters.
+#[derive(Clone)]
+pub struct Reader(Arc<Counters>);
+
+impl Reader {
+    /// What was counted up to now. The vCPU goes on meanwhile: an exit that it records during the copy may be in it or not.
+    pub fn snapshot(&self) -> Snapshot {
+        Snapshot {
+            reasons: ExitReason::ALL
+                .into_iter()
+                .map(|reason| (reason, self.counts(reason)))
+                .filter(|(_, counts)| counts.count() > 0)
+                .collect(),
+        }
+    }
+
+    fn counts(&self, reason: ExitReason) -> ReasonCounts {
+        let counters = self.0.of(reason);
+        ReasonCounts {
+            buckets: counters[BUCKETS..]
+                .iter()
+                .enumerate()
+                .map(|(index, counter)| (index, counter.load(Relaxed)))
+                .filter(|(_, count)| *count > 0)
+                .collect(),
+            out_of_range: counters[OUT_OF_RANGE].load(Relaxed),
+            // Read last: it covers every exit above, and the one that is being recorded at most.
+            sum_ns: counters[SUM].load(Relaxed),
+            max_ns: counters[MAX].load(Relaxed),
+        }
+    }
+}
+
+impl fmt::Debug for Reader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Reader").finish_non_exhaustive()
+    }
+}
