@@ -10,6 +10,7 @@ use thiserror::Error;
 use crate::config::ConfigError;
 
 pub mod config;
+pub mod doctor;
 mod log;
 mod vm;
 
@@ -45,6 +46,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Config(config::Args),
+    Doctor(doctor::Args),
 }
 
 /// Why a command did not do its job.
@@ -114,6 +116,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 fn run(command: Command) -> Result<Exit, CliError> {
     match command {
         Command::Config(args) => config::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
     }
 }
 

@@ -1,6 +1,7 @@
 //! The host's capabilities as named fields: everything that can be asked before a VM exists.
 
 mod caps;
+mod hv;
 mod system;
 
 use std::collections::BTreeMap;
@@ -14,6 +15,8 @@ use thiserror::Error;
 
 pub use caps::KvmCaps;
 pub use system::{Clock, Cpu, Device, HugePages, KernelConfig, System};
+
+use crate::hyperv::CpuVendor;
 
 use super::{KvmError, cap, cpuid, ioctl_error, tsc};
 
@@ -84,11 +87,8 @@ impl From<&kvm_cpuid_entry2> for Leaf {
 #[derive(Debug, Error)]
 pub enum HostError {
     /// There is no `/dev/kvm`.
-    #[error("there is no /dev/kvm: {why}")]
-    NoDevice {
-        /// The reason, as far as the CPU's flags tell, and what to do.
-        why: String,
-    },
+    #[error("there is no /dev/kvm: {}; {}", .0.found(), .0.cure())]
+    NoDevice(NoDevice),
     /// `/dev/kvm` is there, but may not be opened.
     #[error(
         "no permission to open /dev/kvm: it belongs to group {group}; add yourself to it (as root: `usermod -aG {group} USER`), then log in again"
@@ -122,6 +122,75 @@ pub enum HostError {
     /// KVM failed while it was asked.
     #[error("cannot find out what KVM can do")]
     Probe(#[from] KvmError),
+}
+
+/// Why there is no `/dev/kvm`, as far as the CPU's flags and the modules tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoDevice {
+    /// This is a virtual machine whose CPU shows no virtualization.
+    VirtualMachine,
+    /// This is a physical machine whose CPU shows no virtualization.
+    NoVirtualization,
+    /// The CPU has it, but the module is not loaded.
+    NotLoaded {
+        /// `kvm_intel` or `kvm_amd`.
+        module: &'static str,
+    },
+    /// The module is loaded, but there is no device file.
+    NoFile {
+        /// `kvm_intel` or `kvm_amd`.
+        module: &'static str,
+    },
+}
+
+impl NoDevice {
+    fn of(system: &System) -> Self {
+        let module = match (system.cpu.vmx, system.cpu.svm) {
+            (true, _) => "kvm_intel",
+            (_, true) => "kvm_amd",
+            _ if system.cpu.hypervisor => return Self::VirtualMachine,
+            _ => return Self::NoVirtualization,
+        };
+        if system.modules.contains_key(module) {
+            Self::NoFile { module }
+        } else {
+            Self::NotLoaded { module }
+        }
+    }
+
+    /// What was found.
+    pub fn found(self) -> String {
+        match self {
+            Self::VirtualMachine => {
+                "this is a virtual machine, and its CPU shows neither VMX nor SVM".to_owned()
+            }
+            Self::NoVirtualization => "the CPU shows neither VMX nor SVM".to_owned(),
+            Self::NotLoaded { module } => {
+                format!("the CPU has virtualization, but {module} is not loaded")
+            }
+            Self::NoFile { module } => {
+                format!("{module} is loaded, but its device is not visible here")
+            }
+        }
+    }
+
+    /// What to do.
+    pub fn cure(self) -> String {
+        match self {
+            Self::VirtualMachine => {
+                "switch nested virtualization on where this machine is run".to_owned()
+            }
+            Self::NoVirtualization => {
+                "switch VT-x or SVM on in the firmware's setup, if the CPU has it".to_owned()
+            }
+            Self::NotLoaded { module } => format!(
+                "load it (as root: `modprobe {module}`); if that fails, look into the kernel's log for \"disabled by bios\""
+            ),
+            Self::NoFile { .. } => {
+                "if this is a container, pass the device into it (`--device /dev/kvm`)".to_owned()
+            }
+        }
+    }
 }
 
 fn list(missing: &[(&str, &str)]) -> String {
@@ -198,6 +267,17 @@ impl KvmFacts {
         })
     }
 
+    /// Whose processor it is: CPUID 0.
+    pub fn vendor(&self) -> CpuVendor {
+        let mut id = [0; 12];
+        if let Some(leaf) = self.leaf(0, 0) {
+            id[..4].copy_from_slice(&leaf.ebx.to_le_bytes());
+            id[4..8].copy_from_slice(&leaf.edx.to_le_bytes());
+            id[8..].copy_from_slice(&leaf.ecx.to_le_bytes());
+        }
+        CpuVendor::from_id(&id)
+    }
+
     /// The first leaf `function`, subleaf `index`, of what guests can be shown.
     pub fn leaf(&self, function: u32, index: u32) -> Option<&Leaf> {
         self.cpuid
@@ -267,9 +347,7 @@ fn feature_msrs(kvm: &Kvm, caps: &KvmCaps) -> Result<BTreeMap<u32, u64>, KvmErro
 
 fn open_error(system: &System, source: io::Error) -> HostError {
     match source.raw_os_error() {
-        Some(libc::ENOENT) => HostError::NoDevice {
-            why: no_device(system),
-        },
+        Some(libc::ENOENT) => HostError::NoDevice(NoDevice::of(system)),
         Some(libc::EACCES | libc::EPERM) => HostError::NoPermission {
             group: system.device.as_ref().map_or_else(
                 || "kvm".to_owned(),
@@ -289,29 +367,6 @@ fn open_error(system: &System, source: io::Error) -> HostError {
             why: "the kernel refused",
             source,
         },
-    }
-}
-
-/// Why there is no /dev/kvm, from the CPU's flags and the modules.
-fn no_device(system: &System) -> String {
-    let (module, flag) = match (system.cpu.vmx, system.cpu.svm) {
-        (true, _) => ("kvm_intel", "VMX"),
-        (_, true) => ("kvm_amd", "SVM"),
-        _ if system.cpu.hypervisor => {
-            return "this is a virtual machine, and its CPU shows neither VMX nor SVM; switch nested virtualization on for it where it is run".to_owned();
-        }
-        _ => {
-            return "the CPU shows neither VMX nor SVM; switch virtualization on in the firmware's setup, if the CPU has it".to_owned();
-        }
-    };
-    if system.modules.contains_key(module) {
-        format!(
-            "the CPU has {flag} and {module} is loaded; in a container, the device must be passed in"
-        )
-    } else {
-        format!(
-            "the CPU has {flag}, but {module} is not loaded; load it (as root: `modprobe {module}`), and if that fails look into the kernel's log for \"disabled by bios\""
-        )
     }
 }
 

@@ -1,0 +1,88 @@
+//! TSC and clocks.
+
+use super::{Check, Group, Status};
+use crate::kvm::host::{KvmFacts, System};
+
+fn check(id: &'static str, title: &'static str, status: Status, found: impl Into<String>) -> Check {
+    Check::new(id, Group::Time, title, status, found)
+}
+
+pub(super) fn checks(system: &System, kvm: &KvmFacts) -> Vec<Check> {
+    let mut checks = vec![clocksource(system), frequency(kvm), invariant(system, kvm)];
+    checks.push(scaling(kvm));
+    checks.extend(offset(kvm));
+    checks
+}
+
+/// KVM keeps a master clock, which the reference TSC page needs, only over these (`gtod_is_based_on_tsc` in
+/// arch/x86/kvm/x86.c).
+const TSC_BASED: [&str; 2] = ["tsc", "hyperv_clocksource_tsc_page"];
+
+fn clocksource(system: &System) -> Check {
+    let title = "host clocksource";
+    let Some(current) = system.clock.current.as_deref() else {
+        return check("clocksource", title, Status::Warn, "not known");
+    };
+    if TSC_BASED.contains(&current) {
+        return check("clocksource", title, Status::Ok, current);
+    }
+    let cure = if system.clock.available.iter().any(|name| name == "tsc") {
+        "as root: `echo tsc > /sys/devices/system/clocksource/clocksource0/current_clocksource`"
+    } else {
+        "the kernel found the TSC unstable: its log says why; `tsc=reliable` on its command line if you know better"
+    };
+    check("clocksource", title, Status::Warn, current)
+        .means("KVM cannot keep Hyper-V's reference TSC page: with hv-time, every reading of the guest's clock leaves the guest")
+        .cure(cure)
+}
+
+fn frequency(kvm: &KvmFacts) -> Check {
+    let title = "TSC frequency";
+    match kvm.tsc_khz {
+        Some(khz) => check("tsc-frequency", title, Status::Ok, format!("{khz} kHz")),
+        None => check("tsc-frequency", title, Status::Warn, "KVM does not say")
+            .means("the guest must measure it itself, and cannot be moved to another host")
+            .cure("the kernel's log says why it takes the TSC for unstable"),
+    }
+}
+
+fn invariant(system: &System, kvm: &KvmFacts) -> Check {
+    let title = "invariant TSC";
+    match (kvm.guest_invariant_tsc(), system.cpu.constant_tsc) {
+        (true, _) => check("tsc-invariant", title, Status::Ok, "yes, and guests can be shown it"),
+        (false, true) => check(
+            "tsc-invariant",
+            title,
+            Status::Warn,
+            "the host's TSC is invariant, but KVM does not show that to guests",
+        )
+        .means("hv-tsc-invariant cannot be had"),
+        (false, false) => check("tsc-invariant", title, Status::Warn, "no")
+            .means("the TSC may change its rate or stop: guests must be told by hv-reenlightenment, and hv-tsc-invariant cannot be had"),
+    }
+}
+
+fn scaling(kvm: &KvmFacts) -> Check {
+    let title = "TSC scaling";
+    if kvm.caps.tsc_control {
+        check("tsc-scaling", title, Status::Ok, "yes")
+    } else {
+        check("tsc-scaling", title, Status::Info, "no")
+            .means("a VM that comes from a host with another TSC frequency cannot keep its own: the guest must take a new one (hv-reenlightenment)")
+    }
+}
+
+fn offset(kvm: &KvmFacts) -> Option<Check> {
+    let title = "TSC offset";
+    Some(match kvm.tsc_offset {
+        Some(true) => check("tsc-offset", title, Status::Ok, "KVM offsets and shows it"),
+        Some(false) => check("tsc-offset", title, Status::Warn, "guests see the host's TSC as it is")
+            .means("a guest's TSC cannot be set back to where it was saved"),
+        None if kvm.caps.any_hyperv() => {
+            check("tsc-offset", title, Status::Warn, "KVM does not show it")
+                .means("restoring a VM can cost it KVM's master clock, and clock readings then leave the guest")
+                .cure("run Linux 5.16 or newer")
+        }
+        None => return None,
+    })
+}

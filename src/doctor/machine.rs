@@ -1,0 +1,86 @@
+//! Memory and processors.
+
+use super::{Check, Group, Status};
+use crate::kvm::host::{KvmFacts, System};
+
+fn check(id: &'static str, title: &'static str, status: Status, found: impl Into<String>) -> Check {
+    Check::new(id, Group::Machine, title, status, found)
+}
+
+pub(super) fn checks(system: &System, kvm: Option<&KvmFacts>) -> Vec<Check> {
+    let mut checks = vec![cpu(system)];
+    checks.extend(kvm.map(vcpus));
+    checks.push(smt(system, kvm));
+    checks.push(hugepages(system));
+    checks.extend(thp(system));
+    checks
+}
+
+fn cpu(system: &System) -> Check {
+    let cpu = &system.cpu;
+    let found = format!("{} × {} ({})", cpu.count, cpu.model, cpu.vendor);
+    check("cpu", "host CPU", Status::Info, found)
+}
+
+fn vcpus(kvm: &KvmFacts) -> Check {
+    let found = format!(
+        "{} at most, {} recommended",
+        kvm.caps.max_vcpus, kvm.caps.nr_vcpus
+    );
+    check("vcpus", "vCPUs per VM", Status::Info, found)
+}
+
+/// Bit 18 of 0x40000004.EAX in what KVM supports: no two vCPUs share a core unless the guest knows
+/// (`cpu_smt_possible` is false on the host).
+const NO_CORESHARING: u32 = 1 << 18;
+
+fn smt(system: &System, kvm: Option<&KvmFacts>) -> Check {
+    let control = system.cpu.smt.as_deref().unwrap_or("not known");
+    let check = check("smt", "SMT", Status::Info, control);
+    let Some(leaf) = kvm.and_then(|kvm| kvm.hv_leaf(0x4000_0004)) else {
+        return check;
+    };
+    check.means(if leaf.eax & NO_CORESHARING != 0 {
+        "vCPUs never share a core: hv-no-nonarch-coresharing=auto comes out as on"
+    } else {
+        "vCPUs may share a core: hv-no-nonarch-coresharing=on is for you to promise, by pinning"
+    })
+}
+
+fn hugepages(system: &System) -> Check {
+    let title = "huge pages";
+    let pools: Vec<_> = system
+        .hugepages
+        .iter()
+        .filter(|pool| pool.total > 0)
+        .map(|pool| {
+            format!(
+                "{} of {} free ({} KiB each)",
+                pool.free, pool.total, pool.size_kib
+            )
+        })
+        .collect();
+    if pools.is_empty() {
+        check("hugepages", title, Status::Info, "none reserved")
+            .means("--hugepages cannot be used; nested guests gain most from them, as their page walks are the longest")
+            .cure("as root: `sysctl vm.nr_hugepages=N`, N = half the guest's memory in MiB")
+    } else {
+        check("hugepages", title, Status::Ok, pools.join(", "))
+    }
+}
+
+fn thp(system: &System) -> Option<Check> {
+    let chosen = system.thp_shmem.as_deref()?;
+    let check = check(
+        "transparent-hugepages",
+        "transparent huge pages for guest memory",
+        Status::Info,
+        chosen,
+    );
+    Some(match chosen {
+        "never" | "deny" => check
+            .means("guest memory is in small pages unless --hugepages is given")
+            .cure("as root: `echo advise > /sys/kernel/mm/transparent_hugepage/shmem_enabled`"),
+        _ => check,
+    })
+}

@@ -1,0 +1,143 @@
+//! What the host's facts mean for each enlightenment and for each profile.
+
+use serde::Serialize;
+
+use crate::hyperv::resolve::lack;
+use crate::hyperv::{
+    Enlightenment, EnlightenmentSet, HostHv, Problem, Profile, Request, Resolved, resolve,
+};
+use crate::kvm::host::{HostCaps, HostError};
+
+/// Whether an enlightenment can be had.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct EnlightenmentState {
+    /// Its name.
+    pub name: &'static str,
+    /// Whether it can be had here.
+    pub available: bool,
+    /// What it is good for.
+    pub summary: &'static str,
+    /// What is missing and what would give it.
+    pub lack: Option<String>,
+}
+
+/// Whether a profile works.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Verdict {
+    /// Its name.
+    pub profile: &'static str,
+    /// Whether it works here.
+    pub works: bool,
+    /// The enlightenments that keep it from working.
+    pub missing: Vec<&'static str>,
+    /// Everything that keeps it from working.
+    pub problems: Vec<String>,
+    /// What works nearly as well, if anything does.
+    pub instead: Option<String>,
+    /// What it does without here.
+    pub notes: Vec<String>,
+}
+
+const NO_HYPERV: &str = "KVM has no Hyper-V here (CONFIG_KVM_HYPERV)";
+const NO_NESTING: &str =
+    "no hypervisor can run inside the guest: KVM shows guests neither VMX nor SVM";
+
+/// Every enlightenment in a guest that is shown what virtualization the host has.
+pub(super) fn enlightenments(host: &HostCaps) -> Vec<EnlightenmentState> {
+    let hyperv = HostHv::from(host);
+    Enlightenment::all()
+        .map(|id| {
+            let lack = if host.kvm.caps.any_hyperv() {
+                lack(id, &hyperv, true).map(|lack| lack.to_string())
+            } else {
+                Some(NO_HYPERV.to_owned())
+            };
+            EnlightenmentState {
+                name: id.name(),
+                available: lack.is_none(),
+                summary: id.row().summary,
+                lack,
+            }
+        })
+        .collect()
+}
+
+/// Every profile. `nested` is for guests that run guests, so it needs more than its enlightenments.
+pub(super) fn profiles(host: &HostCaps) -> Vec<Verdict> {
+    let hyperv = HostHv::from(host);
+    Profile::ALL
+        .into_iter()
+        .map(|profile| of_profile(profile, &hyperv))
+        .collect()
+}
+
+fn of_profile(profile: Profile, host: &HostHv) -> Verdict {
+    let nested = match profile {
+        Profile::None | Profile::Windows => false,
+        Profile::Nested => true,
+        Profile::All | Profile::Passthrough => host.nested,
+    };
+    let judged = |without| {
+        let request = Request {
+            removed: without,
+            ..Request::profile(profile)
+        };
+        resolve(&request, host, nested)
+    };
+    let (problems, notes) = match judged(EnlightenmentSet::default()) {
+        Ok(resolved) => (Vec::new(), notes(&resolved)),
+        Err(problems) => (problems, Vec::new()),
+    };
+    let missing: EnlightenmentSet = problems.iter().filter_map(Problem::enlightenment).collect();
+    let mut texts: Vec<_> = problems.iter().map(problem).collect();
+    if nested && !host.nested {
+        texts.push(NO_NESTING.to_owned());
+    }
+    let instead = (!missing.is_empty() && host.nested >= nested && judged(missing).is_ok())
+        .then(|| without(profile, missing));
+    Verdict {
+        profile: profile.name(),
+        works: texts.is_empty(),
+        missing: missing.iter().map(Enlightenment::name).collect(),
+        problems: texts,
+        instead,
+        notes,
+    }
+}
+
+/// A problem without the advice that [`Verdict::instead`] gives for all of them together.
+fn problem(problem: &Problem) -> String {
+    match problem {
+        Problem::Lacks { id, lack, .. } => format!("{id} is missing: {lack}"),
+        Problem::NoHyperv { .. } => NO_HYPERV.to_owned(),
+        other => other.to_string(),
+    }
+}
+
+fn notes(resolved: &Resolved) -> Vec<String> {
+    resolved.notes().iter().map(ToString::to_string).collect()
+}
+
+fn without(profile: Profile, missing: EnlightenmentSet) -> String {
+    let mut flag = format!("--hv {profile}");
+    for id in missing.iter() {
+        flag.push_str(",-");
+        flag.push_str(id.name().trim_start_matches("hv-"));
+    }
+    flag
+}
+
+/// Nothing works without KVM.
+pub(super) fn without_kvm(error: &HostError) -> Vec<Verdict> {
+    Profile::ALL
+        .into_iter()
+        .map(|profile| Verdict {
+            profile: profile.name(),
+            works: false,
+            missing: Vec::new(),
+            problems: vec![error.to_string()],
+            instead: None,
+            notes: Vec::new(),
+        })
+        .collect()
+}

@@ -1,0 +1,44 @@
+//! The host's facts as what the enlightenments are resolved against.
+
+use crate::cpuid::CpuidEntry;
+use crate::hyperv::{CpuVendor, HostHv, HvCap, KernelVersion};
+
+use super::{HostCaps, Leaf};
+
+impl From<&Leaf> for CpuidEntry {
+    fn from(leaf: &Leaf) -> Self {
+        Self {
+            function: leaf.function,
+            index: leaf.index,
+            indexed: leaf.flags & kvm_bindings::KVM_CPUID_FLAG_SIGNIFCANT_INDEX != 0,
+            eax: leaf.eax,
+            ebx: leaf.ebx,
+            ecx: leaf.ecx,
+            edx: leaf.edx,
+        }
+    }
+}
+
+impl From<&HostCaps> for HostHv {
+    fn from(host: &HostCaps) -> Self {
+        let there = host.kvm.caps.list();
+        let vendor = host.kvm.vendor();
+        Self {
+            vendor,
+            kernel: KernelVersion::parse(&host.system.kernel),
+            caps: HvCap::ALL
+                .into_iter()
+                .filter(|cap| there.iter().any(|(n, _, on)| *n == cap.number() && *on))
+                .collect(),
+            hv_cpuid: host.kvm.hv_cpuid.iter().flatten().map(Into::into).collect(),
+            nested: host.kvm.guest_vmx() || host.kvm.guest_svm(),
+            apicv: match vendor {
+                CpuVendor::Intel => host.system.flag("kvm_intel", "enable_apicv"),
+                CpuVendor::Amd => host.system.flag("kvm_amd", "avic"),
+                CpuVendor::Other => None,
+            }
+            .unwrap_or(false),
+            invariant_tsc: host.kvm.guest_invariant_tsc(),
+        }
+    }
+}
