@@ -1,9 +1,14 @@
 //! Emulated hosts with a stock kernel, real KVM, and VMX with eVMCS or SVM, on any machine.
 
+pub mod binaries;
+pub mod boot;
 pub mod bzimage;
 pub mod cache;
 pub mod cpio;
+pub mod exec;
+pub mod host;
 pub mod owned;
 pub mod plan;
+pub mod session;
 pub mod setup;
 pub mod wire;

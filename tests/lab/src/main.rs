@@ -5,7 +5,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use hypernest_lab::cache::Cache;
-use hypernest_lab::{owned, setup};
+use hypernest_lab::exec::HostOptions;
+use hypernest_lab::{exec, owned, setup};
 
 /// Hosts with real KVM, VMX and eVMCS or SVM, emulated with a stock kernel, on any machine.
 #[derive(Debug, Parser)]
@@ -24,6 +25,25 @@ enum Command {
         /// Make everything anew, with the newest versions.
         #[arg(long)]
         refresh: bool,
+    },
+    /// Run a command on a host; its output and exit status are this program's (125 when the lab itself failed).
+    Exec {
+        #[command(flatten)]
+        options: HostOptions,
+        /// Pass standard input on to the command.
+        #[arg(short, long)]
+        interactive: bool,
+        /// The command and its arguments.
+        #[arg(last = true, required = true)]
+        command: Vec<String>,
+    },
+    /// Run a shell on a host.
+    Shell {
+        #[command(flatten)]
+        options: HostOptions,
+        /// Another program than sh.
+        #[arg(last = true)]
+        command: Vec<String>,
     },
 }
 
@@ -59,5 +79,11 @@ fn run(command: Command) -> Result<u8, Box<dyn std::error::Error>> {
             }
             Ok(0)
         }
+        Command::Exec {
+            options,
+            interactive,
+            command,
+        } => Ok(exec::exec(&options, &command, interactive)?),
+        Command::Shell { options, command } => Ok(exec::shell(&options, &command)?),
     }
 }

@@ -15,7 +15,7 @@ use nix::kmod::{ModuleInitFlags, finit_module};
 use nix::mount::{MsFlags, mount};
 use nix::sys::reboot::{RebootMode, reboot};
 use nix::sys::signal::{Signal, kill};
-use nix::sys::termios::{self, BaudRate, ControlFlags, SetArg};
+use nix::sys::termios;
 use nix::unistd::Pid;
 
 /// The status of a run in which the lab itself failed.
@@ -50,6 +50,7 @@ fn context(what: impl std::fmt::Display) -> impl FnOnce(io::Error) -> io::Error 
 }
 
 fn mount_all() -> io::Result<()> {
+    std::fs::create_dir_all("/root").map_err(context("/root"))?;
     for (kind, target) in [
         ("proc", "/proc"),
         ("sysfs", "/sys"),
@@ -82,12 +83,15 @@ fn open_line() -> io::Result<Line> {
         .write(true)
         .open("/dev/ttyS1")
         .map_err(context("/dev/ttyS1"))?;
-    let mut settings = termios::tcgetattr(&line)?;
-    termios::cfmakeraw(&mut settings);
-    settings.control_flags |= ControlFlags::CLOCAL | ControlFlags::CREAD;
-    settings.control_flags &= !ControlFlags::CRTSCTS;
-    termios::cfsetspeed(&mut settings, BaudRate::B115200)?;
-    termios::tcsetattr(&line, SetArg::TCSANOW, &settings)?;
+    // The C library's own functions for the speed cannot be linked statically through their Rust bindings.
+    let status = Command::new("/lab/busybox")
+        .args(["stty", "115200", "raw", "-echo", "clocal", "-crtscts"])
+        .stdin(line.try_clone()?)
+        .status()
+        .map_err(context("/lab/busybox"))?;
+    if !status.success() {
+        return Err(io::Error::other("stty could not set up /dev/ttyS1"));
+    }
     Ok(Arc::new(Mutex::new(line)))
 }
 
@@ -178,7 +182,7 @@ fn spawn(plan: &Plan) -> io::Result<(Child, Option<OwnedFd>)> {
         .args(arguments)
         .env_clear()
         .envs(&plan.environment)
-        .current_dir("/tmp");
+        .current_dir("/root");
     let terminal = match plan.input {
         Input::Nothing => {
             command.stdin(Stdio::null());

@@ -1,0 +1,130 @@
+//! The project's own programs, linked statically so that they run in a host with nothing but a kernel.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use thiserror::Error;
+
+use crate::owned::{OwnedChild, tied};
+
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+
+/// Programs could not be built.
+#[derive(Debug, Error)]
+pub enum BuildError {
+    /// Cargo could not be run.
+    #[error("cannot run cargo: {0}")]
+    Cargo(#[from] std::io::Error),
+    /// Cargo failed; it said why itself.
+    #[error("building the programs for the lab failed")]
+    Failed,
+    /// Cargo's output is not understood.
+    #[error("cargo built no {0}")]
+    NotBuilt(&'static str),
+    /// Not in the project's directory.
+    #[error("not inside the project: run this in a clone of it")]
+    NoWorkspace,
+}
+
+/// Where the programs lie.
+#[derive(Debug, Clone)]
+pub struct Binaries {
+    /// The init of lab hosts.
+    pub init: PathBuf,
+    /// The VMM.
+    pub hypernest: PathBuf,
+    /// Measurements.
+    pub bench: PathBuf,
+}
+
+/// The root of the project.
+pub fn workspace() -> Result<PathBuf, BuildError> {
+    let output = OwnedChild::output(cargo()?.args([
+        "locate-project",
+        "--workspace",
+        "--message-format",
+        "plain",
+    ]))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    Path::new(text.trim())
+        .parent()
+        .filter(|root| output.status.success() && root.is_absolute())
+        .map(Path::to_owned)
+        .ok_or(BuildError::NoWorkspace)
+}
+
+/// Cargo, without what `cargo run` told this process about itself.
+pub fn cargo() -> std::io::Result<Command> {
+    let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = tied(program)?;
+    for (name, _) in std::env::vars_os() {
+        let name_text = name.to_string_lossy();
+        if name_text.starts_with("CARGO_PKG_") || name_text.starts_with("CARGO_MANIFEST_") {
+            command.env_remove(&name);
+        }
+    }
+    Ok(command)
+}
+
+/// Cargo building static programs into a directory of their own, so that they and the ordinary ones stay warm.
+fn static_cargo(root: &Path, subcommand: &str) -> std::io::Result<Command> {
+    let mut command = cargo()?;
+    command
+        .current_dir(root)
+        .env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static")
+        .env("CARGO_PROFILE_RELEASE_STRIP", "debuginfo")
+        .args([
+            subcommand,
+            "--quiet",
+            "--release",
+            "--target",
+            TARGET,
+            "--target-dir",
+        ])
+        .arg(root.join("target/lab"));
+    Ok(command)
+}
+
+/// Builds everything a lab host needs of ours.
+pub fn build() -> Result<Binaries, BuildError> {
+    let root = workspace()?;
+    let mut command = static_cargo(&root, "build")?;
+    command.args([
+        "--package",
+        "hypernest",
+        "--package",
+        "hypernest-bench",
+        "--package",
+        "hypernest-lab",
+    ]);
+    command.args([
+        "--bin",
+        "hypernest",
+        "--bin",
+        "hypernest-bench",
+        "--bin",
+        "lab-init",
+    ]);
+    // The command's own output is all that may be on standard output.
+    command.stdin(Stdio::null()).stdout(std::io::stderr());
+    if !OwnedChild::spawn(&mut command)?.wait()?.success() {
+        return Err(BuildError::Failed);
+    }
+    let built = |name: &'static str| {
+        let path = root
+            .join("target/lab")
+            .join(TARGET)
+            .join("release")
+            .join(name);
+        if path.is_file() {
+            Ok(path)
+        } else {
+            Err(BuildError::NotBuilt(name))
+        }
+    };
+    Ok(Binaries {
+        init: built("lab-init")?,
+        hypernest: built("hypernest")?,
+        bench: built("hypernest-bench")?,
+    })
+}

@@ -1,0 +1,120 @@
+//! The Intel lab: Bochs with VMX, EPT and shadow VMCS.
+
+use std::fs;
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::Command;
+
+use super::{BootError, Files, KERNEL_PARAMETERS, Listener, at, run_program};
+use crate::host::Machine;
+use crate::owned::{OwnedChild, tied};
+
+/// The most memory Bochs takes.
+const MAX_MEMORY_MIB: u32 = 2048;
+
+pub(super) fn command(
+    machine: &Machine,
+    files: &Files<'_>,
+) -> Result<(Listener, Command), BootError> {
+    if machine.memory_mib > MAX_MEMORY_MIB {
+        return Err(BootError::TooMuch(format!(
+            "the Intel lab has at most {MAX_MEMORY_MIB} MiB of memory, not {}",
+            machine.memory_mib
+        )));
+    }
+    let program = files.held("Bochs", "bochs/bochs")?;
+    let share = files.held("Bochs firmware", "bochs/share")?;
+    let kernel = files.held("kernel", &format!("{}/vmlinuz", machine.kernel.directory()))?;
+    let iso = iso(files, &kernel)?;
+    let listener = TcpListener::bind(("127.0.0.1", 0)).map_err(at(files.run))?;
+    let port = listener.local_addr().map_err(at(files.run))?.port();
+    let debugger = has_debugger(&program)?;
+    let mut configuration = format!(
+        "megs: {memory}\n\
+         cpu: model=corei7_skylake_x, count={cpus}, ips=50000000, reset_on_triple_fault=0\n\
+         romimage: file=\"{share}/BIOS-bochs-latest\"\n\
+         vgaromimage: file=\"{share}/VGABIOS-lgpl-latest\"\n\
+         ata0: enabled=1, ioaddr1=0x1f0, ioaddr2=0x3f0, irq=14\n\
+         ata0-master: type=cdrom, path=\"{iso}\", status=inserted\n\
+         boot: cdrom\n\
+         clock: sync=none\n\
+         com1: enabled=1, mode=file, dev=\"{log}\"\n\
+         com2: enabled=1, mode=socket-client, dev=\"127.0.0.1:{port}\"\n\
+         log: \"{run}/bochs.log\"\n\
+         panic: action=fatal\n\
+         error: action=ignore\n\
+         info: action=ignore\n",
+        memory = machine.memory_mib,
+        cpus = machine.cpus,
+        share = share.display(),
+        iso = iso.display(),
+        log = files.kernel_log.display(),
+        run = files.run.display(),
+    );
+    configuration.push_str(if debugger {
+        // The packaged one has no display but this that needs neither terminal nor X.
+        "display_library: rfb, options=\"timeout=0\"\n"
+    } else {
+        "display_library: nogui\n"
+    });
+    let configuration_file = files.run.join("bochsrc");
+    fs::write(&configuration_file, configuration).map_err(at(&configuration_file))?;
+    let mut command = tied(program).map_err(at(files.run))?;
+    command
+        .env("TERM", "dumb")
+        .arg("-q")
+        .arg("-f")
+        .arg(&configuration_file);
+    if debugger {
+        let script = files.run.join("debugger");
+        fs::write(&script, "c\n").map_err(at(&script))?;
+        command.arg("-rc").arg(script);
+    }
+    Ok((Listener::Tcp(listener), command))
+}
+
+/// A Bochs built with its debugger waits for commands, and knows the option that gives them.
+fn has_debugger(program: &Path) -> Result<bool, BootError> {
+    let output = tied(program).and_then(|mut command| OwnedChild::output(command.arg("--help")));
+    let output = output.map_err(at(program))?;
+    let said = [output.stdout, output.stderr].concat();
+    Ok(String::from_utf8_lossy(&said).contains("-rc "))
+}
+
+fn iso(files: &Files<'_>, kernel: &Path) -> Result<std::path::PathBuf, BootError> {
+    let root = files.run.join("iso");
+    fs::create_dir(&root).map_err(at(&root))?;
+    for name in ["isolinux.bin", "ldlinux.c32"] {
+        let from = files.held("isolinux", &format!("iso/{name}"))?;
+        fs::copy(&from, root.join(name)).map_err(at(&from))?;
+    }
+    fs::copy(kernel, root.join("kernel")).map_err(at(kernel))?;
+    fs::rename(files.initramfs, root.join("initrd")).map_err(at(files.initramfs))?;
+    let configuration = root.join("isolinux.cfg");
+    let text = format!(
+        "default lab\nprompt 0\ntimeout 0\nlabel lab\n kernel /kernel\n initrd /initrd\n append {KERNEL_PARAMETERS}\n"
+    );
+    fs::write(&configuration, text).map_err(at(&configuration))?;
+    let iso = files.run.join("host.iso");
+    let held = files.held.join("iso/genisoimage");
+    let program = if held.exists() {
+        held
+    } else {
+        "genisoimage".into()
+    };
+    let mut command = tied(program).map_err(at(&iso))?;
+    command
+        .args([
+            "-quiet",
+            "-no-emul-boot",
+            "-boot-load-size",
+            "4",
+            "-boot-info-table",
+        ])
+        .args(["-b", "isolinux.bin", "-c", "boot.cat", "-o"])
+        .arg(&iso)
+        .arg(&root);
+    run_program(&mut command, "genisoimage")?;
+    fs::remove_dir_all(&root).map_err(at(&root))?;
+    Ok(iso)
+}

@@ -1,0 +1,52 @@
+//! The AMD lab: QEMU's TCG with SVM and nested paging.
+
+use std::os::unix::net::UnixListener;
+use std::process::Command;
+
+use super::{BootError, Files, KERNEL_PARAMETERS, Listener, at};
+use crate::host::Machine;
+use crate::owned::tied;
+
+pub(super) fn command(
+    machine: &Machine,
+    files: &Files<'_>,
+) -> Result<(Listener, Command), BootError> {
+    let program = files.held("QEMU", "qemu/qemu-system-x86_64")?;
+    let kernel = files.held("kernel", &format!("{}/vmlinux", machine.kernel.directory()))?;
+    let socket = files.run.join("line");
+    let listener = UnixListener::bind(&socket).map_err(at(&socket))?;
+    let mut command = tied(program).map_err(at(files.run))?;
+    command
+        .args([
+            "-machine",
+            "q35",
+            "-nodefaults",
+            "-no-user-config",
+            "-display",
+            "none",
+            "-no-reboot",
+        ])
+        .args(["-accel", "tcg,thread=multi", "-cpu", "EPYC,svm=on,npt=on"])
+        .args(["-smp", &machine.cpus.to_string()])
+        .args(["-m", &format!("{}M", machine.memory_mib)])
+        .arg("-kernel")
+        .arg(kernel)
+        .arg("-initrd")
+        .arg(files.initramfs)
+        .args(["-append", KERNEL_PARAMETERS])
+        .args([
+            "-chardev",
+            &format!("file,id=log,path={}", escape(files.kernel_log)),
+        ])
+        .args([
+            "-chardev",
+            &format!("socket,id=line,path={}", escape(&socket)),
+        ])
+        .args(["-serial", "chardev:log", "-serial", "chardev:line"]);
+    Ok((Listener::Unix(listener), command))
+}
+
+/// A comma in the value of a QEMU option is written twice.
+fn escape(path: &std::path::Path) -> String {
+    path.display().to_string().replace(',', ",,")
+}

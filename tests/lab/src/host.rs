@@ -1,0 +1,149 @@
+//! The hosts of the lab, and how one is to be booted.
+
+use std::path::PathBuf;
+
+use clap::ValueEnum;
+
+/// A host to run on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, ValueEnum)]
+pub enum Host {
+    /// This machine's own KVM.
+    Here,
+    /// An emulated AMD machine: SVM, no eVMCS.
+    Amd,
+    /// An emulated Intel machine: VMX and eVMCS.
+    Intel,
+}
+
+impl Host {
+    /// All of them, in the order they are reported.
+    pub const ALL: [Host; 3] = [Host::Here, Host::Amd, Host::Intel];
+
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Host::Here => "here",
+            Host::Amd => "amd",
+            Host::Intel => "intel",
+        }
+    }
+
+    /// The host with that name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|host| host.name() == name)
+    }
+
+    /// KVM's module for its CPU.
+    pub(crate) fn kvm_module(self) -> &'static str {
+        match self {
+            Host::Intel => "kvm-intel",
+            Host::Amd | Host::Here => "kvm-amd",
+        }
+    }
+}
+
+impl std::fmt::Display for Host {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// The kernel an emulated host runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, ValueEnum)]
+pub enum Kernel {
+    /// Linux 6.12: all of KVM's Hyper-V.
+    #[default]
+    #[value(name = "6.12")]
+    Linux612,
+    /// Linux 6.1: no direct L2 flush.
+    #[value(name = "6.1")]
+    Linux61,
+}
+
+impl Kernel {
+    /// Its directory in the cache and below `/lab`.
+    pub fn directory(self) -> &'static str {
+        match self {
+            Kernel::Linux612 => "linux-6.12",
+            Kernel::Linux61 => "linux-6.1",
+        }
+    }
+}
+
+/// A parameter of a kernel module in the host, as `kvm_intel.enable_shadow_vmcs=0`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct ModuleParameter {
+    /// The module, with dashes as its file has them.
+    pub module: String,
+    /// `name=value`.
+    pub setting: String,
+}
+
+impl std::str::FromStr for ModuleParameter {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (module, setting) = text
+            .split_once('.')
+            .filter(|(_, setting)| setting.contains('='))
+            .ok_or("want MODULE.NAME=VALUE, as kvm_intel.enable_shadow_vmcs=0")?;
+        let module = module.replace('_', "-");
+        if !["kvm", "kvm-intel", "kvm-amd", "irqbypass"].contains(&module.as_str()) {
+            return Err(format!(
+                "{module} is not a module the lab loads: kvm, kvm_intel, kvm_amd"
+            ));
+        }
+        Ok(Self {
+            module,
+            setting: setting.to_owned(),
+        })
+    }
+}
+
+/// How to boot an emulated host.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Machine {
+    /// CPUs.
+    pub cpus: u8,
+    /// Memory in MiB.
+    pub memory_mib: u32,
+    /// Its kernel.
+    pub kernel: Kernel,
+    /// Module parameters.
+    pub parameters: Vec<ModuleParameter>,
+    /// What of the lab's directory is wanted in the host, as `linux-6.12/vmlinux` or `qemu`.
+    pub with: Vec<String>,
+    /// More files: from here, to there.
+    pub files: Vec<(PathBuf, String)>,
+}
+
+impl Default for Machine {
+    fn default() -> Self {
+        Self {
+            cpus: 1,
+            memory_mib: DEFAULT_MEMORY_MIB,
+            kernel: Kernel::default(),
+            parameters: Vec::new(),
+            with: Vec::new(),
+            files: Vec::new(),
+        }
+    }
+}
+
+/// Enough for an L1 of 512 MiB beside the initramfs.
+pub const DEFAULT_MEMORY_MIB: u32 = 1536;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn module_parameters() {
+        let parameter: ModuleParameter = "kvm_intel.enable_shadow_vmcs=0".parse().unwrap();
+        assert_eq!(parameter.module, "kvm-intel");
+        assert_eq!(parameter.setting, "enable_shadow_vmcs=0");
+        for bad in ["kvm_intel", "kvm_intel.nested", "nested=1", "ext4.x=1"] {
+            assert!(bad.parse::<ModuleParameter>().is_err(), "{bad}");
+        }
+    }
+}
