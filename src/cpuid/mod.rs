@@ -1,4 +1,19 @@
 //! Host CPUID and feature MSRs -> the guest's, by named masks.
+//!
+//! [`GuestCpuid::new`] takes what KVM supports and what the VM is to be, and refuses what cannot be; [`GuestCpuid::for_vcpu`]
+//! is one vCPU's table for KVM_SET_CPUID2. All of it is pure.
+
+pub mod feature;
+mod guest;
+mod level;
+pub mod msrs;
+pub mod topology;
+
+pub use guest::{CpuSpec, CpuidProblem, GuestCpuid};
+pub use msrs::feature_msrs;
+
+#[cfg(test)]
+mod tests;
 
 use crate::hyperv::enlightenment::Reg;
 

@@ -1,0 +1,224 @@
+//! What the host has and what the VM is to be -> the CPUID of each vCPU.
+
+use thiserror::Error;
+
+use super::feature::{self as f, Feature};
+use super::level::Level;
+use super::{CpuidEntry, topology};
+use crate::config::{CpuModel, Topology};
+use crate::hyperv::CpuVendor;
+use crate::hyperv::cpuid::KVM_LEAVES_BESIDE_HYPERV;
+
+/// What the guest's processors are to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CpuSpec {
+    /// Which processor.
+    pub model: CpuModel,
+    /// Packages, cores, threads; none of them 0.
+    pub topology: Topology,
+    /// Show VMX or SVM.
+    pub nested: bool,
+    /// Show an invariant TSC: a promise that its frequency never changes.
+    pub invariant_tsc: bool,
+    /// KVM_CAP_TSC_DEADLINE_TIMER: KVM_GET_SUPPORTED_CPUID says nothing of it.
+    pub tsc_deadline: bool,
+    /// The hypervisor's leaves ([`crate::hyperv::Resolved::cpuid_leaves`]).
+    pub hyperv: Vec<CpuidEntry>,
+    /// Show KVM's own leaves: at 0x40000100 beside Hyper-V's, at 0x40000000 without.
+    pub kvm_leaves: bool,
+}
+
+/// Why the host cannot give such a processor.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum CpuidProblem {
+    /// The host has neither VMX nor SVM to show.
+    #[error(
+        "the guest cannot be shown VMX or SVM (--nested): KVM does not nest here; load {} with nested=1, on a processor whose virtualization is switched on",
+        .vendor.module()
+    )]
+    DoesNotNest {
+        /// Whose processor.
+        vendor: CpuVendor,
+    },
+    /// The host is below the level.
+    #[error("the host is no {level}: it lacks {}; take a lower level, or --cpu host", names(.missing))]
+    BelowLevel {
+        /// The level asked for.
+        level: &'static str,
+        /// What is missing.
+        missing: Vec<Feature>,
+    },
+    /// The invariant TSC was asked for and is not there.
+    #[error(
+        "the guest cannot be promised an invariant TSC: the host's is not (CPUID 0x80000007.EDX[8] is 0)"
+    )]
+    NoInvariantTsc,
+}
+
+fn names(features: &[Feature]) -> String {
+    let names: Vec<&str> = features.iter().map(|f| f.name).collect();
+    names.join(", ")
+}
+
+/// Hidden from every guest, though KVM could show them.
+const HIDDEN: [Feature; 8] = [
+    // Transactional memory: Hyper-V does not start on processors whose microcode aborts it, and it serves side channels.
+    f::RTM,
+    f::HLE,
+    f::TSXLDTRK,
+    // Enclaves need memory sections that hypernest does not provide.
+    f::SGX,
+    f::SGX_LC,
+    // KVM makes MWAIT a no-op: a guest that idles by it would spin.
+    f::MONITOR,
+    // KVM sets these as the guest sets CR4.
+    f::OSXSAVE,
+    f::OSPKE,
+];
+
+/// The CPUID of a VM's vCPUs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GuestCpuid {
+    vendor: CpuVendor,
+    topology: Topology,
+    entries: Vec<CpuidEntry>,
+}
+
+impl GuestCpuid {
+    /// From KVM_GET_SUPPORTED_CPUID and what the guest is to be.
+    ///
+    /// # Errors
+    /// Everything that the host lacks.
+    pub fn new(host: &[CpuidEntry], spec: &CpuSpec) -> Result<Self, Vec<CpuidProblem>> {
+        let vendor = vendor(host);
+        let problems = problems(host, spec, vendor);
+        if !problems.is_empty() {
+            return Err(problems);
+        }
+        let hardware: Vec<CpuidEntry> = host
+            .iter()
+            .filter(|e| !(0x4000_0000..0x5000_0000).contains(&e.function))
+            .copied()
+            .collect();
+        let mut entries = match Level::of(spec.model) {
+            None => hardware,
+            Some(level) => level.apply(&hardware, vendor),
+        };
+        adjust(&mut entries, spec, vendor);
+        entries.extend(&spec.hyperv);
+        if spec.kvm_leaves {
+            entries.extend(kvm_leaves(host, !spec.hyperv.is_empty()));
+        }
+        entries.sort_by_key(|e| (e.function, e.index));
+        Ok(Self {
+            vendor,
+            topology: spec.topology,
+            entries,
+        })
+    }
+
+    /// Whose processor the guest sees.
+    pub fn vendor(&self) -> CpuVendor {
+        self.vendor
+    }
+
+    /// The table of vCPU `index`, in creation order.
+    pub fn for_vcpu(&self, index: u32) -> Vec<CpuidEntry> {
+        let mut entries = self.entries.clone();
+        topology::apply(&mut entries, self.topology, self.vendor, index);
+        entries.sort_by_key(|e| (e.function, e.index));
+        entries
+    }
+
+    /// The APIC id of vCPU `index`: its id for KVM_CREATE_VCPU.
+    pub fn apic_id(&self, index: u32) -> u32 {
+        topology::apic_id(self.topology, index)
+    }
+}
+
+/// Whose processor `entries` describe.
+pub(super) fn vendor(entries: &[CpuidEntry]) -> CpuVendor {
+    let mut id = [0; 12];
+    if let Some(leaf) = entries.iter().find(|e| e.function == 0) {
+        for (bytes, register) in id.chunks_exact_mut(4).zip([leaf.ebx, leaf.edx, leaf.ecx]) {
+            bytes.copy_from_slice(&register.to_le_bytes());
+        }
+    }
+    CpuVendor::from_id(&id)
+}
+
+fn problems(host: &[CpuidEntry], spec: &CpuSpec, vendor: CpuVendor) -> Vec<CpuidProblem> {
+    let mut problems = Vec::new();
+    if spec.nested && !f::VMX.is_in(host) && !f::SVM.is_in(host) {
+        problems.push(CpuidProblem::DoesNotNest { vendor });
+    }
+    if let Some(level) = Level::of(spec.model) {
+        let missing: Vec<Feature> = level.required().filter(|f| !f.is_in(host)).collect();
+        if !missing.is_empty() {
+            problems.push(CpuidProblem::BelowLevel {
+                level: level.name(),
+                missing,
+            });
+        }
+    }
+    if spec.invariant_tsc && !f::INVTSC.is_in(host) {
+        problems.push(CpuidProblem::NoInvariantTsc);
+    }
+    problems
+}
+
+fn adjust(entries: &mut Vec<CpuidEntry>, spec: &CpuSpec, vendor: CpuVendor) {
+    for feature in HIDDEN {
+        feature.set(entries, false);
+    }
+    f::HYPERVISOR.set(entries, true);
+    f::TSC_DEADLINE.set(entries, spec.tsc_deadline);
+    if !spec.invariant_tsc {
+        f::INVTSC.set(entries, false);
+    }
+    if !spec.nested {
+        f::VMX.set(entries, false);
+        f::SVM.set(entries, false);
+        // SVM's revision, ASIDs and features.
+        entries.retain(|e| e.function != 0x8000_000a);
+    }
+    if vendor == CpuVendor::Amd {
+        // An Intel MSR that KVM emulates everywhere: Windows does not expect it on AMD and stops.
+        f::ARCH_CAPABILITIES.set(entries, false);
+        // A bit of SPEC_CTRL: without the MSR, guests that set it (hvax64) meet #GP.
+        let spec_ctrl = [f::AMD_IBRS, f::AMD_STIBP, f::AMD_SSBD];
+        if !spec_ctrl.iter().any(|f| f.is_in(entries)) {
+            f::AMD_PSFD.set(entries, false);
+        }
+        // Intel's cache and topology leaves are reserved there.
+        entries.retain(|e| e.function != 4 && e.function != 0x1f);
+    }
+    // Enclaves: nothing without SGX.
+    entries.retain(|e| e.function != 0x12);
+}
+
+/// KVM's signature and feature leaves. Guests look for them at 0x40000000 first, then in steps of 0x100.
+fn kvm_leaves(host: &[CpuidEntry], beside_hyperv: bool) -> Vec<CpuidEntry> {
+    /// PV end of interrupt, which shares its state with Hyper-V's VP assist page: the two must not meet.
+    const PV_EOI: u32 = 1 << 6;
+    let base = if beside_hyperv {
+        KVM_LEAVES_BESIDE_HYPERV
+    } else {
+        0x4000_0000
+    };
+    host.iter()
+        .filter(|e| matches!(e.function, 0x4000_0000 | 0x4000_0001))
+        .map(|e| {
+            let mut entry = CpuidEntry {
+                function: base | e.function & 1,
+                ..*e
+            };
+            if e.function == 0x4000_0000 {
+                entry.eax = base | 1;
+            } else if beside_hyperv {
+                entry.eax &= !PV_EOI;
+            }
+            entry
+        })
+        .collect()
+}
