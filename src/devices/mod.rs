@@ -11,9 +11,11 @@
 pub mod acpi_pm;
 pub mod char;
 pub mod clock;
+pub mod cmos;
 pub mod debug;
 pub mod i8042;
 pub mod io_thread;
+pub mod port61;
 pub mod port92;
 pub mod post;
 pub mod pvpanic;

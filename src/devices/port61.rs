@@ -1,0 +1,76 @@
+//! System control port B (0x61) for machines without a PIT. KVM answers it where its PIT exists.
+
+use crate::bus::Device;
+
+/// Timer 2 gate, speaker, and two NMI masks.
+const WRITABLE: u8 = 0x0f;
+const TIMER2_GATE: u8 = 1 << 0;
+/// Toggles with every memory refresh; software counts it for delays.
+const REFRESH: u8 = 1 << 4;
+/// Timer 2 has run out. Without a timer it has whenever it is on: loops that wait for it end.
+const TIMER2_OUTPUT: u8 = 1 << 5;
+
+/// The port. It reports no NMI cause, which an unclaimed port's all-ones would.
+#[derive(Debug)]
+pub struct Port61 {
+    port: u64,
+    value: u8,
+}
+
+impl Port61 {
+    /// At `port`.
+    pub fn new(port: u16) -> Self {
+        Self {
+            port: u64::from(port),
+            value: 0,
+        }
+    }
+}
+
+impl Device for Port61 {
+    fn name(&self) -> &str {
+        "port61"
+    }
+
+    fn reset(&mut self) {
+        self.value = 0;
+    }
+
+    fn read(&mut self, addr: u64, data: &mut [u8]) {
+        if addr == self.port
+            && let Some(byte) = data.first_mut()
+        {
+            self.value ^= REFRESH;
+            let output = if self.value & TIMER2_GATE != 0 {
+                TIMER2_OUTPUT
+            } else {
+                0
+            };
+            *byte = self.value | output;
+        }
+    }
+
+    fn write(&mut self, addr: u64, data: &[u8]) {
+        if addr == self.port
+            && let Some(&value) = data.first()
+        {
+            self.value = (self.value & REFRESH) | (value & WRITABLE);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::devices::testing::{inb, outb};
+
+    #[test]
+    fn refresh_toggles_and_the_missing_timer_has_always_run_out() {
+        let mut port = Port61::new(0x61);
+        assert_eq!([inb(&mut port, 0x61), inb(&mut port, 0x61)], [0x10, 0x00]);
+        outb(&mut port, 0x61, 0xff);
+        assert_eq!([inb(&mut port, 0x61), inb(&mut port, 0x61)], [0x3f, 0x2f]);
+        port.reset();
+        assert_eq!(inb(&mut port, 0x61), 0x10);
+    }
+}
