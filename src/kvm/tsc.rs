@@ -9,6 +9,14 @@ use kvm_ioctls::VcpuFd;
 
 use super::{KvmError, ioctl, ioctl_error};
 
+/// This CPU's TSC, now: half the price of a look at the clock.
+#[inline]
+pub fn host_tsc() -> u64 {
+    // SAFETY: RDTSC touches no memory. It faults only if CR4.TSD is set, which Linux does on request of the process
+    // alone (PR_SET_TSC), and this process never asks for it.
+    unsafe { core::arch::x86_64::_rdtsc() }
+}
+
 fn offset_attr(addr: u64) -> kvm_device_attr {
     kvm_device_attr {
         flags: 0,

@@ -1,9 +1,9 @@
 //! What recording costs.
 
 use std::hint::black_box;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use super::{ExitReason, Recorder, StatsError};
+use super::{Clock, ExitReason, Recorder, StatsError};
 
 /// The cost of one exit's statistics, on average.
 #[derive(Clone, Copy, Debug)]
@@ -18,16 +18,16 @@ pub struct Cost {
 ///
 /// # Errors
 /// If there is no memory for counters.
-pub fn cost(exits: u32) -> Result<Cost, StatsError> {
-    let mut recorder = Recorder::new()?;
-    let nothing = per_exit(exits, |reason, time| {
-        black_box((reason, time));
+pub fn cost(exits: u32, clock: Clock) -> Result<Cost, StatsError> {
+    let mut recorder = Recorder::new(clock)?;
+    let nothing = per_exit(exits, |reason, ns| {
+        black_box((reason, ns));
     });
-    let record = per_exit(exits, |reason, time| recorder.record(reason, time));
-    let timed = per_exit(exits, |reason, time| {
-        let start = Instant::now();
-        black_box(time);
-        recorder.record(reason, start.elapsed());
+    let record = per_exit(exits, |reason, ns| recorder.record(reason, ns));
+    let timed = per_exit(exits, |reason, ns| {
+        let start = recorder.start();
+        black_box(ns);
+        recorder.finish(reason, start);
     });
     Ok(Cost {
         record_ns: (record - nothing).max(0.0),
@@ -36,7 +36,7 @@ pub fn cost(exits: u32) -> Result<Cost, StatsError> {
 }
 
 /// How long `one` takes, in nanoseconds.
-fn per_exit(exits: u32, mut one: impl FnMut(ExitReason, Duration)) -> f64 {
+fn per_exit(exits: u32, mut one: impl FnMut(ExitReason, u64)) -> f64 {
     const REASONS: [ExitReason; 4] = [
         ExitReason::PortOut,
         ExitReason::MmioRead,
@@ -51,7 +51,7 @@ fn per_exit(exits: u32, mut one: impl FnMut(ExitReason, Duration)) -> f64 {
             .wrapping_mul(6_364_136_223_846_793_005)
             .wrapping_add(1_442_695_040_888_963_407);
         let reason = black_box(REASONS[i as usize % REASONS.len()]);
-        one(reason, black_box(Duration::from_nanos(state >> 50)));
+        one(reason, black_box(state >> 50));
     }
     start.elapsed().as_secs_f64() * 1e9 / f64::from(exits.max(1))
 }

@@ -3,10 +3,9 @@
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::Duration;
-
 use zerocopy::FromZeros;
 
+use super::clock::{Clock, Start};
 use super::report::StatsError;
 use super::snapshot::{ReasonCounts, Snapshot};
 use super::{ExitReason, bucket};
@@ -37,27 +36,41 @@ fn add(counter: &AtomicU64, n: u64) {
 }
 
 /// A vCPU thread's side: there is one per vCPU, and only it writes.
-pub struct Recorder(Arc<Counters>);
+pub struct Recorder {
+    counters: Arc<Counters>,
+    clock: Clock,
+}
 
 impl Recorder {
     /// Counters at zero. All memory that they will ever need is reserved here.
     ///
     /// # Errors
     /// If there is no memory.
-    pub fn new() -> Result<Self, StatsError> {
+    pub fn new(clock: Clock) -> Result<Self, StatsError> {
         <[AtomicU64]>::new_box_zeroed_with_elems(ExitReason::ALL.len() * STRIDE)
-            .map(|counters| Self(Arc::new(Counters(counters))))
+            .map(|counters| Self {
+                counters: Arc::new(Counters(counters)),
+                clock,
+            })
             .map_err(|_| StatsError::NoMemory)
     }
 
-    /// Counts an exit that took `time` to handle.
+    /// The vCPU has just left the guest.
     #[inline]
-    pub fn record(&mut self, reason: ExitReason, time: Duration) {
-        let ns = time
-            .as_secs()
-            .wrapping_mul(1_000_000_000)
-            .wrapping_add(u64::from(time.subsec_nanos()));
-        let counters = self.0.of(reason);
+    pub fn start(&self) -> Start {
+        self.clock.start()
+    }
+
+    /// The exit that began at `start` is handled: counts it.
+    #[inline]
+    pub fn finish(&mut self, reason: ExitReason, start: Start) {
+        self.record(reason, self.clock.ns_since(start));
+    }
+
+    /// Counts an exit that took `ns` nanoseconds to handle.
+    #[inline]
+    pub fn record(&mut self, reason: ExitReason, ns: u64) {
+        let counters = self.counters.of(reason);
         add(&counters[SUM], ns);
         if ns > counters[MAX].load(Relaxed) {
             counters[MAX].store(ns, Relaxed);
@@ -70,13 +83,15 @@ impl Recorder {
 
     /// Another thread's side.
     pub fn reader(&self) -> Reader {
-        Reader(Arc::clone(&self.0))
+        Reader(Arc::clone(&self.counters))
     }
 }
 
 impl fmt::Debug for Recorder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Recorder").finish_non_exhaustive()
+        f.debug_struct("Recorder")
+            .field("clock", &self.clock)
+            .finish_non_exhaustive()
     }
 }
 

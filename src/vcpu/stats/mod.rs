@@ -5,11 +5,13 @@
 //! read as JSON and as an HDR histogram log.
 
 mod bucket;
+mod clock;
 mod cost;
 mod counters;
 mod report;
 mod snapshot;
 
+pub use clock::{Clock, Start};
 pub use cost::{Cost, cost};
 pub use counters::{Reader, Recorder};
 pub use report::{Report, StatsError};

@@ -7,11 +7,10 @@ use hdrhistogram::serialization::interval_log::{IntervalLogIterator, LogEntry};
 use proptest::prelude::*;
 
 use super::*;
-
-const NS: fn(u64) -> Duration = Duration::from_nanos;
+use crate::units::TscKhz;
 
 fn recorder() -> Recorder {
-    Recorder::new().unwrap()
+    Recorder::new(Clock::new(None)).unwrap()
 }
 
 fn report(vcpus: Vec<Snapshot>) -> Report<'static> {
@@ -27,11 +26,11 @@ fn report(vcpus: Vec<Snapshot>) -> Report<'static> {
 fn two_vcpus() -> Report<'static> {
     let (mut first, mut second) = (recorder(), recorder());
     for ns in 1..=1000 {
-        first.record(ExitReason::PortOut, NS(ns));
+        first.record(ExitReason::PortOut, ns);
     }
-    first.record(ExitReason::MmioRead, NS(0));
-    second.record(ExitReason::PortOut, NS(5000));
-    second.record(ExitReason::PortOut, Duration::from_secs(100));
+    first.record(ExitReason::MmioRead, 0);
+    second.record(ExitReason::PortOut, 5000);
+    second.record(ExitReason::PortOut, 100_000_000_000);
     report(vec![first.reader().snapshot(), second.reader().snapshot()])
 }
 
@@ -56,7 +55,7 @@ fn every_reason_is_counted_by_itself() {
     let mut recorder = recorder();
     for (i, reason) in ExitReason::ALL.into_iter().enumerate() {
         for _ in 0..=i {
-            recorder.record(reason, NS(1 << i));
+            recorder.record(reason, 1 << i);
         }
     }
     let snapshot = recorder.reader().snapshot();
@@ -240,7 +239,7 @@ fn a_reader_sees_every_exit_of_a_running_vcpu_in_the_end() {
     let reader = recorder.reader();
     let vcpu = std::thread::spawn(move || {
         for i in 0..EXITS {
-            recorder.record(ExitReason::PortIn, NS(i));
+            recorder.record(ExitReason::PortIn, i);
         }
     });
     let mut last = 0;
@@ -255,7 +254,7 @@ fn a_reader_sees_every_exit_of_a_running_vcpu_in_the_end() {
 
 #[test]
 fn the_cost_can_be_measured() {
-    let cost = cost(10_000).unwrap();
+    let cost = cost(10_000, Clock::new(Some(TscKhz(2_000_000)))).unwrap();
     assert!(cost.record_ns.is_finite() && cost.timed_record_ns.is_finite());
     println!("{cost:?}");
 }
@@ -269,7 +268,7 @@ proptest! {
         let mut recorder = recorder();
         let mut direct = Histogram::<u64>::new_with_bounds(1, bucket::MAX, bucket::DIGITS).unwrap();
         for ns in &values {
-            recorder.record(ExitReason::Hypercall, NS(*ns));
+            recorder.record(ExitReason::Hypercall, *ns);
             direct.record(*ns).unwrap();
         }
         let snapshot = recorder.reader().snapshot();
