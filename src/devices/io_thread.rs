@@ -274,4 +274,6 @@ impl Drop for RunningIo {
 }
 
 #[cfg(test)]
+mod stdio_tests;
+#[cfg(test)]
 mod tests;

@@ -1,5 +1,7 @@
 //! Interrupt lines: how a device raises an interrupt without knowing who delivers it.
 
+pub mod ioapic;
+
 use std::fmt;
 use std::sync::Arc;
 

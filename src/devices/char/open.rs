@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -23,6 +23,16 @@ use crate::life::LifeHandle;
 impl Wire {
     /// hypernest's own standard input and output. A terminal goes into raw mode until the wire is dropped.
     pub(in crate::devices) fn stdio(device: &str, life: LifeHandle) -> Result<Self, CharError> {
+        Self::streams(device, io::stdin().as_fd(), io::stdout().as_fd(), life)
+    }
+
+    /// Input from `stdin` if that is a terminal, a pipe or a socket; output to `stdout`.
+    pub(in crate::devices) fn streams(
+        device: &str,
+        stdin: BorrowedFd<'_>,
+        stdout: BorrowedFd<'_>,
+        life: LifeHandle,
+    ) -> Result<Self, CharError> {
         let failed = |action| {
             move |source| CharError::Terminal {
                 device: device.to_owned(),
@@ -31,27 +41,26 @@ impl Wire {
             }
         };
         let mut wire = Self::new(device);
-        let output = own_description(io::stdout().as_fd(), Direction::Output)
-            .map_err(failed("taking standard output"))?;
+        let output =
+            own_description(stdout, Direction::Output).map_err(failed("taking standard output"))?;
         wire.output = Some(Arc::new(output));
 
-        let stdin = io::stdin();
         if stdin.is_terminal() {
             // Reading from the background would stop the whole process (SIGTTIN).
-            if tcgetpgrp(&stdin).is_ok_and(|group| group != getpgrp()) {
+            if tcgetpgrp(stdin).is_ok_and(|group| group != getpgrp()) {
                 warn!(
                     device,
                     "hypernest runs in the background: no input from the terminal"
                 );
                 return Ok(wire);
             }
-            wire.terminal =
-                Some(RawTerminal::enter().map_err(failed("putting the terminal into raw mode"))?);
-        } else if !is_stream(stdin.as_fd()).map_err(failed("looking at standard input"))? {
+            let raw = RawTerminal::enter(stdin);
+            wire.terminal = Some(raw.map_err(failed("putting the terminal into raw mode"))?);
+        } else if !is_stream(stdin).map_err(failed("looking at standard input"))? {
             return Ok(wire);
         }
-        let input = own_description(stdin.as_fd(), Direction::Input)
-            .map_err(failed("taking standard input"))?;
+        let input =
+            own_description(stdin, Direction::Input).map_err(failed("taking standard input"))?;
         wire.input = Some(Arc::new(input));
         wire.keys = Some((EscapeKeys::default(), life));
         Ok(wire)
@@ -115,15 +124,11 @@ fn own_description(fd: BorrowedFd<'_>, direction: Direction) -> io::Result<File>
     if !(kind.is_fifo() || kind.is_char_device()) {
         return Ok(shared);
     }
-    let name = match direction {
-        Direction::Input => "/proc/self/fd/0",
-        Direction::Output => "/proc/self/fd/1",
-    };
     let own = OpenOptions::new()
         .read(matches!(direction, Direction::Input))
         .write(matches!(direction, Direction::Output))
         .custom_flags((OFlag::O_NONBLOCK | OFlag::O_NOCTTY).bits())
-        .open(name);
+        .open(format!("/proc/self/fd/{}", fd.as_raw_fd()));
     Ok(own.unwrap_or(shared))
 }
 

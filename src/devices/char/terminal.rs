@@ -1,7 +1,7 @@
 //! The user's terminal in raw mode, and its way back.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, Once};
 
 use nix::sys::termios::{
@@ -11,18 +11,18 @@ use nix::sys::termios::{
 
 use crate::bus::lock;
 
-/// The modes to go back to, while a guard lives. Global, because the panic hook and the last exit path need it.
-static SAVED: Mutex<Option<Termios>> = Mutex::new(None);
+/// The terminal and the modes to go back to, while a guard lives. Global, because the panic hook and the last exit path
+/// need it.
+static SAVED: Mutex<Option<(OwnedFd, Termios)>> = Mutex::new(None);
 
-/// Standard input in raw mode; dropped, the modes are as before. At most one lives at a time.
+/// A terminal in raw mode; dropped, the modes are as before. At most one lives at a time.
 #[derive(Debug)]
 pub(super) struct RawTerminal(());
 
 impl RawTerminal {
-    /// Puts standard input, which must be a terminal, into raw mode.
-    pub(super) fn enter() -> io::Result<Self> {
-        let stdin = io::stdin();
-        let before = tcgetattr(&stdin)?;
+    /// Puts `terminal` into raw mode.
+    pub(super) fn enter(terminal: BorrowedFd<'_>) -> io::Result<Self> {
+        let before = tcgetattr(terminal)?;
         let raw = raw_modes(&before);
         // A panic must restore before its message is printed, and also when the panicking thread owns no guard.
         static HOOK: Once = Once::new();
@@ -33,8 +33,8 @@ impl RawTerminal {
                 previous(info);
             }));
         });
-        *lock(&SAVED) = Some(before);
-        set(stdin.as_fd(), &raw).inspect_err(|_| restore())?;
+        *lock(&SAVED) = Some((terminal.try_clone_to_owned()?, before));
+        set(terminal, &raw).inspect_err(|_| restore())?;
         Ok(Self(()))
     }
 }
@@ -48,9 +48,9 @@ impl Drop for RawTerminal {
 /// Brings the terminal back to the modes it had. Does nothing if it is not in raw mode. For paths that end the process
 /// without unwinding; otherwise the guard does it.
 pub fn restore() {
-    if let Some(before) = lock(&SAVED).take() {
+    if let Some((terminal, before)) = lock(&SAVED).take() {
         // Nothing can be done about a terminal that is gone.
-        let _gone = set(io::stdin().as_fd(), &before);
+        let _gone = set(terminal.as_fd(), &before);
     }
 }
 

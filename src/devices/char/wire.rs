@@ -231,7 +231,9 @@ impl Wire {
                 count += 1;
                 self.arrived.pop_front();
             }
-            device.input(&run[..count]);
+            if count > 0 {
+                device.input(&run[..count]);
+            }
             if self.arrived.front() == Some(&Key::Break) {
                 self.arrived.pop_front();
                 device.input_break();

@@ -7,17 +7,18 @@ use nix::fcntl::OFlag;
 
 use super::*;
 use crate::devices::char::TxQueue;
+use crate::life::LifeEvent;
 
 /// A device that hands its input to the test and has as much room as it is given.
-struct Probe {
-    queue: TxQueue,
-    room: usize,
+pub(super) struct Probe {
+    pub(super) queue: TxQueue,
+    pub(super) room: usize,
     waker: Waker,
     heard: Sender<Heard>,
 }
 
 #[derive(Debug, PartialEq, Eq)]
-enum Heard {
+pub(super) enum Heard {
     Bytes(Vec<u8>),
     Break,
 }
@@ -41,14 +42,16 @@ impl CharDevice for Probe {
     }
 }
 
-struct Bench {
-    io: IoThread,
-    probe: Arc<Mutex<Probe>>,
-    heard: Receiver<Heard>,
+pub(super) struct Bench {
+    pub(super) io: IoThread,
+    pub(super) probe: Arc<Mutex<Probe>>,
+    pub(super) heard: Receiver<Heard>,
+    pub(super) events: Option<Receiver<LifeEvent>>,
 }
 
-fn bench() -> Bench {
-    let io = IoThread::new(LifeHandle::channel().0).unwrap();
+pub(super) fn bench() -> Bench {
+    let (life, events) = LifeHandle::channel();
+    let io = IoThread::new(life).unwrap();
     let (tx, heard) = channel();
     let probe = Arc::new(Mutex::new(Probe {
         queue: TxQueue::new(Some(io.waker())),
@@ -56,16 +59,21 @@ fn bench() -> Bench {
         waker: io.waker(),
         heard: tx,
     }));
-    Bench { io, probe, heard }
+    Bench {
+        io,
+        probe,
+        heard,
+        events: Some(events),
+    }
 }
 
-fn say(probe: &Mutex<Probe>, text: &[u8]) {
+pub(super) fn say(probe: &Mutex<Probe>, text: &[u8]) {
     for byte in text {
         lock(probe).queue.push(*byte);
     }
 }
 
-fn hear(heard: &Receiver<Heard>, count: usize) -> Vec<u8> {
+pub(super) fn hear(heard: &Receiver<Heard>, count: usize) -> Vec<u8> {
     let mut bytes = Vec::new();
     while bytes.len() < count {
         match heard.recv_timeout(Duration::from_secs(60)).unwrap() {
@@ -76,7 +84,7 @@ fn hear(heard: &Receiver<Heard>, count: usize) -> Vec<u8> {
     bytes
 }
 
-fn read_exactly(mut from: impl Read, count: usize) -> Vec<u8> {
+pub(super) fn read_exactly(mut from: impl Read, count: usize) -> Vec<u8> {
     let mut bytes = vec![0; count];
     from.read_exact(&mut bytes).unwrap();
     bytes

@@ -1,0 +1,370 @@
+//! Configuration accesses: ports CF8..CFF and the ECAM window, decoded to a function, a register and bytes of it.
+
+use std::fmt;
+use std::ops::Range;
+
+use super::{DevFn, HostBridge, PciFunction};
+use crate::bus::Device;
+use crate::devices::reset::ResetControl;
+use crate::life::LifeHandle;
+
+/// How many ports configuration mechanism 1 takes.
+pub const PORTS: u64 = 8;
+/// The reset control register, inside the address register's four bytes.
+const RESET_OFFSET: u64 = 1;
+const DATA_OFFSET: u64 = 4;
+
+// CONFIG_ADDRESS (PCI Local Bus 3.0, 3.2.2.3.2).
+const ADDRESS_ENABLE: u32 = 1 << 31;
+const ADDRESS_BITS: u32 = 0x80ff_fffc;
+
+/// Bytes of configuration space of one function in ECAM.
+const ECAM_FUNCTION: u64 = 4096;
+const FUNCTIONS: u64 = 256;
+
+/// The root complex. Registered twice: on the port bus at its ports, on the MMIO bus at its ECAM window. Ports lie below
+/// 64 KiB and ECAM above, so the address tells which is meant, and one lock guards both.
+pub struct PciHost {
+    ports: u64,
+    ecam: Range<u64>,
+    address: u32,
+    reset_control: ResetControl,
+    functions: Vec<Option<Box<dyn PciFunction>>>,
+}
+
+impl PciHost {
+    /// With the host bridge alone on bus 0; CONFIG_ADDRESS at `port`.
+    pub fn new(port: u16, ecam: Range<u64>, life: LifeHandle) -> Self {
+        let mut host = Self {
+            ports: u64::from(port),
+            ecam,
+            address: 0,
+            reset_control: ResetControl::new(life),
+            functions: (0..FUNCTIONS).map(|_| None).collect(),
+        };
+        host.insert(DevFn::HOST_BRIDGE, Box::new(HostBridge::default()));
+        host
+    }
+
+    /// Puts `function` into its slot; returns what was there.
+    pub fn insert(
+        &mut self,
+        at: DevFn,
+        function: Box<dyn PciFunction>,
+    ) -> Option<Box<dyn PciFunction>> {
+        self.functions[at.index()].replace(function)
+    }
+
+    /// `bus` and `devfn` to the function there.
+    fn function(&mut self, bus: u64, devfn: u64) -> Option<&mut dyn PciFunction> {
+        if bus != 0 {
+            return None;
+        }
+        let slot = self.functions.get_mut(usize::try_from(devfn).ok()?)?;
+        match slot {
+            Some(function) => Some(function.as_mut()),
+            None => None,
+        }
+    }
+
+    /// Where an access leads: bus, device and function, offset in the function's configuration space.
+    fn decode(&self, addr: u64) -> Option<Target> {
+        if self.ecam.contains(&addr) {
+            let at = addr - self.ecam.start;
+            return Some(Target {
+                bus: at / (ECAM_FUNCTION * FUNCTIONS),
+                devfn: at / ECAM_FUNCTION % FUNCTIONS,
+                offset: at % ECAM_FUNCTION,
+            });
+        }
+        let byte = addr
+            .checked_sub(self.ports + DATA_OFFSET)
+            .filter(|byte| *byte < PORTS - DATA_OFFSET)?;
+        (self.address & ADDRESS_ENABLE != 0).then(|| Target {
+            bus: u64::from(self.address >> 16 & 0xff),
+            devfn: u64::from(self.address >> 8 & 0xff),
+            offset: u64::from(self.address & 0xfc) + byte,
+        })
+    }
+
+    fn read_function(&mut self, target: &Target, data: &mut [u8]) {
+        let Some(function) = self.function(target.bus, target.devfn) else {
+            return;
+        };
+        for part in target.registers(data.len()) {
+            let register = function.read_config(part.register).to_le_bytes();
+            data[part.bytes.clone()]
+                .copy_from_slice(&register[part.first..part.first + part.bytes.len()]);
+        }
+    }
+
+    fn write_function(&mut self, target: &Target, data: &[u8]) {
+        let Some(function) = self.function(target.bus, target.devfn) else {
+            return;
+        };
+        for part in target.registers(data.len()) {
+            let (mut value, mut mask) = ([0; 4], [0; 4]);
+            let range = part.first..part.first + part.bytes.len();
+            value[range.clone()].copy_from_slice(&data[part.bytes]);
+            mask[range].fill(0xff);
+            function.write_config(
+                part.register,
+                u32::from_le_bytes(value),
+                u32::from_le_bytes(mask),
+            );
+        }
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Target {
+    bus: u64,
+    devfn: u64,
+    offset: u64,
+}
+
+/// The part of an access that falls into one register.
+#[derive(Debug, PartialEq, Eq)]
+struct Part {
+    register: u16,
+    /// First byte within the register.
+    first: usize,
+    /// Which bytes of the access.
+    bytes: Range<usize>,
+}
+
+impl Target {
+    /// Splits an access of `len` bytes at register boundaries, and cuts it off at the end of configuration space.
+    fn registers(&self, len: usize) -> impl Iterator<Item = Part> {
+        // Offsets are below 4096, accesses at most 8 bytes.
+        let start = usize::try_from(self.offset).unwrap_or(4096);
+        let end = (start + len).min(4096);
+        (start / 4..end.div_ceil(4)).filter_map(move |index| {
+            let from = start.max(index * 4);
+            let to = end.min(index * 4 + 4);
+            Some(Part {
+                register: u16::try_from(index * 4).ok()?,
+                first: from - index * 4,
+                bytes: from - start..to - start,
+            })
+        })
+    }
+}
+
+impl Device for PciHost {
+    fn name(&self) -> &str {
+        "pci-host"
+    }
+
+    fn reset(&mut self) {
+        self.address = 0;
+        self.reset_control.reset();
+        for function in self.functions.iter_mut().flatten() {
+            function.reset();
+        }
+    }
+
+    fn read(&mut self, addr: u64, data: &mut [u8]) {
+        if let Some(target) = self.decode(addr) {
+            self.read_function(&target, data);
+        } else if addr == self.ports
+            && let Ok(dword) = <&mut [u8; 4]>::try_from(&mut *data)
+        {
+            *dword = self.address.to_le_bytes();
+        } else if addr == self.ports + RESET_OFFSET
+            && let [byte] = data
+        {
+            *byte = self.reset_control.read();
+        }
+    }
+
+    fn write(&mut self, addr: u64, data: &[u8]) {
+        if let Some(target) = self.decode(addr) {
+            self.write_function(&target, data);
+        } else if addr == self.ports
+            && let Ok(dword) = <[u8; 4]>::try_from(data)
+        {
+            self.address = u32::from_le_bytes(dword) & ADDRESS_BITS;
+        } else if addr == self.ports + RESET_OFFSET
+            && let [byte] = data
+        {
+            self.reset_control.write(*byte);
+        }
+    }
+}
+
+impl fmt::Debug for PciHost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PciHost")
+            .field("ports", &self.ports)
+            .field("ecam", &self.ecam)
+            .field("address", &self.address)
+            .field("functions", &self.functions.iter().flatten().count())
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::devices::testing::{accesses, inb, inl, inw, outb, outl, outw, replay};
+    use crate::life::LifeEvent;
+    use proptest::prelude::*;
+    use std::sync::mpsc::Receiver;
+
+    const ECAM: u64 = 0xe000_0000;
+
+    fn host() -> (PciHost, Receiver<LifeEvent>) {
+        let (life, events) = LifeHandle::channel();
+        (PciHost::new(0xcf8, ECAM..ECAM + (256 << 20), life), events)
+    }
+
+    fn by_ports(host: &mut PciHost, bdf: u32, offset: u32) -> u32 {
+        outl(host, 0xcf8, ADDRESS_ENABLE | bdf << 8 | offset);
+        inl(host, 0xcfc)
+    }
+
+    /// A function that remembers all 4096 bytes.
+    struct Ram(Vec<u32>);
+
+    impl PciFunction for Ram {
+        fn read_config(&mut self, offset: u16) -> u32 {
+            self.0[usize::from(offset / 4)]
+        }
+
+        fn write_config(&mut self, offset: u16, value: u32, mask: u32) {
+            let register = &mut self.0[usize::from(offset / 4)];
+            *register = (*register & !mask) | (value & mask);
+        }
+
+        fn reset(&mut self) {
+            self.0.fill(0);
+        }
+    }
+
+    #[test]
+    fn the_bridge_is_seen_both_ways() {
+        let (mut h, _) = host();
+        for (offset, want) in [
+            (0x00, 0x0d57_8086),
+            (0x04, 0x0000_0006),
+            (0x08, 0x0600_0000),
+            (0x0c, 0),
+            (0x10, 0),
+            (0x34, 0),
+            (0x3c, 0),
+        ] {
+            assert_eq!(by_ports(&mut h, 0, offset), want, "offset {offset:#x}");
+            assert_eq!(inl(&mut h, ECAM + u64::from(offset)), want);
+        }
+        assert_eq!(inl(&mut h, ECAM + 0x100), 0, "no extended capabilities");
+    }
+
+    #[test]
+    fn empty_slots_read_all_ones() {
+        let (mut h, _) = host();
+        for bdf in [0x0001, 0x0008, 0x00ff, 0x0100, 0xffff] {
+            assert_eq!(by_ports(&mut h, bdf, 0), 0xffff_ffff, "{bdf:#x}");
+            assert_eq!(inl(&mut h, ECAM + (u64::from(bdf) << 12)), 0xffff_ffff);
+            outl(&mut h, ECAM + (u64::from(bdf) << 12), 0);
+        }
+    }
+
+    #[test]
+    fn sizing_the_bridges_bars_finds_none() {
+        let (mut h, _) = host();
+        for bar in (0x10..0x28).step_by(4).chain([0x30]) {
+            outl(&mut h, ECAM + bar, 0xffff_ffff);
+            assert_eq!(inl(&mut h, ECAM + bar), 0);
+        }
+        outw(&mut h, ECAM + 4, 0);
+        assert_eq!(inw(&mut h, ECAM + 4), 0x0006, "hard-wired");
+        outl(&mut h, ECAM + 0x3c, 0xffff_ffff);
+        assert_eq!(inl(&mut h, ECAM + 0x3c), 0xff, "only the scratch byte");
+        h.reset();
+        assert_eq!(inl(&mut h, ECAM + 0x3c), 0);
+    }
+
+    /// Linux's test for mechanism 1 and against mechanism 2 (arch/x86/pci/direct.c).
+    #[test]
+    fn linux_finds_mechanism_1_and_not_2() {
+        let (mut h, events) = host();
+        outb(&mut h, 0xcfb, 0x01);
+        let before = inl(&mut h, 0xcf8);
+        outl(&mut h, 0xcf8, 0x8000_0000);
+        assert_eq!(inl(&mut h, 0xcf8), 0x8000_0000);
+        outl(&mut h, 0xcf8, before);
+        outb(&mut h, 0xcfb, 0x00);
+        outb(&mut h, 0xcf8, 0x00);
+        outb(&mut h, 0xcfa, 0x00);
+        assert_eq!((inb(&mut h, 0xcf8), inb(&mut h, 0xcfa)), (0xff, 0xff));
+        assert!(events.try_recv().is_err());
+    }
+
+    #[test]
+    fn the_reset_register_is_a_byte_inside_the_address_register() {
+        let (mut h, events) = host();
+        // A dword there is an address, whatever its second byte.
+        outl(&mut h, 0xcf8, 0x8000_0600);
+        assert!(events.try_recv().is_err());
+        assert_eq!(inb(&mut h, 0xcf9), 0);
+        outw(&mut h, 0xcf9, 0x0606);
+        assert!(events.try_recv().is_err());
+        outb(&mut h, 0xcf9, 0x06);
+        assert!(matches!(
+            events.try_recv(),
+            Ok(LifeEvent::GuestReset { .. })
+        ));
+        assert_eq!(inb(&mut h, 0xcf9), 0x06);
+        assert_eq!(inl(&mut h, 0xcf8), 0x8000_0600, "the address is untouched");
+        h.reset();
+        assert_eq!(inl(&mut h, 0xcf8), 0);
+        assert_eq!(inb(&mut h, 0xcf9), 0);
+    }
+
+    #[test]
+    fn the_data_port_needs_the_enable_bit() {
+        let (mut h, _) = host();
+        outl(&mut h, 0xcf8, 0);
+        assert_eq!(inl(&mut h, 0xcfc), 0xffff_ffff);
+    }
+
+    #[test]
+    fn every_width_and_place_reaches_the_right_bytes() {
+        let (mut h, _) = host();
+        let at = DevFn::new(3, 1).unwrap();
+        assert!(h.insert(at, Box::new(Ram(vec![0; 1024]))).is_none());
+        let ecam = ECAM + (0x19 << 12);
+        outl(&mut h, ecam + 0x40, 0x4433_2211);
+        outb(&mut h, ecam + 0x42, 0xaa);
+        assert_eq!(inl(&mut h, ecam + 0x40), 0x44aa_2211);
+        assert_eq!(by_ports(&mut h, 0x19, 0x40), 0x44aa_2211);
+        assert_eq!(inw(&mut h, 0xcfe), 0x44aa);
+        outw(&mut h, 0xcfd, 0xbbcc);
+        assert_eq!(inl(&mut h, ecam + 0x40), 0x44bb_cc11);
+        // Eight bytes are two registers.
+        h.write(ecam + 0xffc - 4, &[1, 2, 3, 4, 5, 6, 7, 8]);
+        assert_eq!(inl(&mut h, ecam + 0xffc), 0x0807_0605);
+        // Past the end there is nothing, also not the next function.
+        let mut data = [0xff; 8];
+        h.read(ecam + 0xffc, &mut data);
+        assert_eq!(data, [5, 6, 7, 8, 0xff, 0xff, 0xff, 0xff]);
+    }
+
+    #[test]
+    fn places_out_of_range_do_not_exist() {
+        assert!(DevFn::new(32, 0).is_none());
+        assert!(DevFn::new(0, 8).is_none());
+        assert_eq!(DevFn::new(0, 0), Some(DevFn::HOST_BRIDGE));
+    }
+
+    proptest! {
+        #[test]
+        fn no_access_sequence_panics(ports in accesses(PORTS + 4), mmio in accesses(0x3000)) {
+            let (mut h, _) = host();
+            replay(&mut h, 0xcf8, ports);
+            replay(&mut h, ECAM, mmio.clone());
+            replay(&mut h, ECAM + (256 << 20) - 0x2000, mmio);
+        }
+    }
+}
