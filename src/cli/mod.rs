@@ -11,6 +11,7 @@ use crate::config::ConfigError;
 
 pub mod config;
 pub mod doctor;
+pub mod enlightenments;
 mod log;
 mod vm;
 
@@ -47,6 +48,7 @@ struct Cli {
 enum Command {
     Config(config::Args),
     Doctor(doctor::Args),
+    Enlightenments(enlightenments::Args),
 }
 
 /// Why a command did not do its job.
@@ -63,6 +65,14 @@ pub enum CliError {
         /// What is wrong with it.
         what: String,
     },
+    /// A name that is none of the table's.
+    #[error("there is no enlightenment or profile `{name}`{}", .suggestion.map_or_else(String::new, |s| format!("; did you mean `{s}`?")))]
+    NoSuchEnlightenment {
+        /// What was written.
+        name: String,
+        /// The nearest name.
+        suggestion: Option<&'static str>,
+    },
     /// stdout.
     #[error("cannot write to stdout")]
     Stdout(#[source] io::Error),
@@ -72,7 +82,7 @@ impl CliError {
     /// The exit code that tells this error.
     pub fn exit(&self) -> Exit {
         match self {
-            Self::Config(_) | Self::Log { .. } => Exit::USAGE,
+            Self::Config(_) | Self::Log { .. } | Self::NoSuchEnlightenment { .. } => Exit::USAGE,
             Self::Stdout(_) => Exit::FAILED,
         }
     }
@@ -83,6 +93,7 @@ impl CliError {
             Self::Config(ConfigError::Invalid(_)) => {
                 Some("`hypernest config --help` lists the settings")
             }
+            Self::NoSuchEnlightenment { .. } => Some("`hypernest enlightenments` lists them"),
             Self::Log { .. } => {
                 Some("use off, error, warn, info, debug or trace, or TARGET=LEVEL,...")
             }
@@ -117,6 +128,7 @@ fn run(command: Command) -> Result<Exit, CliError> {
     match command {
         Command::Config(args) => config::run(&args),
         Command::Doctor(args) => doctor::run(&args),
+        Command::Enlightenments(args) => enlightenments::run(&args),
     }
 }
 

@@ -225,11 +225,8 @@ mod tests {
         );
         assert_eq!(get(&leaves, INTERFACE), [0x3123_7648, 0, 0, 0]);
         assert_eq!(get(&leaves, VERSION), [0x3839, 0x000a_0000, 0, 0]);
-        // EAX 0-6, 9, 11; EBX 4, 5, 20; EDX 3, 4, 8, 10, 14, 19.
-        assert_eq!(
-            get(&leaves, FEATURES),
-            [0x0a7f, 0x0010_0030, 0, 0x0008_4518]
-        );
+        // EAX 0-6, 9, 11; EBX 4, 5; EDX 3, 4, 8, 10, 14, 19.
+        assert_eq!(get(&leaves, FEATURES), [0x0a7f, 0x30, 0, 0x0008_4518]);
         // EAX 2, 3, 5, 10, 11.
         assert_eq!(get(&leaves, RECOMMENDATIONS), [0x0c2c, 0x1fff, 0, 0]);
         assert_eq!(get(&leaves, LIMITS), [u32::MAX, 64, 0, 0]);

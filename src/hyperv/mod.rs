@@ -15,6 +15,7 @@
 //!
 //! Everything here is pure: plain values in, plain values out. Who calls KVM is elsewhere.
 
+pub mod book;
 pub mod cpuid;
 pub mod crash;
 pub mod enlightenment;
@@ -23,6 +24,7 @@ pub mod hypercall;
 pub mod msr;
 pub mod partition;
 pub mod profile;
+pub mod qemu;
 pub mod request;
 pub mod resolve;
 pub mod setup;

@@ -64,7 +64,7 @@ const fn may(id: E, why: &'static str) -> Member {
 /// The spin count that Windows guests are commonly given (8191).
 const SPIN_COUNT: u32 = 0x1fff;
 
-const WINDOWS: [Member; 17] = [
+const WINDOWS: [Member; 16] = [
     must(E::Relaxed, "no watchdog bugcheck on a busy host"),
     must(E::Vapic, "end of interrupt without an exit"),
     Member {
@@ -108,7 +108,6 @@ const WINDOWS: [Member; 17] = [
         E::Avic,
         "keeps APICv or AVIC on; of no use where there is none",
     ),
-    may(E::ExtHypercalls, "Windows may ask what there is; Linux 6.3"),
 ];
 
 const NESTED: [Member; 4] = [

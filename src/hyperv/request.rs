@@ -8,6 +8,7 @@ use thiserror::Error;
 use super::enlightenment::{Argument, Enlightenment, EnlightenmentSet, normalize};
 use super::profile::Profile;
 use super::table::TABLE;
+use crate::config::nearest;
 
 /// What stands after an enlightenment's `=`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,7 +67,7 @@ pub enum RequestProblem {
         name: &'static str,
     },
     /// A value that the enlightenment does not take, or none where it needs one.
-    #[error("`{item}`: {name} takes {}", takes(.argument))]
+    #[error("`{item}`: {name} takes {argument}")]
     Value {
         /// What was written.
         item: String,
@@ -92,17 +93,6 @@ fn did_you_mean(suggestion: &Option<&'static str>) -> String {
         || " (`hypernest enlightenments` lists them)".to_owned(),
         |name| format!("; did you mean `{name}`?"),
     )
-}
-
-fn takes(argument: &Argument) -> String {
-    match argument {
-        Argument::None => "no value but `on` or `off`".to_owned(),
-        Argument::Number { min, max } => {
-            format!("a number from {min} to {max:#x}, decimal or 0x…")
-        }
-        Argument::Text { max } => format!("a text of 1 to {max} bytes"),
-        Argument::OnOffAuto => "`on`, `off` or `auto`".to_owned(),
-    }
 }
 
 impl Argument {
@@ -246,7 +236,7 @@ fn read_item(item: &str) -> Result<Item, RequestProblem> {
     let Some(id) = Enlightenment::by_name(&key) else {
         return Err(RequestProblem::Unknown {
             item: own(),
-            suggestion: nearest(&key),
+            suggestion: did_mean(&key),
         });
     };
     let row = id.row();
@@ -291,36 +281,22 @@ fn read_value(argument: Argument, value: Option<&str>) -> Option<Option<Value>> 
     }
 }
 
-/// The name nearest to `key`, if it is near enough to have been meant.
-fn nearest(key: &str) -> Option<&'static str> {
-    // Longer input than any name by this much cannot be near, and must not cost time.
-    if key.len() > 40 {
-        return None;
-    }
-    TABLE
-        .iter()
-        .flat_map(|row| row.spellings().map(|s| (s, row.name)))
-        .chain(Profile::ALL.into_iter().map(|p| (p.name(), p.name())))
-        .map(|(spelling, name)| (distance(key, spelling), name))
-        .filter(|(distance, name)| *distance <= 2.max(name.len() / 4))
-        .min_by_key(|(distance, _)| *distance)
+/// The name that `name` was probably meant to be.
+pub(crate) fn did_mean(name: &str) -> Option<&'static str> {
+    let spellings = || {
+        TABLE
+            .iter()
+            .flat_map(|row| row.spellings().map(|s| (s, row.name)))
+    };
+    let profiles = || Profile::ALL.into_iter().map(|p| (p.name(), p.name()));
+    let near = nearest(
+        &normalize(name),
+        spellings().chain(profiles()).map(|(s, _)| s),
+    )?;
+    spellings()
+        .chain(profiles())
+        .find(|(s, _)| *s == near)
         .map(|(_, name)| name)
-}
-
-/// Edits (insertion, deletion, substitution) between two words.
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut diagonal = i;
-        row[0] = i + 1;
-        for (j, y) in b.iter().enumerate() {
-            let substituted = diagonal + usize::from(x != *y);
-            diagonal = row[j + 1];
-            row[j + 1] = substituted.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
 }
 
 #[cfg(test)]
@@ -422,11 +398,11 @@ mod tests {
 
     #[test]
     fn near_names_are_suggested_and_far_ones_are_not() {
-        assert_eq!(nearest("tlbfush"), Some("hv-tlbflush"));
-        assert_eq!(nearest("enlightened-vmcs"), None);
-        assert_eq!(nearest("window"), Some("windows"));
-        assert_eq!(nearest("evmc"), Some("hv-evmcs"));
-        assert_eq!(nearest("zzzzzz"), None);
+        assert_eq!(did_mean("tlbfush"), Some("hv-tlbflush"));
+        assert_eq!(did_mean("enlightened-vmcs"), None);
+        assert_eq!(did_mean("window"), Some("windows"));
+        assert_eq!(did_mean("evmc"), Some("hv-evmcs"));
+        assert_eq!(did_mean("zzzzzz"), None);
     }
 
     #[test]

@@ -607,8 +607,7 @@ mod tests {
     }
 
     const WINDOWS: &str = "hv-relaxed,hv-vapic,hv-spinlocks,hv-vpindex,hv-runtime,hv-crash,hv-time,hv-frequencies,\
-                           hv-synic,hv-stimer,hv-stimer-direct,hv-tlbflush,hv-tlbflush-ext,hv-ipi,hv-xmm-input,\
-                           hv-ext-hypercalls";
+                           hv-synic,hv-stimer,hv-stimer-direct,hv-tlbflush,hv-tlbflush-ext,hv-ipi,hv-xmm-input";
 
     #[test]
     fn profiles_on_a_host_that_has_everything() {
@@ -619,7 +618,7 @@ mod tests {
             names("nested", &intel(), true),
             "hv-relaxed,hv-vapic,hv-spinlocks,hv-vpindex,hv-runtime,hv-crash,hv-time,hv-frequencies,hv-reenlightenment,\
              hv-synic,hv-stimer,hv-stimer-direct,hv-tlbflush,hv-tlbflush-ext,hv-tlbflush-direct,hv-ipi,hv-xmm-input,\
-             hv-ext-hypercalls,hv-evmcs,hv-emsr-bitmap"
+             hv-evmcs,hv-emsr-bitmap"
         );
         let all = run("all", &intel(), true).unwrap();
         assert!(all.has(E::Evmcs) && all.has(E::Reset) && all.has(E::TscInvariant));
