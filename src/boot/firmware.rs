@@ -2,8 +2,10 @@
 
 use std::ops::Range;
 
+use super::acpi::{self, AcpiConfig};
 use super::error::BootError;
-use super::memory_map::{MemoryRange, memory_map};
+use super::memory_map::{MemoryKind, MemoryRange, low_ram_end, memory_map};
+use super::smbios::{self, SmbiosConfig};
 use crate::config::Topology;
 use crate::machine::layout;
 use crate::memory::GuestRam;
@@ -36,15 +38,83 @@ pub(super) struct Firmware {
 /// The first page: interrupt vectors and BIOS data.
 pub(super) const LOW_DATA: Range<u64> = 0..0x1000;
 
-/// Writes the BIOS data area and the tables.
+/// Where the RSDP lies: kernels search from here on (ACPI 6.5, 5.2.5.1).
+const RSDP: Gpa = Gpa(layout::BIOS_AREA.start);
+/// Where SMBIOS is searched for (DSP0134, 5.2.2), and where its structures follow.
+const SMBIOS_ENTRY: Gpa = Gpa(0xf_0000);
+const SMBIOS_STRUCTURES: Gpa = Gpa(SMBIOS_ENTRY.0 + 0x20);
+/// Where a PC's BIOS has its lone iret.
+const BIOS_CALL_SEGMENT: u16 = 0xf000;
+const BIOS_CALL_OFFSET: u16 = 0xff53;
+const BIOS_CALL: Gpa = Gpa((BIOS_CALL_SEGMENT as u64) * 16 + BIOS_CALL_OFFSET as u64);
+
+/// Page size.
+const PAGE: u64 = 0x1000;
+
+/// Writes the BIOS data area and the tables: the ACPI tables to the top of low RAM, the rest to the firmware's area.
+///
+/// # Errors
+/// If there is too little RAM.
 pub(super) fn install(ram: &GuestRam, platform: &Platform) -> Result<Firmware, BootError> {
-    let _not_yet = platform;
     let pieces: Vec<_> = ram.pieces().map(|piece| (piece.gpa, piece.len)).collect();
-    write_bios_data(ram)?;
+    write_bios_data(ram).map_err(|_| BootError::TooLittleRam)?;
+    let (acpi, taken) = place_acpi(platform, &pieces)?;
+    for table in &acpi.tables {
+        ram.write(table.gpa, &table.bytes)?;
+    }
+    ram.write(RSDP, &acpi.rsdp)?;
+
+    let structures = smbios::structures(&SmbiosConfig {
+        name: platform.name.clone(),
+        topology: platform.topology,
+        ram: pieces.clone(),
+    });
+    ram.write(SMBIOS_STRUCTURES, &structures)?;
+    ram.write(
+        SMBIOS_ENTRY,
+        &smbios::entry_point(SMBIOS_STRUCTURES, structures.len()),
+    )?;
     Ok(Firmware {
-        map: memory_map(&pieces, &[]),
-        rsdp: Gpa(0),
+        map: memory_map(&pieces, &taken),
+        rsdp: RSDP,
     })
+}
+
+/// RAM that tables take.
+type Taken = [(Range<u64>, MemoryKind); 2];
+
+/// The ACPI tables at the top of low RAM, where a BIOS puts them too, and the memory that they take.
+fn place_acpi(
+    platform: &Platform,
+    pieces: &[(Gpa, u64)],
+) -> Result<(acpi::Tables, Taken), BootError> {
+    let ram_size = pieces.iter().map(|&(_, len)| len).sum();
+    let config = AcpiConfig {
+        apic_ids: platform.apic_ids.clone(),
+        pic: platform.pic,
+        ram: pieces.to_vec(),
+        pci_mmio64: layout::pci_mmio64(ram_size, platform.phys_bits),
+    };
+    // Only addresses in the tables depend on where they are, not their length.
+    let len = acpi::build(&config, Gpa(0), Gpa(0))
+        .end
+        .0
+        .next_multiple_of(PAGE);
+    let end = low_ram_end(pieces);
+    // The FACS is the only table that stays in use, and gets a page of its own.
+    let nvs = end
+        .checked_sub(len + PAGE)
+        .filter(|&nvs| nvs > layout::HIGH_MEMORY.0)
+        .ok_or(BootError::TooLittleRam)?;
+    let data = nvs + PAGE;
+    let tables = acpi::build(&config, Gpa(nvs), Gpa(data));
+    Ok((
+        tables,
+        [
+            (nvs..data, MemoryKind::AcpiNvs),
+            (data..end, MemoryKind::AcpiData),
+        ],
+    ))
 }
 
 /// The fields of the BIOS data area that kernels still read: Linux and Xen take the end of low memory from it.
@@ -76,12 +146,13 @@ fn halfword(value: u64) -> [u8; 2] {
 pub(super) fn install_bios_calls(ram: &GuestRam) -> Result<(), BootError> {
     // push bp; mov bp, sp; or byte [bp+6], 1 (carry in the flags to be returned); pop bp; iret
     const FAIL: [u8; 9] = [0x55, 0x89, 0xe5, 0x80, 0x4e, 0x06, 0x01, 0x5d, 0xcf];
-    // Where a PC's BIOS has its lone iret.
-    const SEGMENT: u16 = 0xf000;
-    const OFFSET: u16 = 0xff53;
     const VECTORS: usize = 256;
-    ram.write(Gpa(u64::from(SEGMENT) * 16 + u64::from(OFFSET)), &FAIL)?;
-    let vector = [OFFSET.to_le_bytes(), SEGMENT.to_le_bytes()].concat();
+    ram.write(BIOS_CALL, &FAIL)?;
+    let vector = [
+        BIOS_CALL_OFFSET.to_le_bytes(),
+        BIOS_CALL_SEGMENT.to_le_bytes(),
+    ]
+    .concat();
     ram.write(Gpa(0), &vector.repeat(VECTORS))?;
     Ok(())
 }

@@ -253,6 +253,44 @@ fn a_bzimage_moves_down_and_its_initrd_up_when_ram_is_small() {
 }
 
 #[test]
+fn the_tables_are_where_kernels_search_for_them_and_the_map_protects_them() {
+    let (entry, ram) = Files::new(&bzimage(&[1; 512])).load(64 * MIB).unwrap();
+    let zero_page = entry.rsi;
+    assert_eq!(u64_at(&ram, zero_page + 0x70), 0xe_0000);
+    assert_eq!(bytes(&ram, 0xe_0000, 8), b"RSD PTR ");
+    let xsdt = u64_at(&ram, 0xe_0000 + 24);
+    assert_eq!(bytes(&ram, xsdt, 4), b"XSDT");
+    let fadt = u64_at(&ram, xsdt + 36);
+    assert_eq!(bytes(&ram, fadt, 4), b"FACP");
+    assert_eq!(bytes(&ram, u64_at(&ram, fadt + 140), 4), b"DSDT");
+    let facs = u64::from(u32_at(&ram, fadt + 36));
+    assert_eq!(bytes(&ram, facs, 4), b"FACS");
+    assert_eq!(bytes(&ram, 0xf_0000, 5), b"_SM3_");
+    let count = bytes(&ram, zero_page + 0x1e8, 1)[0];
+    let kind_of = |gpa: u64| {
+        (0..u64::from(count))
+            .map(|index| zero_page + 0x2d0 + 20 * index)
+            .find(|&entry| {
+                (u64_at(&ram, entry)..u64_at(&ram, entry) + u64_at(&ram, entry + 8)).contains(&gpa)
+            })
+            .map(|entry| u32_at(&ram, entry + 16))
+    };
+    assert_eq!(
+        [0xe_0000, 0xf_0000, xsdt, facs, 0xe000_0000].map(kind_of),
+        [Some(2), Some(2), Some(3), Some(4), Some(2)]
+    );
+}
+
+#[test]
+fn too_little_ram_is_an_error_whatever_its_size() {
+    let files = Files::new(&bzimage(&[1; 512]));
+    for pages in (1..0x140).chain([0x200, 0x400]) {
+        let text = files.refused(pages * 4096);
+        assert!(text.contains("--memory"), "{pages} pages: {text}");
+    }
+}
+
+#[test]
 fn an_initrd_too_large_for_low_ram_goes_above_4_gib_if_allowed() {
     let mut kernel = bzimage(&[1; 512]);
     put(&mut kernel, 0x22c, &0x10_0fff_u32.to_le_bytes());

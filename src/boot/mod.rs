@@ -12,6 +12,7 @@
 //! The last two may be gzipped. All parsers are pure functions over bytes; every address that a file asks for goes through
 //! [`claims::Claims`], so that nothing is loaded over anything else or outside RAM.
 
+pub mod acpi;
 pub mod claims;
 pub mod elf;
 pub mod entry;
@@ -26,6 +27,7 @@ mod load_tests;
 pub mod memory_map;
 pub mod multiboot;
 pub mod pvh;
+pub mod smbios;
 
 pub use entry::Entry;
 pub use error::BootError;

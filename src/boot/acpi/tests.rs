@@ -1,0 +1,260 @@
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::*;
+
+const NVS: Gpa = Gpa(0x7ff_0000);
+const DATA: Gpa = Gpa(0x7ff_1000);
+
+fn config(apic_ids: Vec<u32>, pic: bool, ram: u64) -> AcpiConfig {
+    AcpiConfig {
+        apic_ids,
+        pic,
+        ram: layout::ram_ranges(ram),
+        pci_mmio64: layout::pci_mmio64(ram, 40),
+    }
+}
+
+fn small() -> AcpiConfig {
+    config(vec![0], true, 128 << 20)
+}
+
+/// As large as it can get: 255 vCPUs, of which some have APIC ids past 254, and RAM above 4 GiB.
+fn large() -> AcpiConfig {
+    config((0..255).map(|i| i * 2).collect(), false, 8 << 30)
+}
+
+fn find<'a>(tables: &'a Tables, name: &[u8; 4]) -> &'a Table {
+    tables
+        .tables
+        .iter()
+        .find(|table| &table.name == name)
+        .unwrap()
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> u16 {
+    u16::from_le_bytes(bytes[at..at + 2].try_into().unwrap())
+}
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap())
+}
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap())
+}
+
+fn sums_to_zero(bytes: &[u8]) -> bool {
+    bytes.iter().fold(0_u8, |sum, byte| sum.wrapping_add(*byte)) == 0
+}
+
+/// The entries of a MADT (`header` 44) or SRAT (48): type and bytes.
+fn entries(table: &Table, header: usize) -> Vec<(u8, Vec<u8>)> {
+    let mut rest = &table.bytes[header..];
+    let mut entries = Vec::new();
+    while let [kind, len, ..] = *rest {
+        let (entry, next) = rest.split_at(len.into());
+        entries.push((kind, entry.to_vec()));
+        rest = next;
+    }
+    assert!(rest.is_empty());
+    entries
+}
+
+#[test]
+fn every_table_has_its_length_and_checksum_and_hangs_on_the_rsdp() {
+    for config in [small(), large()] {
+        let built = build(&config, NVS, DATA);
+        assert!(built.rsdp.starts_with(b"RSD PTR "));
+        assert_eq!((built.rsdp.len(), built.rsdp[15]), (36, 2));
+        assert!(sums_to_zero(&built.rsdp[..20]) && sums_to_zero(&built.rsdp));
+        for table in &built.tables {
+            assert_eq!(table.bytes[..4], table.name);
+            assert_eq!(u32_at(&table.bytes, 4) as usize, table.bytes.len());
+            assert!(
+                table.name == *b"FACS" || sums_to_zero(&table.bytes),
+                "{:?}",
+                table.name
+            );
+        }
+        let xsdt = find(&built, b"XSDT");
+        assert_eq!(u64_at(&built.rsdp, 24), xsdt.gpa.0);
+        let listed: Vec<_> = xsdt.bytes[36..]
+            .chunks(8)
+            .map(|entry| u64_at(entry, 0))
+            .collect();
+        let expected: Vec<_> = [b"FACP", b"APIC", b"MCFG", b"SRAT", b"WAET"]
+            .map(|name| find(&built, name).gpa.0)
+            .into();
+        assert_eq!(listed, expected);
+        let mut ranges: Vec<_> = built
+            .tables
+            .iter()
+            .map(|table| (table.gpa.0, table.gpa.0 + table.bytes.len() as u64))
+            .collect();
+        ranges.sort_unstable();
+        assert!(ranges.windows(2).all(|pair| pair[0].1 <= pair[1].0));
+        assert_eq!(ranges.last().map(|range| range.1), Some(built.end.0));
+        assert!(built.end.0 - DATA.0 < 48 << 10);
+    }
+}
+
+/// Offsets of table 5.9.
+#[test]
+fn the_fadt_names_the_fixed_hardware_twice() {
+    let built = build(&small(), NVS, DATA);
+    let fadt = &find(&built, b"FACP").bytes;
+    assert_eq!(fadt.len(), 276);
+    assert_eq!(u32_at(fadt, 36), u32::try_from(NVS.0).unwrap());
+    let dsdt = find(&built, b"DSDT").gpa.0;
+    assert_eq!(
+        (u64::from(u32_at(fadt, 40)), u64_at(fadt, 140)),
+        (dsdt, dsdt)
+    );
+    assert_eq!((u16_at(fadt, 46), u32_at(fadt, 48)), (9, 0));
+    for (short, length, long, range) in [
+        (56, 88, 148, layout::PM1A_EVENT),
+        (64, 89, 172, layout::PM1A_CONTROL),
+        (76, 91, 208, layout::PM_TIMER),
+        (80, 92, 220, layout::GPE0),
+    ] {
+        assert_eq!(u32_at(fadt, short), u32::from(range.start));
+        assert_eq!(usize::from(fadt[length]), range.len());
+        // System I/O, width in bits, address.
+        assert_eq!(
+            (fadt[long], usize::from(fadt[long + 1])),
+            (1, 8 * range.len())
+        );
+        assert_eq!(u64_at(fadt, long + 4), u64::from(range.start));
+        assert_ne!(range.start, 0);
+    }
+    let flags = u32_at(fadt, 112);
+    let hardware_reduced = 1 << 20;
+    assert_eq!(flags & hardware_reduced, 0);
+    assert_eq!(flags, 1 | 1 << 2 | 1 << 5 | 1 << 6 | 1 << 10);
+    assert_eq!((fadt[108], u16_at(fadt, 109)), (0x32, 0b111));
+    assert_eq!((fadt[116], u64_at(fadt, 120), fadt[128]), (1, 0xcf9, 6));
+}
+
+#[test]
+fn the_madt_lists_processors_by_the_size_of_their_ids() {
+    let madt = entries(find(&build(&large(), NVS, DATA), b"APIC"), 44);
+    let of = |kind: u8| {
+        madt.iter()
+            .filter(move |entry| entry.0 == kind)
+            .map(|entry| &entry.1)
+    };
+    assert_eq!((of(0).count(), of(9).count()), (128, 127));
+    assert_eq!(of(0).next_back().unwrap()[..], [0, 8, 127, 254, 1, 0, 0, 0]);
+    let first = of(9).next().unwrap();
+    assert_eq!(
+        (u32_at(first, 4), u32_at(first, 8), u32_at(first, 12)),
+        (256, 1, 128)
+    );
+    assert_eq!(of(10).count(), 1);
+    assert_eq!(
+        of(1).next().unwrap()[..],
+        [1, 12, 0, 0, 0, 0, 0xc0, 0xfe, 0, 0, 0, 0]
+    );
+    // No PIC: no timer to redirect.
+    assert_eq!(
+        of(2).collect::<Vec<_>>(),
+        [&[2, 10, 0, 9, 9, 0, 0, 0, 0xd, 0]]
+    );
+
+    let built = build(&small(), NVS, DATA);
+    let table = find(&built, b"APIC");
+    assert_eq!(
+        (u32_at(&table.bytes, 36), u32_at(&table.bytes, 40)),
+        (0xfee0_0000, 1)
+    );
+    let madt = entries(table, 44);
+    let kinds: Vec<_> = madt.iter().map(|entry| entry.0).collect();
+    assert_eq!(kinds, [0, 1, 2, 2, 4]);
+    assert_eq!(madt[2].1, [2, 10, 0, 0, 2, 0, 0, 0, 0, 0]);
+    assert_eq!(madt[4].1, [4, 6, 0xff, 0, 0, 1]);
+}
+
+#[test]
+fn the_srat_covers_all_ram_but_the_hole() {
+    let srat = entries(find(&build(&large(), NVS, DATA), b"SRAT"), 48);
+    let memory: Vec<_> = srat
+        .iter()
+        .filter(|entry| entry.0 == 1)
+        .map(|(_, entry)| (u64_at(entry, 8), u64_at(entry, 16), u32_at(entry, 28)))
+        .collect();
+    assert_eq!(
+        memory,
+        [
+            (0, 0xa_0000, 1),
+            (0x10_0000, 0xbff0_0000, 1),
+            (0x1_0000_0000, 0x1_4000_0000, 1)
+        ]
+    );
+    assert_eq!(
+        srat.iter()
+            .filter(|entry| entry.0 == 0 && entry.1.len() == 16)
+            .count(),
+        128
+    );
+    assert_eq!(
+        srat.iter()
+            .filter(|entry| entry.0 == 2 && entry.1.len() == 24)
+            .count(),
+        127
+    );
+}
+
+/// Where iasl is: `HYPERNEST_IASL`, or on the PATH.
+fn iasl() -> Option<PathBuf> {
+    if let Some(path) = env::var_os("HYPERNEST_IASL") {
+        return Some(path.into());
+    }
+    env::split_paths(&env::var_os("PATH")?)
+        .map(|dir| dir.join("iasl"))
+        .find(|path| path.is_file())
+}
+
+fn run(iasl: &Path, dir: &Path, arguments: &[&str]) -> String {
+    let output = Command::new(iasl)
+        .args(arguments)
+        .current_dir(dir)
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    assert!(output.status.success(), "iasl {arguments:?}: {text}");
+    text
+}
+
+#[test]
+fn iasl_decompiles_and_recompiles_every_table_without_complaint() {
+    let Some(iasl) = iasl() else {
+        println!("skipped: iasl is missing (HYPERNEST_IASL, or acpica-tools on the PATH)");
+        return;
+    };
+    for config in [small(), large()] {
+        let dir = tempfile::tempdir().unwrap();
+        let built = build(&config, NVS, DATA);
+        // The RSDP is no table to iasl.
+        for table in &built.tables {
+            let name = String::from_utf8(table.name.to_vec()).unwrap();
+            let (aml, dsl) = (format!("{name}.aml"), format!("{name}.dsl"));
+            fs::write(dir.path().join(&aml), &table.bytes).unwrap();
+            let text = run(&iasl, dir.path(), &["-d", &aml]).to_lowercase();
+            assert!(
+                !text.contains("warning") && !text.contains("error"),
+                "{name}: {text}"
+            );
+            let text = run(&iasl, dir.path(), &["-tc", "-p", "again", &dsl]);
+            // A table that is not AML is compiled without a summary of remarks.
+            let clean = text.contains("Compilation successful. 0 Errors, 0 Warnings, 0 Remarks");
+            assert!(clean, "{name}: {text}");
+            let again = fs::read(dir.path().join("again.aml")).unwrap();
+            // The compiler signs with its own name and version, and sums anew.
+            let (header, body) = table.bytes.split_at(table.bytes.len().min(36));
+            let (new_header, new_body) = again.split_at(again.len().min(36));
+            assert!(new_body == body, "{name} changed");
+            assert_eq!(new_header[..8], header[..8], "{name}");
+        }
+    }
+}
