@@ -1,0 +1,88 @@
+//! Builds the freestanding image in `elf`, a workspace of its own, with flags of its own.
+
+use std::env;
+use std::path::PathBuf;
+use std::process::Command;
+
+/// What the caller sets for its own programs and must not reach a freestanding one: flags such as
+/// `-C target-feature=+crt-static`, and the wrappers by which clippy and others take the compiler's place.
+const CALLERS: [&str; 10] = [
+    "RUSTFLAGS",
+    "CARGO_ENCODED_RUSTFLAGS",
+    "CARGO_BUILD_RUSTFLAGS",
+    "CARGO_BUILD_TARGET",
+    "CARGO_BUILD_TARGET_DIR",
+    "CARGO_TARGET_DIR",
+    "RUSTC_WRAPPER",
+    "RUSTC_WORKSPACE_WRAPPER",
+    "CARGO_BUILD_RUSTC_WRAPPER",
+    "CARGO_BUILD_RUSTC_WORKSPACE_WRAPPER",
+];
+
+/// The only architecture that the programs are for, in the form for which `core` comes with every toolchain.
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+
+fn main() {
+    let here = PathBuf::from(variable("CARGO_MANIFEST_DIR"));
+    for input in [
+        "build.rs",
+        "elf/Cargo.toml",
+        "elf/Cargo.lock",
+        "elf/link.ld",
+        "elf/src",
+        "programs",
+        "../src",
+        "../Cargo.toml",
+    ] {
+        println!("cargo::rerun-if-changed={}", here.join(input).display());
+    }
+
+    let script = here.join("elf/link.ld");
+    let flags = [
+        "-Crelocation-model=static".to_owned(),
+        "-Ccode-model=small".to_owned(),
+        "-Cforce-unwind-tables=no".to_owned(),
+        format!("-Clink-arg=-Wl,-T,{}", script.display()),
+        "-Clink-args=-nostdlib -nostartfiles -static -no-pie".to_owned(),
+        "-Clink-args=-Wl,--build-id=none,-z,noexecstack,-z,max-page-size=4096".to_owned(),
+    ];
+    let out = variable("OUT_DIR");
+    let mut cargo = Command::new(variable("CARGO"));
+    for name in CALLERS {
+        cargo.env_remove(name);
+    }
+    cargo
+        .current_dir(here.join("elf"))
+        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"))
+        .args([
+            "build",
+            "--release",
+            "--quiet",
+            "--offline",
+            "--locked",
+            "--target",
+            TARGET,
+            "--target-dir",
+            &out,
+        ]);
+    let status = cargo
+        .status()
+        .unwrap_or_else(|error| panic!("starting {cargo:?}: {error}"));
+    assert!(
+        status.success(),
+        "the guest image does not build ({status}): {cargo:?}"
+    );
+
+    // Away from the target's name, so that the library need not know it.
+    for image in ["guest", "guest-multiboot"] {
+        let from = PathBuf::from(&out).join(TARGET).join("release").join(image);
+        let to = PathBuf::from(&out).join(image);
+        std::fs::copy(&from, &to).unwrap_or_else(|error| {
+            panic!("copying {} to {}: {error}", from.display(), to.display())
+        });
+    }
+}
+
+fn variable(name: &str) -> String {
+    env::var(name).unwrap_or_else(|error| panic!("cargo sets {name} for build scripts: {error}"))
+}

@@ -1,0 +1,167 @@
+//! Single instructions.
+//!
+//! The functions are safe to call where all that they can break is the virtual machine's own state in a way that the
+//! programs are there to provoke; those that could break Rust's own memory say `unsafe`.
+#![allow(unsafe_code, reason = "instructions that Rust has no words for")]
+
+use core::arch::asm;
+
+/// What CPUID returned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Cpuid {
+    pub(crate) eax: u32,
+    pub(crate) ebx: u32,
+    pub(crate) ecx: u32,
+    pub(crate) edx: u32,
+}
+
+#[inline(always)]
+pub(crate) fn cpuid(leaf: u32, subleaf: u32) -> Cpuid {
+    let (eax, ebx, ecx, edx);
+    // SAFETY: CPUID only writes its four registers; RBX, which the compiler keeps for itself, is put back.
+    unsafe {
+        asm!(
+            "mov {saved:r}, rbx",
+            "cpuid",
+            "xchg {saved:r}, rbx",
+            saved = out(reg) ebx,
+            inout("eax") leaf => eax,
+            inout("ecx") subleaf => ecx,
+            out("edx") edx,
+            options(nostack, preserves_flags),
+        );
+    }
+    Cpuid { eax, ebx, ecx, edx }
+}
+
+/// The time-stamp counter, read neither before what precedes has finished nor after what follows has begun.
+#[inline(always)]
+pub(crate) fn tsc_serialised() -> u64 {
+    let (low, high): (u32, u32);
+    // SAFETY: reads a counter.
+    unsafe {
+        asm!("lfence", "rdtsc", "lfence", out("eax") low, out("edx") high, options(nostack, preserves_flags));
+    }
+    u64::from(high) << 32 | u64::from(low)
+}
+
+/// An instruction ended in an exception that [`crate::trap`] turned into this.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Faulted;
+
+/// Reads a model-specific register; `Faulted` on #GP.
+#[inline(always)]
+pub(crate) fn rdmsr(msr: u32) -> Result<u64, Faulted> {
+    let (low, high): (u32, u32);
+    let faulted: u64;
+    // SAFETY: reading a register changes no memory; the trap handler steps over the instruction and sets R8 on #GP.
+    unsafe {
+        asm!("xor r8d, r8d", "rdmsr", in("ecx") msr, out("eax") low, out("edx") high, out("r8") faulted, options(nostack));
+    }
+    if faulted == 0 {
+        Ok(u64::from(high) << 32 | u64::from(low))
+    } else {
+        Err(Faulted)
+    }
+}
+
+/// Writes a model-specific register; `Faulted` on #GP.
+///
+/// # Safety
+/// The register's meaning must not take memory away that Rust uses: pages that are given to the hypervisor come from
+/// [`crate::pages`] and serve nothing else, and the registers of paging, segments and system calls stay as they are.
+#[inline(always)]
+pub(crate) unsafe fn wrmsr(msr: u32, value: u64) -> Result<(), Faulted> {
+    let faulted: u64;
+    // SAFETY: the caller vouches for the effect; the trap handler steps over the instruction and sets R8 on #GP.
+    unsafe {
+        asm!(
+            "xor r8d, r8d",
+            "wrmsr",
+            in("ecx") msr,
+            in("eax") value & 0xFFFF_FFFF,
+            in("edx") value >> 32,
+            out("r8") faulted,
+            options(nostack),
+        );
+    }
+    if faulted == 0 { Ok(()) } else { Err(Faulted) }
+}
+
+#[inline(always)]
+pub(crate) fn out8(port: u16, value: u8) {
+    // SAFETY: no device of these machines writes memory because of a port write that the programs make.
+    unsafe { asm!("out dx, al", in("dx") port, in("al") value, options(nostack, preserves_flags)) }
+}
+
+#[inline(always)]
+pub(crate) fn out32(port: u16, value: u32) {
+    // SAFETY: as in `out8`.
+    unsafe {
+        asm!("out dx, eax", in("dx") port, in("eax") value, options(nostack, preserves_flags));
+    }
+}
+
+#[inline(always)]
+pub(crate) fn in8(port: u16) -> u8 {
+    let value;
+    // SAFETY: as in `out8`.
+    unsafe { asm!("in al, dx", in("dx") port, out("al") value, options(nostack, preserves_flags)) }
+    value
+}
+
+#[inline(always)]
+pub(crate) fn in32(port: u16) -> u32 {
+    let value;
+    // SAFETY: as in `out8`.
+    unsafe {
+        asm!("in eax, dx", in("dx") port, out("eax") value, options(nostack, preserves_flags));
+    }
+    value
+}
+
+/// The address that the last page fault was about.
+pub(crate) fn fault_address() -> u64 {
+    let value;
+    // SAFETY: reads a register.
+    unsafe { asm!("mov {}, cr2", out(reg) value, options(nomem, nostack, preserves_flags)) }
+    value
+}
+
+/// Stops this processor for good.
+pub(crate) fn halt_forever() -> ! {
+    loop {
+        // SAFETY: waits; with interrupts off nothing but a reset or an NMI ends it.
+        unsafe { asm!("cli", "hlt", options(nomem, nostack)) }
+    }
+}
+
+/// Loops for good without an exit, interrupts off.
+pub(crate) fn spin_forever() -> ! {
+    loop {
+        // SAFETY: does nothing.
+        unsafe { asm!("cli", "pause", options(nomem, nostack)) }
+    }
+}
+
+/// An undefined instruction.
+pub(crate) fn undefined() {
+    // SAFETY: raises #UD, which the trap handler reports before it ends the run.
+    unsafe { asm!("ud2", options(nomem, nostack)) }
+}
+
+/// Makes the processor shut down: an exception without a table to look its handler up in.
+pub(crate) fn triple_fault() -> ! {
+    let empty = [0_u16; 5];
+    // SAFETY: the machine resets or stops here; nothing runs on.
+    unsafe { asm!("lidt [{}]", "ud2", in(reg) &raw const empty, options(noreturn)) }
+}
+
+/// Goes on at `address`.
+///
+/// # Safety
+/// Whatever is there must not return or break what Rust relies on while it still runs.
+pub(crate) unsafe fn jump(address: u64) -> ! {
+    // SAFETY: the caller's.
+    unsafe { asm!("jmp {}", in(reg) address, options(noreturn)) }
+}

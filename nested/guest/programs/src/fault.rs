@@ -1,0 +1,29 @@
+//! Breaks the virtual machine in the way asked for, to see what the VMM makes of it.
+#![allow(unsafe_code, reason = "jumps where no code is")]
+
+use crate::args::Args;
+use crate::{Exit, cpu, say};
+
+/// Where no machine of ours has anything.
+const NOWHERE: u64 = 0xFD00_0000;
+
+/// `fault triple|exec [at=ADDRESS]|ud|hang|spin`.
+pub(crate) fn run(args: &Args<'_>) -> Exit {
+    let kind = args.words().next().unwrap_or("");
+    say!("fault: {kind}");
+    match kind {
+        "triple" => cpu::triple_fault(),
+        "hang" => cpu::halt_forever(),
+        "spin" => cpu::spin_forever(),
+        // Reported by the trap handler, which ends the run.
+        "ud" => cpu::undefined(),
+        "exec" => {
+            let at = args.number("at").ok().flatten().unwrap_or(NOWHERE);
+            // SAFETY: there is no code: KVM can fetch nothing to execute and gives up.
+            unsafe { cpu::jump(at) }
+        }
+        _ => {}
+    }
+    say!("wrong use: fault knows triple, exec, ud, hang, spin");
+    Exit::WrongUse
+}

@@ -1,0 +1,90 @@
+//! What the freestanding guest programs do.
+//!
+//! One image holds them all; the first word of the command line that names a program chooses it:
+//!
+//! | program | what it does |
+//! |---|---|
+//! | `hello` | says so and ends: for boot times and smoke tests |
+//! | `hvdump` | prints CPUID and every readable synthetic MSR |
+//! | `l2` | times exits from inside, by default of CPUID |
+//! | `exits` | the same, by default of every kind |
+//! | `fault` | breaks in the way asked for |
+//!
+//! A program reports on the debug console ([`hypernest_nested::probe`]) and ends by the debug-exit port.
+//!
+//! This crate is a plain library, so that it is linted, documented and tested with the rest; the image itself, with
+//! its start-up assembly, is built from `../elf`.
+#![no_std]
+
+mod apic;
+mod args;
+mod boot;
+mod console;
+mod cpu;
+mod exits;
+mod fault;
+mod hvdump;
+mod pages;
+mod trap;
+
+use args::Args;
+pub use boot::{Boot, application_processor, boot_processor};
+pub use hypernest_nested::probe::{ALIVE, CONSOLE_PORT};
+
+/// The most processors that are started; more stay halted.
+pub const MAX_CPUS: usize = 16;
+/// Bytes of each processor's stack.
+pub const STACK_SIZE: usize = 16 * 1024;
+
+/// A program's verdict: what goes out by the debug-exit port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Exit {
+    Done,
+    WrongUse,
+    Panicked,
+}
+
+impl Exit {
+    const fn code(self) -> u8 {
+        match self {
+            Self::Done => 0,
+            Self::WrongUse => 2,
+            Self::Panicked => 3,
+        }
+    }
+}
+
+fn run(start: &boot::Start) -> ! {
+    let args = Args::new(start.command_line());
+    let exit = match args.program() {
+        Some("hello") => {
+            say!("hello from the guest: {}", start.protocol);
+            Exit::Done
+        }
+        Some("hvdump") => hvdump::run(&args),
+        Some("l2") => exits::run(&args, "cpuid"),
+        Some("exits") => exits::run(&args, exits::ALL),
+        Some("fault") => fault::run(&args),
+        _ => {
+            say!(
+                "no program in the command line {:?}; there are {:?}",
+                start.command_line(),
+                args::PROGRAMS
+            );
+            Exit::WrongUse
+        }
+    };
+    end(exit)
+}
+
+/// Reports a panic and ends.
+pub fn panicked(info: &core::panic::PanicInfo<'_>) -> ! {
+    say!("PANIC: {info}");
+    end(Exit::Panicked)
+}
+
+fn end(exit: Exit) -> ! {
+    cpu::out8(hypernest_nested::probe::EXIT_PORT, exit.code());
+    // Nobody listens on the port.
+    cpu::halt_forever()
+}

@@ -1,0 +1,110 @@
+//! Pages of RAM, given out and never taken back.
+#![allow(unsafe_code, reason = "memory outside of Rust's objects")]
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+pub(crate) const PAGE_SIZE: u64 = 4096;
+
+static NEXT: AtomicU64 = AtomicU64::new(0);
+static END: AtomicU64 = AtomicU64::new(0);
+
+/// Lets the memory from `start` to `end` be given out.
+///
+/// # Safety
+/// It is RAM, mapped one to one, and used by nobody else. Once per boot, before anything is allocated.
+pub(crate) unsafe fn give(start: u64, end: u64) {
+    NEXT.store(start.next_multiple_of(PAGE_SIZE), Ordering::Relaxed);
+    END.store(end, Ordering::Relaxed);
+}
+
+/// Takes `count` zeroed pages that lie one behind the other.
+pub(crate) fn take(count: u64) -> u64 {
+    let bytes = count * PAGE_SIZE;
+    let end = END.load(Ordering::Relaxed);
+    let taken = NEXT.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |next| {
+        next.checked_add(bytes).filter(|&next| next <= end)
+    });
+    let Ok(address) = taken else {
+        panic!("no RAM left for {count} pages of 4 KiB below {end:#x}")
+    };
+    // SAFETY: `give` vouched for the memory and `NEXT` has just moved past it.
+    unsafe { pointer::<u8>(address).write_bytes(0, as_usize(bytes)) };
+    address
+}
+
+/// One page that the hypervisor may write to as well: every access is volatile.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Page(u64);
+
+impl Page {
+    pub(crate) fn new() -> Self {
+        Self(take(1))
+    }
+
+    /// Its physical address, which is its linear address too.
+    pub(crate) const fn address(self) -> u64 {
+        self.0
+    }
+
+    pub(crate) fn write32(self, offset: usize, value: u32) {
+        // SAFETY: as in `read8`.
+        unsafe { self.at::<u32>(offset).write_volatile(value) }
+    }
+
+    pub(crate) fn write64(self, offset: usize, value: u64) {
+        // SAFETY: as in `read8`.
+        unsafe { self.at::<u64>(offset).write_volatile(value) }
+    }
+
+    fn at<T>(self, offset: usize) -> *mut T {
+        assert!(
+            offset.is_multiple_of(size_of::<T>()) && offset < as_usize(PAGE_SIZE),
+            "offset {offset:#x} in a page"
+        );
+        pointer(self.0 + offset as u64)
+    }
+}
+
+/// A zeroed array for good.
+pub(crate) fn array(len: usize) -> &'static mut [u64] {
+    let address = take((len as u64 * 8).div_ceil(PAGE_SIZE).max(1));
+    // SAFETY: `take` gave the memory to nobody else, zeroed, page aligned and long enough.
+    unsafe { core::slice::from_raw_parts_mut(pointer(address), len) }
+}
+
+/// A 32-bit register of a device.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Device(u32);
+
+impl Device {
+    /// `None` if `address` is not aligned, not mapped, or where the program and its memory are.
+    pub(crate) fn new(address: u64) -> Option<Self> {
+        let address = u32::try_from(address).ok()?;
+        (address.is_multiple_of(4) && u64::from(address) >= END.load(Ordering::Relaxed))
+            .then_some(Self(address))
+    }
+
+    #[inline(always)]
+    pub(crate) fn read32(self) -> u32 {
+        // SAFETY: below 4 GiB and thus mapped, aligned, and behind everything that Rust uses.
+        unsafe { pointer::<u32>(self.0.into()).read_volatile() }
+    }
+
+    #[inline(always)]
+    pub(crate) fn write32(self, value: u32) {
+        // SAFETY: as in `read32`.
+        unsafe { pointer::<u32>(self.0.into()).write_volatile(value) }
+    }
+}
+
+fn pointer<T>(address: u64) -> *mut T {
+    core::ptr::with_exposed_provenance_mut(as_usize(address))
+}
+
+#[allow(
+    clippy::cast_possible_truncation,
+    reason = "the programs run in long mode"
+)]
+pub(crate) const fn as_usize(value: u64) -> usize {
+    value as usize
+}
