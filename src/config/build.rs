@@ -70,8 +70,8 @@ fn in_order(mut problems: Vec<Problem>) -> Vec<Problem> {
     problems
 }
 
-struct Build<'a> {
-    draft: &'a Draft,
+pub(super) struct Build<'a> {
+    pub(super) draft: &'a Draft,
     problems: Vec<Problem>,
     warnings: Vec<Problem>,
     host: HostLimits,
@@ -113,6 +113,7 @@ impl<'a> Build<'a> {
         let debug_exit = self.debug_exit();
         let stats = self.path("stats");
         let kvm_leaves = self.switch("kvm-leaves");
+        let hv = self.hv();
         Some(VmConfig {
             name: name.unwrap_or_else(|| format!("vm-{}", std::process::id())),
             memory: memory?,
@@ -128,6 +129,7 @@ impl<'a> Build<'a> {
             hpet,
             on_crash: on_crash.unwrap_or(OnCrash::Continue),
             stats,
+            hv: hv?,
             kvm_leaves,
         })
     }
@@ -380,7 +382,7 @@ impl<'a> Build<'a> {
     }
 
     /// The value of a setting that has just one.
-    fn part(&self, key: &str) -> Option<&'a Part> {
+    pub(super) fn part(&self, key: &str) -> Option<&'a Part> {
         self.draft.get(known(key)).last()?.parts.first()
     }
 
@@ -427,7 +429,7 @@ impl<'a> Build<'a> {
         found
     }
 
-    fn parsed<T>(
+    pub(super) fn parsed<T>(
         &mut self,
         key: &'static str,
         part: &Part,
@@ -438,14 +440,14 @@ impl<'a> Build<'a> {
             .ok()
     }
 
-    fn push(&mut self, key: &'static str, origin: &Origin, wrong: Wrong) {
+    pub(super) fn push(&mut self, key: &'static str, origin: &Origin, wrong: Wrong) {
         self.problems
             .push(known(key).problem(origin, wrong.what, &wrong.expected));
     }
 }
 
 /// A setting of this program; the names are literals and the test below walks all of them.
-fn known(key: &str) -> &'static Setting {
+pub(super) fn known(key: &str) -> &'static Setting {
     setting::find(key).expect("the table of settings names every setting that is read")
 }
 

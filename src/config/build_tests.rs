@@ -206,6 +206,8 @@ fn mistakes_in_file_and_flags_come_together() {
 fn every_refusal() {
     for (key, value, says) in [
         ("name", "a/b", "cannot name a VM"),
+        ("hv", "hv-tiem", "did you mean `hv-time`?"),
+        ("hv", "", "empty"),
         ("kernel", "", "the path is empty"),
         ("initrd", "/nonexistent", "No such file or directory"),
         ("cmdline", "a\0b", "NUL"),
@@ -268,6 +270,41 @@ fn a_missing_kernel_is_said_once() {
     assert_eq!(only("kernal = 'vmlinuz'").len(), 1);
     assert_eq!(only("kernel = []").len(), 1);
     assert_eq!(only("flavour = 1").len(), 2);
+}
+
+#[test]
+fn enlightenments() {
+    let hv = |text: &str| with_file(text).map(|c| c.hv.to_string());
+    assert_eq!(hv("").as_deref(), Ok("windows"));
+    assert_eq!(hv("nested = true").as_deref(), Ok("nested"));
+    assert_eq!(
+        hv("nested = true\nhv = '-evmcs'").as_deref(),
+        Ok("nested,-hv-evmcs")
+    );
+    assert_eq!(hv("nested = true\nhv = []").as_deref(), Ok("nested"));
+    assert_eq!(
+        hv("hv = ['time,relaxed', 'vpindex']").as_deref(),
+        Ok("hv-relaxed,hv-vpindex,hv-time")
+    );
+    let flags = [("hv", "none"), ("hv", "hv-time")];
+    assert_eq!(with_flags(&flags).unwrap().hv.to_string(), "none,hv-time");
+    let problems = with_file("hv = [\n 'tiem',\n 'relaxed',\n '-relaxed', 3]").unwrap_err();
+    assert_eq!(problems.len(), 3, "{problems:#?}");
+    assert!(
+        problems[0].starts_with("vm.toml:2:2: hv: `tiem`"),
+        "{}",
+        problems[0]
+    );
+    assert!(
+        problems[1].starts_with("vm.toml:4:2: hv: hv-relaxed is named twice"),
+        "{}",
+        problems[1]
+    );
+    assert!(
+        problems[2].starts_with("vm.toml:4:14: hv: 3 is not a list of names"),
+        "{}",
+        problems[2]
+    );
 }
 
 #[test]
@@ -363,7 +400,7 @@ fn a_shown_configuration_gives_itself_again() {
                 module = ['dom0-vmlinuz,args=a,b=c', 'initrd.img']\nmemory = '2050M,hugepages=2M'\n\
                 cpus = '8,threads=2'\ncpu = 'x86-64-v4'\nnested = true\nserial = 'file:f'\n\
                 serial2 = 'socket:s'\ndebugcon = 'stdio'\ndebug-exit = 9\nirqchip = 'split'\n\
-                on-crash = 'reset'\nstats = 's'\nkvm-leaves = true";
+                on-crash = 'reset'\nstats = 's'\nkvm-leaves = true\nhv = 'all,-evmcs,spinlocks=0xfff'";
     for text in [minimal, full] {
         let config = build_in(dir.path(), text, &[]).unwrap().config;
         let shown = config.to_toml();

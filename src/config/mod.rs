@@ -7,6 +7,7 @@ mod draft;
 mod file;
 mod flags;
 mod host;
+mod hv;
 mod parse;
 mod problem;
 mod setting;
@@ -48,6 +49,8 @@ pub struct VmConfig {
     pub on_crash: OnCrash,
     /// Where the exit statistics are written at the end and on SIGUSR1.
     pub stats: Option<PathBuf>,
+    /// Hyper-V enlightenments, not yet resolved against what the host can do.
+    pub hv: crate::hyperv::Request,
     /// Show KVM's own paravirtual leaves, at 0x40000100.
     pub kvm_leaves: bool,
 }

@@ -226,6 +226,14 @@ pub static SETTINGS: &[Setting] = &[
         file_example: "nested = true",
     },
     Setting {
+        key: "hv",
+        shape: Shape::List,
+        value: "LIST",
+        help: "Hyper-V enlightenments and profiles (none, windows, nested, all, passthrough); -NAME leaves one out. Repeatable [default: windows, or nested with --nested]",
+        flag_example: " nested,-hv-evmcs,hv-spinlocks=0x1fff",
+        file_example: "hv = [\"nested\", \"-hv-evmcs\", \"hv-spinlocks=0x1fff\"]",
+    },
+    Setting {
         key: "kvm-leaves",
         shape: Shape::Switch,
         value: "BOOL",

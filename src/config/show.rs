@@ -55,6 +55,7 @@ impl VmConfig {
             }),
         );
         put("nested", Value::Boolean(self.cpus.nested));
+        put("hv", text(&self.hv.to_string()));
         put("kvm-leaves", Value::Boolean(self.kvm_leaves));
         put("serial", backend(&self.serial[0]));
         put("serial2", backend(&self.serial[1]));

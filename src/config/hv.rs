@@ -1,0 +1,50 @@
+//! `hv`: read by [`Request`], with the place of each mistake.
+
+use super::build::{Build, known};
+use super::parse::{self, Wrong};
+use crate::hyperv::{Profile, Request, RequestProblem};
+
+const EXPECTED: &str = "names of enlightenments and profiles, see `hypernest enlightenments`";
+
+impl Build<'_> {
+    pub(super) fn hv(&mut self) -> Option<Request> {
+        // A wrong `nested` is reported where it is read for itself.
+        let nested = self
+            .part("nested")
+            .and_then(|part| parse::boolean(&part.value).ok());
+        let default = Profile::default_for(nested.unwrap_or(false));
+        let entries = self.draft.get(known("hv"));
+        let mut lists = Vec::new();
+        let mut told = Vec::new();
+        for part in entries.iter().flat_map(|entry| &entry.parts) {
+            let Some(list) = self.parsed("hv", part, |v| parse::text(v, "a list of names")) else {
+                continue;
+            };
+            for problem in Request::parse(&list, default).err().unwrap_or_default() {
+                let wrong = Wrong::new(problem.to_string(), EXPECTED);
+                self.push("hv", &part.origin, wrong);
+                told.push(problem);
+            }
+            lists.push((list, &part.origin));
+        }
+        if lists.is_empty() {
+            return Some(Request::profile(default));
+        }
+        let whole: Vec<&str> = lists.iter().map(|(list, _)| list.as_str()).collect();
+        match Request::parse(&whole.join(","), default) {
+            Ok(request) => Some(request),
+            Err(problems) => {
+                for problem in problems.iter().filter(|p| !told.contains(p)) {
+                    // Two lists contradict each other: the later one is told.
+                    let (_, origin) = lists.iter().rev().find(|(list, _)| match problem {
+                        RequestProblem::Contradiction { second, .. } => list.contains(second),
+                        _ => true,
+                    })?;
+                    let wrong = Wrong::new(problem.to_string(), EXPECTED);
+                    self.push("hv", origin, wrong);
+                }
+                None
+            }
+        }
+    }
+}
