@@ -26,6 +26,10 @@ use crate::life::LifeHandle;
 /// How long the thread, told to stop, waits for a reader that takes nothing.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(1);
 
+/// How long output may gather before it is fetched: a guest sends bytes one by one, and waking for each would cost more
+/// than the byte.
+const GATHER: Duration = Duration::from_micros(500);
+
 /// Calls the I/O thread's attention. Cheap while it is already on its way.
 #[derive(Clone, Debug)]
 pub struct Waker(Arc<WakerState>);
@@ -34,7 +38,8 @@ pub struct Waker(Arc<WakerState>);
 struct WakerState {
     receiver: PipeReader,
     sender: PipeWriter,
-    pending: AtomicBool,
+    urgent: AtomicBool,
+    output: AtomicBool,
 }
 
 impl Waker {
@@ -45,22 +50,41 @@ impl Waker {
         Ok(Self(Arc::new(WakerState {
             receiver,
             sender,
-            pending: AtomicBool::new(false),
+            urgent: AtomicBool::new(false),
+            output: AtomicBool::new(false),
         })))
     }
 
-    /// Makes the thread look at every device once more.
+    /// Makes the thread look at every device once more, now.
     pub fn wake(&self) {
-        if !self.0.pending.swap(true, Ordering::AcqRel) {
+        self.signal(&self.0.urgent);
+    }
+
+    /// The same, but a little later: more output may follow.
+    pub fn wake_for_output(&self) {
+        self.signal(&self.0.output);
+    }
+
+    fn signal(&self, reason: &AtomicBool) {
+        if !reason.swap(true, Ordering::AcqRel) {
             // Fails only if the pipe is full; then it is readable anyway.
             let _readable = (&self.0.sender).write(&[1]);
         }
     }
 
-    fn clear(&self) {
-        // Emptied before the flag falls: a wake in between finds the flag set, and the look that follows sees its cause.
+    fn drain(&self) {
         let _empty = (&self.0.receiver).read(&mut [0; 16]);
-        self.0.pending.store(false, Ordering::Release);
+    }
+
+    fn clear(&self) {
+        // Emptied before the flags fall: a wake in between finds its flag set, and the look that follows sees its cause.
+        self.drain();
+        self.0.urgent.store(false, Ordering::Release);
+        self.0.output.store(false, Ordering::Release);
+    }
+
+    fn is_for_output_only(&self) -> bool {
+        self.0.output.load(Ordering::Acquire) && !self.0.urgent.load(Ordering::Acquire)
     }
 }
 
@@ -194,6 +218,24 @@ impl IoThread {
                 .chain(stopping.then_some(DRAIN_PATIENCE))
                 .min();
             self.wait(timeout, stopping, &mut ready)?;
+            let idle = ready.iter().flatten().all(PollFlags::is_empty);
+            if idle && !stopping && self.waker.is_for_output_only() {
+                self.gather(timeout)?;
+            }
+        }
+    }
+
+    /// Lets output gather, until something urgent or a deadline comes.
+    fn gather(&self, timeout: Option<Duration>) -> io::Result<()> {
+        self.waker.drain();
+        let mut fds = [PollFd::new(
+            self.waker.0.receiver.as_fd(),
+            PollFlags::POLLIN,
+        )];
+        let patience = timeout.map_or(GATHER, |timeout| timeout.min(GATHER));
+        match ppoll(&mut fds, Some(TimeSpec::from_duration(patience)), None) {
+            Ok(_) | Err(nix::Error::EINTR) => Ok(()),
+            Err(errno) => Err(errno.into()),
         }
     }
 

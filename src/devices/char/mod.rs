@@ -121,7 +121,7 @@ impl TxQueue {
         let Some(waker) = &self.waker else { return };
         if self.bytes.len() < Self::CAPACITY {
             self.bytes.push_back(byte);
-            waker.wake();
+            waker.wake_for_output();
         } else {
             self.lost += 1;
         }

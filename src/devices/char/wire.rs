@@ -19,8 +19,9 @@ use crate::life::{LifeEvent, LifeHandle, Request};
 /// The most that is read or written at once. A pipe that polls writable takes PIPE_BUF (4096) bytes without blocking.
 const CHUNK: usize = 4096;
 
-/// How often a pseudo-terminal that nobody has open is looked at: Linux reports its opening in no other way.
-const PTY_LOOK: Duration = Duration::from_millis(500);
+/// How often a pseudo-terminal that nobody has open is looked at (Linux reports its opening in no other way), and a
+/// socket whose client could not be accepted.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// The descriptors of a wire, in the order in which their readiness is passed back.
 pub(in crate::devices) const SLOTS: usize = 3;
@@ -40,6 +41,8 @@ pub struct Wire {
     pub(super) keys: Option<(EscapeKeys, LifeHandle)>,
     /// Holds the terminal in raw mode; such an input is read even if the guest does not listen.
     pub(super) terminal: Option<RawTerminal>,
+    /// The client that waits is tried again now and then.
+    accept_failed: bool,
     /// Input that the device has no room for yet. At most two chunks.
     arrived: VecDeque<Key>,
     /// Output that the backend did not take yet. At most one chunk and the help text.
@@ -57,6 +60,7 @@ impl Wire {
             pty: None,
             keys: None,
             terminal: None,
+            accept_failed: false,
             arrived: VecDeque::new(),
             leaving: Vec::new(),
         }
@@ -90,14 +94,14 @@ impl Wire {
         let listener = self
             .listener
             .as_ref()
-            .filter(|_| self.output.is_none())
+            .filter(|_| self.output.is_none() && !self.accept_failed)
             .map(|l| (l.socket().as_fd(), PollFlags::POLLIN));
         [input, output, listener]
     }
 
     /// How long polling may last at most.
     pub(in crate::devices) fn patience(&self) -> Option<Duration> {
-        (self.pty.is_some() && self.output.is_none()).then_some(PTY_LOOK)
+        (self.accept_failed || self.pty.is_some() && self.output.is_none()).then_some(LOOK)
     }
 
     /// Acts on what polling said, then exchanges bytes with the device.
@@ -106,7 +110,7 @@ impl Wire {
         ready: [PollFlags; SLOTS],
         device: &mut dyn CharDevice,
     ) {
-        if ready[LISTENER].contains(PollFlags::POLLIN) {
+        if ready[LISTENER].contains(PollFlags::POLLIN) || self.accept_failed {
             self.accept();
         }
         self.look_for_pty_user();
@@ -135,10 +139,16 @@ impl Wire {
                 let stream = Arc::new(File::from(OwnedFd::from(stream)));
                 self.input = Some(stream.clone());
                 self.output = Some(stream);
+                self.accept_failed = false;
             }
-            Err(e) if is_transient(&e) => {}
-            // The client is gone again, or descriptors are short: the next one may fare better.
-            Err(error) => warn!(device = self.device, %error, "cannot accept a client"),
+            Err(e) if is_transient(&e) => self.accept_failed = false,
+            // Descriptors are short, most likely. Later they may not be.
+            Err(error) => {
+                if !self.accept_failed {
+                    warn!(device = self.device, %error, "cannot accept a client: it waits");
+                }
+                self.accept_failed = true;
+            }
         }
     }
 

@@ -313,3 +313,21 @@ fn stopping_releases_the_devices() {
     // The thread is joined and its half of everything dropped.
     assert_eq!(Arc::strong_count(&b.probe), 1);
 }
+
+#[test]
+fn waking_costs_one_system_call_until_the_thread_has_looked() {
+    let waker = Waker::new().unwrap();
+    let tokens = || (&waker.0.receiver).read(&mut [0; 64]).unwrap_or(0);
+    waker.wake_for_output();
+    waker.wake_for_output();
+    assert!(waker.is_for_output_only());
+    assert_eq!(tokens(), 1);
+    // Something urgent ends the gathering of output.
+    waker.wake();
+    waker.wake();
+    assert!(!waker.is_for_output_only());
+    assert_eq!(tokens(), 1);
+    waker.clear();
+    waker.wake();
+    assert_eq!(tokens(), 1);
+}
