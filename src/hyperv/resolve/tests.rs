@@ -1,0 +1,252 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::hyperv::KernelVersion;
+use crate::hyperv::host::tests::{amd, intel, without_hyperv};
+
+fn run(list: &str, host: &HostHv, nested: bool) -> Result<Resolved, Vec<Problem>> {
+    let request = Request::parse(list, Profile::default_for(nested)).unwrap();
+    resolve(&request, host, nested)
+}
+
+fn names(list: &str, host: &HostHv, nested: bool) -> String {
+    run(list, host, nested).unwrap().to_string()
+}
+
+fn notes(list: &str, host: &HostHv, nested: bool) -> Vec<String> {
+    let resolved = run(list, host, nested).unwrap();
+    resolved.notes().iter().map(ToString::to_string).collect()
+}
+
+fn problems(list: &str, host: &HostHv, nested: bool) -> Vec<String> {
+    run(list, host, nested)
+        .unwrap_err()
+        .iter()
+        .map(ToString::to_string)
+        .collect()
+}
+
+const WINDOWS: &str = "hv-relaxed,hv-vapic,hv-spinlocks,hv-vpindex,hv-runtime,hv-crash,hv-time,hv-frequencies,\
+                       hv-synic,hv-stimer,hv-stimer-direct,hv-tlbflush,hv-tlbflush-ext,hv-ipi,hv-xmm-input";
+
+#[test]
+fn profiles_on_a_host_that_has_everything() {
+    assert_eq!(names("none", &intel(), false), "");
+    assert_eq!(names("windows", &intel(), false), WINDOWS);
+    assert_eq!(names("windows", &amd(), false), WINDOWS);
+    assert_eq!(
+        names("nested", &intel(), true),
+        "hv-relaxed,hv-vapic,hv-spinlocks,hv-vpindex,hv-runtime,hv-crash,hv-time,hv-frequencies,hv-reenlightenment,\
+         hv-synic,hv-stimer,hv-stimer-direct,hv-tlbflush,hv-tlbflush-ext,hv-tlbflush-direct,hv-ipi,hv-xmm-input,\
+         hv-evmcs,hv-emsr-bitmap"
+    );
+    let all = run("all", &intel(), true).unwrap();
+    assert!(all.has(E::Evmcs) && all.has(E::Reset) && all.has(E::TscInvariant));
+    assert!(!all.has(E::Avic));
+}
+
+#[test]
+fn on_amd_the_nested_profile_lacks_evmcs_alone_and_says_how_to_go_without() {
+    assert_eq!(
+        problems("nested", &amd(), true),
+        [
+            "hv-evmcs cannot be had: it needs Intel's VMX, and this host's processor is AMD's; nothing on this host \
+          gives it. To go without it: --hv nested,-evmcs"
+        ]
+    );
+    let without = run("nested,-evmcs", &amd(), true).unwrap();
+    assert!(without.has(E::EmsrBitmap) && without.has(E::TlbFlushDirect));
+}
+
+#[test]
+fn on_intel_what_needs_evmcs_goes_with_it() {
+    let without = run("nested,-evmcs", &intel(), true).unwrap();
+    assert!(!without.has(E::EmsrBitmap) && !without.has(E::TlbFlushDirect));
+    let notes = notes("nested,-evmcs", &intel(), true);
+    for name in ["hv-emsr-bitmap", "hv-tlbflush-direct"] {
+        let note = format!("{name} is left out with hv-evmcs, which it needs");
+        assert!(notes.contains(&note), "{notes:?}");
+    }
+}
+
+#[test]
+fn harmless_requirements_are_added_with_a_note() {
+    assert_eq!(
+        names("stimer-direct", &intel(), false),
+        "hv-vpindex,hv-time,hv-synic,hv-stimer,hv-stimer-direct"
+    );
+    assert_eq!(
+        notes("stimer-direct", &intel(), false),
+        [
+            "hv-stimer is on as well: hv-stimer-direct needs it",
+            "hv-synic is on as well: hv-stimer needs it",
+            "hv-time is on as well: hv-stimer needs it",
+            "hv-vpindex is on as well: hv-synic needs it",
+        ]
+    );
+    assert_eq!(names("evmcs", &intel(), true), "hv-vapic,hv-evmcs");
+}
+
+#[test]
+fn a_requirement_with_a_price_must_be_named() {
+    assert_eq!(
+        problems("emsr-bitmap", &intel(), true),
+        [
+            "hv-emsr-bitmap needs hv-evmcs, which is not added by itself as it has a price (`hypernest enlightenments \
+          hv-evmcs`): name it too"
+        ]
+    );
+    assert_eq!(names("emsr-bitmap", &amd(), true), "hv-emsr-bitmap");
+}
+
+#[test]
+fn removing_a_requirement_is_a_conflict_only_with_what_was_asked_for_by_name() {
+    assert_eq!(
+        problems("stimer,-time", &intel(), false),
+        ["hv-stimer needs hv-time, which is removed (`-hv-time`)"]
+    );
+    let resolved = run("windows,-time", &intel(), false).unwrap();
+    assert!(!resolved.has(E::Stimer) && !resolved.has(E::StimerDirect));
+    assert!(resolved.has(E::Synic));
+}
+
+#[test]
+fn everything_impossible_is_named_at_once() {
+    assert_eq!(
+        problems("evmcs,avic,syndbg,emsr-bitmap,passthrough", &amd(), false),
+        [
+            "hv-avic cannot be had: KVM uses no virtual APIC of the processor's here: load kvm_amd with avic=1 on a \
+             processor that has it",
+            "hv-evmcs cannot be had: it needs Intel's VMX, and this host's processor is AMD's; nothing on this host \
+             gives it",
+            "hv-emsr-bitmap cannot be had: it serves hypervisors inside the guest only: add --nested",
+            "hv-syndbg cannot be had: hypernest cannot do it yet",
+            "hv-passthrough and hv-syndbg cannot be on together",
+        ]
+    );
+    assert_eq!(
+        problems("evmcs", &intel(), false),
+        ["hv-evmcs cannot be had: it serves hypervisors inside the guest only: add --nested"]
+    );
+}
+
+#[test]
+fn a_kvm_without_hyperv_is_named_once() {
+    let found = problems("windows", &without_hyperv(), false);
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(found[0].contains("CONFIG_KVM_HYPERV=y") && found[0].contains("--hv none"));
+    assert_eq!(problems("all", &without_hyperv(), false).len(), 1);
+    assert_eq!(problems("time,syndbg", &without_hyperv(), false).len(), 2);
+    assert_eq!(names("none", &without_hyperv(), false), "");
+}
+
+#[test]
+fn an_older_kernel_is_told_apart_from_one_built_without() {
+    let mut old = intel();
+    old.kernel = Some(KernelVersion::new(6, 1));
+    for leaf in &mut old.hv_cpuid {
+        match leaf.function {
+            0x4000_0003 => leaf.edx &= !(1 << 14),
+            0x4000_000a => leaf.eax &= !(1 << 17),
+            _ => {}
+        }
+    }
+    assert_eq!(
+        problems("tlbflush-ext", &old, false),
+        [
+            "hv-tlbflush-ext cannot be had: KVM_GET_SUPPORTED_HV_CPUID does not report 0x40000003.EDX[14]: Linux 6.2 has \
+          it, this is 6.1"
+        ]
+    );
+    // Mere speed: the profiles do without.
+    let resolved = run("nested", &old, true).unwrap();
+    assert!(!resolved.has(E::TlbFlushExt) && !resolved.has(E::TlbFlushDirect));
+    old.caps.remove(&HvCap::SendIpi);
+    assert_eq!(
+        problems("windows", &old, false),
+        [
+            "hv-ipi cannot be had: KVM lacks KVM_CAP_HYPERV_SEND_IPI although this is Linux 6.1 and 4.20 has it: the \
+          kernel was built without it (CONFIG_KVM_HYPERV=y gives it). To go without it: --hv windows,-ipi"
+        ]
+    );
+}
+
+#[test]
+fn a_host_that_does_not_nest_is_told_how() {
+    let mut host = intel();
+    host.nested = false;
+    let found = problems("evmcs", &host, true);
+    assert!(found[0].contains("kvm_intel with nested=1"), "{found:?}");
+}
+
+#[test]
+fn auto_coresharing_takes_kvms_word_and_keeps_the_vm_here() {
+    let mut host = intel();
+    let resolved = run("no-nonarch-coresharing=auto", &host, false).unwrap();
+    assert!(!resolved.has(E::NoNonarchCoresharing));
+    assert!(
+        run("no-nonarch-coresharing=on", &host, false)
+            .unwrap()
+            .has(E::NoNonarchCoresharing)
+    );
+    for leaf in &mut host.hv_cpuid {
+        if leaf.function == RECOMMENDATIONS {
+            leaf.eax |= 1 << 18;
+        }
+    }
+    let resolved = run("relaxed,no-nonarch-coresharing=auto", &host, false).unwrap();
+    assert_eq!(resolved.migration_blockers().len(), 1);
+    let resolved = run("relaxed,no-nonarch-coresharing", &host, false).unwrap();
+    assert!(resolved.migration_blockers().is_empty());
+}
+
+#[test]
+fn passthrough_is_what_kvm_reports() {
+    let resolved = run("passthrough", &intel(), true).unwrap();
+    assert!(resolved.has(E::Avic) && resolved.has(E::Evmcs));
+    assert_eq!(resolved.spin_count, Some(0xfff));
+    assert_eq!(&resolved.identity.vendor, b"Linux KVM Hv");
+    assert_eq!(resolved.migration_blockers().len(), 1);
+    let named = run(
+        "passthrough,vendor-id=Microsoft Hv,spinlocks=5",
+        &intel(),
+        true,
+    )
+    .unwrap();
+    assert_eq!(&named.identity.vendor, b"Microsoft Hv");
+    assert_eq!(named.spin_count, Some(5));
+    assert!(!run("passthrough", &intel(), false).unwrap().has(E::Evmcs));
+}
+
+proptest! {
+    #[test]
+    fn what_resolves_is_complete_and_possible(
+        wanted in proptest::collection::btree_set(0..34usize, 0..10),
+        removed in proptest::collection::btree_set(0..34usize, 0..5),
+        profile in 0..Profile::ALL.len(),
+        on_amd: bool,
+        nested: bool,
+    ) {
+        let host = if on_amd { amd() } else { intel() };
+        let all: Vec<E> = E::all().collect();
+        let request = Request {
+            profiles: vec![Profile::ALL[profile]],
+            wanted: wanted.difference(&removed).map(|i| (all[*i], Value::On)).collect(),
+            removed: removed.iter().map(|i| all[*i]).collect(),
+        };
+        if let Ok(resolved) = resolve(&request, &host, nested) {
+            for id in resolved.enabled().iter() {
+                prop_assert!(!request.removed.contains(id));
+                prop_assert!(requirements(id, &host).all(|r| resolved.has(r)), "{id}");
+                let lack = lack(id, &host, nested);
+                prop_assert!(
+                    matches!(lack, None | Some(Lack::NoApicv { .. })),
+                    "{id}: {lack:?}"
+                );
+            }
+            for id in request.wanted.keys() {
+                prop_assert!(resolved.has(*id), "{id} was dropped");
+            }
+        }
+    }
+}
