@@ -282,11 +282,11 @@ pub enum Need {
     Intel,
     /// A host whose KVM nests, and a guest that is shown VMX or SVM.
     Nested,
-    /// A non-zero enlightened VMCS version in 0x4000000A.EAX[15:0].
+    /// A non-zero enlightened VMCS version in `0x4000000A.EAX[15:0]`.
     EvmcsVersion,
     /// APICv or AVIC in use by KVM.
     ActiveApicv,
-    /// An invariant TSC on the host (0x80000007.EDX[8]).
+    /// An invariant TSC on the host (`0x80000007.EDX[8]`).
     InvariantTsc,
     /// Something that hypernest cannot do so far.
     NotYet,

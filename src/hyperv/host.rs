@@ -173,7 +173,7 @@ pub struct HostHv {
     pub nested: bool,
     /// KVM uses APICv or AVIC (the module's `enable_apicv` or `avic` parameter reads Y).
     pub apicv: bool,
-    /// CPUID 0x80000007.EDX[8] in KVM_GET_SUPPORTED_CPUID.
+    /// `CPUID 0x80000007.EDX[8]` in KVM_GET_SUPPORTED_CPUID.
     pub invariant_tsc: bool,
 }
 

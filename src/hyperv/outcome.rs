@@ -1,4 +1,4 @@
-//! What [`super::resolve`] has to say: notes, and problems with what would mend them.
+//! What [`resolve`](fn@super::resolve) has to say: notes, and problems with what would mend them.
 
 use thiserror::Error;
 

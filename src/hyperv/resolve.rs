@@ -10,7 +10,7 @@ use super::outcome::{Lack, Note, Problem};
 use super::profile::{Otherwise, Profile};
 use super::request::{Request, Value};
 
-/// What a VM gets: the outcome of [`resolve`].
+/// What a VM gets: the outcome of [`fn@resolve`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Resolved {
     pub(super) enabled: EnlightenmentSet,
