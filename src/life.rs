@@ -17,18 +17,14 @@ pub enum LifeEvent {
         /// The byte written.
         code: u8,
     },
-    /// A vCPU triple-faulted (`KVM_EXIT_SHUTDOWN`).
-    TripleFault {
-        /// Which vCPU.
-        vcpu: u32,
-    },
     /// The guest reported a panic through pvpanic.
     GuestPanicked,
     /// The guest loaded a crash kernel (pvpanic bit 1): it reports, but goes on by itself.
     GuestCrashLoaded,
     /// The guest wrote Hyper-V's crash control register; the parameters are read by the vCPU that exited.
     HypervCrash(HypervCrash),
-    /// A vCPU cannot go on (`KVM_EXIT_INTERNAL_ERROR`, a failed entry, an unknown exit). The report is for humans.
+    /// A vCPU cannot go on (a triple fault, `KVM_EXIT_INTERNAL_ERROR`, a failed entry, an unknown exit). The report is for
+    /// humans.
     VcpuFailed {
         /// Which vCPU.
         vcpu: u32,
@@ -37,6 +33,8 @@ pub enum LifeEvent {
     },
     /// A user asked for something (console keys, signals, the control socket).
     Request(Request),
+    /// A user wants the exit statistics so far (SIGUSR1).
+    WriteStats,
 }
 
 /// What a user can ask of a running VM.

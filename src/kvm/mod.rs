@@ -5,6 +5,7 @@
 //! - [`exit`]: one `KVM_RUN`, and why it ended
 //! - [`internal_error`]: the payload of `KVM_EXIT_INTERNAL_ERROR`
 //! - [`kick`]: how another thread gets a vCPU out of `KVM_RUN`
+//! - [`memory`]: guest RAM as memory slots
 //! - [`msr`]: which MSR accesses come to user space
 //! - [`route`]: what an interrupt line leads to
 //! - [`stats`]: KVM's own counters of a VM or a vCPU
@@ -29,6 +30,7 @@ pub mod host;
 pub mod internal_error;
 mod ioctl;
 pub mod kick;
+pub mod memory;
 pub mod msr;
 pub mod route;
 pub mod stats;

@@ -14,8 +14,6 @@ pub enum Next {
     Interrupted,
     /// The main thread has to decide.
     Report(LifeEvent),
-    /// The guest triple-faulted.
-    TripleFault,
     /// Nothing can be done.
     Failed(Failure),
 }
@@ -23,6 +21,8 @@ pub enum Next {
 /// Why a vCPU cannot go on.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Failure {
+    /// `KVM_EXIT_SHUTDOWN`.
+    TripleFault,
     /// `KVM_EXIT_INTERNAL_ERROR`.
     Internal(InternalError),
     /// `KVM_EXIT_FAIL_ENTRY`.
@@ -79,7 +79,7 @@ pub fn dispatch(exit: Exit<'_>, platform: &Platform) -> Next {
             }
         }
         Exit::Interrupted => return Next::Interrupted,
-        Exit::Shutdown => return Next::TripleFault,
+        Exit::Shutdown => return Next::Failed(Failure::TripleFault),
         Exit::SystemEvent {
             kind: SYSTEM_EVENT_RESET,
         } => return Next::Report(LifeEvent::GuestReset { by: "hv-reset" }),

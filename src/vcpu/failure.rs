@@ -16,6 +16,8 @@ impl Failure {
     /// One line: what happened.
     fn what(&self) -> String {
         match self {
+            Self::TripleFault => "triple fault (KVM_EXIT_SHUTDOWN): an exception came while the guest could not handle the one before"
+                .to_owned(),
             Self::Internal(error) => format!(
                 "{} (KVM_EXIT_INTERNAL_ERROR, suberror {})",
                 error.meaning(),
@@ -40,6 +42,10 @@ impl Failure {
     /// One line: what to try.
     fn advice(&self) -> &'static str {
         match self {
+            Self::TripleFault => {
+                "the guest crashed before it could say so, or wanted a reset the hard way: look at its console; on AMD the registers \
+                 are those after the processor's own INIT"
+            }
             Self::Internal(error) if error.suberror == KVM_INTERNAL_ERROR_EMULATION => {
                 "the guest ran into data or device memory, or its CPU model offers an instruction that this host's KVM cannot emulate: \
                  check the kernel image, then try another --cpu model, or kvm_intel.unrestricted_guest=1"

@@ -73,7 +73,6 @@ impl Vcpu {
                 Next::Run => {}
                 Next::Interrupted => self.control.interrupted(),
                 Next::Report(event) => self.report(event),
-                Next::TripleFault => self.report(LifeEvent::TripleFault { vcpu: self.index.0 }),
                 Next::Failed(failure) => {
                     let report =
                         failure::report(self.index, &failure, &self.fd, &self.platform.ram);
