@@ -4,22 +4,25 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use kvm_ioctls::VmFd;
 
+use super::layout::IOAPIC_PINS;
 use crate::irq::IrqSink;
+use crate::irq::ioapic::{MsiRoute, MsiSink};
+use crate::kvm::route::{self, Msi, Route, Target};
 use crate::units::Gsi;
 
 /// The VM that is running now, for whoever injects interrupts. Empty between power cycles: interrupts raised then are lost,
 /// as on a machine held in reset.
 #[derive(Clone, Debug, Default)]
-pub struct CurrentVm(Arc<RwLock<Option<Arc<VmFd>>>>);
+pub(super) struct CurrentVm(Arc<RwLock<Option<Arc<VmFd>>>>);
 
 impl CurrentVm {
     /// From now on interrupts go to `vm`.
-    pub fn set(&self, vm: Option<Arc<VmFd>>) {
+    pub(super) fn set(&self, vm: Option<Arc<VmFd>>) {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = vm;
     }
 
     /// Calls `f` with the VM, if there is one.
-    pub fn with<T>(&self, f: impl FnOnce(&VmFd) -> T) -> Option<T> {
+    pub(super) fn with<T>(&self, f: impl FnOnce(&VmFd) -> T) -> Option<T> {
         let vm = self.0.read().unwrap_or_else(PoisonError::into_inner);
         vm.as_deref().map(f)
     }
@@ -27,11 +30,43 @@ impl CurrentVm {
 
 /// Lines into the interrupt controllers that are in the kernel.
 #[derive(Debug)]
-pub struct KernelLines(pub CurrentVm);
+pub(super) struct KernelLines(pub(super) CurrentVm);
 
 impl IrqSink for KernelLines {
     fn set_level(&self, gsi: Gsi, high: bool) {
         // KVM_IRQ_LINE fails only for a VM without an irqchip, and this sink is only wired to VMs with one.
         let _delivered = self.0.with(|vm| vm.set_irq_line(gsi.0, high));
+    }
+}
+
+/// Messages from the I/O APIC that is in user space.
+#[derive(Debug)]
+pub(super) struct Messages(pub(super) CurrentVm);
+
+impl MsiSink for Messages {
+    fn send(&self, address: u64, data: u32) {
+        // KVM_SIGNAL_MSI fails only for a VM without local APICs in the kernel, and every VM has them there. That none of
+        // them takes the message is the guest's business.
+        let _delivered = self
+            .0
+            .with(|vm| route::signal_msi(vm, Msi { address, data }));
+    }
+
+    fn routes_changed(&self, routes: &[Option<MsiRoute>; IOAPIC_PINS]) {
+        let routes: Vec<_> = (0..)
+            .map(Gsi)
+            .zip(routes)
+            .filter_map(|(gsi, route)| {
+                route.map(|r| Route {
+                    gsi,
+                    to: Target::Msi(Msi {
+                        address: r.address,
+                        data: r.data,
+                    }),
+                })
+            })
+            .collect();
+        // 24 routes always fit, and the kind is one that every VM takes.
+        let _set = self.0.with(|vm| route::set_routes(vm, &routes));
     }
 }

@@ -1,6 +1,313 @@
 //! Configuration -> VM: the memory map and what is wired where. The only place that knows every device.
+//!
+//! [`Machine::new`] decides ([`plan`]), allocates and wires; [`Machine::run`] powers on and acts on life-cycle events until
+//! the VM ends. What a reset throws away and what it keeps: the KVM VM with its vCPUs is made anew ([`cycle`]); RAM keeps its
+//! place and is emptied; devices go back to power-on; consoles stay connected.
 
+mod cycle;
+mod error;
 pub mod layout;
-pub mod lines;
-pub mod signals;
-pub mod vm;
+mod lines;
+pub mod plan;
+mod signals;
+mod vm;
+mod wiring;
+
+use std::sync::mpsc::Receiver;
+use std::sync::{Arc, Mutex};
+use std::time::{Instant, SystemTime};
+
+use kvm_ioctls::Kvm;
+use tracing::{error, info, warn};
+
+pub use error::{Impossible, MachineError};
+pub use wiring::ExtraPorts;
+
+use crate::boot;
+use crate::bus::{self, SharedDevice};
+use crate::config::{Irqchip, OnCrash, VmConfig};
+use crate::devices::acpi_pm::AcpiPm;
+use crate::devices::io_thread::{IoThread, RunningIo};
+use crate::hyperv::{Partition, UserHypercalls};
+use crate::irq::IrqSink;
+use crate::irq::ioapic::IoApic;
+use crate::kvm::host::{HostCaps, KvmFacts};
+use crate::kvm::kick;
+use crate::life::{LifeEvent, LifeHandle, Request};
+use crate::memory::GuestRam;
+use crate::units::TscKhz;
+use crate::vcpu::platform::Platform;
+use crate::vcpu::stats::{Clock, Reader, Recorder, Report, Snapshot};
+use cycle::PowerCycle;
+use lines::{CurrentVm, KernelLines, Messages};
+use plan::Plan;
+use signals::SignalThread;
+
+/// How a VM ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The guest powered itself off.
+    PowerOff,
+    /// The guest wrote this to the debug-exit port.
+    DebugExit(u8),
+    /// A user ended it.
+    Killed,
+    /// The guest crashed, and `on_crash` says stop.
+    Crashed,
+    /// A vCPU could not go on; the report is for humans.
+    Failed(String),
+}
+
+/// A VM that is built and not yet powered on.
+pub struct Machine {
+    config: VmConfig,
+    kvm: Kvm,
+    plan: Plan,
+    platform: Arc<Platform>,
+    devices: Vec<SharedDevice>,
+    acpi: Arc<Mutex<AcpiPm>>,
+    lines: CurrentVm,
+    life: LifeHandle,
+    events: Receiver<LifeEvent>,
+    /// Delivers the consoles' output until the end.
+    _io: RunningIo,
+    clock: Clock,
+    /// Exits of earlier power cycles, per vCPU.
+    past: Vec<Snapshot>,
+    /// Exits of this one.
+    readers: Vec<Reader>,
+    started: (SystemTime, Instant),
+}
+
+impl Machine {
+    /// Builds the VM that `config` describes, with `extra` devices of the caller's.
+    ///
+    /// # Errors
+    /// If the host cannot do what was asked for, or something cannot be had.
+    pub fn new(config: VmConfig, extra: &[ExtraPorts]) -> Result<Self, MachineError> {
+        let host = HostCaps::probe()?;
+        let plan = Plan::new(&config, &host).map_err(MachineError::Impossible)?;
+        for note in plan.hyperv.notes() {
+            info!("{note}");
+        }
+        let kvm = KvmFacts::open(&host.system)?;
+        let ram = GuestRam::new(&config.memory, &layout::ram_ranges(config.memory.size))?;
+        let (life, events) = LifeHandle::channel();
+        let lines = CurrentVm::default();
+        let ioapic = (config.irqchip == Irqchip::Split)
+            .then(|| Arc::new(IoApic::new(Arc::new(Messages(lines.clone())))));
+        let sink: Arc<dyn IrqSink> = match &ioapic {
+            Some(ioapic) => Arc::clone(ioapic) as _,
+            None => Arc::new(KernelLines(lines.clone())),
+        };
+        let io_failed = |source| MachineError::Thread {
+            what: "I/O",
+            source,
+        };
+        let mut io = IoThread::new(life.clone()).map_err(io_failed)?;
+        let wired = wiring::wire(&config, extra, &sink, ioapic.as_ref(), &life, &mut io)?;
+        for (device, path) in &wired.ptys {
+            warn!("{device} is at {}", path.display());
+        }
+        let platform = Platform {
+            ports: wired.ports,
+            mmio: wired.mmio,
+            ram,
+            partition: Mutex::new(Partition::new(&plan.hyperv)),
+            hypercalls: UserHypercalls::new(&plan.hyperv),
+            life: life.clone(),
+            ioapic,
+        };
+        let vcpus = usize::try_from(config.cpus.count).expect("at most 255");
+        Ok(Self {
+            kvm,
+            clock: Clock::new(
+                host.kvm
+                    .tsc_khz
+                    .filter(|_| host.system.cpu.constant_tsc)
+                    .map(TscKhz),
+            ),
+            plan,
+            platform: Arc::new(platform),
+            devices: wired.devices,
+            acpi: wired.acpi,
+            lines,
+            life,
+            events,
+            _io: io.start().map_err(io_failed)?,
+            past: vec![Snapshot::default(); vcpus],
+            readers: Vec::new(),
+            started: (SystemTime::now(), Instant::now()),
+            config,
+        })
+    }
+
+    /// What the guest is told.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// Where requests for this VM are sent, from any thread.
+    pub fn life(&self) -> LifeHandle {
+        self.life.clone()
+    }
+
+    /// Powers on and acts on what happens until the VM ends. Signals are handled meanwhile, as [`signals`] says.
+    ///
+    /// # Errors
+    /// If the VM cannot be created or, after a reset, created again; or if the statistics cannot be written at the end.
+    pub fn run(mut self) -> Result<Outcome, MachineError> {
+        // The vCPU threads must inherit the signal mask, so this comes first.
+        let _signals = SignalThread::start(self.life()).map_err(|source| MachineError::Thread {
+            what: "signal",
+            source,
+        })?;
+        kick::install_handler().map_err(|e| MachineError::Thread {
+            what: "vCPU",
+            source: e.into(),
+        })?;
+        let mut cycle = self.power_on()?;
+        cycle.resume();
+        let outcome = loop {
+            // The machine itself holds a sender, so there is always somebody to wait for.
+            let Ok(event) = self.events.recv() else {
+                break Outcome::Killed;
+            };
+            match self.act(event, &cycle) {
+                Then::GoOn => {}
+                Then::Reset => {
+                    self.power_off(cycle)?;
+                    cycle = self.power_on()?;
+                    cycle.resume();
+                }
+                Then::End(outcome) => break outcome,
+            }
+        };
+        self.power_off(cycle)?;
+        self.write_stats()?;
+        Ok(outcome)
+    }
+
+    fn power_on(&mut self) -> Result<PowerCycle, MachineError> {
+        for device in &self.devices {
+            bus::lock(device).reset();
+        }
+        bus::lock(&self.platform.partition).reset();
+        let count = self.config.cpus.count;
+        let platform = boot::Platform {
+            name: self.config.name.clone(),
+            apic_ids: (0..count).map(|vp| self.plan.cpuid.apic_id(vp)).collect(),
+            topology: self.config.cpus.topology,
+            pic: self.config.irqchip == Irqchip::Kernel,
+            phys_bits: self.plan.phys_bits(),
+        };
+        let entry = boot::load(&self.config.boot, &self.platform.ram, &platform)?;
+        let recorders = (0..count)
+            .map(|_| Recorder::new(self.clock))
+            .collect::<Result<Vec<_>, _>>()?;
+        self.readers = recorders.iter().map(Recorder::reader).collect();
+        let cycle = PowerCycle::new(
+            &self.kvm,
+            &self.config,
+            &self.plan,
+            &self.platform,
+            recorders,
+            &entry,
+        )?;
+        self.lines.set(Some(Arc::clone(cycle.vm())));
+        Ok(cycle)
+    }
+
+    /// Ends the vCPUs and the VM, and empties RAM for the next power-on.
+    fn power_off(&mut self, cycle: PowerCycle) -> Result<(), MachineError> {
+        self.lines.set(None);
+        drop(cycle);
+        self.platform.ram.discard().map_err(MachineError::Discard)?;
+        for (past, reader) in self.past.iter_mut().zip(self.readers.drain(..)) {
+            past.add(&reader.snapshot());
+        }
+        Ok(())
+    }
+
+    fn act(&mut self, event: LifeEvent, cycle: &PowerCycle) -> Then {
+        match event {
+            LifeEvent::GuestReset { by } => {
+                info!("the guest asked for a reset ({by})");
+                return Then::Reset;
+            }
+            LifeEvent::GuestPowerOff => return Then::End(Outcome::PowerOff),
+            LifeEvent::DebugExit { code } => return Then::End(Outcome::DebugExit(code)),
+            LifeEvent::VcpuFailed { report, .. } => {
+                cycle.pause();
+                return Then::End(Outcome::Failed(report));
+            }
+            LifeEvent::GuestPanicked => {
+                warn!("the guest panicked (pvpanic)");
+                return self.crashed(cycle);
+            }
+            LifeEvent::GuestCrashLoaded => warn!("the guest panicked and runs its crash kernel"),
+            LifeEvent::HypervCrash(crash) => {
+                let [p0, p1, p2, p3, p4] = crash.params;
+                error!(
+                    "the guest crashed: P0 {p0:#x} P1 {p1:#x} P2 {p2:#x} P3 {p3:#x} P4 {p4:#x}{}",
+                    crash.message.map(|m| format!(": {m}")).unwrap_or_default()
+                );
+                return self.crashed(cycle);
+            }
+            LifeEvent::WriteStats => {
+                if let Err(e) = self.write_stats() {
+                    error!("{e}");
+                }
+            }
+            LifeEvent::Request(Request::Pause) => cycle.pause(),
+            LifeEvent::Request(Request::Resume) => cycle.resume(),
+            LifeEvent::Request(Request::Reset) => return Then::Reset,
+            LifeEvent::Request(Request::PowerButton) => bus::lock(&self.acpi).power_button(),
+            LifeEvent::Request(Request::Kill) => return Then::End(Outcome::Killed),
+        }
+        Then::GoOn
+    }
+
+    /// The vCPU that reported the crash is parked.
+    fn crashed(&self, cycle: &PowerCycle) -> Then {
+        match self.config.on_crash {
+            OnCrash::Continue => cycle.resume(),
+            OnCrash::Pause => cycle.pause(),
+            OnCrash::Reset => return Then::Reset,
+            OnCrash::Stop => return Then::End(Outcome::Crashed),
+        }
+        Then::GoOn
+    }
+
+    fn write_stats(&self) -> Result<(), MachineError> {
+        let Some(path) = &self.config.stats else {
+            return Ok(());
+        };
+        let mut vcpus = self.past.clone();
+        for (all, reader) in vcpus.iter_mut().zip(&self.readers) {
+            all.add(&reader.snapshot());
+        }
+        let report = Report {
+            vm: &self.config.name,
+            started: self.started.0,
+            uptime: self.started.1.elapsed(),
+            vcpus,
+        };
+        Ok(report.write(path)?)
+    }
+}
+
+impl std::fmt::Debug for Machine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Machine")
+            .field("config", &self.config)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What the main loop does after an event.
+enum Then {
+    GoOn,
+    Reset,
+    End(Outcome),
+}

@@ -14,7 +14,7 @@ use crate::life::{LifeEvent, LifeHandle, Request};
 
 /// The thread that waits for signals. Dropping it ends the thread and gives the signals their old meaning back.
 #[derive(Debug)]
-pub struct SignalThread {
+pub(super) struct SignalThread {
     stop: std::sync::Arc<EventFd>,
     thread: Option<JoinHandle<()>>,
     old: SigSet,
@@ -25,7 +25,7 @@ impl SignalThread {
     ///
     /// # Errors
     /// If a descriptor or the thread cannot be had.
-    pub fn start(life: LifeHandle) -> io::Result<Self> {
+    pub(super) fn start(life: LifeHandle) -> io::Result<Self> {
         let mut signals = SigSet::empty();
         for signal in [
             Signal::SIGTERM,

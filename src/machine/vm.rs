@@ -42,7 +42,7 @@ fn failed(ioctl: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> VmError {
 ///
 /// # Errors
 /// If KVM refuses something; the error names it.
-pub fn create(
+pub(super) fn create(
     kvm: &Kvm,
     irqchip: Irqchip,
     ram: &GuestRam,

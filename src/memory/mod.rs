@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 
+use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use thiserror::Error;
 use vm_memory::mmap::MmapRegionBuilder;
@@ -120,6 +121,26 @@ impl GuestRam {
         })
     }
 
+    /// Empties all of it: it reads as zeroes again, and the host gets its pages back.
+    ///
+    /// # Errors
+    /// If the host cannot free pages of the memory file.
+    pub fn discard(&self) -> io::Result<()> {
+        for region in self.mmap.iter() {
+            let Some(file) = region.file_offset() else {
+                continue;
+            };
+            let length = i64::try_from(region.len()).map_err(io::Error::other)?;
+            fallocate(
+                file.file(),
+                FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE,
+                0,
+                length,
+            )?;
+        }
+        Ok(())
+    }
+
     /// Copies guest memory into `data`.
     ///
     /// # Errors
@@ -205,6 +226,20 @@ mod tests {
         let mut data = [9; 4];
         ram.read(Gpa(0x1ffe), &mut data).unwrap();
         assert_eq!(data, [0, 1, 2, 0]);
+    }
+
+    #[test]
+    fn discarded_ram_is_empty_and_still_there() {
+        let ram = ram(&[(Gpa(0), 0x4000), (Gpa(0x10_0000), 0x1000)]);
+        ram.write(Gpa(0x1000), &[1; 16]).unwrap();
+        ram.write(Gpa(0x10_0000), &[1; 16]).unwrap();
+        ram.discard().unwrap();
+        for gpa in [0x1000, 0x10_0000] {
+            let mut data = [9; 16];
+            ram.read(Gpa(gpa), &mut data).unwrap();
+            assert_eq!(data, [0; 16]);
+        }
+        ram.write(Gpa(0x1000), &[1]).unwrap();
     }
 
     #[test]

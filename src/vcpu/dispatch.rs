@@ -1,9 +1,12 @@
 //! One exit -> the device or the module that owns it. Allocates nothing, logs nothing.
 
 use super::platform::Platform;
+use crate::bus;
+use crate::hyperv::{CrashReport, WriteOutcome};
 use crate::kvm::exit::Exit;
 use crate::kvm::internal_error::InternalError;
 use crate::life::LifeEvent;
+use crate::units::Msr;
 
 /// What becomes of the vCPU after an exit.
 #[derive(Debug, PartialEq, Eq)]
@@ -14,6 +17,12 @@ pub enum Next {
     Interrupted,
     /// The main thread has to decide.
     Report(LifeEvent),
+    /// KVM must be told of an MSR before the vCPU goes on.
+    Forward(Msr, u64),
+    /// The guest reports a crash.
+    Crash(CrashReport),
+    /// The guest reports a crash, and the parameters are in KVM's own registers.
+    CrashInKvm,
     /// Nothing can be done.
     Failed(Failure),
 }
@@ -51,8 +60,9 @@ pub enum Failure {
     },
 }
 
-/// `KVM_SYSTEM_EVENT_RESET` (include/uapi/linux/kvm.h).
+/// `KVM_SYSTEM_EVENT_RESET` and `KVM_SYSTEM_EVENT_CRASH` (include/uapi/linux/kvm.h).
 const SYSTEM_EVENT_RESET: u32 = 2;
+const SYSTEM_EVENT_CRASH: u32 = 3;
 
 /// Carries out one exit.
 pub fn dispatch(exit: Exit<'_>, platform: &Platform) -> Next {
@@ -73,22 +83,52 @@ pub fn dispatch(exit: Exit<'_>, platform: &Platform) -> Next {
         Exit::MmioWrite { addr, data } => {
             platform.mmio.write(addr, data);
         }
+        Exit::Rdmsr { msr, data, error } => match bus::lock(&platform.partition).rdmsr(Msr(msr)) {
+            Some(value) => (*data, *error) = (value, 0),
+            None => *error = 1,
+        },
+        Exit::Wrmsr { msr, data, error } => {
+            *error = 0;
+            match bus::lock(&platform.partition).wrmsr(Msr(msr), data) {
+                WriteOutcome::Done => {}
+                WriteOutcome::GeneralProtection => *error = 1,
+                WriteOutcome::Forward(msr, value) => return Next::Forward(msr, value),
+                WriteOutcome::Crash(report) => return Next::Crash(report),
+            }
+        }
+        Exit::HvHypercall {
+            input,
+            params,
+            result,
+        } => *result = platform.hypercalls.call(input, params, &platform.ram),
+        // Whoever posts messages would have to know; nobody does. The vCPU goes on.
+        Exit::Synic { .. } => {}
         Exit::IoapicEoi { vector } => {
             if let Some(ioapic) = &platform.ioapic {
-                ioapic.end_of_interrupt(vector);
+                ioapic.eoi(vector);
             }
         }
         Exit::Interrupted => return Next::Interrupted,
-        Exit::Shutdown => return Next::Failed(Failure::TripleFault),
         Exit::SystemEvent {
             kind: SYSTEM_EVENT_RESET,
         } => return Next::Report(LifeEvent::GuestReset { by: "hv-reset" }),
+        Exit::SystemEvent {
+            kind: SYSTEM_EVENT_CRASH,
+        } => return Next::CrashInKvm,
+        Exit::Shutdown => return Next::Failed(Failure::TripleFault),
         Exit::InternalError(error) => return Next::Failed(Failure::Internal(error)),
         Exit::FailEntry { reason, cpu } => return Next::Failed(Failure::Entry { reason, cpu }),
         Exit::MemoryFault { gpa, size } => return Next::Failed(Failure::Memory { gpa, size }),
         Exit::RunFailed { errno } => return Next::Failed(Failure::Run { errno }),
-        Exit::Unexpected { reason } => return Next::Failed(Failure::Unexpected { reason }),
-        _ => {}
+        // The LAPIC is always in the kernel, which handles HLT; hv-syndbg is never on; and no other event was asked for.
+        Exit::Hlt => return unexpected(kvm_bindings::KVM_EXIT_HLT),
+        Exit::Syndbg => return unexpected(kvm_bindings::KVM_EXIT_HYPERV),
+        Exit::SystemEvent { .. } => return unexpected(kvm_bindings::KVM_EXIT_SYSTEM_EVENT),
+        Exit::Unexpected { reason } => return unexpected(reason),
     }
     Next::Run
+}
+
+fn unexpected(reason: u32) -> Next {
+    Next::Failed(Failure::Unexpected { reason })
 }

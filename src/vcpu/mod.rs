@@ -1,6 +1,7 @@
 //! vCPU threads: run, classify, dispatch, count.
 
 pub mod control;
+pub mod create;
 pub mod dispatch;
 mod failure;
 pub mod platform;

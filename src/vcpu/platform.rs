@@ -1,16 +1,13 @@
 //! What the vCPUs of one machine share.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use crate::bus::Bus;
+use crate::hyperv::{GuestBytes, Partition, UserHypercalls};
+use crate::irq::ioapic::IoApic;
 use crate::life::LifeHandle;
 use crate::memory::GuestRam;
-
-/// Takes the end-of-interrupt that a local APIC broadcast; implemented by the user-space I/O APIC.
-pub trait EoiSink: Send + Sync + std::fmt::Debug {
-    /// The guest finished handling `vector`.
-    fn end_of_interrupt(&self, vector: u8);
-}
+use crate::units::Gpa;
 
 /// What the vCPUs of one machine share. It outlives resets of the machine.
 #[derive(Debug)]
@@ -21,10 +18,22 @@ pub struct Platform {
     pub mmio: Bus,
     /// Guest RAM.
     pub ram: GuestRam,
+    /// The synthetic MSRs that hypernest owns.
+    pub partition: Mutex<Partition>,
+    /// The hypercalls that KVM hands up.
+    pub hypercalls: UserHypercalls,
     /// Where life-cycle events go.
     pub life: LifeHandle,
     /// The user-space I/O APIC of the split irqchip.
-    pub ioapic: Option<Arc<dyn EoiSink>>,
-    /// A port where the guest reads how often KVM has left the guest on the vCPU that asks.
-    pub exit_counter: Option<u16>,
+    pub ioapic: Option<Arc<IoApic>>,
+}
+
+impl GuestBytes for GuestRam {
+    fn read(&self, gpa: Gpa, bytes: &mut [u8]) -> bool {
+        self.read(gpa, bytes).is_ok()
+    }
+
+    fn write(&self, gpa: Gpa, bytes: &[u8]) -> bool {
+        self.write(gpa, bytes).is_ok()
+    }
 }

@@ -6,13 +6,25 @@ use std::thread::JoinHandle;
 use kvm_ioctls::VcpuFd;
 
 use super::control::Control;
+use super::create;
 use super::dispatch::{Next, dispatch};
 use super::failure;
 use super::platform::Platform;
+use super::stats::{ExitReason, Recorder};
+use crate::hyperv::{CrashReport, msr};
 use crate::kvm::exit;
 use crate::kvm::kick::Kicker;
 use crate::life::LifeEvent;
-use crate::units::VpIndex;
+use crate::units::{Msr, VpIndex};
+
+/// HV_X64_MSR_CRASH_P0..P4.
+const CRASH_PARAMS: [Msr; 5] = [
+    Msr(msr::CRASH_P0.0),
+    Msr(msr::CRASH_P0.0 + 1),
+    Msr(msr::CRASH_P0.0 + 2),
+    Msr(msr::CRASH_P0.0 + 3),
+    Msr(msr::CRASH_P0.0 + 4),
+];
 
 /// One vCPU, ready to run.
 #[derive(Debug)]
@@ -21,16 +33,18 @@ pub struct Vcpu {
     fd: VcpuFd,
     platform: Arc<Platform>,
     control: Arc<Control>,
+    recorder: Recorder,
 }
 
 impl Vcpu {
     /// A vCPU around its KVM file descriptor, in its initial state.
-    pub fn new(index: VpIndex, fd: VcpuFd, platform: Arc<Platform>) -> Self {
+    pub fn new(index: VpIndex, fd: VcpuFd, platform: Arc<Platform>, recorder: Recorder) -> Self {
         Self {
             index,
             fd,
             platform,
             control: Arc::new(Control::new()),
+            recorder,
         }
     }
 
@@ -68,21 +82,52 @@ impl Vcpu {
             if self.control.attention() && !self.control.wait_until_wanted() {
                 return;
             }
-            let next = dispatch(exit::run(&mut self.fd), &self.platform);
+            let exit = exit::run(&mut self.fd);
+            let start = self.recorder.start();
+            let reason = ExitReason::of(&exit);
+            let next = dispatch(exit, &self.platform);
+            self.recorder.finish(reason, start);
             match next {
                 Next::Run => {}
                 Next::Interrupted => self.control.interrupted(),
-                Next::Report(event) => self.report(event),
-                Next::Failed(failure) => {
-                    let report =
-                        failure::report(self.index, &failure, &self.fd, &self.platform.ram);
-                    self.report(LifeEvent::VcpuFailed {
-                        vcpu: self.index.0,
-                        report,
-                    });
-                }
+                rare => self.rare(rare),
             }
         }
+    }
+
+    /// What happens a few times in a VM's life, and may allocate.
+    fn rare(&self, next: Next) {
+        match next {
+            Next::Run | Next::Interrupted => {}
+            Next::Report(event) => self.report(event),
+            Next::Forward(msr, value) => {
+                if let Err(e) = create::set_msrs(self.index, &self.fd, &[(msr, value)]) {
+                    self.fail(&format!("vCPU {}: {e}", self.index));
+                }
+            }
+            Next::Crash(report) => self.crash(&report),
+            Next::CrashInKvm => match create::get_msrs(self.index, &self.fd, &CRASH_PARAMS) {
+                Ok(params) => self.crash(&CrashReport::from_kvm(params)),
+                Err(e) => self.fail(&format!("vCPU {}: {e}", self.index)),
+            },
+            Next::Failed(failure) => {
+                let ram = &self.platform.ram;
+                self.fail(&failure::report(self.index, &failure, &self.fd, ram));
+            }
+        }
+    }
+
+    /// The message is fetched before the guest goes on and reuses its memory.
+    fn crash(&self, report: &CrashReport) {
+        let crash = report.read(&self.platform.ram);
+        self.report(LifeEvent::HypervCrash(crash));
+    }
+
+    fn fail(&self, report: &str) {
+        self.report(LifeEvent::VcpuFailed {
+            vcpu: self.index.0,
+            report: report.to_owned(),
+        });
     }
 
     /// Reports what only the main thread can decide, and waits for its decision.

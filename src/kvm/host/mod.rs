@@ -219,7 +219,7 @@ impl KvmFacts {
     /// # Errors
     /// If KVM cannot be used; the error says what to do.
     pub fn probe(system: &System) -> Result<Self, HostError> {
-        let kvm = Kvm::new().map_err(|e| open_error(system, e.into()))?;
+        let kvm = Self::open(system)?;
         let found = kvm.get_api_version();
         if u32::try_from(found) != Ok(KVM_API_VERSION) {
             return Err(HostError::ApiVersion { found });
@@ -265,6 +265,14 @@ impl KvmFacts {
             },
             caps,
         })
+    }
+
+    /// Opens `/dev/kvm` of this host, which `system` describes.
+    ///
+    /// # Errors
+    /// If it cannot be opened; the error says what to do.
+    pub fn open(system: &System) -> Result<Kvm, HostError> {
+        Kvm::new().map_err(|e| open_error(system, e.into()))
     }
 
     /// Whose processor it is: CPUID 0.

@@ -1,0 +1,142 @@
+//! One power cycle: a KVM VM with its vCPU threads, from power-on to reset or power-off.
+
+use std::sync::Arc;
+
+use kvm_bindings::kvm_cpuid_entry2;
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+
+use super::error::MachineError;
+use super::plan::Plan;
+use super::vm;
+use crate::boot::Entry;
+use crate::config::VmConfig;
+use crate::cpuid::{CpuidEntry, feature_msrs};
+use crate::hyperv::VcpuSetup;
+use crate::kvm::cap;
+use crate::units::VpIndex;
+use crate::vcpu::create::{self, CreateError};
+use crate::vcpu::platform::Platform;
+use crate::vcpu::stats::Recorder;
+use crate::vcpu::thread::{Vcpu, VcpuThread};
+
+/// KVM_CPUID_FLAG_SIGNIFCANT_INDEX: the sub-leaf matters.
+const SIGNIFICANT_INDEX: u32 = 1;
+
+/// A VM that is powered on. Dropping it ends the vCPU threads, then the VM.
+#[derive(Debug)]
+pub(super) struct PowerCycle {
+    vcpus: Vec<VcpuThread>,
+    vm: Arc<VmFd>,
+}
+
+impl PowerCycle {
+    /// Creates the VM and its vCPUs, all of them paused, the boot vCPU at `entry`.
+    pub(super) fn new(
+        kvm: &Kvm,
+        config: &VmConfig,
+        plan: &Plan,
+        platform: &Arc<Platform>,
+        recorders: Vec<Recorder>,
+        entry: &Entry,
+    ) -> Result<Self, MachineError> {
+        let vm = vm::create(kvm, config.irqchip, &platform.ram, &plan.user_msrs())?;
+        let mut vcpus = Vec::new();
+        for (vp, recorder) in (0..).map(VpIndex).zip(recorders) {
+            let fd = create_vcpu(&vm, vp, config, plan)?;
+            if vp == VpIndex(0) {
+                create::set_entry(vp, &fd, entry)?;
+            }
+            let vcpu = Vcpu::new(vp, fd, Arc::clone(platform), recorder);
+            let thread = vcpu.spawn().map_err(|source| MachineError::Thread {
+                what: "vCPU",
+                source,
+            })?;
+            vcpus.push(thread);
+        }
+        Ok(Self { vcpus, vm })
+    }
+
+    /// The VM.
+    pub(super) fn vm(&self) -> &Arc<VmFd> {
+        &self.vm
+    }
+
+    /// Lets all vCPUs run.
+    pub(super) fn resume(&self) {
+        for vcpu in &self.vcpus {
+            vcpu.control().resume();
+        }
+    }
+
+    /// Stops all vCPUs and waits until none runs guest code.
+    pub(super) fn pause(&self) {
+        for vcpu in &self.vcpus {
+            vcpu.control().pause();
+        }
+        for vcpu in &self.vcpus {
+            vcpu.control().wait_parked();
+        }
+    }
+}
+
+impl Drop for PowerCycle {
+    fn drop(&mut self) {
+        // All at once, so that the threads end in parallel; dropping each then waits for it.
+        for vcpu in &self.vcpus {
+            vcpu.control().leave();
+        }
+    }
+}
+
+/// KVM's vCPU id is the initial APIC id; the creation order is the VP index.
+fn create_vcpu(
+    vm: &VmFd,
+    vp: VpIndex,
+    config: &VmConfig,
+    plan: &Plan,
+) -> Result<VcpuFd, CreateError> {
+    let fd = vm
+        .create_vcpu(plan.cpuid.apic_id(vp.0).into())
+        .map_err(create::ioctl_failed(vp, "KVM_CREATE_VCPU"))?;
+    let leaves = plan.cpuid.for_vcpu(vp.0);
+    for step in plan.hyperv.vcpu_setup(vp) {
+        let kvm = |source| CreateError::Kvm { vp, source };
+        match step {
+            VcpuSetup::EnableSynic => cap::synic2(&fd).map_err(kvm)?,
+            VcpuSetup::EnableEvmcs { version } => {
+                let got = cap::enable_evmcs(&fd).map_err(kvm)?.map_or(0, |v| v.0);
+                if got != version {
+                    return Err(CreateError::Evmcs { vp, version, got });
+                }
+            }
+            VcpuSetup::EnforceCpuid => cap::enforce_hv_cpuid(&fd).map_err(kvm)?,
+            VcpuSetup::SetCpuid => {
+                let entries: Vec<_> = leaves.iter().map(to_kvm).collect();
+                create::set_cpuid(vp, &fd, &entries)?;
+                let features = feature_msrs(
+                    &leaves,
+                    plan.cpuid.vendor(),
+                    config.cpus.model,
+                    &plan.feature_msrs,
+                );
+                create::set_msrs(vp, &fd, &features)?;
+            }
+            VcpuSetup::SetMsr(msr, value) => create::set_msrs(vp, &fd, &[(msr, value)])?,
+        }
+    }
+    create::set_firmware_state(vp, &fd)?;
+    Ok(fd)
+}
+
+fn to_kvm(entry: &CpuidEntry) -> kvm_cpuid_entry2 {
+    kvm_cpuid_entry2 {
+        function: entry.function,
+        index: entry.index,
+        flags: if entry.indexed { SIGNIFICANT_INDEX } else { 0 },
+        eax: entry.eax,
+        ebx: entry.ebx,
+        ecx: entry.ecx,
+        edx: entry.edx,
+        ..Default::default()
+    }
+}

@@ -1,0 +1,83 @@
+//! Why a machine could not be built or could not go on.
+
+use thiserror::Error;
+
+use super::vm::VmError;
+use crate::boot::BootError;
+use crate::bus::BusError;
+use crate::cpuid::CpuidProblem;
+use crate::devices::char::CharError;
+use crate::hyperv;
+use crate::kvm::KvmError;
+use crate::kvm::host::HostError;
+use crate::memory::MemoryError;
+use crate::vcpu::create::CreateError;
+use crate::vcpu::stats::StatsError;
+
+/// Why a machine could not be built or could not go on.
+#[derive(Debug, Error)]
+pub enum MachineError {
+    /// KVM cannot be used on this host.
+    #[error("cannot use KVM")]
+    Host(#[from] HostError),
+    /// The host cannot give what was asked for.
+    #[error("this host cannot run the VM as asked:{}", list(.0))]
+    Impossible(Vec<Impossible>),
+    /// Guest RAM.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// RAM could not be emptied for a reset.
+    #[error("cannot empty the guest's RAM")]
+    Discard(#[source] std::io::Error),
+    /// Two devices at one address.
+    #[error(transparent)]
+    Bus(#[from] BusError),
+    /// A console.
+    #[error(transparent)]
+    Char(#[from] CharError),
+    /// The kernel, the initrd or a module.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// The VM in KVM.
+    #[error(transparent)]
+    Vm(#[from] VmError),
+    /// A vCPU in KVM.
+    #[error(transparent)]
+    Vcpu(#[from] CreateError),
+    /// One of our own KVM wrappers failed.
+    #[error("cannot set up the VM")]
+    Kvm(#[from] KvmError),
+    /// The exit statistics.
+    #[error(transparent)]
+    Stats(#[from] StatsError),
+    /// A thread or a descriptor.
+    #[error("cannot start the {what} thread")]
+    Thread {
+        /// Which.
+        what: &'static str,
+        /// The kernel's answer.
+        source: std::io::Error,
+    },
+}
+
+/// One thing that the host cannot give.
+#[derive(Debug, Error)]
+pub enum Impossible {
+    /// An enlightenment.
+    #[error("{0}")]
+    Hyperv(hyperv::Problem),
+    /// The CPU model or VMX/SVM.
+    #[error("{0}")]
+    Cpuid(CpuidProblem),
+}
+
+impl MachineError {
+    /// Whether the host lacks something, as opposed to something having gone wrong.
+    pub fn is_host(&self) -> bool {
+        matches!(self, Self::Host(_) | Self::Impossible(_))
+    }
+}
+
+fn list(items: &[Impossible]) -> String {
+    items.iter().map(|item| format!("\n  - {item}")).collect()
+}

@@ -1,0 +1,96 @@
+//! Configuration and host -> what the guest will be told. Pure: every refusal happens here, before anything is created.
+
+use super::error::Impossible;
+use crate::config::VmConfig;
+use crate::cpuid::{CpuSpec, CpuidEntry, GuestCpuid};
+use crate::hyperv::{self, HostHv, Resolved};
+use crate::kvm::host::{HostCaps, Leaf};
+use crate::kvm::msr::MsrRange;
+use crate::units::Msr;
+
+/// What the vCPUs are made from.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The enlightenments that are on.
+    pub hyperv: Resolved,
+    /// The guest's CPUID.
+    pub cpuid: GuestCpuid,
+    /// KVM's feature MSRs.
+    pub feature_msrs: Vec<(Msr, u64)>,
+}
+
+impl Plan {
+    /// What `config` comes to on this host, or everything that this host cannot do.
+    pub fn new(config: &VmConfig, host: &HostCaps) -> Result<Self, Vec<Impossible>> {
+        let nested = config.cpus.nested;
+        let hyperv = hyperv::resolve(&config.hv, &HostHv::from(host), nested);
+        let supported: Vec<_> = host.kvm.cpuid.iter().map(entry).collect();
+        let spec = CpuSpec {
+            model: config.cpus.model,
+            topology: config.cpus.topology,
+            nested,
+            invariant_tsc: hyperv
+                .as_ref()
+                .is_ok_and(|r| r.has(hyperv::Enlightenment::TscInvariant)),
+            tsc_deadline: host.kvm.caps.tsc_deadline_timer,
+            hyperv: hyperv
+                .as_ref()
+                .map(Resolved::cpuid_leaves)
+                .unwrap_or_default(),
+            kvm_leaves: config.kvm_leaves,
+        };
+        match (hyperv, GuestCpuid::new(&supported, &spec)) {
+            (Ok(hyperv), Ok(cpuid)) => Ok(Self {
+                hyperv,
+                cpuid,
+                feature_msrs: host
+                    .kvm
+                    .feature_msrs
+                    .iter()
+                    .map(|(&msr, &value)| (Msr(msr), value))
+                    .collect(),
+            }),
+            (hyperv, cpuid) => Err(hyperv
+                .err()
+                .into_iter()
+                .flatten()
+                .map(Impossible::Hyperv)
+                .chain(cpuid.err().into_iter().flatten().map(Impossible::Cpuid))
+                .collect()),
+        }
+    }
+
+    /// How many physical address bits the guest is told of: CPUID 0x80000008.EAX\[7:0\], 36 without that leaf.
+    pub fn phys_bits(&self) -> u8 {
+        let leaf = self
+            .cpuid
+            .for_vcpu(0)
+            .into_iter()
+            .find(|e| e.function == 0x8000_0008);
+        leaf.map_or(36, |e| e.eax.to_le_bytes()[0])
+    }
+
+    /// The MSRs that come to user space.
+    pub fn user_msrs(&self) -> Vec<MsrRange> {
+        self.hyperv
+            .msr_filter()
+            .into_iter()
+            .map(|range| MsrRange {
+                first: range.base,
+                count: range.count,
+            })
+            .collect()
+    }
+}
+
+fn entry(leaf: &Leaf) -> CpuidEntry {
+    CpuidEntry {
+        function: leaf.function,
+        index: leaf.index,
+        indexed: leaf.flags & 1 != 0,
+        eax: leaf.eax,
+        ebx: leaf.ebx,
+        ecx: leaf.ecx,
+        edx: leaf.edx,
+    }
+}
