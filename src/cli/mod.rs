@@ -8,11 +8,13 @@ use clap::{Parser, Subcommand};
 use thiserror::Error;
 
 use crate::config::ConfigError;
+use crate::machine::MachineError;
 
 pub mod config;
 pub mod doctor;
 pub mod enlightenments;
 mod log;
+mod run;
 mod vm;
 
 pub use vm::VmArgs;
@@ -49,6 +51,7 @@ enum Command {
     Config(config::Args),
     Doctor(doctor::Args),
     Enlightenments(enlightenments::Args),
+    Run(Box<run::Args>),
 }
 
 /// Why a command did not do its job.
@@ -73,6 +76,15 @@ pub enum CliError {
         /// The nearest name.
         suggestion: Option<&'static str>,
     },
+    /// The VM could not be built or could not go on.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    /// The guest crashed, and that ends it.
+    #[error("the VM was stopped because its guest crashed (on-crash = stop)")]
+    GuestCrashed,
+    /// A vCPU could not go on.
+    #[error("{0}")]
+    VcpuFailed(String),
     /// stdout.
     #[error("cannot write to stdout")]
     Stdout(#[source] io::Error),
@@ -83,7 +95,10 @@ impl CliError {
     pub fn exit(&self) -> Exit {
         match self {
             Self::Config(_) | Self::Log { .. } | Self::NoSuchEnlightenment { .. } => Exit::USAGE,
-            Self::Stdout(_) => Exit::FAILED,
+            Self::Machine(e) if e.is_host() => Exit::HOST,
+            Self::Machine(_) | Self::GuestCrashed | Self::VcpuFailed(_) | Self::Stdout(_) => {
+                Exit::FAILED
+            }
         }
     }
 
@@ -128,6 +143,7 @@ fn run(command: Command) -> Result<Exit, CliError> {
     match command {
         Command::Config(args) => config::run(&args),
         Command::Doctor(args) => doctor::run(&args),
+        Command::Run(args) => run::run(&args),
         Command::Enlightenments(args) => enlightenments::run(&args),
     }
 }

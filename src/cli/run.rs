@@ -1,0 +1,25 @@
+//! `hypernest run`: starts a VM and stays until it ends.
+
+use super::{CliError, Exit, VmArgs};
+use crate::machine::{Machine, Outcome};
+
+/// Starts a VM and stays until it ends.
+///
+/// The exit code is 0 if the guest powered off or a user ended it, the byte that the guest wrote to the debug-exit port if it
+/// wrote one, 1 if something failed, 2 if the configuration is wrong and 3 if this host cannot run it.
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    vm: VmArgs,
+}
+
+/// Carries it out.
+pub(super) fn run(args: &Args) -> Result<Exit, CliError> {
+    let machine = Machine::new(args.vm.check()?, &[])?;
+    match machine.run()? {
+        Outcome::PowerOff | Outcome::Killed => Ok(Exit::DONE),
+        Outcome::DebugExit(code) => Ok(Exit(code)),
+        Outcome::Crashed => Err(CliError::GuestCrashed),
+        Outcome::Failed(report) => Err(CliError::VcpuFailed(report)),
+    }
+}
