@@ -15,8 +15,8 @@ pub(super) fn checks(system: &System, kvm: &KvmFacts) -> Vec<Check> {
 }
 
 /// KVM keeps a master clock, which the reference TSC page needs, only over these (`gtod_is_based_on_tsc` in
-/// arch/x86/kvm/x86.c).
-const TSC_BASED: [&str; 2] = ["tsc", "hyperv_clocksource_tsc_page"];
+/// arch/x86/kvm/x86.c). `tsc-early` is the TSC before its frequency has been refined.
+const TSC_BASED: [&str; 3] = ["tsc", "tsc-early", "hyperv_clocksource_tsc_page"];
 
 fn clocksource(system: &System) -> Check {
     let title = "host clocksource";

@@ -105,7 +105,7 @@ fn ignore_msrs(system: &System) -> Option<Check> {
 
 fn msr_exits(kvm: &KvmFacts) -> Check {
     let title = "MSR filter";
-    if kvm.caps.x86_user_space_msr > 0 && kvm.caps.x86_msr_filter {
+    if kvm.caps.x86_user_space_msr && kvm.caps.x86_msr_filter {
         check("kvm-msr-filter", title, Status::Ok, "there")
     } else {
         check("kvm-msr-filter", title, Status::Fail, "missing")

@@ -80,7 +80,7 @@ fn thp(system: &System) -> Option<Check> {
     Some(match chosen {
         "never" | "deny" => check
             .means("guest memory is in small pages unless --hugepages is given")
-            .cure("as root: `echo advise > /sys/kernel/mm/transparent_hugepage/shmem_enabled`"),
+            .cure("as root: `echo always > /sys/kernel/mm/transparent_hugepage/shmem_enabled`"),
         _ => check,
     })
 }

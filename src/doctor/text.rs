@@ -69,7 +69,12 @@ pub fn render(diagnosis: &Diagnosis, style: Style) -> String {
     enlightenments(&mut out, style, diagnosis);
     heading(&mut out, style, "Profiles");
     for verdict in &diagnosis.profiles {
-        render_verdict(&mut out, style, verdict);
+        render_verdict(
+            &mut out,
+            style,
+            verdict,
+            verdict.profile == diagnosis.profile,
+        );
     }
     out.push('\n');
     conclusion(&mut out, style, diagnosis);
@@ -95,7 +100,6 @@ fn render_check(out: &mut String, style: Style, check: &Check) {
     if let Some(means) = &check.means {
         wrapped(out, &" ".repeat(INDENT), INDENT, means);
     }
-    // Advice is for what is wrong; the JSON has all of it.
     if let Some(cure) = &check.cure {
         let lead = format!("{}{} ", " ".repeat(INDENT), style.paint("36", "→"));
         wrapped(out, &lead, INDENT + 2, cure);
@@ -135,7 +139,7 @@ fn enlightenments(out: &mut String, style: Style, diagnosis: &Diagnosis) {
     }
 }
 
-fn render_verdict(out: &mut String, style: Style, verdict: &Verdict) {
+fn render_verdict(out: &mut String, style: Style, verdict: &Verdict, asked: bool) {
     let status = if verdict.works {
         Status::Ok
     } else {
@@ -148,7 +152,8 @@ fn render_verdict(out: &mut String, style: Style, verdict: &Verdict) {
         let text = format!("{}: {}", verdict.profile, verdict.problems.join("; "));
         wrapped(out, &lead, INDENT, &text);
     }
-    for note in &verdict.notes {
+    // Each profile leaves out much the same.
+    for note in verdict.notes.iter().filter(|_| asked) {
         wrapped(out, &" ".repeat(INDENT), INDENT, note);
     }
 }
@@ -173,12 +178,12 @@ fn conclusion(out: &mut String, style: Style, diagnosis: &Diagnosis) {
             several => text.push_str(&format!(": missing {}", several.join(", "))),
         }
         text.push('.');
-        if let Some(instead) = &verdict.instead {
-            text.push_str(&format!(" {instead} works."));
-        }
         text
     };
     wrapped(out, "", 0, &style.bold(&text));
+    if let Some(instead) = &verdict.instead {
+        line(out, &format!("What works here: {instead}"));
+    }
 }
 
 /// Writes `text` after `lead`, broken between words; further lines start in column `indent`.

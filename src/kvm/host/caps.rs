@@ -76,7 +76,7 @@ capabilities! {
     xsave: bool = KVM_CAP_XSAVE,
     /// The size of `KVM_GET_XSAVE2`'s buffer.
     xsave2: u32 = KVM_CAP_XSAVE2,
-    /// `KVM_SET_XCRS`.
+    /// `KVM_SET_XCRS`: there where the CPU has XSAVE.
     xcrs: bool = KVM_CAP_XCRS,
     /// `KVM_SET_GSI_ROUTING`, and how many routes.
     irq_routing: u32 = KVM_CAP_IRQ_ROUTING,
@@ -108,8 +108,8 @@ capabilities! {
     nr_memslots: u32 = KVM_CAP_NR_MEMSLOTS,
     /// Feature MSRs at system scope.
     get_msr_features: bool = KVM_CAP_GET_MSR_FEATURES,
-    /// MSR exits; the value is the reasons known.
-    x86_user_space_msr: u32 = KVM_CAP_X86_USER_SPACE_MSR,
+    /// Exits for MSR accesses that fail.
+    x86_user_space_msr: bool = KVM_CAP_X86_USER_SPACE_MSR,
     /// `KVM_X86_SET_MSR_FILTER`.
     x86_msr_filter: bool = KVM_CAP_X86_MSR_FILTER,
     /// Exits that can be switched off; a mask.
@@ -195,7 +195,6 @@ impl KvmCaps {
             (self.mp_state, "KVM_CAP_MP_STATE", "2.6.26"),
             (self.vcpu_events, "KVM_CAP_VCPU_EVENTS", "2.6.33"),
             (self.xsave, "KVM_CAP_XSAVE", "2.6.36"),
-            (self.xcrs, "KVM_CAP_XCRS", "2.6.36"),
             (self.signal_msi, "KVM_CAP_SIGNAL_MSI", "3.5"),
             (self.immediate_exit, "KVM_CAP_IMMEDIATE_EXIT", "4.13"),
         ]
@@ -228,7 +227,7 @@ mod tests {
     #[test]
     fn what_is_missing_is_named() {
         let nothing = KvmCaps::default();
-        assert_eq!(nothing.missing().len(), 10);
+        assert_eq!(nothing.missing().len(), 9);
         assert!(!nothing.any_hyperv());
         let hyperv = KvmCaps {
             hyperv_vapic: true,

@@ -403,7 +403,7 @@ mod tests {
         for (flags, modules, says) in [
             ("vmx", &[][..], "modprobe kvm_intel"),
             ("svm", &[][..], "modprobe kvm_amd"),
-            ("svm", &["kvm_amd"][..], "in a container"),
+            ("svm", &["kvm_amd"][..], "if this is a container"),
             ("hypervisor", &[][..], "virtual machine"),
             ("", &[][..], "firmware"),
         ] {
