@@ -511,3 +511,46 @@ proptest! {
         let _entry_or_error = Files::new(&file).load(32 * MIB);
     }
 }
+
+/// Kernels nobody here made, unpacked by `cargo lab setup`.
+#[test]
+fn stock_kernels_load() {
+    let Some(lab) = std::env::var_os("HYPERNEST_LAB_DIR").map(PathBuf::from) else {
+        return eprintln!("skipped: no stock kernels (HYPERNEST_LAB_DIR)");
+    };
+    for (kernel, mode) in [
+        ("linux-6.12/vmlinux", Mode::Protected32),
+        ("linux-6.12/vmlinuz", Mode::Long64),
+        ("linux-6.1/vmlinux", Mode::Protected32),
+        ("linux-6.1/vmlinuz", Mode::Long64),
+    ] {
+        let mut files = Files::new(b"unused").initrd(&[7; 5000]);
+        files.boot.kernel = lab.join(kernel);
+        let (entry, ram) = files.load(512 * MIB).unwrap();
+        assert_eq!(entry.mode, mode, "{kernel}");
+        // There is code where the kernel is entered.
+        assert_ne!(u64_at(&ram, entry.rip), 0, "{kernel}");
+    }
+    let mut files = Files::new(b"unused").module("initrd", &[7; 5000], "");
+    files.boot.kernel = lab.join("xen");
+    let dom0 = lab.join("linux-dom0/vmlinux");
+    let dom0_len = fs::metadata(&dom0).unwrap().len();
+    files.boot.modules.insert(
+        0,
+        BootModule {
+            path: dom0,
+            cmdline: "console=hvc0".to_owned(),
+        },
+    );
+    let (entry, ram) = files.load(512 * MIB).unwrap();
+    assert_eq!((entry.mode, entry.rax), (Mode::Protected32, 0x2bad_b002));
+    assert_ne!(u64_at(&ram, entry.rip), 0);
+    let modules: u64 = u32_at(&ram, entry.rbx + 24).into();
+    let start: u64 = u32_at(&ram, modules).into();
+    assert_eq!(u64::from(u32_at(&ram, modules + 4)) - start, dom0_len);
+    assert_eq!(bytes(&ram, start, 4), b"\x7fELF");
+    assert_eq!(
+        bytes(&ram, u32_at(&ram, modules + 16).into(), 5000),
+        [7; 5000]
+    );
+}

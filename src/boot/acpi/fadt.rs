@@ -27,6 +27,8 @@ pub(super) fn fadt(facs: Gpa, dsdt: Gpa) -> FADT {
         // These two say that there is no fixed sleep button, and that the RTC's wake status is in no fixed register.
         .flag(Flags::SlpButton)
         .flag(Flags::FixRtc)
+        // The PM timer has 32 bits.
+        .flag(Flags::TmrValExt)
         .flag(Flags::ResetRegSup);
     // Old systems read the 32-bit fields, new ones the 64-bit fields; the FACS has only one.
     fadt.firmware_ctrl = low(facs.0).into();
