@@ -128,3 +128,71 @@ pub fn build() -> Result<Binaries, BuildError> {
         bench: built("hypernest-bench")?,
     })
 }
+
+/// Builds the tests that run on hosts, and says where each lies.
+pub fn build_suites() -> Result<Vec<PathBuf>, BuildError> {
+    let root = workspace()?;
+    let mut command = static_cargo(&root, "test")?;
+    command.args([
+        "--package",
+        "hypernest",
+        "--test",
+        "vm",
+        "--no-run",
+        "--message-format",
+        "json",
+    ]);
+    command.stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut child = OwnedChild::spawn(&mut command)?;
+    let mut text = String::new();
+    if let Some(from) = &mut child.child().stdout {
+        std::io::Read::read_to_string(from, &mut text)?;
+    }
+    if !child.wait()?.success() {
+        return Err(BuildError::Failed);
+    }
+    let suites: Vec<PathBuf> = text.lines().filter_map(test_executable).collect();
+    if suites.is_empty() {
+        Err(BuildError::NotBuilt("tests for hosts"))
+    } else {
+        Ok(suites)
+    }
+}
+
+/// The executable a line of cargo's JSON messages announces.
+fn test_executable(line: &str) -> Option<PathBuf> {
+    let message: serde_json::Value = serde_json::from_str(line).ok()?;
+    let is_test = message["target"]["kind"]
+        .as_array()?
+        .iter()
+        .any(|kind| kind == "test");
+    let executable = message["executable"].as_str()?;
+    is_test.then(|| PathBuf::from(executable))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_test_executables_count() {
+        for (line, wanted) in [
+            (
+                r#"{"reason":"compiler-artifact","target":{"kind":["test"]},"executable":"/x/vm-1"}"#,
+                Some("/x/vm-1"),
+            ),
+            (
+                r#"{"reason":"compiler-artifact","target":{"kind":["bin"]},"executable":"/x/hypernest"}"#,
+                None,
+            ),
+            (
+                r#"{"reason":"compiler-artifact","target":{"kind":["test"]},"executable":null}"#,
+                None,
+            ),
+            (r#"{"reason":"build-finished","success":true}"#, None),
+            ("not json", None),
+        ] {
+            assert_eq!(test_executable(line), wanted.map(PathBuf::from), "{line}");
+        }
+    }
+}

@@ -11,4 +11,6 @@ pub mod owned;
 pub mod plan;
 pub mod session;
 pub mod setup;
+pub mod suite;
+pub mod test;
 pub mod wire;

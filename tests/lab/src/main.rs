@@ -6,7 +6,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use hypernest_lab::cache::Cache;
 use hypernest_lab::exec::HostOptions;
-use hypernest_lab::{exec, owned, setup};
+use hypernest_lab::host::Host;
+use hypernest_lab::{exec, owned, setup, test};
 
 /// Hosts with real KVM, VMX and eVMCS or SVM, emulated with a stock kernel, on any machine.
 #[derive(Debug, Parser)]
@@ -36,6 +37,14 @@ enum Command {
         /// The command and its arguments.
         #[arg(last = true, required = true)]
         command: Vec<String>,
+    },
+    /// Run the tests: this machine's own, then those for hosts on each of them.
+    Test {
+        /// Only these hosts (and not the tests of this machine alone).
+        #[arg(long)]
+        host: Vec<Host>,
+        /// Only tests whose name contains this.
+        filter: Option<String>,
     },
     /// Run a shell on a host.
     Shell {
@@ -84,6 +93,10 @@ fn run(command: Command) -> Result<u8, Box<dyn std::error::Error>> {
             interactive,
             command,
         } => Ok(exec::exec(&options, &command, interactive)?),
+        Command::Test { host, filter } => {
+            let well = test::test(&host, filter.as_deref())?;
+            Ok(u8::from(!well))
+        }
         Command::Shell { options, command } => Ok(exec::shell(&options, &command)?),
     }
 }

@@ -1,0 +1,127 @@
+//! Tests that run on real hosts: each names what it needs, and is skipped with that text where it is missing.
+//!
+//! A test binary (`harness = false`) hands its tests to [`main`]. Every test runs in a process of its own, so a
+//! panic, a leak or an abort of one is none of the others' business, and what it prints is shown only if it fails.
+
+pub mod protocol;
+mod runner;
+pub mod verdict;
+
+use std::error::Error;
+
+use crate::host::{Host, Kernel};
+
+pub(crate) use self::runner::describe;
+pub use self::runner::main;
+
+/// What a test returns; panicking is as good as an error.
+pub type TestResult = Result<(), Box<dyn Error>>;
+
+/// One test.
+#[derive(Debug, Clone, Copy)]
+pub struct Test {
+    /// Its name: `module::what_holds`.
+    pub name: &'static str,
+    /// Hosts it is for; empty for all. Use `needs` where a capability can be asked for instead.
+    pub hosts: &'static [Host],
+    /// The host it wants.
+    pub stage: Stage,
+    /// The missing capability, if there is one.
+    pub needs: fn() -> Result<(), String>,
+    /// The longest it may take, in seconds of wall time; the Intel lab gets [`INTEL_PATIENCE`] times as much.
+    pub limit_seconds: u32,
+    /// The test.
+    pub run: fn() -> TestResult,
+}
+
+/// The Intel lab is that much slower.
+pub const INTEL_PATIENCE: u32 = 5;
+
+impl Test {
+    /// A test for all hosts in the plain stage that needs only `/dev/kvm`.
+    pub const fn new(name: &'static str, run: fn() -> TestResult) -> Self {
+        Self {
+            name,
+            hosts: &[],
+            stage: Stage::PLAIN,
+            needs: needs_kvm,
+            limit_seconds: 60,
+            run,
+        }
+    }
+
+    /// The same, with another condition. It replaces the one for `/dev/kvm`.
+    #[must_use]
+    pub const fn needs(mut self, needs: fn() -> Result<(), String>) -> Self {
+        self.needs = needs;
+        self
+    }
+
+    /// The same, in another stage.
+    #[must_use]
+    pub const fn stage(mut self, stage: Stage) -> Self {
+        self.stage = stage;
+        self
+    }
+
+    /// The same, with another time limit.
+    #[must_use]
+    pub const fn limit_seconds(mut self, seconds: u32) -> Self {
+        self.limit_seconds = seconds;
+        self
+    }
+
+    /// The same, only for some hosts.
+    #[must_use]
+    pub const fn only_on(mut self, hosts: &'static [Host]) -> Self {
+        self.hosts = hosts;
+        self
+    }
+
+    /// Whether it is for `host` at all.
+    pub fn is_for(&self, host: Host) -> bool {
+        self.hosts.is_empty() || self.hosts.contains(&host)
+    }
+}
+
+/// How a host is set up. Each stage costs one boot per lab: use few.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stage {
+    /// Its name.
+    pub name: &'static str,
+    /// CPUs of an emulated host.
+    pub cpus: u8,
+    /// Memory of an emulated host.
+    pub memory_mib: u32,
+    /// Kernel of an emulated host.
+    pub kernel: Kernel,
+    /// Parts of the lab's directory in an emulated host, as `linux-6.12/vmlinux`. Every megabyte costs time in the
+    /// Intel lab.
+    pub with: &'static [&'static str],
+    /// Module parameters of an emulated host, as `kvm_intel.enable_shadow_vmcs=0`.
+    pub parameters: &'static [&'static str],
+}
+
+impl Stage {
+    /// One CPU, Linux 6.12, nothing else.
+    pub const PLAIN: Stage = Stage {
+        name: "plain",
+        cpus: 1,
+        memory_mib: crate::host::DEFAULT_MEMORY_MIB,
+        kernel: Kernel::Linux612,
+        with: &[],
+        parameters: &[],
+    };
+}
+
+/// The condition of nearly every test.
+pub fn needs_kvm() -> Result<(), String> {
+    match std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/kvm")
+    {
+        Ok(_) => Ok(()),
+        Err(error) => Err(format!("/dev/kvm ({error})")),
+    }
+}

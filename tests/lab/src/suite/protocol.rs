@@ -1,0 +1,103 @@
+//! What a test binary tells the program that runs it on several hosts, one JSON object a line.
+
+use serde::{Deserialize, Serialize};
+
+use super::Test;
+use crate::host::{Host, Machine};
+
+/// A test as the runner of hosts needs to know it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listed {
+    /// Its name.
+    pub name: String,
+    /// Hosts it is for.
+    pub hosts: Vec<String>,
+    /// The name of its stage.
+    pub stage: String,
+    /// CPUs of the stage.
+    pub cpus: u8,
+    /// Memory of the stage.
+    pub memory_mib: u32,
+    /// The stage's kernel, by its directory.
+    pub kernel: String,
+    /// What the stage holds.
+    pub with: Vec<String>,
+    /// The stage's module parameters.
+    pub parameters: Vec<String>,
+    /// Its time limit.
+    pub limit_seconds: u32,
+}
+
+impl From<&Test> for Listed {
+    fn from(test: &Test) -> Self {
+        let texts = |texts: &[&str]| texts.iter().map(|&text| text.to_owned()).collect();
+        Self {
+            name: test.name.to_owned(),
+            hosts: Host::ALL
+                .into_iter()
+                .filter(|host| test.is_for(*host))
+                .map(|host| host.name().to_owned())
+                .collect(),
+            stage: test.stage.name.to_owned(),
+            cpus: test.stage.cpus,
+            memory_mib: test.stage.memory_mib,
+            kernel: test.stage.kernel.directory().to_owned(),
+            with: texts(test.stage.with),
+            parameters: texts(test.stage.parameters),
+            limit_seconds: test.limit_seconds,
+        }
+    }
+}
+
+impl Listed {
+    /// The emulated host of its stage.
+    pub fn machine(&self) -> Result<Machine, String> {
+        let kernel = match self.kernel.as_str() {
+            "linux-6.12" => crate::host::Kernel::Linux612,
+            "linux-6.1" => crate::host::Kernel::Linux61,
+            other => return Err(format!("unknown kernel {other}")),
+        };
+        Ok(Machine {
+            cpus: self.cpus,
+            memory_mib: self.memory_mib,
+            kernel,
+            parameters: self
+                .parameters
+                .iter()
+                .map(|text| text.parse())
+                .collect::<Result<_, _>>()?,
+            with: self.with.clone(),
+            files: Vec::new(),
+        })
+    }
+}
+
+/// How a test ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Outcome {
+    /// It holds.
+    Passed,
+    /// It does not; what it printed.
+    Failed(String),
+    /// It could not run here; what is missing.
+    Skipped(String),
+}
+
+/// One line.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Event {
+    /// A test starts.
+    Started {
+        /// Which.
+        name: String,
+    },
+    /// A test is over.
+    Ended {
+        /// Which.
+        name: String,
+        /// How.
+        outcome: Outcome,
+    },
+}

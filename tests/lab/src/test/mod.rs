@@ -1,0 +1,172 @@
+//! `cargo lab test`: the tests of this machine, and the suites on every host.
+
+mod on_host;
+
+use std::io::{Read as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Instant;
+
+use thiserror::Error;
+
+use self::on_host::{HostResults, HostRun, Suite};
+use crate::binaries::{self, BuildError};
+use crate::cache::Cache;
+use crate::exec::ExecError;
+use crate::host::Host;
+use crate::owned::OwnedChild;
+use crate::setup::{self, SetupError};
+use crate::suite::protocol::Listed;
+use crate::suite::verdict::{Counts, cargo_test_counts, verdict};
+
+/// The tests could not be run.
+#[derive(Debug, Error)]
+pub enum TestError {
+    /// Setup.
+    #[error(transparent)]
+    Setup(#[from] SetupError),
+    /// The programs.
+    #[error(transparent)]
+    Build(#[from] BuildError),
+    /// A host.
+    #[error(transparent)]
+    Exec(#[from] ExecError),
+    /// A test binary.
+    #[error("{}: {what}", binary.display())]
+    Suite {
+        /// Which.
+        binary: PathBuf,
+        /// What it did.
+        what: String,
+    },
+}
+
+/// Runs the tests whose name contains `filter`, on `hosts` or (if there are none) everywhere, this machine's ordinary
+/// tests first. True if all is well.
+pub fn test(hosts: &[Host], filter: Option<&str>) -> Result<bool, TestError> {
+    let every_host = hosts.is_empty();
+    let mut counts = Counts::default();
+    let mut results = HostResults::default();
+    if every_host {
+        let start = Instant::now();
+        let (of_cargo, ended_well) = cargo_test(filter)?;
+        eprintln!(
+            "lab: tests of this machine alone: {of_cargo} ({} s)",
+            start.elapsed().as_secs()
+        );
+        counts += of_cargo;
+        if !ended_well && of_cargo.failed == 0 {
+            results
+                .trouble
+                .push("cargo test failed without a failed test".to_owned());
+        }
+    }
+    let cache = Cache::locate().map_err(SetupError::Cache)?;
+    setup::ensure(&cache)?;
+    let binaries = binaries::build()?;
+    let suites = suites(&binaries::build_suites()?, filter)?;
+
+    let wanted = |host: Host| every_host || hosts.contains(&host);
+    let run = |host| HostRun::new(host, &cache, &binaries).run(&suites);
+    if wanted(Host::Here) {
+        results.add(run(Host::Here));
+    }
+    std::thread::scope(|scope| {
+        let labs: Vec<_> = [Host::Amd, Host::Intel]
+            .into_iter()
+            .filter(|host| wanted(*host))
+            .map(|host| (host, scope.spawn(move || run(host))))
+            .collect();
+        for (host, lab) in labs {
+            match lab.join() {
+                Ok(more) => results.add(more),
+                Err(_) => results
+                    .trouble
+                    .push(format!("the runner of the {host} lab panicked")),
+            }
+        }
+    });
+
+    let verdict = verdict(&results.records, every_host);
+    for (name, hosts) in &verdict.ran_nowhere {
+        let verb = if every_host {
+            "FAILED: no host can run it"
+        } else {
+            "ran on none of these hosts"
+        };
+        println!("test {name} ... {verb}");
+        for (host, missing) in hosts {
+            println!("    {host} lacks {missing}");
+        }
+    }
+    counts += verdict.counts;
+    for trouble in &results.trouble {
+        println!("FAILED: {trouble}");
+        counts.failed += 1;
+    }
+    if results.restarts > 0 {
+        println!(
+            "an emulator failed and was started again: {} times",
+            results.restarts
+        );
+    }
+    println!("{counts}");
+    Ok(counts.failed == 0)
+}
+
+/// The ordinary tests, shown as they run.
+fn cargo_test(filter: Option<&str>) -> Result<(Counts, bool), TestError> {
+    let root = binaries::workspace()?;
+    let mut command = binaries::cargo().map_err(BuildError::Cargo)?;
+    command
+        .args(["test", "--workspace", "--no-fail-fast", "--quiet"])
+        .args(filter)
+        .current_dir(root)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped());
+    let mut child = OwnedChild::spawn(&mut command).map_err(BuildError::Cargo)?;
+    let mut output = Vec::new();
+    if let Some(from) = &mut child.child().stdout {
+        let mut buffer = [0; 8192];
+        while let Ok(read @ 1..) = from.read(&mut buffer) {
+            output.extend(&buffer[..read]);
+            // Shown for those who watch; the counts are what matters.
+            let _ = std::io::stderr().write_all(&buffer[..read]);
+        }
+    }
+    let status = child.wait().map_err(BuildError::Cargo)?;
+    Ok((
+        cargo_test_counts(&String::from_utf8_lossy(&output)),
+        status.success(),
+    ))
+}
+
+fn suites(paths: &[PathBuf], filter: Option<&str>) -> Result<Vec<Suite>, TestError> {
+    paths
+        .iter()
+        .map(|binary| {
+            let mut tests = list(binary)?;
+            tests.retain(|test| filter.is_none_or(|filter| test.name.contains(filter)));
+            Ok(Suite {
+                binary: binary.clone(),
+                tests,
+            })
+        })
+        .collect()
+}
+
+/// What tests a suite has. Being static it runs on this machine too.
+fn list(binary: &Path) -> Result<Vec<Listed>, TestError> {
+    let failed = |what: String| TestError::Suite {
+        binary: binary.to_owned(),
+        what,
+    };
+    let output = std::process::Command::new(binary)
+        .arg("--list-json")
+        .output();
+    let output = output.map_err(|error| failed(error.to_string()))?;
+    if !output.status.success() {
+        return Err(failed(String::from_utf8_lossy(&output.stderr).into_owned()));
+    }
+    serde_json::from_slice(&output.stdout).map_err(|error| failed(error.to_string()))
+}

@@ -1,0 +1,417 @@
+//! All suites on one host.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io::{self, Read as _};
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use crate::binaries::Binaries;
+use crate::boot;
+use crate::cache::Cache;
+use crate::exec::{here_environment, plan};
+use crate::host::Host;
+use crate::owned::{OwnedChild, OwnedDirectory, tied};
+use crate::plan::Input;
+use crate::session::{self, Broken, Sink};
+use crate::suite::protocol::{Event, Listed, Outcome};
+use crate::suite::verdict::Record;
+use crate::suite::{INTEL_PATIENCE, describe};
+
+/// A test binary and those of its tests that are wanted.
+#[derive(Debug)]
+pub(super) struct Suite {
+    pub(super) binary: PathBuf,
+    pub(super) tests: Vec<Listed>,
+}
+
+/// The longest one boot of a host may take with all its tests.
+const HOST_LIMIT: Duration = Duration::from_secs(1500);
+
+/// What came of some hosts.
+#[derive(Debug, Default)]
+pub(super) struct HostResults {
+    pub(super) records: Vec<Record>,
+    /// What went wrong beside the tests.
+    pub(super) trouble: Vec<String>,
+    /// How often an emulator failed and was started again.
+    pub(super) restarts: u32,
+}
+
+impl HostResults {
+    pub(super) fn add(&mut self, other: HostResults) {
+        self.records.extend(other.records);
+        self.trouble.extend(other.trouble);
+        self.restarts += other.restarts;
+    }
+}
+
+/// Running on one host.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct HostRun<'a> {
+    host: Host,
+    cache: &'a Cache,
+    binaries: &'a Binaries,
+}
+
+/// The state of one batch: the tests of one stage of one suite.
+struct Batch {
+    host: Host,
+    waiting: VecDeque<Listed>,
+    running: Option<(Listed, Instant)>,
+    records: Vec<Record>,
+    bytes: Vec<u8>,
+    said: Vec<u8>,
+    restarts: u32,
+}
+
+impl<'a> HostRun<'a> {
+    pub(super) fn new(host: Host, cache: &'a Cache, binaries: &'a Binaries) -> Self {
+        Self {
+            host,
+            cache,
+            binaries,
+        }
+    }
+
+    /// Runs all.
+    pub(super) fn run(self, suites: &[Suite]) -> HostResults {
+        let mut results = HostResults::default();
+        for suite in suites {
+            let mut stages: BTreeMap<&str, Vec<Listed>> = BTreeMap::new();
+            for test in &suite.tests {
+                if test.hosts.iter().any(|host| host == self.host.name()) {
+                    stages.entry(&test.stage).or_default().push(test.clone());
+                }
+            }
+            for (stage, tests) in stages {
+                let mut batch = Batch::new(self.host, tests);
+                if let Err(error) = self.batch(suite, &mut batch) {
+                    let error = format!("{} host, stage {stage}: {error}", self.host);
+                    results.trouble.push(error);
+                }
+                results.records.extend(batch.records);
+                results.restarts += batch.restarts;
+            }
+        }
+        results
+    }
+
+    fn batch(self, suite: &Suite, batch: &mut Batch) -> Result<(), String> {
+        if self.host == Host::Here {
+            batch.skip_what_needs_parameters();
+        }
+        while !batch.waiting.is_empty() {
+            let ended = if self.host == Host::Here {
+                self.once_here(suite, batch)
+            } else {
+                self.once_emulated(suite, batch)
+            };
+            match ended {
+                Ok(()) if batch.running.is_none() && batch.waiting.is_empty() => {}
+                Ok(()) => {
+                    // The test binary itself ended early; the test it was at is the one to blame.
+                    let said = String::from_utf8_lossy(&batch.said).into_owned();
+                    if !batch
+                        .fail_running(&format!("the test binary ended during this test\n{said}"))
+                    {
+                        return Err(format!("the test binary ended early\n{said}"));
+                    }
+                }
+                Err(Ended::Emulator(why)) if batch.restarts == 0 => {
+                    batch.restarts += 1;
+                    eprintln!("lab: {why}; booting it once more for the tests that have not run");
+                    batch.put_back();
+                }
+                Err(Ended::Emulator(why) | Ended::Test(why)) => {
+                    if !batch.fail_running(&why) {
+                        return Err(why);
+                    }
+                }
+                Err(Ended::Lab(why)) => return Err(why),
+            }
+        }
+        Ok(())
+    }
+
+    fn arguments(batch: &Batch) -> Vec<String> {
+        let mut arguments = vec!["--run-json".to_owned()];
+        arguments.extend(batch.waiting.iter().map(|test| test.name.clone()));
+        arguments
+    }
+
+    fn once_emulated(self, suite: &Suite, batch: &mut Batch) -> Result<(), Ended> {
+        const BINARY: &str = "/bin/suite";
+        let Some(first) = batch.waiting.front() else {
+            return Ok(());
+        };
+        let mut machine = first.machine().map_err(Ended::Lab)?;
+        machine
+            .files
+            .push((suite.binary.clone(), BINARY.to_owned()));
+        let mut command = vec![BINARY.to_owned()];
+        command.extend(Self::arguments(batch));
+        let plan = plan(self.host, &machine, &command, Input::Nothing);
+        let lab = |error: &dyn std::fmt::Display| Ended::Lab(error.to_string());
+        let mut booting = boot::boot(
+            self.host,
+            &machine,
+            &plan,
+            &self.cache.held(),
+            self.binaries,
+            &self.cache.runs(),
+        )
+        .map_err(|error| lab(&error))?;
+        let result = session::follow(self.host, &mut booting, None, HOST_LIMIT, batch);
+        let Err(broken) = result else { return Ok(()) };
+        let log = session::keep_logs(self.host, &booting, &self.cache.logs());
+        let log = log.map(|log| log.display().to_string()).unwrap_or_default();
+        let why = format!("{broken} (the log of the host's kernel: {log})");
+        Err(match broken {
+            Broken::Vanished { .. } | Broken::Garbled(_) | Broken::Short { .. } => {
+                Ended::Emulator(why)
+            }
+            _ => Ended::Test(why),
+        })
+    }
+
+    fn once_here(self, suite: &Suite, batch: &mut Batch) -> Result<(), Ended> {
+        let lab = |error: io::Error| Ended::Lab(error.to_string());
+        let directory = OwnedDirectory::new(&self.cache.runs(), "here").map_err(lab)?;
+        let mut command = tied(&suite.binary).map_err(lab)?;
+        command
+            .args(Self::arguments(batch))
+            .envs(here_environment(self.cache, self.binaries))
+            .current_dir(directory.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped());
+        let mut child = OwnedChild::spawn(&mut command).map_err(lab)?;
+        let Some(mut output) = child.child().stdout.take() else {
+            return Ok(());
+        };
+        let (sender, receiver) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let mut buffer = [0; 8192];
+            while let Ok(read @ 1..) = output.read(&mut buffer) {
+                if sender.send(buffer[..read].to_vec()).is_err() {
+                    return;
+                }
+            }
+        });
+        loop {
+            match receiver.recv_timeout(Duration::from_millis(100)) {
+                Ok(bytes) => batch.stdout(&bytes).map_err(lab)?,
+                Err(std::sync::mpsc::RecvTimeoutError::Timeout) => {}
+                Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => return Ok(()),
+            }
+            if let Some(why) = batch.overdue() {
+                return Err(Ended::Test(why));
+            }
+        }
+    }
+}
+
+/// Why a batch was cut short.
+enum Ended {
+    /// The emulator failed: not the test's fault.
+    Emulator(String),
+    /// The test that was running is to blame.
+    Test(String),
+    /// Nothing can be run.
+    Lab(String),
+}
+
+impl Batch {
+    fn new(host: Host, tests: Vec<Listed>) -> Self {
+        Self {
+            host,
+            waiting: tests.into(),
+            running: None,
+            records: Vec::new(),
+            bytes: Vec::new(),
+            said: Vec::new(),
+            restarts: 0,
+        }
+    }
+
+    fn record(&mut self, name: String, outcome: Outcome) {
+        println!("{:5} {}", self.host.name(), describe(&name, &outcome));
+        self.records.push(Record {
+            host: self.host,
+            name,
+            outcome,
+        });
+    }
+
+    fn skip_what_needs_parameters(&mut self) {
+        let (here, elsewhere) = self
+            .waiting
+            .drain(..)
+            .partition(|test| test.parameters.is_empty());
+        self.waiting = here;
+        for test in Vec::from(elsewhere) {
+            let missing = format!(
+                "{} set, as only emulated hosts do",
+                test.parameters.join(" ")
+            );
+            self.record(test.name, Outcome::Skipped(missing));
+        }
+    }
+
+    /// The test that was running waits again.
+    fn put_back(&mut self) {
+        if let Some((test, _)) = self.running.take() {
+            self.waiting.push_front(test);
+        }
+        self.bytes.clear();
+    }
+
+    /// The test that was running has failed; false if there was none.
+    fn fail_running(&mut self, why: &str) -> bool {
+        self.bytes.clear();
+        match self.running.take() {
+            Some((test, _)) => {
+                self.record(test.name, Outcome::Failed(why.to_owned()));
+                true
+            }
+            None => false,
+        }
+    }
+
+    fn event(&mut self, event: Event) {
+        match event {
+            Event::Started { name } => {
+                let at = self.waiting.iter().position(|test| test.name == name);
+                let test = at.and_then(|at| self.waiting.remove(at));
+                self.running = test.map(|test| (test, Instant::now()));
+            }
+            Event::Ended { name, outcome } => {
+                if self
+                    .running
+                    .as_ref()
+                    .is_some_and(|(test, _)| test.name == name)
+                {
+                    self.running = None;
+                    self.record(name, outcome);
+                }
+            }
+        }
+    }
+}
+
+impl Sink for Batch {
+    fn stdout(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.bytes.extend(bytes);
+        while let Some(end) = self.bytes.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = self.bytes.drain(..=end).collect();
+            match serde_json::from_slice(&line) {
+                Ok(event) => self.event(event),
+                // Anything else it prints is kept for the case that it ends early.
+                Err(_) => self.said.extend(line),
+            }
+        }
+        Ok(())
+    }
+
+    fn stderr(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.said.extend(bytes);
+        Ok(())
+    }
+
+    fn overdue(&mut self) -> Option<String> {
+        let (test, since) = self.running.as_ref()?;
+        let patience = if self.host == Host::Intel {
+            INTEL_PATIENCE
+        } else {
+            1
+        };
+        let limit = u64::from(test.limit_seconds) * u64::from(patience);
+        (since.elapsed().as_secs() > limit).then(|| format!("no end after {limit} s"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn listed(name: &str, parameters: &[&str]) -> Listed {
+        Listed {
+            name: name.to_owned(),
+            hosts: vec!["here".to_owned()],
+            stage: "plain".to_owned(),
+            cpus: 1,
+            memory_mib: 1024,
+            kernel: "linux-6.12".to_owned(),
+            with: Vec::new(),
+            parameters: parameters.iter().map(|&text| text.to_owned()).collect(),
+            limit_seconds: 0,
+        }
+    }
+
+    fn line(event: &Event) -> Vec<u8> {
+        let mut line = serde_json::to_vec(event).unwrap();
+        line.push(b'\n');
+        line
+    }
+
+    #[test]
+    fn a_run_that_breaks_off_blames_the_test_it_was_at_and_keeps_the_rest() {
+        let mut batch = Batch::new(
+            Host::Here,
+            vec![listed("a", &[]), listed("b", &[]), listed("c", &[])],
+        );
+        let mut stream = line(&Event::Started {
+            name: "a".to_owned(),
+        });
+        stream.extend(b"noise\n");
+        stream.extend(line(&Event::Ended {
+            name: "a".to_owned(),
+            outcome: Outcome::Passed,
+        }));
+        stream.extend(line(&Event::Started {
+            name: "b".to_owned(),
+        }));
+        for piece in stream.chunks(7) {
+            batch.stdout(piece).unwrap();
+        }
+        assert_eq!(batch.said, b"noise\n");
+        assert_eq!(batch.waiting.len(), 1);
+        assert!(batch.fail_running("gone"));
+        assert!(!batch.fail_running("gone"));
+        let seen: Vec<_> = batch
+            .records
+            .iter()
+            .map(|r| (r.name.as_str(), &r.outcome))
+            .collect();
+        assert_eq!(
+            seen,
+            [
+                ("a", &Outcome::Passed),
+                ("b", &Outcome::Failed("gone".to_owned()))
+            ]
+        );
+    }
+
+    #[test]
+    fn a_test_the_emulator_took_along_runs_again() {
+        let mut batch = Batch::new(Host::Amd, vec![listed("a", &[]), listed("b", &[])]);
+        batch
+            .stdout(&line(&Event::Started {
+                name: "a".to_owned(),
+            }))
+            .unwrap();
+        batch.put_back();
+        assert_eq!(HostRun::arguments(&batch), ["--run-json", "a", "b"]);
+    }
+
+    #[test]
+    fn parameters_are_for_emulated_hosts() {
+        let mut batch = Batch::new(
+            Host::Here,
+            vec![listed("a", &["kvm_intel.ept=0"]), listed("b", &[])],
+        );
+        batch.skip_what_needs_parameters();
+        assert_eq!(HostRun::arguments(&batch), ["--run-json", "b"]);
+        assert!(matches!(batch.records[0].outcome, Outcome::Skipped(_)));
+    }
+}

@@ -1,0 +1,10 @@
+//! Tests on real KVM, run by `cargo lab test` on this machine and in both labs.
+
+use std::process::ExitCode;
+
+mod host;
+
+fn main() -> ExitCode {
+    let suites = [host::TESTS];
+    hypernest_lab::suite::main(&suites.concat())
+}
