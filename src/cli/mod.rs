@@ -7,14 +7,19 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use thiserror::Error;
 
+use crate::api::ApiError;
 use crate::config::ConfigError;
+use crate::life::Request;
 use crate::machine::MachineError;
 
 pub mod config;
+pub mod control;
 pub mod doctor;
 pub mod enlightenments;
+pub mod list;
 mod log;
 mod run;
+pub mod status;
 mod vm;
 
 pub use vm::VmArgs;
@@ -48,10 +53,24 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Run(Box<run::Args>),
     Config(config::Args),
     Doctor(doctor::Args),
     Enlightenments(enlightenments::Args),
-    Run(Box<run::Args>),
+    List(list::Args),
+    Status(status::Args),
+    /// Stop a VM's vCPUs and keep everything
+    Pause(control::Args),
+    /// Let a paused VM run again
+    Resume(control::Args),
+    /// Reset a VM as its reset button would
+    Reset(control::Args),
+    /// Press a VM's power button: the guest shuts down if it listens
+    #[command(visible_alias = "powerdown")]
+    PowerButton(control::Args),
+    /// End a VM at once, as if its power cord were pulled
+    #[command(visible_alias = "kill")]
+    Stop(control::Args),
 }
 
 /// Why a command did not do its job.
@@ -60,6 +79,17 @@ pub enum CliError {
     /// The configuration of the VM.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// A running VM.
+    #[error(transparent)]
+    Api(#[from] ApiError),
+    /// A VM took a request and did nothing about it.
+    #[error("the VM {name} has not {done} within {} seconds", control::PATIENCE.as_secs())]
+    NotDone {
+        /// The VM.
+        name: String,
+        /// What it should have done.
+        done: &'static str,
+    },
     /// `--log` or `HYPERNEST_LOG`.
     #[error("cannot log as {from} says: {what}")]
     Log {
@@ -96,9 +126,12 @@ impl CliError {
         match self {
             Self::Config(_) | Self::Log { .. } | Self::NoSuchEnlightenment { .. } => Exit::USAGE,
             Self::Machine(e) if e.is_host() => Exit::HOST,
-            Self::Machine(_) | Self::GuestCrashed | Self::VcpuFailed(_) | Self::Stdout(_) => {
-                Exit::FAILED
-            }
+            Self::Machine(_)
+            | Self::GuestCrashed
+            | Self::VcpuFailed(_)
+            | Self::Api(_)
+            | Self::NotDone { .. }
+            | Self::Stdout(_) => Exit::FAILED,
         }
     }
 
@@ -111,6 +144,13 @@ impl CliError {
             Self::NoSuchEnlightenment { .. } => Some("`hypernest enlightenments` lists them"),
             Self::Log { .. } => {
                 Some("use off, error, warn, info, debug or trace, or TARGET=LEVEL,...")
+            }
+            Self::Api(ApiError::NoSuchVm { .. }) => Some("`hypernest list` shows the running VMs"),
+            Self::Api(ApiError::NameTaken { .. }) => {
+                Some("give this one another --name, or end that one with `hypernest stop NAME`")
+            }
+            Self::Api(ApiError::Directory { .. } | ApiError::TooLong { .. }) => {
+                Some("the environment variable XDG_RUNTIME_DIR says where run directories are")
             }
             _ => None,
         }
@@ -144,6 +184,13 @@ fn run(command: Command) -> Result<Exit, CliError> {
         Command::Config(args) => config::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Run(args) => run::run(&args),
+        Command::List(args) => list::run(&args),
+        Command::Status(args) => status::run(&args),
+        Command::Pause(args) => control::run(&args, Request::Pause),
+        Command::Resume(args) => control::run(&args, Request::Resume),
+        Command::Reset(args) => control::run(&args, Request::Reset),
+        Command::PowerButton(args) => control::run(&args, Request::PowerButton),
+        Command::Stop(args) => control::run(&args, Request::Kill),
         Command::Enlightenments(args) => enlightenments::run(&args),
     }
 }
@@ -165,14 +212,20 @@ fn explain(e: &clap::Error) -> Exit {
 
 /// The error and its causes in one line, and the help below.
 fn report(e: &CliError) -> String {
-    let mut text = format!("hypernest: {e}");
-    let mut cause = std::error::Error::source(e);
+    let mut text = format!("hypernest: {}", chain(e));
+    if let Some(help) = e.help() {
+        text.push_str(&format!("\n  {help}"));
+    }
+    text
+}
+
+/// The error and its causes in one line.
+fn chain(e: &dyn std::error::Error) -> String {
+    let mut text = e.to_string();
+    let mut cause = e.source();
     while let Some(e) = cause {
         text.push_str(&format!(": {e}"));
         cause = e.source();
-    }
-    if let Some(help) = e.help() {
-        text.push_str(&format!("\n  {help}"));
     }
     text
 }
@@ -192,6 +245,13 @@ pub fn print(text: &str) -> Result<(), CliError> {
         .write_all(text.as_bytes())
         .and_then(|()| stdout.flush())
         .map_err(CliError::Stdout)
+}
+
+/// A result as JSON, for [`print`].
+fn to_json(value: &impl serde::Serialize) -> Result<String, CliError> {
+    serde_json::to_string_pretty(value)
+        .map(|json| json + "\n")
+        .map_err(|e| CliError::Stdout(e.into()))
 }
 
 #[cfg(test)]

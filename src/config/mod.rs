@@ -19,7 +19,7 @@ pub use build::{Checked, build};
 pub use file::ConfigFile;
 pub use flags::Flags;
 pub use host::HostLimits;
-pub use parse::is_name;
+pub use parse::{is_name, show_size};
 pub use problem::{ConfigError, Origin, Problem};
 pub use setting::{SETTINGS, Setting, Shape};
 pub use suggest::nearest;

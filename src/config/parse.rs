@@ -63,7 +63,7 @@ pub(super) fn size(value: &Scalar) -> Result<u64, Wrong> {
 }
 
 /// A size for people: the largest unit that leaves a whole number.
-pub(super) fn show_size(bytes: u64) -> String {
+pub fn show_size(bytes: u64) -> String {
     for (shift, unit) in [(40, "T"), (30, "G"), (20, "M"), (10, "K")] {
         if bytes != 0 && bytes.trailing_zeros() >= shift {
             return format!("{}{unit}", bytes >> shift);

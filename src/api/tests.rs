@@ -1,0 +1,289 @@
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::mpsc::Receiver;
+use std::time::Duration;
+
+use super::*;
+use crate::life::{LifeEvent, LifeHandle, Request};
+
+struct Vm {
+    server: Server,
+    events: Receiver<LifeEvent>,
+}
+
+fn dirs(dir: &tempfile::TempDir) -> RunDirs {
+    RunDirs::at(dir.path().join("hypernest"))
+}
+
+fn status(name: &str) -> Status {
+    Status {
+        name: name.to_owned(),
+        pid: std::process::id(),
+        version: "1".to_owned(),
+        state: State::Running,
+        uptime_ms: 1234,
+        resets: 0,
+        vcpus: 2,
+        memory: 1 << 30,
+        hv: vec!["hv-time".to_owned()],
+        crash: None,
+        ptys: [("serial".to_owned(), "/dev/pts/9".to_owned())].into(),
+    }
+}
+
+fn start(dirs: &RunDirs, name: &'static str) -> Vm {
+    let (life, events) = LifeHandle::channel();
+    let dir = dirs.claim(name).unwrap();
+    let patience = Duration::from_millis(300);
+    let server = Server::start_with_patience(dir, life, move || status(name), patience).unwrap();
+    Vm { server, events }
+}
+
+/// Sends `text` as it is, and reads a line.
+fn raw(dirs: &RunDirs, name: &str, text: &[u8]) -> String {
+    let mut stream = UnixStream::connect(dirs.socket(name)).unwrap();
+    stream.write_all(text).unwrap();
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line).unwrap();
+    line
+}
+
+#[test]
+fn commands_arrive_and_are_answered() {
+    let tmp = tempfile::tempdir().unwrap();
+    let dirs = dirs(&tmp);
+    let vm = start(&dirs, "a");
+    let answer = call(&dirs, "a", Command::Status).unwrap();
+    assert_eq!(answer.as_deref(), Some(&status("a")));
+    for request in [
+        Request::Pause,
+        Request::Resume,
+        Request::Reset,
+        Request::PowerButton,
+        Request::Kill,
+    ] {
+        assert!(call(&dirs, "a", Command::Life(request)).unwrap().is_none());
+        assert_eq!(vm.events.recv().unwrap(), LifeEvent::Request(request));
+    }
+}
+
+#[test]
+fn one_connection_takes_many_requests() {
+    let tmp = tempfile::tempdir().unwrap();
+    let dirs = dirs(&tmp);
+    let vm = start(&dirs, "a");
+    let mut stream = UnixStream::connect(dirs.socket("a")).unwrap();
+    stream
+        .write_all(b"{\"command\":\"pause\"}\n{\"command\":\"resume\"}\n{\"command\":\"sta")
+        .unwrap();
+    stream.write_all(b"tus\"}\n").unwrap();
+    let mut lines = BufReader::new(stream).lines();
+    assert_eq!(lines.next().unwrap().unwrap(), "{\"ok\":null}");
+    assert_eq!(lines.next().unwrap().unwrap(), "{\"ok\":null}");
+    assert!(
+        lines
+            .next()
+            .unwrap()
+            .unwrap()
+            .starts_with("{\"ok\":{\"name\":\"a\"")
+    );
+    assert_eq!(
+        vm.events.recv().unwrap(),
+        LifeEvent::Request(Request::Pause)
+    );
+    assert_eq!(
+        vm.events.recv().unwrap(),
+        LifeEvent::Request(Request::Resume)
+    );
+}
+
+#[test]
+fn what_is_no_request_is_refused() {
+    let tmp = tempfile::tempdir().unwrap();
+    let dirs = dirs(&tmp);
+    let vm = start(&dirs, "a");
+    for (text, says) in [
+        (&b"\n"[..], "not a request"),
+        (b"{}\n", "not a request"),
+        (b"[1]\n", "not a request"),
+        (b"\xff\n", "not a request"),
+        (b"{\"command\":\"reset\",\"force\":true}\n", "not a request"),
+        (
+            b"{\"command\":\"stauts\"}\n",
+            "did you mean \\\"status\\\"?",
+        ),
+        (b"{\"command\":\"x\"}\n", "the commands are status, pause"),
+        (&[b'['; 4095], ""),
+        (&[b'x'; 5000], "longer than 4096 bytes"),
+    ] {
+        let line = raw(&dirs, "a", text);
+        // A line that never ends and is not too long is given up after a while, without an answer.
+        assert_eq!(
+            line.starts_with("{\"error\":\""),
+            !says.is_empty(),
+            "{line}"
+        );
+        assert!(line.contains(says), "{line}");
+    }
+    assert!(vm.events.try_recv().is_err());
+    assert!(call(&dirs, "a", Command::Status).is_ok());
+}
+
+#[test]
+fn idle_clients_cannot_keep_others_out() {
+    let tmp = tempfile::tempdir().unwrap();
+    let dirs = dirs(&tmp);
+    let _vm = start(&dirs, "a");
+    let mut idle: Vec<_> = (0..40)
+        .map(|_| UnixStream::connect(dirs.socket("a")).unwrap())
+        .collect();
+    idle[0].write_all(b"{").unwrap();
+    assert!(call(&dirs, "a", Command::Status).is_ok());
+    // The first ones were let go for that.
+    assert_eq!(idle[0].read(&mut [0]).unwrap(), 0);
+}
+
+#[test]
+fn a_client_that_takes_no_answers_is_let_go() {
+    let tmp = tempfile::tempdir().unwrap();
+    let dirs = dirs(&tmp);
+    let _vm = start(&dirs, "a");
+    let mut greedy = UnixStream::connect(dirs.socket("a")).unwrap();
+    greedy
+        .set_write_timeout(Some(Duration::from_secs(20)))
+        .unwrap();
+    // It asks and asks, until the server no longer reads, and then closes.
+    let e = loop {
+        if let Err(e) = greedy.write_all(b"{\"command\":\"status\"}\n") {
+            break e;
+        }
+    };
+    assert!(
+        matches!(
+            e.kind(),
+            std::io::ErrorKind::BrokenPipe | std::io::ErrorKind::ConnectionReset
+        ),
+        "{e}"
+    );
+    assert!(call(&dirs, "a", Command::Status).is_ok());
+}
+
+#[test]
+fn a_name_is_taken_once() {
+    let tmp = tempfile::tempdir().unwrap();
+    let dirs = dirs(&tmp);
+    let vm = start(&dirs, "a");
+    let e = dirs.claim("a").unwrap_err().to_string();
+    let pid = std::process::id();
+    assert_eq!(
+        e,
+        format!("a VM named a is already running (process {pid})")
+    );
+    assert!(call(&dirs, "a", Command::Status).is_ok());
+    drop(vm);
+    assert!(dirs.claim("a").is_ok());
+}
+
+#[test]
+fn nothing_is_left_behind() {
+    let tmp = tempfile::tempdir().unwrap();
+    let dirs = dirs(&tmp);
+    let vm = start(&dirs, "a");
+    let path = vm.server.dir().path().to_owned();
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&path), 0o700);
+    assert_eq!(mode(path.parent().unwrap()), 0o700);
+    drop(vm);
+    assert!(!path.exists());
+}
+
+#[test]
+fn the_remains_of_a_dead_vm_are_taken_over_and_not_listed() {
+    let tmp = tempfile::tempdir().unwrap();
+    let dirs = dirs(&tmp);
+    drop(dirs.claim("x"));
+    let path = tmp.path().join("hypernest/a");
+    std::fs::create_dir(&path).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o700)).unwrap();
+    std::fs::write(path.join("pid"), "1\n").unwrap();
+    // A socket that nobody listens on any more.
+    drop(std::os::unix::net::UnixListener::bind(path.join("control.sock")).unwrap());
+    assert!(list(&dirs).unwrap().is_empty());
+    assert!(matches!(
+        call(&dirs, "a", Command::Status),
+        Err(ApiError::NoSuchVm { .. })
+    ));
+    let _vm = start(&dirs, "a");
+    assert!(call(&dirs, "a", Command::Status).is_ok());
+}
+
+#[test]
+fn the_list_is_of_all_that_run() {
+    let tmp = tempfile::tempdir().unwrap();
+    let dirs = dirs(&tmp);
+    assert!(list(&dirs).unwrap().is_empty());
+    let _vms = (start(&dirs, "b"), start(&dirs, "a"));
+    let found = list(&dirs).unwrap();
+    let names: Vec<_> = found.iter().map(|f| f.name.as_str()).collect();
+    assert_eq!(names, ["a", "b"]);
+    assert_eq!(**found[0].status.as_ref().unwrap(), status("a"));
+}
+
+#[test]
+fn a_vm_that_is_not_there_is_told_with_what_was_meant() {
+    let tmp = tempfile::tempdir().unwrap();
+    let dirs = dirs(&tmp);
+    let _vm = start(&dirs, "windows");
+    let says = |name: &str| call(&dirs, name, Command::Status).unwrap_err().to_string();
+    assert_eq!(
+        says("widnows"),
+        "there is no running VM named \"widnows\"; did you mean windows?"
+    );
+    assert_eq!(
+        says("../x\u{1b}"),
+        "there is no running VM named \"../x\\u{1b}\""
+    );
+}
+
+#[test]
+fn a_directory_that_others_can_enter_is_not_used() {
+    let tmp = tempfile::tempdir().unwrap();
+    let dirs = dirs(&tmp);
+    let base = tmp.path().join("hypernest");
+    std::fs::create_dir(&base).unwrap();
+    std::fs::set_permissions(&base, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let e = dirs.claim("a").unwrap_err().to_string();
+    assert!(e.contains("other users have access"), "{e}");
+    assert!(list(&dirs).is_err());
+    std::fs::remove_dir(&base).unwrap();
+    std::os::unix::fs::symlink("/", &base).unwrap();
+    let e = dirs.claim("a").unwrap_err().to_string();
+    assert!(e.contains("not a directory"), "{e}");
+}
+
+#[test]
+fn a_path_too_long_for_a_socket_is_told() {
+    let dirs = RunDirs::at(Path::new("/tmp").join("x".repeat(90)));
+    let e = dirs.claim("vm").unwrap_err().to_string();
+    assert!(e.contains("a socket's can have 107"), "{e}");
+}
+
+#[test]
+fn a_runtime_directory_that_is_not_there_is_told() {
+    let e = RunDirs::at("/nonexistent/hypernest".into())
+        .claim("vm")
+        .unwrap_err();
+    assert!(matches!(e, ApiError::Directory { .. }), "{e}");
+}
+
+#[test]
+fn the_documented_answer_is_one() {
+    let book = include_str!("../../docs/control-socket.md");
+    let block = book.split("```json\n").nth(2).unwrap();
+    let text = block.split("```").next().unwrap();
+    let json: serde_json::Value = serde_json::from_str(text).unwrap();
+    let read: Status = serde_json::from_value(json["ok"].clone()).unwrap();
+    assert_eq!(serde_json::to_value(&read).unwrap(), json["ok"]);
+}

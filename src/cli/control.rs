@@ -1,0 +1,153 @@
+//! `hypernest pause`, `resume`, `reset`, `power-button` and `stop`: requests to a running VM.
+
+use std::time::{Duration, Instant};
+
+use super::{CliError, Exit};
+use crate::api::{ApiError, Command, RunDirs, State, call};
+use crate::life::Request;
+
+/// How long is waited until a request shows.
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+const STEP: Duration = Duration::from_millis(10);
+
+/// Which VM.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The VM's name
+    name: String,
+}
+
+/// Makes the request, and waits until it is carried out where that can be seen.
+///
+/// # Errors
+/// If there is no such VM, or it does not do it.
+pub fn run(args: &Args, request: Request) -> Result<Exit, CliError> {
+    carry_out(&RunDirs::of_user(), &args.name, request, PATIENCE)
+}
+
+fn carry_out(
+    dirs: &RunDirs,
+    name: &str,
+    request: Request,
+    patience: Duration,
+) -> Result<Exit, CliError> {
+    call(dirs, name, Command::Life(request))?;
+    let done = match request {
+        Request::Pause => "paused",
+        Request::Resume => "resumed",
+        Request::Kill => "ended",
+        // The guest decides what comes of it, and when.
+        Request::Reset | Request::PowerButton => return Ok(Exit::DONE),
+    };
+    let deadline = Instant::now() + patience;
+    loop {
+        let state = match call(dirs, name, Command::Status) {
+            Ok(status) => status.map(|s| s.state),
+            Err(ApiError::NoSuchVm { .. } | ApiError::Talk { .. }) if request == Request::Kill => {
+                return Ok(Exit::DONE);
+            }
+            Err(e) => return Err(e.into()),
+        };
+        match (request, state) {
+            (Request::Pause, Some(State::Paused | State::Crashed))
+            | (Request::Resume, Some(State::Running)) => return Ok(Exit::DONE),
+            _ if Instant::now() >= deadline => {
+                return Err(CliError::NotDone {
+                    name: name.to_owned(),
+                    done,
+                });
+            }
+            _ => std::thread::sleep(STEP),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+    use crate::api::{Server, Status};
+    use crate::life::{LifeEvent, LifeHandle};
+
+    fn status(state: State) -> Status {
+        Status {
+            name: "vm".to_owned(),
+            pid: 1,
+            version: String::new(),
+            state,
+            uptime_ms: 0,
+            resets: 0,
+            vcpus: 1,
+            memory: 0,
+            hv: Vec::new(),
+            crash: None,
+            ptys: std::collections::BTreeMap::new(),
+        }
+    }
+
+    /// Ends when what was asked for shows in the status, or the VM is gone.
+    #[test]
+    fn requests_are_waited_for() {
+        let tmp = tempfile::tempdir().unwrap();
+        let dirs = RunDirs::at(tmp.path().join("hypernest"));
+        let (life, events) = LifeHandle::channel();
+        let state = Arc::new(Mutex::new(State::Running));
+        let told = Arc::clone(&state);
+        let server = Server::start(dirs.claim("vm").unwrap(), life, move || {
+            status(*told.lock().unwrap())
+        })
+        .unwrap();
+        let shown = Arc::clone(&state);
+        let vm = std::thread::spawn(move || {
+            let mut seen = Vec::new();
+            for event in events {
+                let LifeEvent::Request(request) = event else {
+                    continue;
+                };
+                seen.push(request);
+                match request {
+                    Request::Pause => *shown.lock().unwrap() = State::Paused,
+                    Request::Resume => *shown.lock().unwrap() = State::Running,
+                    Request::Kill => break,
+                    _ => {}
+                }
+            }
+            drop(server);
+            seen
+        });
+        let requests = [
+            Request::Pause,
+            Request::Resume,
+            Request::Reset,
+            Request::PowerButton,
+            Request::Kill,
+        ];
+        for request in requests {
+            carry_out(&dirs, "vm", request, PATIENCE).unwrap();
+            match request {
+                Request::Pause => assert_eq!(*state.lock().unwrap(), State::Paused),
+                Request::Resume => assert_eq!(*state.lock().unwrap(), State::Running),
+                _ => {}
+            }
+        }
+        assert_eq!(vm.join().unwrap(), requests);
+        assert!(matches!(
+            carry_out(&dirs, "vm", Request::Kill, PATIENCE),
+            Err(CliError::Api(ApiError::NoSuchVm { .. }))
+        ));
+    }
+
+    #[test]
+    fn a_vm_that_does_nothing_is_told() {
+        let tmp = tempfile::tempdir().unwrap();
+        let dirs = RunDirs::at(tmp.path().join("hypernest"));
+        let (life, _events) = LifeHandle::channel();
+        let dir = dirs.claim("vm").unwrap();
+        let _server = Server::start(dir, life, || status(State::Running)).unwrap();
+        assert!(matches!(
+            carry_out(&dirs, "vm", Request::Pause, Duration::ZERO),
+            Err(CliError::NotDone { done: "paused", .. })
+        ));
+    }
+}

@@ -1,0 +1,141 @@
+//! `hypernest status`: how a running VM is.
+
+use std::fmt::Write;
+
+use super::{CliError, Exit, print, to_json};
+use crate::api::{Command, RunDirs, Status, call};
+use crate::config::show_size;
+
+/// Tell how a running VM is
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The VM's name
+    name: String,
+
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Shows the status.
+///
+/// # Errors
+/// If there is no such VM, or it does not answer.
+pub fn run(args: &Args) -> Result<Exit, CliError> {
+    if let Some(status) = call(&RunDirs::of_user(), &args.name, Command::Status)? {
+        let text = if args.json {
+            to_json(&status)?
+        } else {
+            describe(&status)
+        };
+        print(&text)?;
+    }
+    Ok(Exit::DONE)
+}
+
+fn describe(status: &Status) -> String {
+    let mut text = format!(
+        "{}: {} for {} (process {}, hypernest {})\n",
+        status.name,
+        status.state.name(),
+        show_time(status.uptime_ms),
+        status.pid,
+        status.version
+    );
+    let mut line = |what: &str, value: &str| {
+        // Writing to a string cannot fail.
+        let _written = writeln!(text, "  {what:<10}{value}");
+    };
+    line("vCPUs", &status.vcpus.to_string());
+    line("memory", &show_size(status.memory));
+    let hv = match status.hv.as_slice() {
+        [] => "none".to_owned(),
+        names => names.join(" "),
+    };
+    line("Hyper-V", &hv);
+    if status.resets > 0 {
+        line("resets", &status.resets.to_string());
+    }
+    for (device, path) in &status.ptys {
+        line(device, path);
+    }
+    if let Some(crash) = &status.crash {
+        let mut what = crash.by.clone();
+        for param in crash.params.iter().flatten() {
+            what.push_str(&format!(" {param:#x}"));
+        }
+        line("crash", &what);
+        // The guest's words, which could hold anything that a terminal obeys.
+        for words in crash.message.iter().flat_map(|m| m.lines()) {
+            line("", &words.escape_debug().to_string());
+        }
+    }
+    text
+}
+
+/// A time in its two largest units.
+pub(super) fn show_time(ms: u64) -> String {
+    let (days, hours, minutes, seconds) = (
+        ms / 86_400_000,
+        ms / 3_600_000 % 24,
+        ms / 60_000 % 60,
+        ms / 1000 % 60,
+    );
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{seconds} s"),
+        (0, 0, _) => format!("{minutes} min {seconds} s"),
+        (0, _, _) => format!("{hours} h {minutes} min"),
+        _ => format!("{days} d {hours} h"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::{Crash, State};
+
+    #[test]
+    fn a_status_for_people() {
+        let status = Status {
+            name: "win".to_owned(),
+            pid: 7,
+            version: "1.2.3".to_owned(),
+            state: State::Crashed,
+            uptime_ms: 3_723_000,
+            resets: 2,
+            vcpus: 4,
+            memory: 2 << 30,
+            hv: vec!["hv-relaxed".to_owned(), "hv-time".to_owned()],
+            crash: Some(Crash {
+                by: "hyper-v".to_owned(),
+                params: Some([0x7e, 1, 2, 3, 4]),
+                message: Some("dead\u{1b}[2J\nend".to_owned()),
+            }),
+            ptys: [("serial".to_owned(), "/dev/pts/3".to_owned())].into(),
+        };
+        assert_eq!(
+            describe(&status),
+            "win: crashed for 1 h 2 min (process 7, hypernest 1.2.3)\n  \
+               vCPUs     4\n  \
+               memory    2G\n  \
+               Hyper-V   hv-relaxed hv-time\n  \
+               resets    2\n  \
+               serial    /dev/pts/3\n  \
+               crash     hyper-v 0x7e 0x1 0x2 0x3 0x4\n            \
+                         dead\\u{1b}[2J\n            \
+                         end\n"
+        );
+    }
+
+    #[test]
+    fn times() {
+        for (ms, shown) in [
+            (0, "0 s"),
+            (59_999, "59 s"),
+            (61_000, "1 min 1 s"),
+            (90_061_000, "1 d 1 h"),
+        ] {
+            assert_eq!(show_time(ms), shown);
+        }
+    }
+}
