@@ -350,6 +350,9 @@ fn a_host_that_does_not_nest_fails_the_nested_profile_for_that() {
             .any(|p| p.contains("neither VMX nor SVM")),
         "{nested:?}"
     );
+    let text = render(&diagnosis, Style::Plain);
+    let (_, conclusion) = text.rsplit_once("\n\n").unwrap();
+    assert!(conclusion.contains("neither VMX"), "{conclusion}");
     assert!(judge(&host, Profile::Windows).works);
 }
 

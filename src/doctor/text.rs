@@ -171,11 +171,13 @@ fn conclusion(out: &mut String, style: Style, diagnosis: &Diagnosis) {
     } else {
         let mut text = format!("Profile {} does not work on this host", verdict.profile);
         match verdict.missing.as_slice() {
-            [] => text.push_str(&format!(": {}", verdict.problems.join("; "))),
             [one] if verdict.problems.len() == 1 => {
                 text.push_str(&format!(": {one} is the one thing missing"));
             }
-            several => text.push_str(&format!(": missing {}", several.join(", "))),
+            several if several.len() == verdict.problems.len() => {
+                text.push_str(&format!(": missing {}", several.join(", ")));
+            }
+            _ => text.push_str(&format!(": {}", verdict.problems.join("; "))),
         }
         text.push('.');
         text
