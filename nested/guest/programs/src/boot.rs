@@ -96,10 +96,11 @@ impl Boot {
     /// Once per boot, with identity-mapped memory, and with `self` telling the truth.
     pub(crate) unsafe fn take_over(self) -> Start {
         let info = u64::from(self.info);
-        let protocol = if self.magic == MULTIBOOT_MAGIC {
-            Protocol::Multiboot
-        } else if read32(info) == START_INFO_MAGIC {
+        // The structure's own magic first: qboot leaves Multiboot's in EAX for PVH too.
+        let protocol = if read32(info) == START_INFO_MAGIC {
             Protocol::Pvh
+        } else if self.magic == MULTIBOOT_MAGIC {
+            Protocol::Multiboot
         } else {
             Protocol::Unknown
         };
