@@ -166,6 +166,8 @@ pub mod synic {
     pub const TIMER_EXPIRED: u32 = 0x8000_0010;
     /// STIMER CONFIG: the timer runs.
     pub const STIMER_ENABLE: u64 = 1 << 0;
+    /// STIMER CONFIG: the timer starts again by itself, COUNT being its period.
+    pub const STIMER_PERIODIC: u64 = 1 << 1;
     /// STIMER CONFIG: the vector in 11:4 is raised directly.
     pub const STIMER_DIRECT: u64 = 1 << 12;
 

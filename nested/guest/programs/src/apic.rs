@@ -1,10 +1,13 @@
 //! The local APIC, by MSRs where there is x2APIC, else by memory.
 #![allow(unsafe_code, reason = "writes registers that route interrupts")]
 
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+use hypernest_nested::hyperv::msr;
 
 use crate::cpu::{self, cpuid, rdmsr, wrmsr};
-use crate::pages::Device;
+use crate::hypercall::write_register;
+use crate::pages::{Device, Page};
 
 const APIC_BASE: u32 = 0x1B;
 const APIC_BASE_ENABLE: u64 = 1 << 11;
@@ -15,6 +18,14 @@ const DEFAULT_ADDRESS: u64 = 0xFEE0_0000;
 const X2APIC: u32 = 0x800;
 const EOI: u32 = 0x0B;
 const SPURIOUS: u32 = 0x0F;
+const ICR: u32 = 0x30;
+
+// Fields of the interrupt command register (SDM volume 3, figure 12-12).
+const INIT: u32 = 5 << 8;
+const START_UP: u32 = 6 << 8;
+const ASSERT: u32 = 1 << 14;
+const SELF: u32 = 1 << 18;
+const OTHERS: u32 = 3 << 18;
 
 /// Software-enabled, with 0xFF as the spurious vector.
 const ENABLE: u32 = 0x1FF;
@@ -36,10 +47,85 @@ pub(crate) fn set_up() {
     write(SPURIOUS, ENABLE);
 }
 
-/// Ends the interrupt `vector` on this processor.
-pub(crate) fn end_of_interrupt(vector: u8) {
-    if vector != SPURIOUS_VECTOR {
+/// How the boot processor ends an interrupt.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum EndBy {
+    /// The APIC's own register.
+    Apic,
+    /// The synthetic register.
+    Synthetic,
+    /// Not at all if its VP assist page says so, else the APIC's own register.
+    Assist(Page),
+}
+
+static SYNTHETIC_EOI: AtomicBool = AtomicBool::new(false);
+/// Address of the boot processor's assist page while it is asked, else 0.
+static ASSIST: AtomicU64 = AtomicU64::new(0);
+static SPARED: AtomicU32 = AtomicU32::new(0);
+
+/// Chooses how the boot processor ends interrupts from now on.
+pub(crate) fn end_interrupts_by(way: EndBy) {
+    SYNTHETIC_EOI.store(matches!(way, EndBy::Synthetic), Ordering::Relaxed);
+    let assist = if let EndBy::Assist(page) = way {
+        page.address()
+    } else {
+        0
+    };
+    ASSIST.store(assist, Ordering::Relaxed);
+}
+
+/// How many interrupts the assist page has spared an end so far.
+pub(crate) fn ends_spared() -> u32 {
+    SPARED.load(Ordering::Relaxed)
+}
+
+/// Ends the interrupt `vector` on processor `order`.
+pub(crate) fn end_of_interrupt(order: usize, vector: u8) {
+    if vector == SPURIOUS_VECTOR {
+        return;
+    }
+    let boot_processor = order == 0;
+    if boot_processor && let Some(page) = Page::existing(ASSIST.load(Ordering::Relaxed)) {
+        // TLFS, "Virtual interrupt controller": bit 0 of the first word is "no EOI required", reset by the guest.
+        if page.swap32(0, 0) & 1 != 0 {
+            SPARED.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+    }
+    if boot_processor && SYNTHETIC_EOI.load(Ordering::Relaxed) {
+        // A refused write shows as a missing second interrupt.
+        let _ = write_register(msr::EOI, 0);
+    } else {
         write(EOI, 0);
+    }
+}
+
+/// Resets every other processor.
+pub(crate) fn init_others() {
+    write(ICR, INIT | ASSERT | OTHERS);
+}
+
+/// Starts every other processor that waits for it, in real mode at `page * 4096`.
+pub(crate) fn start_others(page: u8) {
+    write(ICR, START_UP | ASSERT | OTHERS | u32::from(page));
+}
+
+pub(crate) fn interrupt_others(vector: u8) {
+    write(ICR, ASSERT | OTHERS | u32::from(vector));
+}
+
+pub(crate) fn interrupt_self(vector: u8) {
+    write(ICR, ASSERT | SELF | u32::from(vector));
+}
+
+/// This processor's APIC identifier.
+pub(crate) fn id() -> u32 {
+    // The extended topology leaf has all 32 bits, the older one 8.
+    let (leaf, old) = (cpuid(0xB, 0), cpuid(1, 0).ebx >> 24);
+    if cpuid(0, 0).eax >= 0xB && leaf.ebx != 0 {
+        leaf.edx
+    } else {
+        old
     }
 }
 

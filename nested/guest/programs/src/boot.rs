@@ -6,7 +6,7 @@
 
 use core::fmt;
 
-use crate::{apic, console, cpu, pages, trap};
+use crate::{apic, console, pages, smp, trap};
 
 /// EAX at the entry from a Multiboot loader.
 const MULTIBOOT_MAGIC: u32 = 0x2BAD_B002;
@@ -48,8 +48,10 @@ pub unsafe fn boot_processor(boot: Boot) -> ! {
 /// # Safety
 /// Once per boot for each `order`, from 1 to below [`crate::MAX_CPUS`], in the state that [`boot_processor`] wants.
 pub unsafe fn application_processor(order: u32) -> ! {
-    let _ = order;
-    cpu::halt_forever()
+    let order = order as usize;
+    trap::set_up(order);
+    apic::set_up();
+    smp::work_for_ever(order)
 }
 
 /// Who loaded the image.
@@ -74,6 +76,7 @@ impl fmt::Display for Protocol {
 #[derive(Debug)]
 pub(crate) struct Start {
     pub(crate) protocol: Protocol,
+    pub(crate) trampoline: &'static [u8],
     line: [u8; 1024],
     line_len: usize,
 }
@@ -126,6 +129,7 @@ impl Boot {
         unsafe { pages::give(free_from, ram_end.min(MAPPED)) };
         Start {
             protocol,
+            trampoline: self.trampoline,
             line,
             line_len,
         }

@@ -128,6 +128,38 @@ pub(crate) fn fault_address() -> u64 {
     value
 }
 
+pub(crate) fn enable_interrupts() {
+    // SAFETY: handlers are set up before this is called.
+    unsafe { asm!("sti", options(nomem, nostack)) }
+}
+
+pub(crate) fn disable_interrupts() {
+    // SAFETY: changes nothing but when handlers run.
+    unsafe { asm!("cli", options(nomem, nostack)) }
+}
+
+/// With interrupts off: lets them in, without a gap between that and waiting for one.
+pub(crate) fn wait_for_interrupt() {
+    // SAFETY: as for `enable_interrupts`.
+    unsafe { asm!("sti", "hlt", options(nomem, nostack)) }
+}
+
+/// Where the page tables begin.
+pub(crate) fn page_table_root() -> u64 {
+    let value;
+    // SAFETY: reads a register.
+    unsafe { asm!("mov {}, cr3", out(reg) value, options(nomem, nostack, preserves_flags)) }
+    value
+}
+
+/// Drops this processor's translations.
+pub(crate) fn flush_own_translations() {
+    // SAFETY: loads what was there.
+    unsafe {
+        asm!("mov {value}, cr3", "mov cr3, {value}", value = out(reg) _, options(nostack, preserves_flags));
+    }
+}
+
 /// Stops this processor for good.
 pub(crate) fn halt_forever() -> ! {
     loop {

@@ -6,9 +6,12 @@
 //! |---|---|
 //! | `hello` | says so and ends: for boot times and smoke tests |
 //! | `hvdump` | prints CPUID and every readable synthetic MSR |
+//! | `hvtest` | tries everything that the hypervisor says it has |
 //! | `l2` | times exits from inside, by default of CPUID |
 //! | `exits` | the same, by default of every kind |
 //! | `fault` | breaks in the way asked for |
+//! | `crash` | reports a crash by the crash registers and goes on |
+//! | `reset` | resets the machine in the way asked for |
 //!
 //! A program reports on the debug console ([`hypernest_nested::probe`]) and ends by the debug-exit port.
 //!
@@ -24,8 +27,14 @@ mod cpu;
 mod exits;
 mod fault;
 mod hvdump;
+mod hvtest;
+mod hypercall;
+mod life;
 mod pages;
+mod smp;
+mod text;
 mod trap;
+mod window;
 
 use args::Args;
 pub use boot::{Boot, application_processor, boot_processor};
@@ -40,6 +49,7 @@ pub const STACK_SIZE: usize = 16 * 1024;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Exit {
     Done,
+    Failed,
     WrongUse,
     Panicked,
 }
@@ -48,6 +58,7 @@ impl Exit {
     const fn code(self) -> u8 {
         match self {
             Self::Done => 0,
+            Self::Failed => 1,
             Self::WrongUse => 2,
             Self::Panicked => 3,
         }
@@ -62,9 +73,12 @@ fn run(start: &boot::Start) -> ! {
             Exit::Done
         }
         Some("hvdump") => hvdump::run(&args),
+        Some("hvtest") => hvtest::run(&args, start.trampoline),
         Some("l2") => exits::run(&args, "cpuid"),
         Some("exits") => exits::run(&args, exits::ALL),
         Some("fault") => fault::run(&args),
+        Some("crash") => life::crash(&args),
+        Some("reset") => life::reset(&args),
         _ => {
             say!(
                 "no program in the command line {:?}; there are {:?}",

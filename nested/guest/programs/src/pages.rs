@@ -1,7 +1,7 @@
 //! Pages of RAM, given out and never taken back.
 #![allow(unsafe_code, reason = "memory outside of Rust's objects")]
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 pub(crate) const PAGE_SIZE: u64 = 4096;
 
@@ -41,9 +41,34 @@ impl Page {
         Self(take(1))
     }
 
+    /// The page at `address`, which a `Page` had; `None` for 0.
+    pub(crate) fn existing(address: u64) -> Option<Self> {
+        (address != 0).then_some(Self(address))
+    }
+
     /// Its physical address, which is its linear address too.
     pub(crate) const fn address(self) -> u64 {
         self.0
+    }
+
+    pub(crate) fn read8(self, offset: usize) -> u8 {
+        // SAFETY: `at` keeps the access inside of the page.
+        unsafe { self.at::<u8>(offset).read_volatile() }
+    }
+
+    pub(crate) fn read32(self, offset: usize) -> u32 {
+        // SAFETY: as in `read8`.
+        unsafe { self.at::<u32>(offset).read_volatile() }
+    }
+
+    pub(crate) fn read64(self, offset: usize) -> u64 {
+        // SAFETY: as in `read8`.
+        unsafe { self.at::<u64>(offset).read_volatile() }
+    }
+
+    pub(crate) fn write8(self, offset: usize, value: u8) {
+        // SAFETY: as in `read8`.
+        unsafe { self.at::<u8>(offset).write_volatile(value) }
     }
 
     pub(crate) fn write32(self, offset: usize, value: u32) {
@@ -54,6 +79,13 @@ impl Page {
     pub(crate) fn write64(self, offset: usize, value: u64) {
         // SAFETY: as in `read8`.
         unsafe { self.at::<u64>(offset).write_volatile(value) }
+    }
+
+    /// Exchanges a word in one step.
+    pub(crate) fn swap32(self, offset: usize, value: u32) -> u32 {
+        // SAFETY: inside of the page, aligned, and for good; everyone else's accesses are single instructions too.
+        let word = unsafe { AtomicU32::from_ptr(self.at(offset)) };
+        word.swap(value, Ordering::AcqRel)
     }
 
     fn at<T>(self, offset: usize) -> *mut T {

@@ -6,9 +6,11 @@
 //! reported and ends the run.
 #![allow(unsafe_code, reason = "descriptor tables and interrupt entry")]
 
+use core::arch::{asm, naked_asm};
+use core::sync::atomic::{AtomicU32, Ordering};
+
 use crate::pages::{self, PAGE_SIZE, as_usize};
 use crate::{Exit, MAX_CPUS, apic, cpu, say};
-use core::arch::{asm, naked_asm};
 
 /// What a hypercall returns that is no instruction here; no hypervisor returns it.
 pub(crate) const NO_HYPERCALL: u64 = u64::MAX;
@@ -21,6 +23,14 @@ const IST_PAGES: u64 = 4;
 const CODE: u16 = 0x08;
 const TSS: u16 = 0x18;
 const GS_BASE: u32 = 0xC000_0101;
+
+static COUNTS: [[AtomicU32; 256]; MAX_CPUS] =
+    [const { [const { AtomicU32::new(0) }; 256] }; MAX_CPUS];
+
+/// How often `vector` came to processor `order`.
+pub(crate) fn count(order: usize, vector: u8) -> u32 {
+    COUNTS[order][usize::from(vector)].load(Ordering::Acquire)
+}
 
 /// What the entry stub pushed: registers, then what it and the processor pushed.
 #[repr(C)]
@@ -123,7 +133,8 @@ extern "sysv64" fn handle(frame: &mut Frame) {
     let vector = (frame.vector & 0xFF) as u8;
     let order = this_processor();
     if frame.vector >= FIRST_INTERRUPT {
-        apic::end_of_interrupt(vector);
+        apic::end_of_interrupt(order, vector);
+        COUNTS[order][usize::from(vector)].fetch_add(1, Ordering::Release);
         return;
     }
     let code = if matches!(frame.vector, GP | UD) {
