@@ -69,10 +69,9 @@ impl Device for Debugcon {
     fn reset(&mut self) {}
 
     fn read(&mut self, addr: u64, data: &mut [u8]) {
-        if addr == self.port
-            && let Some(byte) = data.first_mut()
-        {
-            *byte = DEBUGCON_SIGNATURE;
+        // In every byte: how guests find out that wide writes work as well.
+        if addr == self.port {
+            data.fill(DEBUGCON_SIGNATURE);
         }
     }
 
@@ -104,7 +103,8 @@ impl CharDevice for Debugcon {
 mod tests {
     use super::*;
     use crate::devices::io_thread::IoThread;
-    use crate::devices::testing::{inb, outb, outl};
+    use crate::devices::testing::{inb, inl, outb, outl};
+    use hypernest_nested::probe::WIDE_CONSOLE;
 
     #[test]
     fn debug_exit_carries_the_byte() {
@@ -128,6 +128,7 @@ mod tests {
         let io = IoThread::new(LifeHandle::channel().0).unwrap();
         let mut device = Debugcon::new(0x402, Some(io.waker()));
         assert_eq!(inb(&mut device, 0x402), 0xe9);
+        assert_eq!(inl(&mut device, 0x402), WIDE_CONSOLE);
         outb(&mut device, 0x402, b'a');
         device.write(0x402, b"bcd");
         let mut buf = [0; 8];

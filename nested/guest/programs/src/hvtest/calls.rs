@@ -7,6 +7,7 @@ use super::{Check, Feature, Guest, Stop, equal, failed, write};
 use crate::cpu::cpuid;
 use crate::hypercall::Input;
 use crate::pages::Page;
+use crate::text::Text;
 use crate::trap;
 use crate::window::Window;
 
@@ -82,12 +83,9 @@ pub(super) fn long_spin_wait(guest: &mut Guest) -> Check {
     let attempts = cpuid(leaf::RECOMMENDATIONS, 0).ebx;
     // "Never tell" is how a hypervisor says that it has no use for the call.
     if attempts == 0 || attempts == u32::MAX {
-        let never = Feature {
-            leaf: leaf::RECOMMENDATIONS,
-            register: super::Register::Ebx,
-            bit: 0,
-        };
-        return Err(Stop::Absent(never));
+        return Err(Stop::Absent(Text::new(format_args!(
+            "spin attempts before telling: {attempts:#x}"
+        ))));
     }
     succeeds(
         guest,

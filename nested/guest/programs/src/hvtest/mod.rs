@@ -127,7 +127,7 @@ impl Guest {
         if feature.is_announced() {
             Ok(())
         } else {
-            Err(Stop::Absent(reason))
+            Err(Stop::Absent(Text::new(format_args!("{feature}"))))
         }
     }
 
