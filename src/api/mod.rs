@@ -3,6 +3,7 @@
 //! Each VM has a directory with a socket, `control.sock`. A request is a line of JSON, `{"command":"status"}`, and so is its
 //! answer, `{"ok":...}` or `{"error":"..."}`. docs/control-socket.md describes both.
 
+mod board;
 mod client;
 mod protocol;
 mod rundir;
@@ -13,6 +14,7 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
+pub use board::StatusBoard;
 pub use client::{Found, call, list};
 pub use protocol::{Command, Crash, State, Status};
 pub use rundir::{RunDir, RunDirs};

@@ -1,6 +1,7 @@
 //! `hypernest run`: starts a VM and stays until it ends.
 
 use super::{CliError, Exit, VmArgs};
+use crate::api::{RunDirs, Server};
 use crate::machine::{Machine, Outcome};
 
 /// Starts a VM and stays until it ends.
@@ -15,7 +16,11 @@ pub(super) struct Args {
 
 /// Carries it out.
 pub(super) fn run(args: &Args) -> Result<Exit, CliError> {
-    let machine = Machine::new(args.vm.check()?, &[])?;
+    let config = args.vm.check()?;
+    let dir = RunDirs::of_user().claim(&config.name)?;
+    let machine = Machine::new(config, &[])?;
+    let board = machine.board();
+    let _server = Server::start(dir, machine.life(), move || board.status())?;
     match machine.run()? {
         Outcome::PowerOff | Outcome::Killed => Ok(Exit::DONE),
         Outcome::DebugExit(code) => Ok(Exit(code)),

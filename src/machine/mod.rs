@@ -23,6 +23,7 @@ use tracing::{error, info, warn};
 pub use error::{Impossible, MachineError};
 pub use wiring::ExtraPorts;
 
+use crate::api::{Crash, State, Status, StatusBoard};
 use crate::boot;
 use crate::bus::{self, SharedDevice};
 use crate::config::{Irqchip, OnCrash, VmConfig};
@@ -77,6 +78,9 @@ pub struct Machine {
     /// Exits of this one.
     readers: Vec<Reader>,
     started: (SystemTime, Instant),
+    board: StatusBoard,
+    /// Holds the signals back from every thread that is started after it.
+    _signals: SignalThread,
 }
 
 impl Machine {
@@ -93,6 +97,11 @@ impl Machine {
         let kvm = KvmFacts::open(&host.system)?;
         let ram = GuestRam::new(&config.memory, &layout::ram_ranges(config.memory.size))?;
         let (life, events) = LifeHandle::channel();
+        // All threads must inherit the signal mask, and the terminal is set up below: so this comes before.
+        let signals = SignalThread::start(life.clone()).map_err(|source| MachineError::Thread {
+            what: "signal",
+            source,
+        })?;
         let lines = CurrentVm::default();
         let ioapic = (config.irqchip == Irqchip::Split)
             .then(|| Arc::new(IoApic::new(Arc::new(Messages(lines.clone())))));
@@ -119,6 +128,29 @@ impl Machine {
             ioapic,
         };
         let vcpus = usize::try_from(config.cpus.count).expect("at most 255");
+        let started = (SystemTime::now(), Instant::now());
+        let status = Status {
+            name: config.name.clone(),
+            pid: std::process::id(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            state: State::Running,
+            uptime_ms: 0,
+            resets: 0,
+            vcpus: config.cpus.count,
+            memory: config.memory.size,
+            hv: plan
+                .hyperv
+                .enabled()
+                .iter()
+                .map(|id| id.name().to_owned())
+                .collect(),
+            crash: None,
+            ptys: wired
+                .ptys
+                .iter()
+                .map(|(device, path)| (device.to_string(), path.display().to_string()))
+                .collect(),
+        };
         Ok(Self {
             kvm,
             clock: Clock::new(
@@ -137,7 +169,9 @@ impl Machine {
             _io: io.start().map_err(io_failed)?,
             past: vec![Snapshot::default(); vcpus],
             readers: Vec::new(),
-            started: (SystemTime::now(), Instant::now()),
+            started,
+            board: StatusBoard::new(status, started.1),
+            _signals: signals,
             config,
         })
     }
@@ -152,16 +186,16 @@ impl Machine {
         self.life.clone()
     }
 
+    /// Where its status can be read, from any thread.
+    pub fn board(&self) -> StatusBoard {
+        self.board.clone()
+    }
+
     /// Powers on and acts on what happens until the VM ends. Signals are handled meanwhile, as [`signals`] says.
     ///
     /// # Errors
     /// If the VM cannot be created or, after a reset, created again; or if the statistics cannot be written at the end.
     pub fn run(mut self) -> Result<Outcome, MachineError> {
-        // The vCPU threads must inherit the signal mask, so this comes first.
-        let _signals = SignalThread::start(self.life()).map_err(|source| MachineError::Thread {
-            what: "signal",
-            source,
-        })?;
         kick::install_handler().map_err(|e| MachineError::Thread {
             what: "vCPU",
             source: e.into(),
@@ -178,6 +212,7 @@ impl Machine {
                 Then::Reset => {
                     self.power_off(cycle)?;
                     cycle = self.power_on()?;
+                    self.board.count_reset();
                     cycle.resume();
                 }
                 Then::End(outcome) => break outcome,
@@ -243,6 +278,11 @@ impl Machine {
             }
             LifeEvent::GuestPanicked => {
                 warn!("the guest panicked (pvpanic)");
+                self.board.report_crash(Crash {
+                    by: "pvpanic".to_owned(),
+                    params: None,
+                    message: None,
+                });
                 return self.crashed(cycle);
             }
             LifeEvent::GuestCrashLoaded => warn!("the guest panicked and runs its crash kernel"),
@@ -250,8 +290,17 @@ impl Machine {
                 let [p0, p1, p2, p3, p4] = crash.params;
                 error!(
                     "the guest crashed: P0 {p0:#x} P1 {p1:#x} P2 {p2:#x} P3 {p3:#x} P4 {p4:#x}{}",
-                    crash.message.map(|m| format!(": {m}")).unwrap_or_default()
+                    crash
+                        .message
+                        .as_ref()
+                        .map(|m| format!(": {m:?}"))
+                        .unwrap_or_default()
                 );
+                self.board.report_crash(Crash {
+                    by: "hyper-v".to_owned(),
+                    params: Some(crash.params),
+                    message: crash.message,
+                });
                 return self.crashed(cycle);
             }
             LifeEvent::WriteStats => {
@@ -259,8 +308,14 @@ impl Machine {
                     error!("{e}");
                 }
             }
-            LifeEvent::Request(Request::Pause) => cycle.pause(),
-            LifeEvent::Request(Request::Resume) => cycle.resume(),
+            LifeEvent::Request(Request::Pause) => {
+                cycle.pause();
+                self.board.set_state(State::Paused);
+            }
+            LifeEvent::Request(Request::Resume) => {
+                cycle.resume();
+                self.board.set_state(State::Running);
+            }
             LifeEvent::Request(Request::Reset) => return Then::Reset,
             LifeEvent::Request(Request::PowerButton) => bus::lock(&self.acpi).power_button(),
             LifeEvent::Request(Request::Kill) => return Then::End(Outcome::Killed),
@@ -272,7 +327,10 @@ impl Machine {
     fn crashed(&self, cycle: &PowerCycle) -> Then {
         match self.config.on_crash {
             OnCrash::Continue => cycle.resume(),
-            OnCrash::Pause => cycle.pause(),
+            OnCrash::Pause => {
+                cycle.pause();
+                self.board.set_state(State::Crashed);
+            }
             OnCrash::Reset => return Then::Reset,
             OnCrash::Stop => return Then::End(Outcome::Crashed),
         }
