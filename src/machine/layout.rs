@@ -71,6 +71,12 @@ pub const SYSTEM_CONTROL_B: u16 = 0x61;
 /// System control port A: fast A20 and fast reset.
 pub const SYSTEM_CONTROL_A: u16 = 0x92;
 
+/// The 8254 timer's interrupt line.
+pub const TIMER_IRQ: Gsi = Gsi(0);
+
+/// The I/O APIC's pin for [`TIMER_IRQ`], as on every PC: its own pin is the 8259's output there.
+pub const TIMER_PIN: Gsi = Gsi(2);
+
 /// CMOS: index and data ports.
 pub const CMOS_PORTS: Range<u16> = 0x70..0x72;
 

@@ -10,9 +10,10 @@ use kvm_ioctls::{Kvm, MsrExitReason, VmFd};
 use thiserror::Error;
 
 use super::layout;
+use super::lines::pc_routes;
 use crate::config::Irqchip;
 use crate::kvm::msr::MsrRange;
-use crate::kvm::{KvmError, cap, memory, msr};
+use crate::kvm::{KvmError, cap, memory, msr, route};
 use crate::memory::GuestRam;
 
 /// Why a VM could not be made.
@@ -59,6 +60,7 @@ pub(super) fn create(
     match irqchip {
         Irqchip::Kernel => {
             vm.create_irq_chip().map_err(failed("KVM_CREATE_IRQCHIP"))?;
+            route::set_routes(&vm, &pc_routes())?;
             let pit = kvm_pit_config {
                 // KVM answers port 0x61 as well.
                 flags: KVM_PIT_SPEAKER_DUMMY,

@@ -24,8 +24,6 @@ const ACTIVE_HIGH: u16 = 0b01;
 const LEVEL: u16 = 0b11 << 2;
 /// NMIs come in on the second local interrupt pin, as on every PC.
 const LINT1: u8 = 1;
-/// The 8254 timer's line 0 is wired to pin 2 of the I/O APIC, as on every PC.
-const TIMER_GSI: u32 = 2;
 
 pub(super) fn madt(config: &AcpiConfig) -> Vec<u8> {
     let mut entries = Entries::default();
@@ -49,9 +47,14 @@ pub(super) fn madt(config: &AcpiConfig) -> Vec<u8> {
     let ioapic = u32::try_from(layout::IOAPIC.0).unwrap_or(u32::MAX);
     entries.push(&IoApic::new(0, ioapic, 0));
     if config.pic {
+        let timer = u8::try_from(layout::TIMER_IRQ.0).unwrap_or(u8::MAX);
         entries.raw(
             INTERRUPT_SOURCE_OVERRIDE,
-            &[&[ISA, 0], &TIMER_GSI.to_le_bytes(), &AS_BUS.to_le_bytes()],
+            &[
+                &[ISA, timer],
+                &layout::TIMER_PIN.0.to_le_bytes(),
+                &AS_BUS.to_le_bytes(),
+            ],
         );
     }
     let sci = u8::try_from(layout::SCI.0).unwrap_or(u8::MAX);
