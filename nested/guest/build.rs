@@ -46,6 +46,17 @@ fn main() {
         "-Clink-args=-nostdlib -nostartfiles -static -no-pie".to_owned(),
         "-Clink-args=-Wl,--build-id=none,-z,noexecstack,-z,max-page-size=4096".to_owned(),
     ];
+    let mut flags = flags.to_vec();
+    // Hosts that interpret guest code know few SSE instructions. Once the compiler insists on SSE2, those hosts are lost
+    // and nothing else.
+    let without_sse = "-Ctarget-feature=-sse,-sse2";
+    if compiler_takes(without_sse) {
+        flags.push(without_sse.to_owned());
+    } else {
+        println!(
+            "cargo::warning=this compiler needs SSE2: the guest programs will not run where KVM interprets guest code"
+        );
+    }
     let out = variable("OUT_DIR");
     let mut cargo = Command::new(variable("CARGO"));
     for name in CALLERS {
@@ -81,6 +92,17 @@ fn main() {
             panic!("copying {} to {}: {error}", from.display(), to.display())
         });
     }
+}
+
+fn compiler_takes(flag: &str) -> bool {
+    let mut rustc = Command::new(variable("RUSTC"));
+    let output = rustc
+        .args(["--print=cfg", "--target", TARGET, flag])
+        .output();
+    output
+        .unwrap_or_else(|error| panic!("starting {rustc:?}: {error}"))
+        .status
+        .success()
 }
 
 fn variable(name: &str) -> String {

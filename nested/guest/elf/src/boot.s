@@ -1,12 +1,6 @@
 # Entry from a PVH or Multiboot loader: 32-bit protected mode, flat segments, paging off, EBX = start information
 # (Xen "x86/HVM direct boot ABI"; Multiboot 0.6.96 section 3.2, with the magic in EAX).
 
-.section .note.Xen, "a", @note
-.balign 4
-    .long 4, 8, 18              # name size, descriptor size, XEN_ELFNOTE_PHYS32_ENTRY
-    .asciz "Xen"
-    .quad start32
-
 .section .boot, "ax"
 .code32
 .global start32

@@ -3,3 +3,5 @@
 #![no_main]
 
 mod entry;
+
+core::arch::global_asm!(include_str!("pvh.s"), options(att_syntax));

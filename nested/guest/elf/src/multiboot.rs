@@ -1,6 +1,6 @@
 //! The guest programs as a file that boots by the Multiboot protocol, version 1.
 //!
-//! A file of its own because loaders that know both protocols prefer Multiboot.
+//! A file of its own because loaders that know both protocols choose one, and not all the same.
 #![no_std]
 #![no_main]
 
