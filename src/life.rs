@@ -1,6 +1,6 @@
 //! What can happen to a VM as a whole, and the channel on which devices, vCPUs and users say so.
 
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 /// Something that changes the VM's life cycle. The machine's main thread acts on it; nobody else does.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,6 +37,25 @@ pub enum LifeEvent {
     WriteStats,
 }
 
+impl LifeEvent {
+    /// Whether the guest sent it, by a device that lets it run on, and may send it again and again.
+    fn is_repeatable_by_guest(&self) -> bool {
+        matches!(
+            self,
+            Self::GuestReset { .. }
+                | Self::GuestPowerOff
+                | Self::DebugExit { .. }
+                | Self::GuestPanicked
+                | Self::GuestCrashLoaded
+        )
+    }
+
+    /// Whether a user sent it.
+    pub fn is_from_user(&self) -> bool {
+        matches!(self, Self::Request(_) | Self::WriteStats)
+    }
+}
+
 /// What a user can ask of a running VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Request {
@@ -61,19 +80,53 @@ pub struct HypervCrash {
     pub message: Option<String>,
 }
 
-/// Sends life events. Cheap to clone; never blocks.
+/// How many events may wait. Users send few; a guest that floods the channel is told nothing by being heard more often.
+const WAITING: usize = 64;
+
+/// Sends life events. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct LifeHandle(Sender<LifeEvent>);
+pub struct LifeHandle(SyncSender<LifeEvent>);
 
 impl LifeHandle {
     /// A channel; the machine keeps the receiver.
     pub fn channel() -> (Self, Receiver<LifeEvent>) {
-        let (tx, rx) = channel();
+        let (tx, rx) = sync_channel(WAITING);
         (Self(tx), rx)
     }
 
     /// Reports `event`. If the machine is already gone there is nobody left to care.
+    ///
+    /// What a guest can repeat at will is dropped while the channel is full, so that it can neither fill the host's memory
+    /// nor hold up its vCPU; everything else waits until the machine has caught up, which it does without asking anybody.
     pub fn send(&self, event: LifeEvent) {
-        let _gone = self.0.send(event);
+        if event.is_repeatable_by_guest() {
+            let _full_or_gone = self.0.try_send(event);
+        } else {
+            let _gone = self.0.send(event);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_cannot_fill_the_channel_without_end() {
+        let (life, events) = LifeHandle::channel();
+        for _ in 0..10 * WAITING {
+            life.send(LifeEvent::GuestPanicked);
+        }
+        assert_eq!(events.try_iter().count(), WAITING);
+        life.send(LifeEvent::Request(Request::Kill));
+        assert_eq!(events.recv(), Ok(LifeEvent::Request(Request::Kill)));
+    }
+
+    #[test]
+    fn sending_to_a_machine_that_is_gone_is_no_error() {
+        let (life, events) = LifeHandle::channel();
+        drop(events);
+        life.send(LifeEvent::GuestPanicked);
+        life.send(LifeEvent::WriteStats);
     }
 }

@@ -13,6 +13,7 @@ mod signals;
 mod vm;
 mod wiring;
 
+use std::collections::VecDeque;
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex};
 use std::time::{Instant, SystemTime};
@@ -44,6 +45,9 @@ use lines::{CurrentVm, KernelLines, Messages};
 use plan::Plan;
 use signals::SignalThread;
 
+/// How many of a guest's crashes are logged in one power cycle.
+const CRASHES_LOGGED: u32 = 8;
+
 /// How a VM ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -70,6 +74,10 @@ pub struct Machine {
     lines: CurrentVm,
     life: LifeHandle,
     events: Receiver<LifeEvent>,
+    /// Events that were taken from the channel and still have to be acted on.
+    pending: VecDeque<LifeEvent>,
+    /// Crashes that the guest reported in this power cycle.
+    crashes: u32,
     /// Delivers the consoles' output until the end.
     _io: RunningIo,
     clock: Clock,
@@ -166,6 +174,8 @@ impl Machine {
             lines,
             life,
             events,
+            pending: VecDeque::new(),
+            crashes: 0,
             _io: io.start().map_err(io_failed)?,
             past: vec![Snapshot::default(); vcpus],
             readers: Vec::new(),
@@ -204,7 +214,7 @@ impl Machine {
         cycle.resume();
         let outcome = loop {
             // The machine itself holds a sender, so there is always somebody to wait for.
-            let Ok(event) = self.events.recv() else {
+            let Some(event) = self.pending.pop_front().or_else(|| self.events.recv().ok()) else {
                 break Outcome::Killed;
             };
             match self.act(event, &cycle) {
@@ -258,6 +268,10 @@ impl Machine {
         self.lines.set(None);
         drop(cycle);
         self.platform.ram.discard().map_err(MachineError::Discard)?;
+        // What the old guest still said, e.g. a second write to the reset port, must not hit the new one.
+        self.pending
+            .extend(self.events.try_iter().filter(LifeEvent::is_from_user));
+        self.crashes = 0;
         for (past, reader) in self.past.iter_mut().zip(self.readers.drain(..)) {
             past.add(&reader.snapshot());
         }
@@ -277,7 +291,9 @@ impl Machine {
                 return Then::End(Outcome::Failed(report));
             }
             LifeEvent::GuestPanicked => {
-                warn!("the guest panicked (pvpanic)");
+                if self.crash_is_worth_a_line() {
+                    warn!("the guest panicked (pvpanic)");
+                }
                 self.board.report_crash(Crash {
                     by: "pvpanic".to_owned(),
                     params: None,
@@ -285,17 +301,20 @@ impl Machine {
                 });
                 return self.crashed(cycle);
             }
-            LifeEvent::GuestCrashLoaded => warn!("the guest panicked and runs its crash kernel"),
+            LifeEvent::GuestCrashLoaded => {
+                if self.crash_is_worth_a_line() {
+                    warn!("the guest panicked and runs its crash kernel");
+                }
+            }
             LifeEvent::HypervCrash(crash) => {
-                let [p0, p1, p2, p3, p4] = crash.params;
-                error!(
-                    "the guest crashed: P0 {p0:#x} P1 {p1:#x} P2 {p2:#x} P3 {p3:#x} P4 {p4:#x}{}",
-                    crash
-                        .message
-                        .as_ref()
-                        .map(|m| format!(": {m:?}"))
-                        .unwrap_or_default()
-                );
+                if self.crash_is_worth_a_line() {
+                    let [p0, p1, p2, p3, p4] = crash.params;
+                    let message = crash.message.as_ref();
+                    error!(
+                        "the guest crashed: P0 {p0:#x} P1 {p1:#x} P2 {p2:#x} P3 {p3:#x} P4 {p4:#x}{}",
+                        message.map(|m| format!(": {m:?}")).unwrap_or_default()
+                    );
+                }
                 self.board.report_crash(Crash {
                     by: "hyper-v".to_owned(),
                     params: Some(crash.params),
@@ -321,6 +340,12 @@ impl Machine {
             LifeEvent::Request(Request::Kill) => return Then::End(Outcome::Killed),
         }
         Then::GoOn
+    }
+
+    /// A guest may report crashes without end; the log gets the first few of a power cycle, the status always the last.
+    fn crash_is_worth_a_line(&mut self) -> bool {
+        self.crashes = self.crashes.saturating_add(1);
+        self.crashes <= CRASHES_LOGGED
     }
 
     /// The vCPU that reported the crash is parked.
