@@ -2,9 +2,10 @@
 
 use std::process::ExitCode;
 
+mod boot;
 mod host;
 
 fn main() -> ExitCode {
-    let suites = [host::TESTS];
+    let suites = [boot::TESTS, host::TESTS];
     hypernest_lab::suite::main(&suites.concat())
 }

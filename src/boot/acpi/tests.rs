@@ -1,8 +1,3 @@
-use std::env;
-use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
-
 use super::*;
 
 const NVS: Gpa = Gpa(0x7ff_0000);
@@ -203,57 +198,4 @@ fn the_srat_covers_all_ram_but_the_hole() {
             .count(),
         127
     );
-}
-
-/// Where iasl is: `HYPERNEST_IASL`, or on the PATH.
-fn iasl() -> Option<PathBuf> {
-    if let Some(path) = env::var_os("HYPERNEST_IASL") {
-        return Some(path.into());
-    }
-    env::split_paths(&env::var_os("PATH")?)
-        .map(|dir| dir.join("iasl"))
-        .find(|path| path.is_file())
-}
-
-fn run(iasl: &Path, dir: &Path, arguments: &[&str]) -> String {
-    let output = Command::new(iasl)
-        .args(arguments)
-        .current_dir(dir)
-        .output()
-        .unwrap();
-    let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
-    assert!(output.status.success(), "iasl {arguments:?}: {text}");
-    text
-}
-
-#[test]
-fn iasl_decompiles_and_recompiles_every_table_without_complaint() {
-    let Some(iasl) = iasl() else {
-        return eprintln!("skipped: no iasl (HYPERNEST_IASL, or acpica-tools on the PATH)");
-    };
-    for config in [small(), large()] {
-        let dir = tempfile::tempdir().unwrap();
-        let built = build(&config, NVS, DATA);
-        // The RSDP is no table to iasl.
-        for table in &built.tables {
-            let name = String::from_utf8(table.name.to_vec()).unwrap();
-            let (aml, dsl) = (format!("{name}.aml"), format!("{name}.dsl"));
-            fs::write(dir.path().join(&aml), &table.bytes).unwrap();
-            let text = run(&iasl, dir.path(), &["-d", &aml]).to_lowercase();
-            assert!(
-                !text.contains("warning") && !text.contains("error"),
-                "{name}: {text}"
-            );
-            let text = run(&iasl, dir.path(), &["-tc", "-p", "again", &dsl]);
-            // A table that is not AML is compiled without a summary of remarks.
-            let clean = text.contains("Compilation successful. 0 Errors, 0 Warnings, 0 Remarks");
-            assert!(clean, "{name}: {text}");
-            let again = fs::read(dir.path().join("again.aml")).unwrap();
-            // The compiler signs with its own name and version, and sums anew.
-            let (header, body) = table.bytes.split_at(table.bytes.len().min(36));
-            let (new_header, new_body) = again.split_at(again.len().min(36));
-            assert!(new_body == body, "{name} changed");
-            assert_eq!(new_header[..8], header[..8], "{name}");
-        }
-    }
 }
