@@ -5,6 +5,7 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::process::Command;
 
+use super::flat::flat_image;
 use super::{BootError, Files, KERNEL_PARAMETERS, Listener, at, run_program};
 use crate::host::Machine;
 use crate::owned::{OwnedChild, tied};
@@ -24,8 +25,7 @@ pub(super) fn command(
     }
     let program = files.held("Bochs", "bochs/bochs")?;
     let share = files.held("Bochs firmware", "bochs/share")?;
-    let kernel = files.held("kernel", &format!("{}/vmlinuz", machine.kernel.directory()))?;
-    let iso = iso(files, &kernel)?;
+    let iso = iso(files, &kernel(machine, files)?)?;
     let listener = TcpListener::bind(("127.0.0.1", 0)).map_err(at(files.run))?;
     let port = listener.local_addr().map_err(at(files.run))?.port();
     let debugger = has_debugger(&program)?;
@@ -81,14 +81,24 @@ fn has_debugger(program: &Path) -> Result<bool, BootError> {
     Ok(String::from_utf8_lossy(&said).contains("-rc "))
 }
 
-fn iso(files: &Files<'_>, kernel: &Path) -> Result<std::path::PathBuf, BootError> {
+fn kernel(machine: &Machine, files: &Files<'_>) -> Result<Vec<u8>, BootError> {
+    let held = |name: &str| files.held("kernel", &format!("{}/{name}", machine.kernel.directory()));
+    let (bzimage, vmlinux) = (held("vmlinuz")?, held("vmlinux")?);
+    let bytes = |path: &Path| fs::read(path).map_err(at(path));
+    flat_image(&bytes(&bzimage)?, &bytes(&vmlinux)?).map_err(|error| BootError::Kernel {
+        path: vmlinux,
+        error,
+    })
+}
+
+fn iso(files: &Files<'_>, kernel: &[u8]) -> Result<std::path::PathBuf, BootError> {
     let root = files.run.join("iso");
     fs::create_dir(&root).map_err(at(&root))?;
     for name in ["isolinux.bin", "ldlinux.c32"] {
         let from = files.held("isolinux", &format!("iso/{name}"))?;
         fs::copy(&from, root.join(name)).map_err(at(&from))?;
     }
-    fs::copy(kernel, root.join("kernel")).map_err(at(kernel))?;
+    fs::write(root.join("kernel"), kernel).map_err(at(&root))?;
     fs::rename(files.initramfs, root.join("initrd")).map_err(at(files.initramfs))?;
     let configuration = root.join("isolinux.cfg");
     let text = format!(

@@ -1,6 +1,7 @@
 //! Booting an emulated host: its initramfs and its emulator.
 
 mod bochs;
+pub mod flat;
 pub(crate) mod initramfs;
 mod qemu;
 
@@ -43,6 +44,14 @@ pub enum BootError {
         program: String,
         /// What it said.
         output: String,
+    },
+    /// A kernel that cannot be unpacked for the Intel lab.
+    #[error("{}: {error}", path.display())]
+    Kernel {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        error: flat::FlatError,
     },
     /// More of something than an emulator has.
     #[error("{0}")]
