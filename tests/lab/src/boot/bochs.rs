@@ -31,7 +31,7 @@ pub(super) fn command(
     let debugger = has_debugger(&program)?;
     let mut configuration = format!(
         "megs: {memory}\n\
-         cpu: model=corei7_skylake_x, count={cpus}, ips=50000000, reset_on_triple_fault=0\n\
+         cpu: model=corei7_skylake_x, count={cpus}, ips=25000000, reset_on_triple_fault=0\n\
          romimage: file=\"{share}/BIOS-bochs-latest\"\n\
          vgaromimage: file=\"{share}/VGABIOS-lgpl-latest\"\n\
          ata0: enabled=1, ioaddr1=0x1f0, ioaddr2=0x3f0, irq=14\n\
