@@ -3,9 +3,10 @@
 use std::process::ExitCode;
 
 mod boot;
+mod differential;
 mod host;
 
 fn main() -> ExitCode {
-    let suites = [boot::TESTS, host::TESTS];
+    let suites = [boot::TESTS, differential::TESTS, host::TESTS];
     hypernest_lab::suite::main(&suites.concat())
 }

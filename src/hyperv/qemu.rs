@@ -1,6 +1,8 @@
 //! Where a guest can see that it runs on hypernest and not on QEMU with the same enlightenments, on purpose.
 //!
-//! Everything else in CPUID 0x40000000-0x400000FF and in the synthetic MSRs at power-on is the same.
+//! Everything else in CPUID 0x40000000-0x400000FF and in the synthetic MSRs at power-on is the same
+//! (`cargo lab test differential` compares them), if QEMU shows Hyper-V at all: it hides it where only the vendor string, the
+//! version, hv-enforce-cpuid or hv-no-nonarch-coresharing is set. hypernest shows Hyper-V as soon as anything of it is asked for.
 
 use super::cpuid::{FEATURES, NESTED_FEATURES};
 use super::enlightenment::{Enlightenment as E, Reg};
