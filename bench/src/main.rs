@@ -1,2 +1,101 @@
-//! Measurements.
-fn main() {}
+//! Measurements of nested virtualization.
+
+mod cpu;
+mod exit_port;
+mod histogram;
+mod kvm_module;
+mod l1_agent;
+mod l2;
+mod l2_exit;
+mod report;
+mod unit;
+mod wire;
+
+use std::error::Error;
+use std::io::{self, Write as _};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Measures nested virtualization on this host.
+#[derive(Debug, Parser)]
+#[command(name = "hypernest-bench", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    L2Exit(Box<l2_exit::Args>),
+    /// Show a result again
+    Report {
+        /// The l2-exit.json of an earlier run
+        file: PathBuf,
+        /// Write its files into this directory, too
+        #[arg(long, value_name = "DIR")]
+        out: Option<PathBuf>,
+    },
+    #[command(hide = true)]
+    L1Agent(l1_agent::Args),
+}
+
+const FAILED: u8 = 1;
+const HOST: u8 = 3;
+
+fn main() -> ExitCode {
+    match run(&Arguments::parse().command) {
+        Ok(code) => ExitCode::from(code),
+        Err((code, error)) => {
+            eprintln!("hypernest-bench: {}", chain(&*error));
+            ExitCode::from(code)
+        }
+    }
+}
+
+fn run(command: &Command) -> Result<u8, (u8, Box<dyn Error>)> {
+    match command {
+        Command::L2Exit(args) => match l2_exit::run(args) {
+            Ok(well) => Ok(if well { 0 } else { FAILED }),
+            Err(error) => {
+                let code = if error.is_host() { HOST } else { FAILED };
+                Err((code, error.into()))
+            }
+        },
+        Command::Report { file, out } => {
+            let failed = |error: Box<dyn Error>| (FAILED, error);
+            let report = report::read(file).map_err(|e| failed(e.into()))?;
+            print(&report::table(&report)).map_err(|e| failed(e.into()))?;
+            let Some(out) = out else { return Ok(0) };
+            for path in report::write(&report, out).map_err(|e| failed(e.into()))? {
+                print(&format!("written: {}\n", path.display())).map_err(|e| failed(e.into()))?;
+            }
+            Ok(0)
+        }
+        Command::L1Agent(args) => Err((FAILED, l1_agent::run(args).into())),
+    }
+}
+
+/// An error and what led to it, in one line.
+fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        // Transparent errors repeat what they wrap.
+        if !text.ends_with(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}
+
+/// To stdout, without a panic when it is closed.
+fn print(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.flush()
+}

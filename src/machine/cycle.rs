@@ -5,6 +5,7 @@ use std::sync::Arc;
 use kvm_bindings::kvm_cpuid_entry2;
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
+use super::counters::ExitCounters;
 use super::error::MachineError;
 use super::plan::Plan;
 use super::vm;
@@ -38,6 +39,7 @@ impl PowerCycle {
         platform: &Arc<Platform>,
         recorders: Vec<Recorder>,
         entry: &Entry,
+        exit_counters: Option<&ExitCounters>,
     ) -> Result<Self, MachineError> {
         let vm = vm::create(kvm, config.irqchip, &platform.ram, &plan.user_msrs())?;
         let mut vcpus = Vec::new();
@@ -45,6 +47,9 @@ impl PowerCycle {
             let fd = create_vcpu(&vm, vp, config, plan)?;
             if vp == VpIndex(0) {
                 create::set_entry(vp, &fd, entry)?;
+            }
+            if let Some(counters) = exit_counters {
+                counters.push(&fd)?;
             }
             let vcpu = Vcpu::new(vp, fd, Arc::clone(platform), recorder);
             let thread = vcpu.spawn().map_err(|source| MachineError::Thread {

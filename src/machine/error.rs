@@ -47,6 +47,9 @@ pub enum MachineError {
     /// One of our own KVM wrappers failed.
     #[error("cannot set up the VM")]
     Kvm(#[from] KvmError),
+    /// KVM's own statistics.
+    #[error("cannot count the vCPUs' exits")]
+    Counters(#[from] crate::kvm::stats::StatsError),
     /// The exit statistics.
     #[error(transparent)]
     Stats(#[from] StatsError),

@@ -4,6 +4,7 @@
 //! the VM ends. What a reset throws away and what it keeps: the KVM VM with its vCPUs is made anew ([`cycle`]); RAM keeps its
 //! place and is emptied; devices go back to power-on; consoles stay connected.
 
+mod counters;
 mod cycle;
 mod error;
 pub mod layout;
@@ -21,6 +22,7 @@ use std::time::{Instant, SystemTime};
 use kvm_ioctls::Kvm;
 use tracing::{error, info, warn};
 
+pub use counters::ExitCounters;
 pub use error::{Impossible, MachineError};
 pub use wiring::ExtraPorts;
 
@@ -85,6 +87,7 @@ pub struct Machine {
     past: Vec<Snapshot>,
     /// Exits of this one.
     readers: Vec<Reader>,
+    exit_counters: Option<ExitCounters>,
     started: (SystemTime, Instant),
     board: StatusBoard,
     /// Holds the signals back from every thread that is started after it.
@@ -179,6 +182,7 @@ impl Machine {
             _io: io.start().map_err(io_failed)?,
             past: vec![Snapshot::default(); vcpus],
             readers: Vec::new(),
+            exit_counters: None,
             started,
             board: StatusBoard::new(status, started.1),
             _signals: signals,
@@ -199,6 +203,11 @@ impl Machine {
     /// Where its status can be read, from any thread.
     pub fn board(&self) -> StatusBoard {
         self.board.clone()
+    }
+
+    /// Fills `counters` at each power-on.
+    pub fn count_exits(&mut self, counters: &ExitCounters) {
+        self.exit_counters = Some(counters.clone());
     }
 
     /// Powers on and acts on what happens until the VM ends. Signals are handled meanwhile, as [`signals`] says.
@@ -258,6 +267,7 @@ impl Machine {
             &self.platform,
             recorders,
             &entry,
+            self.exit_counters.as_ref(),
         )?;
         self.lines.set(Some(Arc::clone(cycle.vm())));
         Ok(cycle)
@@ -266,6 +276,9 @@ impl Machine {
     /// Ends the vCPUs and the VM, and empties RAM for the next power-on.
     fn power_off(&mut self, cycle: PowerCycle) -> Result<(), MachineError> {
         self.lines.set(None);
+        if let Some(counters) = &self.exit_counters {
+            counters.clear();
+        }
         drop(cycle);
         self.platform.ram.discard().map_err(MachineError::Discard)?;
         // What the old guest still said, e.g. a second write to the reset port, must not hit the new one.

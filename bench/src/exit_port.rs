@@ -1,0 +1,131 @@
+//! Ports by which L1 reads how often its vCPU has left guest mode: the host's own count, at the moment of the read.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+
+use hypernest::bus::Device;
+use hypernest::life::{LifeEvent, LifeHandle, Request};
+use hypernest::machine::{ExitCounters, ExtraPorts};
+use hypernest::units::VpIndex;
+
+/// The first port. No PC device is there.
+pub(crate) const FIRST: u16 = 0xc10;
+/// How many.
+pub(crate) const COUNT: u16 = 8;
+/// Where the low 32 bits of the boot vCPU's exits are.
+pub(crate) const EXITS: u16 = 0;
+/// Where [`SIGNATURE`] is.
+pub(crate) const PRESENT: u16 = 4;
+/// `HNXC`: the ports are there.
+pub(crate) const SIGNATURE: u32 = u32::from_le_bytes(*b"HNXC");
+
+/// Ends the VM when L1 resets itself: a measurement that begins again by itself is none.
+#[derive(Debug, Default)]
+pub(crate) struct ResetWatch {
+    life: OnceLock<LifeHandle>,
+    power_ons: AtomicU32,
+}
+
+impl ResetWatch {
+    /// The VM to end.
+    pub(crate) fn of(&self, life: LifeHandle) {
+        // It is set once, by whoever made the VM.
+        let _first = self.life.set(life);
+    }
+
+    /// Whether L1 has reset itself.
+    pub(crate) fn saw_reset(&self) -> bool {
+        self.power_ons.load(Ordering::Relaxed) > 1
+    }
+}
+
+/// The device.
+#[derive(Debug, Default)]
+pub(crate) struct ExitPort {
+    counters: ExitCounters,
+    resets: Arc<ResetWatch>,
+}
+
+impl ExitPort {
+    /// A device that shows `counters`, and tells `resets` of every power-on.
+    pub(crate) fn new(counters: &ExitCounters, resets: &Arc<ResetWatch>) -> Self {
+        Self {
+            counters: counters.clone(),
+            resets: Arc::clone(resets),
+        }
+    }
+
+    /// The device where L1 looks for it.
+    pub(crate) fn at_its_place(self) -> ExtraPorts {
+        ExtraPorts {
+            first: FIRST,
+            count: COUNT,
+            device: Arc::new(Mutex::new(self)),
+        }
+    }
+}
+
+impl Device for ExitPort {
+    fn name(&self) -> &str {
+        "exit-counter"
+    }
+
+    fn reset(&mut self) {
+        self.resets.power_ons.fetch_add(1, Ordering::Relaxed);
+        if self.resets.saw_reset()
+            && let Some(life) = self.resets.life.get()
+        {
+            life.send(LifeEvent::Request(Request::Kill));
+        }
+    }
+
+    fn read(&mut self, addr: u64, data: &mut [u8]) {
+        let Ok(data) = <&mut [u8; 4]>::try_from(data) else {
+            return;
+        };
+        if addr == u64::from(FIRST + PRESENT) {
+            *data = SIGNATURE.to_le_bytes();
+        } else if addr == u64::from(FIRST + EXITS)
+            && let Some(exits) = self.counters.read(VpIndex(0))
+            && let Some(low) = exits.to_le_bytes().first_chunk()
+        {
+            *data = *low;
+        }
+    }
+
+    fn write(&mut self, _addr: u64, _data: &[u8]) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(device: &mut ExitPort, offset: u16, len: usize) -> Vec<u8> {
+        let mut data = vec![0xff; len];
+        device.read(u64::from(FIRST + offset), &mut data);
+        data
+    }
+
+    #[test]
+    fn only_whole_words_answer() {
+        let mut device = ExitPort::default();
+        assert_eq!(read(&mut device, PRESENT, 4), b"HNXC");
+        assert_eq!(read(&mut device, PRESENT, 2), [0xff; 2]);
+        assert_eq!(read(&mut device, PRESENT + 2, 4), [0xff; 4]);
+        // Without a VM there is nothing to count.
+        assert_eq!(read(&mut device, EXITS, 4), [0xff; 4]);
+    }
+
+    #[test]
+    fn the_second_power_on_ends_the_vm() {
+        let (life, events) = LifeHandle::channel();
+        let resets = Arc::new(ResetWatch::default());
+        let mut device = ExitPort::new(&ExitCounters::default(), &resets);
+        resets.of(life);
+        device.reset();
+        assert!(events.try_recv().is_err() && !resets.saw_reset());
+        device.reset();
+        assert!(resets.saw_reset());
+        assert_eq!(events.try_recv(), Ok(LifeEvent::Request(Request::Kill)));
+    }
+}

@@ -1,0 +1,94 @@
+//! HDR histograms of ticks, and their text form: base64 of HDR V2, deflated.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use hdrhistogram::Histogram;
+use hdrhistogram::serialization::{Deserializer, Serializer as _, V2DeflateSerializer};
+use thiserror::Error;
+
+/// Significant decimal digits.
+const DIGITS: u8 = 3;
+
+/// A histogram that cannot be read or written.
+#[derive(Debug, Error)]
+pub(crate) enum HistogramError {
+    /// Not base64.
+    #[error("a histogram is not base64")]
+    Base64(#[from] base64::DecodeError),
+    /// Not a histogram.
+    #[error("what should be an HDR histogram is none: {0:?}")]
+    Decode(hdrhistogram::serialization::DeserializeError),
+    /// Cannot be written.
+    #[error("cannot encode an HDR histogram: {0:?}")]
+    Encode(hdrhistogram::serialization::V2DeflateSerializeError),
+    /// Cannot be added up.
+    #[error("cannot add HDR histograms: {0:?}")]
+    Add(hdrhistogram::AdditionError),
+}
+
+/// An empty histogram that grows as needed.
+pub(crate) fn new() -> Histogram<u64> {
+    Histogram::new(DIGITS).expect("3 digits are possible")
+}
+
+/// A histogram of `samples`.
+pub(crate) fn of(samples: impl IntoIterator<Item = u64>) -> Histogram<u64> {
+    let mut histogram = new();
+    for sample in samples {
+        histogram.saturating_record(sample);
+    }
+    histogram
+}
+
+/// All of them in one.
+pub(crate) fn sum<'a>(
+    parts: impl IntoIterator<Item = &'a Histogram<u64>>,
+) -> Result<Histogram<u64>, HistogramError> {
+    let mut all = new();
+    for part in parts {
+        all.add(part).map_err(HistogramError::Add)?;
+    }
+    Ok(all)
+}
+
+/// As text.
+pub(crate) fn encode(histogram: &Histogram<u64>) -> Result<String, HistogramError> {
+    let mut bytes = Vec::new();
+    V2DeflateSerializer::new()
+        .serialize(histogram, &mut bytes)
+        .map_err(HistogramError::Encode)?;
+    Ok(STANDARD.encode(bytes))
+}
+
+/// From text.
+pub(crate) fn decode(text: &str) -> Result<Histogram<u64>, HistogramError> {
+    let bytes = STANDARD.decode(text)?;
+    Deserializer::new()
+        .deserialize(&mut bytes.as_slice())
+        .map_err(HistogramError::Decode)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn text_keeps_a_histogram(samples in prop::collection::vec(1..1_u64 << 40, 0..50)) {
+            let histogram = of(samples);
+            prop_assert_eq!(decode(&encode(&histogram).unwrap()).unwrap(), histogram);
+        }
+
+        #[test]
+        fn no_text_panics(text in ".{0,60}") {
+            let _decoded = decode(&text);
+        }
+    }
+
+    #[test]
+    fn zero_and_huge_samples_count() {
+        let histogram = of([0, u64::MAX]);
+        assert_eq!(histogram.len(), 2);
+    }
+}

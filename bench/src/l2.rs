@@ -1,0 +1,330 @@
+//! Runs the guest program `l2` and takes what it reports.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::time::Duration;
+
+use hypernest::bus::Device;
+use hypernest::config::{ConfigError, Flags, HostLimits, build};
+use hypernest::life::{LifeEvent, Request};
+use hypernest::machine::{ExtraPorts, Machine, MachineError, Outcome};
+use hypernest_nested::probe::{CONSOLE_PORT, EXIT_PORT, Item, Malformed, WIDE_CONSOLE, next_item};
+use thiserror::Error;
+
+/// An L2 that gave no measurement.
+#[derive(Debug, Error)]
+pub(crate) enum L2Error {
+    /// Its configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// Its VM.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    /// Its report.
+    #[error("L2's report is malformed")]
+    Malformed(#[from] Malformed),
+    /// It ended in another way than it should.
+    #[error("L2 {how}; it said: {said}")]
+    Ended {
+        /// How.
+        how: String,
+        /// Its text lines.
+        said: String,
+    },
+    /// It took too long.
+    #[error("L2 was stopped after {seconds} s without an end; it said: {said}")]
+    Stuck {
+        /// The limit.
+        seconds: u64,
+        /// Its text lines.
+        said: String,
+    },
+    /// A block is missing.
+    #[error("L2 ended well, but reported no samples of {0}")]
+    Missing(&'static str),
+}
+
+/// How often the host has been exited to, if it can be asked.
+pub(crate) type HostExits = Arc<dyn Fn() -> Option<u32> + Send + Sync>;
+
+/// Samples with the host's exits at both ends of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Block {
+    /// What was timed.
+    pub(crate) name: String,
+    /// In TSC ticks.
+    pub(crate) samples: Vec<u64>,
+    /// Exits to the host from the first sample to the last.
+    pub(crate) host_exits: Option<u32>,
+}
+
+/// The exit that is timed, by the guest program's name for it.
+pub(crate) const KIND: &str = "cpuid";
+/// The guest program's name for intervals around nothing.
+pub(crate) const EMPTY: &str = "empty";
+
+/// What an L2 does.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Job<'a> {
+    /// The image with the guest programs.
+    pub(crate) image: &'a Path,
+    /// How many samples.
+    pub(crate) samples: u32,
+    /// Exits before the first sample.
+    pub(crate) warmup: u32,
+    /// The longest it may take.
+    pub(crate) limit: Duration,
+}
+
+/// Runs an L2: the blocks that it reports, [`EMPTY`] and [`KIND`] among them.
+pub(crate) fn run(job: Job<'_>, host_exits: &HostExits) -> Result<Vec<Block>, L2Error> {
+    let command_line = format!("l2 n={} warmup={} kinds={KIND}", job.samples, job.warmup);
+    let image = job.image.display().to_string();
+    let exit_port = format!("{EXIT_PORT:#x}");
+    let flags = Flags::from_pairs([
+        ("name", "l2"),
+        ("kernel", &image),
+        ("cmdline", &command_line),
+        ("memory", "32M"),
+        ("hv", "none"),
+        ("serial", "none"),
+        ("debug-exit", &exit_port),
+    ]);
+    let config = build(None, &flags, HostLimits::read())?.config;
+    let collector = Arc::new(Mutex::new(Collector::new(Arc::clone(host_exits))));
+    let console = ExtraPorts {
+        first: CONSOLE_PORT,
+        count: 1,
+        device: collector.clone(),
+    };
+    let machine = Machine::new(config, &[console])?;
+    let (outcome, in_time) = run_at_most(machine, job.limit)?;
+    let mut collector = collector.lock().unwrap_or_else(PoisonError::into_inner);
+    let said = collector.text();
+    if !in_time {
+        let seconds = job.limit.as_secs();
+        return Err(L2Error::Stuck { seconds, said });
+    }
+    let how = match outcome {
+        Outcome::DebugExit(0) => {
+            if let Some(malformed) = collector.malformed {
+                return Err(malformed.into());
+            }
+            return Ok(std::mem::take(&mut collector.blocks));
+        }
+        Outcome::DebugExit(code) => format!("ended with {code}"),
+        Outcome::Failed(report) => format!("could not go on: {report}"),
+        Outcome::Killed => "was ended by a signal".to_owned(),
+        Outcome::PowerOff | Outcome::Crashed => "ended without a result".to_owned(),
+    };
+    Err(L2Error::Ended { how, said })
+}
+
+/// Runs a VM and ends it after `limit`; `false` if that was necessary.
+pub(crate) fn run_at_most(
+    machine: Machine,
+    limit: Duration,
+) -> Result<(Outcome, bool), MachineError> {
+    let life = machine.life();
+    let (done, ended) = mpsc::channel::<()>();
+    std::thread::scope(|scope| {
+        let watchdog = scope.spawn(move || {
+            // The other end is dropped when the VM has ended.
+            let in_time = ended.recv_timeout(limit) != Err(mpsc::RecvTimeoutError::Timeout);
+            if !in_time {
+                life.send(LifeEvent::Request(Request::Kill));
+            }
+            in_time
+        });
+        let outcome = machine.run();
+        drop(done);
+        let in_time = watchdog.join().unwrap_or(true);
+        Ok((outcome?, in_time))
+    })
+}
+
+/// The block called `name`.
+pub(crate) fn block<'a>(blocks: &'a [Block], name: &'static str) -> Result<&'a Block, L2Error> {
+    blocks
+        .iter()
+        .find(|block| block.name == name)
+        .ok_or(L2Error::Missing(name))
+}
+
+/// The debug console: takes the probe stream apart as it comes, so that each mark is dated.
+struct Collector {
+    host_exits: HostExits,
+    pending: Vec<u8>,
+    malformed: Option<Malformed>,
+    lines: Vec<String>,
+    begin: Option<u32>,
+    end: Option<u32>,
+    blocks: Vec<Block>,
+}
+
+/// Lines kept: a guest that has more to say has gone wrong at the start.
+const MOST_LINES: usize = 100;
+/// Bytes of an incomplete item kept: more than the samples of one block need.
+const MOST_PENDING: usize = 16 << 20;
+
+impl Collector {
+    fn new(host_exits: HostExits) -> Self {
+        Self {
+            host_exits,
+            pending: Vec::new(),
+            malformed: None,
+            lines: Vec::new(),
+            begin: None,
+            end: None,
+            blocks: Vec::new(),
+        }
+    }
+
+    fn text(&self) -> String {
+        if self.lines.is_empty() {
+            return "nothing".to_owned();
+        }
+        self.lines.join(" | ")
+    }
+
+    /// The first complete item, and how long it is. A mark is dated before anything else is done.
+    fn take(&mut self) -> Option<usize> {
+        match next_item(&self.pending) {
+            Ok(Some((item, len))) => {
+                match item {
+                    Item::Mark("begin") => self.begin = (self.host_exits)(),
+                    Item::Mark("end") => self.end = (self.host_exits)(),
+                    Item::Mark(_) | Item::Alive => {}
+                    Item::Line(line) => {
+                        if self.lines.len() < MOST_LINES {
+                            self.lines.push(String::from_utf8_lossy(line).into_owned());
+                        }
+                    }
+                    Item::Samples(samples) => self.blocks.push(Block {
+                        name: samples.name.to_owned(),
+                        samples: samples.iter().collect(),
+                        host_exits: self
+                            .begin
+                            .take()
+                            .zip(self.end.take())
+                            .map(|(begin, end)| end.wrapping_sub(begin)),
+                    }),
+                }
+                Some(len)
+            }
+            Ok(None) => None,
+            Err(malformed) => {
+                self.malformed = Some(malformed);
+                self.pending.clear();
+                None
+            }
+        }
+    }
+}
+
+impl Device for Collector {
+    fn name(&self) -> &str {
+        "probe-console"
+    }
+
+    fn reset(&mut self) {}
+
+    fn read(&mut self, _addr: u64, data: &mut [u8]) {
+        for (to, byte) in data.iter_mut().zip(WIDE_CONSOLE.to_le_bytes()) {
+            *to = byte;
+        }
+    }
+
+    fn write(&mut self, _addr: u64, data: &[u8]) {
+        if self.malformed.is_some() || self.pending.len() > MOST_PENDING {
+            return;
+        }
+        self.pending.extend(data);
+        while let Some(len) = self.take() {
+            self.pending.drain(..len);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hypernest_nested::probe::{Width, mark_header, samples_header};
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    fn mark(name: &str) -> Vec<u8> {
+        [&mark_header(name).unwrap()[..], name.as_bytes()].concat()
+    }
+
+    fn samples(name: &str, values: &[u32]) -> Vec<u8> {
+        let mut bytes = samples_header(name, Width::Four, values.len())
+            .unwrap()
+            .to_vec();
+        bytes.extend(name.bytes());
+        for value in values {
+            bytes.extend(value.to_le_bytes());
+        }
+        bytes
+    }
+
+    /// Written four bytes at a time, as a guest does.
+    fn write(collector: &mut Collector, bytes: &[u8]) {
+        for piece in bytes.chunks(4) {
+            collector.write(CONSOLE_PORT.into(), piece);
+        }
+    }
+
+    #[test]
+    fn marks_are_dated_when_their_last_byte_arrives() {
+        let clock = Arc::new(AtomicU32::new(u32::MAX - 1));
+        let read = Arc::clone(&clock);
+        let mut collector = Collector::new(Arc::new(move || Some(read.load(Ordering::Relaxed))));
+        write(&mut collector, b"\0hello\n");
+        let begin = mark("begin");
+        let (last, rest) = begin.split_last().unwrap();
+        write(&mut collector, rest);
+        clock.fetch_add(1, Ordering::Relaxed);
+        write(&mut collector, &[*last]);
+        // The counter wraps.
+        clock.fetch_add(40, Ordering::Relaxed);
+        write(&mut collector, &mark("end"));
+        clock.fetch_add(5, Ordering::Relaxed);
+        write(&mut collector, &samples("cpuid", &[7, 9]));
+        write(&mut collector, &samples("unmarked", &[]));
+        assert_eq!(collector.text(), "hello");
+        assert_eq!(
+            collector.blocks,
+            [
+                Block {
+                    name: "cpuid".into(),
+                    samples: vec![7, 9],
+                    host_exits: Some(40)
+                },
+                Block {
+                    name: "unmarked".into(),
+                    samples: vec![],
+                    host_exits: None
+                },
+            ]
+        );
+        assert!(block(&collector.blocks, KIND).is_ok());
+        assert!(block(&collector.blocks, EMPTY).is_err());
+    }
+
+    #[test]
+    fn a_malformed_stream_is_remembered_and_not_kept() {
+        let mut collector = Collector::new(Arc::new(|| None));
+        write(&mut collector, &[0xff, 0, 0, 0]);
+        write(&mut collector, &[b'x'; 1000]);
+        assert_eq!(collector.malformed, Some(Malformed::Magic));
+        assert!(collector.pending.is_empty());
+    }
+
+    #[test]
+    fn the_console_says_that_it_is_wide() {
+        let mut collector = Collector::new(Arc::new(|| None));
+        let mut wide = [0; 4];
+        collector.read(CONSOLE_PORT.into(), &mut wide);
+        assert_eq!(u32::from_le_bytes(wide), WIDE_CONSOLE);
+    }
+}

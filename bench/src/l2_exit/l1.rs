@@ -1,0 +1,228 @@
+//! Boots a Linux as L1 with the agent as its init, and takes its report.
+
+use std::fs::{self, File};
+use std::io::{self, BufWriter};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use hypernest::config::{ConfigError, Flags, HostLimits, build};
+use hypernest::machine::{ExitCounters, Machine, MachineError, Outcome};
+use hypernest_lab::cpio::Writer;
+use thiserror::Error;
+
+use super::configuration::Boot;
+use crate::exit_port::{ExitPort, ResetWatch};
+use crate::kvm_module::Vendor;
+use crate::l1_agent::MODULES;
+use crate::l2::run_at_most;
+use crate::wire::{self, Message, Unreadable};
+
+/// An L1 that gave no report, or not all of it.
+#[derive(Debug, Error)]
+pub(crate) enum L1Error {
+    /// A file.
+    #[error("{what}")]
+    File {
+        /// What was done to which.
+        what: String,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The agent cannot be an init.
+    #[error(
+        "{} needs a dynamic linker, which L1 does not have: build hypernest-bench statically (RUSTFLAGS='-C target-feature=+crt-static' with an explicit --target), or name a static one by --agent",
+        .0.display()
+    )]
+    Dynamic(PathBuf),
+    /// Its configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// Its VM.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    /// Its report.
+    #[error(transparent)]
+    Unreadable(#[from] Unreadable),
+}
+
+fn file(what: impl Into<String>) -> impl FnOnce(io::Error) -> L1Error {
+    let what = what.into();
+    move |source| L1Error::File { what, source }
+}
+
+/// What is the same for all boots.
+#[derive(Clone, Debug)]
+pub(crate) struct Setup {
+    /// The ELF kernel.
+    pub(crate) kernel: PathBuf,
+    /// The initramfs.
+    pub(crate) initrd: PathBuf,
+    /// L1's RAM, as for `--memory`.
+    pub(crate) memory: String,
+    /// More words for L1's command line.
+    pub(crate) append: String,
+    /// The agent's arguments but for the modes.
+    pub(crate) agent: String,
+    /// The longest a boot may take.
+    pub(crate) limit: Duration,
+}
+
+/// What came of a boot.
+#[derive(Clone, Debug)]
+pub(crate) struct Report {
+    /// What L1 said.
+    pub(crate) messages: Vec<Message>,
+    /// What is wrong, if L1 did not say that it was done.
+    pub(crate) broken: Option<String>,
+    /// A user ended it.
+    pub(crate) interrupted: bool,
+    /// L1's console.
+    pub(crate) console: String,
+}
+
+/// L1's command line without the agent's arguments.
+pub(crate) fn command_line(append: &str) -> String {
+    format!("console=ttyS0 quiet panic=-1 rdinit=/init {append}")
+        .trim_end()
+        .to_owned()
+}
+
+/// Boots L1 and waits for its end.
+pub(crate) fn boot(setup: &Setup, boot: &Boot, directory: &Path) -> Result<Report, L1Error> {
+    let modes: Vec<_> = boot
+        .configurations
+        .iter()
+        .map(|c| c.mode().name())
+        .collect();
+    let (console, results) = (directory.join("console"), directory.join("results"));
+    let flags = [
+        ("name", "l1".to_owned()),
+        ("kernel", setup.kernel.display().to_string()),
+        ("initrd", setup.initrd.display().to_string()),
+        (
+            "cmdline",
+            format!(
+                "{} -- l1-agent --modes {} {}",
+                command_line(&setup.append),
+                modes.join(","),
+                setup.agent
+            ),
+        ),
+        ("memory", setup.memory.clone()),
+        ("nested", "true".to_owned()),
+        ("hv", boot.hv.to_owned()),
+        ("serial", format!("file:{}", console.display())),
+        ("serial2", format!("file:{}", results.display())),
+    ];
+    let flags = Flags::from_pairs(flags.iter().map(|(key, value)| (*key, value.as_str())));
+    let config = build(None, &flags, HostLimits::read())?.config;
+    let counters = ExitCounters::default();
+    let resets = Arc::new(ResetWatch::default());
+    let port = ExitPort::new(&counters, &resets).at_its_place();
+    let mut machine = Machine::new(config, &[port])?;
+    machine.count_exits(&counters);
+    resets.of(machine.life());
+    let (outcome, in_time) = run_at_most(machine, setup.limit)?;
+    let console =
+        String::from_utf8_lossy(&fs::read(&console).map_err(file("L1's console"))?).into_owned();
+    let messages = wire::parse(&String::from_utf8_lossy(
+        &fs::read(&results).map_err(file("L1's report"))?,
+    ))?;
+    let interrupted = outcome == Outcome::Killed && in_time && !resets.saw_reset();
+    let done = messages.contains(&Message::Done);
+    let broken = (!done).then(|| match outcome {
+        Outcome::Failed(report) => format!("L1 could not go on: {report}"),
+        _ if !in_time => format!("L1 was stopped after {} s", setup.limit.as_secs()),
+        Outcome::Killed if resets.saw_reset() => "L1 crashed and reset itself".to_owned(),
+        Outcome::Killed => "a signal ended L1".to_owned(),
+        Outcome::PowerOff => "L1 powered off without saying that it was done".to_owned(),
+        Outcome::Crashed | Outcome::DebugExit(_) => "L1 crashed".to_owned(),
+    });
+    Ok(Report {
+        messages,
+        broken,
+        interrupted,
+        console,
+    })
+}
+
+/// Writes L1's initramfs: the agent as init, and KVM's modules.
+pub(crate) fn write_initrd(
+    to: &Path,
+    agent: &Path,
+    modules: &Path,
+    vendor: Vendor,
+) -> Result<(), L1Error> {
+    let bytes = fs::read(agent).map_err(file(format!("cannot read {}", agent.display())))?;
+    if wants_interpreter(&bytes) {
+        return Err(L1Error::Dynamic(agent.to_owned()));
+    }
+    let name = to.display().to_string();
+    let out = File::create(to).map_err(file(format!("cannot create {name}")))?;
+    let mut archive = Writer::new(BufWriter::new(out));
+    archive
+        .file("init", 0o755, &bytes)
+        .map_err(file(format!("cannot write {name}")))?;
+    for module in ["irqbypass.ko", "kvm.ko", vendor.file()] {
+        let from = modules.join(module);
+        archive
+            .copy(&format!("{MODULES}/{module}"), &from)
+            .map_err(file(format!(
+                "cannot copy {} (modules must be there uncompressed)",
+                from.display()
+            )))?;
+    }
+    // Where init's own messages go until it has mounted anything.
+    archive
+        .character_device("dev/console", 5, 1)
+        .and_then(|()| archive.finish())
+        .map_err(file(format!("cannot write {name}")))?;
+    Ok(())
+}
+
+/// Whether an ELF file has a program header of type PT_INTERP.
+fn wants_interpreter(elf: &[u8]) -> bool {
+    const PT_INTERP: u64 = 3;
+    // e_phoff, e_phentsize, e_phnum of the 64-bit header; p_type of each program header.
+    let number = |at: usize, len: usize| -> Option<u64> {
+        let mut bytes = [0; 8];
+        bytes[..len].copy_from_slice(elf.get(at..at.checked_add(len)?)?);
+        Some(u64::from_le_bytes(bytes))
+    };
+    let headers = || {
+        let (first, size, count) = (number(32, 8)?, number(54, 2)?, number(56, 2)?);
+        let types = (0..count).map_while(move |index| {
+            let at = first.checked_add(index * size)?;
+            number(usize::try_from(at).ok()?, 4)
+        });
+        Some(types.into_iter().any(|kind| kind == PT_INTERP))
+    };
+    headers().unwrap_or(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dynamic_program_is_told_from_a_static_one() {
+        // Test binaries are dynamic unless the whole build is static.
+        let own = fs::read("/proc/self/exe").unwrap();
+        assert_eq!(
+            wants_interpreter(&own),
+            !cfg!(target_feature = "crt-static")
+        );
+        assert!(!wants_interpreter(hypernest_guest::GUEST));
+        assert!(!wants_interpreter(b"\x7fELF"));
+        let mut broken = own;
+        broken[32..40].fill(0xff);
+        assert!(!wants_interpreter(&broken));
+    }
+
+    #[test]
+    fn the_command_line_has_room_for_more() {
+        assert!(command_line("").ends_with("rdinit=/init"));
+        assert!(command_line("a=b").ends_with(" a=b"));
+    }
+}

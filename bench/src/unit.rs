@@ -1,0 +1,94 @@
+//! What a TSC tick is worth on this host.
+
+use hypernest::kvm::tsc::host_tsc;
+use hypernest::units::TscKhz;
+use hypernest_lab::host::Host;
+use serde::{Deserialize, Serialize};
+
+use crate::cpu;
+
+/// The unit of a report.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Unit {
+    /// `ns`, `emulated instructions` or `TSC ticks`.
+    pub(crate) name: String,
+    /// How many TSC ticks one is.
+    pub(crate) ticks: f64,
+    /// Where that comes from.
+    pub(crate) why: String,
+}
+
+/// The unit on `host` (as the lab names it), where a guest's TSC runs at `khz`.
+pub(crate) fn unit(host: Option<Host>, khz: Option<TscKhz>) -> Unit {
+    match (host, khz) {
+        (Some(Host::Intel), _) => {
+            let (ticks, spread) = ticks_per_instruction();
+            instructions(ticks, spread)
+        }
+        (lab, Some(khz)) => Unit {
+            name: "ns".to_owned(),
+            ticks: f64::from(khz.0) / 1e6,
+            why: match lab {
+                Some(Host::Amd) => format!(
+                    "the TSC ticks at {khz}; the CPU is emulated and its time is the emulator's: compare host exits, not ns"
+                ),
+                _ => format!("the TSC ticks at {khz}"),
+            },
+        },
+        (_, None) => Unit {
+            name: "TSC ticks".to_owned(),
+            ticks: 1.0,
+            why: "KVM does not tell the frequency of the TSC".to_owned(),
+        },
+    }
+}
+
+fn instructions(ticks: f64, spread: f64) -> Unit {
+    Unit {
+        name: "emulated instructions".to_owned(),
+        ticks,
+        why: format!(
+            "the emulated TSC counts instructions: {ticks:.3} ticks each, by a loop of known length (repeats differ by {:.2} %)",
+            spread * 100.0
+        ),
+    }
+}
+
+/// Long enough that a timer interrupt or two do not show.
+const TURNS: u64 = 2_000_000;
+const REPEATS: usize = 5;
+
+/// Ticks per instruction in a loop of known length: the median, and by how much of it the repeats differ.
+fn ticks_per_instruction() -> (f64, f64) {
+    let mut ratios = [0.0; REPEATS];
+    for ratio in &mut ratios {
+        let start = host_tsc();
+        cpu::counted_loop(TURNS);
+        let ticks = host_tsc().wrapping_sub(start);
+        *ratio = ticks as f64 / (TURNS * cpu::LOOP_LENGTH) as f64;
+    }
+    ratios.sort_by(f64::total_cmp);
+    let median = ratios[REPEATS / 2];
+    (median, (ratios[REPEATS - 1] - ratios[0]) / median)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nanoseconds_by_the_frequency() {
+        let unit = unit(None, Some(TscKhz(2_500_000)));
+        assert_eq!((unit.name.as_str(), unit.ticks), ("ns", 2.5));
+        assert!(unit.why.contains("2500000 kHz"));
+        assert_eq!(super::unit(None, None).name, "TSC ticks");
+    }
+
+    #[test]
+    fn an_emulators_time_is_called_that() {
+        let unit = unit(Some(Host::Amd), Some(TscKhz(1_000_000)));
+        assert!(unit.why.contains("emulated"));
+        let unit = instructions(1.0, 0.0012);
+        assert!(unit.why.contains("1.000 ticks") && unit.why.contains("0.12 %"));
+    }
+}

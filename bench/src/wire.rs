@@ -1,0 +1,149 @@
+//! What L1 reports to the host, a JSON object a line.
+
+use std::fmt;
+
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+
+/// How L1's KVM runs L2.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Mode {
+    /// VMX with an enlightened VMCS.
+    Evmcs,
+    /// VMX without.
+    Vmcs,
+    /// SVM.
+    Svm,
+}
+
+impl Mode {
+    /// As on the command line and in JSON.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Evmcs => "evmcs",
+            Self::Vmcs => "vmcs",
+            Self::Svm => "svm",
+        }
+    }
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A line of L1's report.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "what", rename_all = "kebab-case")]
+pub(crate) enum Message {
+    /// L1 is up.
+    Started {
+        /// Its kernel's release.
+        kernel: String,
+        /// Its clock source.
+        clocksource: String,
+        /// Lines of its kernel log that tell what it takes its host for.
+        log: Vec<String>,
+    },
+    /// L1's KVM is loaded.
+    Loaded {
+        /// How it was asked to run L2.
+        mode: Mode,
+        /// What its kernel said meanwhile.
+        log: Vec<String>,
+    },
+    /// One run of an L2.
+    Round(Round),
+    /// A mode could not be measured.
+    Failed {
+        /// Which.
+        mode: Mode,
+        /// Why.
+        why: String,
+    },
+    /// That was all.
+    Done,
+}
+
+/// One run of an L2 in one mode.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Round {
+    /// How L1's KVM ran it.
+    pub(crate) mode: Mode,
+    /// The exit that was timed.
+    pub(crate) kind: String,
+    /// How many samples.
+    pub(crate) samples: u64,
+    /// Their histogram in TSC ticks, see [`crate::histogram`].
+    pub(crate) ticks: String,
+    /// The same for intervals around nothing.
+    pub(crate) empty_ticks: String,
+    /// Exits of L1's vCPU to the host while the samples were taken; those of as many empty intervals are taken off.
+    /// Negative only if those had more.
+    pub(crate) host_exits: i64,
+}
+
+/// A report that cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[error("line {line} of L1's report cannot be read")]
+pub(crate) struct Unreadable {
+    line: usize,
+    source: serde_json::Error,
+}
+
+/// All lines of a report. The last one is left out if it is not complete: L1 was stopped while it wrote.
+pub(crate) fn parse(text: &str) -> Result<Vec<Message>, Unreadable> {
+    text.split_inclusive('\n')
+        .enumerate()
+        .filter(|(_, line)| line.ends_with('\n') && !line.trim().is_empty())
+        .map(|(index, line)| {
+            serde_json::from_str(line.trim()).map_err(|source| Unreadable {
+                line: index + 1,
+                source,
+            })
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(message: &Message) -> String {
+        serde_json::to_string(message).unwrap() + "\r\n"
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let messages = [
+            Message::Started {
+                kernel: "6.12".into(),
+                clocksource: "hyperv_clocksource_tsc_page".into(),
+                log: vec!["a \"quoted\" line".into()],
+            },
+            Message::Round(Round {
+                mode: Mode::Evmcs,
+                kind: "cpuid".into(),
+                samples: 3,
+                ticks: "x".into(),
+                empty_ticks: "y".into(),
+                host_exits: -1,
+            }),
+            Message::Done,
+        ];
+        let text: String = messages.iter().map(line).collect();
+        assert_eq!(parse(&text).unwrap(), messages);
+    }
+
+    #[test]
+    fn half_a_line_is_left_out_and_a_wrong_one_named() {
+        assert_eq!(
+            parse("{\"what\":\"done\"}\n{\"wha").unwrap(),
+            [Message::Done]
+        );
+        let error = parse("{\"what\":\"done\"}\n\n{\"what\":\"dance\"}\n").unwrap_err();
+        assert_eq!(error.line, 3);
+    }
+}
