@@ -8,6 +8,8 @@ use thiserror::Error;
 
 /// Significant decimal digits.
 const DIGITS: u8 = 3;
+/// Longer samples count as this one: 2^42 ticks are a quarter of an hour and more.
+const LONGEST: u64 = 1 << 42;
 
 /// A histogram that cannot be read or written.
 #[derive(Debug, Error)]
@@ -26,9 +28,9 @@ pub(crate) enum HistogramError {
     Add(hdrhistogram::AdditionError),
 }
 
-/// An empty histogram that grows as needed.
+/// An empty histogram.
 pub(crate) fn new() -> Histogram<u64> {
-    Histogram::new(DIGITS).expect("3 digits are possible")
+    Histogram::new_with_max(LONGEST, DIGITS).expect("3 digits and this maximum are possible")
 }
 
 /// A histogram of `samples`.
@@ -87,8 +89,11 @@ mod tests {
     }
 
     #[test]
-    fn zero_and_huge_samples_count() {
-        let histogram = of([0, u64::MAX]);
-        assert_eq!(histogram.len(), 2);
+    fn samples_keep_their_size_up_to_the_longest() {
+        let histogram = of([0, 14_050, u64::MAX]);
+        assert_eq!(histogram.len(), 3);
+        assert_eq!(histogram.min(), 0);
+        assert!(histogram.value_at_quantile(0.5).abs_diff(14_050) <= 14);
+        assert!(histogram.max() >= LONGEST);
     }
 }

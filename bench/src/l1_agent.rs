@@ -92,17 +92,38 @@ pub(crate) fn run(args: &Args) -> io::Error {
     }
 }
 
+/// The arguments of an init: all after `--` on the kernel's command line. The kernel hands over words that it does not know
+/// as well, so what it hands over is not what was meant for init.
+pub(crate) fn command_line() -> Result<Vec<String>, Box<dyn std::error::Error>> {
+    mount_at("proc", "/proc")?;
+    let line = fs::read_to_string("/proc/cmdline").map_err(io_error("/proc/cmdline"))?;
+    Ok(after_dashes(&line))
+}
+
+fn after_dashes(line: &str) -> Vec<String> {
+    let words = line.split_whitespace().skip_while(|word| *word != "--");
+    ["hypernest-bench"]
+        .into_iter()
+        .chain(words.skip(1))
+        .map(str::to_owned)
+        .collect()
+}
+
+fn mount_at(kind: &str, target: &str) -> Result<(), AgentError> {
+    fs::create_dir_all(target).map_err(io_error(target))?;
+    mount(
+        Some(kind),
+        target,
+        Some(kind),
+        MsFlags::empty(),
+        None::<&str>,
+    )
+    .map_err(|e| io_error(format!("cannot mount {target}"))(e.into()))
+}
+
 fn measure_all(args: &Args) -> Result<(), AgentError> {
-    for (kind, target) in [("proc", "/proc"), ("sysfs", "/sys"), ("devtmpfs", "/dev")] {
-        fs::create_dir_all(target).map_err(io_error(target))?;
-        mount(
-            Some(kind),
-            target,
-            Some(kind),
-            MsFlags::empty(),
-            None::<&str>,
-        )
-        .map_err(|e| io_error(format!("cannot mount {target}"))(e.into()))?;
+    for (kind, target) in [("sysfs", "/sys"), ("devtmpfs", "/dev")] {
+        mount_at(kind, target)?;
     }
     let mut report = File::options()
         .write(true)
@@ -273,6 +294,15 @@ mod tests {
         );
         assert_eq!(message(b"6,1,1,-;"), None);
         assert_eq!(message(b"nonsense"), None);
+    }
+
+    #[test]
+    fn only_what_is_after_the_dashes_is_for_init() {
+        assert_eq!(
+            after_dashes("quiet nokaslr -- l1-agent --rounds 3\n"),
+            ["hypernest-bench", "l1-agent", "--rounds", "3"]
+        );
+        assert_eq!(after_dashes("quiet"), ["hypernest-bench"]);
     }
 
     #[test]

@@ -45,7 +45,16 @@ const FAILED: u8 = 1;
 const HOST: u8 = 3;
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse().command) {
+    let arguments = if std::process::id() == 1 {
+        l1_agent::command_line().map(Arguments::parse_from)
+    } else {
+        Ok(Arguments::parse())
+    };
+    let result = match arguments {
+        Ok(arguments) => run(&arguments.command),
+        Err(error) => Err((FAILED, error.into())),
+    };
+    match result {
         Ok(code) => ExitCode::from(code),
         Err((code, error)) => {
             eprintln!("hypernest-bench: {}", chain(&*error));

@@ -77,7 +77,8 @@ impl Configuration {
         }
     }
 
-    fn vendor(self) -> Vendor {
+    /// Whose CPUs can do it.
+    pub(crate) fn vendor(self) -> Vendor {
         if self == Self::Svm {
             Vendor::Amd
         } else {
@@ -172,7 +173,10 @@ pub(crate) fn boots(wanted: &[Configuration], shadow_now: Option<bool>) -> Vec<B
     for boot in &mut boots {
         boot.configurations.sort();
     }
-    boots.sort_by_key(|b| b.shadow.is_some() && b.shadow != shadow_now);
+    boots.sort_by_key(|b| {
+        let reload = b.shadow.is_some() && b.shadow != shadow_now;
+        (reload, b.configurations.first().copied())
+    });
     boots
 }
 

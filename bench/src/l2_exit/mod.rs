@@ -205,13 +205,16 @@ fn choose(
     named: &[Configuration],
     facts: &Facts,
 ) -> Result<(Vec<Configuration>, WithReasons), L2ExitError> {
-    let candidates = if named.is_empty() {
-        Configuration::value_variants()
+    let candidates: Vec<_> = if named.is_empty() {
+        // Of the other vendor's only the one that this is all about is worth a word.
+        let all = Configuration::value_variants().iter().copied();
+        all.filter(|c| c.vendor() == facts.vendor || *c == Configuration::Evmcs)
+            .collect()
     } else {
-        named
+        named.to_vec()
     };
     let (mut possible, mut left_out) = (Vec::new(), Vec::new());
-    for &candidate in candidates {
+    for candidate in candidates {
         match facts.lack(candidate) {
             None => possible.push(candidate),
             Some(why) => left_out.push((candidate, why)),
