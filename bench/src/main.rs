@@ -52,7 +52,7 @@ fn main() -> ExitCode {
     };
     let result = match arguments {
         Ok(arguments) => run(&arguments.command),
-        Err(error) => Err((FAILED, error.into())),
+        Err(error) => Err((FAILED, error)),
     };
     match result {
         Ok(code) => ExitCode::from(code),
