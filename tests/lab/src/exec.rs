@@ -219,7 +219,9 @@ fn terminal_size() -> Option<(u16, u16)> {
         .ok()?;
     let text = String::from_utf8(output.stdout).ok()?;
     let (rows, columns) = text.trim().split_once(' ')?;
-    Some((rows.parse().ok()?, columns.parse().ok()?))
+    let size = (rows.parse().ok()?, columns.parse().ok()?);
+    // A terminal that does not know its size says 0.
+    (size.0 > 0 && size.1 > 0).then_some(size)
 }
 
 fn run(options: &HostOptions, command: &[String], input: Input) -> Result<u8, ExecError> {
