@@ -11,9 +11,9 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use hypernest::hyperv::enlightenment::Argument;
-use hypernest::hyperv::qemu::{DIFFERENCES, Difference, When};
+use hypernest::hyperv::qemu::{self, DIFFERENCES, Difference, UNKNOWN_TO_QEMU, When};
 use hypernest::hyperv::resolve::lack;
-use hypernest::hyperv::{Enlightenment as E, HostHv, Profile, Request, Resolved, Value, resolve};
+use hypernest::hyperv::{Enlightenment as E, HostHv, Profile, Request, Resolved, resolve};
 use hypernest::kvm::host::HostCaps;
 use hypernest_guest::GUEST;
 use hypernest_lab::host::Host;
@@ -44,9 +44,6 @@ pub(crate) const TESTS: &[Test] = &[
         .stage(STAGE)
         .limit_seconds(120),
 ];
-
-/// What QEMU has no flag for.
-const UNKNOWN_TO_QEMU: [E; 2] = [E::TscInvariant, E::ExtHypercalls];
 
 const QEMU: &str = "qemu-system-x86_64";
 
@@ -132,7 +129,7 @@ fn compare(lists: &[String], host: &HostHv) -> TestResult {
         println!("--hv {list}");
         let request = Request::parse(list, Profile::None).map_err(|e| format!("{e:?}"))?;
         let resolved = resolve(&request, host, true).map_err(|e| format!("{list}: {e:?}"))?;
-        let flags = qemu_flags(&request, &resolved);
+        let flags = qemu::flags(&request, &resolved);
         let ours = hypernest(&guest, list)?;
         let theirs = qemu(&guest, &flags)?;
         for found in ours.differences(&theirs) {
@@ -165,30 +162,6 @@ fn applies(difference: &Difference, resolved: &Resolved) -> bool {
         When::With(id) => resolved.has(id),
         When::Without(id) => resolved.is_on() && !resolved.has(id),
     }
-}
-
-/// What QEMU calls `resolved`.
-fn qemu_flags(request: &Request, resolved: &Resolved) -> String {
-    let members = request.profiles.iter().flat_map(|p| p.members());
-    let numbers: Vec<_> = members.filter_map(|m| Some((m.id, m.number?))).collect();
-    let mut flags = Vec::new();
-    let passthrough = resolved.has(E::Passthrough);
-    for id in resolved.enabled().iter() {
-        let member = || numbers.iter().find(|(of, _)| *of == id);
-        let value = match (request.wanted.get(&id), member()) {
-            (Some(Value::Auto), _) => "=auto".to_owned(),
-            (Some(Value::Number(number)), _) | (None, Some((_, number))) => format!("={number}"),
-            (Some(Value::Text(text)), _) => format!("={text}"),
-            _ if id == E::NoNonarchCoresharing => "=on".to_owned(),
-            // Passed through by the one flag.
-            (None, None) if passthrough && id != E::Passthrough => continue,
-            _ => "=on".to_owned(),
-        };
-        if !UNKNOWN_TO_QEMU.contains(&id) {
-            flags.push(format!("{id}{value}"));
-        }
-    }
-    flags.join(",")
 }
 
 fn hypernest(guest: &Path, list: &str) -> Result<Dump, Box<dyn Error>> {

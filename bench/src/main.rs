@@ -9,6 +9,7 @@ mod l2;
 mod l2_exit;
 mod report;
 mod unit;
+mod vmm;
 mod wire;
 
 use std::error::Error;
@@ -29,6 +30,7 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     L2Exit(Box<l2_exit::Args>),
+    Vmm(vmm::Args),
     /// Show a result again
     Report {
         /// The l2-exit.json of an earlier run
@@ -72,6 +74,12 @@ fn run(command: &Command) -> Result<u8, (u8, Box<dyn Error>)> {
                 Err((code, error.into()))
             }
         },
+        Command::Vmm(args) => {
+            let failed = |error: Box<dyn Error>| (FAILED, error);
+            let text = vmm::run(args).map_err(|e| failed(e.into()))?;
+            print(&text).map_err(|e| failed(e.into()))?;
+            Ok(0)
+        }
         Command::Report { file, out } => {
             let failed = |error: Box<dyn Error>| (FAILED, error);
             let report = report::read(file).map_err(|e| failed(e.into()))?;

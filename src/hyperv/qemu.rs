@@ -7,6 +7,8 @@
 use super::cpuid::{FEATURES, NESTED_FEATURES};
 use super::enlightenment::{Enlightenment as E, Reg};
 use super::msr;
+use super::request::{Request, Value};
+use super::resolve::Resolved;
 use crate::units::Msr;
 
 /// One difference.
@@ -104,5 +106,65 @@ pub const DIFFERENCES: [Difference; 5] = [
     },
 ];
 
+/// What QEMU has no flag for.
+pub const UNKNOWN_TO_QEMU: [E; 2] = [E::TscInvariant, E::ExtHypercalls];
+
+/// What to write behind `-cpu MODEL,` to ask QEMU for what `request` came to.
+pub fn flags(request: &Request, resolved: &Resolved) -> String {
+    let members = request.profiles.iter().flat_map(|p| p.members());
+    let numbers: Vec<_> = members.filter_map(|m| Some((m.id, m.number?))).collect();
+    let passthrough = resolved.has(E::Passthrough);
+    let mut flags = Vec::new();
+    for id in resolved.enabled().iter() {
+        let number = || numbers.iter().find(|(of, _)| *of == id);
+        let value = match (request.wanted.get(&id), number()) {
+            (Some(Value::Auto), _) => "auto".to_owned(),
+            (Some(Value::Number(number)), _) | (None, Some((_, number))) => number.to_string(),
+            (Some(Value::Text(text)), _) => text.clone(),
+            // Passed through by the one flag.
+            (None, None) if passthrough && id != E::Passthrough => continue,
+            _ => "on".to_owned(),
+        };
+        if !UNKNOWN_TO_QEMU.contains(&id) {
+            flags.push(format!("{id}={value}"));
+        }
+    }
+    flags.join(",")
+}
+
 /// MSRs whose value is never the same twice.
 pub const MOVING: [Msr; 2] = [msr::TIME_REF_COUNT, msr::VP_RUNTIME];
+
+#[cfg(test)]
+mod tests {
+    use super::super::host::tests::intel;
+    use super::super::{Profile, resolve};
+    use super::*;
+
+    #[test]
+    fn flags_ask_for_the_same() {
+        for (list, wanted) in [
+            ("none", ""),
+            (
+                "stimer",
+                "hv-vpindex=on,hv-time=on,hv-synic=on,hv-stimer=on",
+            ),
+            ("spinlocks=0x10,relaxed", "hv-relaxed=on,hv-spinlocks=16"),
+            (
+                "relaxed,vendor-id=a b,no-nonarch-coresharing=on",
+                "hv-relaxed=on,hv-no-nonarch-coresharing=on,hv-vendor-id=a b",
+            ),
+            ("relaxed,ext-hypercalls", "hv-relaxed=on"),
+            ("passthrough", "hv-passthrough=on"),
+        ] {
+            let request = Request::parse(list, Profile::None).unwrap();
+            let resolved = resolve(&request, &intel(), true).unwrap();
+            let flags = flags(&request, &resolved);
+            // Requirements come in the table's order.
+            assert_eq!(flags, wanted, "{list}");
+        }
+        let request = Request::parse("windows", Profile::None).unwrap();
+        let resolved = resolve(&request, &intel(), true).unwrap();
+        assert!(flags(&request, &resolved).contains(",hv-spinlocks=8191,"));
+    }
+}

@@ -1,0 +1,340 @@
+//! The VMM itself against QEMU: how fast a guest starts, what an exit to user space costs, how much memory a VM takes.
+//!
+//! Both run the same guests with the same enlightenments, taking turns, so that what else the host does meets both alike.
+
+mod contender;
+mod exits;
+mod floor;
+mod init;
+mod running;
+mod samples;
+mod smaps;
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::fmt::Write as _;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
+
+use clap::ValueEnum;
+use hypernest::hyperv::HostHv;
+use hypernest::kvm::host::{HostCaps, HostError};
+use hypernest::units::TscKhz;
+use hypernest::vcpu::stats::{self, Clock};
+use hypernest_guest::GUEST;
+use hypernest_nested::probe::{ALIVE, Malformed};
+use thiserror::Error;
+
+use contender::{Contender, Enlightenments, Guest};
+use running::Running;
+use samples::{ratio, spread, table};
+use smaps::Resident;
+
+/// A measurement that did not come about.
+#[derive(Debug, Error)]
+pub(crate) enum VmmError {
+    /// The host.
+    #[error(transparent)]
+    Host(#[from] HostError),
+    /// Files of our own.
+    #[error("cannot write the guests to be measured")]
+    Files(#[source] io::Error),
+    /// Enlightenments that this host cannot give.
+    #[error("this host cannot have --hv {list}: {why}")]
+    Enlightenments { list: String, why: String },
+    /// A VMM that does not start.
+    #[error(
+        "cannot start {contender} (hypernest and qemu-system-x86_64 must be on the PATH; --only-hypernest does without QEMU)"
+    )]
+    Start {
+        contender: &'static str,
+        source: io::Error,
+    },
+    /// A guest that failed.
+    #[error("{contender} {how}; its guest said: {said}")]
+    Guest {
+        contender: &'static str,
+        how: String,
+        said: String,
+    },
+    /// The bare loop.
+    #[error("the bare KVM_RUN loop failed")]
+    Floor(#[source] Box<dyn Error>),
+    /// A report that is not understood.
+    #[error("what the guest of {who} reported is malformed")]
+    Malformed {
+        who: &'static str,
+        source: Malformed,
+    },
+    /// A report with nothing in it.
+    #[error("the guest of {who} reported no samples")]
+    NoSamples { who: &'static str },
+    /// The kernel does not say what memory a process has.
+    #[error("cannot read {path}")]
+    Smaps { path: String, source: io::Error },
+    /// It says so in an unknown way.
+    #[error("{path} is not understood")]
+    SmapsUnknown { path: String },
+    /// Counters of exits.
+    #[error("cannot measure what counting exits costs")]
+    Stats(#[from] stats::StatsError),
+}
+
+/// Measure start-up, exits to user space and memory, beside QEMU
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// What to measure [default: all]
+    #[arg(value_name = "WHAT")]
+    parts: Vec<Part>,
+    /// How often each VMM takes its turn
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    rounds: u32,
+    /// The Linux kernel to boot: an ELF file with a PVH note
+    #[arg(long, value_name = "FILE")]
+    kernel: Option<PathBuf>,
+    /// Leave QEMU out
+    #[arg(long)]
+    only_hypernest: bool,
+    /// The longest that one VM may take, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 120)]
+    limit: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// From exec to the guest's first instruction
+    FirstInstruction,
+    /// From exec to a Linux guest's init, and the memory of the VMM when it idles there
+    Init,
+    /// Round trips to user space
+    Exits,
+    /// What counting an exit costs
+    Stats,
+}
+
+/// The kernel in the lab's directory.
+const KERNEL: &str = "linux-6.12/vmlinux";
+/// Of everything that Linux is measured with.
+const LINUX_CMDLINE: &str = "quiet panic=-1";
+const LINUX_MEMORY_MIB: u32 = 256;
+const GUEST_MEMORY_MIB: u32 = 32;
+/// An idle guest: what was begun at boot is done by then.
+const SETTLE: Duration = Duration::from_millis(500);
+
+/// Measures, and returns what came out as text.
+pub(crate) fn run(args: &Args) -> Result<String, VmmError> {
+    let bench = Bench::new(args)?;
+    let mut text = String::new();
+    for (part, measure) in [
+        (
+            Part::FirstInstruction,
+            Bench::first_instruction as fn(&Bench) -> _,
+        ),
+        (Part::Init, Bench::init),
+        (Part::Exits, exits::measure),
+        (Part::Stats, Bench::stats),
+    ] {
+        if args.parts.is_empty() || args.parts.contains(&part) {
+            if !text.is_empty() {
+                text.push('\n');
+            }
+            text.push_str(&measure(&bench)?);
+        }
+    }
+    Ok(text)
+}
+
+/// What is needed by every measurement.
+struct Bench {
+    host: HostCaps,
+    contenders: Vec<Contender>,
+    rounds: u32,
+    limit: Duration,
+    kernel: PathBuf,
+    /// Holds `guest` and `initrd`.
+    _files: tempfile::TempDir,
+    guest: PathBuf,
+    initrd: PathBuf,
+}
+
+impl Bench {
+    fn new(args: &Args) -> Result<Self, VmmError> {
+        let files = tempfile::tempdir().map_err(VmmError::Files)?;
+        let guest = files.path().join("guest");
+        std::fs::write(&guest, GUEST).map_err(VmmError::Files)?;
+        let initrd = files.path().join("initrd");
+        let archive = init::initramfs().map_err(VmmError::Files)?;
+        std::fs::write(&initrd, archive).map_err(VmmError::Files)?;
+        let in_lab = || {
+            let lab = std::env::var_os(hypernest_lab::plan::LAB_DIR_VARIABLE).unwrap_or_default();
+            Path::new(&lab).join(KERNEL)
+        };
+        Ok(Self {
+            host: HostCaps::probe()?,
+            contenders: if args.only_hypernest {
+                vec![Contender::Hypernest]
+            } else {
+                Contender::ALL.to_vec()
+            },
+            rounds: args.rounds,
+            limit: Duration::from_secs(args.limit),
+            kernel: args.kernel.clone().unwrap_or_else(in_lab),
+            _files: files,
+            guest,
+            initrd,
+        })
+    }
+
+    /// The enlightenments of `list`, or none where KVM has none.
+    fn enlightenments(&self, list: &str) -> Result<Enlightenments, VmmError> {
+        let list = if self.host.kvm.caps.hyperv {
+            list
+        } else {
+            "none"
+        };
+        Enlightenments::new(list, &HostHv::from(&self.host))
+    }
+
+    /// Lets each contender run `guest` in turn, `rounds` times; what `measure` makes of it.
+    fn alternate<T>(
+        &self,
+        guest: &Guest<'_>,
+        list: &str,
+        measure: impl Fn(Running) -> Result<T, VmmError>,
+    ) -> Result<BTreeMap<Contender, Vec<T>>, VmmError> {
+        let enlightenments = self.enlightenments(list)?;
+        let mut results: BTreeMap<Contender, Vec<T>> = BTreeMap::new();
+        for _ in 0..self.rounds {
+            for &contender in &self.contenders {
+                let running = Running::start(contender, guest, &enlightenments, self.limit)?;
+                results
+                    .entry(contender)
+                    .or_default()
+                    .push(measure(running)?);
+            }
+        }
+        Ok(results)
+    }
+
+    fn first_instruction(&self) -> Result<String, VmmError> {
+        let guest = Guest {
+            kernel: &self.guest,
+            initrd: None,
+            cmdline: "hello",
+            memory_mib: GUEST_MEMORY_MIB,
+        };
+        let times = self.alternate(&guest, "windows", |mut running| {
+            let time = running.until(ALIVE)?;
+            running.finish()?;
+            Ok(time.as_secs_f64() * 1e3)
+        })?;
+        Ok(compare(
+            "exec to the guest's first instruction, ms",
+            &times,
+            1,
+        ))
+    }
+
+    fn init(&self) -> Result<String, VmmError> {
+        let guest = Guest {
+            kernel: &self.kernel,
+            initrd: Some(&self.initrd),
+            cmdline: LINUX_CMDLINE,
+            memory_mib: LINUX_MEMORY_MIB,
+        };
+        let results = self.alternate(&guest, "windows", |mut running| {
+            let time = running.until(init::SIGN)?;
+            thread::sleep(SETTLE);
+            Ok((
+                time.as_secs_f64() * 1e3,
+                running.resident(&guest)?,
+                running.threads()?,
+            ))
+        })?;
+        let times = each(&results, |(time, ..)| *time);
+        // Far below 2^53.
+        let mib = |kib: fn(&Resident) -> u64| {
+            each(&results, |(_, resident, _)| kib(resident) as f64 / 1024.0)
+        };
+        let mut text = compare("exec to Linux' init, ms", &times, 0);
+        for (what, values) in [
+            (
+                "resident beyond guest RAM and kernel file, MiB",
+                mib(|r| r.beyond_guest),
+            ),
+            ("of that program and libraries, MiB", mib(|r| r.files)),
+            ("of that anonymous, MiB", mib(|r| r.anonymous)),
+            ("guest RAM touched, MiB", mib(|r| r.guest)),
+            ("threads", each(&results, |(.., threads)| *threads as f64)),
+        ] {
+            text.push_str(&compare_rows(what, &values, 2));
+        }
+        Ok(text)
+    }
+
+    fn stats(&self) -> Result<String, VmmError> {
+        let tsc = self
+            .host
+            .kvm
+            .tsc_khz
+            .filter(|_| self.host.system.cpu.constant_tsc);
+        let mut text = String::new();
+        for (name, clock) in [
+            ("CLOCK_MONOTONIC", Some(Clock::new(None))),
+            ("the TSC", tsc.map(|khz| Clock::new(Some(TscKhz(khz))))),
+        ] {
+            let Some(clock) = clock else {
+                continue;
+            };
+            let mut counting = Vec::new();
+            let mut timed = Vec::new();
+            for _ in 0..self.rounds {
+                let cost = stats::cost(1_000_000, clock)?;
+                counting.push(cost.record_ns);
+                timed.push(cost.timed_record_ns);
+            }
+            let (counting, timed) = (spread(&counting, 1), spread(&timed, 1));
+            // Writing to a string does not fail.
+            let _ok = writeln!(
+                text,
+                "counting an exit, ns: {counting}; with two looks at {name}: {timed}"
+            );
+        }
+        Ok(text)
+    }
+}
+
+fn each<T>(
+    results: &BTreeMap<Contender, Vec<T>>,
+    value: impl Fn(&T) -> f64,
+) -> BTreeMap<Contender, Vec<f64>> {
+    results
+        .iter()
+        .map(|(&contender, rounds)| (contender, rounds.iter().map(&value).collect()))
+        .collect()
+}
+
+/// A table that begins with `what`.
+fn compare(what: &str, values: &BTreeMap<Contender, Vec<f64>>, decimals: usize) -> String {
+    let mut head = vec!["median (least - greatest)"];
+    head.extend(values.keys().map(|c| c.name()));
+    let against = ["to q35", "to microvm"];
+    head.extend(against.iter().take(values.len().saturating_sub(1)));
+    table(&head, &[row(what, values, decimals)])
+}
+
+/// A further row of [`compare`]'s table.
+fn compare_rows(what: &str, values: &BTreeMap<Contender, Vec<f64>>, decimals: usize) -> String {
+    format!("| {} |\n", row(what, values, decimals).join(" | "))
+}
+
+fn row(what: &str, values: &BTreeMap<Contender, Vec<f64>>, decimals: usize) -> Vec<String> {
+    let mut row = vec![what.to_owned()];
+    row.extend(values.values().map(|values| spread(values, decimals)));
+    let median = |contender: &Contender| samples::median(values.get(contender)?);
+    let others = values.keys().filter(|c| **c != Contender::Hypernest);
+    row.extend(others.map(|c| ratio(median(&Contender::Hypernest), median(c))));
+    row
+}

@@ -1,0 +1,148 @@
+//! A VMM that runs: its guest's output, when it came, and the process itself.
+
+use std::fs;
+use std::io::{ErrorKind, Read};
+use std::os::fd::AsFd;
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use super::VmmError;
+use super::contender::{Contender, Enlightenments, Guest};
+use super::smaps::{self, Resident};
+
+/// Ended by force when dropped.
+pub(super) struct Running {
+    contender: Contender,
+    child: Child,
+    stdout: ChildStdout,
+    output: Vec<u8>,
+    started: Instant,
+    limit: Duration,
+}
+
+impl Running {
+    /// Starts `guest` in `contender`; it may take `limit` in all.
+    pub(super) fn start(
+        contender: Contender,
+        guest: &Guest<'_>,
+        enlightenments: &Enlightenments,
+        limit: Duration,
+    ) -> Result<Self, VmmError> {
+        let mut command = contender.command(guest, enlightenments);
+        command.stdin(Stdio::null()).stdout(Stdio::piped());
+        let started = Instant::now();
+        let (child, stdout) = spawn(&mut command).map_err(|source| VmmError::Start {
+            contender: contender.name(),
+            source,
+        })?;
+        Ok(Self {
+            contender,
+            child,
+            stdout,
+            output: Vec::new(),
+            started,
+            limit,
+        })
+    }
+
+    /// Waits until the guest has written `byte`: how long after the start that was.
+    pub(super) fn until(&mut self, byte: u8) -> Result<Duration, VmmError> {
+        loop {
+            let seen = self.output.len();
+            if !self.read_more()? {
+                return Err(self.failed("ended before the guest gave its sign"));
+            }
+            if self.output[seen..].contains(&byte) {
+                return Ok(self.started.elapsed());
+            }
+        }
+    }
+
+    /// Waits for the end: all that the guest wrote.
+    pub(super) fn finish(mut self) -> Result<Vec<u8>, VmmError> {
+        while self.read_more()? {}
+        let status = self.child.wait().map_err(|source| VmmError::Start {
+            contender: self.contender.name(),
+            source,
+        })?;
+        if status.code() == Some(self.contender.success()) {
+            Ok(std::mem::take(&mut self.output))
+        } else {
+            Err(self.failed(&format!("ended with {status}")))
+        }
+    }
+
+    /// What the process holds in memory beside the guest's own.
+    pub(super) fn resident(&self, guest: &Guest<'_>) -> Result<Resident, VmmError> {
+        let path = format!("/proc/{}/smaps", self.child.id());
+        let text = fs::read_to_string(&path).map_err(|source| VmmError::Smaps {
+            path: path.clone(),
+            source,
+        })?;
+        let mappings = smaps::parse(&text).ok_or(VmmError::SmapsUnknown { path })?;
+        Ok(Resident::new(
+            &mappings,
+            self.contender.ram_mapping(),
+            guest.kernel,
+        ))
+    }
+
+    /// How many threads the process has.
+    pub(super) fn threads(&self) -> Result<usize, VmmError> {
+        let path = format!("/proc/{}/task", self.child.id());
+        let entries = fs::read_dir(&path).map_err(|source| VmmError::Smaps { path, source })?;
+        Ok(entries.count())
+    }
+
+    /// Reads what there is, waiting for it; `false` at the end of the output.
+    fn read_more(&mut self) -> Result<bool, VmmError> {
+        loop {
+            let left = self.limit.saturating_sub(self.started.elapsed());
+            let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+            let mut fds = [PollFd::new(self.stdout.as_fd(), PollFlags::POLLIN)];
+            match poll(&mut fds, timeout) {
+                Ok(0) => {
+                    let seconds = self.limit.as_secs();
+                    return Err(self.failed(&format!("did not end within {seconds} s")));
+                }
+                Ok(_) => {}
+                Err(nix::Error::EINTR) => continue,
+                Err(errno) => return Err(self.failed(&format!("cannot be waited for: {errno}"))),
+            }
+            let mut buffer = [0; 4096];
+            return match self.stdout.read(&mut buffer) {
+                Ok(0) => Ok(false),
+                Ok(length) => {
+                    self.output.extend(&buffer[..length]);
+                    Ok(true)
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                Err(error) => Err(self.failed(&format!("cannot be read from: {error}"))),
+            };
+        }
+    }
+
+    fn failed(&self, how: &str) -> VmmError {
+        VmmError::Guest {
+            contender: self.contender.name(),
+            how: how.to_owned(),
+            said: String::from_utf8_lossy(&self.output).into_owned(),
+        }
+    }
+}
+
+fn spawn(command: &mut Command) -> std::io::Result<(Child, ChildStdout)> {
+    let mut child = command.spawn()?;
+    let stdout = child.stdout.take().ok_or(ErrorKind::BrokenPipe)?;
+    Ok((child, stdout))
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Both fail only if it has ended and been waited for.
+        let _ended = self.child.kill();
+        let _waited = self.child.wait();
+    }
+}
