@@ -11,9 +11,8 @@ use crate::config::CpuModel;
 use crate::hyperv::CpuVendor;
 
 /// What all levels have.
-const V2: [Feature; 33] = [
+const V2: [Feature; 32] = [
     f::FPU,
-    f::VME,
     f::DE,
     f::PSE,
     f::TSC,
@@ -68,7 +67,9 @@ const V4: [Feature; 5] = [
 ];
 
 /// Shown at any level where the host has them.
-const IF_THE_HOST_HAS: [Feature; 50] = [
+const IF_THE_HOST_HAS: [Feature; 51] = [
+    // For virtual-8086 mode, which a 64-bit guest never enters; emulated hosts lack it.
+    f::VME,
     // Decided elsewhere: by --nested and by KVM's capabilities.
     f::VMX,
     f::SVM,

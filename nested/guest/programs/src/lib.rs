@@ -12,6 +12,7 @@
 //! | `fault` | breaks in the way asked for |
 //! | `crash` | reports a crash by the crash registers and goes on |
 //! | `reset` | resets the machine in the way asked for |
+//! | `power` | waits for the power button and powers off |
 //!
 //! A program reports on the debug console ([`hypernest_nested::probe`]) and ends by the debug-exit port.
 //!
@@ -79,6 +80,7 @@ fn run(start: &boot::Start) -> ! {
         Some("fault") => fault::run(&args),
         Some("crash") => life::crash(&args),
         Some("reset") => life::reset(&args),
+        Some("power") => life::power(&args),
         _ => {
             say!(
                 "no program in the command line {:?}; there are {:?}",

@@ -1,4 +1,4 @@
-//! Crashes and resets, as an operating system would report or ask for them.
+//! Crashes, resets and the power button, as an operating system would report or ask for them.
 
 use hypernest_nested::hyperv::{crash as ctl, msr};
 
@@ -80,5 +80,36 @@ pub(crate) fn reset(args: &Args<'_>) -> Exit {
     // Whoever resets may be another thread than the one that runs this processor.
     let _ = smp::Patience::DEFAULT.until(|| false);
     say!("FAIL reset: still running");
+    Exit::Failed
+}
+
+/// `power pm1=PORT`: waits until the power button is pressed, then powers off by sleep type 5, both through ACPI's PM1
+/// registers, whose status is at PORT and whose control comes four bytes later (ACPI 6.5, 4.8.4).
+pub(crate) fn power(args: &Args<'_>) -> Exit {
+    /// PWRBTN_STS and SLP_EN with SLP_TYP in the second byte of their registers.
+    const BUTTON: u8 = 1 << (8 - 8);
+    const SLEEP_5: u8 = 1 << (13 - 8) | 5 << (10 - 8);
+
+    let Some(pm1) = args.number("pm1").ok().flatten() else {
+        say!("wrong use: power wants pm1=PORT");
+        return Exit::WrongUse;
+    };
+    let Some(pm1) = u16::try_from(pm1).ok().filter(|&pm1| pm1 <= 0xFFF0) else {
+        say!("wrong use: pm1= is more than 0xfff0");
+        return Exit::WrongUse;
+    };
+    say!("power: waiting for the button");
+    while cpu::in8(pm1 + 1) & BUTTON == 0 {
+        core::hint::spin_loop();
+    }
+    cpu::out8(pm1 + 1, BUTTON);
+    if cpu::in8(pm1 + 1) & BUTTON != 0 {
+        say!("FAIL power: the button's status cannot be cleared");
+        return Exit::Failed;
+    }
+    say!("power: off");
+    cpu::out8(pm1 + 5, SLEEP_5);
+    let _ = smp::Patience::DEFAULT.until(|| false);
+    say!("FAIL power: still running");
     Exit::Failed
 }

@@ -1,0 +1,172 @@
+//! Stock Debian kernels boot, and use what they are offered.
+
+use hypernest_lab::host::{Host, Kernel};
+use hypernest_lab::suite::{Stage, Test, TestResult};
+
+use crate::linux::{Report, initramfs, linux};
+use crate::needs;
+use crate::vm::{Site, Vm};
+
+const AMD: Stage = Stage {
+    name: "linux",
+    cpus: 2,
+    memory_mib: 2048,
+    kernel: Kernel::Linux612,
+    with: &[
+        "linux-6.12/vmlinux",
+        "linux-6.12/vmlinuz",
+        "linux-6.1/vmlinux",
+        "linux-6.1/vmlinuz",
+    ],
+    parameters: &[],
+};
+
+/// With the one kernel that the Intel lab has time for.
+const INTEL: Stage = Stage {
+    name: "one-linux",
+    cpus: 1,
+    memory_mib: 1536,
+    kernel: Kernel::Linux612,
+    with: &["linux-6.12/vmlinux"],
+    parameters: &[],
+};
+
+const fn amd(name: &'static str, run: fn() -> TestResult) -> Test {
+    Test::new(name, run)
+        .only_on(&[Host::Amd])
+        .stage(AMD)
+        .needs(needs::hyperv)
+        .limit_seconds(120)
+}
+
+pub(crate) const TESTS: &[Test] = &[
+    amd("stock_linux::6_12_vmlinux_1_vcpu", || {
+        enlightened("linux-6.12/vmlinux", 1, &[])
+    }),
+    amd("stock_linux::6_12_bzimage_4_vcpus", || {
+        enlightened("linux-6.12/vmlinuz", 4, &[])
+    }),
+    amd("stock_linux::6_1_vmlinux_4_vcpus_split_irqchip", || {
+        enlightened("linux-6.1/vmlinux", 4, &["--irqchip", "split"])
+    }),
+    amd("stock_linux::6_1_bzimage_1_vcpu", || {
+        enlightened("linux-6.1/vmlinuz", 1, &[])
+    }),
+    amd("stock_linux::with_a_cpu_model_and_a_topology", model),
+    amd("stock_linux::without_enlightenments", plain),
+    amd("stock_linux::reboots_once", reboots),
+    Test::new("stock_linux::on_an_intel_host", || {
+        enlightened("linux-6.12/vmlinux", 1, &["--nested"])
+    })
+    .only_on(&[Host::Intel])
+    .stage(INTEL)
+    .needs(needs::evmcs)
+    .limit_seconds(60),
+];
+
+/// Boots, checks that the guest powered off and that its log is free of complaints.
+fn boot(
+    kernel: &str,
+    command_line: &str,
+    arguments: &[&str],
+) -> Result<Report, Box<dyn std::error::Error>> {
+    let site = Site::new()?;
+    let ended = Vm::start(linux(&site, kernel, command_line)?.args(arguments))?.end()?;
+    ended.expect_code(0)?;
+    let report = Report::read(&ended.stdout);
+    if report.section("interrupts").is_empty() {
+        return Err(ended.wrong("a report of the guest's init"));
+    }
+    println!("{}", ended.stdout);
+    let log = report.section("log");
+    for bad in ["bug:", "warning:", "call trace", "oops:", "acpi error"] {
+        let complaints: Vec<_> = log
+            .iter()
+            .filter(|line| line.to_lowercase().contains(bad))
+            .collect();
+        assert!(
+            complaints.is_empty(),
+            "the guest complains: {complaints:#?}"
+        );
+    }
+    for table in ["APIC", "FACP", "DSDT", "MCFG", "SRAT", "WAET"] {
+        assert!(has(&report, "devices", table), "no ACPI table {table}");
+    }
+    for device in ["0000:00:00.0", "rtc0", "serio0", "smbios_entry_point"] {
+        assert!(has(&report, "devices", device), "no device {device}");
+    }
+    assert!(!has(&report, "devices", "HPET"));
+    Ok(report)
+}
+
+fn has(report: &Report, section: &str, line: &str) -> bool {
+    report.section(section).iter().any(|l| l == line)
+}
+
+/// The guest takes everything that Linux has a use for.
+fn enlightened(kernel: &str, vcpus: u32, arguments: &[&str]) -> TestResult {
+    let count = vcpus.to_string();
+    let report = boot(kernel, "", &[&["--cpus", &count], arguments].concat())?;
+    for line in [
+        "Hypervisor detected: Microsoft Hyper-V",
+        "Using hypercall for remote TLB flush",
+        "Using IPI hypercalls",
+        "Using enlightened APIC",
+    ] {
+        assert_eq!(report.logged(line), 1, "{line}");
+    }
+    assert!(has(&report, "clocksource", "hyperv_clocksource_tsc_page"));
+    assert!(has(&report, "clockevent", "Hyper-V clockevent"));
+    // Direct synthetic timers have an interrupt of their own, and the local APIC's timer is not used.
+    assert!(report.interrupts("HVS") > Some(0), "no HVS interrupts");
+    assert_eq!(report.interrupts("LOC"), Some(0));
+    assert_eq!(report.cpus(), usize::try_from(vcpus)?);
+    Ok(())
+}
+
+fn model() -> TestResult {
+    let report = boot(
+        "linux-6.12/vmlinux",
+        "",
+        &["--cpu", "x86-64-v2", "--cpus", "4,cores=2,threads=2"],
+    )?;
+    for flag in ["sse4_2", "popcnt", "cx16", "ssse3", "lahf_lm", "hypervisor"] {
+        assert!(report.has_flag(flag), "x86-64-v2 has {flag}");
+    }
+    for flag in ["avx", "avx2", "bmi1", "fma", "svm", "vmx"] {
+        assert!(!report.has_flag(flag), "x86-64-v2 has no {flag}");
+    }
+    assert_eq!(report.section("siblings"), ["0-1", "0-1", "2-3", "2-3"]);
+    assert_eq!(report.logged("Hypervisor detected: Microsoft Hyper-V"), 1);
+    Ok(())
+}
+
+/// The other way round: what Linux does above comes from the enlightenments.
+fn plain() -> TestResult {
+    let report = boot("linux-6.12/vmlinux", "", &["--hv", "none"])?;
+    assert_eq!(report.logged("Hyper-V"), 0);
+    assert_eq!(report.interrupts("HVS").unwrap_or(0), 0);
+    assert!(report.interrupts("LOC") > Some(0));
+    assert!(!has(&report, "clocksource", "hyperv_clocksource_tsc_page"));
+    Ok(())
+}
+
+/// A reboot by the keyboard controller, which Linux asks for ten times in a row and must get once.
+fn reboots() -> TestResult {
+    let site = Site::new()?;
+    let mut command = linux(&site, "linux-6.12/vmlinux", "reboot=k")?;
+    initramfs(&site, "reboot -f")?;
+    let mut vm = Vm::start(&mut command)?;
+    vm.wait_for("@log")?;
+    // The next boot reads the initramfs again, and finds one that stays.
+    initramfs(&site, "sleep 1000")?;
+    vm.wait_until("the second report's end", |vm| {
+        vm.said().matches("@end").count() == 2
+    })?;
+    let status = site.status()?;
+    assert_eq!(status["resets"], 1, "{status}");
+    site.control(&["stop", "test"])?.expect_code(0)?;
+    vm.end()?.expect_code(0)?;
+    assert!(site.run_directories()?.is_empty());
+    Ok(())
+}
