@@ -6,7 +6,7 @@ use crate::needs;
 use crate::vm::{Ended, Site, Vm};
 
 const fn test(name: &'static str, run: fn() -> TestResult) -> Test {
-    Test::new(name, run).needs(needs::hyperv).limit_seconds(60)
+    Test::new(name, run).needs(needs::hyperv)
 }
 
 pub(crate) const TESTS: &[Test] = &[

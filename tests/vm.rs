@@ -16,7 +16,9 @@ use nix::unistd::Pid;
 use tempfile::TempDir;
 
 /// How long a test waits for anything, by the host's own clock: what takes so long has failed.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(50);
+/// The same for a whole operating system.
+const PATIENCE_WITH_LINUX: Duration = Duration::from_secs(180);
 const STEP: Duration = Duration::from_millis(10);
 
 type Failure = Box<dyn Error>;
@@ -138,6 +140,7 @@ impl Stream {
 
 /// A running `hypernest`; dropped, it is killed.
 pub(crate) struct Vm {
+    patience: Duration,
     child: Child,
     stdout: Option<Stream>,
     stderr: Stream,
@@ -171,10 +174,17 @@ impl Vm {
     fn following(mut child: Child, stdout: Option<Stream>) -> io::Result<Self> {
         let stderr = child.stderr.take().ok_or(io::ErrorKind::BrokenPipe)?;
         Ok(Self {
+            patience: PATIENCE,
             child,
             stdout,
             stderr: Stream::follow(stderr),
         })
+    }
+
+    /// It takes longer than others.
+    pub(crate) fn patient(mut self) -> Self {
+        self.patience = PATIENCE_WITH_LINUX;
+        self
     }
 
     /// What it has said on stdout.
@@ -215,7 +225,9 @@ impl Vm {
             }
             let why = match ended {
                 Some(status) => format!("it ended ({status})"),
-                None if start.elapsed() > PATIENCE => format!("{} s passed", PATIENCE.as_secs()),
+                None if start.elapsed() > self.patience => {
+                    format!("{} s passed", self.patience.as_secs())
+                }
                 None => {
                     std::thread::sleep(STEP);
                     continue;
@@ -237,10 +249,10 @@ impl Vm {
             if let Some(status) = self.child.try_wait()? {
                 break status;
             }
-            if start.elapsed() > PATIENCE {
+            if start.elapsed() > self.patience {
                 return Err(format!(
                     "no end after {} s; stdout:\n{}\nstderr:\n{}",
-                    PATIENCE.as_secs(),
+                    self.patience.as_secs(),
                     self.said(),
                     self.complained()
                 )
