@@ -263,7 +263,11 @@ fn measure(
         append: args.append.clone(),
         agent: format!(
             "--samples {} --rounds {} --warmup {} --limit {}",
-            args.samples, args.rounds, args.warmup, args.timeout
+            args.samples,
+            args.rounds,
+            args.warmup,
+            // Shorter than L1's own limit, so that L1 can tell which L2 it was.
+            (args.timeout / 2).max(1)
         ),
         limit: Duration::from_secs(args.timeout),
     };

@@ -42,6 +42,7 @@ fn write_all(report: &Report, out: &mut String) -> std::fmt::Result {
             "L1: Linux {}, clocksource {}",
             first.l1_kernel, first.l1_clocksource
         )?;
+        writeln!(out, "L1's command line: {}", report.l1_command_line)?;
     }
     writeln!(out, "unit: {} ({})", report.unit.name, report.unit.why)?;
     if !measured.is_empty() {

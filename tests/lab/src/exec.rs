@@ -193,7 +193,16 @@ pub fn exec(options: &HostOptions, command: &[String], interactive: bool) -> Res
     } else {
         Input::Nothing
     };
-    run(options, command, input)
+    run(options, command, input, &mut PassOn)
+}
+
+/// Runs a command without input on an emulated host and gives `sink` what it says; the result is its exit status.
+pub fn exec_into(
+    options: &HostOptions,
+    command: &[String],
+    sink: &mut dyn Sink,
+) -> Result<u8, ExecError> {
+    run(options, command, Input::Nothing, sink)
 }
 
 /// Runs a shell on a host.
@@ -204,10 +213,15 @@ pub fn shell(options: &HostOptions, command: &[String]) -> Result<u8, ExecError>
         command.to_vec()
     };
     if !io::stdin().is_terminal() {
-        return run(options, &shell, Input::Line);
+        return run(options, &shell, Input::Line, &mut PassOn);
     }
     let (rows, columns) = terminal_size().unwrap_or((24, 80));
-    run(options, &shell, Input::Terminal { rows, columns })
+    run(
+        options,
+        &shell,
+        Input::Terminal { rows, columns },
+        &mut PassOn,
+    )
 }
 
 /// The size of the terminal, from the program that knows it.
@@ -224,7 +238,12 @@ fn terminal_size() -> Option<(u16, u16)> {
     (size.0 > 0 && size.1 > 0).then_some(size)
 }
 
-fn run(options: &HostOptions, command: &[String], input: Input) -> Result<u8, ExecError> {
+fn run(
+    options: &HostOptions,
+    command: &[String],
+    input: Input,
+    sink: &mut dyn Sink,
+) -> Result<u8, ExecError> {
     let cache = Cache::locate().map_err(SetupError::Cache)?;
     setup::ensure(&cache)?;
     let binaries = binaries::build()?;
@@ -252,7 +271,7 @@ fn run(options: &HostOptions, command: &[String], input: Input) -> Result<u8, Ex
             Input::Nothing => None,
             Input::Line | Input::Terminal { .. } => Some(Box::new(io::stdin())),
         };
-        let result = session::follow(options.host, &mut booting, input, limit, &mut PassOn);
+        let result = session::follow(options.host, &mut booting, input, limit, sink);
         let broken = match result {
             Ok(finished) if finished.status == 0 => return Ok(0),
             Ok(finished) => {

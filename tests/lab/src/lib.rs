@@ -5,6 +5,7 @@ pub mod boot;
 pub mod bzimage;
 pub mod cache;
 pub mod cpio;
+pub mod demo;
 pub mod exec;
 pub mod host;
 pub mod owned;

@@ -1,13 +1,14 @@
 //! `cargo lab`: emulated hosts with real KVM.
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use hypernest_lab::cache::Cache;
 use hypernest_lab::exec::HostOptions;
 use hypernest_lab::host::Host;
-use hypernest_lab::{exec, owned, setup, test};
+use hypernest_lab::{demo, exec, owned, setup, test};
 
 /// Hosts with real KVM, VMX and eVMCS or SVM, emulated with a stock kernel, on any machine.
 #[derive(Debug, Parser)]
@@ -45,6 +46,12 @@ enum Command {
         host: Vec<Host>,
         /// Only tests whose name contains this.
         filter: Option<String>,
+    },
+    /// Measure what an enlightened VMCS is worth, on this machine if it can, else in the Intel lab.
+    Demo {
+        /// Where the results are written.
+        #[arg(long, value_name = "DIR", default_value = "target/demo")]
+        out: PathBuf,
     },
     /// Run a shell on a host.
     Shell {
@@ -97,6 +104,7 @@ fn run(command: Command) -> Result<u8, Box<dyn std::error::Error>> {
             let well = test::test(&host, filter.as_deref())?;
             Ok(u8::from(!well))
         }
+        Command::Demo { out } => Ok(demo::demo(&out)?),
         Command::Shell { options, command } => Ok(exec::shell(&options, &command)?),
     }
 }

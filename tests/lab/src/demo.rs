@@ -1,0 +1,176 @@
+//! `cargo lab demo`: what an enlightened VMCS is worth, measured on this machine if it can, else in the Intel lab.
+
+use std::io::{self, Write as _};
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Instant;
+
+use thiserror::Error;
+
+use crate::binaries::{self, Binaries, BuildError};
+use crate::cache::Cache;
+use crate::exec::{self, ExecError, HostOptions, here_environment};
+use crate::host::{DEFAULT_MEMORY_MIB, Host, Kernel};
+use crate::owned::{OwnedChild, tied};
+use crate::session::Sink;
+use crate::setup::{self, SetupError};
+
+/// The demonstration did not come to its end.
+#[derive(Debug, Error)]
+pub enum DemoError {
+    /// Setup.
+    #[error(transparent)]
+    Setup(#[from] SetupError),
+    /// The programs.
+    #[error(transparent)]
+    Build(#[from] BuildError),
+    /// The lab.
+    #[error(transparent)]
+    Exec(#[from] ExecError),
+    /// A program on this machine, or its files.
+    #[error("{what}: {error}")]
+    Here {
+        /// What was tried.
+        what: &'static str,
+        /// Why it failed.
+        error: io::Error,
+    },
+}
+
+/// The measurement in the Intel lab. The host there has L1's kernel itself, so its modules are of that. Time passes slowly
+/// there: an L1 is done within a second of it, and idling is skipped.
+const IN_THE_LAB: [&str; 8] = [
+    "hypernest-bench",
+    "l2-exit",
+    "--json",
+    "--host-modules",
+    "/modules",
+    "--timeout",
+    "6",
+    "--append",
+];
+/// What makes L1 start faster in an emulator, as for the lab's hosts. It is part of the report.
+const L1_PARAMETERS: &str =
+    "mitigations=off no_timer_check tsc=reliable cryptomgr.notests audit=0 nokaslr";
+
+/// Measures, shows the table, and writes the files into `out`. The result is the exit status.
+pub fn demo(out: &Path) -> Result<u8, DemoError> {
+    let start = Instant::now();
+    let cache = Cache::locate().map_err(SetupError::Cache)?;
+    setup::ensure(&cache)?;
+    let binaries = binaries::build()?;
+    let here = Here {
+        cache: &cache,
+        binaries: &binaries,
+    };
+    let status = match here.lack()? {
+        None => {
+            eprintln!("lab: measuring on this machine");
+            here.run(&["l2-exit".as_ref(), "--out".as_ref(), out.as_os_str()])?
+        }
+        Some(why) => {
+            eprintln!("lab: this machine cannot measure it, so the Intel lab does\n{why}");
+            in_the_lab(&here, out)?
+        }
+    };
+    eprintln!("lab: took {} s", start.elapsed().as_secs());
+    Ok(status)
+}
+
+fn in_the_lab(here: &Here<'_>, out: &Path) -> Result<u8, DemoError> {
+    let options = HostOptions {
+        host: Host::Intel,
+        cpus: 1,
+        memory: DEFAULT_MEMORY_MIB,
+        kernel: Kernel::default(),
+        parameters: Vec::new(),
+        with: ["vmlinux", "modules"]
+            .map(|part| format!("{}/{part}", Kernel::default().directory()))
+            .to_vec(),
+        files: Vec::new(),
+        timeout: 900,
+    };
+    let command: Vec<_> = IN_THE_LAB
+        .into_iter()
+        .chain([L1_PARAMETERS])
+        .map(str::to_owned)
+        .collect();
+    let mut kept = Kept::default();
+    let status = exec::exec_into(&options, &command, &mut kept)?;
+    if kept.stdout.is_empty() {
+        // It has said why.
+        return Ok(status);
+    }
+    let failed = |error| DemoError::Here {
+        what: "cannot keep the lab's report",
+        error,
+    };
+    let mut report = tempfile::NamedTempFile::new().map_err(failed)?;
+    report.write_all(&kept.stdout).map_err(failed)?;
+    let shown = here.run(&[
+        "report".as_ref(),
+        report.path().as_os_str(),
+        "--out".as_ref(),
+        out.as_os_str(),
+    ])?;
+    Ok(if shown == 0 { status } else { shown })
+}
+
+/// Keeps the report and shows the progress.
+#[derive(Debug, Default)]
+struct Kept {
+    stdout: Vec<u8>,
+}
+
+impl Sink for Kept {
+    fn stdout(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.stdout.extend(bytes);
+        Ok(())
+    }
+
+    fn stderr(&mut self, bytes: &[u8]) -> io::Result<()> {
+        io::stderr().lock().write_all(bytes)
+    }
+}
+
+/// `hypernest-bench` on this machine.
+struct Here<'a> {
+    cache: &'a Cache,
+    binaries: &'a Binaries,
+}
+
+impl Here<'_> {
+    fn bench(&self) -> Result<std::process::Command, DemoError> {
+        let mut command = tied(&self.binaries.bench).map_err(cannot_run)?;
+        command
+            .envs(here_environment(self.cache, self.binaries))
+            .stdin(Stdio::null());
+        Ok(command)
+    }
+
+    /// Why this machine cannot offer an enlightened VMCS; `None` if it can.
+    fn lack(&self) -> Result<Option<String>, DemoError> {
+        let mut command = self.bench()?;
+        command.args(["l2-exit", "--dry-run", "--configs", "evmcs"]);
+        let output = OwnedChild::output(&mut command).map_err(cannot_run)?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        Ok((!output.status.success()).then(|| said.trim_end().to_owned()))
+    }
+
+    fn run(&self, arguments: &[&std::ffi::OsStr]) -> Result<u8, DemoError> {
+        let mut command = self.bench()?;
+        command.args(arguments);
+        let status = OwnedChild::spawn(&mut command)
+            .and_then(|mut child| child.wait())
+            .map_err(cannot_run)?;
+        let code = status.code().and_then(|code| u8::try_from(code).ok());
+        Ok(code.unwrap_or(u8::MAX))
+    }
+}
+
+fn cannot_run(error: io::Error) -> DemoError {
+    DemoError::Here {
+        what: "cannot run hypernest-bench",
+        error,
+    }
+}
