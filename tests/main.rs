@@ -8,6 +8,7 @@ mod differential;
 mod enlightenments;
 mod errors;
 mod host;
+mod l2_exit;
 mod lifecycle;
 mod linux;
 mod needs;
@@ -15,6 +16,7 @@ mod stats;
 mod stock_linux;
 mod terminal;
 mod vm;
+mod xen;
 
 fn main() -> ExitCode {
     let suites = [
@@ -28,6 +30,8 @@ fn main() -> ExitCode {
         stats::TESTS,
         differential::TESTS,
         host::TESTS,
+        l2_exit::TESTS,
+        xen::TESTS,
     ];
     hypernest_lab::suite::main(&suites.concat())
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::ValueEnum;
-use hypernest::kvm::host::{HostCaps, HostError};
+use hypernest::kvm::host::{HostCaps, HostError, System};
 use hypernest::units::TscKhz;
 use hypernest_lab::host::Host;
 use hypernest_lab::plan::{LAB_DIR_VARIABLE, LAB_HOST_VARIABLE};
@@ -109,9 +109,6 @@ pub(crate) enum L2ExitError {
     /// A temporary directory.
     #[error("cannot make a temporary directory")]
     Temporary(#[source] io::Error),
-    /// KVM's module on the host.
-    #[error(transparent)]
-    Module(#[from] ModuleError),
     /// L1's figures.
     #[error("L1's report holds a broken histogram")]
     Histogram(#[from] HistogramError),
@@ -280,18 +277,18 @@ fn measure(
         original: facts.shadow,
         now: facts.shadow,
     };
-    let mut configurations = Vec::new();
-    for boot in plan {
+    let measured = plan.iter().map(|boot| {
         eprintln!("booting L1 {}", describe(boot));
-        configurations.extend(one_boot(
-            boot,
-            &setup,
-            &mut shadow,
-            directory.path(),
-            &unit,
-        )?);
+        one_boot(boot, &setup, &mut shadow, directory.path(), &unit)
+    });
+    let measured: Result<Vec<_>, _> = measured.collect();
+    if let Err(error) = shadow.restore() {
+        eprintln!(
+            "kvm_intel is not as it was before: {}",
+            crate::chain(&error)
+        );
     }
-    shadow.restore()?;
+    let mut configurations: Vec<_> = measured?.into_iter().flatten().collect();
     configurations.sort_by_key(|entry| entry.name);
     configurations.extend(
         left_out
@@ -334,11 +331,9 @@ impl ShadowVmcs {
         if wanted.is_none() || wanted == self.now {
             return Ok(());
         }
-        let on = wanted == Some(true);
-        self.now = None;
-        self.reload(on).map_err(|e| crate::chain(&e))?;
-        let system = hypernest::kvm::host::System::read(Path::new("/"));
-        self.now = system.flag("kvm_intel", "enable_shadow_vmcs");
+        let reloaded = self.reload(wanted == Some(true));
+        self.now = System::read(Path::new("/")).flag("kvm_intel", "enable_shadow_vmcs");
+        reloaded.map_err(|e| crate::chain(&e))?;
         if self.now == wanted {
             Ok(())
         } else {
@@ -386,7 +381,6 @@ fn one_boot(
         Err(error) => return Ok(all_failed(crate::chain(&error))),
     };
     if l1.interrupted {
-        shadow.restore()?;
         return Err(L2ExitError::Interrupted);
     }
     boot.configurations

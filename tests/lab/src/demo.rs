@@ -39,12 +39,16 @@ pub enum DemoError {
 
 /// The measurement in the Intel lab. The host there has L1's kernel itself, so its modules are of that. Time passes slowly
 /// there: an L1 is done within a second of it, and idling is skipped.
-const IN_THE_LAB: [&str; 8] = [
+const IN_THE_LAB: [&str; 12] = [
     "hypernest-bench",
     "l2-exit",
     "--json",
     "--host-modules",
     "/modules",
+    "--rounds",
+    "2",
+    "--samples",
+    "300",
     "--timeout",
     "6",
     "--append",
