@@ -62,6 +62,8 @@ pub(crate) struct Setup {
     pub(crate) memory: String,
     /// More words for L1's command line.
     pub(crate) append: String,
+    /// Rounds for each mode.
+    pub(crate) rounds: usize,
     /// The agent's arguments but for the modes.
     pub(crate) agent: String,
     /// The longest a boot may take.

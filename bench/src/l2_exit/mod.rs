@@ -2,6 +2,7 @@
 
 pub(crate) mod configuration;
 mod l1;
+mod outcome;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -16,11 +17,11 @@ use thiserror::Error;
 
 use crate::histogram::HistogramError;
 use crate::kvm_module::{self, ModuleError, Source, Vendor};
-use crate::report::{self, Entry, FileError, HostFacts, L1Facts, Measured, Outcome, Report};
+use crate::report::{self, Entry, FileError, HostFacts, Outcome, Report};
 use crate::unit::{Unit, unit};
-use crate::wire::{Message, Mode, Round};
 use configuration::{Boot, Configuration, Facts, boots};
 use l1::{L1Error, Setup};
+use outcome::outcome;
 
 /// What runs as L1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -258,6 +259,7 @@ fn measure(
         initrd,
         memory: args.memory.clone(),
         append: args.append.clone(),
+        rounds: usize::try_from(args.rounds).expect("at most 1000"),
         agent: format!(
             "--samples {} --rounds {} --warmup {} --limit {}",
             args.samples,
@@ -354,9 +356,6 @@ impl ShadowVmcs {
     }
 }
 
-/// Lines of L1's console that are shown with a failure.
-const CONSOLE_LINES: usize = 40;
-
 /// Boots once; what goes wrong is an outcome, so that other boots are still made.
 fn one_boot(
     boot: &Boot,
@@ -385,53 +384,35 @@ fn one_boot(
     }
     boot.configurations
         .iter()
-        .map(|&name| Ok(entry(name, outcome(name.mode(), &l1, unit)?)))
+        .map(|&name| Ok(entry(name, outcome(name.mode(), &l1, setup.rounds, unit)?)))
         .collect()
 }
 
-/// What L1 reported of one mode.
-fn outcome(mode: Mode, l1: &l1::Report, unit: &Unit) -> Result<Outcome, HistogramError> {
-    let mut facts = L1Facts::default();
-    let mut rounds: Vec<Round> = Vec::new();
-    let mut why = l1.broken.clone();
-    for message in &l1.messages {
-        match message {
-            Message::Started {
-                kernel,
-                clocksource,
-                log,
-            } => {
-                facts.kernel.clone_from(kernel);
-                facts.clocksource.clone_from(clocksource);
-                facts.log.clone_from(log);
-            }
-            Message::Loaded { mode: of, log } if *of == mode => facts.kvm_log.clone_from(log),
-            Message::Round(round) if round.mode == mode => rounds.push(round.clone()),
-            Message::Failed {
-                mode: of,
-                why: because,
-            } if *of == mode => {
-                why = Some(because.clone());
-            }
-            _ => {}
-        }
-    }
-    if why.is_none() && rounds.is_empty() {
-        why = Some("L1 reported nothing".to_owned());
-    }
-    match why {
-        None => Ok(Outcome::Measured(Box::new(Measured::new(
-            facts, rounds, unit,
-        )?))),
-        Some(why) => Ok(Outcome::Failed {
-            why,
-            console: end_of(&l1.console),
-        }),
-    }
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-fn end_of(console: &str) -> String {
-    let lines: Vec<_> = console.lines().collect();
-    let from = lines.len().saturating_sub(CONSOLE_LINES);
-    lines[from..].join("\n")
+    #[test]
+    fn what_is_named_must_be_possible() {
+        let amd = Facts {
+            vendor: Vendor::Amd,
+            nested: true,
+            hyperv: true,
+            evmcs: false,
+            shadow: None,
+            may_reload: true,
+        };
+        let (wanted, left_out) = choose(&[], &amd).unwrap();
+        assert_eq!(wanted, [Configuration::Svm]);
+        assert_eq!(left_out.len(), 1);
+        assert_eq!(left_out[0].0, Configuration::Evmcs);
+        let both = [Configuration::Svm, Configuration::Evmcs];
+        let error = choose(&both, &amd).unwrap_err();
+        assert!(error.is_host() && error.to_string().contains("evmcs: VMX"));
+        let nothing = Facts {
+            nested: false,
+            ..amd
+        };
+        assert!(choose(&[], &nothing).is_err());
+    }
 }
