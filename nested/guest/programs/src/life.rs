@@ -87,7 +87,7 @@ pub(crate) fn reset(args: &Args<'_>) -> Exit {
 /// registers, whose status is at PORT and whose control comes four bytes later (ACPI 6.5, 4.8.4).
 pub(crate) fn power(args: &Args<'_>) -> Exit {
     /// PWRBTN_STS and SLP_EN with SLP_TYP in the second byte of their registers.
-    const BUTTON: u8 = 1 << (8 - 8);
+    const BUTTON: u8 = 1 << 0;
     const SLEEP_5: u8 = 1 << (13 - 8) | 5 << (10 - 8);
 
     let Some(pm1) = args.number("pm1").ok().flatten() else {
