@@ -156,7 +156,7 @@ pub fn enforce_hv_cpuid(vcpu: &VcpuFd) -> Result<(), KvmError> {
     on_vcpu(vcpu, &what, 1)
 }
 
-/// The eVMCS versions that KVM implements, as CPUID 0x4000000A.EAX[15:0] states them: lowest in the low byte, highest in
+/// The eVMCS versions that KVM implements, as bits 15:0 of CPUID 0x4000000A EAX state them: lowest in the low byte, highest in
 /// the high byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EvmcsVersions(pub u16);

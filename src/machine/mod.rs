@@ -1,7 +1,7 @@
 //! Configuration -> VM: the memory map and what is wired where. The only place that knows every device.
 //!
 //! [`Machine::new`] decides ([`plan`]), allocates and wires; [`Machine::run`] powers on and acts on life-cycle events until
-//! the VM ends. What a reset throws away and what it keeps: the KVM VM with its vCPUs is made anew ([`cycle`]); RAM keeps its
+//! the VM ends. What a reset throws away and what it keeps: the KVM VM with its vCPUs is made anew (`cycle`); RAM keeps its
 //! place and is emptied; devices go back to power-on; consoles stay connected.
 
 mod counters;
@@ -210,7 +210,7 @@ impl Machine {
         self.exit_counters = Some(counters.clone());
     }
 
-    /// Powers on and acts on what happens until the VM ends. Signals are handled meanwhile, as [`signals`] says.
+    /// Powers on and acts on what happens until the VM ends. Signals are handled meanwhile, as `signals.rs` says.
     ///
     /// # Errors
     /// If the VM cannot be created or, after a reset, created again; or if the statistics cannot be written at the end.

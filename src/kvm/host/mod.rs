@@ -293,18 +293,18 @@ impl KvmFacts {
             .find(|leaf| leaf.function == function && leaf.index == index)
     }
 
-    /// Guests can be shown VMX: CPUID 1.ECX[5].
+    /// Guests can be shown VMX: CPUID 1.ECX bit 5.
     pub fn guest_vmx(&self) -> bool {
         self.leaf(1, 0).is_some_and(|leaf| leaf.ecx & (1 << 5) != 0)
     }
 
-    /// Guests can be shown SVM: CPUID 0x80000001.ECX[2].
+    /// Guests can be shown SVM: CPUID 0x80000001.ECX bit 2.
     pub fn guest_svm(&self) -> bool {
         self.leaf(0x8000_0001, 0)
             .is_some_and(|leaf| leaf.ecx & (1 << 2) != 0)
     }
 
-    /// Guests can be shown an invariant TSC: CPUID 0x80000007.EDX[8].
+    /// Guests can be shown an invariant TSC: CPUID 0x80000007.EDX bit 8.
     pub fn guest_invariant_tsc(&self) -> bool {
         self.leaf(0x8000_0007, 0)
             .is_some_and(|leaf| leaf.edx & (1 << 8) != 0)
