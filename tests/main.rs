@@ -5,6 +5,7 @@ use std::process::ExitCode;
 mod boot;
 mod cpu;
 mod differential;
+mod doctor;
 mod enlightenments;
 mod errors;
 mod host;
@@ -29,6 +30,7 @@ fn main() -> ExitCode {
         errors::TESTS,
         stats::TESTS,
         differential::TESTS,
+        doctor::TESTS,
         host::TESTS,
         l2_exit::TESTS,
         xen::TESTS,
