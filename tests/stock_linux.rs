@@ -9,7 +9,8 @@ use crate::linux::{Report, initramfs, linux};
 use crate::needs;
 use crate::vm::{Site, Vm};
 
-const AMD: Stage = Stage {
+/// With all kernels, and the modules of one.
+pub(crate) const AMD: Stage = Stage {
     name: "linux",
     cpus: 2,
     memory_mib: 2048,
@@ -17,6 +18,7 @@ const AMD: Stage = Stage {
     with: &[
         "linux-6.12/vmlinux",
         "linux-6.12/vmlinuz",
+        "linux-6.12/modules",
         "linux-6.1/vmlinux",
         "linux-6.1/vmlinuz",
     ],
@@ -24,12 +26,12 @@ const AMD: Stage = Stage {
 };
 
 /// With the one kernel that the Intel lab has time for.
-const INTEL: Stage = Stage {
+pub(crate) const INTEL: Stage = Stage {
     name: "one-linux",
     cpus: 1,
     memory_mib: 1536,
     kernel: Kernel::Linux612,
-    with: &["linux-6.12/vmlinux"],
+    with: &["linux-6.12/vmlinux", "linux-6.12/modules"],
     parameters: &[],
 };
 

@@ -6,9 +6,9 @@ use std::process::{Command, ExitCode, Stdio};
 
 use clap::Parser;
 
-use super::Test;
 use super::protocol::{Event, Listed, Outcome};
 use super::verdict::Counts;
+use super::{Stage, Test};
 use crate::host::Host;
 use crate::plan::LAB_HOST_VARIABLE;
 
@@ -42,6 +42,11 @@ pub fn main(tests: &[Test]) -> ExitCode {
 
 fn run(tests: &[Test], arguments: &Arguments) -> io::Result<ExitCode> {
     if arguments.list_json {
+        if let Some(name) = ambiguous_stage(tests) {
+            return Err(io::Error::other(format!(
+                "the stage {name} is defined in two ways"
+            )));
+        }
         let listed: Vec<Listed> = tests.iter().map(Listed::from).collect();
         println!("{}", serde_json::to_string(&listed)?);
         return Ok(ExitCode::SUCCESS);
@@ -89,6 +94,19 @@ fn run(tests: &[Test], arguments: &Arguments) -> io::Result<ExitCode> {
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// A name that stands for two stages: the tests of one would run on a host set up for the other.
+fn ambiguous_stage(tests: &[Test]) -> Option<&'static str> {
+    let mut stages: Vec<Stage> = Vec::new();
+    for test in tests {
+        match stages.iter().find(|stage| stage.name == test.stage.name) {
+            Some(stage) if *stage != test.stage => return Some(stage.name),
+            Some(_) => {}
+            None => stages.push(test.stage),
+        }
+    }
+    None
 }
 
 /// One line, and for a failed test what it printed.
@@ -170,6 +188,22 @@ fn run_one(test: &Test) -> io::Result<Outcome> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_stage_has_one_definition() {
+        let plain = Test::new("a", || Ok(()));
+        let other = plain.stage(Stage {
+            name: "other",
+            cpus: 2,
+            ..Stage::PLAIN
+        });
+        let clash = plain.stage(Stage {
+            name: "other",
+            ..Stage::PLAIN
+        });
+        assert_eq!(ambiguous_stage(&[plain, other, other]), None);
+        assert_eq!(ambiguous_stage(&[plain, other, clash]), Some("other"));
+    }
 
     #[test]
     fn lines_of_the_report() {
