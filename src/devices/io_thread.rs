@@ -26,8 +26,8 @@ use crate::life::LifeHandle;
 /// How long the thread, told to stop, waits for a reader that takes nothing.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(1);
 
-/// How long output may gather before it is fetched: a guest sends bytes one by one, and waking for each would cost more
-/// than the byte.
+/// How long output may gather before it is fetched, unless it is the first for that long: a guest sends bytes one by one, and
+/// waking for each would cost more than the byte.
 const GATHER: Duration = Duration::from_micros(500);
 
 /// Calls the I/O thread's attention. Cheap while it is already on its way.
@@ -189,6 +189,7 @@ impl IoThread {
     fn run(&mut self, stop: &AtomicBool) -> io::Result<()> {
         let mut ready = vec![[PollFlags::empty(); SLOTS]; self.wires.len()];
         let mut quiet_since: Option<Instant> = None;
+        let mut fetched: Option<Instant> = None;
         loop {
             // Before looking at the devices, so that what happens from now on wakes the poll below.
             self.waker.clear();
@@ -220,7 +221,10 @@ impl IoThread {
             self.wait(timeout, stopping, &mut ready)?;
             let idle = ready.iter().flatten().all(PollFlags::is_empty);
             if idle && !stopping && self.waker.is_for_output_only() {
-                self.gather(timeout)?;
+                if fetched.is_some_and(|last| last.elapsed() < GATHER) {
+                    self.gather(timeout)?;
+                }
+                fetched = Some(Instant::now());
             }
         }
     }

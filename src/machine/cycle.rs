@@ -14,10 +14,10 @@ use crate::config::VmConfig;
 use crate::cpuid::{CpuidEntry, feature_msrs};
 use crate::hyperv::VcpuSetup;
 use crate::kvm::cap;
-use crate::units::VpIndex;
+use crate::units::{TscKhz, VpIndex};
 use crate::vcpu::create::{self, CreateError};
 use crate::vcpu::platform::Platform;
-use crate::vcpu::stats::Recorder;
+use crate::vcpu::stats::{Clock, Reader, Recorder};
 use crate::vcpu::thread::{Vcpu, VcpuThread};
 
 /// KVM_CPUID_FLAG_SIGNIFCANT_INDEX: the sub-leaf matters.
@@ -31,26 +31,34 @@ pub(super) struct PowerCycle {
 }
 
 impl PowerCycle {
-    /// Creates the VM and its vCPUs, all of them paused, the boot vCPU at `entry`.
+    /// Creates the VM and its vCPUs, all of them paused, the boot vCPU at `entry`. Returns with it where their exits can be
+    /// read.
     pub(super) fn new(
         kvm: &Kvm,
         config: &VmConfig,
         plan: &Plan,
         platform: &Arc<Platform>,
-        recorders: Vec<Recorder>,
+        tsc_is_a_clock: bool,
         entry: &Entry,
         exit_counters: Option<&ExitCounters>,
-    ) -> Result<Self, MachineError> {
+    ) -> Result<(Self, Vec<Reader>), MachineError> {
         let vm = vm::create(kvm, config.irqchip, &platform.ram, &plan.user_msrs())?;
         let mut vcpus = Vec::new();
-        for (vp, recorder) in (0..).map(VpIndex).zip(recorders) {
+        let mut readers = Vec::new();
+        let mut clock = Clock::new(None);
+        for vp in (0..config.cpus.count).map(VpIndex) {
             let fd = create_vcpu(&vm, vp, config, plan)?;
             if vp == VpIndex(0) {
                 create::set_entry(vp, &fd, entry)?;
+                // A new vCPU's frequency is the host's. KVM fails this where the host's TSC is unstable.
+                let khz = fd.get_tsc_khz().ok().filter(|_| tsc_is_a_clock);
+                clock = Clock::new(khz.map(TscKhz));
             }
             if let Some(counters) = exit_counters {
                 counters.push(&fd)?;
             }
+            let recorder = Recorder::new(clock)?;
+            readers.push(recorder.reader());
             let vcpu = Vcpu::new(vp, fd, Arc::clone(platform), recorder);
             let thread = vcpu.spawn().map_err(|source| MachineError::Thread {
                 what: "vCPU",
@@ -58,7 +66,8 @@ impl PowerCycle {
             })?;
             vcpus.push(thread);
         }
-        Ok(Self { vcpus, vm })
+        let cycle = Self { vcpus, vm };
+        Ok((cycle, readers))
     }
 
     /// The VM.

@@ -35,13 +35,12 @@ use crate::devices::io_thread::{IoThread, RunningIo};
 use crate::hyperv::{Partition, UserHypercalls};
 use crate::irq::IrqSink;
 use crate::irq::ioapic::IoApic;
-use crate::kvm::host::{HostCaps, KvmFacts};
+use crate::kvm::host::HostCaps;
 use crate::kvm::kick;
 use crate::life::{LifeEvent, LifeHandle, Request};
 use crate::memory::GuestRam;
-use crate::units::TscKhz;
 use crate::vcpu::platform::Platform;
-use crate::vcpu::stats::{Clock, Reader, Recorder, Report, Snapshot};
+use crate::vcpu::stats::{Reader, Report, Snapshot};
 use cycle::PowerCycle;
 use lines::{CurrentVm, KernelLines, Messages};
 use plan::Plan;
@@ -82,7 +81,8 @@ pub struct Machine {
     crashes: u32,
     /// Delivers the consoles' output until the end.
     _io: RunningIo,
-    clock: Clock,
+    /// Exits may be timed by the host's TSC.
+    tsc_is_a_clock: bool,
     /// Exits of earlier power cycles, per vCPU.
     past: Vec<Snapshot>,
     /// Exits of this one.
@@ -100,12 +100,11 @@ impl Machine {
     /// # Errors
     /// If the host cannot do what was asked for, or something cannot be had.
     pub fn new(config: VmConfig, extra: &[ExtraPorts]) -> Result<Self, MachineError> {
-        let host = HostCaps::probe()?;
+        let (host, kvm) = HostCaps::for_a_vm()?;
         let plan = Plan::new(&config, &host).map_err(MachineError::Impossible)?;
         for note in plan.hyperv.notes() {
             info!("{note}");
         }
-        let kvm = KvmFacts::open(&host.system)?;
         let ram = GuestRam::new(&config.memory, &layout::ram_ranges(config.memory.size))?;
         let (life, events) = LifeHandle::channel();
         // All threads must inherit the signal mask, and the terminal is set up below: so this comes before.
@@ -164,12 +163,7 @@ impl Machine {
         };
         Ok(Self {
             kvm,
-            clock: Clock::new(
-                host.kvm
-                    .tsc_khz
-                    .filter(|_| host.system.cpu.constant_tsc)
-                    .map(TscKhz),
-            ),
+            tsc_is_a_clock: host.system.tsc_is_a_clock(),
             plan,
             platform: Arc::new(platform),
             devices: wired.devices,
@@ -229,7 +223,8 @@ impl Machine {
             match self.act(event, &cycle) {
                 Then::GoOn => {}
                 Then::Reset => {
-                    self.power_off(cycle)?;
+                    self.power_off(cycle);
+                    self.platform.ram.discard().map_err(MachineError::Discard)?;
                     cycle = self.power_on()?;
                     self.board.count_reset();
                     cycle.resume();
@@ -237,7 +232,7 @@ impl Machine {
                 Then::End(outcome) => break outcome,
             }
         };
-        self.power_off(cycle)?;
+        self.power_off(cycle);
         self.write_stats()?;
         Ok(outcome)
     }
@@ -256,31 +251,27 @@ impl Machine {
             phys_bits: self.plan.phys_bits(),
         };
         let entry = boot::load(&self.config.boot, &self.platform.ram, &platform)?;
-        let recorders = (0..count)
-            .map(|_| Recorder::new(self.clock))
-            .collect::<Result<Vec<_>, _>>()?;
-        self.readers = recorders.iter().map(Recorder::reader).collect();
-        let cycle = PowerCycle::new(
+        let (cycle, readers) = PowerCycle::new(
             &self.kvm,
             &self.config,
             &self.plan,
             &self.platform,
-            recorders,
+            self.tsc_is_a_clock,
             &entry,
             self.exit_counters.as_ref(),
         )?;
+        self.readers = readers;
         self.lines.set(Some(Arc::clone(cycle.vm())));
         Ok(cycle)
     }
 
-    /// Ends the vCPUs and the VM, and empties RAM for the next power-on.
-    fn power_off(&mut self, cycle: PowerCycle) -> Result<(), MachineError> {
+    /// Ends the vCPUs and the VM. RAM still holds what the guest left.
+    fn power_off(&mut self, cycle: PowerCycle) {
         self.lines.set(None);
         if let Some(counters) = &self.exit_counters {
             counters.clear();
         }
         drop(cycle);
-        self.platform.ram.discard().map_err(MachineError::Discard)?;
         // What the old guest still said, e.g. a second write to the reset port, must not hit the new one.
         self.pending
             .extend(self.events.try_iter().filter(LifeEvent::is_from_user));
@@ -288,7 +279,6 @@ impl Machine {
         for (past, reader) in self.past.iter_mut().zip(self.readers.drain(..)) {
             past.add(&reader.snapshot());
         }
-        Ok(())
     }
 
     fn act(&mut self, event: LifeEvent, cycle: &PowerCycle) -> Then {

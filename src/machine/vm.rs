@@ -56,6 +56,9 @@ pub(super) fn create(
     let tss = usize::try_from(layout::KVM_TSS.0).expect("below 4 GiB");
     vm.set_tss_address(tss)
         .map_err(failed("KVM_SET_TSS_ADDR"))?;
+    // Before the interrupt controllers: changing memory slots waits for all that KVM still has to clean up after setting those
+    // up, several milliseconds (`kvm_swap_active_memslots`).
+    memory::add_ram(&vm, ram)?;
     cap::x2apic_ids(&vm)?;
     match irqchip {
         Irqchip::Kernel => {
@@ -77,6 +80,5 @@ pub(super) fn create(
         cap::user_space_msrs(&vm, MsrExitReason::Filter)?;
         msr::send_to_user_space(&vm, user_msrs)?;
     }
-    memory::add_ram(&vm, ram)?;
     Ok(Arc::new(vm))
 }

@@ -279,7 +279,7 @@ impl Bench {
             .host
             .kvm
             .tsc_khz
-            .filter(|_| self.host.system.cpu.constant_tsc);
+            .filter(|_| self.host.system.tsc_is_a_clock());
         let mut text = String::new();
         for (name, clock) in [
             ("CLOCK_MONOTONIC", Some(Clock::new(None))),

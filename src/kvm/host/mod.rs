@@ -211,6 +211,41 @@ impl HostCaps {
         let kvm = KvmFacts::probe(&system)?;
         Ok(Self { system, kvm })
     }
+
+    /// Asks this host what a VM is planned with, and no more: what of [`System`] and [`KvmFacts`] serves only to explain the
+    /// host stays unknown, and no VM is made for the question where KVM answers without one (since Linux 5.11), as getting
+    /// rid of it again takes longer than all the rest. Comes with the KVM that was asked.
+    ///
+    /// # Errors
+    /// If KVM cannot be used; the error says what to do.
+    pub fn for_a_vm() -> Result<(Self, Kvm), HostError> {
+        let root = Path::new("/");
+        let kvm = Kvm::new().map_err(|e| open_error(&System::read(root), e.into()))?;
+        let caps = asked(&kvm)?;
+        let system = System::read_for_a_vm(root);
+        let facts = if caps.hyperv_cpuid && !caps.sys_hyperv_cpuid {
+            KvmFacts::with_a_vm(&kvm, caps)?
+        } else {
+            KvmFacts::without_a_vm(&kvm, caps)?
+        };
+        let host = Self { system, kvm: facts };
+        Ok((host, kvm))
+    }
+}
+
+/// The capabilities of a KVM that can be used.
+fn asked(kvm: &Kvm) -> Result<KvmCaps, HostError> {
+    let found = kvm.get_api_version();
+    if u32::try_from(found) != Ok(KVM_API_VERSION) {
+        return Err(HostError::ApiVersion { found });
+    }
+    let caps = KvmCaps::probe(kvm);
+    let missing = caps.missing();
+    if missing.is_empty() {
+        Ok(caps)
+    } else {
+        Err(HostError::TooOld { missing })
+    }
 }
 
 impl KvmFacts {
@@ -220,21 +255,32 @@ impl KvmFacts {
     /// If KVM cannot be used; the error says what to do.
     pub fn probe(system: &System) -> Result<Self, HostError> {
         let kvm = Self::open(system)?;
-        let found = kvm.get_api_version();
-        if u32::try_from(found) != Ok(KVM_API_VERSION) {
-            return Err(HostError::ApiVersion { found });
-        }
-        let caps = KvmCaps::probe(&kvm);
-        let missing = caps.missing();
-        if !missing.is_empty() {
-            return Err(HostError::TooOld { missing });
-        }
+        let caps = asked(&kvm)?;
+        Self::with_a_vm(&kvm, caps)
+    }
+
+    /// What KVM says on `/dev/kvm`.
+    fn without_a_vm(kvm: &Kvm, caps: KvmCaps) -> Result<Self, HostError> {
         let leaves = kvm
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(ioctl_error(
                 "KVM_GET_SUPPORTED_CPUID",
                 "read which CPU features KVM can give",
             ))?;
+        let hv_leaves = cpuid::supported_hv_cpuid(kvm)?;
+        Ok(Self {
+            cpuid: leaves.as_slice().iter().map(Into::into).collect(),
+            hv_cpuid: hv_leaves.map(|leaves| leaves.iter().map(Into::into).collect()),
+            feature_msrs: feature_msrs(kvm, &caps)?,
+            caps,
+            ..Self::default()
+        })
+    }
+
+    /// The same, and what only a VM and its vCPU know.
+    fn with_a_vm(kvm: &Kvm, caps: KvmCaps) -> Result<Self, HostError> {
+        let facts = Self::without_a_vm(kvm, caps)?;
+        let caps = &facts.caps;
         let vm = kvm
             .create_vm()
             .map_err(ioctl_error("KVM_CREATE_VM", "make a VM to ask"))?;
@@ -244,18 +290,19 @@ impl KvmFacts {
         let vcpu = vm
             .create_vcpu(0)
             .map_err(ioctl_error("KVM_CREATE_VCPU", "make a vCPU to ask"))?;
-        let evmcs = evmcs(&caps, &vcpu)?;
+        let evmcs = evmcs(caps, &vcpu)?;
         // Asked after eVMCS was switched on: a vCPU shows it only then.
-        let hv_leaves = match cpuid::supported_hv_cpuid(&kvm)? {
-            None if caps.hyperv_cpuid => Some(cpuid::vcpu_supported_hv_cpuid(&vcpu)?),
-            leaves => leaves,
+        let hv_cpuid = match &facts.hv_cpuid {
+            None if caps.hyperv_cpuid => {
+                let leaves = cpuid::vcpu_supported_hv_cpuid(&vcpu)?;
+                Some(leaves.iter().map(Into::into).collect())
+            }
+            leaves => leaves.clone(),
         };
         let shows_offset = caps.vcpu_attributes && tsc::has_tsc_offset(&vcpu);
         Ok(Self {
-            cpuid: leaves.as_slice().iter().map(Into::into).collect(),
-            hv_cpuid: hv_leaves.map(|leaves| leaves.iter().map(Into::into).collect()),
+            hv_cpuid,
             evmcs,
-            feature_msrs: feature_msrs(&kvm, &caps)?,
             // KVM fails this where the host's TSC is unstable, and that is what `None` says.
             tsc_khz: vcpu.get_tsc_khz().ok().filter(|khz| *khz > 0),
             tsc_offset: if shows_offset {
@@ -263,7 +310,7 @@ impl KvmFacts {
             } else {
                 None
             },
-            caps,
+            ..facts
         })
     }
 
@@ -381,6 +428,7 @@ fn open_error(system: &System, source: io::Error) -> HostError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hyperv::HostHv;
 
     fn system(flags: &str, modules: &[&str]) -> System {
         System {
@@ -463,6 +511,10 @@ mod tests {
             Err(error) => return eprintln!("skipped: {error}"),
         };
         assert!(caps.kvm.leaf(0, 0).is_some());
+        let (quick, _kvm) = HostCaps::for_a_vm().unwrap();
+        assert_eq!(HostHv::from(&quick), HostHv::from(&caps));
+        assert_eq!(quick.kvm.cpuid, caps.kvm.cpuid);
+        assert_eq!(quick.kvm.feature_msrs, caps.kvm.feature_msrs);
         assert_eq!(caps.kvm.hv_cpuid.is_some(), caps.kvm.caps.any_hyperv());
         let json = serde_json::to_string(&caps).unwrap();
         assert_eq!(serde_json::from_str::<HostCaps>(&json).unwrap(), caps);

@@ -12,6 +12,9 @@ use serde::{Deserialize, Serialize};
 /// Files longer than this are cut: no file read here comes near it.
 const MAX_FILE: u64 = 4 << 20;
 
+/// The clock that the kernel uses.
+const CURRENT_CLOCKSOURCE: &str = "sys/devices/system/clocksource/clocksource0/current_clocksource";
+
 /// The host, without KVM.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -123,10 +126,7 @@ impl System {
                 .collect(),
             device: device(root),
             clock: Clock {
-                current: word(
-                    root,
-                    "sys/devices/system/clocksource/clocksource0/current_clocksource",
-                ),
+                current: word(root, CURRENT_CLOCKSOURCE),
                 available: text(
                     root,
                     "sys/devices/system/clocksource/clocksource0/available_clocksource",
@@ -142,6 +142,37 @@ impl System {
             )),
             kernel,
         }
+    }
+
+    /// Reads only what a VM is planned with: the kernel's release, the CPU, whether KVM's modules use a virtual APIC, and the
+    /// clock in use. The rest stays unknown. Reading it all takes several milliseconds, most of them for the kernel's
+    /// configuration.
+    pub fn read_for_a_vm(root: &Path) -> Self {
+        let flag = |module: &str, name: &str| {
+            let value = word(root, &format!("sys/module/{module}/parameters/{name}"))?;
+            Some((
+                module.to_owned(),
+                BTreeMap::from([(name.to_owned(), value)]),
+            ))
+        };
+        Self {
+            kernel: text(root, "proc/sys/kernel/osrelease"),
+            cpu: cpu(&text(root, "proc/cpuinfo")),
+            modules: [("kvm_intel", "enable_apicv"), ("kvm_amd", "avic")]
+                .into_iter()
+                .filter_map(|(module, name)| flag(module, name))
+                .collect(),
+            clock: Clock {
+                current: word(root, CURRENT_CLOCKSOURCE),
+                available: Vec::new(),
+            },
+            ..Self::default()
+        }
+    }
+
+    /// The TSC may serve as a clock: it ticks at one rate and does not stop, or the kernel has chosen it itself.
+    pub fn tsc_is_a_clock(&self) -> bool {
+        self.cpu.constant_tsc || self.clock.current.as_deref() == Some("tsc")
     }
 
     /// A module's parameter.
@@ -391,6 +422,30 @@ mod tests {
         );
         assert_eq!(system.thp_shmem.as_deref(), Some("never"));
         assert_eq!(system.device, None);
+
+        write(root, "sys/module/kvm_intel/parameters/enable_apicv", b"Y\n");
+        let quick = System::read_for_a_vm(root);
+        assert_eq!(quick.kernel, system.kernel);
+        assert_eq!(quick.cpu, system.cpu);
+        assert_eq!(quick.clock.current, system.clock.current);
+        assert_eq!(quick.flag("kvm_intel", "enable_apicv"), Some(true));
+        assert_eq!(quick.flag("kvm_amd", "avic"), None);
+    }
+
+    #[test]
+    fn the_tsc_is_a_clock_if_the_processor_or_the_kernel_says_so() {
+        for (constant_tsc, current, is) in [
+            (true, Some("hpet"), true),
+            (true, None, true),
+            (false, Some("tsc"), true),
+            (false, Some("kvm-clock"), false),
+            (false, None, false),
+        ] {
+            let mut system = System::default();
+            system.cpu.constant_tsc = constant_tsc;
+            system.clock.current = current.map(str::to_owned);
+            assert_eq!(system.tsc_is_a_clock(), is, "{constant_tsc} {current:?}");
+        }
     }
 
     #[test]
