@@ -94,6 +94,14 @@ pub(crate) struct Args {
     /// The Linux kernel to boot: an ELF file with a PVH note
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
+    /// The enlightenments of every VM
+    #[arg(
+        long,
+        value_name = "LIST",
+        default_value = "windows,reenlightenment",
+        allow_hyphen_values = true
+    )]
+    hv: String,
     /// Leave QEMU out
     #[arg(long)]
     only_hypernest: bool,
@@ -150,6 +158,7 @@ pub(crate) fn run(args: &Args) -> Result<String, VmmError> {
 struct Bench {
     host: HostCaps,
     contenders: Vec<Contender>,
+    enlightenments: Enlightenments,
     rounds: u32,
     limit: Duration,
     kernel: PathBuf,
@@ -171,8 +180,16 @@ impl Bench {
             let lab = std::env::var_os(hypernest_lab::plan::LAB_DIR_VARIABLE).unwrap_or_default();
             Path::new(&lab).join(KERNEL)
         };
+        let host = HostCaps::probe()?;
+        // Where KVM has none there is nothing to choose.
+        let list = if host.kvm.caps.hyperv {
+            &args.hv
+        } else {
+            "none"
+        };
         Ok(Self {
-            host: HostCaps::probe()?,
+            enlightenments: Enlightenments::new(list, &HostHv::from(&host))?,
+            host,
             contenders: if args.only_hypernest {
                 vec![Contender::Hypernest]
             } else {
@@ -187,28 +204,16 @@ impl Bench {
         })
     }
 
-    /// The enlightenments of `list`, or none where KVM has none.
-    fn enlightenments(&self, list: &str) -> Result<Enlightenments, VmmError> {
-        let list = if self.host.kvm.caps.hyperv {
-            list
-        } else {
-            "none"
-        };
-        Enlightenments::new(list, &HostHv::from(&self.host))
-    }
-
     /// Lets each contender run `guest` in turn, `rounds` times; what `measure` makes of it.
     fn alternate<T>(
         &self,
         guest: &Guest<'_>,
-        list: &str,
         measure: impl Fn(Running) -> Result<T, VmmError>,
     ) -> Result<BTreeMap<Contender, Vec<T>>, VmmError> {
-        let enlightenments = self.enlightenments(list)?;
         let mut results: BTreeMap<Contender, Vec<T>> = BTreeMap::new();
         for _ in 0..self.rounds {
             for &contender in &self.contenders {
-                let running = Running::start(contender, guest, &enlightenments, self.limit)?;
+                let running = Running::start(contender, guest, &self.enlightenments, self.limit)?;
                 results
                     .entry(contender)
                     .or_default()
@@ -225,7 +230,7 @@ impl Bench {
             cmdline: "hello",
             memory_mib: GUEST_MEMORY_MIB,
         };
-        let times = self.alternate(&guest, "windows", |mut running| {
+        let times = self.alternate(&guest, |mut running| {
             let time = running.until(ALIVE)?;
             running.finish()?;
             Ok(time.as_secs_f64() * 1e3)
@@ -244,7 +249,7 @@ impl Bench {
             cmdline: LINUX_CMDLINE,
             memory_mib: LINUX_MEMORY_MIB,
         };
-        let results = self.alternate(&guest, "windows", |mut running| {
+        let results = self.alternate(&guest, |mut running| {
             let time = running.until(init::SIGN)?;
             thread::sleep(SETTLE);
             Ok((
