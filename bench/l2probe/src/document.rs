@@ -1,0 +1,299 @@
+//! The result, as it is written and read.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::counts::Counts;
+
+/// What [`Document::format`] says.
+pub const FORMAT: &str = "l2probe";
+/// What [`Document::version`] says: a change that breaks readers raises it.
+pub const VERSION: u32 = 1;
+/// The longest text that is taken for a document.
+pub const MAX_LEN: usize = 16 << 20;
+
+/// The whole result.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Document {
+    /// [`FORMAT`].
+    pub format: String,
+    /// [`VERSION`].
+    pub version: u32,
+    /// The program that wrote it.
+    pub made_by: String,
+    /// Its command line.
+    pub command_line: Vec<String>,
+    /// When it was started, in seconds since 1970; 0 where no clock tells.
+    pub started_unix: u64,
+    /// Where it ran.
+    pub place: Place,
+    /// What was measured, or not.
+    pub measurements: Vec<Measurement>,
+    /// What a reader should know.
+    pub notes: Vec<String>,
+}
+
+/// Where it ran, as seen from inside. What could not be found out is empty or `None`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Place {
+    /// The kernel's release.
+    pub kernel: String,
+    /// The Windows subsystem, if this is one.
+    pub wsl: Option<Wsl>,
+    /// The CPU's name.
+    pub cpu_model: String,
+    /// CPUs that the program may use.
+    pub cpus: usize,
+    /// The kernel's clock source.
+    pub clocksource: String,
+    /// Others that it could use.
+    pub clocksources: Vec<String>,
+    /// What CPUID says about a hypervisor; `None` if it names none.
+    pub hypervisor: Option<Hypervisor>,
+    /// Whether CPUID is carried out by a hypervisor.
+    pub cpuid: Trapped,
+    /// The time-stamp counter.
+    pub tsc: Tsc,
+}
+
+/// A Windows Subsystem for Linux.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Wsl {
+    /// Version 1, which is no virtual machine.
+    Wsl1,
+    /// Version 2.
+    Wsl2,
+}
+
+/// What CPUID says about a hypervisor.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hypervisor {
+    /// The twelve letters at the first leaf, without zeros at the end.
+    pub signature: String,
+    /// The interface at the second leaf, if it is text: `Hv#1` for Hyper-V's.
+    pub interface: Option<String>,
+    /// The leaves from 0x40000000, by their number in hexadecimal: EAX, EBX, ECX, EDX.
+    pub leaves: BTreeMap<String, [u32; 4]>,
+}
+
+/// Whether an instruction is carried out by a hypervisor.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Trapped {
+    /// It takes much longer than on any CPU.
+    Yes,
+    /// It takes as long as the CPU itself needs.
+    No,
+    /// It was not measured, or the figure fits neither.
+    #[default]
+    Unknown,
+}
+
+/// The time-stamp counter.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Tsc {
+    /// Its rate by the kernel's clock, in kHz; `None` if it cannot be read.
+    pub khz: Option<f64>,
+    /// By how much of it the estimates differ.
+    pub spread: f64,
+    /// CPUID says that it ticks at one rate always.
+    pub invariant: bool,
+}
+
+/// What a measurement's values are in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Unit {
+    /// Ticks of the time-stamp counter.
+    Ticks,
+    /// Nanoseconds of CLOCK_MONOTONIC.
+    Ns,
+}
+
+/// One measurement.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Measurement {
+    /// Its name.
+    pub kind: String,
+    /// What came of it.
+    #[serde(flatten)]
+    pub outcome: Outcome,
+}
+
+/// What came of a measurement.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "outcome", rename_all = "kebab-case")]
+pub enum Outcome {
+    /// Values.
+    Measured {
+        /// What they are in.
+        unit: Unit,
+        /// A list for each round; in none of them is nothing.
+        rounds: Vec<Counts>,
+    },
+    /// It could not be had here.
+    Skipped {
+        /// Why.
+        why: String,
+    },
+}
+
+/// A text that is no document.
+#[derive(Debug, Error)]
+pub enum Unreadable {
+    /// Too long.
+    #[error("longer than any result of l2probe ({MAX_LEN} bytes)")]
+    Long,
+    /// No line of it is one.
+    #[error("no result of l2probe in it")]
+    Nothing,
+    /// It looks like one, but is broken.
+    #[error("a broken result of l2probe")]
+    Broken(#[from] serde_json::Error),
+    /// Of another version.
+    #[error("a result of l2probe in version {0} of its form; this program reads {VERSION}")]
+    Version(u64),
+}
+
+impl Document {
+    /// As one line.
+    ///
+    /// # Errors
+    /// None is known.
+    pub fn line(&self) -> Result<String, serde_json::Error> {
+        let mut line = serde_json::to_string(self)?;
+        line.push('\n');
+        Ok(line)
+    }
+
+    /// Reads a document, or the last one among lines of something else, as a serial port gives.
+    ///
+    /// # Errors
+    /// If there is none, or it is broken.
+    pub fn read(text: &str) -> Result<Self, Unreadable> {
+        if text.len() > MAX_LEN {
+            return Err(Unreadable::Long);
+        }
+        // The whole, or a line; a broken one says more than none.
+        let mut broken = None;
+        for candidate in std::iter::once(text).chain(text.lines().rev()) {
+            let Some(json) = candidate.find('{').map(|at| candidate[at..].trim_end()) else {
+                continue;
+            };
+            match serde_json::from_str::<serde_json::Value>(json) {
+                Ok(value) if value["format"] == FORMAT => return Self::of(value),
+                Ok(_) => {}
+                Err(error) if json.contains("\"format\":\"l2probe\"") => {
+                    broken.get_or_insert(error);
+                }
+                Err(_) => {}
+            }
+        }
+        Err(broken.map_or(Unreadable::Nothing, Unreadable::Broken))
+    }
+
+    fn of(value: serde_json::Value) -> Result<Self, Unreadable> {
+        let version = value["version"].as_u64().unwrap_or(0);
+        if version != u64::from(VERSION) {
+            return Err(Unreadable::Version(version));
+        }
+        Ok(serde_json::from_value(value)?)
+    }
+
+    /// The rounds of `kind` and what they are in, if it was measured.
+    #[must_use]
+    pub fn rounds(&self, kind: &str) -> Option<(Unit, &[Counts])> {
+        let mut of = self.measurements.iter().filter(|m| m.kind == kind);
+        of.find_map(|measurement| match &measurement.outcome {
+            Outcome::Measured { unit, rounds } => Some((*unit, rounds.as_slice())),
+            Outcome::Skipped { .. } => None,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn document() -> Document {
+        Document {
+            format: FORMAT.into(),
+            version: VERSION,
+            made_by: "l2probe test".into(),
+            command_line: vec!["l2probe".into()],
+            started_unix: 1_700_000_000,
+            place: Place {
+                kernel: "5.15.0-microsoft-standard-WSL2".into(),
+                wsl: Some(Wsl::Wsl2),
+                ..Place::default()
+            },
+            measurements: vec![
+                Measurement {
+                    kind: "cpuid".into(),
+                    outcome: Outcome::Measured {
+                        unit: Unit::Ticks,
+                        rounds: vec![[100, 200].into_iter().collect()],
+                    },
+                },
+                Measurement {
+                    kind: "ipi-wake".into(),
+                    outcome: Outcome::Skipped {
+                        why: "one CPU".into(),
+                    },
+                },
+            ],
+            notes: vec![],
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read_alone_or_among_other_lines() {
+        let document = document();
+        let line = document.line().unwrap();
+        assert_eq!(Document::read(&line).unwrap(), document);
+        let noise = format!("[    1.0] hello {{\n\r{line}[    2.0] reboot: Power down\r\n");
+        assert_eq!(Document::read(&noise).unwrap(), document);
+        let pretty = serde_json::to_string_pretty(&document).unwrap();
+        assert_eq!(Document::read(&pretty).unwrap(), document);
+        assert_eq!(document.rounds("cpuid").unwrap().1[0].len(), 2);
+        assert!(document.rounds("ipi-wake").is_none());
+        // Names that other programs rely on.
+        let value: serde_json::Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(value["measurements"][0]["outcome"], "measured");
+        assert_eq!(value["measurements"][0]["rounds"][0][0][0], 100);
+        assert_eq!(value["place"]["wsl"], "wsl2");
+    }
+
+    #[test]
+    fn what_is_none_is_told_from_what_is_broken() {
+        assert!(matches!(
+            Document::read("{}\nhello"),
+            Err(Unreadable::Nothing)
+        ));
+        let line = document().line().unwrap();
+        let half = &line[..line.len() / 2];
+        assert!(matches!(Document::read(half), Err(Unreadable::Broken(_))));
+        let newer = line.replace("\"version\":1", "\"version\":2");
+        assert!(matches!(
+            Document::read(&newer),
+            Err(Unreadable::Version(2))
+        ));
+        let long = " ".repeat(MAX_LEN + 1);
+        assert!(matches!(Document::read(&long), Err(Unreadable::Long)));
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_panics(text in ".{0,80}", at in 0..400_usize) {
+            let mut line = document().line().unwrap();
+            let at = at.min(line.len());
+            line.insert_str(at, &text);
+            let _read = Document::read(&line);
+            let _read = Document::read(&text);
+        }
+    }
+}
