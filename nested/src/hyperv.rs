@@ -10,8 +10,31 @@ pub mod leaf {
     pub const FEATURES: u32 = 0x4000_0003;
     /// What the hypervisor recommends the guest to use.
     pub const RECOMMENDATIONS: u32 = 0x4000_0004;
+    /// What the hypervisor does for nested guests ([`super::nested`]).
+    pub const NESTED_FEATURES: u32 = 0x4000_000A;
+    /// [`RECOMMENDATIONS`] EAX: a nested hypervisor should use the enlightened VMCS.
+    pub const RECOMMEND_EVMCS: u32 = 1 << 14;
     /// `"Hv#1"`: [`INTERFACE`] EAX of a conforming hypervisor.
     pub const SIGNATURE_HV1: u32 = 0x3123_7648;
+}
+
+/// Bits of leaf [`leaf::NESTED_FEATURES`] (TLFS, "Hypervisor nested virtualization features").
+pub mod nested {
+    /// EAX: flush hypercalls of an L2 go straight to L0.
+    pub const DIRECT_FLUSH: u32 = 1 << 17;
+    /// EAX: hypercalls that flush second-level translations.
+    pub const GUEST_PHYSICAL_FLUSH: u32 = 1 << 18;
+    /// EAX: the enlightened MSR bitmap.
+    pub const MSR_BITMAP: u32 = 1 << 19;
+    /// EBX: the enlightened VMCS has IA32_PERF_GLOBAL_CTRL.
+    pub const EVMCS_PERF_GLOBAL_CTRL: u32 = 1 << 0;
+
+    /// The lowest and the highest version of the enlightened VMCS in EAX; 0 and 0 if there is none.
+    #[must_use]
+    pub const fn evmcs_versions(eax: u32) -> (u8, u8) {
+        let [low, high, ..] = eax.to_le_bytes();
+        (low, high)
+    }
 }
 
 /// Synthetic model-specific registers (TLFS, "Synthetic MSRs").
@@ -206,6 +229,12 @@ mod tests {
     fn a_result_has_status_and_repetitions() {
         assert_eq!(hypercall::status(0xFFFF_0007_FFFF_0003), 3);
         assert_eq!(hypercall::repetitions_done(0xFFFF_F007_FFFF_0003), 7);
+    }
+
+    #[test]
+    fn versions_of_the_enlightened_vmcs() {
+        assert_eq!(nested::evmcs_versions(0x000A_0201), (1, 2));
+        assert_eq!(nested::evmcs_versions(nested::DIRECT_FLUSH), (0, 0));
     }
 
     #[test]

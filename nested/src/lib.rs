@@ -5,5 +5,9 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+pub mod assist;
+pub mod evmcs;
 pub mod hyperv;
+pub mod l2exit;
 pub mod probe;
+pub mod vmx;
