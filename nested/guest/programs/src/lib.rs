@@ -9,6 +9,7 @@
 //! | `hvtest` | tries everything that the hypervisor says it has |
 //! | `l2` | times exits from inside, by default of CPUID |
 //! | `exits` | the same, by default of every kind |
+//! | `l1` | is a hypervisor: runs an L2 and dates its exits |
 //! | `fault` | breaks in the way asked for |
 //! | `crash` | reports a crash by the crash registers and goes on |
 //! | `reset` | resets the machine in the way asked for |
@@ -30,6 +31,7 @@ mod fault;
 mod hvdump;
 mod hvtest;
 mod hypercall;
+mod l1;
 mod life;
 mod pages;
 mod smp;
@@ -77,6 +79,7 @@ fn run(start: &boot::Start) -> ! {
         Some("hvtest") => hvtest::run(&args, start.trampoline),
         Some("l2") => exits::run(&args, "cpuid"),
         Some("exits") => exits::run(&args, exits::ALL),
+        Some("l1") => l1::run(&args),
         Some("fault") => fault::run(&args),
         Some("crash") => life::crash(&args),
         Some("reset") => life::reset(&args),

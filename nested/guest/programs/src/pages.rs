@@ -129,7 +129,8 @@ impl Device {
     }
 }
 
-fn pointer<T>(address: u64) -> *mut T {
+/// The memory at a physical address.
+pub(crate) fn pointer<T>(address: u64) -> *mut T {
     core::ptr::with_exposed_provenance_mut(as_usize(address))
 }
 

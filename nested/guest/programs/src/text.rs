@@ -21,6 +21,11 @@ impl Text {
         text
     }
 
+    pub(crate) fn as_str(&self) -> &str {
+        // Only whole characters were put in.
+        core::str::from_utf8(self.as_bytes()).unwrap_or("")
+    }
+
     fn as_bytes(&self) -> &[u8] {
         &self.bytes[..usize::from(self.len)]
     }
@@ -44,8 +49,7 @@ impl fmt::Write for Text {
 
 impl fmt::Display for Text {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Only whole characters were put in.
-        f.write_str(core::str::from_utf8(self.as_bytes()).unwrap_or(""))
+        f.write_str(self.as_str())
     }
 }
 

@@ -17,11 +17,13 @@ pub(crate) const NO_HYPERCALL: u64 = u64::MAX;
 
 const GP: u64 = 13;
 const UD: u64 = 6;
-const FIRST_INTERRUPT: u64 = 32;
-const STUB_SIZE: u64 = 16;
+pub(crate) const FIRST_INTERRUPT: u64 = 32;
+pub(crate) const STUB_SIZE: u64 = 16;
 const IST_PAGES: u64 = 4;
-const CODE: u16 = 0x08;
-const TSS: u16 = 0x18;
+/// Selectors in the tables of [`Segments`].
+pub(crate) const CODE: u16 = 0x08;
+pub(crate) const DATA: u16 = 0x10;
+pub(crate) const TSS: u16 = 0x18;
 const GS_BASE: u32 = 0xC000_0101;
 
 static COUNTS: [[AtomicU32; 256]; MAX_CPUS] =
@@ -180,44 +182,109 @@ pub(crate) fn this_processor() -> usize {
     as_usize(order).min(MAX_CPUS - 1)
 }
 
+/// A descriptor table and a task with an interrupt stack of its own.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Segments {
+    pub(crate) gdt: u64,
+    pub(crate) tss: u64,
+}
+
+impl Segments {
+    /// Of the descriptor table in bytes, less one.
+    pub(crate) const GDT_LIMIT: u16 = 5 * 8 - 1;
+    /// Of the task in bytes, less one.
+    pub(crate) const TSS_LIMIT: u16 = 104 - 1;
+
+    /// Puts them into `page`, the descriptor table at `at`, below 88.
+    pub(crate) fn new(page: pages::Page, at: usize) -> Self {
+        let segments = Self::at(page, at);
+        let tss = segments.tss;
+        let ist_top = pages::take(IST_PAGES) + IST_PAGES * PAGE_SIZE;
+        page.write32(TSS_AT + 36, (ist_top & 0xFFFF_FFFF) as u32); // IST1 is at offset 36 of the TSS, misaligned for 64 bits
+        page.write32(TSS_AT + 40, (ist_top >> 32) as u32);
+        page.write32(TSS_AT + 100, (u32::from(Self::TSS_LIMIT) + 1) << 16); // no I/O bitmap
+
+        let gdt = [
+            0,
+            0x00AF_9B00_0000_FFFF, // 64-bit code
+            0x00CF_9300_0000_FFFF, // data
+            u64::from(Self::TSS_LIMIT)
+                | (tss & 0xFF_FFFF) << 16
+                | 0x89 << 40
+                | (tss >> 24 & 0xFF) << 56, // available 64-bit TSS
+            tss >> 32,
+        ];
+        for (index, entry) in gdt.iter().enumerate() {
+            page.write64(at + index * 8, *entry);
+        }
+        segments
+    }
+
+    /// Those that are in `page`.
+    const fn at(page: pages::Page, at: usize) -> Self {
+        Self {
+            gdt: page.address() + at as u64,
+            tss: page.address() + TSS_AT as u64,
+        }
+    }
+}
+
+const TSS_AT: usize = 128;
+
+/// A present 64-bit interrupt gate to `handler`, on the task's interrupt stack.
+pub(crate) const fn gate(handler: u64) -> [u64; 2] {
+    [
+        handler & 0xFFFF
+            | (CODE as u64) << 16
+            | 1 << 32
+            | 0x8E << 40
+            | (handler >> 16 & 0xFFFF) << 48,
+        handler >> 32,
+    ]
+}
+
+/// What a processor's own tables are.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Tables {
+    pub(crate) segments: Segments,
+    pub(crate) idt: u64,
+    pub(crate) gs_base: u64,
+}
+
+/// Of any interrupt descriptor table here in bytes, less one.
+pub(crate) const IDT_LIMIT: u16 = 256 * 16 - 1;
+// Where what is in the page that GS points to.
+const GDT_AT: usize = 8;
+const IDT_ADDRESS_AT: usize = 48;
+
+/// This processor's.
+pub(crate) fn tables() -> Tables {
+    let gs_base = cpu::rdmsr(GS_BASE).unwrap_or(0);
+    let page = pages::Page::existing(gs_base).expect("tables are set up before they are asked for");
+    Tables {
+        segments: Segments::at(page, GDT_AT),
+        idt: page.read64(IDT_ADDRESS_AT),
+        gs_base,
+    }
+}
+
 /// Gives this processor its descriptor tables and interrupt stack.
 pub(crate) fn set_up(order: usize) {
-    // One page holds, at fixed offsets: this processor's number, its GDT, its TSS.
-    const GDT_AT: usize = 8;
-    const TSS_AT: usize = 128;
-    const TSS_LEN: u32 = 104;
+    // One page holds, at fixed offsets: this processor's number, its GDT, its TSS, where its IDT is.
     let page = pages::Page::new();
     page.write64(0, order as u64);
-
-    let tss = page.address() + TSS_AT as u64;
-    let ist_top = pages::take(IST_PAGES) + IST_PAGES * PAGE_SIZE;
-    page.write32(TSS_AT + 36, (ist_top & 0xFFFF_FFFF) as u32); // IST1 is at offset 36 of the TSS, misaligned for 64 bits
-    page.write32(TSS_AT + 40, (ist_top >> 32) as u32);
-    page.write32(TSS_AT + 100, TSS_LEN << 16); // no I/O bitmap
-
-    let gdt = [
-        0,
-        0x00AF_9B00_0000_FFFF, // 64-bit code
-        0x00CF_9300_0000_FFFF, // data
-        u64::from(TSS_LEN - 1) | (tss & 0xFF_FFFF) << 16 | 0x89 << 40 | (tss >> 24 & 0xFF) << 56, // available 64-bit TSS
-        tss >> 32,
-    ];
-    for (index, entry) in gdt.iter().enumerate() {
-        page.write64(GDT_AT + index * 8, *entry);
-    }
+    let segments = Segments::new(page, GDT_AT);
 
     let idt = pages::array(512);
     let stub = stubs as *const () as u64;
-    for (vector, gate) in (0..).zip(idt.chunks_exact_mut(2)) {
+    for (vector, entry) in (0..).zip(idt.chunks_exact_mut(2)) {
         let at: u64 = stub + vector * STUB_SIZE;
-        // Present 64-bit interrupt gate on IST1.
-        gate[0] =
-            at & 0xFFFF | u64::from(CODE) << 16 | 1 << 32 | 0x8E << 40 | (at >> 16 & 0xFFFF) << 48;
-        gate[1] = at >> 32;
+        entry.copy_from_slice(&gate(at));
     }
+    page.write64(IDT_ADDRESS_AT, idt.as_ptr().addr() as u64);
 
-    let gdtr = table_register(page.address() + GDT_AT as u64, size_of_val(&gdt) as u64);
-    let idtr = table_register(idt.as_ptr().addr() as u64, size_of_val(idt) as u64);
+    let gdtr = table_register(segments.gdt, Segments::GDT_LIMIT);
+    let idtr = table_register(page.read64(IDT_ADDRESS_AT), IDT_LIMIT);
     // SAFETY: the tables live for good; code and data selectors mean the same as in the start-up's table.
     unsafe {
         asm!(
@@ -236,10 +303,10 @@ pub(crate) fn set_up(order: usize) {
 }
 
 /// What LGDT and LIDT read: limit and address, ten bytes.
-fn table_register(address: u64, len: u64) -> [u16; 5] {
+fn table_register(address: u64, limit: u16) -> [u16; 5] {
     let word = |value: u64, shift: u32| (value >> shift & 0xFFFF) as u16;
     [
-        word(len - 1, 0),
+        limit,
         word(address, 0),
         word(address, 16),
         word(address, 32),

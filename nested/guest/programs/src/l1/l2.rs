@@ -1,0 +1,318 @@
+//! What L2 runs in: memory that it shares with L1, and descriptor tables of its own.
+//!
+//! L2 runs in L1's page tables. GS points to [`Shared`], so that L2's handlers find it.
+#![allow(unsafe_code, reason = "L2's entry code and interrupt handlers")]
+
+use core::arch::naked_asm;
+use core::mem::offset_of;
+use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+
+use super::doorbell;
+use crate::cpu;
+use crate::pages::{self, PAGE_SIZE};
+use crate::trap::{self, Segments};
+
+/// Time stamps of one exit; 0 is none.
+#[repr(C)]
+#[derive(Debug, Default)]
+pub(crate) struct Sample {
+    /// L2, just before the exit.
+    pub(crate) before: AtomicU64,
+    /// L1, just after it.
+    pub(crate) exited: AtomicU64,
+    /// L1, just before it resumes L2.
+    pub(crate) resumed: AtomicU64,
+    /// L2, just after that.
+    pub(crate) after: AtomicU64,
+}
+
+impl Sample {
+    /// L2 is behind the exit.
+    #[inline(always)]
+    pub(crate) fn take(&self, before: u64, after: u64) {
+        self.before.store(before, Ordering::Relaxed);
+        self.after.store(after, Ordering::Relaxed);
+    }
+
+    fn clear(&self) {
+        for stamp in [&self.before, &self.exited, &self.resumed, &self.after] {
+            stamp.store(0, Ordering::Relaxed);
+        }
+    }
+}
+
+/// What L1 and the L2 of one processor share.
+#[repr(C)]
+#[derive(Debug)]
+pub(crate) struct Shared {
+    /// The sample that is being taken. L2 sets it before the exit; L1 and L2's interrupt handler fill it in.
+    current: AtomicPtr<Sample>,
+    /// Interrupts that L2 got.
+    pub(crate) interrupts: AtomicU64,
+    /// 1 + the vector of an exception that L2 did not survive.
+    exception: AtomicU64,
+    exception_error: AtomicU64,
+    exception_rip: AtomicU64,
+    exception_address: AtomicU64,
+    /// Not 0 when L2 has taken all samples; it then executes CPUID for ever.
+    finished: AtomicU64,
+    /// L2's TSC before the first sample that counts, and after the last.
+    pub(crate) stopwatch_begin: AtomicU64,
+    pub(crate) stopwatch_end: AtomicU64,
+    /// How a hypercall is made here.
+    pub(crate) vendor: Vendor,
+    /// Whether somebody listens at the doorbell.
+    pub(crate) doorbell: bool,
+    /// The processor's number.
+    pub(crate) order: usize,
+    /// Samples that do not count, taken first.
+    pub(crate) warmup: &'static [Sample],
+    /// Those that do.
+    pub(crate) samples: &'static [Sample],
+}
+
+/// Whose virtualization there is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Vendor {
+    Intel,
+    Amd,
+}
+
+/// An exception that ended L2.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Exception {
+    pub(crate) vector: u64,
+    pub(crate) error: u64,
+    pub(crate) rip: u64,
+    pub(crate) address: u64,
+}
+
+impl Shared {
+    /// For processor `order`, with room for `warmup` samples that do not count and `count` that do.
+    pub(crate) fn new(
+        order: usize,
+        vendor: Vendor,
+        doorbell: bool,
+        warmup: usize,
+        count: usize,
+    ) -> &'static mut Self {
+        let warmup = samples(warmup.max(1));
+        let shared = Self {
+            current: AtomicPtr::new(core::ptr::from_ref(&warmup[0]).cast_mut()),
+            interrupts: AtomicU64::new(0),
+            exception: AtomicU64::new(0),
+            exception_error: AtomicU64::new(0),
+            exception_rip: AtomicU64::new(0),
+            exception_address: AtomicU64::new(0),
+            finished: AtomicU64::new(0),
+            stopwatch_begin: AtomicU64::new(0),
+            stopwatch_end: AtomicU64::new(0),
+            vendor,
+            doorbell,
+            order,
+            warmup,
+            samples: samples(count),
+        };
+        const { assert!(size_of::<Self>() as u64 <= PAGE_SIZE) }
+        let place = pages::pointer::<Self>(pages::take(1));
+        // SAFETY: a page of its own, which is aligned and long enough.
+        unsafe { place.write(shared) };
+        // SAFETY: the same, just initialised, and never given back.
+        unsafe { &mut *place }
+    }
+
+    /// Forgets the last run.
+    pub(crate) fn clear(&self) {
+        for sample in self.warmup.iter().chain(self.samples) {
+            sample.clear();
+        }
+        for word in [
+            &self.interrupts,
+            &self.exception,
+            &self.finished,
+            &self.stopwatch_begin,
+            &self.stopwatch_end,
+        ] {
+            word.store(0, Ordering::Relaxed);
+        }
+        self.begin_sample(&self.warmup[0]);
+    }
+
+    /// Says which sample the next stamps belong to.
+    #[inline(always)]
+    pub(crate) fn begin_sample(&self, sample: &'static Sample) {
+        let sample = core::ptr::from_ref(sample).cast_mut();
+        self.current.store(sample, Ordering::Relaxed);
+    }
+
+    /// The sample that is being taken.
+    #[inline(always)]
+    pub(crate) fn sample(&self) -> &'static Sample {
+        // SAFETY: `begin_sample` took it from a reference for good; L2's handlers only read it.
+        unsafe { &*self.current.load(Ordering::Relaxed) }
+    }
+
+    /// L2's last act before the first sample that counts.
+    pub(crate) fn begin(&self) {
+        if self.doorbell {
+            cpu::out32(doorbell::PORT, doorbell::BEGIN);
+        }
+        self.stopwatch_begin
+            .store(cpu::tsc_serialised(), Ordering::Relaxed);
+    }
+
+    /// L2's end: all samples are taken.
+    pub(crate) fn end(&self) -> ! {
+        self.stopwatch_end
+            .store(cpu::tsc_serialised(), Ordering::Relaxed);
+        if self.doorbell {
+            cpu::out32(doorbell::PORT, doorbell::END);
+        }
+        self.finished.store(1, Ordering::Release);
+        loop {
+            cpu::cpuid(0, 0);
+        }
+    }
+
+    /// Whether it has.
+    #[inline(always)]
+    pub(crate) fn is_finished(&self) -> bool {
+        self.finished.load(Ordering::Acquire) != 0
+    }
+
+    /// The exception that ended L2, if one did.
+    #[inline(always)]
+    pub(crate) fn exception(&self) -> Option<Exception> {
+        let vector = self.exception.load(Ordering::Acquire).checked_sub(1)?;
+        Some(Exception {
+            vector,
+            error: self.exception_error.load(Ordering::Relaxed),
+            rip: self.exception_rip.load(Ordering::Relaxed),
+            address: self.exception_address.load(Ordering::Relaxed),
+        })
+    }
+}
+
+fn samples(count: usize) -> &'static [Sample] {
+    let bytes = (count * size_of::<Sample>()) as u64;
+    let place = pages::pointer::<Sample>(pages::take(bytes.div_ceil(PAGE_SIZE)));
+    // SAFETY: pages of their own, for good, aligned and long enough; zeros are valid samples.
+    unsafe { core::slice::from_raw_parts(place, count) }
+}
+
+/// Where L2 begins: a function in this image, and its stack.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Start {
+    /// An `extern "sysv64" fn(&'static Shared) -> !`.
+    pub(crate) rip: u64,
+    pub(crate) rsp: u64,
+    /// The function's argument, in RDI.
+    pub(crate) rdi: u64,
+}
+
+/// L2's code for a kind.
+pub(crate) type Entry = extern "sysv64" fn(&'static Shared) -> !;
+
+const STACK_PAGES: u64 = 4;
+
+/// L2's descriptor tables and stack on one processor. Code is selector 0x08, data 0x10, the task 0x18, as in L1.
+#[derive(Debug)]
+pub(crate) struct Environment {
+    pub(crate) segments: Segments,
+    /// 256 gates.
+    pub(crate) idt: u64,
+    pub(crate) gs_base: u64,
+    stack_top: u64,
+    shared: &'static Shared,
+}
+
+impl Environment {
+    pub(crate) fn new(shared: &'static Shared) -> Self {
+        let idt = pages::array(512);
+        for (vector, gate) in (0..).zip(idt.chunks_exact_mut(2)) {
+            let handler = if vector < trap::FIRST_INTERRUPT {
+                exceptions as *const () as u64 + vector * trap::STUB_SIZE
+            } else {
+                interrupted as *const () as u64
+            };
+            gate.copy_from_slice(&trap::gate(handler));
+        }
+        Self {
+            segments: Segments::new(pages::Page::new(), 0),
+            idt: idt.as_ptr().addr() as u64,
+            gs_base: core::ptr::from_ref(shared).addr() as u64,
+            stack_top: pages::take(STACK_PAGES) + STACK_PAGES * PAGE_SIZE,
+            shared,
+        }
+    }
+
+    /// Where an L2 begins that runs `entry`.
+    pub(crate) fn start(&self, entry: Entry) -> Start {
+        Start {
+            rip: entry as *const () as u64,
+            // The ABI wants RSP = 8 modulo 16 at a function's entry.
+            rsp: self.stack_top - 8,
+            rdi: core::ptr::from_ref(self.shared).addr() as u64,
+        }
+    }
+}
+
+/// Any interrupt in L2: stamps the current sample's `after`. Nothing is ended at the interrupt controller: it is L1's.
+#[unsafe(naked)]
+extern "C" fn interrupted() {
+    naked_asm!(
+        "push rax",
+        "push rcx",
+        "push rdx",
+        "rdtsc",
+        "shl rdx, 32",
+        "or rax, rdx",
+        "mov rcx, gs:[{current}]",
+        "mov [rcx + {after}], rax",
+        "inc qword ptr gs:[{interrupts}]",
+        "pop rdx",
+        "pop rcx",
+        "pop rax",
+        "iretq",
+        current = const offset_of!(Shared, current),
+        after = const offset_of!(Sample, after),
+        interrupts = const offset_of!(Shared, interrupts),
+    )
+}
+
+/// 32 entries of [`trap::STUB_SIZE`] bytes. L2 survives no exception: it leaves word and waits for L1 to see it.
+#[unsafe(naked)]
+extern "C" fn exceptions() {
+    naked_asm!(
+        ".set vector, 0",
+        ".rept 32",
+        ".balign 16",
+        // As in L1's stubs: vectors for which the processor pushes an error code.
+        ".if (vector == 8) || ((vector >= 10) && (vector <= 14)) || (vector == 17) || (vector == 21) || (vector == 29) || (vector == 30)",
+        ".else",
+        "push 0",
+        ".endif",
+        "push vector",
+        "jmp 2f",
+        ".set vector, vector + 1",
+        ".endr",
+        "2:",
+        "pop rax",
+        "inc rax",
+        "pop rcx",
+        "mov gs:[{error}], rcx",
+        "pop rcx",
+        "mov gs:[{rip}], rcx",
+        "mov rcx, cr2",
+        "mov gs:[{address}], rcx",
+        "mov gs:[{exception}], rax",
+        "3:",
+        "xor eax, eax",
+        "cpuid",
+        "jmp 3b",
+        error = const offset_of!(Shared, exception_error),
+        rip = const offset_of!(Shared, exception_rip),
+        address = const offset_of!(Shared, exception_address),
+        exception = const offset_of!(Shared, exception),
+    )
+}

@@ -1,0 +1,203 @@
+//! L1: a hypervisor that runs an L2 through exits of chosen kinds and dates each of them.
+#![allow(dead_code, reason = "the kinds that use the rest are being added")]
+
+mod doorbell;
+mod kinds;
+mod l2;
+mod second_level;
+mod vcpu;
+mod vmx;
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use hypernest_nested::l2exit::{Kind, Mode, Touch};
+use kinds::Step;
+use l2::{Environment, Sample, Shared, Vendor};
+
+use vcpu::{Cause, Vcpu};
+
+use crate::args::Args;
+use crate::text::Text;
+use crate::{Exit, console, cpu, pages, say};
+
+/// What the command line asks for.
+struct Plan<'a> {
+    mode: Mode,
+    kinds: &'a str,
+    touch: Touch,
+    samples: usize,
+    warmup: usize,
+}
+
+/// As many samples as fit into one frame.
+const MOST: u64 = hypernest_nested::probe::MAX_COUNT as u64;
+
+impl<'a> Plan<'a> {
+    fn new(args: &Args<'a>) -> Result<Self, (&'static str, &'a str)> {
+        let mode = args.value("mode").unwrap_or("");
+        let touch = args.value("touch").unwrap_or("kvm-like");
+        let kinds = args.value("kinds").unwrap_or("cpuid");
+        let number = |name, default| {
+            let n = args.number(name).map_err(|value| (name, value))?;
+            let n = n.unwrap_or(default);
+            usize::try_from(n)
+                .ok()
+                .filter(|_| n <= MOST)
+                .ok_or((name, "more than 1048576"))
+        };
+        let plan = Self {
+            mode: Mode::parse(mode).ok_or(("mode", mode))?,
+            kinds,
+            touch: Touch::parse(touch).ok_or(("touch", touch))?,
+            samples: number("n", 1000)?,
+            warmup: number("warmup", 100)?,
+        };
+        match kinds.split(',').find(|name| Kind::parse(name).is_none()) {
+            None => Ok(plan),
+            Some(name) => Err(("kinds", name)),
+        }
+    }
+}
+
+/// `l1 mode=MODE kinds=A,B,C touch=TOUCH n=N warmup=W cpus=C`.
+///
+/// The meaning of each stands in [`hypernest_nested::l2exit`].
+pub(crate) fn run(args: &Args<'_>) -> Exit {
+    let plan = match Plan::new(args) {
+        Ok(plan) => plan,
+        Err((name, value)) => {
+            say!("wrong use: {name}={value}");
+            return Exit::WrongUse;
+        }
+    };
+    let doorbell = cpu::in32(doorbell::PORT) == doorbell::PRESENT;
+    let shared = Shared::new(0, Vendor::Intel, doorbell, plan.warmup, plan.samples);
+    let result = match plan.mode {
+        Mode::Classic | Mode::ClassicShadow | Mode::Offered | Mode::OfferedShadow => {
+            Session::<vmx::Vmx<vmx::Classic>>::new(&plan, shared).map(Session::run)
+        }
+        _ => Err(Text::new(format_args!("not made for this guest"))),
+    };
+    match result {
+        Ok(exit) => exit,
+        Err(why) => {
+            say!("refused: {why}");
+            Exit::Failed
+        }
+    }
+}
+
+/// One run: a virtual processor, and what it does.
+struct Session<'a, V> {
+    plan: &'a Plan<'a>,
+    vcpu: V,
+    environment: Environment,
+    shared: &'static Shared,
+}
+
+impl<'a, V: Vcpu> Session<'a, V> {
+    fn new(plan: &'a Plan<'a>, shared: &'static Shared) -> Result<Self, Text> {
+        Ok(Self {
+            plan,
+            vcpu: V::new(plan.mode, shared.order)?,
+            environment: Environment::new(shared),
+            shared,
+        })
+    }
+
+    fn run(mut self) -> Exit {
+        let mut exit = Exit::Done;
+        for kind in self.plan.kinds.split(',').filter_map(Kind::parse) {
+            if let Some(why) = kinds::lacking(kind) {
+                say!("skip {}: {why}", kind.name());
+                continue;
+            }
+            say!("l1: running {}", kind.name());
+            match self.measure(kind) {
+                Ok(()) => stream(kind, self.shared),
+                Err(why) => {
+                    say!("fail {}: {why}", kind.name());
+                    exit = Exit::Failed;
+                }
+            }
+        }
+        say!("l1: done");
+        exit
+    }
+
+    /// Runs L2 until it has taken all samples of `kind`.
+    fn measure(&mut self, kind: Kind) -> Result<(), Text> {
+        let shared = self.shared;
+        shared.clear();
+        self.vcpu.prepare(
+            &kinds::intercepts(kind),
+            &self.environment,
+            self.environment.start(kinds::entry(kind)),
+        )?;
+        let unmeasured = AtomicU64::new(0);
+        let exited = AtomicU64::new(0);
+        let mut resumed: &AtomicU64 = &unmeasured;
+        loop {
+            self.vcpu.enter(resumed, &exited)?;
+            let cause = self.vcpu.cause();
+            if shared.is_finished() {
+                return Ok(());
+            }
+            self.vcpu.touch(self.plan.touch, cause);
+            resumed = match kinds::handle(kind, &mut self.vcpu, cause) {
+                Step::Resume => {
+                    let sample = shared.sample();
+                    sample
+                        .exited
+                        .store(exited.load(Ordering::Relaxed), Ordering::Relaxed);
+                    &sample.resumed
+                }
+                Step::ResumeUnmeasured => &unmeasured,
+                Step::Unexpected => return Err(self.unexpected(cause)),
+            };
+        }
+    }
+
+    #[cold]
+    fn unexpected(&mut self, cause: Cause) -> Text {
+        match self.shared.exception() {
+            Some(exception) => Text::new(format_args!(
+                "exception in L2: vector {} error {:#x} rip {:#x} address {:#x}",
+                exception.vector, exception.error, exception.rip, exception.address
+            )),
+            None => {
+                let last = self.vcpu.last_exit();
+                Text::new(format_args!(
+                    "unexpected exit {cause:?}: reason {:#x} qualification {:#x} rip {:#x}",
+                    last.reason, last.qualification, last.rip
+                ))
+            }
+        }
+    }
+}
+
+/// Two stamps of a sample.
+type Ends = fn(&Sample) -> (&AtomicU64, &AtomicU64);
+
+/// Writes the parts of all samples to the console.
+fn stream(kind: Kind, shared: &Shared) {
+    let values = pages::array(shared.samples.len());
+    let parts: [(&str, Ends); 4] = [
+        ("l2-to-l1", |sample| (&sample.before, &sample.exited)),
+        ("l1", |sample| (&sample.exited, &sample.resumed)),
+        ("l1-to-l2", |sample| (&sample.resumed, &sample.after)),
+        ("round-trip", |sample| (&sample.before, &sample.after)),
+    ];
+    for (part, ends) in parts {
+        for (value, sample) in values.iter_mut().zip(shared.samples) {
+            let (from, to) = ends(sample);
+            let from = from.load(Ordering::Relaxed);
+            *value = to.load(Ordering::Relaxed).wrapping_sub(from);
+        }
+        let name = Text::new(format_args!("{}.{part}", kind.name()));
+        console::samples(name.as_str(), values);
+    }
+    let ticks = shared.stopwatch_end.load(Ordering::Relaxed)
+        - shared.stopwatch_begin.load(Ordering::Relaxed);
+    say!("stopwatch {} {ticks}", kind.name());
+}

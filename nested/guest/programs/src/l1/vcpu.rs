@@ -1,0 +1,151 @@
+//! What VMX and SVM have in common: a virtual processor that L1 runs an L2 on.
+
+use core::sync::atomic::AtomicU64;
+
+use hypernest_nested::l2exit::{Mode, Touch};
+
+use super::l2::{Environment, Start};
+use super::second_level::SecondLevel;
+use crate::text::Text;
+
+/// Why L2 came out, in words common to both vendors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Cause {
+    /// CPUID.
+    Cpuid,
+    /// VMCALL or VMMCALL.
+    Hypercall,
+    /// RDMSR of a register that L1 intercepts.
+    ReadMsr,
+    /// WRMSR of a register that L1 intercepts.
+    WriteMsr,
+    /// IN or OUT.
+    Port,
+    /// HLT.
+    Halt,
+    /// An interrupt for L1; [`Vcpu::acknowledge`] takes it.
+    Interrupt,
+    /// An access that the second level of translation has no page for.
+    SecondLevelFault { gpa: u64 },
+    /// An access through an entry of the second level that has a forbidden value: the way to MMIO on VMX.
+    Misconfigured { gpa: u64 },
+    /// MOV to CR3.
+    ControlRegister,
+    /// #PF in L2, at this linear address.
+    PageFault { address: u64 },
+    /// XSETBV.
+    Xsetbv,
+    /// PAUSE.
+    Pause,
+    /// VMX's own timer ran out.
+    PreemptionTimer,
+    /// Nothing that a kind asks for.
+    Other { reason: u64, qualification: u64 },
+}
+
+/// What L1 wants to see of L2.
+///
+/// CPUID, hypercalls and XSETBV come out always, and so do interrupts for L1.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Intercepts {
+    /// Reads and writes of KERNEL_GS_BASE; no other register is intercepted.
+    pub(crate) msrs: bool,
+    /// Every port but the doorbell.
+    pub(crate) ports: bool,
+    /// HLT.
+    pub(crate) halt: bool,
+    /// MOV to CR3.
+    pub(crate) cr3: bool,
+    /// #PF.
+    pub(crate) page_fault: bool,
+    /// PAUSE.
+    pub(crate) pause: bool,
+    /// An end after so many ticks of VMX's own timer, from each entry on.
+    pub(crate) preemption_timer: Option<u32>,
+    /// L2 may have L0 flush translations by hypercall, where the mode has that.
+    pub(crate) direct_flush: bool,
+}
+
+/// L2's registers that the processor leaves to software. RSP and RIP are the processor's; RAX is on VMX only.
+///
+/// SVM keeps RAX in the VMCB: its switch copies it here and back.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Registers {
+    pub(crate) rax: u64,
+    pub(crate) rcx: u64,
+    pub(crate) rdx: u64,
+    pub(crate) rbx: u64,
+    pub(crate) rbp: u64,
+    pub(crate) rsi: u64,
+    pub(crate) rdi: u64,
+    pub(crate) r8: u64,
+    pub(crate) r9: u64,
+    pub(crate) r10: u64,
+    pub(crate) r11: u64,
+    pub(crate) r12: u64,
+    pub(crate) r13: u64,
+    pub(crate) r14: u64,
+    pub(crate) r15: u64,
+}
+
+/// The processor's own words about the last exit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct LastExit {
+    pub(crate) reason: u64,
+    pub(crate) qualification: u64,
+    pub(crate) rip: u64,
+}
+
+/// A virtual processor of L1's.
+///
+/// Called with interrupts off. What an implementation reads and writes in each call is what the profile `minimal` counts:
+/// [`Vcpu::cause`] one read, [`Vcpu::skip`] one read and one write, and no more than its purpose needs in the rest.
+pub(crate) trait Vcpu: Sized {
+    /// Checks that `mode` is offered and makes this processor a hypervisor's. `Err` says what is missing.
+    fn new(mode: Mode, order: usize) -> Result<Self, Text>;
+
+    /// Sets everything up anew: L2 begins at `start` with the registers of a new guest. `Err` says which intercept this
+    /// processor does not have.
+    fn prepare(
+        &mut self,
+        intercepts: &Intercepts,
+        environment: &Environment,
+        start: Start,
+    ) -> Result<(), Text>;
+
+    /// Runs L2 until its next exit. The switch itself stores the TSC: in `resumed` just before entering, in `exited`
+    /// just after leaving.
+    fn enter(&mut self, resumed: &AtomicU64, exited: &AtomicU64) -> Result<(), Text>;
+
+    /// Why L2 came out.
+    fn cause(&mut self) -> Cause;
+
+    /// What `touch` reads and writes on an exit beyond what handling it needs.
+    fn touch(&mut self, touch: Touch, cause: Cause);
+
+    /// Lets L2 go on behind an instruction of `length` bytes.
+    fn skip(&mut self, length: u64);
+
+    /// Has the next entry deliver the interrupt `vector` to L2, which must have interrupts enabled.
+    fn inject(&mut self, vector: u8);
+
+    /// Takes the interrupt that ended L2, and ends it at the interrupt controller.
+    fn acknowledge(&mut self);
+
+    /// L2's general registers.
+    fn registers(&mut self) -> &mut Registers;
+
+    /// Changes a bit of the MSR bitmap that no kind depends on, and tells L0 so as the mode's protocol wants.
+    fn change_msr_bitmap(&mut self);
+
+    /// The second level of translation; the same for every call of [`Vcpu::prepare`].
+    fn second_level(&mut self) -> &mut SecondLevel;
+
+    /// Drops the translations that the processor keeps of the second level, as must be after something in it was taken
+    /// away. What was only added needs none.
+    fn flush_second_level(&mut self);
+
+    /// The processor's words for the board and for failures.
+    fn last_exit(&mut self) -> LastExit;
+}

@@ -1,0 +1,105 @@
+//! The VMCS as a region that only VMREAD and VMWRITE reach, and what it has in common with the enlightened one.
+#![allow(unsafe_code, reason = "VMX instructions")]
+
+use core::arch::asm;
+
+use hypernest_nested::l2exit::Mode;
+use hypernest_nested::vmx::Field;
+
+use super::capabilities::Capabilities;
+use crate::pages::Page;
+use crate::text::Text;
+
+/// A VMCS: how its fields are reached. Chosen at compile time, so that neither way pays for the other.
+pub(crate) trait Fields: Sized {
+    /// One for `mode`, on processor `order`, where VMX is on. `Err` says what is missing.
+    fn new(mode: Mode, order: usize, capabilities: &Capabilities) -> Result<Self, Text>;
+
+    /// Empties it and makes it this processor's current one. The next entry must be a launch.
+    fn begin(&mut self, direct_flush: bool);
+
+    /// A field's value.
+    fn read(&self, field: Field) -> u64;
+
+    /// Gives a field a value.
+    fn write(&mut self, field: Field, value: u64);
+
+    /// The content of the MSR bitmap has changed.
+    fn msr_bitmap_changed(&mut self);
+}
+
+/// VMREAD and VMWRITE.
+#[derive(Debug)]
+pub(crate) struct Classic {
+    region: Page,
+    revision: u32,
+}
+
+impl Fields for Classic {
+    fn new(_mode: Mode, _order: usize, capabilities: &Capabilities) -> Result<Self, Text> {
+        Ok(Self {
+            region: Page::new(),
+            revision: capabilities.revision,
+        })
+    }
+
+    fn begin(&mut self, _direct_flush: bool) {
+        // Before its first use and after its last, a region is cleared (SDM volume 3, 26.11.3).
+        clear(self.region.address());
+        self.region.write32(0, self.revision);
+        load(self.region.address());
+    }
+
+    #[inline(always)]
+    fn read(&self, field: Field) -> u64 {
+        let value;
+        // SAFETY: reads a field. A failure, for which the trap handler ends the run, would be a mistake here.
+        unsafe {
+            asm!(
+                "vmread {value}, {field}",
+                "ja 2f",
+                "ud2",
+                "2:",
+                value = out(reg) value,
+                field = in(reg) u64::from(field.encoding()),
+                options(nostack),
+            );
+        }
+        value
+    }
+
+    #[inline(always)]
+    fn write(&mut self, field: Field, value: u64) {
+        // SAFETY: takes effect at the next entry, which vouches for it; for a failure see `read`.
+        unsafe {
+            asm!(
+                "vmwrite {field}, {value}",
+                "ja 2f",
+                "ud2",
+                "2:",
+                value = in(reg) value,
+                field = in(reg) u64::from(field.encoding()),
+                options(nostack),
+            );
+        }
+    }
+
+    #[inline(always)]
+    fn msr_bitmap_changed(&mut self) {}
+}
+
+/// VMCLEAR of the region at `address`.
+pub(super) fn clear(address: u64) {
+    // SAFETY: `address` is a page that only VMX uses; for a failure see `Classic::read`.
+    unsafe {
+        asm!("vmclear [{}]", "ja 2f", "ud2", "2:", in(reg) &raw const address, options(nostack));
+    }
+}
+
+/// VMPTRLD of the region at `address`.
+fn load(address: u64) {
+    // SAFETY: `address` is a page that only VMX uses; for a failure see `Classic::read`.
+    unsafe {
+        asm!("vmptrld [{}]", "ja 2f", "ud2", "2:", in(reg) &raw const address, options(nostack));
+    }
+}
