@@ -85,11 +85,13 @@ fn bench(arguments: &[&str]) -> Result<Output, Box<dyn Error>> {
 const L1_PARAMETERS: &str = "mitigations=off no_timer_check tsc=reliable cryptomgr.notests audit=0";
 
 /// A report of 50 samples, and whether it went well.
-fn report(configurations: &str, append: &str) -> Result<(Value, bool), Box<dyn Error>> {
+fn report(modes: &str, append: &str) -> Result<(Value, bool), Box<dyn Error>> {
     let output = bench(&[
         "--json",
-        "--configs",
-        configurations,
+        "--l1",
+        "linux",
+        "--modes",
+        modes,
         "--samples",
         "50",
         "--rounds",
@@ -104,18 +106,19 @@ fn report(configurations: &str, append: &str) -> Result<(Value, bool), Box<dyn E
 }
 
 fn measured<'a>(report: &'a Value, name: &str) -> &'a Value {
-    let all = report["configurations"].as_array().expect("a list");
-    let entry = all.iter().find(|entry| entry["name"] == name);
+    let all = report["results"].as_array().expect("a list");
+    let entry = all.iter().find(|entry| entry["mode"] == name);
     let entry = entry.unwrap_or_else(|| panic!("no {name}"));
     assert_eq!(entry["outcome"], "measured", "{name}");
-    assert_eq!(entry["all"]["samples"], 50, "{name}");
-    assert!(entry["all"]["p50"].as_f64() > Some(0.0), "{name}");
-    assert_eq!(entry["l1_clocksource"], "hyperv_clocksource_tsc_page");
+    let summary = &entry["parts"]["round_trip"]["summary"];
+    assert_eq!(summary["samples"], 50, "{name}");
+    assert!(summary["p50"].as_f64() > Some(0.0), "{name}");
+    assert_eq!(entry["facts"]["clocksource"], "hyperv_clocksource_tsc_page");
     entry
 }
 
 fn says_evmcs(entry: &Value) -> bool {
-    entry["l1_kvm_log"]
+    entry["facts"]["kvm_log"]
         .to_string()
         .contains("Using Hyper-V Enlightened VMCS")
 }
@@ -130,7 +133,7 @@ fn evmcs() -> TestResult {
     // Only there the unit is one that repeats.
     if std::env::var(LAB_HOST_VARIABLE).is_ok_and(|host| host == "intel") {
         assert_eq!(report["unit"]["name"], "emulated instructions");
-        let median = |entry: &Value| entry["all"]["p50"].as_f64();
+        let median = |entry: &Value| entry["parts"]["round_trip"]["summary"]["p50"].as_f64();
         assert!(median(with) < median(without));
     }
     Ok(())
@@ -146,7 +149,7 @@ fn svm() -> TestResult {
 fn crash() -> TestResult {
     // The later of two parameters counts: without an init the kernel panics, and with panic=-1 resets.
     let (report, well) = report("svm", "rdinit=/nothing")?;
-    let entry = &report["configurations"][0];
+    let entry = &report["results"][0];
     assert!(!well);
     assert_eq!(entry["outcome"], "failed");
     assert_eq!(entry["why"], "L1 crashed and reset itself");
@@ -157,11 +160,11 @@ fn crash() -> TestResult {
 
 fn refused() -> TestResult {
     let host = HostCaps::probe()?;
-    let (configuration, reason) = match host.system.cpu.vendor.as_str() {
+    let (mode, reason) = match host.system.cpu.vendor.as_str() {
         "GenuineIntel" => ("svm", "svm: SVM is AMD's"),
         _ => ("evmcs", "evmcs: VMX and eVMCS are Intel's"),
     };
-    let output = bench(&["--dry-run", "--configs", configuration])?;
+    let output = bench(&["--dry-run", "--modes", mode])?;
     assert_eq!(output.status.code(), Some(3));
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(said.contains(reason), "{said}");

@@ -33,13 +33,17 @@ pub(crate) fn new() -> Histogram<u64> {
     Histogram::new_with_max(LONGEST, DIGITS).expect("3 digits and this maximum are possible")
 }
 
-/// A histogram of `samples`.
-pub(crate) fn of(samples: impl IntoIterator<Item = u64>) -> Histogram<u64> {
+/// A histogram of `samples`, and how many of them were longer than it holds and count as the longest.
+pub(crate) fn of(samples: impl IntoIterator<Item = u64>) -> (Histogram<u64>, u64) {
     let mut histogram = new();
+    let mut out_of_range = 0;
     for sample in samples {
+        if sample > LONGEST {
+            out_of_range += 1;
+        }
         histogram.saturating_record(sample);
     }
-    histogram
+    (histogram, out_of_range)
 }
 
 /// All of them in one.
@@ -78,7 +82,8 @@ mod tests {
     proptest! {
         #[test]
         fn text_keeps_a_histogram(samples in prop::collection::vec(1..1_u64 << 40, 0..50)) {
-            let histogram = of(samples);
+            let (histogram, out_of_range) = of(samples);
+            prop_assert_eq!(out_of_range, 0);
             prop_assert_eq!(decode(&encode(&histogram).unwrap()).unwrap(), histogram);
         }
 
@@ -90,8 +95,8 @@ mod tests {
 
     #[test]
     fn samples_keep_their_size_up_to_the_longest() {
-        let histogram = of([0, 14_050, u64::MAX]);
-        assert_eq!(histogram.len(), 3);
+        let (histogram, out_of_range) = of([0, 14_050, u64::MAX]);
+        assert_eq!((histogram.len(), out_of_range), (3, 1));
         assert_eq!(histogram.min(), 0);
         assert!(histogram.value_at_quantile(0.5).abs_diff(14_050) <= 14);
         assert!(histogram.max() >= LONGEST);

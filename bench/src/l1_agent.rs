@@ -195,12 +195,15 @@ fn measure(
                 .map(i64::from)
                 .ok_or(AgentError::NotCounted)
         };
+        let (ticks, out_of_range) = histogram::of(timed.samples.iter().copied());
+        let (empty_ticks, _) = histogram::of(empty.samples.iter().copied());
         let round = Round {
             mode,
             kind: timed.name.clone(),
             samples: timed.samples.len() as u64,
-            ticks: histogram::encode(&histogram::of(timed.samples.iter().copied()))?,
-            empty_ticks: histogram::encode(&histogram::of(empty.samples.iter().copied()))?,
+            ticks: histogram::encode(&ticks)?,
+            out_of_range,
+            empty_ticks: histogram::encode(&empty_ticks)?,
             host_exits: exits(timed)? - exits(empty)?,
         };
         say(report, &Message::Round(round))?;

@@ -1,6 +1,8 @@
 //! Measurements of nested virtualization.
 
+mod bootstrap;
 mod cpu;
+mod environment;
 mod exit_port;
 mod histogram;
 mod kvm_module;

@@ -78,6 +78,8 @@ pub(crate) struct Round {
     pub(crate) samples: u64,
     /// Their histogram in TSC ticks, see [`crate::histogram`].
     pub(crate) ticks: String,
+    /// How many of them were longer than the histogram holds.
+    pub(crate) out_of_range: u64,
     /// The same for intervals around nothing.
     pub(crate) empty_ticks: String,
     /// Exits of L1's vCPU to the host while the samples were taken; those of as many empty intervals are taken off.
@@ -128,6 +130,7 @@ mod tests {
                 kind: "cpuid".into(),
                 samples: 3,
                 ticks: "x".into(),
+                out_of_range: 0,
                 empty_ticks: "y".into(),
                 host_exits: -1,
             }),

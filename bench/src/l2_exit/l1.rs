@@ -11,7 +11,7 @@ use hypernest::machine::{ExitCounters, Machine, MachineError, Outcome};
 use hypernest_lab::cpio::Writer;
 use thiserror::Error;
 
-use super::configuration::Boot;
+use super::modes::{self, Boot};
 use crate::exit_port::{ExitPort, ResetWatch};
 use crate::kvm_module::Vendor;
 use crate::l1_agent::MODULES;
@@ -81,10 +81,12 @@ pub(crate) struct Report {
     pub(crate) interrupted: bool,
     /// L1's console.
     pub(crate) console: String,
+    /// The words on its command line.
+    pub(crate) command_line: String,
 }
 
 /// L1's command line without the agent's arguments.
-pub(crate) fn command_line(append: &str) -> String {
+fn command_line(append: &str) -> String {
     format!("console=ttyS0 quiet panic=-1 rdinit=/init {append}")
         .trim_end()
         .to_owned()
@@ -92,11 +94,13 @@ pub(crate) fn command_line(append: &str) -> String {
 
 /// Boots L1 and waits for its end.
 pub(crate) fn boot(setup: &Setup, boot: &Boot, directory: &Path) -> Result<Report, L1Error> {
-    let modes: Vec<_> = boot
-        .configurations
+    let mut modes: Vec<_> = boot
+        .modes
         .iter()
-        .map(|c| c.mode().name())
+        .map(|&m| modes::of_linux(m).name())
         .collect();
+    modes.dedup();
+    let command_line = command_line(&setup.append);
     let (console, results) = (directory.join("console"), directory.join("results"));
     let flags = [
         ("name", "l1".to_owned()),
@@ -105,8 +109,7 @@ pub(crate) fn boot(setup: &Setup, boot: &Boot, directory: &Path) -> Result<Repor
         (
             "cmdline",
             format!(
-                "{} -- l1-agent --modes {} {}",
-                command_line(&setup.append),
+                "{command_line} -- l1-agent --modes {} {}",
                 modes.join(","),
                 setup.agent
             ),
@@ -146,6 +149,7 @@ pub(crate) fn boot(setup: &Setup, boot: &Boot, directory: &Path) -> Result<Repor
         broken,
         interrupted,
         console,
+        command_line,
     })
 }
 

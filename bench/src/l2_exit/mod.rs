@@ -1,34 +1,30 @@
 //! `hypernest-bench l2-exit`: how long an exit of L2 takes, with and without an enlightened VMCS.
 
-pub(crate) mod configuration;
 mod l1;
+mod linux;
+pub(crate) mod modes;
 mod outcome;
+mod shadow;
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::SystemTime;
 
-use clap::ValueEnum;
-use hypernest::kvm::host::{HostCaps, HostError, System};
+use hypernest::kvm::host::{HostCaps, HostError};
 use hypernest::units::TscKhz;
-use hypernest_lab::host::Host;
-use hypernest_lab::plan::{LAB_DIR_VARIABLE, LAB_HOST_VARIABLE};
+use hypernest_lab::plan::LAB_DIR_VARIABLE;
+use hypernest_nested::hyperv;
+use hypernest_nested::l2exit::Mode;
 use thiserror::Error;
 
+use crate::environment;
 use crate::histogram::HistogramError;
-use crate::kvm_module::{self, ModuleError, Source, Vendor};
-use crate::report::{self, Entry, FileError, HostFacts, Outcome, Report};
-use crate::unit::{Unit, unit};
-use configuration::{Boot, Configuration, Facts, boots};
-use l1::{L1Error, Setup};
-use outcome::outcome;
-
-/// What runs as L1.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum L1 {
-    /// A Linux kernel with its KVM
-    Linux,
-}
+use crate::kvm_module::{Source, Vendor};
+use crate::report::{self, ALL_KINDS, Entry, FileError, L1, Outcome, Report, Vmm};
+use crate::unit::unit;
+use l1::L1Error;
+use modes::Facts;
+use shadow::ShadowVmcs;
 
 /// Times exits of an L2 from inside, with L1 in several configurations.
 ///
@@ -42,8 +38,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR")]
     kernel: Option<PathBuf>,
     /// What to measure; what is named must be possible here [default: all that is]
-    #[arg(long, value_name = "NAME", value_delimiter = ',')]
-    configs: Vec<Configuration>,
+    #[arg(long, value_name = "MODE", value_delimiter = ',')]
+    modes: Vec<Mode>,
     /// Samples a round
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
     samples: u32,
@@ -97,7 +93,7 @@ pub(crate) enum L2ExitError {
     Host(#[from] HostError),
     /// Something asked for by name, or everything.
     #[error("this host cannot measure what was asked for:{}", list(.0))]
-    Impossible(Vec<(Configuration, String)>),
+    Impossible(WithReasons),
     /// Neither Intel nor AMD.
     #[error("this CPU is neither Intel's nor AMD's: {0:?}")]
     Vendor(String),
@@ -113,9 +109,6 @@ pub(crate) enum L2ExitError {
     /// L1's figures.
     #[error("L1's report holds a broken histogram")]
     Histogram(#[from] HistogramError),
-    /// A signal.
-    #[error("ended by a signal")]
-    Interrupted,
     /// The result.
     #[error(transparent)]
     Files(#[from] FileError),
@@ -124,10 +117,10 @@ pub(crate) enum L2ExitError {
     Stdout(#[source] io::Error),
 }
 
-fn list(items: &[(Configuration, String)]) -> String {
+fn list(items: &[LeftOut]) -> String {
     items
         .iter()
-        .map(|(configuration, why)| format!("\n  - {}: {why}", configuration.name()))
+        .map(|(mode, why)| format!("\n  - {mode}: {why}"))
         .collect()
 }
 
@@ -140,23 +133,64 @@ impl L2ExitError {
 
 /// Whether all that was tried went well.
 pub(crate) fn run(args: &Args) -> Result<bool, L2ExitError> {
-    let L1::Linux = args.l1;
+    let started = SystemTime::now();
     let host = HostCaps::probe()?;
     let facts = facts(&host)?;
-    let (wanted, left_out) = choose(&args.configs, &facts)?;
-    let plan = boots(&wanted, facts.shadow);
-    for (configuration, why) in &left_out {
-        eprintln!("left out: {}: {why}", configuration.name());
+    let (modes, left_out) = choose(args.l1, &args.modes, &facts)?;
+    let plan = linux::Plan::new(&modes, facts.shadow);
+    for (mode, why) in &left_out {
+        eprintln!("left out: {mode}: {why}");
     }
     if args.dry_run {
-        for boot in &plan {
-            eprintln!("would boot L1 {}", describe(boot));
+        for line in plan.lines() {
+            eprintln!("would {line}");
         }
         return Ok(true);
     }
-    let report = measure(args, &host, &facts, &plan, left_out)?;
+    let environment = environment::read(&host, &[]);
+    let unit = unit(environment::lab(), host.kvm.tsc_khz.map(TscKhz));
+    let source = args
+        .host_modules
+        .clone()
+        .map_or(Source::Modprobe, Source::Directory);
+    let mut shadow = ShadowVmcs::new(source, facts.shadow);
+    let measured = linux::measure(args, facts.vendor, &plan, &mut shadow, &unit);
+    let mut warnings = environment::warnings(&environment);
+    if let Err(error) = shadow.restore() {
+        let warning = format!(
+            "kvm_intel is not as it was before: {}",
+            crate::chain(&error)
+        );
+        eprintln!("{warning}");
+        warnings.push(warning);
+    }
+    let (mut results, interrupted) = measured?;
+    results.extend(left_out.into_iter().map(|(mode, why)| Entry {
+        l1: args.l1,
+        vmm: Vmm::Hypernest,
+        mode,
+        kind: ALL_KINDS.to_owned(),
+        touch: None,
+        cpus: 1,
+        hv: modes::hv(mode).to_owned(),
+        shadow_vmcs: mode.shadow_vmcs(),
+        outcome: Outcome::LeftOut { why },
+    }));
+    let report = Report {
+        version: report::VERSION,
+        made_by: format!("hypernest-bench {}", env!("CARGO_PKG_VERSION")),
+        command_line: std::env::args().collect(),
+        started: environment::rfc3339(started),
+        environment,
+        unit,
+        interrupted,
+        stopped_by: None,
+        warnings,
+        results,
+        recommendations: Vec::new(),
+    };
     print(args, &report)?;
-    Ok(!report.failed())
+    Ok(!report.failed() && !report.interrupted)
 }
 
 fn print(args: &Args, report: &Report) -> Result<(), L2ExitError> {
@@ -191,29 +225,30 @@ fn facts(host: &HostCaps) -> Result<Facts, L2ExitError> {
         },
         hyperv: host.kvm.hv_cpuid.is_some(),
         evmcs: host.kvm.evmcs.is_some_and(|versions| versions != 0),
+        emsr_bitmap: nested_features(host) & hyperv::nested::MSR_BITMAP != 0,
+        direct_flush: nested_features(host) & hyperv::nested::DIRECT_FLUSH != 0,
         shadow: host.system.flag("kvm_intel", "enable_shadow_vmcs"),
         may_reload: nix::unistd::geteuid().is_root(),
     })
 }
 
-type WithReasons = Vec<(Configuration, String)>;
+/// EAX of CPUID leaf 0x4000000A as KVM can give it.
+fn nested_features(host: &HostCaps) -> u32 {
+    let mut leaves = host.kvm.hv_cpuid.iter().flatten();
+    leaves
+        .find(|leaf| leaf.function == hyperv::leaf::NESTED_FEATURES)
+        .map_or(0, |leaf| leaf.eax)
+}
+
+type LeftOut = (Mode, String);
+type WithReasons = Vec<LeftOut>;
 
 /// What is measured, and what is left out with the reason. Nothing that was asked for by name is left out.
-fn choose(
-    named: &[Configuration],
-    facts: &Facts,
-) -> Result<(Vec<Configuration>, WithReasons), L2ExitError> {
-    let candidates: Vec<_> = if named.is_empty() {
-        // Of the other vendor's only the one that this is all about is worth a word.
-        let all = Configuration::value_variants().iter().copied();
-        all.filter(|c| c.vendor() == facts.vendor || *c == Configuration::Evmcs)
-            .collect()
-    } else {
-        named.to_vec()
-    };
+fn choose(l1: L1, named: &[Mode], facts: &Facts) -> Result<(Vec<Mode>, WithReasons), L2ExitError> {
+    let candidates = if named.is_empty() { Mode::ALL } else { named };
     let (mut possible, mut left_out) = (Vec::new(), Vec::new());
-    for candidate in candidates {
-        match facts.lack(candidate) {
+    for &candidate in candidates {
+        match facts.lack(l1, candidate) {
             None => possible.push(candidate),
             Some(why) => left_out.push((candidate, why)),
         }
@@ -222,170 +257,6 @@ fn choose(
         return Err(L2ExitError::Impossible(left_out));
     }
     Ok((possible, left_out))
-}
-
-fn describe(boot: &Boot) -> String {
-    let names: Vec<_> = boot.configurations.iter().map(|c| c.name()).collect();
-    let shadow = match boot.shadow {
-        Some(true) => ", shadow VMCS on",
-        Some(false) => ", shadow VMCS off",
-        None => "",
-    };
-    format!("with --hv {}{shadow}: {}", boot.hv, names.join(", "))
-}
-
-fn measure(
-    args: &Args,
-    host: &HostCaps,
-    facts: &Facts,
-    plan: &[Boot],
-    left_out: WithReasons,
-) -> Result<Report, L2ExitError> {
-    let kernel = match (&args.kernel, std::env::var_os(LAB_DIR_VARIABLE)) {
-        (Some(kernel), _) => kernel.clone(),
-        (None, Some(lab)) => PathBuf::from(lab).join("linux-6.12"),
-        (None, None) => return Err(L2ExitError::NoKernel),
-    };
-    let lab = std::env::var(LAB_HOST_VARIABLE)
-        .ok()
-        .and_then(|name| Host::from_name(&name))
-        .filter(|host| *host != Host::Here);
-    let unit = unit(lab, host.kvm.tsc_khz.map(TscKhz));
-    let directory = tempfile::tempdir().map_err(L2ExitError::Temporary)?;
-    let initrd = directory.path().join("initrd");
-    l1::write_initrd(&initrd, &args.agent, &kernel.join("modules"), facts.vendor)?;
-    let setup = Setup {
-        kernel: kernel.join("vmlinux"),
-        initrd,
-        memory: args.memory.clone(),
-        append: args.append.clone(),
-        rounds: usize::try_from(args.rounds).expect("at most 1000"),
-        agent: format!(
-            "--samples {} --rounds {} --warmup {} --limit {}",
-            args.samples,
-            args.rounds,
-            args.warmup,
-            // Shorter than L1's own limit, so that L1 can tell which L2 it was.
-            (args.timeout / 2).max(1)
-        ),
-        limit: Duration::from_secs(args.timeout),
-    };
-    let source = args
-        .host_modules
-        .clone()
-        .map_or(Source::Modprobe, Source::Directory);
-    let mut shadow = ShadowVmcs {
-        source,
-        original: facts.shadow,
-        now: facts.shadow,
-    };
-    let measured = plan.iter().map(|boot| {
-        eprintln!("booting L1 {}", describe(boot));
-        one_boot(boot, &setup, &mut shadow, directory.path(), &unit)
-    });
-    let measured: Result<Vec<_>, _> = measured.collect();
-    if let Err(error) = shadow.restore() {
-        eprintln!(
-            "kvm_intel is not as it was before: {}",
-            crate::chain(&error)
-        );
-    }
-    let mut configurations: Vec<_> = measured?.into_iter().flatten().collect();
-    configurations.sort_by_key(|entry| entry.name);
-    configurations.extend(
-        left_out
-            .into_iter()
-            .map(|(name, why)| entry(name, Outcome::LeftOut { why })),
-    );
-    Ok(Report {
-        version: report::VERSION,
-        made_by: format!("hypernest-bench {}", env!("CARGO_PKG_VERSION")),
-        host: HostFacts {
-            cpu: host.system.cpu.model.clone(),
-            kernel: host.system.kernel.clone(),
-            lab: lab.map(|lab| lab.name().to_owned()),
-        },
-        unit,
-        l1_command_line: l1::command_line(&args.append),
-        configurations,
-    })
-}
-
-fn entry(name: Configuration, outcome: Outcome) -> Entry {
-    Entry {
-        name,
-        hv: name.hv().to_owned(),
-        shadow_vmcs: name.shadow(),
-        outcome,
-    }
-}
-
-/// The host's `kvm_intel.enable_shadow_vmcs`.
-struct ShadowVmcs {
-    source: Source,
-    original: Option<bool>,
-    now: Option<bool>,
-}
-
-impl ShadowVmcs {
-    /// Makes it so. The error is why it is not.
-    fn set(&mut self, wanted: Option<bool>) -> Result<(), String> {
-        if wanted.is_none() || wanted == self.now {
-            return Ok(());
-        }
-        let reloaded = self.reload(wanted == Some(true));
-        self.now = System::read(Path::new("/")).flag("kvm_intel", "enable_shadow_vmcs");
-        reloaded.map_err(|e| crate::chain(&e))?;
-        if self.now == wanted {
-            Ok(())
-        } else {
-            Err("the host's CPU has no shadow VMCS".to_owned())
-        }
-    }
-
-    fn restore(&self) -> Result<(), ModuleError> {
-        match self.original {
-            Some(original) if self.now != self.original => self.reload(original),
-            _ => Ok(()),
-        }
-    }
-
-    fn reload(&self, on: bool) -> Result<(), ModuleError> {
-        let parameter = format!("enable_shadow_vmcs={}", u8::from(on));
-        kvm_module::reload(Vendor::Intel, &self.source, &parameter)
-    }
-}
-
-/// Boots once; what goes wrong is an outcome, so that other boots are still made.
-fn one_boot(
-    boot: &Boot,
-    setup: &Setup,
-    shadow: &mut ShadowVmcs,
-    directory: &Path,
-    unit: &Unit,
-) -> Result<Vec<Entry>, L2ExitError> {
-    let all_failed = |why: String| {
-        let failed = |name: &Configuration| {
-            let console = String::new();
-            let why = why.clone();
-            entry(*name, Outcome::Failed { why, console })
-        };
-        boot.configurations.iter().map(failed).collect()
-    };
-    if let Err(why) = shadow.set(boot.shadow) {
-        return Ok(all_failed(why));
-    }
-    let l1 = match l1::boot(setup, boot, directory) {
-        Ok(l1) => l1,
-        Err(error) => return Ok(all_failed(crate::chain(&error))),
-    };
-    if l1.interrupted {
-        return Err(L2ExitError::Interrupted);
-    }
-    boot.configurations
-        .iter()
-        .map(|&name| Ok(entry(name, outcome(name.mode(), &l1, setup.rounds, unit)?)))
-        .collect()
 }
 
 #[cfg(test)]
@@ -399,20 +270,22 @@ mod tests {
             nested: true,
             hyperv: true,
             evmcs: false,
+            emsr_bitmap: true,
+            direct_flush: true,
             shadow: None,
             may_reload: true,
         };
-        let (wanted, left_out) = choose(&[], &amd).unwrap();
-        assert_eq!(wanted, [Configuration::Svm]);
-        assert_eq!(left_out.len(), 1);
-        assert_eq!(left_out[0].0, Configuration::Evmcs);
-        let both = [Configuration::Svm, Configuration::Evmcs];
-        let error = choose(&both, &amd).unwrap_err();
+        let (wanted, left_out) = choose(L1::Linux, &[], &amd).unwrap();
+        assert_eq!(wanted, [Mode::Svm, Mode::SvmEmsr]);
+        // One line for each that is not there, whoever's it is.
+        assert_eq!(wanted.len() + left_out.len(), Mode::ALL.len());
+        let both = [Mode::Svm, Mode::Evmcs];
+        let error = choose(L1::Micro, &both, &amd).unwrap_err();
         assert!(error.is_host() && error.to_string().contains("evmcs: VMX"));
         let nothing = Facts {
             nested: false,
             ..amd
         };
-        assert!(choose(&[], &nothing).is_err());
+        assert!(choose(L1::Micro, &[], &nothing).is_err());
     }
 }

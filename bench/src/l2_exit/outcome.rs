@@ -1,8 +1,8 @@
-//! What came of a configuration, from what L1 reported.
+//! What came of a mode, from what a Linux L1 reported.
 
 use super::l1;
 use crate::histogram::HistogramError;
-use crate::report::{L1Facts, Measured, Outcome};
+use crate::report::{L1Facts, Measured, Outcome, Part, Parts};
 use crate::unit::Unit;
 use crate::wire::{Message, Mode, Round};
 
@@ -16,7 +16,10 @@ pub(super) fn outcome(
     wanted: usize,
     unit: &Unit,
 ) -> Result<Outcome, HistogramError> {
-    let mut facts = L1Facts::default();
+    let mut facts = L1Facts {
+        command_line: l1.command_line.clone(),
+        ..L1Facts::default()
+    };
     let mut rounds: Vec<Round> = Vec::new();
     let mut why = None;
     for message in &l1.messages {
@@ -46,18 +49,51 @@ pub(super) fn outcome(
         let short = || format!("L1 reported {} of {wanted} rounds", rounds.len());
         why = Some(l1.broken.clone().unwrap_or_else(short));
     }
-    match why {
-        None => Ok(Outcome::Measured(Box::new(Measured::new(
-            facts, rounds, unit,
-        )?))),
-        Some(why) => Ok(Outcome::Failed {
-            why,
+    let measured = measured(facts, rounds, unit)?.map(Box::new);
+    Ok(match (why, measured) {
+        (None, Some(measured)) => Outcome::Measured(measured),
+        (why, partial) => Outcome::Failed {
+            why: why.unwrap_or_else(|| "L1 reported no samples".to_owned()),
             console: end_of(&l1.console),
-        }),
-    }
+            partial,
+        },
+    })
 }
 
-fn end_of(console: &str) -> String {
+/// The figures of `rounds`; `None` if they hold no sample.
+fn measured(
+    facts: L1Facts,
+    rounds: Vec<Round>,
+    unit: &Unit,
+) -> Result<Option<Measured>, HistogramError> {
+    let exits: i64 = rounds.iter().map(|round| round.host_exits).sum();
+    let out_of_range = rounds.iter().map(|round| round.out_of_range).sum();
+    let (ticks, empty) = rounds
+        .into_iter()
+        .map(|round| (round.ticks, round.empty_ticks))
+        .unzip();
+    let Some(mut round_trip) = Part::of_encoded(ticks, unit)? else {
+        return Ok(None);
+    };
+    round_trip.out_of_range = out_of_range;
+    let samples = round_trip.summary.samples;
+    Ok(Some(Measured {
+        parts: Parts {
+            l2_to_l1: None,
+            l1: None,
+            l1_to_l2: None,
+            round_trip,
+        },
+        host_exits_per_l2_exit: Some(exits as f64 / samples as f64),
+        host_exits_by_reason: None,
+        stopwatch: None,
+        empty: Part::of_encoded(empty, unit)?,
+        facts: Some(facts),
+    }))
+}
+
+/// The last lines.
+pub(super) fn end_of(console: &str) -> String {
     let lines: Vec<_> = console.lines().collect();
     let from = lines.len().saturating_sub(CONSOLE_LINES);
     lines[from..].join("\n")
@@ -75,6 +111,7 @@ mod tests {
             broken: broken.map(str::to_owned),
             interrupted: false,
             console: (0..100).map(|n| format!("line {n}\n")).collect(),
+            command_line: "quiet".to_owned(),
         }
     }
 
@@ -82,9 +119,16 @@ mod tests {
         unit(None, None)
     }
 
-    fn failed(outcome: Outcome) -> (String, String) {
+    fn failed(outcome: Outcome) -> (String, String, u64) {
         match outcome {
-            Outcome::Failed { why, console } => (why, console),
+            Outcome::Failed {
+                why,
+                console,
+                partial,
+            } => {
+                let samples = partial.map_or(0, |p| p.parts.round_trip.summary.samples);
+                (why, console, samples)
+            }
             other => panic!("{other:?}"),
         }
     }
@@ -97,19 +141,22 @@ mod tests {
                 log: vec!["Using Hyper-V Enlightened VMCS".into()],
             },
             Message::Round(round(Mode::Evmcs, &[100], 3)),
-            Message::Round(round(Mode::Evmcs, &[100], 3)),
+            Message::Round(round(Mode::Evmcs, &[100], 4)),
             Message::Round(round(Mode::Vmcs, &[100], 3)),
         ];
         let l1 = l1(messages, Some("L1 crashed"));
         match outcome(Mode::Evmcs, &l1, 2, &ticks()).unwrap() {
             Outcome::Measured(measured) => {
-                assert_eq!(measured.all.samples, 2);
-                assert_eq!(measured.l1_kvm_log.len(), 1);
+                assert_eq!(measured.parts.round_trip.summary.samples, 2);
+                assert_eq!(measured.host_exits_per_l2_exit, Some(3.5));
+                assert!((measured.empty.unwrap().summary.p50 - 10.0).abs() < 1e-9);
+                let facts = measured.facts.unwrap();
+                assert_eq!((facts.kvm_log.len(), &*facts.command_line), (1, "quiet"));
             }
             other => panic!("{other:?}"),
         }
-        let (why, console) = failed(outcome(Mode::Vmcs, &l1, 2, &ticks()).unwrap());
-        assert_eq!(why, "L1 crashed");
+        let (why, console, partial) = failed(outcome(Mode::Vmcs, &l1, 2, &ticks()).unwrap());
+        assert_eq!((&*why, partial), ("L1 crashed", 1));
         assert!(console.starts_with("line 60\n") && console.ends_with("line 99"));
     }
 

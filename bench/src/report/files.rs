@@ -11,7 +11,7 @@ use hdrhistogram::serialization::interval_log::{
 };
 use thiserror::Error;
 
-use super::{Outcome, Report, VERSION};
+use super::{Report, VERSION};
 use crate::histogram::{self, HistogramError};
 
 /// A report cannot be read or written.
@@ -91,8 +91,7 @@ pub(crate) fn write(report: &Report, directory: &Path) -> Result<[PathBuf; 2], F
     Ok([json, log])
 }
 
-/// An HDR histogram log with a line per round and kind, tagged `CONFIGURATION.KIND` and `CONFIGURATION.empty`. It has no
-/// time axis: rounds stand in their order.
+/// An HDR histogram log with a line per round, tagged `L1.MODE.KIND.PART`. It has no time axis: rounds stand in their order.
 fn write_log(report: &Report, out: &mut dyn Write) -> io::Result<()> {
     // The writer's type wants a sized one.
     let mut out = out;
@@ -107,16 +106,21 @@ fn write_log(report: &Report, out: &mut dyn Write) -> io::Result<()> {
         .begin_log_with(&mut out, &mut serializer)?;
     let decode =
         |text: &str| histogram::decode(text).map_err(|e: HistogramError| io::Error::other(e));
-    for entry in &report.configurations {
-        let Outcome::Measured(measured) = &entry.outcome else {
+    for entry in &report.results {
+        let Some(measured) = entry.measured() else {
             continue;
         };
-        for round in &measured.rounds {
-            for (what, text) in [
-                (round.kind.as_str(), &round.ticks),
-                ("empty", &round.empty_ticks),
-            ] {
-                let tag = format!("{}.{what}", entry.name.name());
+        let parts = &measured.parts;
+        for (what, part) in [
+            ("round-trip", Some(&parts.round_trip)),
+            ("l2-to-l1", parts.l2_to_l1.as_ref()),
+            ("l1", parts.l1.as_ref()),
+            ("l1-to-l2", parts.l1_to_l2.as_ref()),
+            ("empty", measured.empty.as_ref()),
+        ] {
+            let (l1, mode, kind) = (entry.l1.name(), entry.mode, &entry.kind);
+            let tag = format!("{l1}.{mode}.{kind}.{what}");
+            for text in part.into_iter().flat_map(|part| &part.rounds) {
                 log.write_histogram(
                     &decode(text)?,
                     Duration::ZERO,
@@ -159,12 +163,20 @@ mod tests {
         assert_eq!(
             tags,
             [
-                tag("evmcs.cpuid", 2),
-                tag("evmcs.empty", 1),
-                tag("evmcs.cpuid", 2),
-                tag("evmcs.empty", 1),
-                tag("classic.cpuid", 2),
-                tag("classic.empty", 1),
+                tag("linux.evmcs.cpuid.round-trip", 2),
+                tag("linux.evmcs.cpuid.round-trip", 2),
+                tag("linux.evmcs.cpuid.empty", 1),
+                tag("linux.classic.cpuid.round-trip", 2),
+                tag("linux.classic.cpuid.empty", 1),
+                tag("micro.classic.cpuid.round-trip", 2),
+                tag("micro.classic.cpuid.round-trip", 1),
+                tag("micro.classic.cpuid.l2-to-l1", 2),
+                tag("micro.classic.cpuid.l2-to-l1", 1),
+                tag("micro.classic.cpuid.l1", 2),
+                tag("micro.classic.cpuid.l1", 1),
+                tag("micro.classic.cpuid.l1-to-l2", 2),
+                tag("micro.classic.cpuid.l1-to-l2", 1),
+                tag("micro.classic.cpuid.empty", 1),
             ]
         );
     }
@@ -176,13 +188,13 @@ mod tests {
         fs::write(&path, "{}").unwrap();
         assert!(matches!(read(&path), Err(FileError::NoReport { .. })));
         let other = Report {
-            version: 2,
+            version: 1,
             ..report()
         };
         fs::write(&path, serde_json::to_string(&other).unwrap()).unwrap();
         assert!(matches!(
             read(&path),
-            Err(FileError::Version { found: 2, .. })
+            Err(FileError::Version { found: 1, .. })
         ));
     }
 }

@@ -2,8 +2,10 @@
 
 use std::fmt::Write as _;
 
-use super::{Measured, Outcome, Report};
-use crate::l2_exit::configuration::Configuration;
+use hypernest_nested::l2exit::Mode;
+
+use super::{Entry, L1, L1Facts, Measured, Outcome, Report};
+use crate::l2_exit::modes::title;
 
 const COLUMNS: [&str; 8] = [
     "samples", "p50", "p90", "p99", "p99.9", "max", "exits", "x p50",
@@ -19,30 +21,32 @@ pub(crate) fn table(report: &Report) -> String {
 
 fn write_all(report: &Report, out: &mut String) -> std::fmt::Result {
     let measured: Vec<_> = report
-        .configurations
+        .results
         .iter()
-        .filter_map(|entry| match &entry.outcome {
-            Outcome::Measured(measured) => Some((entry.name, &**measured)),
-            _ => None,
-        })
+        .filter_map(|entry| Some((entry, entry.measured()?)))
         .collect();
-    let host = &report.host;
+    let host = &report.environment;
     let lab = match &host.lab {
         Some(lab) => format!(" (emulated: the {lab} lab)"),
         None => String::new(),
     };
     writeln!(
         out,
-        "CPUID in L2, handled by L1's KVM: the round trip, timed in L2"
+        "exits of L2, handled by L1: the round trip, timed in L2"
     )?;
-    writeln!(out, "host: Linux {} on {}{lab}", host.kernel, host.cpu)?;
-    if let Some((_, first)) = measured.first() {
+    writeln!(
+        out,
+        "host: Linux {} on {}{lab}",
+        host.kernel, host.cpu_model
+    )?;
+    let mut facts = measured.iter().filter_map(|(_, m)| m.facts.as_ref());
+    if let Some(facts) = facts.next() {
         writeln!(
             out,
             "L1: Linux {}, clocksource {}",
-            first.l1_kernel, first.l1_clocksource
+            facts.kernel, facts.clocksource
         )?;
-        writeln!(out, "L1's command line: {}", report.l1_command_line)?;
+        writeln!(out, "L1's command line: {}", facts.command_line)?;
     }
     writeln!(out, "unit: {} ({})", report.unit.name, report.unit.why)?;
     if !measured.is_empty() {
@@ -52,22 +56,35 @@ fn write_all(report: &Report, out: &mut String) -> std::fmt::Result {
             out,
             "exits: from L1 and L2 to the host, for each exit of L2; x p50: relative to the first line"
         )?;
-        let empty = measured[0].1.empty_p50;
-        writeln!(out, "an interval around nothing: {}", number(empty))?;
+        let mut empty = measured.iter().filter_map(|(_, m)| m.empty.as_ref());
+        if let Some(empty) = empty.next() {
+            let empty = number(empty.summary.p50);
+            writeln!(out, "an interval around nothing: {empty}")?;
+        }
+    }
+    for warning in &report.warnings {
+        writeln!(out, "warning: {warning}")?;
+    }
+    if report.interrupted {
+        writeln!(out, "interrupted: there would be more")?;
     }
     writeln!(out)?;
     ratio(report, out)?;
-    for (name, measured) in &measured {
-        for line in said(*name, measured) {
-            writeln!(out, "{}: {line}", name.title())?;
+    for (entry, measured) in &measured {
+        for line in measured
+            .facts
+            .iter()
+            .flat_map(|facts| said(entry.mode, facts))
+        {
+            writeln!(out, "{}: {line}", label(entry))?;
         }
     }
-    for entry in &report.configurations {
-        let title = entry.name.title();
+    for entry in &report.results {
+        let title = label(entry);
         match &entry.outcome {
             Outcome::Measured(_) => {}
             Outcome::LeftOut { why } => writeln!(out, "{title}: left out: {why}")?,
-            Outcome::Failed { why, console } => {
+            Outcome::Failed { why, console, .. } => {
                 writeln!(out, "{title}: FAILED: {why}")?;
                 if !console.is_empty() {
                     writeln!(out, "  the end of L1's console:")?;
@@ -81,12 +98,12 @@ fn write_all(report: &Report, out: &mut String) -> std::fmt::Result {
     Ok(())
 }
 
-fn figures(measured: &[(Configuration, &Measured)], out: &mut String) -> std::fmt::Result {
-    let base = measured[0].1.all.p50;
+fn figures(measured: &[(&Entry, &Measured)], out: &mut String) -> std::fmt::Result {
+    let base = measured[0].1.parts.round_trip.summary.p50;
     let rows: Vec<[String; 8]> = measured
         .iter()
         .map(|(_, m)| {
-            let all = &m.all;
+            let all = &m.parts.round_trip.summary;
             [
                 all.samples.to_string(),
                 number(all.p50),
@@ -94,14 +111,14 @@ fn figures(measured: &[(Configuration, &Measured)], out: &mut String) -> std::fm
                 number(all.p99),
                 number(all.p99_9),
                 number(all.max),
-                format!("{:.1}", m.host_exits_per_l2_exit),
+                exits(m),
                 format!("{:.2}", all.p50 / base),
             ]
         })
         .collect();
     let first = measured
         .iter()
-        .map(|(name, _)| name.title().len())
+        .map(|(entry, _)| label(entry).len())
         .max()
         .unwrap_or(0);
     let widths: Vec<_> = COLUMNS
@@ -117,8 +134,8 @@ fn figures(measured: &[(Configuration, &Measured)], out: &mut String) -> std::fm
         write!(out, "  {title:>width$}")?;
     }
     writeln!(out)?;
-    for ((name, _), row) in measured.iter().zip(&rows) {
-        write!(out, "{:first$}", name.title())?;
+    for ((entry, _), row) in measured.iter().zip(&rows) {
+        write!(out, "{:first$}", label(entry))?;
         for (cell, width) in row.iter().zip(&widths) {
             write!(out, "  {cell:>width$}")?;
         }
@@ -140,47 +157,55 @@ fn number(value: f64) -> String {
     grouped
 }
 
+/// `L1 MODE KIND`.
+fn label(entry: &Entry) -> String {
+    format!("{} {} {}", entry.l1.name(), entry.mode, entry.kind)
+}
+
+fn exits(measured: &Measured) -> String {
+    let exits = measured.host_exits_per_l2_exit;
+    exits.map_or("-".to_owned(), |exits| format!("{exits:.1}"))
+}
+
 /// What an enlightened VMCS is worth.
 fn ratio(report: &Report, out: &mut String) -> std::fmt::Result {
-    let Some(with) = report.measured(Configuration::Evmcs) else {
-        return Ok(());
-    };
-    for other in [Configuration::Classic, Configuration::ClassicShadow] {
-        if let Some(without) = report.measured(other) {
-            writeln!(
-                out,
-                "eVMCS against \"{}\": {:.2} of the time, {:.1} host exits instead of {:.1}",
-                other.title(),
-                with.all.p50 / without.all.p50,
-                with.host_exits_per_l2_exit,
-                without.host_exits_per_l2_exit
-            )?;
+    for l1 in [L1::Micro, L1::Linux] {
+        let Some(with) = report.measured(l1, Mode::Evmcs, "cpuid") else {
+            continue;
+        };
+        for other in [Mode::Classic, Mode::ClassicShadow] {
+            if let Some(without) = report.measured(l1, other, "cpuid") {
+                writeln!(
+                    out,
+                    "CPUID, L1 {}: eVMCS against \"{}\": {:.2} of the time, {} host exits instead of {}",
+                    l1.name(),
+                    title(other),
+                    with.parts.round_trip.summary.p50 / without.parts.round_trip.summary.p50,
+                    exits(with),
+                    exits(without)
+                )?;
+            }
         }
     }
     Ok(())
 }
 
 /// What L1 said that proves which configuration this was.
-fn said(name: Configuration, measured: &Measured) -> Vec<String> {
-    let line = measured
-        .l1_kvm_log
+fn said(mode: Mode, facts: &L1Facts) -> Vec<String> {
+    let line = facts
+        .kvm_log
         .iter()
         .find(|line| line.contains("Enlightened VMCS"));
-    let evmcs = match (line, name) {
-        (Some(line), _) => vec![format!("L1 said \"{line}\"")],
-        (None, Configuration::Svm) => Vec::new(),
-        (None, _) => vec!["L1 said nothing of an enlightened VMCS".to_owned()],
+    let evmcs = match line {
+        Some(line) => vec![format!("L1 said \"{line}\"")],
+        None if mode.is_svm() => Vec::new(),
+        None => vec!["L1 said nothing of an enlightened VMCS".to_owned()],
     };
-    let host = measured
-        .l1_log
+    let host = facts
+        .log
         .iter()
         .find(|line| line.contains("Hypervisor detected"));
-    let host = host.map(|line| {
-        format!(
-            "L1 said \"{line}\", clocksource {}",
-            measured.l1_clocksource
-        )
-    });
+    let host = host.map(|line| format!("L1 said \"{line}\", clocksource {}", facts.clocksource));
     host.into_iter().chain(evmcs).collect()
 }
 
@@ -208,12 +233,12 @@ mod tests {
             "host: Linux 6.12 on A CPU\n",
             "unit: ns (the TSC ticks at 2000000 kHz)",
             "clocksource hyperv_clocksource_tsc_page",
-            "eVMCS used: L1 said \"kvm_intel: Using Hyper-V Enlightened VMCS\"",
-            "no eVMCS; no shadow VMCS: L1 said nothing of an enlightened VMCS",
+            "linux evmcs cpuid: L1 said \"kvm_intel: Using Hyper-V Enlightened VMCS\"",
+            "linux classic cpuid: L1 said nothing of an enlightened VMCS",
             "0.20 of the time, 2.5 host exits instead of 20.0",
-            "eVMCS offered, not used; no shadow VMCS: FAILED: L1 crashed",
+            "linux offered cpuid: FAILED: L1 crashed",
             "  | Kernel panic\n  | end\n",
-            "SVM: left out: SVM is AMD's",
+            "linux svm cpuid: left out: SVM is AMD's",
         ] {
             assert!(text.contains(part), "{part:?} is not in\n{text}");
         }
@@ -239,7 +264,7 @@ mod tests {
     #[test]
     fn nothing_measured_is_no_table() {
         let mut report = report();
-        report.configurations.drain(..2);
+        report.results.drain(..3);
         let text = table(&report);
         assert!(!text.contains("p99.9") && text.contains("FAILED"));
     }

@@ -155,7 +155,7 @@ impl Here<'_> {
     /// Why this machine cannot offer an enlightened VMCS; `None` if it can.
     fn lack(&self) -> Result<Option<String>, DemoError> {
         let mut command = self.bench()?;
-        command.args(["l2-exit", "--dry-run", "--configs", "evmcs"]);
+        command.args(["l2-exit", "--dry-run", "--modes", "evmcs"]);
         let output = OwnedChild::output(&mut command).map_err(cannot_run)?;
         let said = String::from_utf8_lossy(&output.stderr);
         Ok((!output.status.success()).then(|| said.trim_end().to_owned()))

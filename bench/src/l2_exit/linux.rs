@@ -1,0 +1,139 @@
+//! `--l1 linux`: L1 is a stock kernel with its KVM, and the agent as its init.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use hypernest_lab::plan::LAB_DIR_VARIABLE;
+
+use super::modes::{self, Boot, boots};
+use super::outcome::outcome;
+use super::shadow::ShadowVmcs;
+use super::{Args, L2ExitError, l1};
+use crate::kvm_module::Vendor;
+use crate::report::{Entry, L1, Outcome, Vmm};
+use crate::unit::Unit;
+use hypernest_nested::l2exit::{Kind, Mode};
+
+/// What is measured with it, in the order of the boots.
+#[derive(Debug)]
+pub(super) struct Plan(Vec<Boot>);
+
+impl Plan {
+    /// Few boots for `modes`.
+    pub(super) fn new(modes: &[Mode], shadow_now: Option<bool>) -> Self {
+        Self(boots(modes, shadow_now))
+    }
+
+    /// A line for each boot.
+    pub(super) fn lines(&self) -> impl Iterator<Item = String> {
+        self.0
+            .iter()
+            .map(|boot| format!("boot L1 {}", describe(boot)))
+    }
+}
+
+fn describe(boot: &Boot) -> String {
+    let names: Vec<_> = boot.modes.iter().map(|mode| mode.name()).collect();
+    let shadow = match boot.shadow {
+        Some(true) => ", shadow VMCS on",
+        Some(false) => ", shadow VMCS off",
+        None => "",
+    };
+    format!("with --hv {}{shadow}: {}", boot.hv, names.join(", "))
+}
+
+/// Makes all boots; `true` with what there is if a user ended it.
+pub(super) fn measure(
+    args: &Args,
+    vendor: Vendor,
+    plan: &Plan,
+    shadow: &mut ShadowVmcs,
+    unit: &Unit,
+) -> Result<(Vec<Entry>, bool), L2ExitError> {
+    let kernel = match (&args.kernel, std::env::var_os(LAB_DIR_VARIABLE)) {
+        (Some(kernel), _) => kernel.clone(),
+        (None, Some(lab)) => PathBuf::from(lab).join("linux-6.12"),
+        (None, None) => return Err(L2ExitError::NoKernel),
+    };
+    let directory = tempfile::tempdir().map_err(L2ExitError::Temporary)?;
+    let initrd = directory.path().join("initrd");
+    l1::write_initrd(&initrd, &args.agent, &kernel.join("modules"), vendor)?;
+    let setup = l1::Setup {
+        kernel: kernel.join("vmlinux"),
+        initrd,
+        memory: args.memory.clone(),
+        append: args.append.clone(),
+        rounds: usize::try_from(args.rounds).expect("at most 1000"),
+        agent: format!(
+            "--samples {} --rounds {} --warmup {} --limit {}",
+            args.samples,
+            args.rounds,
+            args.warmup,
+            // Shorter than L1's own limit, so that L1 can tell which L2 it was.
+            (args.timeout / 2).max(1)
+        ),
+        limit: Duration::from_secs(args.timeout),
+    };
+    let mut entries = Vec::new();
+    let mut interrupted = false;
+    for boot in &plan.0 {
+        eprintln!("booting L1 {}", describe(boot));
+        let (of_boot, ended) = one_boot(boot, &setup, shadow, directory.path(), unit)?;
+        entries.extend(of_boot);
+        if ended {
+            interrupted = true;
+            break;
+        }
+    }
+    entries.sort_by_key(|entry| entry.mode);
+    Ok((entries, interrupted))
+}
+
+/// Boots once; what goes wrong is an outcome, so that other boots are still made.
+fn one_boot(
+    boot: &Boot,
+    setup: &l1::Setup,
+    shadow: &mut ShadowVmcs,
+    directory: &Path,
+    unit: &Unit,
+) -> Result<(Vec<Entry>, bool), L2ExitError> {
+    let all_failed = |why: String| {
+        let failed = |&mode: &Mode| {
+            let why = why.clone();
+            let outcome = Outcome::Failed {
+                why,
+                console: String::new(),
+                partial: None,
+            };
+            entry(mode, outcome)
+        };
+        boot.modes.iter().map(failed).collect()
+    };
+    if let Err(why) = shadow.set(boot.shadow) {
+        return Ok((all_failed(why), false));
+    }
+    let l1 = match l1::boot(setup, boot, directory) {
+        Ok(l1) => l1,
+        Err(error) => return Ok((all_failed(crate::chain(&error)), false)),
+    };
+    let entries = boot.modes.iter().map(|&mode| {
+        let outcome = outcome(modes::of_linux(mode), &l1, setup.rounds, unit)?;
+        Ok(entry(mode, outcome))
+    });
+    let entries = entries.collect::<Result<_, L2ExitError>>()?;
+    Ok((entries, l1.interrupted))
+}
+
+fn entry(mode: Mode, outcome: Outcome) -> Entry {
+    Entry {
+        l1: L1::Linux,
+        vmm: Vmm::Hypernest,
+        mode,
+        kind: Kind::Cpuid.name().to_owned(),
+        touch: None,
+        cpus: 1,
+        hv: modes::hv(mode).to_owned(),
+        shadow_vmcs: mode.shadow_vmcs(),
+        outcome,
+    }
+}

@@ -1,0 +1,364 @@
+//! The result of `l2-exit` as data; its JSON form is what [`serde`] makes of these types.
+
+use std::collections::BTreeMap;
+
+use clap::ValueEnum;
+use hdrhistogram::Histogram;
+use hypernest_nested::l2exit::Mode;
+use serde::{Deserialize, Serialize};
+
+use crate::bootstrap;
+use crate::histogram::{self, HistogramError};
+use crate::unit::Unit;
+
+/// The version of the JSON form. A change that breaks readers raises it.
+pub(crate) const VERSION: u32 = 2;
+
+/// The kind of an entry that stands for every kind: a mode that was left out or failed as a whole.
+pub(crate) const ALL_KINDS: &str = "*";
+
+/// The whole result.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Report {
+    /// [`VERSION`].
+    pub(crate) version: u32,
+    /// The program that made it.
+    pub(crate) made_by: String,
+    /// Its whole command line.
+    pub(crate) command_line: Vec<String>,
+    /// When it was started, by RFC 3339, in UTC.
+    pub(crate) started: String,
+    /// Where it ran.
+    pub(crate) environment: Environment,
+    /// What times are in, unless they say ticks.
+    pub(crate) unit: Unit,
+    /// A user ended it early: there may be fewer results and fewer samples than there would be.
+    pub(crate) interrupted: bool,
+    /// Why the repeating came to its end: `precision`, `max-cycles` or `time-limit`; `None` where nothing is repeated until
+    /// it is precise.
+    pub(crate) stopped_by: Option<StoppedBy>,
+    /// What to know before the figures are believed.
+    pub(crate) warnings: Vec<String>,
+    /// What was measured, failed, or was left out.
+    pub(crate) results: Vec<Entry>,
+    /// What follows from it.
+    pub(crate) recommendations: Vec<Recommendation>,
+}
+
+/// What ended the repeating of cycles.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum StoppedBy {
+    /// Every median's interval is as tight as was asked for.
+    Precision,
+    /// `--max-cycles`.
+    MaxCycles,
+    /// `--time-limit`.
+    TimeLimit,
+}
+
+/// Where it ran.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Environment {
+    /// The CPU's name.
+    pub(crate) cpu_model: String,
+    /// Its microcode's revision, as the kernel shows it.
+    pub(crate) microcode: Option<String>,
+    /// The kernel's release.
+    pub(crate) kernel: String,
+    /// The parameters of `kvm` and of `kvm_intel` or `kvm_amd`, as they were at the start.
+    pub(crate) modules: BTreeMap<String, BTreeMap<String, String>>,
+    /// What the kernel says of each vulnerability of the CPU.
+    pub(crate) mitigations: BTreeMap<String, String>,
+    /// `on`, `off`, `forceoff`, `notsupported`, `notimplemented`.
+    pub(crate) smt: Option<String>,
+    /// The frequency governor of the CPU that is measured on.
+    pub(crate) governor: Option<String>,
+    /// The TSC's frequency, if KVM tells it.
+    pub(crate) tsc_khz: Option<u32>,
+    /// The TSC ticks at one rate and does not stop.
+    pub(crate) tsc_invariant: bool,
+    /// If it is an emulated host of the lab: `intel` or `amd`.
+    pub(crate) lab: Option<String>,
+    /// The host CPUs that the vCPUs were bound to, the boot vCPU's first; none if they were not.
+    pub(crate) pinned_to: Vec<u32>,
+}
+
+/// What runs as L1.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ValueEnum,
+)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum L1 {
+    /// The micro-hypervisor that comes with this program.
+    Micro,
+    /// A Linux kernel with its KVM.
+    Linux,
+    /// A disk image.
+    Image,
+    /// Whatever a user runs by hand, with l2probe in its guest.
+    Manual,
+}
+
+impl L1 {
+    /// As in JSON.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Micro => "micro",
+            Self::Linux => "linux",
+            Self::Image => "image",
+            Self::Manual => "manual",
+        }
+    }
+}
+
+/// What runs L1.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ValueEnum,
+)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Vmm {
+    /// hypernest itself.
+    Hypernest,
+    /// QEMU.
+    Qemu,
+}
+
+/// One thing measured: a kind of exit in a mode.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Entry {
+    /// What ran as L1.
+    pub(crate) l1: L1,
+    /// What ran it.
+    pub(crate) vmm: Vmm,
+    /// How L1 ran L2.
+    #[serde(with = "by_name")]
+    pub(crate) mode: Mode,
+    /// The kind of exit.
+    pub(crate) kind: String,
+    /// How much L1 did at each exit, where that was chosen.
+    pub(crate) touch: Option<String>,
+    /// L1's vCPUs.
+    pub(crate) cpus: u32,
+    /// L1's enlightenments, as for `--hv`.
+    pub(crate) hv: String,
+    /// The host's `enable_shadow_vmcs`, where it matters.
+    pub(crate) shadow_vmcs: Option<bool>,
+    /// What came of it.
+    #[serde(flatten)]
+    pub(crate) outcome: Outcome,
+}
+
+impl Entry {
+    /// The figures of what went well.
+    pub(crate) fn measured(&self) -> Option<&Measured> {
+        match &self.outcome {
+            Outcome::Measured(measured) => Some(measured),
+            Outcome::Failed { .. } | Outcome::LeftOut { .. } => None,
+        }
+    }
+}
+
+/// What came of an entry.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "outcome", rename_all = "kebab-case")]
+pub(crate) enum Outcome {
+    /// Figures.
+    Measured(Box<Measured>),
+    /// It was tried, without success.
+    Failed {
+        /// Why.
+        why: String,
+        /// The end of L1's console, and what it had done last.
+        console: String,
+        /// What had been measured before.
+        partial: Option<Box<Measured>>,
+    },
+    /// It was not tried.
+    LeftOut {
+        /// Why.
+        why: String,
+    },
+}
+
+/// The figures of an entry.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Measured {
+    /// The times.
+    pub(crate) parts: Parts,
+    /// How often L1's vCPUs exited to the host, for each exit of L2.
+    pub(crate) host_exits_per_l2_exit: Option<f64>,
+    /// The same by KVM's reason; counted in a run of its own that is not timed.
+    pub(crate) host_exits_by_reason: Option<BTreeMap<String, f64>>,
+    /// All samples together, by one pair of clock readings around each round, in units.
+    pub(crate) stopwatch: Option<f64>,
+    /// An interval around nothing.
+    pub(crate) empty: Option<Part>,
+    /// What L1 said of itself, if it is one that can.
+    pub(crate) facts: Option<L1Facts>,
+}
+
+/// A round trip, and what it is made of.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Parts {
+    /// From L2, before the exit, to L1's first instruction.
+    pub(crate) l2_to_l1: Option<Part>,
+    /// From there to L1's last instruction before it resumes L2.
+    pub(crate) l1: Option<Part>,
+    /// From there to L2's first instruction.
+    pub(crate) l1_to_l2: Option<Part>,
+    /// All of it.
+    pub(crate) round_trip: Part,
+}
+
+/// A distribution of times.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Part {
+    /// In units, over all rounds.
+    pub(crate) summary: Summary,
+    /// The median's 95 % confidence interval, by bootstrap over rounds and samples.
+    pub(crate) p50_ci: Option<[f64; 2]>,
+    /// Samples that were longer than a histogram holds; they count as the longest that it does.
+    pub(crate) out_of_range: u64,
+    /// Each round's histogram: base64 of HDR V2, in TSC ticks.
+    pub(crate) rounds: Vec<String>,
+}
+
+/// A histogram in figures.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "names of statistics")]
+pub(crate) struct Summary {
+    pub(crate) samples: u64,
+    pub(crate) min: f64,
+    pub(crate) p50: f64,
+    pub(crate) p90: f64,
+    pub(crate) p99: f64,
+    pub(crate) p99_9: f64,
+    pub(crate) max: f64,
+    pub(crate) mean: f64,
+}
+
+impl Summary {
+    fn of(ticks: &Histogram<u64>, unit: &Unit) -> Self {
+        let in_units = |ticks: u64| ticks as f64 / unit.ticks;
+        let quantile = |q| in_units(ticks.value_at_quantile(q));
+        Self {
+            samples: ticks.len(),
+            min: in_units(ticks.min()),
+            p50: quantile(0.5),
+            p90: quantile(0.9),
+            p99: quantile(0.99),
+            p99_9: quantile(0.999),
+            max: in_units(ticks.max()),
+            mean: ticks.mean() / unit.ticks,
+        }
+    }
+}
+
+impl Part {
+    /// The distribution of `rounds` of samples in ticks. `None` if there is no sample at all.
+    pub(crate) fn of_samples(
+        rounds: &[Vec<u64>],
+        unit: &Unit,
+    ) -> Result<Option<Self>, HistogramError> {
+        let filled = rounds.iter().map(|round| {
+            let (histogram, out_of_range) = histogram::of(round.iter().copied());
+            let text = histogram::encode(&histogram)?;
+            Ok((histogram, out_of_range, text))
+        });
+        let filled = filled.collect::<Result<Vec<_>, HistogramError>>()?;
+        let all = histogram::sum(filled.iter().map(|(histogram, ..)| histogram))?;
+        if all.is_empty() {
+            return Ok(None);
+        }
+        let sorted = bootstrap::Rounds::of_samples(rounds);
+        Ok(Some(Self {
+            summary: Summary::of(&all, unit),
+            p50_ci: sorted.median_interval().map(in_units(unit)),
+            out_of_range: filled.iter().map(|(_, out_of_range, _)| out_of_range).sum(),
+            rounds: filled.into_iter().map(|(.., text)| text).collect(),
+        }))
+    }
+
+    /// The same from histograms that came as text, none of whose samples was out of range. `None` if there is no sample.
+    pub(crate) fn of_encoded(
+        rounds: Vec<String>,
+        unit: &Unit,
+    ) -> Result<Option<Self>, HistogramError> {
+        let decoded = rounds.iter().map(|text| histogram::decode(text));
+        let decoded = decoded.collect::<Result<Vec<_>, _>>()?;
+        let all = histogram::sum(&decoded)?;
+        if all.is_empty() {
+            return Ok(None);
+        }
+        let sorted = bootstrap::Rounds::of_histograms(&decoded);
+        Ok(Some(Self {
+            summary: Summary::of(&all, unit),
+            p50_ci: sorted.median_interval().map(in_units(unit)),
+            out_of_range: 0,
+            rounds,
+        }))
+    }
+}
+
+fn in_units(unit: &Unit) -> impl Fn([u64; 2]) -> [f64; 2] {
+    |interval| interval.map(|ticks| ticks as f64 / unit.ticks)
+}
+
+/// What a Linux L1 said of itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct L1Facts {
+    /// Its kernel.
+    pub(crate) kernel: String,
+    /// The words on its command line.
+    pub(crate) command_line: String,
+    /// Its clock source.
+    pub(crate) clocksource: String,
+    /// About its host.
+    pub(crate) log: Vec<String>,
+    /// When its KVM was loaded.
+    pub(crate) kvm_log: Vec<String>,
+}
+
+/// Advice.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Recommendation {
+    /// In words.
+    pub(crate) text: String,
+    /// The rule that made it.
+    pub(crate) rule: String,
+}
+
+impl Report {
+    /// The figures of a kind in a mode.
+    pub(crate) fn measured(&self, l1: L1, mode: Mode, kind: &str) -> Option<&Measured> {
+        self.results
+            .iter()
+            .filter(|entry| entry.l1 == l1 && entry.mode == mode && entry.kind == kind)
+            .find_map(Entry::measured)
+    }
+
+    /// Whether something was tried without success.
+    pub(crate) fn failed(&self) -> bool {
+        self.results
+            .iter()
+            .any(|entry| matches!(entry.outcome, Outcome::Failed { .. }))
+    }
+}
+
+/// A mode in JSON is its name on the command line.
+mod by_name {
+    use hypernest_nested::l2exit::Mode;
+    use serde::de::Error as _;
+    use serde::{Deserialize as _, Deserializer, Serializer};
+
+    #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+    pub(super) fn serialize<S: Serializer>(mode: &Mode, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(mode.name())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Mode, D::Error> {
+        let name = String::deserialize(from)?;
+        Mode::parse(&name).ok_or_else(|| D::Error::custom(format!("{name:?} is no mode")))
+    }
+}
