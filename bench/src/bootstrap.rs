@@ -26,6 +26,10 @@ pub(crate) struct Rounds {
 
 impl Rounds {
     /// Of raw samples. Rounds without any do not count.
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "for runs that repeat until they are precise")
+    )]
     pub(crate) fn of_samples(rounds: &[Vec<u64>]) -> Self {
         let counted = rounds.iter().map(|round| {
             let mut sorted = round.clone();
@@ -70,6 +74,10 @@ impl Rounds {
     }
 
     /// The median. `None` without samples.
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "for runs that repeat until they are precise")
+    )]
     pub(crate) fn median(&self) -> Option<u64> {
         let all: Vec<usize> = (0..self.cumulative.len()).collect();
         self.quantile(&all, 0.5)
@@ -94,6 +102,10 @@ impl Rounds {
     }
 
     /// How wide the interval is, in parts of the median. `None` without samples; infinite around a median of 0.
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "for runs that repeat until they are precise")
+    )]
     pub(crate) fn relative_width(&self) -> Option<f64> {
         let ([low, high], median) = (self.median_interval()?, self.median()?);
         Some(if low == high {

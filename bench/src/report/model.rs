@@ -257,6 +257,10 @@ impl Summary {
 
 impl Part {
     /// The distribution of `rounds` of samples in ticks. `None` if there is no sample at all.
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "for runs that repeat until they are precise")
+    )]
     pub(crate) fn of_samples(
         rounds: &[Vec<u64>],
         unit: &Unit,
