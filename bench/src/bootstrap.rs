@@ -26,10 +26,6 @@ pub(crate) struct Rounds {
 
 impl Rounds {
     /// Of raw samples. Rounds without any do not count.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "for runs that repeat until they are precise")
-    )]
     pub(crate) fn of_samples(rounds: &[Vec<u64>]) -> Self {
         let counted = rounds.iter().map(|round| {
             let mut sorted = round.clone();
@@ -74,10 +70,6 @@ impl Rounds {
     }
 
     /// The median. `None` without samples.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "for runs that repeat until they are precise")
-    )]
     pub(crate) fn median(&self) -> Option<u64> {
         let all: Vec<usize> = (0..self.cumulative.len()).collect();
         self.quantile(&all, 0.5)
