@@ -19,6 +19,11 @@ const X2APIC: u32 = 0x800;
 const EOI: u32 = 0x0B;
 const SPURIOUS: u32 = 0x0F;
 const ICR: u32 = 0x30;
+const LVT_TIMER: u32 = 0x32;
+const INITIAL_COUNT: u32 = 0x38;
+const DIVIDE: u32 = 0x3E;
+/// [`DIVIDE`]: the timer counts each tick (SDM volume 3, figure 12-10).
+const DIVIDE_BY_1: u32 = 0b1011;
 
 // Fields of the interrupt command register (SDM volume 3, figure 12-12).
 const INIT: u32 = 5 << 8;
@@ -116,6 +121,17 @@ pub(crate) fn interrupt_others(vector: u8) {
 
 pub(crate) fn interrupt_self(vector: u8) {
     write(ICR, ASSERT | SELF | u32::from(vector));
+}
+
+/// Has this processor's timer send `vector` when it runs out, once each time that it is started.
+pub(crate) fn aim_timer(vector: u8) {
+    write(DIVIDE, DIVIDE_BY_1);
+    write(LVT_TIMER, vector.into());
+}
+
+/// Starts this processor's timer.
+pub(crate) fn start_timer(ticks: u32) {
+    write(INITIAL_COUNT, ticks);
 }
 
 /// This processor's APIC identifier.

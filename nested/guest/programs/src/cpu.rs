@@ -144,6 +144,32 @@ pub(crate) fn wait_for_interrupt() {
     unsafe { asm!("sti", "hlt", options(nomem, nostack)) }
 }
 
+/// Waits for an interrupt.
+#[inline(always)]
+pub(crate) fn halt() {
+    // SAFETY: waits.
+    unsafe { asm!("hlt", options(nomem, nostack, preserves_flags)) }
+}
+
+pub(crate) fn cr4() -> u64 {
+    let value;
+    // SAFETY: reads a register.
+    unsafe { asm!("mov {}, cr4", out(reg) value, options(nomem, nostack, preserves_flags)) }
+    value
+}
+
+/// Whether there is XSAVE, and so XSETBV.
+pub(crate) fn has_xsave() -> bool {
+    cpuid(1, 0).ecx & 1 << 26 != 0
+}
+
+/// Allows XSETBV, where [`has_xsave`].
+pub(crate) fn enable_xsave() {
+    const OSXSAVE: u64 = 1 << 18;
+    // SAFETY: sets a bit that the processor has; it only allows more instructions.
+    unsafe { asm!("mov cr4, {}", in(reg) cr4() | OSXSAVE, options(nostack, preserves_flags)) }
+}
+
 /// Where the page tables begin.
 pub(crate) fn page_table_root() -> u64 {
     let value;

@@ -34,6 +34,12 @@ pub(crate) fn count(order: usize, vector: u8) -> u32 {
     COUNTS[order][usize::from(vector)].load(Ordering::Acquire)
 }
 
+/// Ends the interrupt `vector` on processor `order` and counts it.
+pub(crate) fn took(order: usize, vector: u8) {
+    apic::end_of_interrupt(order, vector);
+    COUNTS[order][usize::from(vector)].fetch_add(1, Ordering::Release);
+}
+
 /// What the entry stub pushed: registers, then what it and the processor pushed.
 #[repr(C)]
 #[derive(Debug)]
@@ -135,8 +141,7 @@ extern "sysv64" fn handle(frame: &mut Frame) {
     let vector = (frame.vector & 0xFF) as u8;
     let order = this_processor();
     if frame.vector >= FIRST_INTERRUPT {
-        apic::end_of_interrupt(order, vector);
-        COUNTS[order][usize::from(vector)].fetch_add(1, Ordering::Release);
+        took(order, vector);
         return;
     }
     let code = if matches!(frame.vector, GP | UD) {

@@ -34,6 +34,12 @@ impl Sample {
         self.after.store(after, Ordering::Relaxed);
     }
 
+    /// L2 was about to exit; its interrupt handler has been the first behind the exit.
+    #[inline(always)]
+    pub(crate) fn begin(&self, before: u64) {
+        self.before.store(before, Ordering::Relaxed);
+    }
+
     fn clear(&self) {
         for stamp in [&self.before, &self.exited, &self.resumed, &self.after] {
             stamp.store(0, Ordering::Relaxed);
@@ -48,7 +54,9 @@ pub(crate) struct Shared {
     /// The sample that is being taken. L2 sets it before the exit; L1 and L2's interrupt handler fill it in.
     current: AtomicPtr<Sample>,
     /// Interrupts that L2 got.
-    pub(crate) interrupts: AtomicU64,
+    interrupts: AtomicU64,
+    /// L2: a hypercall's result that was not success.
+    pub(crate) refused: AtomicU64,
     /// 1 + the vector of an exception that L2 did not survive.
     exception: AtomicU64,
     exception_error: AtomicU64,
@@ -100,6 +108,7 @@ impl Shared {
         let shared = Self {
             current: AtomicPtr::new(core::ptr::from_ref(&warmup[0]).cast_mut()),
             interrupts: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
             exception: AtomicU64::new(0),
             exception_error: AtomicU64::new(0),
             exception_rip: AtomicU64::new(0),
@@ -128,6 +137,7 @@ impl Shared {
         }
         for word in [
             &self.interrupts,
+            &self.refused,
             &self.exception,
             &self.finished,
             &self.stopwatch_begin,
@@ -150,6 +160,12 @@ impl Shared {
     pub(crate) fn sample(&self) -> &'static Sample {
         // SAFETY: `begin_sample` took it from a reference for good; L2's handlers only read it.
         unsafe { &*self.current.load(Ordering::Relaxed) }
+    }
+
+    /// How many interrupts L2's handler has got.
+    #[inline(always)]
+    pub(crate) fn interrupts(&self) -> u64 {
+        self.interrupts.load(Ordering::Relaxed)
     }
 
     /// L2's last act before the first sample that counts.

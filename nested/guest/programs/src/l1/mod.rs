@@ -11,7 +11,7 @@ mod vmx;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use hypernest_nested::l2exit::{Kind, Mode, Touch};
-use kinds::Step;
+use kinds::{Part, Step};
 use l2::{Environment, Sample, Shared, Vendor};
 
 use vcpu::{Cause, Vcpu};
@@ -108,7 +108,7 @@ impl<'a, V: Vcpu> Session<'a, V> {
     fn run(mut self) -> Exit {
         let mut exit = Exit::Done;
         for kind in self.plan.kinds.split(',').filter_map(Kind::parse) {
-            if let Some(why) = kinds::lacking(kind) {
+            if let Some(why) = kinds::lacking(kind, self.plan.mode, 1) {
                 say!("skip {}: {why}", kind.name());
                 continue;
             }
@@ -129,11 +129,21 @@ impl<'a, V: Vcpu> Session<'a, V> {
     fn measure(&mut self, kind: Kind) -> Result<(), Text> {
         let shared = self.shared;
         shared.clear();
+        let mut part = Part::begin(kind, self.plan.mode, shared.order, &mut self.vcpu);
         self.vcpu.prepare(
             &kinds::intercepts(kind),
             &self.environment,
             self.environment.start(kinds::entry(kind)),
+            self.plan.touch,
         )?;
+        let result = self.run_l2(&mut part);
+        self.vcpu.leave();
+        result?;
+        self.check(kind)
+    }
+
+    fn run_l2(&mut self, part: &mut Part) -> Result<(), Text> {
+        let shared = self.shared;
         let unmeasured = AtomicU64::new(0);
         let exited = AtomicU64::new(0);
         let mut resumed: &AtomicU64 = &unmeasured;
@@ -144,7 +154,7 @@ impl<'a, V: Vcpu> Session<'a, V> {
                 return Ok(());
             }
             self.vcpu.touch(self.plan.touch, cause);
-            resumed = match kinds::handle(kind, &mut self.vcpu, cause) {
+            resumed = match part.handle(&mut self.vcpu, cause) {
                 Step::Resume => {
                     let sample = shared.sample();
                     sample
@@ -155,6 +165,29 @@ impl<'a, V: Vcpu> Session<'a, V> {
                 Step::ResumeUnmeasured => &unmeasured,
                 Step::Unexpected => return Err(self.unexpected(cause)),
             };
+        }
+    }
+
+    /// Every sample must have been what it is meant to be.
+    fn check(&self, kind: Kind) -> Result<(), Text> {
+        let refused = self.shared.refused.load(Ordering::Relaxed);
+        if refused != 0 {
+            return Err(Text::new(format_args!(
+                "L2's hypercall returned {refused:#x}"
+            )));
+        }
+        let parted = kind.has_l1_part(self.plan.mode);
+        let wrong = |sample: &&Sample| (sample.exited.load(Ordering::Relaxed) != 0) != parted;
+        match self.shared.samples.iter().filter(wrong).count() {
+            0 => Ok(()),
+            some if parted => Err(Text::new(format_args!(
+                "{some} of {} times L2 went on without an exit",
+                self.shared.samples.len()
+            ))),
+            some => Err(Text::new(format_args!(
+                "{some} of {} times L2 came out where it should not",
+                self.shared.samples.len()
+            ))),
         }
     }
 

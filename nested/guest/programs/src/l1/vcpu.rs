@@ -6,6 +6,7 @@ use hypernest_nested::l2exit::{Mode, Touch};
 
 use super::l2::{Environment, Start};
 use super::second_level::SecondLevel;
+use crate::cpu;
 use crate::text::Text;
 
 /// Why L2 came out, in words common to both vendors.
@@ -105,13 +106,14 @@ pub(crate) trait Vcpu: Sized {
     /// Checks that `mode` is offered and makes this processor a hypervisor's. `Err` says what is missing.
     fn new(mode: Mode, order: usize) -> Result<Self, Text>;
 
-    /// Sets everything up anew: L2 begins at `start` with the registers of a new guest. `Err` says which intercept this
-    /// processor does not have.
+    /// Sets everything up anew: L2 begins at `start` with the registers of a new guest, and what `touch` has L1 do around
+    /// each entry is done from now on. `Err` says which intercept this processor does not have.
     fn prepare(
         &mut self,
         intercepts: &Intercepts,
         environment: &Environment,
         start: Start,
+        touch: Touch,
     ) -> Result<(), Text>;
 
     /// Runs L2 until its next exit. The switch itself stores the TSC: in `resumed` just before entering, in `exited`
@@ -130,8 +132,17 @@ pub(crate) trait Vcpu: Sized {
     /// Has the next entry deliver the interrupt `vector` to L2, which must have interrupts enabled.
     fn inject(&mut self, vector: u8);
 
-    /// Takes the interrupt that ended L2, and ends it at the interrupt controller.
+    /// Takes the interrupt that ended L2: it is counted by [`crate::trap`] and ended at the interrupt controller.
     fn acknowledge(&mut self);
+
+    /// Halts L1 until an interrupt has come and been handled.
+    fn halt(&mut self) {
+        cpu::wait_for_interrupt();
+        cpu::disable_interrupts();
+    }
+
+    /// L1 will not enter this L2 again: makes the processor what it was before the first entry.
+    fn leave(&mut self) {}
 
     /// L2's general registers.
     fn registers(&mut self) -> &mut Registers;

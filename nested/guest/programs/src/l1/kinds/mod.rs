@@ -1,98 +1,229 @@
 //! The kinds of exits: what L2 does, and what L1 does about it in words common to both vendors.
-#![allow(unsafe_code, reason = "instructions that L2 exits by")]
 
-use core::arch::asm;
+mod l2;
 
-use hypernest_nested::l2exit::Kind;
+use hypernest_nested::l2exit::{Kind, Mode};
 
-use super::l2::{Entry, Sample, Shared, Vendor};
+use super::second_level::{WINDOW, WINDOW_PAGES};
 use super::vcpu::{Cause, Intercepts, Vcpu};
-use crate::cpu;
+use crate::pages::PAGE_SIZE;
 use crate::text::Text;
+use crate::{apic, cpu, trap};
+
+pub(crate) use l2::entry;
+
+/// Nothing depends on it: the register that MSR exits are about.
+pub(crate) const KERNEL_GS_BASE: u32 = 0xC000_0102;
+/// Written by BIOSes for diagnosis: the port that port exits are about.
+const PORT: u16 = 0x80;
+/// A linear address behind everything that start-up mapped.
+const NOWHERE: u64 = 5 << 30;
+
+/// What L1 gives to L2.
+const WAKE: u8 = 0x40;
+/// What L2 sends to L1's processor.
+const SELF: u8 = 0x41;
+/// What L1's timer sends.
+const TIMER: u8 = 0x42;
+/// How long the timer runs, in its ticks (of 1 ns in KVM).
+const TIMER_TICKS: u32 = 20_000;
+/// How long VMX's own timer runs, in its ticks.
+const PREEMPTION_TICKS: u32 = 10_000;
+
+/// Lengths of instructions in L2's code: neither vendor tells all of them on all processors.
+mod length {
+    pub(super) const CPUID: u64 = 2;
+    pub(super) const HYPERCALL: u64 = 3;
+    pub(super) const MSR: u64 = 2;
+    pub(super) const PORT: u64 = 1;
+    pub(super) const HLT: u64 = 1;
+    pub(super) const READ: u64 = 2;
+    pub(super) const MOV_CR3: u64 = 3;
+    pub(super) const XSETBV: u64 = 3;
+    pub(super) const PAUSE: u64 = 2;
+}
 
 /// What L1 does after an exit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Step {
     /// It was the exit that is measured: its stamps count.
     Resume,
-    /// It was another one, which the kind needs beside it.
+    /// It was another one.
     ResumeUnmeasured,
     /// Not an exit of this kind.
     Unexpected,
 }
 
 /// Why `kind` cannot be had here.
-pub(crate) fn lacking(kind: Kind) -> Option<Text> {
-    match kind {
-        Kind::Cpuid | Kind::Hypercall => None,
-        _ => Some(Text::new(format_args!("not made for this guest"))),
-    }
+pub(crate) fn lacking(kind: Kind, mode: Mode, processors: usize) -> Option<Text> {
+    let why = match kind {
+        Kind::Xsetbv if !cpu::has_xsave() => "CPUID shows no XSAVE",
+        Kind::PreemptionTimer if mode.is_svm() => "SVM has no such timer",
+        Kind::Ipi if processors < 2 => "it takes two processors",
+        _ => return None,
+    };
+    Some(Text::new(format_args!("{why}")))
 }
 
 /// What L1 intercepts for `kind`.
-pub(crate) fn intercepts(_kind: Kind) -> Intercepts {
-    Intercepts::default()
-}
-
-/// L2's code for `kind`.
-pub(crate) fn entry(kind: Kind) -> Entry {
-    match kind {
-        Kind::Hypercall => hypercall,
-        _ => cpuid,
+pub(crate) fn intercepts(kind: Kind) -> Intercepts {
+    Intercepts {
+        msrs: matches!(kind, Kind::Rdmsr | Kind::Wrmsr),
+        ports: matches!(kind, Kind::PioOut | Kind::PioIn),
+        halt: matches!(kind, Kind::Hlt | Kind::Ipi),
+        cr3: kind == Kind::CrWrite,
+        page_fault: kind == Kind::PageFault,
+        pause: kind == Kind::Pause,
+        preemption_timer: (kind == Kind::PreemptionTimer).then_some(PREEMPTION_TICKS),
+        direct_flush: kind == Kind::FlushHypercall,
     }
 }
 
-/// L1's part in one exit of `kind`.
-#[inline(always)]
-pub(crate) fn handle<V: Vcpu>(kind: Kind, vcpu: &mut V, cause: Cause) -> Step {
-    match (kind, cause) {
-        (Kind::Cpuid, Cause::Cpuid) => {
-            let registers = vcpu.registers();
-            registers.rax = 0;
-            registers.rbx = 0;
-            registers.rcx = 0;
-            registers.rdx = 0;
-            vcpu.skip(2);
-            Step::Resume
+/// L1's part in one kind.
+#[derive(Debug)]
+pub(crate) struct Part {
+    kind: Kind,
+    order: usize,
+    /// L0 handles flush hypercalls.
+    direct_flush: bool,
+    /// The interrupt that L1 waits for, and how often it has come.
+    awaited: u8,
+    taken: u32,
+}
+
+impl Part {
+    /// Makes everything ready that `kind` wants, before L2 is prepared for it.
+    pub(crate) fn begin<V: Vcpu>(kind: Kind, mode: Mode, order: usize, vcpu: &mut V) -> Self {
+        let level = vcpu.second_level();
+        for page in 0..WINDOW_PAGES {
+            match kind {
+                Kind::SecondLevelFault => level.unmap(page),
+                Kind::Mmio => level.make_device(page),
+                _ => level.map(page),
+            }
         }
-        (Kind::Hypercall, Cause::Hypercall) => {
-            vcpu.registers().rax = 0;
-            vcpu.skip(3);
-            Step::Resume
+        vcpu.flush_second_level();
+        match kind {
+            Kind::Xsetbv => cpu::enable_xsave(),
+            Kind::Hlt | Kind::Timer => apic::aim_timer(TIMER),
+            _ => {}
         }
-        _ => Step::Unexpected,
+        let awaited = if kind == Kind::Interrupt { SELF } else { TIMER };
+        Self {
+            kind,
+            order,
+            direct_flush: mode.uses_direct_flush(),
+            awaited,
+            taken: trap::count(order, awaited),
+        }
+    }
+
+    /// What L1 does about one exit.
+    #[inline(always)]
+    pub(crate) fn handle<V: Vcpu>(&mut self, vcpu: &mut V, cause: Cause) -> Step {
+        match (self.kind, cause) {
+            (Kind::Cpuid | Kind::BitmapSame, Cause::Cpuid) => emulate_cpuid(vcpu),
+            (Kind::BitmapChanged, Cause::Cpuid) => {
+                vcpu.change_msr_bitmap();
+                emulate_cpuid(vcpu);
+            }
+            (Kind::Hypercall, Cause::Hypercall) => {
+                vcpu.registers().rax = 0;
+                vcpu.skip(length::HYPERCALL);
+            }
+            (Kind::FlushHypercall, Cause::Hypercall) if !self.direct_flush => {
+                vcpu.registers().rax = 0;
+                vcpu.skip(length::HYPERCALL);
+            }
+            (Kind::Rdmsr, Cause::ReadMsr) => {
+                let registers = vcpu.registers();
+                registers.rax = 0;
+                registers.rdx = 0;
+                vcpu.skip(length::MSR);
+            }
+            (Kind::Wrmsr, Cause::WriteMsr) => vcpu.skip(length::MSR),
+            (Kind::PioOut, Cause::Port) => vcpu.skip(length::PORT),
+            (Kind::PioIn, Cause::Port) => {
+                vcpu.registers().rax |= 0xFF;
+                vcpu.skip(length::PORT);
+            }
+            (Kind::SecondLevelFault, Cause::SecondLevelFault { gpa }) => {
+                let Some(page) = window_page(gpa) else {
+                    return Step::Unexpected;
+                };
+                vcpu.second_level().map(page);
+            }
+            (Kind::SecondLevelFault, Cause::Hypercall) => {
+                take_pages_away(vcpu);
+                return Step::ResumeUnmeasured;
+            }
+            (Kind::Mmio, Cause::SecondLevelFault { gpa } | Cause::Misconfigured { gpa })
+                if gpa == WINDOW =>
+            {
+                vcpu.registers().rax = 0;
+                vcpu.skip(length::READ);
+            }
+            (Kind::CrWrite, Cause::ControlRegister) => vcpu.skip(length::MOV_CR3),
+            (Kind::PageFault, Cause::PageFault { address }) if address == NOWHERE => {
+                vcpu.skip(length::READ);
+            }
+            (Kind::Xsetbv, Cause::Xsetbv) => vcpu.skip(length::XSETBV),
+            (Kind::Pause, Cause::Pause) => vcpu.skip(length::PAUSE),
+            (Kind::PreemptionTimer, Cause::PreemptionTimer) => vcpu.inject(WAKE),
+            (Kind::Hlt, Cause::Halt) => {
+                apic::start_timer(TIMER_TICKS);
+                while !self.has_come() {
+                    vcpu.halt();
+                }
+                vcpu.skip(length::HLT);
+                vcpu.inject(WAKE);
+            }
+            (_, Cause::Interrupt) => {
+                vcpu.acknowledge();
+                if !(matches!(self.kind, Kind::Interrupt | Kind::Timer) && self.has_come()) {
+                    // Somebody else's: not what is measured.
+                    return Step::ResumeUnmeasured;
+                }
+                vcpu.inject(WAKE);
+            }
+            _ => return Step::Unexpected,
+        }
+        Step::Resume
+    }
+
+    /// Whether the awaited interrupt has come since the last time.
+    #[inline(always)]
+    fn has_come(&mut self) -> bool {
+        let count = trap::count(self.order, self.awaited);
+        core::mem::replace(&mut self.taken, count) != count
     }
 }
 
-extern "sysv64" fn cpuid(shared: &'static Shared) -> ! {
-    repeat(shared, || _ = cpu::cpuid(0, 0))
-}
-
-extern "sysv64" fn hypercall(shared: &'static Shared) -> ! {
-    match shared.vendor {
-        // SAFETY: L1 changes RAX and nothing else.
-        Vendor::Intel => repeat(shared, || unsafe {
-            asm!("vmcall", inout("rax") 0_u64 => _, options(nomem, nostack));
-        }),
-        // SAFETY: the same.
-        Vendor::Amd => repeat(shared, || unsafe {
-            asm!("vmmcall", inout("rax") 0_u64 => _, options(nomem, nostack));
-        }),
-    }
-}
-
-/// Takes all samples of `operation`.
 #[inline(always)]
-fn repeat(shared: &'static Shared, operation: impl Fn()) -> ! {
-    let take = |sample: &'static Sample| {
-        shared.begin_sample(sample);
-        let before = cpu::tsc_serialised();
-        operation();
-        let after = cpu::tsc_serialised();
-        sample.take(before, after);
-    };
-    shared.warmup.iter().for_each(take);
-    shared.begin();
-    shared.samples.iter().for_each(take);
-    shared.end()
+fn emulate_cpuid<V: Vcpu>(vcpu: &mut V) {
+    let registers = vcpu.registers();
+    registers.rax = 0;
+    registers.rbx = 0;
+    registers.rcx = 0;
+    registers.rdx = 0;
+    vcpu.skip(length::CPUID);
+}
+
+/// L2 has touched every page of the window and asks for it to be taken away.
+#[cold]
+fn take_pages_away<V: Vcpu>(vcpu: &mut V) {
+    let level = vcpu.second_level();
+    for page in 0..WINDOW_PAGES {
+        level.unmap(page);
+    }
+    vcpu.flush_second_level();
+    vcpu.registers().rax = 0;
+    vcpu.skip(length::HYPERCALL);
+}
+
+/// The number of the window's page that `gpa` is in.
+#[inline(always)]
+fn window_page(gpa: u64) -> Option<u64> {
+    let page = gpa.checked_sub(WINDOW)? / PAGE_SIZE;
+    (page < WINDOW_PAGES).then_some(page)
 }

@@ -15,9 +15,9 @@ use hypernest_nested::vmx::{Field, ept, exit_reason, interruption};
 use super::l2::{Environment, Start};
 use super::second_level::{Format, SecondLevel};
 use super::vcpu::{Cause, Intercepts, LastExit, Registers, Vcpu};
-use crate::apic;
 use crate::pages::{self, Page};
 use crate::text::Text;
+use crate::trap;
 use capabilities::Capabilities;
 pub(crate) use fields::{Classic, Fields};
 use state::Pointers;
@@ -70,6 +70,7 @@ impl<F: Fields> Vcpu for Vmx<F> {
         intercepts: &Intercepts,
         environment: &Environment,
         start: Start,
+        _touch: Touch,
     ) -> Result<(), Text> {
         self.launched = false;
         bitmaps::set_msrs(self.msr_bitmap, intercepts.msrs);
@@ -158,7 +159,7 @@ impl<F: Fields> Vcpu for Vmx<F> {
     fn acknowledge(&mut self) {
         // The exit has taken it from the interrupt controller already.
         let info = low32(self.fields.read(Field::EXIT_INTERRUPTION_INFO));
-        apic::end_of_interrupt(self.order, interruption::vector(info));
+        trap::took(self.order, interruption::vector(info));
     }
 
     #[inline(always)]

@@ -1,0 +1,249 @@
+//! What L2 does for each kind: the same instruction again and again, dated before and after.
+#![allow(unsafe_code, reason = "instructions that L2 exits by")]
+
+use core::arch::asm;
+use core::cell::Cell;
+use core::sync::atomic::Ordering;
+
+use hypernest_nested::hyperv::hypercall;
+use hypernest_nested::l2exit::Kind;
+
+use super::super::l2::{Entry, Sample, Shared, Vendor};
+use super::super::second_level::{WINDOW, WINDOW_PAGES};
+use super::{KERNEL_GS_BASE, NOWHERE, PORT, SELF, TIMER_TICKS};
+use crate::pages::{PAGE_SIZE, Page};
+use crate::{apic, cpu};
+
+/// L2's code for `kind`.
+pub(crate) fn entry(kind: Kind) -> Entry {
+    match kind {
+        Kind::Cpuid | Kind::BitmapSame | Kind::BitmapChanged => cpuid,
+        Kind::Hypercall => hypercalls,
+        Kind::Rdmsr | Kind::RdmsrDirect => rdmsr,
+        Kind::Wrmsr | Kind::WrmsrDirect => wrmsr,
+        Kind::PioOut => output,
+        Kind::PioIn => input,
+        Kind::Hlt => halt,
+        Kind::Interrupt | Kind::Ipi => interrupt,
+        Kind::SecondLevelFault => touch_new_pages,
+        Kind::Mmio => read_device,
+        Kind::CrWrite => write_cr3,
+        Kind::PageFault => page_fault,
+        Kind::Xsetbv => xsetbv,
+        Kind::Pause => pause,
+        Kind::Timer => timer,
+        Kind::PreemptionTimer => preemption_timer,
+        Kind::FlushHypercall => flush,
+    }
+}
+
+extern "sysv64" fn cpuid(shared: &'static Shared) -> ! {
+    dated(shared, || _ = cpu::cpuid(0, 0))
+}
+
+extern "sysv64" fn hypercalls(shared: &'static Shared) -> ! {
+    dated(shared, || _ = call(shared.vendor, 0, 0))
+}
+
+extern "sysv64" fn rdmsr(shared: &'static Shared) -> ! {
+    dated(shared, || _ = cpu::rdmsr(KERNEL_GS_BASE))
+}
+
+extern "sysv64" fn wrmsr(shared: &'static Shared) -> ! {
+    dated(shared, || {
+        // SAFETY: only SWAPGS uses it, and nobody here uses that.
+        _ = unsafe { cpu::wrmsr(KERNEL_GS_BASE, 0) };
+    })
+}
+
+extern "sysv64" fn output(shared: &'static Shared) -> ! {
+    dated(shared, || cpu::out8(PORT, 0))
+}
+
+extern "sysv64" fn input(shared: &'static Shared) -> ! {
+    dated(shared, || _ = cpu::in8(PORT))
+}
+
+extern "sysv64" fn write_cr3(shared: &'static Shared) -> ! {
+    let root = cpu::page_table_root();
+    dated(shared, || {
+        // SAFETY: loads what is there.
+        unsafe { asm!("mov cr3, {}", in(reg) root, options(nostack, preserves_flags)) }
+    })
+}
+
+extern "sysv64" fn pause(shared: &'static Shared) -> ! {
+    dated(shared, core::hint::spin_loop)
+}
+
+extern "sysv64" fn xsetbv(shared: &'static Shared) -> ! {
+    /// XCR0 with the one state component that must be on.
+    const X87: u32 = 1;
+    dated(shared, || {
+        // SAFETY: L1 intercepts it and does nothing.
+        unsafe {
+            asm!("xsetbv", in("ecx") 0, in("eax") X87, in("edx") 0, options(nostack, preserves_flags));
+        }
+    })
+}
+
+extern "sysv64" fn read_device(shared: &'static Shared) -> ! {
+    dated(shared, || read(WINDOW))
+}
+
+extern "sysv64" fn page_fault(shared: &'static Shared) -> ! {
+    dated(shared, || read(NOWHERE))
+}
+
+extern "sysv64" fn touch_new_pages(shared: &'static Shared) -> ! {
+    let next = Cell::new(0);
+    repeat(shared, |sample| {
+        if next.get() == WINDOW_PAGES {
+            // All have been touched: has L1 take them away again.
+            call(shared.vendor, 0, 0);
+            next.set(0);
+        }
+        let page = WINDOW + next.get() * PAGE_SIZE;
+        date(sample, || read(page));
+        next.set(next.get() + 1);
+    })
+}
+
+extern "sysv64" fn flush(shared: &'static Shared) -> ! {
+    // Address space, flags, processors (TLFS, "HvFlushVirtualAddressSpace").
+    let page = Page::new();
+    page.write64(
+        8,
+        hypercall::FLUSH_ALL_SPACES | hypercall::FLUSH_ALL_PROCESSORS,
+    );
+    let control = hypercall::input(hypercall::FLUSH_SPACE, 0, 0);
+    dated(shared, || {
+        let result = call(shared.vendor, control, page.address());
+        if result != 0 {
+            shared.refused.store(result, Ordering::Relaxed);
+        }
+    })
+}
+
+extern "sysv64" fn halt(shared: &'static Shared) -> ! {
+    interrupted(shared, cpu::halt)
+}
+
+extern "sysv64" fn interrupt(shared: &'static Shared) -> ! {
+    interrupted(shared, || apic::interrupt_self(SELF))
+}
+
+extern "sysv64" fn timer(shared: &'static Shared) -> ! {
+    // L1 lets L2 at its timer. Where the time to the interrupt is too short for L2 to see it pass, it gets longer.
+    let ticks = Cell::new(TIMER_TICKS);
+    let again = Cell::new(false);
+    spinning(
+        shared,
+        || {
+            if again.replace(true) {
+                ticks.set(ticks.get().saturating_mul(2));
+            }
+            apic::start_timer(ticks.get());
+        },
+        || again.set(false),
+    )
+}
+
+extern "sysv64" fn preemption_timer(shared: &'static Shared) -> ! {
+    // It runs from each entry on.
+    spinning(shared, || (), || ())
+}
+
+/// Dates `operation`, which ends before the next instruction does.
+#[inline(always)]
+fn date(sample: &'static Sample, operation: impl Fn()) {
+    let before = cpu::tsc_serialised();
+    operation();
+    let after = cpu::tsc_serialised();
+    sample.take(before, after);
+}
+
+#[inline(always)]
+fn dated(shared: &'static Shared, operation: impl Fn()) -> ! {
+    repeat(shared, |sample| date(sample, &operation))
+}
+
+/// `provoke` ends in an interrupt, whose handler stamps `after`.
+#[inline(always)]
+fn interrupted(shared: &'static Shared, provoke: impl Fn()) -> ! {
+    cpu::enable_interrupts();
+    repeat(shared, |sample| {
+        let interrupts = shared.interrupts();
+        let before = cpu::tsc_serialised();
+        provoke();
+        while shared.interrupts() == interrupts {
+            core::hint::spin_loop();
+        }
+        sample.begin(before);
+    })
+}
+
+/// Spins until the interrupt that `arm` has sent for comes: the last time that was seen before it is `before`. A
+/// sample during which no time was seen is taken again; `done` follows one that was not.
+#[inline(always)]
+fn spinning(shared: &'static Shared, arm: impl Fn(), done: impl Fn()) -> ! {
+    cpu::enable_interrupts();
+    repeat(shared, |sample| {
+        let mut seen = None;
+        while seen.is_none() {
+            let interrupts = shared.interrupts();
+            arm();
+            loop {
+                let now = cpu::tsc_serialised();
+                // Read after the time: a time that is kept lies before the interrupt.
+                if shared.interrupts() != interrupts {
+                    break;
+                }
+                seen = Some(now);
+            }
+        }
+        done();
+        sample.begin(seen.unwrap_or(0));
+    })
+}
+
+/// Takes all samples.
+#[inline(always)]
+fn repeat(shared: &'static Shared, take: impl Fn(&'static Sample)) -> ! {
+    for sample in shared.warmup {
+        shared.begin_sample(sample);
+        take(sample);
+    }
+    shared.begin();
+    for sample in shared.samples {
+        shared.begin_sample(sample);
+        take(sample);
+    }
+    shared.end()
+}
+
+/// Two bytes long, as L1 knows.
+#[inline(always)]
+fn read(address: u64) {
+    // SAFETY: reads what L1 puts there; L1 steps over it where nothing is.
+    unsafe {
+        asm!("mov eax, [rdx]", in("rdx") address, out("eax") _, options(nostack, preserves_flags, readonly));
+    }
+}
+
+/// A hypercall, straight to L1: L2 has no hypercall page.
+#[inline(always)]
+fn call(vendor: Vendor, control: u64, input: u64) -> u64 {
+    let result;
+    match vendor {
+        // SAFETY: L1 or L0 changes RAX and nothing else.
+        Vendor::Intel => unsafe {
+            asm!("vmcall", inout("rax") 0_u64 => result, in("rcx") control, in("rdx") input, in("r8") 0_u64, options(nostack));
+        },
+        // SAFETY: the same.
+        Vendor::Amd => unsafe {
+            asm!("vmmcall", inout("rax") 0_u64 => result, in("rcx") control, in("rdx") input, in("r8") 0_u64, options(nostack));
+        },
+    }
+    result
+}
