@@ -6,8 +6,10 @@
 #![forbid(unsafe_code)]
 
 pub mod assist;
+pub mod board;
 pub mod evmcs;
 pub mod hyperv;
 pub mod l2exit;
 pub mod probe;
+pub mod svm;
 pub mod vmx;

@@ -12,6 +12,12 @@
 //!
 //! KVM hands port writes to the VMM one at a time, even those of a `rep outs`: a block costs an exit per access. A
 //! console that takes 32-bit accesses ([`WIDE_CONSOLE`]) makes that a quarter.
+//!
+//! Where that is still too much, a program leaves samples in its memory and rings the [`Doorbell`]: see [`crate::board`].
+
+mod doorbell;
+
+pub use doorbell::{DOORBELL_PORT, DOORBELL_PRESENT, Doorbell};
 
 /// The debug console's port.
 pub const CONSOLE_PORT: u16 = 0x402;

@@ -92,6 +92,33 @@ fn the_narrowest_width_is_chosen() {
     assert_eq!(Width::for_max(u64::from(u32::MAX) + 1), Width::Eight);
 }
 
+#[test]
+fn what_a_doorbell_says_has_one_value() {
+    let board = |gpa| Doorbell::Board { gpa };
+    let table = [
+        (Doorbell::Begin, Some(1)),
+        (Doorbell::End, Some(2)),
+        (Doorbell::Done, Some(3)),
+        (board(0x10_0000), Some(0x100)),
+        (board(0x1_0000), Some(16)),
+        (board(0x0FFF_FFFF_F000), Some(0xFFFF_FFFF)),
+        (board(0xF000), None),
+        (board(0), None),
+        (board(0x10_0008), None),
+        (board(0x1000_0000_0000), None),
+        (board(u64::MAX << 12), None),
+    ];
+    for (bell, value) in table {
+        assert_eq!(bell.value(), value, "{bell:?}");
+        if let Some(value) = value {
+            assert_eq!(Doorbell::from_value(value), Some(bell));
+        }
+    }
+    for reserved in [0, 4, 15] {
+        assert_eq!(Doorbell::from_value(reserved), None);
+    }
+}
+
 fn bytes_with_frames() -> impl Strategy<Value = Vec<u8>> {
     let piece = prop_oneof![
         prop::collection::vec(any::<u8>(), 0..20),
@@ -123,6 +150,13 @@ proptest! {
         while let Ok(Some((_, taken))) = next_item(rest) {
             prop_assert!(taken > 0 && taken <= rest.len());
             rest = &rest[taken..];
+        }
+    }
+
+    #[test]
+    fn a_doorbell_is_read_back(value: u32) {
+        if let Some(bell) = Doorbell::from_value(value) {
+            prop_assert_eq!(bell.value(), Some(value));
         }
     }
 
