@@ -37,6 +37,9 @@ enum Command {
     Report {
         /// The l2-exit.json of an earlier run
         file: PathBuf,
+        /// Show where the time of this kind of exits goes, too
+        #[arg(long, value_name = "KIND")]
+        kind: Option<String>,
         /// Write its files into this directory, too
         #[arg(long, value_name = "DIR")]
         out: Option<PathBuf>,
@@ -82,10 +85,10 @@ fn run(command: &Command) -> Result<u8, (u8, Box<dyn Error>)> {
             print(&text).map_err(|e| failed(e.into()))?;
             Ok(0)
         }
-        Command::Report { file, out } => {
+        Command::Report { file, kind, out } => {
             let failed = |error: Box<dyn Error>| (FAILED, error);
             let report = report::read(file).map_err(|e| failed(e.into()))?;
-            print(&report::table(&report)).map_err(|e| failed(e.into()))?;
+            print(&report::table(&report, kind.as_deref())).map_err(|e| failed(e.into()))?;
             let Some(out) = out else { return Ok(0) };
             for path in report::write(&report, out).map_err(|e| failed(e.into()))? {
                 print(&format!("written: {}\n", path.display())).map_err(|e| failed(e.into()))?;

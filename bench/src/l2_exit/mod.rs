@@ -176,7 +176,7 @@ pub(crate) fn run(args: &Args) -> Result<bool, L2ExitError> {
         shadow_vmcs: mode.shadow_vmcs(),
         outcome: Outcome::LeftOut { why },
     }));
-    let report = Report {
+    let mut report = Report {
         version: report::VERSION,
         made_by: format!("hypernest-bench {}", env!("CARGO_PKG_VERSION")),
         command_line: std::env::args().collect(),
@@ -189,6 +189,7 @@ pub(crate) fn run(args: &Args) -> Result<bool, L2ExitError> {
         results,
         recommendations: Vec::new(),
     };
+    report.recommendations = report::recommend(&report);
     print(args, &report)?;
     Ok(!report.failed() && !report.interrupted)
 }
@@ -204,7 +205,7 @@ fn print(args: &Args, report: &Report) -> Result<(), L2ExitError> {
         let text = serde_json::to_string(report).map_err(|e| L2ExitError::Stdout(e.into()))?;
         return crate::print(&format!("{text}\n")).map_err(L2ExitError::Stdout);
     }
-    crate::print(&report::table(report)).map_err(L2ExitError::Stdout)?;
+    crate::print(&report::table(report, None)).map_err(L2ExitError::Stdout)?;
     for file in files.into_iter().flatten() {
         crate::print(&format!("written: {}\n", file.display())).map_err(L2ExitError::Stdout)?;
     }

@@ -1,18 +1,17 @@
-//! A report as files: `l2-exit.json` and `l2-exit.hlog`.
+//! A report as files: `l2-exit.json`, `l2-exit.hlog`, and a plot for each kind.
 
 use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, Read as _, Write};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use hdrhistogram::serialization::V2DeflateSerializer;
-use hdrhistogram::serialization::interval_log::{
-    IntervalLogWriterBuilder, IntervalLogWriterError, Tag,
-};
 use thiserror::Error;
 
-use super::{Report, VERSION};
-use crate::histogram::{self, HistogramError};
+use super::groups::{Group, groups};
+use super::markup::file_part;
+use super::{Report, VERSION, interval_log, svg};
+
+/// A report with every kind in every mode has some megabytes.
+const MOST_BYTES: u64 = 64 << 20;
 
 /// A report cannot be read or written.
 #[derive(Debug, Error)]
@@ -32,6 +31,12 @@ pub(crate) enum FileError {
         path: PathBuf,
         /// Why.
         source: io::Error,
+    },
+    /// Larger than any report.
+    #[error("{} is longer than {} MiB, which no report of l2-exit is", path.display(), MOST_BYTES >> 20)]
+    TooLong {
+        /// The file.
+        path: PathBuf,
     },
     /// Not a report.
     #[error("{} is no report of l2-exit", path.display())]
@@ -54,11 +59,16 @@ pub(crate) enum FileError {
 /// Reads `l2-exit.json`.
 pub(crate) fn read(path: &Path) -> Result<Report, FileError> {
     let path = path.to_owned();
-    let text = match fs::read_to_string(&path) {
-        Ok(text) => text,
+    let mut text = Vec::new();
+    let read = File::open(&path)
+        .and_then(|file| file.take(MOST_BYTES + 1).read_to_end(&mut text))
+        .map(|read| read as u64);
+    match read {
+        Ok(read) if read > MOST_BYTES => return Err(FileError::TooLong { path }),
+        Ok(_) => {}
         Err(source) => return Err(FileError::Read { path, source }),
-    };
-    match serde_json::from_str::<Report>(&text) {
+    }
+    match serde_json::from_slice::<Report>(&text) {
         Ok(report) if report.version == VERSION => Ok(report),
         Ok(report) => Err(FileError::Version {
             path,
@@ -68,8 +78,8 @@ pub(crate) fn read(path: &Path) -> Result<Report, FileError> {
     }
 }
 
-/// Writes both files into `directory`, which is made; the result is where they are.
-pub(crate) fn write(report: &Report, directory: &Path) -> Result<[PathBuf; 2], FileError> {
+/// Writes all files into `directory`, which is made; the result is where they are.
+pub(crate) fn write(report: &Report, directory: &Path) -> Result<Vec<PathBuf>, FileError> {
     let failed = |path: &Path| {
         let path = path.to_owned();
         move |source| FileError::Write { path, source }
@@ -87,97 +97,77 @@ pub(crate) fn write(report: &Report, directory: &Path) -> Result<[PathBuf; 2], F
         out.write_all(b"\n")
     })
     .map_err(failed(&json))?;
-    fill(&log, &|out| write_log(report, out)).map_err(failed(&log))?;
-    Ok([json, log])
-}
-
-/// An HDR histogram log with a line per round, tagged `L1.MODE.KIND.PART`. It has no time axis: rounds stand in their order.
-fn write_log(report: &Report, out: &mut dyn Write) -> io::Result<()> {
-    // The writer's type wants a sized one.
-    let mut out = out;
-    let mut serializer = V2DeflateSerializer::new();
-    let unit = &report.unit;
-    let mut log = IntervalLogWriterBuilder::new()
-        .add_comment(&format!(
-            "[round trips of L2 exits in TSC ticks; {} ticks are 1 of: {}]",
-            unit.ticks, unit.name
-        ))
-        .with_max_value_divisor(1.0)
-        .begin_log_with(&mut out, &mut serializer)?;
-    let decode =
-        |text: &str| histogram::decode(text).map_err(|e: HistogramError| io::Error::other(e));
-    for entry in &report.results {
-        let Some(measured) = entry.measured() else {
-            continue;
-        };
-        let parts = &measured.parts;
-        for (what, part) in [
-            ("round-trip", Some(&parts.round_trip)),
-            ("l2-to-l1", parts.l2_to_l1.as_ref()),
-            ("l1", parts.l1.as_ref()),
-            ("l1-to-l2", parts.l1_to_l2.as_ref()),
-            ("empty", measured.empty.as_ref()),
-        ] {
-            let (l1, mode, kind) = (entry.l1.name(), entry.mode, &entry.kind);
-            let tag = format!("{l1}.{mode}.{kind}.{what}");
-            for text in part.into_iter().flat_map(|part| &part.rounds) {
-                log.write_histogram(
-                    &decode(text)?,
-                    Duration::ZERO,
-                    Duration::ZERO,
-                    Tag::new(&tag),
-                )
-                .map_err(|e| match e {
-                    IntervalLogWriterError::IoError(e) => e,
-                    IntervalLogWriterError::SerializeError(e) => io::Error::other(e),
-                })?;
-            }
+    fill(&log, &|out| interval_log::write(report, out)).map_err(failed(&log))?;
+    let mut written = vec![json, log];
+    for (number, group) in groups(report).iter().enumerate() {
+        for kind in group.kinds() {
+            let name = plot_name(group, number, kind);
+            let path = directory.join(name);
+            let plot = svg::percentiles(report, group, kind).map_err(io::Error::other);
+            let Some(plot) = plot.map_err(failed(&path))? else {
+                continue;
+            };
+            fs::write(&path, plot).map_err(failed(&path))?;
+            written.push(path);
         }
     }
-    Ok(())
+    Ok(written)
+}
+
+/// `l2-exit.micro.cpuid.svg`; groups after the first have their number in it, since their names may be the same.
+fn plot_name(group: &Group<'_>, number: usize, kind: &str) -> String {
+    let number = match number {
+        0 => String::new(),
+        number => format!("-{}", number + 1),
+    };
+    let kind = file_part(kind);
+    format!("l2-exit.{}{number}.{kind}.svg", group.name())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::tests::report;
-    use hdrhistogram::serialization::interval_log::{IntervalLogIterator, LogEntry};
+    use crate::report::sample::report;
+    use crate::report::table;
 
     #[test]
     fn files_hold_everything() {
         let directory = tempfile::tempdir().unwrap();
         let below = directory.path().join("new");
-        let [json, log] = write(&report(), &below).unwrap();
-        assert_eq!(read(&json).unwrap(), report());
-        let bytes = fs::read(log).unwrap();
-        let tags: Vec<_> = IntervalLogIterator::new(&bytes)
-            .filter_map(|entry| match entry.unwrap() {
-                LogEntry::Interval(interval) => {
-                    let histogram = histogram::decode(interval.encoded_histogram()).unwrap();
-                    Some((interval.tag().unwrap().as_str().to_owned(), histogram.len()))
-                }
-                _ => None,
-            })
+        let written = write(&report(), &below).unwrap();
+        let names: Vec<_> = written
+            .iter()
+            .map(|path| path.strip_prefix(&below).unwrap().to_str().unwrap())
             .collect();
-        let tag = |name: &str, samples| (name.to_owned(), samples);
         assert_eq!(
-            tags,
+            names,
             [
-                tag("linux.evmcs.cpuid.round-trip", 2),
-                tag("linux.evmcs.cpuid.round-trip", 2),
-                tag("linux.evmcs.cpuid.empty", 1),
-                tag("linux.classic.cpuid.round-trip", 2),
-                tag("linux.classic.cpuid.empty", 1),
-                tag("micro.classic.cpuid.round-trip", 2),
-                tag("micro.classic.cpuid.round-trip", 1),
-                tag("micro.classic.cpuid.l2-to-l1", 2),
-                tag("micro.classic.cpuid.l2-to-l1", 1),
-                tag("micro.classic.cpuid.l1", 2),
-                tag("micro.classic.cpuid.l1", 1),
-                tag("micro.classic.cpuid.l1-to-l2", 2),
-                tag("micro.classic.cpuid.l1-to-l2", 1),
-                tag("micro.classic.cpuid.empty", 1),
+                "l2-exit.json",
+                "l2-exit.hlog",
+                "l2-exit.micro.cpuid.svg",
+                "l2-exit.micro.hlt.svg",
+                "l2-exit.micro.interrupt.svg",
+                "l2-exit.linux-2.cpuid.svg",
             ]
+        );
+        // serde_json may take the last bit off a number.
+        let back = read(&written[0]).unwrap();
+        assert_eq!(table(&back, Some("cpuid")), table(&report(), Some("cpuid")));
+        for path in written {
+            assert!(fs::metadata(path).unwrap().len() > 500);
+        }
+    }
+
+    #[test]
+    fn a_kind_cannot_name_a_file_elsewhere() {
+        let mut report = report();
+        report.results.truncate(1);
+        report.results[0].kind = "../../x".into();
+        let directory = tempfile::tempdir().unwrap();
+        let written = write(&report, directory.path()).unwrap();
+        assert_eq!(
+            written.last().unwrap(),
+            &directory.path().join("l2-exit.micro.______x.svg")
         );
     }
 
@@ -196,5 +186,16 @@ mod tests {
             read(&path),
             Err(FileError::Version { found: 1, .. })
         ));
+    }
+
+    #[test]
+    fn a_file_without_end_is_not_read_to_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("r.json");
+        let file = File::create(&path).unwrap();
+        file.set_len(MOST_BYTES + 1).unwrap();
+        assert!(matches!(read(&path), Err(FileError::TooLong { .. })));
+        let endless = read(Path::new("/dev/zero"));
+        assert!(matches!(endless, Err(FileError::TooLong { .. })));
     }
 }

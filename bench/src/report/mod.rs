@@ -1,7 +1,17 @@
 //! The result of `l2-exit`, and its forms: JSON, an HDR histogram log, a table.
 
+mod axis;
+mod distribution;
 mod files;
+mod groups;
+mod heading;
+mod interval_log;
+mod markup;
 mod model;
+mod recommend;
+#[cfg(test)]
+mod sample;
+mod svg;
 mod table;
 
 pub(crate) use files::{FileError, read, write};
@@ -9,6 +19,7 @@ pub(crate) use model::{
     ALL_KINDS, Entry, Environment, L1, L1Facts, Measured, Outcome, Part, Parts, Report, VERSION,
     Vmm,
 };
+pub(crate) use recommend::recommend;
 pub(crate) use table::table;
 
 #[cfg(test)]

@@ -335,6 +335,7 @@ pub(crate) struct Recommendation {
 
 impl Report {
     /// The figures of a kind in a mode.
+    #[cfg(test)]
     pub(crate) fn measured(&self, l1: L1, mode: Mode, kind: &str) -> Option<&Measured> {
         self.results
             .iter()

@@ -1,271 +1,525 @@
-//! A report for people.
+//! A report for a terminal.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use hypernest_nested::l2exit::Mode;
 
-use super::{Entry, L1, L1Facts, Measured, Outcome, Report};
+use super::groups::{Group, PARTS, groups, number, plain, ratio};
+use super::heading;
+use super::model::{ALL_KINDS, Measured, Outcome, Part, Report};
 use crate::l2_exit::modes::title;
 
-const COLUMNS: [&str; 8] = [
-    "samples", "p50", "p90", "p99", "p99.9", "max", "exits", "x p50",
-];
+/// Columns of the terminal that a line may take.
+const WIDTH: usize = 110;
 
-/// The report as text.
-pub(crate) fn table(report: &Report) -> String {
+/// The report as text. The parts of the round trip are shown for `kind`, or for the only one there is.
+pub(crate) fn table(report: &Report, kind: Option<&str>) -> String {
     let mut text = String::new();
     // Writing to a string does not fail.
-    let _written = write_all(report, &mut text);
+    let _written = write_all(report, kind, &mut text);
     text
 }
 
-fn write_all(report: &Report, out: &mut String) -> std::fmt::Result {
-    let measured: Vec<_> = report
-        .results
+fn write_all(report: &Report, kind: Option<&str>, out: &mut String) -> std::fmt::Result {
+    writeln!(out, "What an exit of L2 costs")?;
+    for line in heading::lines(report) {
+        writeln!(out, "{}", plain(&line))?;
+    }
+    if report.interrupted {
+        writeln!(
+            out,
+            "INTERRUPTED: these are the results up to then; some have fewer samples than was asked for"
+        )?;
+    }
+    for warning in &report.warnings {
+        writeln!(out, "warning: {}", plain(warning))?;
+    }
+    for group in groups(report) {
+        write_group(&group, kind, report, out)?;
+    }
+    if !report.recommendations.is_empty() {
+        writeln!(out, "\nWhat follows")?;
+    }
+    for recommendation in &report.recommendations {
+        wrap(out, "- ", &plain(&recommendation.text))?;
+        wrap(out, "  rule: ", &plain(&recommendation.rule))?;
+    }
+    Ok(())
+}
+
+fn write_group(
+    group: &Group<'_>,
+    kind: Option<&str>,
+    report: &Report,
+    out: &mut String,
+) -> std::fmt::Result {
+    writeln!(out, "\n{}", group.title())?;
+    for line in said(group) {
+        writeln!(out, "{}", plain(&line))?;
+    }
+    let (modes, kinds) = (group.modes(), group.kinds());
+    let meanings: Vec<_> = modes
         .iter()
-        .filter_map(|entry| Some((entry, entry.measured()?)))
+        .map(|mode| format!("{mode}: {}", title(*mode)))
         .collect();
-    let host = &report.environment;
-    let lab = match &host.lab {
-        Some(lab) => format!(" (emulated: the {lab} lab)"),
+    if !modes.is_empty() {
+        wrap(out, "", &format!("{}.", meanings.join(". ")))?;
+        matrix(group, report, out)?;
+    }
+    let shown = match (kind, kinds.as_slice()) {
+        (Some(kind), _) => kinds.iter().find(|known| **known == kind),
+        (None, [only]) => Some(only),
+        (None, _) => None,
+    };
+    match shown {
+        Some(kind) => write_parts(group, kind, &report.unit.name, out)?,
+        None if kind.is_none() && !kinds.is_empty() => {
+            writeln!(
+                out,
+                "(`hypernest-bench report FILE --kind KIND` shows where the time of a kind goes)"
+            )?;
+        }
+        None => {}
+    }
+    left_out(group, out)?;
+    failures(group, out)
+}
+
+/// Kinds by modes, in as many blocks as the width asks for.
+fn matrix(group: &Group<'_>, report: &Report, out: &mut String) -> std::fmt::Result {
+    let kinds = group.kinds();
+    let first = kinds.iter().map(|kind| plain(kind).chars().count()).max();
+    let first = first.unwrap_or(0);
+    let against = match group.baseline() {
+        Some(baseline) => format!(", its ratio to {}", baseline.name()),
         None => String::new(),
     };
     writeln!(
         out,
-        "exits of L2, handled by L1: the round trip, timed in L2"
+        "each: median of the round trip in {}{against}, host exits for each exit of L2",
+        plain(&report.unit.name)
     )?;
-    writeln!(
-        out,
-        "host: Linux {} on {}{lab}",
-        host.kernel, host.cpu_model
-    )?;
-    let mut facts = measured.iter().filter_map(|(_, m)| m.facts.as_ref());
-    if let Some(facts) = facts.next() {
-        writeln!(
-            out,
-            "L1: Linux {}, clocksource {}",
-            facts.kernel, facts.clocksource
-        )?;
-        writeln!(out, "L1's command line: {}", facts.command_line)?;
-    }
-    writeln!(out, "unit: {} ({})", report.unit.name, report.unit.why)?;
-    if !measured.is_empty() {
-        writeln!(out)?;
-        figures(&measured, out)?;
-        writeln!(
-            out,
-            "exits: from L1 and L2 to the host, for each exit of L2; x p50: relative to the first line"
-        )?;
-        let mut empty = measured.iter().filter_map(|(_, m)| m.empty.as_ref());
-        if let Some(empty) = empty.next() {
-            let empty = number(empty.summary.p50);
-            writeln!(out, "an interval around nothing: {empty}")?;
-        }
-    }
-    for warning in &report.warnings {
-        writeln!(out, "warning: {warning}")?;
-    }
-    if report.interrupted {
-        writeln!(out, "interrupted: there would be more")?;
-    }
-    writeln!(out)?;
-    ratio(report, out)?;
-    for (entry, measured) in &measured {
-        for line in measured
-            .facts
-            .iter()
-            .flat_map(|facts| said(entry.mode, facts))
-        {
-            writeln!(out, "{}: {line}", label(entry))?;
-        }
-    }
-    for entry in &report.results {
-        let title = label(entry);
-        match &entry.outcome {
-            Outcome::Measured(_) => {}
-            Outcome::LeftOut { why } => writeln!(out, "{title}: left out: {why}")?,
-            Outcome::Failed { why, console, .. } => {
-                writeln!(out, "{title}: FAILED: {why}")?;
-                if !console.is_empty() {
-                    writeln!(out, "  the end of L1's console:")?;
-                }
-                for line in console.lines() {
-                    writeln!(out, "  | {line}")?;
-                }
+    let columns: Vec<Column> = group
+        .modes()
+        .into_iter()
+        .map(|mode| Column::new(group, mode, &kinds))
+        .collect();
+    let mut rest = columns.as_slice();
+    while !rest.is_empty() {
+        let mut width = first;
+        let fits = rest.iter().take_while(|column| {
+            width += column.width + 3;
+            width <= WIDTH
+        });
+        let (block, later) = rest.split_at(fits.count().max(1));
+        rest = later;
+        let mut lines = vec![format!("\n{:first$}", "")];
+        lines.extend(kinds.iter().map(|kind| {
+            let kind = plain(kind);
+            // What stands for a control character is as wide as one.
+            format!("{kind:first$}")
+        }));
+        for column in block {
+            let cells = std::iter::once(&column.title).chain(&column.cells);
+            for (line, cell) in lines.iter_mut().zip(cells) {
+                let _written = write!(line, "   {cell:>width$}", width = column.width);
             }
         }
+        for line in lines {
+            writeln!(out, "{}", line.trim_end_matches(' '))?;
+        }
+    }
+    if kinds
+        .iter()
+        .any(|kind| group.modes().iter().any(|mode| group.failed(*mode, kind)))
+    {
+        writeln!(out, "!: it failed later; these are the figures up to then")?;
     }
     Ok(())
 }
 
-fn figures(measured: &[(&Entry, &Measured)], out: &mut String) -> std::fmt::Result {
-    let base = measured[0].1.parts.round_trip.summary.p50;
-    let rows: Vec<[String; 8]> = measured
-        .iter()
-        .map(|(_, m)| {
-            let all = &m.parts.round_trip.summary;
+/// A mode's column.
+struct Column {
+    title: String,
+    cells: Vec<String>,
+    width: usize,
+}
+
+impl Column {
+    fn new(group: &Group<'_>, mode: Mode, kinds: &[&str]) -> Self {
+        let cells = kinds.iter().map(|kind| {
+            let Some(measured) = group.measured(mode, kind) else {
+                let why = if group.failed(mode, kind) {
+                    "FAILED"
+                } else {
+                    "-"
+                };
+                return [why.to_owned(), String::new(), String::new()];
+            };
+            let failed = if group.failed(mode, kind) { "!" } else { "" };
+            let ratio = group.ratio(mode, kind);
+            let exits = measured.host_exits_per_l2_exit;
             [
-                all.samples.to_string(),
-                number(all.p50),
-                number(all.p90),
-                number(all.p99),
-                number(all.p99_9),
-                number(all.max),
-                exits(m),
-                format!("{:.2}", all.p50 / base),
+                format!("{failed}{}", number(measured.parts.round_trip.summary.p50)),
+                ratio.map_or_else(String::new, |ratio| format!("{ratio:.2}x")),
+                exits.map_or_else(String::new, |exits| format!("{exits:.1}")),
             ]
-        })
-        .collect();
-    let first = measured
-        .iter()
-        .map(|(entry, _)| label(entry).len())
-        .max()
-        .unwrap_or(0);
-    let widths: Vec<_> = COLUMNS
-        .iter()
-        .enumerate()
-        .map(|(column, title)| {
-            let cells = rows.iter().map(|row| row[column].len());
-            cells.max().unwrap_or(0).max(title.len())
-        })
-        .collect();
-    write!(out, "{:first$}", "")?;
-    for (title, width) in COLUMNS.iter().zip(&widths) {
-        write!(out, "  {title:>width$}")?;
-    }
-    writeln!(out)?;
-    for ((entry, _), row) in measured.iter().zip(&rows) {
-        write!(out, "{:first$}", label(entry))?;
-        for (cell, width) in row.iter().zip(&widths) {
-            write!(out, "  {cell:>width$}")?;
+        });
+        let cells: Vec<[String; 3]> = cells.collect();
+        let width = |index: usize| cells.iter().map(|cell| cell[index].len()).max();
+        let widths = [0, 1, 2].map(|index| width(index).unwrap_or(0));
+        let cells: Vec<String> = cells
+            .iter()
+            .map(|[p50, ratio, exits]| {
+                format!(
+                    "{p50:>a$} {ratio:>b$} {exits:>c$}",
+                    a = widths[0],
+                    b = widths[1],
+                    c = widths[2]
+                )
+            })
+            .collect();
+        let title = mode.name().to_owned();
+        let width = cells.iter().map(String::len).max().unwrap_or(0);
+        Self {
+            width: width.max(title.len()),
+            title,
+            cells,
         }
-        writeln!(out)?;
     }
-    Ok(())
 }
 
-/// With groups of three digits.
-fn number(value: f64) -> String {
-    let digits = format!("{value:.0}");
-    let mut grouped = String::new();
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            grouped.push(',');
-        }
-        grouped.push(digit);
-    }
-    grouped
-}
-
-/// `L1 MODE KIND`.
-fn label(entry: &Entry) -> String {
-    format!("{} {} {}", entry.l1.name(), entry.mode, entry.kind)
-}
-
-fn exits(measured: &Measured) -> String {
-    let exits = measured.host_exits_per_l2_exit;
-    exits.map_or("-".to_owned(), |exits| format!("{exits:.1}"))
-}
-
-/// What an enlightened VMCS is worth.
-fn ratio(report: &Report, out: &mut String) -> std::fmt::Result {
-    for l1 in [L1::Micro, L1::Linux] {
-        let Some(with) = report.measured(l1, Mode::Evmcs, "cpuid") else {
-            continue;
+/// Where the time of one kind goes.
+fn write_parts(group: &Group<'_>, kind: &str, unit: &str, out: &mut String) -> std::fmt::Result {
+    let measured: Vec<(Mode, &Measured)> = group
+        .modes()
+        .into_iter()
+        .filter_map(|mode| Some((mode, group.measured(mode, kind)?)))
+        .collect();
+    writeln!(
+        out,
+        "\n{}: medians in {}; those of the parts need not add up to the whole's; 95 %: its confidence interval",
+        plain(kind),
+        plain(unit)
+    )?;
+    let mut rows = vec![
+        [
+            "",
+            "L2 to L1",
+            "L1",
+            "L1 to L2",
+            "round trip",
+            "95 %",
+            "p99",
+            "max",
+            "samples",
+        ]
+        .map(str::to_owned),
+    ];
+    for (mode, measured) in &measured {
+        let parts = &measured.parts;
+        let median = |part: &Option<Part>| {
+            let part = part.as_ref();
+            part.map_or_else(|| "-".to_owned(), |part| number(part.summary.p50))
         };
-        for other in [Mode::Classic, Mode::ClassicShadow] {
-            if let Some(without) = report.measured(l1, other, "cpuid") {
+        let whole = &parts.round_trip;
+        rows.push([
+            mode.name().to_owned(),
+            median(&parts.l2_to_l1),
+            median(&parts.l1),
+            median(&parts.l1_to_l2),
+            number(whole.summary.p50),
+            spread(whole).unwrap_or_default(),
+            number(whole.summary.p99),
+            number(whole.summary.max),
+            whole.summary.samples.to_string(),
+        ]);
+    }
+    grid(&rows, out)?;
+    for (mode, measured) in &measured {
+        for (name, _, part) in PARTS {
+            let beyond = part(&measured.parts).map_or(0, |part| part.out_of_range);
+            if beyond > 0 {
                 writeln!(
                     out,
-                    "CPUID, L1 {}: eVMCS against \"{}\": {:.2} of the time, {} host exits instead of {}",
-                    l1.name(),
-                    title(other),
-                    with.parts.round_trip.summary.p50 / without.parts.round_trip.summary.p50,
-                    exits(with),
-                    exits(without)
+                    "{}, {name}: {beyond} samples were longer than a histogram holds and count as the longest it does",
+                    mode.name()
                 )?;
             }
         }
     }
+    for (mode, measured) in &measured {
+        if let Some(reasons) = &measured.host_exits_by_reason {
+            let text = by_count(reasons);
+            let text: Vec<_> = text
+                .iter()
+                .map(|(reason, count)| format!("{} {count:.1}", plain(reason)))
+                .collect();
+            wrap(
+                out,
+                &format!("{}: host exits for each of L2: ", mode.name()),
+                &text.join(", "),
+            )?;
+        }
+    }
     Ok(())
 }
 
-/// What L1 said that proves which configuration this was.
-fn said(mode: Mode, facts: &L1Facts) -> Vec<String> {
-    let line = facts
-        .kvm_log
+/// How far the median's interval reaches to the farther side.
+pub(crate) fn spread(part: &Part) -> Option<String> {
+    let ([low, high], p50) = (part.p50_ci?, part.summary.p50);
+    let far = ratio((high - p50).max(p50 - low), p50)?;
+    Some(format!("±{:.2} %", far.max(0.0) * 100.0))
+}
+
+/// Reasons, the most frequent first.
+pub(crate) fn by_count(reasons: &BTreeMap<String, f64>) -> Vec<(&str, f64)> {
+    let mut sorted: Vec<_> = reasons
         .iter()
-        .find(|line| line.contains("Enlightened VMCS"));
-    let evmcs = match line {
-        Some(line) => vec![format!("L1 said \"{line}\"")],
-        None if mode.is_svm() => Vec::new(),
-        None => vec!["L1 said nothing of an enlightened VMCS".to_owned()],
-    };
-    let host = facts
-        .log
-        .iter()
-        .find(|line| line.contains("Hypervisor detected"));
-    let host = host.map(|line| format!("L1 said \"{line}\", clocksource {}", facts.clocksource));
-    host.into_iter().chain(evmcs).collect()
+        .map(|(reason, count)| (reason.as_str(), *count))
+        .filter(|(_, count)| *count >= 0.005)
+        .collect();
+    sorted.sort_by(|a, b| b.1.total_cmp(&a.1));
+    sorted
+}
+
+/// Rows whose columns line up, the first to the left and the others to the right.
+pub(crate) fn grid<const N: usize>(rows: &[[String; N]], out: &mut String) -> std::fmt::Result {
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
+    let widths: Vec<usize> = (0..N).map(|column| width(column).unwrap_or(0)).collect();
+    for row in rows {
+        let mut line = format!("{:width$}", row[0], width = widths[0]);
+        for (cell, width) in row.iter().zip(&widths).skip(1) {
+            write!(line, "  {cell:>width$}")?;
+        }
+        writeln!(out, "{}", line.trim_end())?;
+    }
+    Ok(())
+}
+
+/// What a Linux L1 said that proves what it ran with.
+fn said(group: &Group<'_>) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for entry in group.entries() {
+        let facts = entry
+            .measured()
+            .and_then(|measured| measured.facts.as_ref());
+        let Some(facts) = facts else { continue };
+        let kernel = format!(
+            "Linux {}, clocksource {}, command line: {}",
+            facts.kernel, facts.clocksource, facts.command_line
+        );
+        let heard = facts.log.iter().chain(&facts.kvm_log);
+        let heard = heard.filter(|line| {
+            line.contains("Hypervisor detected") || line.contains("Enlightened VMCS")
+        });
+        let heard = heard.map(|line| format!("{}: L1 said \"{line}\"", entry.mode.name()));
+        for line in std::iter::once(kernel).chain(heard) {
+            if !lines.contains(&line) {
+                lines.push(line);
+            }
+        }
+    }
+    lines
+}
+
+/// What was not tried, a line for each mode and reason.
+fn left_out(group: &Group<'_>, out: &mut String) -> std::fmt::Result {
+    let mut reasons: Vec<(Mode, &str, Vec<&str>)> = Vec::new();
+    for entry in group.entries() {
+        let Outcome::LeftOut { why } = &entry.outcome else {
+            continue;
+        };
+        let same = reasons
+            .iter_mut()
+            .find(|(mode, reason, _)| *mode == entry.mode && reason == why);
+        match same {
+            Some((_, _, kinds)) => kinds.push(&entry.kind),
+            None => reasons.push((entry.mode, why, vec![&entry.kind])),
+        }
+    }
+    for (mode, why, kinds) in reasons {
+        let text = if kinds.contains(&ALL_KINDS) {
+            plain(why).into_owned()
+        } else {
+            format!("{} ({})", plain(why), plain(&kinds.join(", ")))
+        };
+        wrap(out, &format!("{}: left out: ", mode.name()), &text)?;
+    }
+    Ok(())
+}
+
+fn failures(group: &Group<'_>, out: &mut String) -> std::fmt::Result {
+    for entry in group.entries() {
+        let Outcome::Failed { why, console, .. } = &entry.outcome else {
+            continue;
+        };
+        let kind = match entry.kind.as_str() {
+            ALL_KINDS => String::new(),
+            kind => format!(" {}", plain(kind)),
+        };
+        let what = format!("{}{kind}: FAILED: ", entry.mode.name());
+        wrap(out, &what, &plain(why))?;
+        if !console.is_empty() {
+            writeln!(out, "  the end of L1's console:")?;
+        }
+        for line in console.lines() {
+            writeln!(out, "  | {}", plain(line))?;
+        }
+    }
+    Ok(())
+}
+
+/// A paragraph within the width, indented as its start is long (at most 8).
+fn wrap(out: &mut String, start: &str, text: &str) -> std::fmt::Result {
+    let indent = start.chars().count().min(8);
+    let mut line = start.to_owned();
+    let mut fresh = true;
+    for word in text.split_whitespace() {
+        if !fresh && line.chars().count() + 1 + word.chars().count() > WIDTH {
+            writeln!(out, "{line}")?;
+            line = " ".repeat(indent);
+            fresh = true;
+        }
+        if !fresh {
+            line.push(' ');
+        }
+        line.push_str(word);
+        fresh = false;
+    }
+    writeln!(out, "{line}")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::tests::report;
-
-    #[test]
-    fn digits_in_groups() {
-        for (value, wanted) in [
-            (0.4, "0"),
-            (999.6, "1,000"),
-            (123.0, "123"),
-            (1_234_567.0, "1,234,567"),
-        ] {
-            assert_eq!(number(value), wanted);
-        }
-    }
+    use crate::report::model::Recommendation;
+    use crate::report::sample::{figures, measured, report, report_of};
 
     #[test]
     fn everything_is_said() {
-        let text = table(&report());
+        let mut report = report();
+        report.interrupted = true;
+        report.recommendations = vec![Recommendation {
+            text: "hv-evmcs: use it".into(),
+            rule: "a rule".into(),
+        }];
+        let text = table(&report, Some("cpuid"));
         for part in [
-            "host: Linux 6.12 on A CPU\n",
+            "6.12 on A CPU",
             "unit: ns (the TSC ticks at 2000000 kHz)",
+            "INTERRUPTED",
+            "warning: the CPU's frequency is not fixed",
+            "L1: the micro-hypervisor, touching kvm-like, 1 vCPU\n",
+            "its ratio to classic",
+            "evmcs: L1 said \"kvm_intel: Using Hyper-V Enlightened VMCS\"",
             "clocksource hyperv_clocksource_tsc_page",
-            "linux evmcs cpuid: L1 said \"kvm_intel: Using Hyper-V Enlightened VMCS\"",
-            "linux classic cpuid: L1 said nothing of an enlightened VMCS",
-            "0.20 of the time, 2.5 host exits instead of 20.0",
-            "linux offered cpuid: FAILED: L1 crashed",
+            "evmcs: host exits for each of L2: VMREAD 11.2, CPUID 1.0, VMRESUME 1.0",
+            "classic hlt: FAILED: L1 crashed",
             "  | Kernel panic\n  | end\n",
-            "linux svm cpuid: left out: SVM is AMD's",
+            "svm: left out: SVM is AMD's; this host's CPU has VMX (cpuid)",
+            "!: it failed later",
+            "- hv-evmcs: use it\n  rule: a rule\n",
         ] {
             assert!(text.contains(part), "{part:?} is not in\n{text}");
         }
     }
 
     #[test]
-    fn columns_line_up() {
-        let text = table(&report());
+    fn the_matrix_lines_up_and_says_what_is_missing() {
+        let text = table(&report(), None);
         let lines: Vec<_> = text
             .lines()
-            .skip_while(|line| !line.contains("p99.9"))
-            .take(3)
+            .skip_while(|line| !line.ends_with("evmcs"))
+            .take(4)
             .collect();
-        let ends: Vec<_> = lines.iter().map(|line| line.len()).collect();
-        assert_eq!(ends, [ends[0]; 3], "{text}");
-        assert!(lines[1].ends_with("2.5   1.00"), "{text}");
+        let columns = |line: &str| {
+            line.split_whitespace()
+                .map(str::to_owned)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(columns(lines[0]), ["classic", "classic+shadow", "evmcs"]);
+        let cpuid = columns(lines[1]);
+        assert_eq!(cpuid[0], "cpuid");
+        assert_eq!(cpuid[2..4], ["1.00x", "24.0"]);
+        assert_eq!(cpuid[8..], ["0.55x", "13.2"]);
+        assert_eq!(columns(lines[2])[..2], ["hlt", "FAILED"]);
+        assert_eq!(columns(lines[2])[2], "-");
+        assert!(columns(lines[2])[3].starts_with('!'), "{text}");
+        assert_eq!(lines[0].len(), lines[1].len(), "{text}");
+    }
+
+    #[test]
+    fn no_line_of_a_full_matrix_is_too_long() {
+        let entries = Mode::ALL.iter().flat_map(|mode| {
+            ["cpuid", "second-level-fault", "hlt"].map(|kind| measured(*mode, kind, 12_345_678.0))
+        });
+        let mut report = report_of(entries.collect());
+        report.recommendations = vec![super::super::model::Recommendation {
+            text: "word ".repeat(60),
+            rule: "rule ".repeat(60),
+        }];
+        let text = table(&report, Some("hlt"));
+        for line in text.lines() {
+            assert!(line.chars().count() <= WIDTH, "{line:?} in\n{text}");
+        }
+        for mode in Mode::ALL {
+            let titles = text.lines().filter(|line| !line.contains(':'));
+            assert!(
+                titles
+                    .flat_map(str::split_whitespace)
+                    .any(|word| word == mode.name()),
+                "{} is not in\n{text}",
+                mode.name()
+            );
+        }
+    }
+
+    #[test]
+    fn parts_are_shown_for_the_only_kind() {
+        let report = report_of(vec![measured(Mode::Classic, "cpuid", 1000.0)]);
+        assert!(table(&report, None).contains("L2 to L1"));
+        assert!(!table(&report, Some("hlt")).contains("L2 to L1"));
+        let two = report_of(vec![
+            measured(Mode::Classic, "cpuid", 1000.0),
+            measured(Mode::Classic, "hlt", 1000.0),
+        ]);
+        assert!(!table(&two, None).contains("L2 to L1"));
+    }
+
+    #[test]
+    fn samples_beyond_the_range_are_told() {
+        let mut figures = figures(1000.0);
+        figures.parts.round_trip.out_of_range = 3;
+        let entry = super::super::sample::entry(
+            Mode::Classic,
+            "cpuid",
+            Outcome::Measured(Box::new(figures)),
+        );
+        let text = table(&report_of(vec![entry]), None);
         assert!(
-            lines[2].ends_with("20.0   5.00") || lines[2].contains("20.0"),
+            text.contains("classic, round-trip: 3 samples were longer"),
             "{text}"
         );
     }
 
     #[test]
-    fn nothing_measured_is_no_table() {
+    fn a_hostile_console_does_not_reach_the_terminal() {
         let mut report = report();
-        report.results.drain(..3);
-        let text = table(&report);
-        assert!(!text.contains("p99.9") && text.contains("FAILED"));
+        for entry in &mut report.results {
+            entry.kind.push_str("\u{1b}[2J\n");
+            if let Outcome::Failed { why, console, .. } = &mut entry.outcome {
+                why.push('\u{7}');
+                console.push_str("\u{1b}]0;title\u{7}");
+            }
+        }
+        report.unit.name.push('\u{1b}');
+        report.environment.cpu_model.push('\u{1b}');
+        let text = table(&report, None);
+        assert!(
+            !text.contains(|c: char| c.is_control() && c != '\n'),
+            "{text:?}"
+        );
     }
 }

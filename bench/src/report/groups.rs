@@ -1,0 +1,333 @@
+//! The entries of a report as tables: which belong together, in what order, and against what they are compared.
+
+use std::borrow::Cow;
+
+use hypernest_nested::l2exit::{Kind, Mode};
+
+use super::model::{ALL_KINDS, Entry, L1, Measured, Outcome, Part, Parts, Report, Vmm};
+
+/// Entries that differ in nothing but mode and kind.
+#[derive(Debug)]
+pub(crate) struct Group<'a> {
+    /// What ran as L1.
+    pub(crate) l1: L1,
+    /// What ran it.
+    pub(crate) vmm: Vmm,
+    /// How much it touched.
+    pub(crate) touch: Option<&'a str>,
+    /// Its vCPUs.
+    pub(crate) cpus: u32,
+    entries: Vec<&'a Entry>,
+}
+
+/// What modes are compared with: the first of these that there is.
+const BASELINES: [Mode; 3] = [Mode::Classic, Mode::ClassicShadow, Mode::Svm];
+
+/// The groups of a report, in the order of their first entries.
+pub(crate) fn groups(report: &Report) -> Vec<Group<'_>> {
+    let mut groups: Vec<Group<'_>> = Vec::new();
+    for entry in &report.results {
+        let fitting = groups.iter_mut().find(|group| group.takes(entry));
+        match fitting {
+            Some(group) => group.entries.push(entry),
+            None => groups.push(Group {
+                l1: entry.l1,
+                vmm: entry.vmm,
+                touch: entry.touch.as_deref(),
+                cpus: entry.cpus,
+                entries: vec![entry],
+            }),
+        }
+    }
+    groups
+}
+
+impl<'a> Group<'a> {
+    fn takes(&self, entry: &Entry) -> bool {
+        self.l1 == entry.l1
+            && self.vmm == entry.vmm
+            && self.touch == entry.touch.as_deref()
+            && self.cpus == entry.cpus
+    }
+
+    /// `micro`, or `micro@qemu`; in file names and tags.
+    pub(crate) fn name(&self) -> String {
+        match self.vmm {
+            Vmm::Hypernest => self.l1.name().to_owned(),
+            Vmm::Qemu => format!("{}@qemu", self.l1.name()),
+        }
+    }
+
+    /// In words.
+    pub(crate) fn title(&self) -> String {
+        let l1 = match self.l1 {
+            L1::Micro => "the micro-hypervisor",
+            L1::Linux => "Linux",
+            L1::Image => "a disk image",
+            L1::Manual => "run by hand",
+        };
+        let vmm = match self.vmm {
+            Vmm::Hypernest => "",
+            Vmm::Qemu => " in QEMU",
+        };
+        let touch = self
+            .touch
+            .map_or_else(String::new, |touch| format!(", touching {}", plain(touch)));
+        let cpus = match self.cpus {
+            1 => ", 1 vCPU".to_owned(),
+            cpus => format!(", {cpus} vCPUs"),
+        };
+        format!("L1: {l1}{vmm}{touch}{cpus}")
+    }
+
+    /// Its entries, as they stand in the report.
+    pub(crate) fn entries(&self) -> &[&'a Entry] {
+        &self.entries
+    }
+
+    /// The modes with figures, in the order of [`Mode::ALL`].
+    pub(crate) fn modes(&self) -> Vec<Mode> {
+        let has = |mode| {
+            let mut of_mode = self.entries.iter().filter(|entry| entry.mode == mode);
+            of_mode.any(|entry| figures(entry).is_some())
+        };
+        Mode::ALL
+            .iter()
+            .copied()
+            .filter(|mode| has(*mode))
+            .collect()
+    }
+
+    /// The kinds with figures: those of [`Kind::ALL`] in their order, then others.
+    pub(crate) fn kinds(&self) -> Vec<&'a str> {
+        let mut kinds: Vec<&str> = Vec::new();
+        for entry in &self.entries {
+            if figures(entry).is_some() && !kinds.contains(&entry.kind.as_str()) {
+                kinds.push(&entry.kind);
+            }
+        }
+        let place = |kind: &str| Kind::ALL.iter().position(|known| known.name() == kind);
+        kinds.sort_by_key(|kind| place(kind).unwrap_or(usize::MAX));
+        kinds
+    }
+
+    /// The figures of a kind in a mode, also those of what failed later.
+    pub(crate) fn measured(&self, mode: Mode, kind: &str) -> Option<&'a Measured> {
+        let mut fitting = self
+            .entries
+            .iter()
+            .filter(|entry| entry.mode == mode && entry.kind == kind);
+        fitting.find_map(|entry| figures(entry))
+    }
+
+    /// The figures of a kind in a mode, if all went well.
+    pub(crate) fn complete(&self, mode: Mode, kind: &str) -> Option<&'a Measured> {
+        let mut fitting = self
+            .entries
+            .iter()
+            .filter(|entry| entry.mode == mode && entry.kind == kind);
+        fitting.find_map(|entry| entry.measured())
+    }
+
+    /// Whether a kind was tried in a mode without success.
+    pub(crate) fn failed(&self, mode: Mode, kind: &str) -> bool {
+        self.entries.iter().any(|entry| {
+            let failed = matches!(entry.outcome, Outcome::Failed { .. });
+            failed && entry.mode == mode && (entry.kind == kind || entry.kind == ALL_KINDS)
+        })
+    }
+
+    /// The mode that the others are compared with.
+    pub(crate) fn baseline(&self) -> Option<Mode> {
+        let has = |mode: &Mode| {
+            let mut of_mode = self.entries.iter().filter(|entry| entry.mode == *mode);
+            of_mode.any(|entry| entry.measured().is_some())
+        };
+        BASELINES.into_iter().find(has)
+    }
+
+    /// The median round trip in parts of the baseline's; `None` where one of them is missing or the baseline's is 0.
+    pub(crate) fn ratio(&self, mode: Mode, kind: &str) -> Option<f64> {
+        let p50 = |mode| Some(self.measured(mode, kind)?.parts.round_trip.summary.p50);
+        ratio(p50(mode)?, p50(self.baseline()?)?)
+    }
+}
+
+/// The figures of an entry, also of one that failed later.
+fn figures(entry: &Entry) -> Option<&Measured> {
+    match &entry.outcome {
+        Outcome::Measured(measured) => Some(measured),
+        Outcome::Failed { partial, .. } => partial.as_deref(),
+        Outcome::LeftOut { .. } => None,
+    }
+}
+
+/// `of` in parts of `against`, if that is a number.
+pub(crate) fn ratio(of: f64, against: f64) -> Option<f64> {
+    let ratio = of / against;
+    (against > 0.0 && ratio.is_finite()).then_some(ratio)
+}
+
+/// The parts of a sample, by the names they have in tags and expressions.
+pub(crate) const PARTS: [(&str, &str, PartOf); 4] = [
+    ("round-trip", "round trip", |parts| Some(&parts.round_trip)),
+    ("l2-to-l1", "L2 to L1", |parts| parts.l2_to_l1.as_ref()),
+    ("l1", "L1", |parts| parts.l1.as_ref()),
+    ("l1-to-l2", "L1 to L2", |parts| parts.l1_to_l2.as_ref()),
+];
+
+/// Takes one part.
+pub(crate) type PartOf = fn(&Parts) -> Option<&Part>;
+
+/// A kind of exits in words, for sentences.
+pub(crate) fn in_words(kind: &str) -> Cow<'_, str> {
+    let words = match kind {
+        "cpuid" => "CPUID exits",
+        "hypercall" => "hypercalls",
+        "rdmsr" => "MSR reads",
+        "wrmsr" => "MSR writes",
+        "rdmsr-direct" => "MSR reads that L1 lets through",
+        "wrmsr-direct" => "MSR writes that L1 lets through",
+        "bitmap-same" => "exits with the MSR bitmap left alone",
+        "bitmap-changed" => "exits with a changed MSR bitmap",
+        "pio-out" => "port writes",
+        "pio-in" => "port reads",
+        "hlt" => "halts with a timer's wake-up",
+        "interrupt" => "interrupts",
+        "ipi" => "IPIs",
+        "second-level-fault" => "second-level faults",
+        "mmio" => "MMIO",
+        "cr-write" => "CR3 writes",
+        "page-fault" => "page faults",
+        "xsetbv" => "XSETBV",
+        "pause" => "PAUSE exits",
+        "timer" => "timer interrupts",
+        "preemption-timer" => "the preemption timer",
+        "flush-hypercall" => "TLB flushes by hypercall",
+        other => return plain(other),
+    };
+    Cow::Borrowed(words)
+}
+
+/// Text of guests and files without what a terminal would obey: control characters, and marks that turn the direction of
+/// writing.
+pub(crate) fn plain(text: &str) -> Cow<'_, str> {
+    let obeyed = |c: char| {
+        c.is_control()
+            || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    if text.contains(obeyed) {
+        Cow::Owned(text.replace(obeyed, "\u{fffd}"))
+    } else {
+        Cow::Borrowed(text)
+    }
+}
+
+/// A number with groups of three digits; small ones with a digit after the point.
+pub(crate) fn number(value: f64) -> String {
+    if !value.is_finite() {
+        return "-".to_owned();
+    }
+    if value != 0.0 && value.abs() < 10.0 {
+        return format!("{value:.1}");
+    }
+    let digits = format!("{value:.0}");
+    let (sign, digits) = match digits.strip_prefix('-') {
+        Some(rest) => ("-", rest),
+        None => ("", digits.as_str()),
+    };
+    let mut grouped = sign.to_owned();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            grouped.push(',');
+        }
+        grouped.push(digit);
+    }
+    grouped
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::sample::{failed, left_out, measured, report_of};
+
+    #[test]
+    fn digits_in_groups() {
+        for (value, wanted) in [
+            (0.0, "0"),
+            (0.44, "0.4"),
+            (9.96, "10.0"),
+            (123.0, "123"),
+            (999.6, "1,000"),
+            (1_234_567.0, "1,234,567"),
+            (-1234.0, "-1,234"),
+            (f64::NAN, "-"),
+        ] {
+            assert_eq!(number(value), wanted);
+        }
+    }
+
+    #[test]
+    fn what_a_terminal_would_obey_is_replaced() {
+        assert_eq!(plain("L1 \u{e9}"), "L1 \u{e9}");
+        assert_eq!(
+            plain("\u{1b}[2J\n\u{202e}x"),
+            "\u{fffd}[2J\u{fffd}\u{fffd}x"
+        );
+    }
+
+    #[test]
+    fn kinds_and_modes_have_an_order_of_their_own() {
+        let report = report_of(vec![
+            measured(Mode::Evmcs, "of-tomorrow", 50.0),
+            measured(Mode::Evmcs, "hypercall", 50.0),
+            measured(Mode::Evmcs, "cpuid", 50.0),
+            left_out(Mode::Svm, "cpuid"),
+            failed(Mode::Offered, "cpuid"),
+            measured(Mode::Classic, "cpuid", 100.0),
+        ]);
+        let groups = groups(&report);
+        assert_eq!(groups.len(), 1);
+        let group = &groups[0];
+        assert_eq!(group.modes(), [Mode::Classic, Mode::Evmcs]);
+        assert_eq!(group.kinds(), ["cpuid", "hypercall", "of-tomorrow"]);
+        assert_eq!(group.baseline(), Some(Mode::Classic));
+        assert_eq!(group.ratio(Mode::Evmcs, "cpuid"), Some(0.5));
+        assert_eq!(group.ratio(Mode::Evmcs, "hypercall"), None);
+        assert!(group.failed(Mode::Offered, "cpuid") && !group.failed(Mode::Evmcs, "cpuid"));
+    }
+
+    #[test]
+    fn the_baseline_is_the_first_that_there_is() {
+        for (modes, wanted) in [
+            (&[Mode::Evmcs][..], None),
+            (
+                &[Mode::Evmcs, Mode::ClassicShadow],
+                Some(Mode::ClassicShadow),
+            ),
+            (&[Mode::SvmEmsr, Mode::Svm], Some(Mode::Svm)),
+        ] {
+            let entries = modes.iter().map(|mode| measured(*mode, "cpuid", 7.0));
+            let report = report_of(entries.collect());
+            assert_eq!(groups(&report)[0].baseline(), wanted);
+        }
+    }
+
+    #[test]
+    fn what_differs_in_more_stands_apart() {
+        let mut qemu = measured(Mode::Classic, "cpuid", 7.0);
+        qemu.vmm = Vmm::Qemu;
+        let mut touch = measured(Mode::Classic, "cpuid", 7.0);
+        touch.touch = Some("minimal".to_owned());
+        let report = report_of(vec![measured(Mode::Classic, "cpuid", 7.0), qemu, touch]);
+        let names: Vec<_> = groups(&report).iter().map(Group::name).collect();
+        assert_eq!(names, ["micro", "micro@qemu", "micro"]);
+    }
+
+    #[test]
+    fn a_ratio_to_nothing_is_none() {
+        assert_eq!(ratio(1.0, 0.0), None);
+        assert_eq!(ratio(1.0, f64::NAN), None);
+        assert_eq!(ratio(1.0, 4.0), Some(0.25));
+    }
+}

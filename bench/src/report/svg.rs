@@ -1,0 +1,246 @@
+//! A percentile plot: a line for each mode, on an axis that stretches the tail.
+
+use std::fmt::Write as _;
+
+use hypernest_nested::l2exit::Mode;
+
+use super::axis::{Axis, decades, percentile};
+use super::distribution::Distribution;
+use super::groups::{Group, in_words, number};
+use super::markup::escape;
+use super::model::Report;
+use crate::histogram::HistogramError;
+
+const WIDTH: f64 = 900.0;
+const HEIGHT: f64 = 520.0;
+const LEFT: f64 = 90.0;
+const RIGHT: f64 = 700.0;
+const TOP: f64 = 76.0;
+const BOTTOM: f64 = 446.0;
+/// Between two lines of the legend.
+const LINE: f64 = 40.0;
+
+/// A mode's colour, and its dashes: neither alone must tell two modes apart.
+pub(crate) fn stroke(mode: Mode) -> (&'static str, &'static str) {
+    match mode {
+        Mode::Classic => ("#3d3d3d", "none"),
+        Mode::ClassicShadow => ("#8a8a8a", "8 4"),
+        Mode::Offered => ("#8c510a", "none"),
+        Mode::OfferedShadow => ("#c58a3d", "8 4"),
+        Mode::Evmcs => ("#0067b8", "none"),
+        Mode::EvmcsEmsr => ("#00999e", "12 3 3 3"),
+        Mode::EvmcsDirectFlush => ("#6a3fb5", "3 3"),
+        Mode::Svm => ("#c4262e", "none"),
+        Mode::SvmEmsr => ("#e07b00", "12 3 3 3"),
+        Mode::SvmDirectFlush => ("#b0197e", "3 3"),
+    }
+}
+
+/// The round trips of a kind. `None` if there are none.
+pub(crate) fn percentiles(
+    report: &Report,
+    group: &Group<'_>,
+    kind: &str,
+) -> Result<Option<String>, HistogramError> {
+    let mut lines = Vec::new();
+    for mode in group.modes() {
+        let Some(measured) = group.measured(mode, kind) else {
+            continue;
+        };
+        let part = &measured.parts.round_trip;
+        if let Some(distribution) = Distribution::of(part, &report.unit)? {
+            lines.push((mode, distribution, part.summary.p50));
+        }
+    }
+    if lines.is_empty() {
+        return Ok(None);
+    }
+    let mut text = String::new();
+    // Writing to a string does not fail.
+    let _written = draw(report, group, kind, &lines, &mut text);
+    Ok(Some(text))
+}
+
+type Lines = [(Mode, Distribution, f64)];
+
+fn draw(
+    report: &Report,
+    group: &Group<'_>,
+    kind: &str,
+    lines: &Lines,
+    out: &mut String,
+) -> std::fmt::Result {
+    let values = lines.iter().flat_map(|(_, line, _)| &line.steps);
+    let (least, most) = values.fold((f64::INFINITY, 0.0_f64), |(least, most), &(value, _)| {
+        (least.min(value), most.max(value))
+    });
+    let samples = lines.iter().map(|(_, line, _)| line.samples).max();
+    let samples = samples.unwrap_or(1);
+    let value = Axis::of_values(least, most, BOTTOM, TOP);
+    let rank = Axis::linear(0.0, percentile(1.0, samples), LEFT, RIGHT);
+    let unit = escape(&report.unit.name);
+    let title = format!("Round trips of L2: {}", escape(&in_words(kind)));
+    writeln!(
+        out,
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" width=\"{WIDTH}\" height=\"{HEIGHT}\" \
+         role=\"img\" aria-labelledby=\"title desc\" font-family=\"system-ui, sans-serif\" font-size=\"13\">"
+    )?;
+    writeln!(out, "<title id=\"title\">{title}</title>")?;
+    let medians: Vec<_> = lines
+        .iter()
+        .map(|(mode, _, p50)| format!("{} {}", mode.name(), number(*p50)))
+        .collect();
+    writeln!(
+        out,
+        "<desc id=\"desc\">Time by percentile, a line for each mode. Medians in {unit}: {}.</desc>",
+        medians.join(", ")
+    )?;
+    writeln!(out, "<rect width=\"100%\" height=\"100%\" fill=\"#fff\"/>")?;
+    writeln!(
+        out,
+        "<text x=\"{LEFT}\" y=\"28\" font-size=\"18\" font-weight=\"600\" fill=\"#111\">{title}</text>"
+    )?;
+    let host = &report.environment;
+    writeln!(
+        out,
+        "<text x=\"{LEFT}\" y=\"50\" fill=\"#555\">{} · {}, Linux {}</text>",
+        escape(&group.title()),
+        escape(&host.cpu_model),
+        escape(&host.kernel)
+    )?;
+    axes(&value, &rank, samples, &unit, out)?;
+    for (mode, line, _) in lines {
+        let (colour, dashes) = stroke(*mode);
+        let mut path = String::new();
+        for (at, from, to) in line.stairs() {
+            let y = value.place(at);
+            for (letter, q) in [(if path.is_empty() { 'M' } else { 'L' }, from), ('L', to)] {
+                let x = rank.place(percentile(q, line.samples));
+                write!(path, "{letter}{x:.1} {y:.1}")?;
+            }
+        }
+        writeln!(
+            out,
+            "<path d=\"{path}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\" stroke-dasharray=\"{dashes}\" \
+             stroke-linejoin=\"round\"><title>{}</title></path>",
+            mode.name()
+        )?;
+    }
+    legend(lines, &unit, out)?;
+    writeln!(out, "</svg>")
+}
+
+fn axes(value: &Axis, rank: &Axis, samples: u64, unit: &str, out: &mut String) -> std::fmt::Result {
+    for tick in value.ticks() {
+        let y = value.place(tick);
+        writeln!(
+            out,
+            "<path d=\"M{LEFT} {y:.1}H{RIGHT}\" stroke=\"#e3e3e3\"/><text x=\"{}\" y=\"{:.1}\" text-anchor=\"end\" fill=\"#333\">{}</text>",
+            LEFT - 8.0,
+            y + 4.0,
+            number(tick)
+        )?;
+    }
+    for (q, name) in decades(samples) {
+        let x = rank.place(percentile(q, samples));
+        writeln!(
+            out,
+            "<path d=\"M{x:.1} {TOP}V{BOTTOM}\" stroke=\"#e3e3e3\"/><text x=\"{x:.1}\" y=\"{}\" text-anchor=\"middle\" fill=\"#333\">{name}</text>",
+            BOTTOM + 20.0
+        )?;
+    }
+    writeln!(
+        out,
+        "<path d=\"M{LEFT} {TOP}V{BOTTOM}H{RIGHT}\" fill=\"none\" stroke=\"#777\"/>"
+    )?;
+    writeln!(
+        out,
+        "<text x=\"{}\" y=\"{}\" text-anchor=\"middle\" fill=\"#333\">percentile of the samples</text>",
+        f64::midpoint(LEFT, RIGHT),
+        BOTTOM + 44.0
+    )?;
+    let scale = if value.is_logarithmic() {
+        ", logarithmic"
+    } else {
+        ""
+    };
+    writeln!(
+        out,
+        "<text transform=\"translate(20 {}) rotate(-90)\" text-anchor=\"middle\" fill=\"#333\">{unit}{scale}</text>",
+        f64::midpoint(TOP, BOTTOM)
+    )
+}
+
+/// Beside the plot, the slowest on top as its line is.
+fn legend(lines: &Lines, unit: &str, out: &mut String) -> std::fmt::Result {
+    let mut sorted: Vec<_> = lines.iter().collect();
+    sorted.sort_by(|a, b| b.2.total_cmp(&a.2));
+    let mut y = TOP + 8.0;
+    for (mode, line, p50) in sorted {
+        let (colour, dashes) = stroke(*mode);
+        writeln!(
+            out,
+            "<path d=\"M{} {y:.1}h30\" stroke=\"{colour}\" stroke-width=\"3\" stroke-dasharray=\"{dashes}\"/>\
+             <text x=\"{}\" y=\"{:.1}\" font-weight=\"600\" fill=\"#111\">{}</text>\
+             <text x=\"{}\" y=\"{:.1}\" font-size=\"11\" fill=\"#555\">median {} {unit}, n={}</text>",
+            RIGHT + 16.0,
+            RIGHT + 54.0,
+            y + 4.0,
+            mode.name(),
+            RIGHT + 54.0,
+            y + 19.0,
+            number(*p50),
+            line.samples
+        )?;
+        y += LINE;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::groups::groups;
+    use crate::report::sample::{failed, report, report_of};
+
+    #[test]
+    fn a_line_for_each_mode_with_words_for_those_who_do_not_see_it() {
+        let report = report();
+        let groups = groups(&report);
+        let text = percentiles(&report, &groups[0], "cpuid").unwrap().unwrap();
+        assert_eq!(text.matches("stroke-linejoin").count(), 3, "{text}");
+        for part in [
+            "<title id=\"title\">Round trips of L2: CPUID exits</title>",
+            "role=\"img\"",
+            "Medians in ns: classic 2,4",
+            "<title>evmcs</title>",
+            ">99 %<",
+        ] {
+            assert!(text.contains(part), "{part:?} is not in\n{text}");
+        }
+        assert!(!text.contains("NaN") && !text.contains("inf"), "{text}");
+        let elsewhere = percentiles(&report, &groups[1], "interrupt").unwrap();
+        assert_eq!(elsewhere, None);
+    }
+
+    #[test]
+    fn hostile_names_stay_text() {
+        let mut report = report();
+        report.results.truncate(1);
+        report.results[0].kind = "</title><script>".into();
+        report.unit.name = "<b>\u{0}".into();
+        report.environment.cpu_model = "\"&".into();
+        let groups = groups(&report);
+        let text = percentiles(&report, &groups[0], "</title><script>");
+        let text = text.unwrap().unwrap();
+        assert!(!text.contains("<script") && !text.contains("<b>"), "{text}");
+        assert!(text.contains("&lt;/title&gt;&lt;script&gt;") && text.contains("&quot;&amp;"));
+    }
+
+    #[test]
+    fn nothing_measured_is_no_plot() {
+        let report = report_of(vec![failed(Mode::Classic, "cpuid")]);
+        let groups = groups(&report);
+        assert_eq!(percentiles(&report, &groups[0], "cpuid").unwrap(), None);
+    }
+}
