@@ -12,4 +12,5 @@ pub mod hyperv;
 pub mod l2exit;
 pub mod probe;
 pub mod svm;
+pub mod taxonomy;
 pub mod vmx;
