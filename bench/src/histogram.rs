@@ -1,9 +1,14 @@
 //! HDR histograms of ticks, and their text form: base64 of HDR V2, deflated.
 
+use std::io::Read as _;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use flate2::read::ZlibDecoder;
 use hdrhistogram::Histogram;
-use hdrhistogram::serialization::{Deserializer, Serializer as _, V2DeflateSerializer};
+use hdrhistogram::serialization::{
+    DeserializeError, Deserializer, Serializer as _, V2DeflateSerializer,
+};
 use thiserror::Error;
 
 /// Significant decimal digits.
@@ -19,7 +24,10 @@ pub(crate) enum HistogramError {
     Base64(#[from] base64::DecodeError),
     /// Not a histogram.
     #[error("what should be an HDR histogram is none: {0:?}")]
-    Decode(hdrhistogram::serialization::DeserializeError),
+    Decode(DeserializeError),
+    /// Larger than any that this program makes.
+    #[error("an HDR histogram wants too much memory")]
+    TooLarge,
     /// Cannot be written.
     #[error("cannot encode an HDR histogram: {0:?}")]
     Encode(hdrhistogram::serialization::V2DeflateSerializeError),
@@ -69,9 +77,39 @@ pub(crate) fn encode(histogram: &Histogram<u64>) -> Result<String, HistogramErro
 /// From text.
 pub(crate) fn decode(text: &str) -> Result<Histogram<u64>, HistogramError> {
     let bytes = STANDARD.decode(text)?;
+    // What is deflated begins after a cookie and a length.
+    let (Some(COOKIE), Some(deflated)) = (bytes.first_chunk(), bytes.get(8..)) else {
+        return Err(HistogramError::Decode(DeserializeError::InvalidCookie));
+    };
+    let mut header = [0; HEADER];
+    ZlibDecoder::new(deflated)
+        .read_exact(&mut header)
+        .map_err(|e| HistogramError::Decode(e.into()))?;
+    if !is_modest(&header) {
+        return Err(HistogramError::TooLarge);
+    }
     Deserializer::new()
         .deserialize(&mut bytes.as_slice())
         .map_err(HistogramError::Decode)
+}
+
+/// What HDR V2, deflated, begins with.
+const COOKIE: &[u8; 4] = &[0x1c, 0x84, 0x93, 0x14];
+/// The header of HDR V2: cookie, length of the counts, offset, digits (4 bytes each), least and greatest value (8 bytes each), all
+/// big-endian.
+const HEADER: usize = 32;
+/// The most bytes of counts: 32 times 2^10 counts, up to 9 bytes each.
+const MOST_COUNTS: u32 = 9 * (32 << 10);
+
+/// Whether a histogram takes no more memory than ours do. A reader makes room for what the header says before it looks further.
+fn is_modest(header: &[u8; HEADER]) -> bool {
+    let number = |from: usize, bytes: usize| {
+        let digits = header[from..from + bytes].iter();
+        digits.fold(0_u64, |sum, byte| sum << 8 | u64::from(*byte))
+    };
+    number(4, 4) <= u64::from(MOST_COUNTS)
+        && number(12, 4) <= u64::from(DIGITS)
+        && number(24, 8) <= LONGEST.next_power_of_two() * 2
 }
 
 #[cfg(test)]
@@ -100,5 +138,23 @@ mod tests {
         assert_eq!(histogram.min(), 0);
         assert!(histogram.value_at_quantile(0.5).abs_diff(14_050) <= 14);
         assert!(histogram.max() >= LONGEST);
+    }
+
+    #[test]
+    fn one_that_wants_much_memory_is_refused() {
+        for (highest, digits) in [(1 << 20, 5), (1 << 50, 3)] {
+            let mut large = Histogram::<u64>::new_with_max(highest, digits).unwrap();
+            large.record(7).unwrap();
+            let text = encode(&large).unwrap();
+            assert!(matches!(decode(&text), Err(HistogramError::TooLarge)));
+        }
+        // Not deflated: nothing has looked at its lengths.
+        let mut bytes = vec![0x1c, 0x84, 0x93, 0x13];
+        bytes.extend(u32::MAX.to_be_bytes());
+        bytes.extend([0; 40]);
+        assert!(matches!(
+            decode(&STANDARD.encode(&bytes)),
+            Err(HistogramError::Decode(DeserializeError::InvalidCookie))
+        ));
     }
 }

@@ -11,10 +11,14 @@ mod model;
 mod recommend;
 #[cfg(test)]
 mod sample;
+#[cfg(test)]
+mod schema;
 mod svg;
 mod table;
 
 pub(crate) use files::{FileError, read, write};
+#[cfg(test)]
+pub(crate) use model::StoppedBy;
 pub(crate) use model::{
     ALL_KINDS, Entry, Environment, L1, L1Facts, Measured, Outcome, Part, Parts, Report, VERSION,
     Vmm,
