@@ -151,6 +151,20 @@ pub(crate) fn halt() {
     unsafe { asm!("hlt", options(nomem, nostack, preserves_flags)) }
 }
 
+/// Lets pending interrupts in, and then no more.
+pub(crate) fn take_interrupts() {
+    // An interrupt comes behind the instruction after STI.
+    // SAFETY: as for `enable_interrupts`.
+    unsafe { asm!("sti", "nop", "cli", options(nomem, nostack)) }
+}
+
+pub(crate) fn cr0() -> u64 {
+    let value;
+    // SAFETY: reads a register.
+    unsafe { asm!("mov {}, cr0", out(reg) value, options(nomem, nostack, preserves_flags)) }
+    value
+}
+
 pub(crate) fn cr4() -> u64 {
     let value;
     // SAFETY: reads a register.

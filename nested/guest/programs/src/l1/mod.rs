@@ -5,6 +5,7 @@ mod doorbell;
 mod kinds;
 mod l2;
 mod second_level;
+mod svm;
 mod vcpu;
 mod vmx;
 
@@ -71,10 +72,18 @@ pub(crate) fn run(args: &Args<'_>) -> Exit {
         }
     };
     let doorbell = cpu::in32(doorbell::PORT) == doorbell::PRESENT;
-    let shared = Shared::new(0, Vendor::Intel, doorbell, plan.warmup, plan.samples);
+    let vendor = if plan.mode.is_svm() {
+        Vendor::Amd
+    } else {
+        Vendor::Intel
+    };
+    let shared = Shared::new(0, vendor, doorbell, plan.warmup, plan.samples);
     let result = match plan.mode {
         Mode::Classic | Mode::ClassicShadow | Mode::Offered | Mode::OfferedShadow => {
             Session::<vmx::Vmx<vmx::Classic>>::new(&plan, shared).map(Session::run)
+        }
+        Mode::Svm | Mode::SvmEmsr | Mode::SvmDirectFlush => {
+            Session::<svm::Svm>::new(&plan, shared).map(Session::run)
         }
         _ => Err(Text::new(format_args!("not made for this guest"))),
     };
