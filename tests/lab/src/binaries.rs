@@ -35,6 +35,8 @@ pub struct Binaries {
     pub hypernest: PathBuf,
     /// Measurements.
     pub bench: PathBuf,
+    /// Measurements from inside a guest.
+    pub l2probe: PathBuf,
 }
 
 /// The root of the project.
@@ -96,12 +98,16 @@ pub fn build() -> Result<Binaries, BuildError> {
         "hypernest-bench",
         "--package",
         "hypernest-lab",
+        "--package",
+        "l2probe",
     ]);
     command.args([
         "--bin",
         "hypernest",
         "--bin",
         "hypernest-bench",
+        "--bin",
+        "l2probe",
         "--bin",
         "lab-init",
     ]);
@@ -126,6 +132,7 @@ pub fn build() -> Result<Binaries, BuildError> {
         init: built("lab-init")?,
         hypernest: built("hypernest")?,
         bench: built("hypernest-bench")?,
+        l2probe: built("l2probe")?,
     })
 }
 

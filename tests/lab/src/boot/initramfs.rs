@@ -39,6 +39,7 @@ pub(super) fn write(
     copy("init", &binaries.init)?;
     copy("bin/hypernest", &binaries.hypernest)?;
     copy("bin/hypernest-bench", &binaries.bench)?;
+    copy("bin/l2probe", &binaries.l2probe)?;
     let kernel = held(lab, "kernel", machine.kernel.directory())?;
     for module in modules(host, machine) {
         let name = module.path.trim_start_matches("/modules/").to_owned();
