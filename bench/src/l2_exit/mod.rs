@@ -2,6 +2,7 @@
 
 mod l1;
 mod linux;
+mod manual;
 pub(crate) mod modes;
 mod outcome;
 mod shadow;
@@ -23,6 +24,7 @@ use crate::kvm_module::{Source, Vendor};
 use crate::report::{self, ALL_KINDS, Entry, FileError, L1, Outcome, Report, Vmm};
 use crate::unit::unit;
 use l1::L1Error;
+use manual::ManualError;
 use modes::Facts;
 use shadow::ShadowVmcs;
 
@@ -40,6 +42,9 @@ pub(crate) struct Args {
     /// What to measure; what is named must be possible here [default: all that is]
     #[arg(long, value_name = "MODE", value_delimiter = ',')]
     modes: Vec<Mode>,
+    /// With --l1 manual: a result of l2probe and the mode that its L1 was started for, as evmcs=FILE, or qemu:evmcs=FILE where QEMU ran it
+    #[arg(long, value_name = "MODE=FILE", value_parser = manual::labelled)]
+    probe: Vec<manual::Labelled>,
     /// Samples a round
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
     samples: u32,
@@ -109,6 +114,9 @@ pub(crate) enum L2ExitError {
     /// L1's figures.
     #[error("L1's report holds a broken histogram")]
     Histogram(#[from] HistogramError),
+    /// Results of l2probe.
+    #[error(transparent)]
+    Manual(#[from] ManualError),
     /// The result.
     #[error(transparent)]
     Files(#[from] FileError),
@@ -133,6 +141,9 @@ impl L2ExitError {
 
 /// Whether all that was tried went well.
 pub(crate) fn run(args: &Args) -> Result<bool, L2ExitError> {
+    if args.l1 == L1::Manual {
+        return by_hand(args);
+    }
     let started = SystemTime::now();
     let host = HostCaps::probe()?;
     let facts = facts(&host)?;
@@ -192,6 +203,17 @@ pub(crate) fn run(args: &Args) -> Result<bool, L2ExitError> {
     report.recommendations = report::recommend(&report);
     print(args, &report)?;
     Ok(!report.failed() && !report.interrupted)
+}
+
+/// Nothing is run, so any machine will do.
+fn by_hand(args: &Args) -> Result<bool, L2ExitError> {
+    if args.probe.is_empty() {
+        crate::print(&manual::steps()).map_err(L2ExitError::Stdout)?;
+        return Ok(true);
+    }
+    let report = manual::report(&args.probe)?;
+    print(args, &report)?;
+    Ok(!report.failed())
 }
 
 fn print(args: &Args, report: &Report) -> Result<(), L2ExitError> {
