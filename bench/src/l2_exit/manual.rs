@@ -167,7 +167,7 @@ fn merge(runs: &[Run]) -> Result<Report, ManualError> {
     let scale = Scale { unit, ticks_per_ns };
     let started = runs.iter().map(|run| run.document.started_unix).min();
     let started = SystemTime::UNIX_EPOCH + Duration::from_secs(started.unwrap_or(0).min(1 << 40));
-    Ok(Report {
+    let mut report = Report {
         version: report::VERSION,
         made_by: format!("hypernest-bench {}", env!("CARGO_PKG_VERSION")),
         command_line: std::env::args().collect(),
@@ -179,7 +179,9 @@ fn merge(runs: &[Run]) -> Result<Report, ManualError> {
         results: entries(L1::Manual, runs, &scale)?,
         recommendations: Vec::new(),
         unit: scale.unit,
-    })
+    };
+    report.recommendations = report::recommend(&report);
+    Ok(report)
 }
 
 /// The TSC's rate in a run, if it is known.
@@ -499,7 +501,7 @@ mod tests {
         let warnings = report.warnings.join("\n");
         assert!(warnings.contains("evmcs=a: beware") && warnings.contains("6.6-WSL2"));
         assert!(!warnings.contains("differ"));
-        assert!(report::table(&report).contains("cpuid"));
+        assert!(report::table(&report, None).contains("cpuid"));
     }
 
     #[test]
