@@ -51,31 +51,49 @@ impl Page {
         self.0
     }
 
+    #[inline(always)]
     pub(crate) fn read8(self, offset: usize) -> u8 {
         // SAFETY: `at` keeps the access inside of the page.
         unsafe { self.at::<u8>(offset).read_volatile() }
     }
 
+    #[inline(always)]
+    pub(crate) fn read16(self, offset: usize) -> u16 {
+        // SAFETY: as in `read8`.
+        unsafe { self.at::<u16>(offset).read_volatile() }
+    }
+
+    #[inline(always)]
     pub(crate) fn read32(self, offset: usize) -> u32 {
         // SAFETY: as in `read8`.
         unsafe { self.at::<u32>(offset).read_volatile() }
     }
 
+    #[inline(always)]
     pub(crate) fn read64(self, offset: usize) -> u64 {
         // SAFETY: as in `read8`.
         unsafe { self.at::<u64>(offset).read_volatile() }
     }
 
+    #[inline(always)]
     pub(crate) fn write8(self, offset: usize, value: u8) {
         // SAFETY: as in `read8`.
         unsafe { self.at::<u8>(offset).write_volatile(value) }
     }
 
+    #[inline(always)]
+    pub(crate) fn write16(self, offset: usize, value: u16) {
+        // SAFETY: as in `read8`.
+        unsafe { self.at::<u16>(offset).write_volatile(value) }
+    }
+
+    #[inline(always)]
     pub(crate) fn write32(self, offset: usize, value: u32) {
         // SAFETY: as in `read8`.
         unsafe { self.at::<u32>(offset).write_volatile(value) }
     }
 
+    #[inline(always)]
     pub(crate) fn write64(self, offset: usize, value: u64) {
         // SAFETY: as in `read8`.
         unsafe { self.at::<u64>(offset).write_volatile(value) }
@@ -88,6 +106,7 @@ impl Page {
         word.swap(value, Ordering::AcqRel)
     }
 
+    #[inline(always)]
     fn at<T>(self, offset: usize) -> *mut T {
         assert!(
             offset.is_multiple_of(size_of::<T>()) && offset < as_usize(PAGE_SIZE),

@@ -30,6 +30,8 @@ struct Plan<'a> {
     warmup: usize,
 }
 
+/// IA32_DEBUGCTL.
+const DEBUGCTL: u32 = 0x1D9;
 /// As many samples as fit into one frame.
 const MOST: u64 = hypernest_nested::probe::MAX_COUNT as u64;
 
@@ -85,7 +87,9 @@ pub(crate) fn run(args: &Args<'_>) -> Exit {
         Mode::Svm | Mode::SvmEmsr | Mode::SvmDirectFlush => {
             Session::<svm::Svm>::new(&plan, shared).map(Session::run)
         }
-        _ => Err(Text::new(format_args!("not made for this guest"))),
+        Mode::Evmcs | Mode::EvmcsEmsr | Mode::EvmcsDirectFlush => {
+            Session::<vmx::Vmx<vmx::Enlightened>>::new(&plan, shared).map(Session::run)
+        }
     };
     match result {
         Ok(exit) => exit,
@@ -157,6 +161,10 @@ impl<'a, V: Vcpu> Session<'a, V> {
         let exited = AtomicU64::new(0);
         let mut resumed: &AtomicU64 = &unmeasured;
         loop {
+            if self.plan.touch == Touch::KvmLike {
+                // Linux reads it before each entry (vcpu_enter_guest), whoever made the processor.
+                core::hint::black_box(cpu::rdmsr(DEBUGCTL).ok());
+            }
             self.vcpu.enter(resumed, &exited)?;
             let cause = self.vcpu.cause();
             if shared.is_finished() {

@@ -7,6 +7,7 @@ use hypernest_nested::l2exit::Mode;
 use hypernest_nested::vmx::Field;
 
 use super::capabilities::Capabilities;
+use super::enlightened;
 use crate::pages::Page;
 use crate::text::Text;
 
@@ -16,7 +17,7 @@ pub(crate) trait Fields: Sized {
     fn new(mode: Mode, order: usize, capabilities: &Capabilities) -> Result<Self, Text>;
 
     /// Empties it and makes it this processor's current one. The next entry must be a launch.
-    fn begin(&mut self, direct_flush: bool);
+    fn begin(&mut self);
 
     /// A field's value.
     fn read(&self, field: Field) -> u64;
@@ -36,14 +37,24 @@ pub(crate) struct Classic {
 }
 
 impl Fields for Classic {
-    fn new(_mode: Mode, _order: usize, capabilities: &Capabilities) -> Result<Self, Text> {
+    fn new(mode: Mode, _order: usize, capabilities: &Capabilities) -> Result<Self, Text> {
+        // The offer alone changes what VMX can do, and so what is measured.
+        match (mode.offers_evmcs(), enlightened::is_offered()) {
+            (true, false) => Err(Text::new(format_args!(
+                "the enlightened VMCS (hv-evmcs) is not offered"
+            )))?,
+            (false, true) => Err(Text::new(format_args!(
+                "the enlightened VMCS is offered: that is mode=offered"
+            )))?,
+            _ => {}
+        }
         Ok(Self {
             region: Page::new(),
             revision: capabilities.revision,
         })
     }
 
-    fn begin(&mut self, _direct_flush: bool) {
+    fn begin(&mut self) {
         // Before its first use and after its last, a region is cleared (SDM volume 3, 26.11.3).
         clear(self.region.address());
         self.region.write32(0, self.revision);

@@ -2,14 +2,17 @@
 #![allow(unsafe_code, reason = "enters L2; INVEPT")]
 
 mod capabilities;
+mod enlightened;
 mod fields;
 mod state;
 mod switch;
+mod touch;
 
 use core::arch::asm;
 use core::sync::atomic::AtomicU64;
 
 use hypernest_nested::l2exit::{Mode, Touch};
+use hypernest_nested::vmx::controls::secondary;
 use hypernest_nested::vmx::{Field, ept, exit_reason, interruption};
 
 use super::l2::{Environment, Start};
@@ -19,8 +22,10 @@ use crate::pages::{self, Page};
 use crate::text::Text;
 use crate::trap;
 use capabilities::Capabilities;
-pub(crate) use fields::{Classic, Fields};
-use state::Pointers;
+pub(crate) use enlightened::Enlightened;
+pub(crate) use fields::Classic;
+use fields::Fields;
+use state::{ControlRegisters, Pointers};
 use switch::{Failed, Frame};
 
 /// A virtual processor whose VMCS is reached by `F`.
@@ -36,6 +41,11 @@ pub(crate) struct Vmx<F> {
     msr_bitmap: Page,
     io_bitmaps: [Page; 2],
     second_level: SecondLevel,
+    /// Page-modification logging is offered.
+    logs_pages: bool,
+    /// What these fields of L2's hold all the time.
+    guest_cr3: u64,
+    cr4_read_shadow: u64,
 }
 
 const FORMAT: Format = Format {
@@ -52,6 +62,7 @@ impl<F: Fields> Vcpu for Vmx<F> {
     fn new(mode: Mode, order: usize) -> Result<Self, Text> {
         let capabilities = Capabilities::read()?;
         capabilities.turn_on()?;
+        let control = ControlRegisters::read();
         Ok(Self {
             order,
             capabilities,
@@ -62,6 +73,11 @@ impl<F: Fields> Vcpu for Vmx<F> {
             msr_bitmap: Page::new(),
             io_bitmaps: [Page::new(), Page::new()],
             second_level: SecondLevel::new(FORMAT),
+            logs_pages: capabilities
+                .secondary(secondary::PAGE_MODIFICATION_LOG)
+                .is_ok(),
+            guest_cr3: control.cr3,
+            cr4_read_shadow: control.cr4,
         })
     }
 
@@ -80,7 +96,7 @@ impl<F: Fields> Vcpu for Vmx<F> {
             msr_bitmap: self.msr_bitmap.address(),
             ept_root: self.second_level.root(),
         };
-        self.fields.begin(intercepts.direct_flush);
+        self.fields.begin();
         state::write_controls(&mut self.fields, &self.capabilities, intercepts, pointers)?;
         state::write_host(&mut self.fields, self.frame);
         state::write_guest(&mut self.fields, environment, start);
@@ -139,7 +155,9 @@ impl<F: Fields> Vcpu for Vmx<F> {
     }
 
     #[inline(always)]
-    fn touch(&mut self, _touch: Touch, _cause: Cause) {}
+    fn touch(&mut self, touch: Touch, cause: Cause) {
+        self.touch_fields(touch, cause);
+    }
 
     #[inline(always)]
     fn skip(&mut self, length: u64) {
