@@ -100,6 +100,13 @@ pub(crate) fn run(args: &Args<'_>) -> Exit {
     }
 }
 
+/// Why there are no samples of a kind.
+enum NotMeasured {
+    /// This processor does not have what it takes.
+    Lacking(Text),
+    Failed(Text),
+}
+
 /// One run: a virtual processor, and what it does.
 struct Session<'a, V> {
     plan: &'a Plan<'a>,
@@ -122,14 +129,15 @@ impl<'a, V: Vcpu> Session<'a, V> {
         let mut exit = Exit::Done;
         for kind in self.plan.kinds.split(',').filter_map(Kind::parse) {
             if let Some(why) = kinds::lacking(kind, self.plan.mode, 1) {
-                say!("skip {}: {why}", kind.name());
+                say!("skip {kind}: {why}");
                 continue;
             }
-            say!("l1: running {}", kind.name());
+            say!("l1: running {kind}");
             match self.measure(kind) {
-                Ok(()) => stream(kind, self.shared),
-                Err(why) => {
-                    say!("fail {}: {why}", kind.name());
+                Ok(()) => stream(kind, self.plan.mode, self.shared),
+                Err(NotMeasured::Lacking(why)) => say!("skip {kind}: {why}"),
+                Err(NotMeasured::Failed(why)) => {
+                    say!("fail {kind}: {why}");
                     exit = Exit::Failed;
                 }
             }
@@ -139,20 +147,22 @@ impl<'a, V: Vcpu> Session<'a, V> {
     }
 
     /// Runs L2 until it has taken all samples of `kind`.
-    fn measure(&mut self, kind: Kind) -> Result<(), Text> {
+    fn measure(&mut self, kind: Kind) -> Result<(), NotMeasured> {
         let shared = self.shared;
         shared.clear();
         let mut part = Part::begin(kind, self.plan.mode, shared.order, &mut self.vcpu);
-        self.vcpu.prepare(
+        let prepared = self.vcpu.prepare(
             &kinds::intercepts(kind),
             &self.environment,
             self.environment.start(kinds::entry(kind)),
             self.plan.touch,
-        )?;
+        );
+        prepared.map_err(NotMeasured::Lacking)?;
         let result = self.run_l2(&mut part);
         self.vcpu.leave();
-        result?;
-        self.check(kind)
+        result
+            .and_then(|()| self.check(kind))
+            .map_err(NotMeasured::Failed)
     }
 
     fn run_l2(&mut self, part: &mut Part) -> Result<(), Text> {
@@ -229,25 +239,30 @@ impl<'a, V: Vcpu> Session<'a, V> {
 /// Two stamps of a sample.
 type Ends = fn(&Sample) -> (&AtomicU64, &AtomicU64);
 
-/// Writes the parts of all samples to the console.
-fn stream(kind: Kind, shared: &Shared) {
+/// Writes the parts of all samples to the console: the round trip alone, if L1 has no part in it.
+fn stream(kind: Kind, mode: Mode, shared: &Shared) {
     let values = pages::array(shared.samples.len());
     let parts: [(&str, Ends); 4] = [
+        ("round-trip", |sample| (&sample.before, &sample.after)),
         ("l2-to-l1", |sample| (&sample.before, &sample.exited)),
         ("l1", |sample| (&sample.exited, &sample.resumed)),
         ("l1-to-l2", |sample| (&sample.resumed, &sample.after)),
-        ("round-trip", |sample| (&sample.before, &sample.after)),
     ];
+    let parts = if kind.has_l1_part(mode) {
+        &parts[..]
+    } else {
+        &parts[..1]
+    };
     for (part, ends) in parts {
         for (value, sample) in values.iter_mut().zip(shared.samples) {
             let (from, to) = ends(sample);
             let from = from.load(Ordering::Relaxed);
             *value = to.load(Ordering::Relaxed).wrapping_sub(from);
         }
-        let name = Text::new(format_args!("{}.{part}", kind.name()));
+        let name = Text::new(format_args!("{kind}.{part}"));
         console::samples(name.as_str(), values);
     }
     let ticks = shared.stopwatch_end.load(Ordering::Relaxed)
         - shared.stopwatch_begin.load(Ordering::Relaxed);
-    say!("stopwatch {} {ticks}", kind.name());
+    say!("stopwatch {kind} {ticks}");
 }
