@@ -101,7 +101,6 @@ pub(crate) fn boot(setup: &Setup, boot: &Boot, directory: &Path) -> Result<Repor
         .collect();
     modes.dedup();
     let command_line = command_line(&setup.append);
-    let (console, results) = (directory.join("console"), directory.join("results"));
     let flags = [
         ("name", "l1".to_owned()),
         ("kernel", setup.kernel.display().to_string()),
@@ -117,10 +116,61 @@ pub(crate) fn boot(setup: &Setup, boot: &Boot, directory: &Path) -> Result<Repor
         ("memory", setup.memory.clone()),
         ("nested", "true".to_owned()),
         ("hv", boot.hv.to_owned()),
-        ("serial", format!("file:{}", console.display())),
-        ("serial2", format!("file:{}", results.display())),
     ];
-    let flags = Flags::from_pairs(flags.iter().map(|(key, value)| (*key, value.as_str())));
+    let ran = run(&flags, directory, setup.limit)?;
+    let messages = wire::parse(&ran.results)?;
+    let done = messages.contains(&Message::Done);
+    Ok(Report {
+        messages,
+        broken: (!done).then(|| ran.how_it_ended(setup.limit)),
+        interrupted: ran.interrupted(),
+        console: ran.console,
+        command_line,
+    })
+}
+
+/// An L1 that has ended.
+#[derive(Debug)]
+pub(crate) struct Ran {
+    outcome: Outcome,
+    in_time: bool,
+    reset: bool,
+    /// What it said on its first serial port.
+    pub(crate) console: String,
+    /// What it said on its second.
+    pub(crate) results: String,
+}
+
+impl Ran {
+    /// Whether a user ended it.
+    pub(crate) fn interrupted(&self) -> bool {
+        self.outcome == Outcome::Killed && self.in_time && !self.reset
+    }
+
+    /// For one that ended before it was done.
+    pub(crate) fn how_it_ended(&self, limit: Duration) -> String {
+        match &self.outcome {
+            Outcome::Failed(report) => format!("L1 could not go on: {report}"),
+            _ if !self.in_time => format!("L1 was stopped after {} s", limit.as_secs()),
+            Outcome::Killed if self.reset => "L1 crashed and reset itself".to_owned(),
+            Outcome::Killed => "a signal ended L1".to_owned(),
+            Outcome::PowerOff => "L1 powered off without saying that it was done".to_owned(),
+            Outcome::Crashed | Outcome::DebugExit(_) => "L1 crashed".to_owned(),
+        }
+    }
+}
+
+/// Runs L1 with `flags`, and with files in `directory` at its serial ports, until its end.
+pub(crate) fn run(
+    flags: &[(&str, String)],
+    directory: &Path,
+    limit: Duration,
+) -> Result<Ran, L1Error> {
+    let (console, results) = (directory.join("console"), directory.join("results"));
+    let ports = [("serial", &console), ("serial2", &results)]
+        .map(|(port, path)| (port, format!("file:{}", path.display())));
+    let flags = flags.iter().chain(&ports);
+    let flags = Flags::from_pairs(flags.map(|(key, value)| (*key, value.as_str())));
     let config = build(None, &flags, HostLimits::read())?.config;
     let counters = ExitCounters::default();
     let resets = Arc::new(ResetWatch::default());
@@ -128,28 +178,17 @@ pub(crate) fn boot(setup: &Setup, boot: &Boot, directory: &Path) -> Result<Repor
     let mut machine = Machine::new(config, &[port])?;
     machine.count_exits(&counters);
     resets.of(machine.life());
-    let (outcome, in_time) = run_at_most(machine, setup.limit)?;
-    let console =
-        String::from_utf8_lossy(&fs::read(&console).map_err(file("L1's console"))?).into_owned();
-    let messages = wire::parse(&String::from_utf8_lossy(
-        &fs::read(&results).map_err(file("L1's report"))?,
-    ))?;
-    let interrupted = outcome == Outcome::Killed && in_time && !resets.saw_reset();
-    let done = messages.contains(&Message::Done);
-    let broken = (!done).then(|| match outcome {
-        Outcome::Failed(report) => format!("L1 could not go on: {report}"),
-        _ if !in_time => format!("L1 was stopped after {} s", setup.limit.as_secs()),
-        Outcome::Killed if resets.saw_reset() => "L1 crashed and reset itself".to_owned(),
-        Outcome::Killed => "a signal ended L1".to_owned(),
-        Outcome::PowerOff => "L1 powered off without saying that it was done".to_owned(),
-        Outcome::Crashed | Outcome::DebugExit(_) => "L1 crashed".to_owned(),
-    });
-    Ok(Report {
-        messages,
-        broken,
-        interrupted,
-        console,
-        command_line,
+    let (outcome, in_time) = run_at_most(machine, limit)?;
+    let text = |path: &Path, what: &str| {
+        let bytes = fs::read(path).map_err(file(what))?;
+        Ok::<_, L1Error>(String::from_utf8_lossy(&bytes).into_owned())
+    };
+    Ok(Ran {
+        outcome,
+        in_time,
+        reset: resets.saw_reset(),
+        console: text(&console, "L1's console")?,
+        results: text(&results, "L1's report")?,
     })
 }
 

@@ -151,13 +151,10 @@ fn read(path: &Path) -> Result<Document, ManualError> {
 }
 
 fn merge(runs: &[Run]) -> Result<Report, ManualError> {
-    let khz = runs.first().map_or(Ok(None), rate)?;
-    let (ticks_per_ns, why) = match khz {
-        Some(khz) => (
-            khz / 1e6,
-            format!("in L2 the TSC ticks at {khz:.0} kHz by the kernel's clock"),
-        ),
-        None => (1.0, "by L2's clock, which cannot read the TSC".to_owned()),
+    let ticks_per_ns = ticks_per_ns(runs)?;
+    let why = match runs.first().and_then(|run| run.document.place.tsc.khz) {
+        Some(khz) => format!("in L2 the TSC ticks at {khz:.0} kHz by the kernel's clock"),
+        None => "by L2's clock, which cannot read the TSC".to_owned(),
     };
     let unit = Unit {
         name: "ns".to_owned(),
@@ -182,6 +179,12 @@ fn merge(runs: &[Run]) -> Result<Report, ManualError> {
     };
     report.recommendations = report::recommend(&report);
     Ok(report)
+}
+
+/// By the first run: how many ticks of the TSC a nanosecond is; 1 where L2 cannot read the TSC.
+pub(super) fn ticks_per_ns(runs: &[Run]) -> Result<f64, ManualError> {
+    let khz = runs.first().map_or(Ok(None), rate)?;
+    Ok(khz.map_or(1.0, |khz| khz / 1e6))
 }
 
 /// The TSC's rate in a run, if it is known.

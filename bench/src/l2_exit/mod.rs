@@ -1,5 +1,7 @@
 //! `hypernest-bench l2-exit`: how long an exit of L2 takes, with and without an enlightened VMCS.
 
+mod choice;
+mod image;
 mod l1;
 mod linux;
 mod manual;
@@ -23,6 +25,7 @@ use crate::histogram::HistogramError;
 use crate::kvm_module::{Source, Vendor};
 use crate::report::{self, ALL_KINDS, Entry, FileError, L1, Outcome, Report, Vmm};
 use crate::unit::unit;
+use choice::Choice;
 use l1::L1Error;
 use manual::ManualError;
 use modes::Facts;
@@ -33,9 +36,9 @@ use shadow::ShadowVmcs;
 /// The exit code is 0 if all that was tried went well, 1 if something failed, 3 if this host can do nothing of it.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Args {
-    /// What runs as L1
-    #[arg(long, value_enum, default_value = "linux")]
-    l1: L1,
+    /// What runs as L1: micro, linux, image=FILE (a kernel of yours whose guest runs l2probe), or manual (results of l2probe)
+    #[arg(long, value_name = "L1", default_value = "linux")]
+    l1: Choice,
     /// A directory with vmlinux and, in modules/, kvm.ko, irqbypass.ko and kvm-intel.ko or kvm-amd.ko [default: linux-6.12 in $HYPERNEST_LAB_DIR]
     #[arg(long, value_name = "DIR")]
     kernel: Option<PathBuf>,
@@ -54,10 +57,13 @@ pub(crate) struct Args {
     /// Exits before the first sample of a round
     #[arg(long, default_value_t = 50)]
     warmup: u32,
+    /// With --l1 image: its initramfs
+    #[arg(long, value_name = "FILE")]
+    initrd: Option<PathBuf>,
     /// L1's memory
     #[arg(long, value_name = "SIZE", default_value = "256M")]
     memory: String,
-    /// More words for L1's command line
+    /// More words for L1's command line; with --l1 image, all of it
     #[arg(
         long,
         value_name = "TEXT",
@@ -117,6 +123,14 @@ pub(crate) enum L2ExitError {
     /// Results of l2probe.
     #[error(transparent)]
     Manual(#[from] ManualError),
+    /// A result of l2probe.
+    #[error("cannot keep {}", path.display())]
+    Keep {
+        /// Where.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
     /// The result.
     #[error(transparent)]
     Files(#[from] FileError),
@@ -141,31 +155,41 @@ impl L2ExitError {
 
 /// Whether all that was tried went well.
 pub(crate) fn run(args: &Args) -> Result<bool, L2ExitError> {
-    if args.l1 == L1::Manual {
+    let l1 = args.l1.l1();
+    if l1 == L1::Manual {
         return by_hand(args);
     }
     let started = SystemTime::now();
     let host = HostCaps::probe()?;
     let facts = facts(&host)?;
-    let (modes, left_out) = choose(args.l1, &args.modes, &facts)?;
+    let (modes, left_out) = choose(l1, &args.modes, &facts)?;
     let plan = linux::Plan::new(&modes, facts.shadow);
     for (mode, why) in &left_out {
         eprintln!("left out: {mode}: {why}");
     }
     if args.dry_run {
-        for line in plan.lines() {
+        let lines: Vec<_> = match &args.l1 {
+            Choice::Image(_) => image::lines(&modes).collect(),
+            Choice::Of(_) => plan.lines().collect(),
+        };
+        for line in lines {
             eprintln!("would {line}");
         }
         return Ok(true);
     }
     let environment = environment::read(&host, &[]);
-    let unit = unit(environment::lab(), host.kvm.tsc_khz.map(TscKhz));
+    let khz = host.kvm.tsc_khz.map(TscKhz);
+    let unit = unit(environment::lab(), khz);
     let source = args
         .host_modules
         .clone()
         .map_or(Source::Modprobe, Source::Directory);
     let mut shadow = ShadowVmcs::new(source, facts.shadow);
-    let measured = linux::measure(args, facts.vendor, &plan, &mut shadow, &unit);
+    let measured = match &args.l1 {
+        Choice::Image(file) => image::measure(args, file, &modes, &mut shadow, &unit, khz),
+        Choice::Of(_) => linux::measure(args, facts.vendor, &plan, &mut shadow, &unit)
+            .map(|(results, interrupted)| (results, Vec::new(), interrupted)),
+    };
     let mut warnings = environment::warnings(&environment);
     if let Err(error) = shadow.restore() {
         let warning = format!(
@@ -175,9 +199,10 @@ pub(crate) fn run(args: &Args) -> Result<bool, L2ExitError> {
         eprintln!("{warning}");
         warnings.push(warning);
     }
-    let (mut results, interrupted) = measured?;
+    let (mut results, said, interrupted) = measured?;
+    warnings.extend(said);
     results.extend(left_out.into_iter().map(|(mode, why)| Entry {
-        l1: args.l1,
+        l1,
         vmm: Vmm::Hypernest,
         mode,
         kind: ALL_KINDS.to_owned(),
@@ -216,13 +241,22 @@ fn by_hand(args: &Args) -> Result<bool, L2ExitError> {
     Ok(!report.failed())
 }
 
+impl Args {
+    /// Where files go.
+    fn directory(&self) -> Option<&Path> {
+        match &self.out {
+            Some(out) => Some(out.as_path()),
+            None if self.json => None,
+            None => Some(Path::new("l2-exit")),
+        }
+    }
+}
+
 fn print(args: &Args, report: &Report) -> Result<(), L2ExitError> {
-    let out = match &args.out {
-        Some(out) => Some(out.as_path()),
-        None if args.json => None,
-        None => Some(Path::new("l2-exit")),
-    };
-    let files = out.map(|out| report::write(report, out)).transpose()?;
+    let files = args
+        .directory()
+        .map(|out| report::write(report, out))
+        .transpose()?;
     if args.json {
         let text = serde_json::to_string(report).map_err(|e| L2ExitError::Stdout(e.into()))?;
         return crate::print(&format!("{text}\n")).map_err(L2ExitError::Stdout);

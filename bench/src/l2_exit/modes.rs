@@ -107,6 +107,12 @@ impl Facts {
                     .to_owned(),
             );
         }
+        if l1 == L1::Image && mode.offers_evmcs() && !mode.uses_evmcs() {
+            return Some(
+                "whether an L1 of yours uses the eVMCS that it is offered is its own affair: see evmcs"
+                    .to_owned(),
+            );
+        }
         let wanted = mode.shadow_vmcs()?;
         if self.shadow == Some(wanted) || self.may_reload {
             return None;
@@ -275,6 +281,9 @@ mod tests {
                 Some("flushes nothing by hypercall"),
             ),
             (intel, L1::Micro, ClassicShadow, None),
+            (intel, L1::Micro, OfferedShadow, None),
+            (intel, L1::Image, OfferedShadow, Some("its own affair")),
+            (intel, L1::Image, EvmcsDirectFlush, None),
             (intel, L1::Micro, Classic, Some("only root")),
             (intel, L1::Micro, Svm, Some("SVM is AMD's")),
             (amd, L1::Micro, Svm, None),
