@@ -10,6 +10,7 @@ pub mod board;
 pub mod evmcs;
 pub mod hyperv;
 pub mod l2exit;
+pub mod nested_state;
 pub mod probe;
 pub mod svm;
 pub mod taxonomy;
