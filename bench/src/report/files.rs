@@ -1,4 +1,4 @@
-//! A report as files: `l2-exit.json`, `l2-exit.hlog`, and a plot for each kind.
+//! A report as files: `l2-exit.json`, `l2-exit.hlog`, `l2-exit.html`, and a plot for each kind.
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Read as _, Write};
@@ -8,7 +8,7 @@ use thiserror::Error;
 
 use super::groups::{Group, groups};
 use super::markup::file_part;
-use super::{Report, VERSION, interval_log, svg};
+use super::{Report, VERSION, interval_log, page, svg};
 
 /// A report with every kind in every mode has some megabytes.
 const MOST_BYTES: u64 = 64 << 20;
@@ -98,7 +98,10 @@ pub(crate) fn write(report: &Report, directory: &Path) -> Result<Vec<PathBuf>, F
     })
     .map_err(failed(&json))?;
     fill(&log, &|out| interval_log::write(report, out)).map_err(failed(&log))?;
-    let mut written = vec![json, log];
+    let html = directory.join("l2-exit.html");
+    let page = page::page(report).map_err(io::Error::other);
+    fs::write(&html, page.map_err(failed(&html))?).map_err(failed(&html))?;
+    let mut written = vec![json, log, html];
     for (number, group) in groups(report).iter().enumerate() {
         for kind in group.kinds() {
             let name = plot_name(group, number, kind);
@@ -144,6 +147,7 @@ mod tests {
             [
                 "l2-exit.json",
                 "l2-exit.hlog",
+                "l2-exit.html",
                 "l2-exit.micro.cpuid.svg",
                 "l2-exit.micro.hlt.svg",
                 "l2-exit.micro.interrupt.svg",

@@ -1,4 +1,4 @@
-//! Text inside XML, and in the names of files.
+//! Text inside XML, HTML and scripts, and in the names of files.
 
 use std::borrow::Cow;
 
@@ -24,6 +24,22 @@ pub(crate) fn escape(text: &str) -> Cow<'_, str> {
     Cow::Owned(escaped)
 }
 
+/// JSON inside a `script` element: no `<` is left to begin or end one (or a comment), and the two line ends that JSON allows
+/// in strings are written out.
+pub(crate) fn script_json(json: &str) -> String {
+    let mut safe = String::with_capacity(json.len());
+    for c in json.chars() {
+        match c {
+            // Outside of strings JSON has none of these.
+            '<' | '>' | '&' | '\u{2028}' | '\u{2029}' => {
+                safe.push_str(&format!("\\u{:04x}", u32::from(c)));
+            }
+            c => safe.push(c),
+        }
+    }
+    safe
+}
+
 /// A part of a file's name: what is not a letter, a digit, `-`, `+` or `@` becomes `_`.
 pub(crate) fn file_part(text: &str) -> String {
     let fine = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '+' | '@');
@@ -38,6 +54,7 @@ pub(crate) fn file_part(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn nothing_breaks_out() {
@@ -46,6 +63,20 @@ mod tests {
             escape("</script><b a=\"'\u{1b}"),
             "&lt;/script&gt;&lt;b a=&quot;&#39;\u{fffd}"
         );
+        assert_eq!(
+            script_json("[\"</script><!--\u{2028}\"]"),
+            "[\"\\u003c/script\\u003e\\u003c!--\\u2028\"]"
+        );
         assert_eq!(file_part("../cpuid.x y"), "___cpuid_x_y");
+    }
+
+    proptest! {
+        #[test]
+        fn a_script_reads_what_was_written(text in "\\PC*|.{0,40}") {
+            let json = serde_json::to_string(&text).unwrap();
+            let safe = script_json(&json);
+            prop_assert!(!safe.contains('<'));
+            prop_assert_eq!(serde_json::from_str::<String>(&safe).unwrap(), text);
+        }
     }
 }

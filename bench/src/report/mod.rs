@@ -8,6 +8,7 @@ mod heading;
 mod interval_log;
 mod markup;
 mod model;
+mod page;
 mod recommend;
 #[cfg(test)]
 mod sample;

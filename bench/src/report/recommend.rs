@@ -215,17 +215,17 @@ fn answer(
     Some(Recommendation {
         text: format!("{}{whose}: {verdict}", question.what),
         rule: format!(
-            "median round trip of {} in parts of that of {}; a gain: at most {:.2} and the ratio's interval (from the 95 % \
-             intervals of both medians) below 1; a cost: at least {:.2} and the interval above 1; the same: all of it within \
-             {:.2} and {:.2}; else, or with fewer than {LEAST_SAMPLES} samples, no word. {}: {}. The unit is {} ({})",
+            "{} against {}, medians of round trips with the ratio's interval from both 95 % intervals: {}. A gain: at most {:.2}, interval \
+             below 1; a cost: at least {:.2}, interval above 1; the same: interval within {:.2} and {:.2}; else, or with fewer \
+             than {LEAST_SAMPLES} samples, no word. {}; in {} ({})",
             question.with.name(),
             question.without.name(),
+            all.join(", "),
             1.0 - NOTABLE,
             1.0 + NOTABLE,
             1.0 - 2.0 * NOTABLE,
             1.0 + 2.0 * NOTABLE,
             group.title(),
-            all.join(", "),
             unit.name,
             unit.why
         ),
@@ -320,13 +320,13 @@ mod tests {
         );
         let rule = &recommend(&report_of(entries.to_vec()))[0].rule;
         for part in [
-            "median round trip of evmcs in parts of that of classic",
+            "evmcs against classic, medians of round trips",
             "cpuid 0.560 [0.559, 0.561]",
             "interrupt 1.400",
             "hlt 1.000",
             "at most 0.97",
             "the micro-hypervisor",
-            "The unit is ns (",
+            "; in ns (",
         ] {
             assert!(rule.contains(part), "{part:?} is not in {rule}");
         }

@@ -11,7 +11,7 @@ use super::markup::escape;
 use super::model::Report;
 use crate::histogram::HistogramError;
 
-const WIDTH: f64 = 900.0;
+const WIDTH: f64 = 940.0;
 const HEIGHT: f64 = 520.0;
 const LEFT: f64 = 90.0;
 const RIGHT: f64 = 700.0;
@@ -20,19 +20,33 @@ const BOTTOM: f64 = 446.0;
 /// Between two lines of the legend.
 const LINE: f64 = 40.0;
 
-/// A mode's colour, and its dashes: neither alone must tell two modes apart.
-pub(crate) fn stroke(mode: Mode) -> (&'static str, &'static str) {
-    match mode {
-        Mode::Classic => ("#3d3d3d", "none"),
-        Mode::ClassicShadow => ("#8a8a8a", "8 4"),
-        Mode::Offered => ("#8c510a", "none"),
-        Mode::OfferedShadow => ("#c58a3d", "8 4"),
-        Mode::Evmcs => ("#0067b8", "none"),
-        Mode::EvmcsEmsr => ("#00999e", "12 3 3 3"),
-        Mode::EvmcsDirectFlush => ("#6a3fb5", "3 3"),
-        Mode::Svm => ("#c4262e", "none"),
-        Mode::SvmEmsr => ("#e07b00", "12 3 3 3"),
-        Mode::SvmDirectFlush => ("#b0197e", "3 3"),
+/// How a mode's line looks: neither colour nor dashes alone must tell two modes apart.
+pub(crate) struct Stroke {
+    /// On white.
+    pub(crate) light: &'static str,
+    /// On black.
+    pub(crate) dark: &'static str,
+    pub(crate) dashes: &'static str,
+}
+
+/// The line of a mode.
+pub(crate) fn stroke(mode: Mode) -> Stroke {
+    let (light, dark, dashes) = match mode {
+        Mode::Classic => ("#3d3d3d", "#e0e0e0", "none"),
+        Mode::ClassicShadow => ("#8a8a8a", "#9a9a9a", "8 4"),
+        Mode::Offered => ("#8c510a", "#d99a4e", "none"),
+        Mode::OfferedShadow => ("#c58a3d", "#b98a52", "8 4"),
+        Mode::Evmcs => ("#0067b8", "#5fb0f2", "none"),
+        Mode::EvmcsEmsr => ("#00999e", "#4fd1d6", "12 3 3 3"),
+        Mode::EvmcsDirectFlush => ("#6a3fb5", "#b79af0", "3 3"),
+        Mode::Svm => ("#c4262e", "#ff7b80", "none"),
+        Mode::SvmEmsr => ("#e07b00", "#ffb04d", "12 3 3 3"),
+        Mode::SvmDirectFlush => ("#b0197e", "#f07cc8", "3 3"),
+    };
+    Stroke {
+        light,
+        dark,
+        dashes,
     }
 }
 
@@ -110,7 +124,7 @@ fn draw(
     )?;
     axes(&value, &rank, samples, &unit, out)?;
     for (mode, line, _) in lines {
-        let (colour, dashes) = stroke(*mode);
+        let Stroke { light, dashes, .. } = stroke(*mode);
         let mut path = String::new();
         for (at, from, to) in line.stairs() {
             let y = value.place(at);
@@ -121,12 +135,12 @@ fn draw(
         }
         writeln!(
             out,
-            "<path d=\"{path}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\" stroke-dasharray=\"{dashes}\" \
+            "<path d=\"{path}\" fill=\"none\" stroke=\"{light}\" stroke-width=\"2\" stroke-dasharray=\"{dashes}\" \
              stroke-linejoin=\"round\"><title>{}</title></path>",
             mode.name()
         )?;
     }
-    legend(lines, &unit, out)?;
+    legend(lines, out)?;
     writeln!(out, "</svg>")
 }
 
@@ -172,17 +186,17 @@ fn axes(value: &Axis, rank: &Axis, samples: u64, unit: &str, out: &mut String) -
 }
 
 /// Beside the plot, the slowest on top as its line is.
-fn legend(lines: &Lines, unit: &str, out: &mut String) -> std::fmt::Result {
+fn legend(lines: &Lines, out: &mut String) -> std::fmt::Result {
     let mut sorted: Vec<_> = lines.iter().collect();
     sorted.sort_by(|a, b| b.2.total_cmp(&a.2));
     let mut y = TOP + 8.0;
     for (mode, line, p50) in sorted {
-        let (colour, dashes) = stroke(*mode);
+        let Stroke { light, dashes, .. } = stroke(*mode);
         writeln!(
             out,
-            "<path d=\"M{} {y:.1}h30\" stroke=\"{colour}\" stroke-width=\"3\" stroke-dasharray=\"{dashes}\"/>\
+            "<path d=\"M{} {y:.1}h30\" stroke=\"{light}\" stroke-width=\"3\" stroke-dasharray=\"{dashes}\"/>\
              <text x=\"{}\" y=\"{:.1}\" font-weight=\"600\" fill=\"#111\">{}</text>\
-             <text x=\"{}\" y=\"{:.1}\" font-size=\"11\" fill=\"#555\">median {} {unit}, n={}</text>",
+             <text x=\"{}\" y=\"{:.1}\" font-size=\"11\" fill=\"#555\">median {}, n={}</text>",
             RIGHT + 16.0,
             RIGHT + 54.0,
             y + 4.0,
