@@ -94,10 +94,6 @@ impl Rounds {
     }
 
     /// How wide the interval is, in parts of the median. `None` without samples; infinite around a median of 0.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "for runs that repeat until they are precise")
-    )]
     pub(crate) fn relative_width(&self) -> Option<f64> {
         let ([low, high], median) = (self.median_interval()?, self.median()?);
         Some(if low == high {

@@ -33,6 +33,16 @@ impl ResetWatch {
         let _first = self.life.set(life);
     }
 
+    /// A device of the VM is powered on: the second time ends the VM.
+    pub(crate) fn power_on(&self) {
+        self.power_ons.fetch_add(1, Ordering::Relaxed);
+        if self.saw_reset()
+            && let Some(life) = self.life.get()
+        {
+            life.send(LifeEvent::Request(Request::Kill));
+        }
+    }
+
     /// Whether L1 has reset itself.
     pub(crate) fn saw_reset(&self) -> bool {
         self.power_ons.load(Ordering::Relaxed) > 1
@@ -71,12 +81,7 @@ impl Device for ExitPort {
     }
 
     fn reset(&mut self) {
-        self.resets.power_ons.fetch_add(1, Ordering::Relaxed);
-        if self.resets.saw_reset()
-            && let Some(life) = self.resets.life.get()
-        {
-            life.send(LifeEvent::Request(Request::Kill));
-        }
+        self.resets.power_on();
     }
 
     fn read(&mut self, addr: u64, data: &mut [u8]) {

@@ -199,6 +199,12 @@ impl Machine {
         self.board.clone()
     }
 
+    /// The guest's RAM, to look into from outside the guest while the VM runs and after it has ended. It keeps its place as
+    /// long as this handle lives; a reset empties it.
+    pub fn ram(&self) -> GuestRam {
+        self.platform.ram.clone()
+    }
+
     /// Fills `counters` at each power-on.
     pub fn count_exits(&mut self, counters: &ExitCounters) {
         self.exit_counters = Some(counters.clone());

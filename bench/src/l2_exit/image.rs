@@ -19,11 +19,6 @@ use crate::unit::Unit;
 /// Results, what to know about them, and whether a user ended it.
 pub(super) type Measured = (Vec<Entry>, Vec<String>, bool);
 
-/// A line for each boot.
-pub(super) fn lines(modes: &[Mode]) -> impl Iterator<Item = String> {
-    modes.iter().map(|&mode| describe(mode))
-}
-
 fn describe(mode: Mode) -> String {
     let shadow = match mode.shadow_vmcs() {
         Some(true) => ", shadow VMCS on",
@@ -69,7 +64,7 @@ pub(super) fn measure(
                 runs.push(Run { label, document });
             }
             Err(error) => {
-                let limit = Duration::from_secs(args.timeout);
+                let limit = Duration::from_secs(args.linux.timeout);
                 let why = format!(
                     "L1's second serial port gave no result of l2probe ({error}): {}",
                     ran.how_it_ended(limit)
@@ -100,15 +95,16 @@ fn boot(args: &Args, image: &Path, mode: Mode, directory: &Path) -> Result<l1::R
     let mut flags = vec![
         ("name", "l1".to_owned()),
         ("kernel", image.display().to_string()),
-        ("cmdline", args.append.clone()),
-        ("memory", args.memory.clone()),
+        ("cmdline", args.linux.append.clone()),
+        ("memory", args.linux.memory.clone()),
         ("nested", "true".to_owned()),
         ("hv", modes::hv(mode).to_owned()),
     ];
-    if let Some(initrd) = &args.initrd {
+    if let Some(initrd) = &args.linux.initrd {
         flags.push(("initrd", initrd.display().to_string()));
     }
-    l1::run(&flags, directory, Duration::from_secs(args.timeout)).map_err(|e| crate::chain(&e))
+    l1::run(&flags, directory, Duration::from_secs(args.linux.timeout))
+        .map_err(|e| crate::chain(&e))
 }
 
 /// Where the result is: a file of its own if there is a place for files.

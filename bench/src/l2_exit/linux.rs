@@ -23,13 +23,6 @@ impl Plan {
     pub(super) fn new(modes: &[Mode], shadow_now: Option<bool>) -> Self {
         Self(boots(modes, shadow_now))
     }
-
-    /// A line for each boot.
-    pub(super) fn lines(&self) -> impl Iterator<Item = String> {
-        self.0
-            .iter()
-            .map(|boot| format!("boot L1 {}", describe(boot)))
-    }
 }
 
 fn describe(boot: &Boot) -> String {
@@ -50,29 +43,29 @@ pub(super) fn measure(
     shadow: &mut ShadowVmcs,
     unit: &Unit,
 ) -> Result<(Vec<Entry>, bool), L2ExitError> {
-    let kernel = match (&args.kernel, std::env::var_os(LAB_DIR_VARIABLE)) {
+    let kernel = match (&args.linux.kernel, std::env::var_os(LAB_DIR_VARIABLE)) {
         (Some(kernel), _) => kernel.clone(),
         (None, Some(lab)) => PathBuf::from(lab).join("linux-6.12"),
         (None, None) => return Err(L2ExitError::NoKernel),
     };
     let directory = tempfile::tempdir().map_err(L2ExitError::Temporary)?;
     let initrd = directory.path().join("initrd");
-    l1::write_initrd(&initrd, &args.agent, &kernel.join("modules"), vendor)?;
+    l1::write_initrd(&initrd, &args.linux.agent, &kernel.join("modules"), vendor)?;
     let setup = l1::Setup {
         kernel: kernel.join("vmlinux"),
         initrd,
-        memory: args.memory.clone(),
-        append: args.append.clone(),
-        rounds: usize::try_from(args.rounds).expect("at most 1000"),
+        memory: args.linux.memory.clone(),
+        append: args.linux.append.clone(),
+        rounds: usize::try_from(args.linux.rounds).expect("at most 1000"),
         agent: format!(
             "--samples {} --rounds {} --warmup {} --limit {}",
-            args.samples,
-            args.rounds,
+            args.linux_samples(),
+            args.linux.rounds,
             args.warmup,
             // Shorter than L1's own limit, so that L1 can tell which L2 it was.
-            (args.timeout / 2).max(1)
+            (args.linux.timeout / 2).max(1)
         ),
-        limit: Duration::from_secs(args.timeout),
+        limit: Duration::from_secs(args.linux.timeout),
     };
     let mut entries = Vec::new();
     let mut interrupted = false;

@@ -1,16 +1,19 @@
 //! `hypernest-bench l2-exit`: how long an exit of L2 takes, with and without an enlightened VMCS.
 
+mod args;
 mod choice;
 mod image;
+mod interrupt;
 mod l1;
 mod linux;
 mod manual;
+mod micro;
 pub(crate) mod modes;
 mod outcome;
 mod shadow;
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::SystemTime;
 
 use hypernest::kvm::host::{HostCaps, HostError};
@@ -22,79 +25,17 @@ use thiserror::Error;
 
 use crate::environment;
 use crate::histogram::HistogramError;
-use crate::kvm_module::{Source, Vendor};
-use crate::report::{self, ALL_KINDS, Entry, FileError, L1, Outcome, Report, Vmm};
-use crate::unit::unit;
+use crate::kvm_module::Vendor;
+use crate::report::{self, ALL_KINDS, Entry, FileError, L1, Outcome, Report, StoppedBy, Vmm};
+use crate::unit::{Unit, unit};
+pub(crate) use args::Args;
 use choice::Choice;
+use interrupt::Interrupts;
 use l1::L1Error;
 use manual::ManualError;
+use micro::MicroError;
 use modes::Facts;
 use shadow::ShadowVmcs;
-
-/// Times exits of an L2 from inside, with L1 in several configurations.
-///
-/// The exit code is 0 if all that was tried went well, 1 if something failed, 3 if this host can do nothing of it.
-#[derive(Clone, Debug, clap::Args)]
-pub(crate) struct Args {
-    /// What runs as L1: micro, linux, image=FILE (a kernel of yours whose guest runs l2probe), or manual (results of l2probe)
-    #[arg(long, value_name = "L1", default_value = "linux")]
-    l1: Choice,
-    /// A directory with vmlinux and, in modules/, kvm.ko, irqbypass.ko and kvm-intel.ko or kvm-amd.ko [default: linux-6.12 in $HYPERNEST_LAB_DIR]
-    #[arg(long, value_name = "DIR")]
-    kernel: Option<PathBuf>,
-    /// What to measure; what is named must be possible here [default: all that is]
-    #[arg(long, value_name = "MODE", value_delimiter = ',')]
-    modes: Vec<Mode>,
-    /// With --l1 manual: a result of l2probe and the mode that its L1 was started for, as evmcs=FILE, or qemu:evmcs=FILE where QEMU ran it
-    #[arg(long, value_name = "MODE=FILE", value_parser = manual::labelled)]
-    probe: Vec<manual::Labelled>,
-    /// Samples a round
-    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
-    samples: u32,
-    /// Rounds for each configuration, each with an L2 of its own
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
-    rounds: u32,
-    /// Exits before the first sample of a round
-    #[arg(long, default_value_t = 50)]
-    warmup: u32,
-    /// With --l1 image: its initramfs
-    #[arg(long, value_name = "FILE")]
-    initrd: Option<PathBuf>,
-    /// L1's memory
-    #[arg(long, value_name = "SIZE", default_value = "256M")]
-    memory: String,
-    /// More words for L1's command line; with --l1 image, all of it
-    #[arg(
-        long,
-        value_name = "TEXT",
-        default_value = "",
-        allow_hyphen_values = true
-    )]
-    append: String,
-    /// A static hypernest-bench to run in L1 [default: this program]
-    #[arg(
-        long,
-        value_name = "FILE",
-        default_value = "/proc/self/exe",
-        hide_default_value = true
-    )]
-    agent: PathBuf,
-    /// Where the running kernel's kvm-intel.ko is, to load it anew [default: modprobe knows]
-    #[arg(long, value_name = "DIR")]
-    host_modules: Option<PathBuf>,
-    /// The longest a boot of L1 may take with all its rounds, in seconds
-    #[arg(long, default_value_t = 300)]
-    timeout: u64,
-    /// Where to write the results [default: l2-exit, or nowhere with --json]
-    #[arg(long, value_name = "DIR")]
-    out: Option<PathBuf>,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
-    /// Only say what would be measured
-    #[arg(long)]
-    dry_run: bool,
-}
 
 /// Why there is no report.
 #[derive(Debug, Error)]
@@ -104,10 +45,16 @@ pub(crate) enum L2ExitError {
     Host(#[from] HostError),
     /// Something asked for by name, or everything.
     #[error("this host cannot measure what was asked for:{}", list(.0))]
-    Impossible(WithReasons),
+    Impossible(Vec<LeftOut>),
     /// Neither Intel nor AMD.
     #[error("this CPU is neither Intel's nor AMD's: {0:?}")]
     Vendor(String),
+    /// The micro-hypervisor.
+    #[error(transparent)]
+    Micro(#[from] MicroError),
+    /// Signals.
+    #[error("cannot hold back signals")]
+    Signals(#[source] io::Error),
     /// No kernel for L1.
     #[error("no kernel for L1: give --kernel DIR, or set {LAB_DIR_VARIABLE}")]
     NoKernel,
@@ -120,6 +67,9 @@ pub(crate) enum L2ExitError {
     /// L1's figures.
     #[error("L1's report holds a broken histogram")]
     Histogram(#[from] HistogramError),
+    /// Merging and measuring at once.
+    #[error("--l1 manual merges what was measured elsewhere: it stands alone")]
+    ManualWithOthers,
     /// Results of l2probe.
     #[error(transparent)]
     Manual(#[from] ManualError),
@@ -140,10 +90,12 @@ pub(crate) enum L2ExitError {
 }
 
 fn list(items: &[LeftOut]) -> String {
-    items
+    let mut lines: Vec<_> = items
         .iter()
-        .map(|(mode, why)| format!("\n  - {mode}: {why}"))
-        .collect()
+        .map(|(_, mode, why)| format!("\n  - {mode}: {why}"))
+        .collect();
+    lines.dedup();
+    lines.concat()
 }
 
 impl L2ExitError {
@@ -155,75 +107,58 @@ impl L2ExitError {
 
 /// Whether all that was tried went well.
 pub(crate) fn run(args: &Args) -> Result<bool, L2ExitError> {
-    let l1 = args.l1.l1();
-    if l1 == L1::Manual {
+    let l1s: Vec<L1> = args.l1.iter().map(Choice::l1).collect();
+    if l1s == [L1::Manual] {
         return by_hand(args);
+    }
+    if l1s.contains(&L1::Manual) {
+        return Err(L2ExitError::ManualWithOthers);
     }
     let started = SystemTime::now();
     let host = HostCaps::probe()?;
     let facts = facts(&host)?;
-    let (modes, left_out) = choose(l1, &args.modes, &facts)?;
-    let plan = linux::Plan::new(&modes, facts.shadow);
-    for (mode, why) in &left_out {
-        eprintln!("left out: {mode}: {why}");
+    let chosen = choose(&l1s, &args.modes, &facts)?;
+    for (l1, mode, why) in &chosen.left_out {
+        eprintln!("left out: {mode} with L1 {}: {why}", l1.name());
     }
     if args.dry_run {
-        let lines: Vec<_> = match &args.l1 {
-            Choice::Image(_) => image::lines(&modes).collect(),
-            Choice::Of(_) => plan.lines().collect(),
-        };
-        for line in lines {
-            eprintln!("would {line}");
+        for &(l1, mode) in &chosen.possible {
+            eprintln!("would measure {mode} with L1 {}", l1.name());
         }
         return Ok(true);
     }
-    let environment = environment::read(&host, &[]);
-    let khz = host.kvm.tsc_khz.map(TscKhz);
-    let unit = unit(environment::lab(), khz);
-    let source = args
-        .host_modules
-        .clone()
-        .map_or(Source::Modprobe, Source::Directory);
-    let mut shadow = ShadowVmcs::new(source, facts.shadow);
-    let measured = match &args.l1 {
-        Choice::Image(file) => image::measure(args, file, &modes, &mut shadow, &unit, khz),
-        Choice::Of(_) => linux::measure(args, facts.vendor, &plan, &mut shadow, &unit)
-            .map(|(results, interrupted)| (results, Vec::new(), interrupted)),
+    let pins = args.pins();
+    let environment = environment::read(&host, &pins);
+    let unit = unit(environment::lab(), host.kvm.tsc_khz.map(TscKhz));
+    let mut run = Run {
+        args,
+        vendor: facts.vendor,
+        shadow: ShadowVmcs::new(args.module_source(), facts.shadow),
+        unit: &unit,
+        tsc: host.kvm.tsc_khz.map(TscKhz),
+        pins: &pins,
+        interrupts: Interrupts::hold().map_err(L2ExitError::Signals)?,
+        results: Vec::new(),
+        warnings: environment::warnings(&environment),
+        interrupted: false,
+        stopped_by: None,
     };
-    let mut warnings = environment::warnings(&environment);
-    if let Err(error) = shadow.restore() {
-        let warning = format!(
-            "kvm_intel is not as it was before: {}",
-            crate::chain(&error)
-        );
-        eprintln!("{warning}");
-        warnings.push(warning);
-    }
-    let (mut results, said, interrupted) = measured?;
-    warnings.extend(said);
-    results.extend(left_out.into_iter().map(|(mode, why)| Entry {
-        l1,
-        vmm: Vmm::Hypernest,
-        mode,
-        kind: ALL_KINDS.to_owned(),
-        touch: None,
-        cpus: 1,
-        hv: modes::hv(mode).to_owned(),
-        shadow_vmcs: mode.shadow_vmcs(),
-        outcome: Outcome::LeftOut { why },
-    }));
+    let measured = run.measure(&chosen);
+    run.restore();
+    measured?;
+    run.results.extend(chosen.left_out());
     let mut report = Report {
         version: report::VERSION,
         made_by: format!("hypernest-bench {}", env!("CARGO_PKG_VERSION")),
         command_line: std::env::args().collect(),
         started: environment::rfc3339(started),
         environment,
-        unit,
-        interrupted,
-        stopped_by: None,
-        warnings,
-        results,
+        interrupted: run.interrupted,
+        stopped_by: run.stopped_by,
+        warnings: run.warnings,
+        results: run.results,
         recommendations: Vec::new(),
+        unit,
     };
     report.recommendations = report::recommend(&report);
     print(args, &report)?;
@@ -241,13 +176,84 @@ fn by_hand(args: &Args) -> Result<bool, L2ExitError> {
     Ok(!report.failed())
 }
 
-impl Args {
-    /// Where files go.
-    fn directory(&self) -> Option<&Path> {
-        match &self.out {
-            Some(out) => Some(out.as_path()),
-            None if self.json => None,
-            None => Some(Path::new("l2-exit")),
+/// A run over all L1s.
+struct Run<'a> {
+    args: &'a Args,
+    vendor: Vendor,
+    shadow: ShadowVmcs,
+    unit: &'a Unit,
+    tsc: Option<TscKhz>,
+    pins: &'a [u32],
+    interrupts: Interrupts,
+    results: Vec<Entry>,
+    warnings: Vec<String>,
+    interrupted: bool,
+    stopped_by: Option<StoppedBy>,
+}
+
+impl Run<'_> {
+    fn measure(&mut self, chosen: &Chosen) -> Result<(), L2ExitError> {
+        let modes = chosen.modes(L1::Micro);
+        if !modes.is_empty() {
+            let wish = self.args.wish(modes, self.pins);
+            let measurement = micro::measure(
+                &wish,
+                self.vendor,
+                &mut self.shadow,
+                &self.interrupts,
+                self.unit,
+            )?;
+            self.results.extend(measurement.entries);
+            self.warnings.extend(measurement.warnings);
+            self.interrupted = measurement.interrupted;
+            self.stopped_by = measurement.stopped_by;
+        }
+        // These have one vCPU, which inherits the CPU of this thread.
+        if let Some(Err(error)) = self.pins.first().map(|&cpu| micro::threads::bind(cpu)) {
+            self.warnings
+                .push(format!("cannot bind L1's vCPU to a CPU: {error}"));
+        }
+        for choice in &self.args.l1 {
+            let modes = chosen.modes(choice.l1());
+            if modes.is_empty() || self.interrupted {
+                continue;
+            }
+            match choice {
+                Choice::Of(L1::Linux) => self.linux(&modes)?,
+                Choice::Image(file) => self.image(file, &modes)?,
+                Choice::Of(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn linux(&mut self, modes: &[Mode]) -> Result<(), L2ExitError> {
+        let plan = linux::Plan::new(modes, self.shadow.now());
+        let (entries, interrupted) =
+            linux::measure(self.args, self.vendor, &plan, &mut self.shadow, self.unit)?;
+        self.results.extend(entries);
+        self.interrupted = interrupted;
+        Ok(())
+    }
+
+    fn image(&mut self, file: &Path, modes: &[Mode]) -> Result<(), L2ExitError> {
+        let (args, shadow) = (self.args, &mut self.shadow);
+        let (entries, warnings, interrupted) =
+            image::measure(args, file, modes, shadow, self.unit, self.tsc)?;
+        self.results.extend(entries);
+        self.warnings.extend(warnings);
+        self.interrupted = interrupted;
+        Ok(())
+    }
+
+    fn restore(&mut self) {
+        if let Err(error) = self.shadow.restore() {
+            let warning = format!(
+                "kvm_intel is not as it was before: {}",
+                crate::chain(&error)
+            );
+            eprintln!("{warning}");
+            self.warnings.push(warning);
         }
     }
 }
@@ -297,23 +303,61 @@ fn nested_features(host: &HostCaps) -> u32 {
         .map_or(0, |leaf| leaf.eax)
 }
 
-type LeftOut = (Mode, String);
-type WithReasons = Vec<LeftOut>;
+type LeftOut = (L1, Mode, String);
 
-/// What is measured, and what is left out with the reason. Nothing that was asked for by name is left out.
-fn choose(l1: L1, named: &[Mode], facts: &Facts) -> Result<(Vec<Mode>, WithReasons), L2ExitError> {
+/// What is measured, and what is left out with the reason.
+#[derive(Debug)]
+struct Chosen {
+    possible: Vec<(L1, Mode)>,
+    left_out: Vec<LeftOut>,
+}
+
+impl Chosen {
+    fn modes(&self, l1: L1) -> Vec<Mode> {
+        let of_l1 = self.possible.iter().filter(|(of, _)| *of == l1);
+        of_l1.map(|&(_, mode)| mode).collect()
+    }
+
+    fn left_out(self) -> impl Iterator<Item = Entry> {
+        self.left_out.into_iter().map(|(l1, mode, why)| Entry {
+            l1,
+            vmm: Vmm::Hypernest,
+            mode,
+            kind: ALL_KINDS.to_owned(),
+            touch: None,
+            cpus: 1,
+            hv: modes::hv(mode).to_owned(),
+            shadow_vmcs: mode.shadow_vmcs(),
+            outcome: Outcome::LeftOut { why },
+        })
+    }
+}
+
+/// Which of the modes each L1 can do. A mode that was asked for by name, and that no L1 can do, is refused.
+fn choose(l1s: &[L1], named: &[Mode], facts: &Facts) -> Result<Chosen, L2ExitError> {
     let candidates = if named.is_empty() { Mode::ALL } else { named };
-    let (mut possible, mut left_out) = (Vec::new(), Vec::new());
-    for &candidate in candidates {
-        match facts.lack(l1, candidate) {
-            None => possible.push(candidate),
-            Some(why) => left_out.push((candidate, why)),
+    let mut chosen = Chosen {
+        possible: Vec::new(),
+        left_out: Vec::new(),
+    };
+    let mut impossible = Vec::new();
+    for &mode in candidates {
+        let before = chosen.possible.len();
+        for &l1 in l1s {
+            match facts.lack(l1, mode) {
+                None => chosen.possible.push((l1, mode)),
+                Some(why) => chosen.left_out.push((l1, mode, why)),
+            }
+        }
+        if chosen.possible.len() == before {
+            let reasons = chosen.left_out.iter();
+            impossible.extend(reasons.filter(|(_, of, _)| *of == mode).cloned());
         }
     }
-    if possible.is_empty() || (!named.is_empty() && !left_out.is_empty()) {
-        return Err(L2ExitError::Impossible(left_out));
+    if chosen.possible.is_empty() || (!named.is_empty() && !impossible.is_empty()) {
+        return Err(L2ExitError::Impossible(impossible));
     }
-    Ok((possible, left_out))
+    Ok(chosen)
 }
 
 #[cfg(test)]
@@ -332,17 +376,29 @@ mod tests {
             shadow: None,
             may_reload: true,
         };
-        let (wanted, left_out) = choose(L1::Linux, &[], &amd).unwrap();
-        assert_eq!(wanted, [Mode::Svm, Mode::SvmEmsr]);
+        let chosen = choose(&[L1::Linux], &[], &amd).unwrap();
+        assert_eq!(chosen.modes(L1::Linux), [Mode::Svm, Mode::SvmEmsr]);
         // One line for each that is not there, whoever's it is.
-        assert_eq!(wanted.len() + left_out.len(), Mode::ALL.len());
+        assert_eq!(2 + chosen.left_out.len(), Mode::ALL.len());
         let both = [Mode::Svm, Mode::Evmcs];
-        let error = choose(L1::Micro, &both, &amd).unwrap_err();
-        assert!(error.is_host() && error.to_string().contains("evmcs: VMX"));
+        let error = choose(&[L1::Micro], &both, &amd).unwrap_err();
+        assert!(
+            error.is_host()
+                && error
+                    .to_string()
+                    .ends_with("evmcs: VMX and eVMCS are Intel's; this host's CPU has SVM")
+        );
+        // One of the L1s can do it.
+        let direct = [Mode::SvmDirectFlush];
+        let chosen = choose(&[L1::Micro, L1::Linux], &direct, &amd).unwrap();
+        assert_eq!(chosen.modes(L1::Micro), direct);
+        assert_eq!(chosen.modes(L1::Linux), []);
+        assert_eq!(chosen.left_out().count(), 1);
+        assert!(choose(&[L1::Linux], &direct, &amd).is_err());
         let nothing = Facts {
             nested: false,
             ..amd
         };
-        assert!(choose(L1::Micro, &[], &nothing).is_err());
+        assert!(choose(&[L1::Micro], &[], &nothing).is_err());
     }
 }

@@ -84,6 +84,7 @@ fn measured(
             l1_to_l2: None,
             round_trip,
         },
+        out_of_order: 0,
         host_exits_per_l2_exit: Some(exits as f64 / samples as f64),
         host_exits_by_reason: None,
         stopwatch: None,

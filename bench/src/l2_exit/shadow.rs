@@ -24,6 +24,11 @@ impl ShadowVmcs {
         }
     }
 
+    /// The present setting.
+    pub(super) fn now(&self) -> Option<bool> {
+        self.now
+    }
+
     /// Makes it `wanted`, unless that is `None`. The error is why it is not.
     pub(super) fn set(&mut self, wanted: Option<bool>) -> Result<(), String> {
         if wanted.is_none() || wanted == self.now {

@@ -18,8 +18,6 @@ mod svg;
 mod table;
 
 pub(crate) use files::{FileError, read, write};
-#[cfg(test)]
-pub(crate) use model::StoppedBy;
 pub(crate) use model::{
     ALL_KINDS, Entry, Environment, L1, L1Facts, Measured, Outcome, Part, Parts, Report, VERSION,
     Vmm,
@@ -82,6 +80,7 @@ pub(crate) mod tests {
                 l1_to_l2: is_micro.then(|| part(4)).flatten(),
                 round_trip: part(1).unwrap(),
             },
+            out_of_order: 0,
             host_exits_per_l2_exit: Some(exits),
             host_exits_by_reason: is_micro.then(|| {
                 [

@@ -95,6 +95,7 @@ pub(crate) enum L1 {
     /// A Linux kernel with its KVM.
     Linux,
     /// A disk image.
+    #[value(skip)]
     Image,
     /// Whatever a user runs by hand, with l2probe in its guest.
     Manual,
@@ -186,6 +187,9 @@ pub(crate) enum Outcome {
 pub(crate) struct Measured {
     /// The times.
     pub(crate) parts: Parts,
+    /// Samples that are in none of the parts, because their stamps were not in order.
+    #[serde(default)]
+    pub(crate) out_of_order: u64,
     /// How often L1's vCPUs exited to the host, for each exit of L2.
     pub(crate) host_exits_per_l2_exit: Option<f64>,
     /// The same by KVM's reason; counted in a run of its own that is not timed.
@@ -257,10 +261,6 @@ impl Summary {
 
 impl Part {
     /// The distribution of `rounds` of samples in ticks. `None` if there is no sample at all.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "for runs that repeat until they are precise")
-    )]
     pub(crate) fn of_samples(
         rounds: &[Vec<u64>],
         unit: &Unit,

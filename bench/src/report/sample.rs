@@ -50,6 +50,7 @@ pub(crate) fn figures(p50: f64) -> Measured {
             l1_to_l2: Some(part(p50 / 4.0)),
             round_trip: part(p50),
         },
+        out_of_order: 0,
         host_exits_per_l2_exit: Some(p50 / 100.0),
         host_exits_by_reason: Some(BTreeMap::from([
             ("CPUID".to_owned(), 1.0),

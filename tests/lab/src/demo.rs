@@ -39,9 +39,11 @@ pub enum DemoError {
 
 /// The measurement in the Intel lab. The host there has L1's kernel itself, so its modules are of that. Time passes slowly
 /// there: an L1 is done within a second of it, and idling is skipped.
-const IN_THE_LAB: [&str; 12] = [
+const IN_THE_LAB: [&str; 14] = [
     "hypernest-bench",
     "l2-exit",
+    "--l1",
+    "linux",
     "--json",
     "--host-modules",
     "/modules",
@@ -70,7 +72,13 @@ pub fn demo(out: &Path) -> Result<u8, DemoError> {
     let status = match here.lack()? {
         None => {
             eprintln!("lab: measuring on this machine");
-            here.run(&["l2-exit".as_ref(), "--out".as_ref(), out.as_os_str()])?
+            here.run(&[
+                "l2-exit".as_ref(),
+                "--l1".as_ref(),
+                "micro,linux".as_ref(),
+                "--out".as_ref(),
+                out.as_os_str(),
+            ])?
         }
         Some(why) => {
             eprintln!("lab: this machine cannot measure it, so the Intel lab does\n{why}");

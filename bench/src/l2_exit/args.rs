@@ -1,0 +1,276 @@
+//! The command line of `l2-exit`.
+
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use hypernest_nested::l2exit::{Kind, Mode, Touch};
+
+use super::choice::Choice;
+use super::manual;
+use super::micro::{Wish, threads};
+use crate::kvm_module::Source;
+
+/// Times exits of an L2 from inside, with L1 in several modes.
+///
+/// The exit code is 0 if all that was tried went well, 1 if something failed or the run was interrupted, 3 if this host can do
+/// nothing of it.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Args {
+    /// What runs as L1: micro, linux, image=FILE (a kernel of yours whose guest runs l2probe), or manual (results of l2probe)
+    #[arg(
+        long,
+        value_name = "L1",
+        value_delimiter = ',',
+        default_value = "micro"
+    )]
+    pub(super) l1: Vec<Choice>,
+    /// How L1 runs L2; what is named must be possible here [default: all that is]
+    #[arg(long, value_name = "MODE", value_delimiter = ',')]
+    pub(super) modes: Vec<Mode>,
+    /// With --l1 manual: a result of l2probe and the mode that its L1 was started for, as evmcs=FILE, or qemu:evmcs=FILE where QEMU ran it
+    #[arg(long, value_name = "MODE=FILE", value_parser = manual::labelled)]
+    pub(super) probe: Vec<manual::Labelled>,
+    /// Where to write the results [default: l2-exit, or nowhere with --json]
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+    /// Only say what would be measured
+    #[arg(long)]
+    pub(super) dry_run: bool,
+    /// Samples a round [default: 1000 with --l1 micro, 200 with --l1 linux]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    samples: Option<u32>,
+    /// Exits before the first sample of a round
+    #[arg(long, value_name = "N", default_value_t = 50)]
+    pub(super) warmup: u32,
+    /// Host CPUs to bind vCPUs to, the boot vCPU's first; or none [default: the last that may be used]
+    #[arg(long, value_name = "CPUS", value_parser = pins)]
+    pin: Option<Pins>,
+    /// Where the running kernel's kvm-intel.ko is, to load it anew [default: modprobe knows]
+    #[arg(long, value_name = "DIR")]
+    host_modules: Option<PathBuf>,
+    #[command(flatten)]
+    micro: Micro,
+    #[command(flatten)]
+    pub(super) linux: Linux,
+}
+
+/// For `--l1 micro`.
+#[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "With --l1 micro")]
+struct Micro {
+    /// The kinds of exits [default: all]
+    #[arg(long, value_name = "KIND", value_delimiter = ',')]
+    kinds: Vec<Kind>,
+    /// How much L1 does at each exit: minimal, kvm-like, hyperv-like, or reads=N,writes=M; several are measured one after the
+    /// other
+    #[arg(long, value_name = "TOUCH", default_value = "kvm-like")]
+    touch: Vec<Touches>,
+    /// L1's vCPUs [default: as many as a kind needs]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=16))]
+    cpus: Option<u32>,
+    /// How well medians are to be known: modes are repeated until all 95 % intervals are no wider than so many percent
+    #[arg(long, value_name = "PERCENT", default_value_t = 1.0, value_parser = percent)]
+    precision: f64,
+    /// The most repetitions
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    max_cycles: u32,
+    /// After how many seconds no other repetition begins
+    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    time_limit: u64,
+    /// After how many seconds without a sign of L1 a VM is stuck, and ended
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..))]
+    stuck_after: u64,
+}
+
+/// For `--l1 linux` and `--l1 image`.
+#[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "With --l1 linux or image")]
+pub(super) struct Linux {
+    /// A directory with vmlinux and, in modules/, kvm.ko, irqbypass.ko and kvm-intel.ko or kvm-amd.ko [default: linux-6.12 in $HYPERNEST_LAB_DIR]
+    #[arg(long, value_name = "DIR")]
+    pub(super) kernel: Option<PathBuf>,
+    /// Rounds for each mode, each with an L2 of its own
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(super) rounds: u32,
+    /// With --l1 image: its initramfs
+    #[arg(long, value_name = "FILE")]
+    pub(super) initrd: Option<PathBuf>,
+    /// L1's memory
+    #[arg(long, value_name = "SIZE", default_value = "256M")]
+    pub(super) memory: String,
+    /// More words for L1's command line; with --l1 image, all of it
+    #[arg(
+        long,
+        value_name = "TEXT",
+        default_value = "",
+        allow_hyphen_values = true
+    )]
+    pub(super) append: String,
+    /// A static hypernest-bench to run in L1 [default: this program]
+    #[arg(
+        long,
+        value_name = "FILE",
+        default_value = "/proc/self/exe",
+        hide_default_value = true
+    )]
+    pub(super) agent: PathBuf,
+    /// The longest a boot of L1 may take with all its rounds, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    pub(super) timeout: u64,
+}
+
+impl Args {
+    /// For `--l1 linux`.
+    pub(super) fn linux_samples(&self) -> u32 {
+        self.samples.unwrap_or(200)
+    }
+
+    /// For `--l1 micro`, in `modes`.
+    pub(super) fn wish(&self, modes: Vec<Mode>, pins: &[u32]) -> Wish {
+        let micro = &self.micro;
+        let mut kinds = micro.kinds.clone();
+        if kinds.is_empty() {
+            kinds = Kind::ALL.to_vec();
+        }
+        // In an order that does not depend on the command line's.
+        kinds.sort();
+        kinds.dedup();
+        let mut touches = Vec::new();
+        for &touch in micro.touch.iter().flat_map(|touches| &touches.0) {
+            if !touches.contains(&touch) {
+                touches.push(touch);
+            }
+        }
+        Wish {
+            modes,
+            touches,
+            kinds,
+            cpus: micro.cpus,
+            samples: self.samples.unwrap_or(1000),
+            warmup: self.warmup,
+            silence: Duration::from_secs(micro.stuck_after),
+            precision: micro.precision / 100.0,
+            max_cycles: micro.max_cycles,
+            time_limit: Duration::from_secs(micro.time_limit),
+            pins: pins.to_vec(),
+        }
+    }
+
+    /// Where files go.
+    pub(super) fn directory(&self) -> Option<&Path> {
+        match &self.out {
+            Some(out) => Some(out.as_path()),
+            None if self.json => None,
+            None => Some(Path::new("l2-exit")),
+        }
+    }
+
+    /// The host CPUs that vCPUs are bound to.
+    pub(super) fn pins(&self) -> Vec<u32> {
+        match &self.pin {
+            Some(pins) => pins.0.clone(),
+            None => threads::choose(usize::try_from(self.micro.cpus.unwrap_or(2)).unwrap_or(1)),
+        }
+    }
+
+    /// Where the host's module is loaded from.
+    pub(super) fn module_source(&self) -> Source {
+        let directory = self.host_modules.clone();
+        directory.map_or(Source::Modprobe, Source::Directory)
+    }
+}
+
+/// `--pin`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Pins(Vec<u32>);
+
+fn pins(text: &str) -> Result<Pins, String> {
+    if text == "none" {
+        return Ok(Pins(Vec::new()));
+    }
+    let cpus = text.split(',').map(str::parse).collect::<Result<_, _>>();
+    cpus.map(Pins)
+        .map_err(|_| "want the numbers of CPUs, as 3 or 3,5, or none".to_owned())
+}
+
+fn percent(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(percent) if (0.0..=1000.0).contains(&percent) => Ok(percent),
+        _ => Err("want a number of percent, as 1 or 0.5".to_owned()),
+    }
+}
+
+/// `--touch`: several profiles, `reads=N,writes=M` being one of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Touches(Vec<Touch>);
+
+impl FromStr for Touches {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut profiles: Vec<String> = Vec::new();
+        for word in text.split(',') {
+            match profiles.last_mut() {
+                // The second half of the profile before it.
+                Some(last)
+                    if (word.starts_with("writes=") && last.starts_with("reads=")
+                        || word.starts_with("reads=") && last.starts_with("writes="))
+                        && !last.contains(',') =>
+                {
+                    last.push(',');
+                    last.push_str(word);
+                }
+                _ => profiles.push(word.to_owned()),
+            }
+        }
+        let parse = |profile: String| {
+            let parsed = profile.parse::<Touch>();
+            parsed.map_err(|error| format!("{profile:?}: {error}"))
+        };
+        profiles
+            .into_iter()
+            .map(parse)
+            .collect::<Result<_, _>>()
+            .map(Self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn touches_are_told_apart_although_one_has_a_comma() {
+        let fields = |reads, writes| Touch::Fields { reads, writes };
+        for (text, wanted) in [
+            ("minimal", vec![Touch::Minimal]),
+            ("minimal,kvm-like", vec![Touch::Minimal, Touch::KvmLike]),
+            (
+                "reads=3,writes=4,hyperv-like",
+                vec![fields(3, 4), Touch::HypervLike],
+            ),
+            ("reads=3,reads=5", vec![fields(3, 0), fields(5, 0)]),
+            (
+                "reads=1,writes=2,reads=3,writes=4",
+                vec![fields(1, 2), fields(3, 4)],
+            ),
+        ] {
+            assert_eq!(text.parse(), Ok(Touches(wanted)), "{text}");
+        }
+        let error = "kvm".parse::<Touches>().unwrap_err();
+        assert!(error.contains("\"kvm\": not a touch profile"), "{error}");
+    }
+
+    #[test]
+    fn pins_and_percents() {
+        assert_eq!(pins("3,5"), Ok(Pins(vec![3, 5])));
+        assert_eq!(pins("none"), Ok(Pins(vec![])));
+        assert!(pins("a").is_err() && pins("").is_err());
+        assert_eq!(percent("0.5"), Ok(0.5));
+        assert!(percent("-1").is_err() && percent("NaN").is_err());
+    }
+}

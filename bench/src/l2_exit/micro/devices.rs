@@ -1,0 +1,397 @@
+//! The devices that the guest program talks to: its console and the doorbell.
+
+use std::sync::{Arc, Mutex};
+
+use hypernest::bus::Device;
+use hypernest::machine::{ExitCounters, ExtraPorts};
+use hypernest::units::VpIndex;
+use hypernest_nested::probe::{
+    CONSOLE_PORT, DOORBELL_PORT, DOORBELL_PRESENT, Doorbell, Item, WIDE_CONSOLE, next_item,
+};
+
+use super::reasons::Reasons;
+use super::record::{Shared, lock};
+use super::threads;
+use crate::exit_port::ResetWatch;
+
+/// Bytes of an incomplete line kept.
+const MOST_PENDING: usize = 1 << 20;
+
+/// The debug console. With a doorbell there, the guest program writes lines only.
+#[derive(Debug)]
+pub(super) struct Console {
+    record: Shared,
+    pending: Vec<u8>,
+}
+
+impl Console {
+    /// A console that writes into `record`.
+    pub(super) fn new(record: &Shared) -> Self {
+        Self {
+            record: Arc::clone(record),
+            pending: Vec::new(),
+        }
+    }
+
+    /// Takes the first complete item; `None` if there is none, or none that can be read.
+    fn take(&mut self) -> Option<usize> {
+        match next_item(&self.pending) {
+            Ok(Some((item, len))) => {
+                if let Item::Line(line) = item {
+                    let line = String::from_utf8_lossy(line).into_owned();
+                    lock(&self.record).line(line);
+                }
+                Some(len)
+            }
+            Ok(None) => None,
+            Err(malformed) => {
+                lock(&self.record).malformed = Some(malformed);
+                self.pending.clear();
+                None
+            }
+        }
+    }
+}
+
+impl Device for Console {
+    fn name(&self) -> &str {
+        "probe-console"
+    }
+
+    fn reset(&mut self) {}
+
+    fn read(&mut self, _addr: u64, data: &mut [u8]) {
+        for (to, byte) in data.iter_mut().zip(WIDE_CONSOLE.to_le_bytes()) {
+            *to = byte;
+        }
+    }
+
+    fn write(&mut self, _addr: u64, data: &[u8]) {
+        if lock(&self.record).malformed.is_some() || self.pending.len() > MOST_PENDING {
+            return;
+        }
+        self.pending.extend(data);
+        while let Some(len) = self.take() {
+            self.pending.drain(..len);
+        }
+    }
+}
+
+/// The doorbell. It is rung on the thread of the vCPU that rings, which waits meanwhile.
+#[derive(Debug)]
+pub(super) struct Bell {
+    record: Shared,
+    counters: ExitCounters,
+    cpus: u32,
+    /// The host CPUs that the vCPUs are bound to.
+    pins: Vec<u32>,
+    /// Counts by reason, where that is wanted.
+    reasons: Option<Reasons>,
+    resets: Arc<ResetWatch>,
+}
+
+impl Bell {
+    /// A doorbell for a VM of `cpus` vCPUs, whose exits `counters` count. It tells `resets` of every power-on.
+    pub(super) fn new(
+        record: &Shared,
+        counters: &ExitCounters,
+        cpus: u32,
+        pins: &[u32],
+        reasons: Option<Reasons>,
+        resets: &Arc<ResetWatch>,
+    ) -> Self {
+        Self {
+            record: Arc::clone(record),
+            counters: counters.clone(),
+            cpus,
+            pins: pins.to_vec(),
+            reasons,
+            resets: Arc::clone(resets),
+        }
+    }
+
+    /// All vCPUs' exits so far.
+    fn exits(&self) -> Option<u64> {
+        (0..self.cpus)
+            .map(|vp| self.counters.read(VpIndex(vp)))
+            .sum()
+    }
+
+    /// The first ring: now all vCPUs have their threads, and nothing has been measured.
+    fn announced(&mut self, gpa: u64) {
+        let mut warnings = Vec::new();
+        let threads = threads::of_vcpus();
+        if let Err(error) = threads::pin(&threads, &self.pins) {
+            warnings.push(format!("cannot bind vCPUs to CPUs: {error}"));
+        }
+        if let Some(reasons) = &mut self.reasons {
+            reasons.watch(threads);
+        }
+        let mut record = lock(&self.record);
+        record.announce(gpa);
+        record.warnings.extend(warnings);
+    }
+}
+
+impl Device for Bell {
+    fn name(&self) -> &str {
+        "doorbell"
+    }
+
+    fn reset(&mut self) {
+        self.resets.power_on();
+    }
+
+    fn read(&mut self, addr: u64, data: &mut [u8]) {
+        if addr == u64::from(DOORBELL_PORT)
+            && let Ok(data) = <&mut [u8; 4]>::try_from(data)
+        {
+            *data = DOORBELL_PRESENT.to_le_bytes();
+        }
+    }
+
+    fn write(&mut self, addr: u64, data: &[u8]) {
+        // Before anything else that could make the host exit.
+        let exits = self.exits();
+        let (true, Ok(data)) = (addr == u64::from(DOORBELL_PORT), <[u8; 4]>::try_from(data)) else {
+            return;
+        };
+        match Doorbell::from_value(u32::from_le_bytes(data)) {
+            Some(Doorbell::Begin) => {
+                let interval = &mut lock(&self.record).interval;
+                interval.begin = exits;
+                if let Some(Err(error)) = self.reasons.as_mut().map(Reasons::begin) {
+                    lock(&self.record).warnings.push(error.to_string());
+                }
+            }
+            Some(Doorbell::End) => {
+                let reasons = self.reasons.as_mut().map(Reasons::end);
+                let mut record = lock(&self.record);
+                record.interval.end = exits;
+                match reasons.transpose() {
+                    Ok(reasons) => record.interval.reasons = reasons,
+                    Err(error) => record.warnings.push(error.to_string()),
+                }
+            }
+            Some(Doorbell::Done) => lock(&self.record).complete(),
+            Some(Doorbell::Board { gpa }) => self.announced(gpa),
+            None => {}
+        }
+    }
+}
+
+/// Both devices at their places. A 32-bit access to the console's port reaches into the doorbell's; devices are found by the
+/// first byte.
+pub(super) fn ports(console: Console, bell: Bell) -> [ExtraPorts; 2] {
+    [
+        ExtraPorts {
+            first: CONSOLE_PORT,
+            count: 1,
+            device: Arc::new(Mutex::new(console)),
+        },
+        ExtraPorts {
+            first: DOORBELL_PORT,
+            count: 4,
+            device: Arc::new(Mutex::new(bell)),
+        },
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::l2_exit::micro::record::{Ending, Record, Taken};
+    use hypernest::config::MemoryConfig;
+    use hypernest::memory::GuestRam;
+    use hypernest::units::Gpa;
+    use hypernest_nested::board::{Board, Status};
+    use hypernest_nested::l2exit::Kind;
+
+    const BOARD: u64 = 0x20_000;
+    const SAMPLES: u64 = 0x30_000;
+
+    struct Guest {
+        ram: GuestRam,
+        console: Console,
+        bell: Bell,
+        record: Shared,
+    }
+
+    impl Guest {
+        fn new() -> Self {
+            let config = MemoryConfig {
+                size: 0,
+                hugepages: None,
+            };
+            let ram = GuestRam::new(&config, &[(Gpa(0), 0x10_0000)]).unwrap();
+            let record = Arc::new(Mutex::new(Record::new()));
+            lock(&record).use_ram(ram.clone());
+            Self {
+                console: Console::new(&record),
+                bell: Bell::new(
+                    &record,
+                    &ExitCounters::default(),
+                    1,
+                    &[],
+                    None,
+                    &Arc::default(),
+                ),
+                ram,
+                record,
+            }
+        }
+
+        fn say(&mut self, text: &str) {
+            for piece in text.as_bytes().chunks(4) {
+                self.console.write(CONSOLE_PORT.into(), piece);
+            }
+        }
+
+        fn ring(&mut self, value: Doorbell) {
+            let value = value.value().unwrap().to_le_bytes();
+            self.bell.write(DOORBELL_PORT.into(), &value);
+        }
+
+        fn board(&self, board: &Board, samples: &[[u64; 4]]) {
+            let words = |words: &[u64]| words.iter().flat_map(|w| w.to_le_bytes()).collect();
+            let bytes: Vec<u8> = words(&board.words());
+            self.ram.write(Gpa(BOARD), &bytes).unwrap();
+            let bytes: Vec<u8> = words(samples.as_flattened());
+            self.ram.write(Gpa(SAMPLES), &bytes).unwrap();
+        }
+
+        fn endings(&self) -> Vec<(Kind, Ending)> {
+            lock(&self.record).endings.clone()
+        }
+    }
+
+    fn board(kind: Kind, status: Status, capacity: u64) -> Board {
+        Board {
+            status: status as u64,
+            stopwatch_begin: 90,
+            stopwatch_end: 300,
+            last_exit_reason: 10,
+            last_guest_rip: 0x10_1234,
+            ..Board::new(kind, capacity, SAMPLES)
+        }
+    }
+
+    #[test]
+    fn a_complete_board_is_taken_apart() {
+        let mut guest = Guest::new();
+        guest.ring(Doorbell::Board { gpa: BOARD });
+        guest.say("l1: running cpuid\n");
+        guest.ring(Doorbell::Begin);
+        guest.ring(Doorbell::End);
+        let samples = [[100, 110, 130, 135], [200, 210, 205, 230], [240, 0, 0, 250]];
+        guest.board(&board(Kind::Cpuid, Status::Complete, 3), &samples);
+        guest.ring(Doorbell::Done);
+        guest.say("l1: done\n");
+        let wanted = Taken {
+            l2_to_l1: vec![10],
+            l1: vec![20],
+            l1_to_l2: vec![5],
+            round_trip: vec![35, 10],
+            out_of_order: 1,
+            stopwatch: Some(210),
+            host_exits: None,
+            reasons: None,
+        };
+        assert_eq!(guest.endings(), [(Kind::Cpuid, Ending::Complete(wanted))]);
+        assert!(lock(&guest.record).done);
+    }
+
+    #[test]
+    fn what_was_measured_before_the_end_is_kept() {
+        let mut guest = Guest::new();
+        guest.ring(Doorbell::Board { gpa: BOARD });
+        guest.say("l1: running hlt\n");
+        let samples = [[100, 110, 130, 135], [200, 210, 0, 0], [0; 4]];
+        guest.board(&board(Kind::Hlt, Status::Measuring, 3), &samples);
+        lock(&guest.record).cut_short("stuck");
+        let (kind, ending) = guest.endings().remove(0);
+        let Ending::Failed {
+            why,
+            last_exit,
+            partial,
+        } = ending
+        else {
+            panic!("{ending:?}");
+        };
+        assert_eq!((kind, &*why), (Kind::Hlt, "stuck"));
+        assert_eq!(partial.unwrap().round_trip, [35]);
+        assert_eq!(last_exit.unwrap().rip, 0x10_1234);
+    }
+
+    #[test]
+    fn lines_tell_of_kinds_and_refusals() {
+        let mut guest = Guest::new();
+        guest.say("skip xsetbv: no XSAVE\nl1: running pause\nfail pause: odd\nrefused: no\n");
+        assert_eq!(
+            guest.endings(),
+            [
+                (Kind::Xsetbv, Ending::Skipped("no XSAVE".into())),
+                (
+                    Kind::Pause,
+                    Ending::Failed {
+                        why: "odd".into(),
+                        last_exit: None,
+                        partial: None
+                    }
+                ),
+            ]
+        );
+        assert_eq!(lock(&guest.record).refused.as_deref(), Some("no"));
+        lock(&guest.record).cut_short("end");
+        assert_eq!(guest.endings().len(), 2);
+    }
+
+    #[test]
+    fn no_board_harms_the_host() {
+        let mut guest = Guest::new();
+        guest.say("l1: running cpuid\n");
+        guest.ring(Doorbell::Done);
+        for gpa in [BOARD, 0xf_f000, 0xffff_f000] {
+            guest.ring(Doorbell::Board { gpa });
+            guest.say("l1: running mmio\n");
+            guest.ring(Doorbell::Done);
+        }
+        let beyond = Board {
+            samples_gpa: 0xf_fff8,
+            ..board(Kind::Pause, Status::Complete, 1)
+        };
+        guest.board(&beyond, &[]);
+        guest.ring(Doorbell::Board { gpa: BOARD });
+        guest.say("l1: running pause\n");
+        guest.ring(Doorbell::Done);
+        let why: Vec<_> = guest
+            .endings()
+            .into_iter()
+            .map(|(_, ending)| match ending {
+                Ending::Failed { why, .. } => why,
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        assert_eq!(why.len(), 3);
+        assert!(why[0].contains("did not say where"), "{why:?}");
+        assert!(why[1].contains("begins with"), "{why:?}");
+        assert!(why[2].contains("no RAM"), "{why:?}");
+        for _ in 0..5 {
+            guest
+                .console
+                .write(CONSOLE_PORT.into(), &[b'x'; MOST_PENDING / 2]);
+        }
+        assert!(guest.console.pending.is_empty());
+    }
+
+    #[test]
+    fn a_guest_can_ask_whether_somebody_listens() {
+        let mut guest = Guest::new();
+        let mut present = [0; 4];
+        guest.bell.read(DOORBELL_PORT.into(), &mut present);
+        assert_eq!(u32::from_le_bytes(present), DOORBELL_PRESENT);
+        let mut other = [0xff; 2];
+        guest.bell.read(DOORBELL_PORT.into(), &mut other);
+        assert_eq!(other, [0xff; 2]);
+    }
+}

@@ -1,0 +1,373 @@
+//! `--l1 micro`: L1 is the micro-hypervisor that comes with this program, which runs an L2 through exits of chosen kinds.
+//!
+//! A VM measures all kinds in one mode; modes alternate, cycle after cycle, until every median is known well enough. L1 and L2
+//! date each exit themselves and leave the dates in their memory, where they are read when they ring ([`record`]).
+
+mod devices;
+mod plan;
+pub(crate) mod reasons;
+mod record;
+mod said;
+mod tally;
+pub(super) mod threads;
+mod vm;
+
+use std::collections::BTreeMap;
+use std::io::{self, Write as _};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use hypernest_nested::l2exit::{Kind, Mode, Touch};
+
+use super::interrupt::Interrupts;
+use super::modes;
+use super::shadow::ShadowVmcs;
+use crate::histogram::HistogramError;
+use crate::kvm_module::Vendor;
+use crate::report::{Entry, L1, Outcome, StoppedBy, Vmm};
+use crate::unit::Unit;
+use plan::Limits;
+use reasons::Tracing;
+use record::Ending;
+use tally::Tally;
+use vm::{Job, Run};
+
+/// What is to be measured.
+#[derive(Debug)]
+pub(super) struct Wish {
+    pub(super) modes: Vec<Mode>,
+    pub(super) touches: Vec<Touch>,
+    pub(super) kinds: Vec<Kind>,
+    /// L1's vCPUs; if it is not said, as many as the kind needs.
+    pub(super) cpus: Option<u32>,
+    /// Of a round.
+    pub(super) samples: u32,
+    pub(super) warmup: u32,
+    /// The longest that a VM may be silent.
+    pub(super) silence: Duration,
+    /// How wide a median's interval may be, in parts of the median.
+    pub(super) precision: f64,
+    pub(super) max_cycles: u32,
+    pub(super) time_limit: Duration,
+    /// The host CPUs that vCPUs are bound to.
+    pub(super) pins: Vec<u32>,
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub(super) struct Measurement {
+    pub(super) entries: Vec<Entry>,
+    pub(super) interrupted: bool,
+    pub(super) stopped_by: Option<StoppedBy>,
+    pub(super) warnings: Vec<String>,
+}
+
+/// Samples in the run that counts host exits by reason: their number hardly varies.
+const COUNTED_SAMPLES: u32 = 32;
+const COUNTED_WARMUP: u32 = 8;
+
+/// Measures it all; what goes wrong is in the entries.
+pub(super) fn measure(
+    wish: &Wish,
+    vendor: Vendor,
+    shadow: &mut ShadowVmcs,
+    interrupts: &Interrupts,
+    unit: &Unit,
+) -> Result<Measurement, MicroError> {
+    let mut image = tempfile::NamedTempFile::new().map_err(MicroError::Image)?;
+    image
+        .write_all(hypernest_guest::GUEST)
+        .map_err(MicroError::Image)?;
+    let mut bench = Bench {
+        wish,
+        vendor,
+        image: image.path(),
+        interrupts,
+        tallies: BTreeMap::new(),
+        warnings: Vec::new(),
+        interrupted: false,
+    };
+    let stopped_by = bench.cycles(shadow);
+    bench.report(stopped_by, unit)
+}
+
+/// A measurement that cannot begin, or has no report.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum MicroError {
+    /// A temporary file.
+    #[error("cannot write the guest program into a temporary file")]
+    Image(#[source] io::Error),
+    /// A histogram.
+    #[error(transparent)]
+    Histogram(#[from] HistogramError),
+}
+
+/// One thing that is measured; touches by their place in the wish.
+type Cell = (Mode, usize, Kind);
+
+struct Bench<'a> {
+    wish: &'a Wish,
+    vendor: Vendor,
+    image: &'a Path,
+    interrupts: &'a Interrupts,
+    tallies: BTreeMap<Cell, Tally>,
+    warnings: Vec<String>,
+    interrupted: bool,
+}
+
+/// Where in a cycle a series of VMs belongs.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    mode: Mode,
+    touch: usize,
+    cpus: u32,
+}
+
+impl Bench<'_> {
+    fn cycles(&mut self, shadow: &mut ShadowVmcs) -> Option<StoppedBy> {
+        let limits = Limits {
+            precision: self.wish.precision,
+            cycles: self.wish.max_cycles,
+            time: self.wish.time_limit,
+        };
+        let order = plan::order(&self.wish.modes, shadow.now());
+        let start = Instant::now();
+        let tracing = Tracing::new();
+        let tracing = tracing.map_err(|e| self.warn(crate::chain(&e))).ok();
+        for cycle in 1.. {
+            let kinds = self.unfinished(cycle);
+            for &mode in &order {
+                if cycle > 1 && start.elapsed() >= limits.time {
+                    return Some(StoppedBy::TimeLimit);
+                }
+                eprintln!("cycle {cycle}: {mode}");
+                match shadow.set(mode.shadow_vmcs()) {
+                    Ok(()) => self.visit(mode, &kinds, cycle, tracing.as_ref()),
+                    Err(why) => self.fail_mode(mode, &why),
+                }
+                if self.interrupted || self.interrupts.arrived() {
+                    self.interrupted = true;
+                    return None;
+                }
+            }
+            let widest = self.widest();
+            if let Some((width, (mode, _, kind))) = widest {
+                eprintln!(
+                    "after cycle {cycle}: the widest interval of a median is {:.2} % of it ({mode}, {kind})",
+                    width * 100.0
+                );
+            }
+            let stop = limits.reached(cycle, start.elapsed(), widest.map(|(width, _)| width));
+            if stop.is_some() {
+                return stop;
+            }
+        }
+        None
+    }
+
+    /// The kinds that are still worth a run: in all modes, so that they go on alternating.
+    fn unfinished(&self, cycle: u32) -> Vec<Kind> {
+        let wide = |kind: Kind| {
+            let of_kind = self.tallies.iter().filter(|((_, _, of), _)| *of == kind);
+            of_kind
+                .filter_map(|(_, tally)| tally.width())
+                .any(|width| width > self.wish.precision)
+        };
+        let kinds = self.wish.kinds.iter().copied();
+        kinds
+            .filter(|&kind| cycle <= plan::FEWEST_CYCLES || wide(kind))
+            .collect()
+    }
+
+    fn widest(&self) -> Option<(f64, Cell)> {
+        let widths = self.tallies.iter();
+        let widths = widths.filter_map(|(cell, tally)| Some((tally.width()?, *cell)));
+        widths.max_by(|(a, _), (b, _)| a.total_cmp(b))
+    }
+
+    /// One mode's turn in a cycle.
+    fn visit(&mut self, mode: Mode, kinds: &[Kind], cycle: u32, tracing: Option<&Tracing>) {
+        for touch in 0..self.wish.touches.len() {
+            let mut by_cpus: BTreeMap<u32, Vec<Kind>> = BTreeMap::new();
+            for &kind in kinds {
+                let cpus = self.wish.cpus.unwrap_or(kind.cpus());
+                by_cpus.entry(cpus).or_default().push(kind);
+            }
+            for (cpus, kinds) in by_cpus {
+                let place = Place { mode, touch, cpus };
+                self.series(place, &kinds);
+                if let Some(tracing) = tracing.filter(|_| cycle == 1) {
+                    self.count(place, &kinds, tracing);
+                }
+                if self.interrupted {
+                    return;
+                }
+            }
+        }
+    }
+
+    fn tally(&mut self, place: Place, kind: Kind) -> &mut Tally {
+        let cell = (place.mode, place.touch, kind);
+        self.tallies.entry(cell).or_default()
+    }
+
+    fn may_go_on(&mut self, place: Place, kinds: &[Kind]) -> Vec<Kind> {
+        let kinds = kinds.iter().copied();
+        kinds
+            .filter(|&kind| !self.tally(place, kind).is_over())
+            .collect()
+    }
+
+    /// VMs until something has come of every kind: one that ends early is followed by one that does the rest.
+    fn series(&mut self, place: Place, kinds: &[Kind]) {
+        let mut left = self.may_go_on(place, kinds);
+        while !left.is_empty() {
+            let job = self.job(place, &left);
+            let run = match vm::run(&job, None) {
+                Ok(run) => run,
+                Err(error) => return self.fail(place, &left, &crate::chain(&error), ""),
+            };
+            let before = left.len();
+            for (kind, ending) in run.endings {
+                let Some(at) = left.iter().position(|&l| l == kind) else {
+                    continue;
+                };
+                left.remove(at);
+                let tally = self.tally(place, kind);
+                if run.interrupted {
+                    tally.interrupt(ending);
+                } else {
+                    tally.add(ending, &run.console);
+                }
+            }
+            self.note(run.warnings);
+            if run.interrupted {
+                self.interrupted = true;
+                return;
+            }
+            if let Some(why) = &run.refused {
+                return self.fail(place, &left, &format!("refused: {why}"), &run.console);
+            }
+            if left.len() == before {
+                let why = run.broken.as_deref();
+                let why = why.unwrap_or("L1 ended without a word about it");
+                return self.fail(place, &left, why, &run.console);
+            }
+        }
+    }
+
+    /// The same, untimed, with an eye on the reasons of the host's exits. Of a VM that ends early only what it did counts.
+    fn count(&mut self, place: Place, kinds: &[Kind], tracing: &Tracing) {
+        let left = self.may_go_on(place, kinds);
+        if left.is_empty() || self.interrupted {
+            return;
+        }
+        let job = Job {
+            samples: self.wish.samples.min(COUNTED_SAMPLES),
+            warmup: self.wish.warmup.min(COUNTED_WARMUP),
+            ..self.job(place, &left)
+        };
+        match vm::run(&job, Some(tracing.counter(self.vendor))) {
+            Ok(run) => self.counted(place, run),
+            Err(error) => self.warn(crate::chain(&error)),
+        }
+    }
+
+    fn counted(&mut self, place: Place, run: Run) {
+        self.interrupted |= run.interrupted;
+        self.note(run.warnings);
+        for (kind, ending) in run.endings {
+            match ending {
+                Ending::Failed { why, .. } => self.warn(format!(
+                    "{} {kind}: host exits are not counted by reason: {why}",
+                    place.mode
+                )),
+                complete => self.tally(place, kind).count(&complete),
+            }
+        }
+    }
+
+    fn job<'b>(&'b self, place: Place, kinds: &'b [Kind]) -> Job<'b> {
+        Job {
+            image: self.image,
+            mode: place.mode,
+            touch: self.wish.touches[place.touch],
+            kinds,
+            cpus: place.cpus,
+            samples: self.wish.samples,
+            warmup: self.wish.warmup,
+            pins: &self.wish.pins,
+            limit: self.wish.silence,
+        }
+    }
+
+    fn fail(&mut self, place: Place, kinds: &[Kind], why: &str, console: &str) {
+        for &kind in kinds {
+            self.tally(place, kind).fail(why, console);
+        }
+    }
+
+    fn fail_mode(&mut self, mode: Mode, why: &str) {
+        for touch in 0..self.wish.touches.len() {
+            for &kind in &self.wish.kinds {
+                let tally = self.tallies.entry((mode, touch, kind)).or_default();
+                tally.fail(why, "");
+            }
+        }
+    }
+
+    fn note(&mut self, warnings: Vec<String>) {
+        for warning in warnings {
+            self.warn(warning);
+        }
+    }
+
+    /// Once is enough.
+    fn warn(&mut self, warning: String) {
+        if !self.warnings.contains(&warning) {
+            eprintln!("{warning}");
+            self.warnings.push(warning);
+        }
+    }
+
+    fn report(
+        mut self,
+        stopped_by: Option<StoppedBy>,
+        unit: &Unit,
+    ) -> Result<Measurement, MicroError> {
+        let mut entries = Vec::new();
+        let mut modes = self.wish.modes.clone();
+        modes.sort();
+        modes.dedup();
+        for mode in modes {
+            for (touch, profile) in self.wish.touches.iter().enumerate() {
+                for &kind in &self.wish.kinds {
+                    let tally = self.tallies.remove(&(mode, touch, kind));
+                    let outcome = match tally.filter(|t| !(t.is_empty() && self.interrupted)) {
+                        Some(tally) => tally.outcome(self.vendor, unit)?,
+                        None => Outcome::LeftOut {
+                            why: "it was not reached before the interruption".to_owned(),
+                        },
+                    };
+                    entries.push(Entry {
+                        l1: L1::Micro,
+                        vmm: Vmm::Hypernest,
+                        mode,
+                        kind: kind.name().to_owned(),
+                        touch: Some(profile.to_string()),
+                        cpus: self.wish.cpus.unwrap_or(kind.cpus()),
+                        hv: modes::hv(mode).to_owned(),
+                        shadow_vmcs: mode.shadow_vmcs(),
+                        outcome,
+                    });
+                }
+            }
+        }
+        Ok(Measurement {
+            entries,
+            interrupted: self.interrupted,
+            stopped_by,
+            warnings: self.warnings,
+        })
+    }
+}
