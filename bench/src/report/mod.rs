@@ -19,8 +19,8 @@ mod table;
 
 pub(crate) use files::{FileError, read, write};
 pub(crate) use model::{
-    ALL_KINDS, Entry, Environment, L1, L1Facts, Measured, Outcome, Part, Parts, Report, VERSION,
-    Vmm,
+    ALL_KINDS, Entry, Environment, L1, L1Facts, Measured, Outcome, Part, Parts, Report, StoppedBy,
+    VERSION, Vmm,
 };
 pub(crate) use recommend::recommend;
 pub(crate) use table::table;

@@ -188,7 +188,6 @@ pub(crate) struct Measured {
     /// The times.
     pub(crate) parts: Parts,
     /// Samples that are in none of the parts, because their stamps were not in order.
-    #[serde(default)]
     pub(crate) out_of_order: u64,
     /// How often L1's vCPUs exited to the host, for each exit of L2.
     pub(crate) host_exits_per_l2_exit: Option<f64>,
