@@ -13,7 +13,7 @@ mod outcome;
 mod shadow;
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use hypernest::kvm::host::{HostCaps, HostError};
