@@ -79,7 +79,7 @@ fn run(start: &boot::Start) -> ! {
         Some("hvtest") => hvtest::run(&args, start.trampoline),
         Some("l2") => exits::run(&args, "cpuid"),
         Some("exits") => exits::run(&args, exits::ALL),
-        Some("l1") => l1::run(&args),
+        Some("l1") => l1::run(&args, start.trampoline),
         Some("fault") => fault::run(&args),
         Some("crash") => life::crash(&args),
         Some("reset") => life::reset(&args),

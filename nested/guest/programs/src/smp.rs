@@ -103,9 +103,19 @@ impl Processors {
 
     /// Has processor `order`, another one, do `work`; `None` if it does not come back.
     pub(crate) fn run(self, order: usize, work: Work) -> Option<u64> {
-        let slot = &SLOTS[order];
-        slot.work.store(work as *mut (), Ordering::Release);
+        self.begin(order, work);
+        self.end(order)
+    }
+
+    /// Has processor `order`, another one, begin `work`.
+    pub(crate) fn begin(self, order: usize, work: Work) {
+        SLOTS[order].work.store(work as *mut (), Ordering::Release);
         apic::interrupt_others(WAKE_VECTOR);
+    }
+
+    /// What the work gave that processor `order` began; `None` if it does not come back.
+    pub(crate) fn end(self, order: usize) -> Option<u64> {
+        let slot = &SLOTS[order];
         self.patience
             .until(|| slot.work.load(Ordering::Acquire).is_null())
             .then(|| slot.result.load(Ordering::Acquire))

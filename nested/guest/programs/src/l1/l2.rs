@@ -40,6 +40,12 @@ impl Sample {
         self.before.store(before, Ordering::Relaxed);
     }
 
+    /// Whether L2 is behind the exit.
+    #[inline(always)]
+    pub(crate) fn is_taken(&self) -> bool {
+        self.after.load(Ordering::Acquire) != 0
+    }
+
     fn clear(&self) {
         for stamp in [&self.before, &self.exited, &self.resumed, &self.after] {
             stamp.store(0, Ordering::Relaxed);
@@ -62,6 +68,12 @@ pub(crate) struct Shared {
     exception_error: AtomicU64,
     exception_rip: AtomicU64,
     exception_address: AtomicU64,
+    /// Not 0 while L1 has L2's processor halted.
+    halted: AtomicU64,
+    /// Not 0 when L1 has given up on this L2.
+    failed: AtomicU64,
+    /// What the second processor's L2 shares with its L1, if there is a second one.
+    pub(crate) other: Option<&'static Self>,
     /// Not 0 when L2 has taken all samples; it then executes CPUID for ever.
     finished: AtomicU64,
     /// L2's TSC before the first sample that counts, and after the last.
@@ -113,6 +125,9 @@ impl Shared {
             exception_error: AtomicU64::new(0),
             exception_rip: AtomicU64::new(0),
             exception_address: AtomicU64::new(0),
+            halted: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
+            other: None,
             finished: AtomicU64::new(0),
             stopwatch_begin: AtomicU64::new(0),
             stopwatch_end: AtomicU64::new(0),
@@ -139,6 +154,8 @@ impl Shared {
             &self.interrupts,
             &self.refused,
             &self.exception,
+            &self.halted,
+            &self.failed,
             &self.finished,
             &self.stopwatch_begin,
             &self.stopwatch_end,
@@ -190,7 +207,35 @@ impl Shared {
         }
     }
 
+    /// L1 tells L2 from outside that it has finished. An interrupt that still comes belongs to no sample.
+    pub(crate) fn finish(&self) {
+        self.begin_sample(&self.warmup[0]);
+        self.finished.store(1, Ordering::Release);
+    }
+
+    /// L1 halts L2's processor, or wakes it.
+    #[inline(always)]
+    pub(crate) fn set_halted(&self, halted: bool) {
+        self.halted.store(halted.into(), Ordering::Release);
+    }
+
+    /// Whether L2's processor is halted, or about to be.
+    #[inline(always)]
+    pub(crate) fn is_halted(&self) -> bool {
+        self.halted.load(Ordering::Acquire) != 0
+    }
+
+    /// L1 has given up on this L2.
+    pub(crate) fn fail(&self) {
+        self.failed.store(1, Ordering::Release);
+    }
+
     /// Whether it has.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.failed.load(Ordering::Acquire) != 0
+    }
+
+    /// Whether L2 has finished.
     #[inline(always)]
     pub(crate) fn is_finished(&self) -> bool {
         self.finished.load(Ordering::Acquire) != 0

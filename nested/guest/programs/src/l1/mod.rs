@@ -2,8 +2,10 @@
 #![allow(dead_code, reason = "the kinds that use the rest are being added")]
 
 mod doorbell;
+mod drive;
 mod kinds;
 mod l2;
+mod second;
 mod second_level;
 mod svm;
 mod vcpu;
@@ -12,14 +14,16 @@ mod vmx;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use hypernest_nested::l2exit::{Kind, Mode, Touch};
-use kinds::{Part, Step};
+use kinds::Part;
 use l2::{Environment, Sample, Shared, Vendor};
 
-use vcpu::{Cause, Vcpu};
+use second::Second;
+use vcpu::Vcpu;
 
 use crate::args::Args;
+use crate::smp::{Patience, Processors};
 use crate::text::Text;
-use crate::{Exit, console, cpu, pages, say};
+use crate::{Exit, MAX_CPUS, console, cpu, pages, say};
 
 /// What the command line asks for.
 struct Plan<'a> {
@@ -28,10 +32,9 @@ struct Plan<'a> {
     touch: Touch,
     samples: usize,
     warmup: usize,
+    cpus: usize,
 }
 
-/// IA32_DEBUGCTL.
-const DEBUGCTL: u32 = 0x1D9;
 /// As many samples as fit into one frame.
 const MOST: u64 = hypernest_nested::probe::MAX_COUNT as u64;
 
@@ -54,6 +57,7 @@ impl<'a> Plan<'a> {
             touch: Touch::parse(touch).ok_or(("touch", touch))?,
             samples: number("n", 1000)?,
             warmup: number("warmup", 100)?,
+            cpus: number("cpus", 1)?.clamp(1, MAX_CPUS),
         };
         match kinds.split(',').find(|name| Kind::parse(name).is_none()) {
             None => Ok(plan),
@@ -62,10 +66,16 @@ impl<'a> Plan<'a> {
     }
 }
 
+impl Plan<'_> {
+    fn has(&self, kind: Kind) -> bool {
+        self.kinds.split(',').any(|name| name == kind.name())
+    }
+}
+
 /// `l1 mode=MODE kinds=A,B,C touch=TOUCH n=N warmup=W cpus=C`.
 ///
 /// The meaning of each stands in [`hypernest_nested::l2exit`].
-pub(crate) fn run(args: &Args<'_>) -> Exit {
+pub(crate) fn run(args: &Args<'_>, trampoline: &[u8]) -> Exit {
     let plan = match Plan::new(args) {
         Ok(plan) => plan,
         Err((name, value)) => {
@@ -80,15 +90,30 @@ pub(crate) fn run(args: &Args<'_>) -> Exit {
         Vendor::Intel
     };
     let shared = Shared::new(0, vendor, doorbell, plan.warmup, plan.samples);
+    let second = if plan.cpus > 1 && plan.has(Kind::Ipi) {
+        match Processors::start(trampoline, plan.cpus, Patience::DEFAULT) {
+            Ok(processors) => {
+                let second: &Shared = Shared::new(1, vendor, false, 1, 0);
+                shared.other = Some(second);
+                Some((processors, second))
+            }
+            Err(running) => {
+                say!("refused: {running} of {} processors run", plan.cpus);
+                return Exit::Failed;
+            }
+        }
+    } else {
+        None
+    };
     let result = match plan.mode {
         Mode::Classic | Mode::ClassicShadow | Mode::Offered | Mode::OfferedShadow => {
-            Session::<vmx::Vmx<vmx::Classic>>::new(&plan, shared).map(Session::run)
+            Session::<vmx::Vmx<vmx::Classic>>::new(&plan, shared, second).map(Session::run)
         }
         Mode::Svm | Mode::SvmEmsr | Mode::SvmDirectFlush => {
-            Session::<svm::Svm>::new(&plan, shared).map(Session::run)
+            Session::<svm::Svm>::new(&plan, shared, second).map(Session::run)
         }
         Mode::Evmcs | Mode::EvmcsEmsr | Mode::EvmcsDirectFlush => {
-            Session::<vmx::Vmx<vmx::Enlightened>>::new(&plan, shared).map(Session::run)
+            Session::<vmx::Vmx<vmx::Enlightened>>::new(&plan, shared, second).map(Session::run)
         }
     };
     match result {
@@ -113,27 +138,33 @@ struct Session<'a, V> {
     vcpu: V,
     environment: Environment,
     shared: &'static Shared,
+    second: Option<Second<V>>,
 }
 
 impl<'a, V: Vcpu> Session<'a, V> {
-    fn new(plan: &'a Plan<'a>, shared: &'static Shared) -> Result<Self, Text> {
+    fn new(
+        plan: &'a Plan<'a>,
+        shared: &'static Shared,
+        second: Option<(Processors, &'static Shared)>,
+    ) -> Result<Self, Text> {
         Ok(Self {
             plan,
             vcpu: V::new(plan.mode, shared.order)?,
             environment: Environment::new(shared),
             shared,
+            second: second.map(|(processors, shared)| Second::new(processors, plan, shared)),
         })
     }
 
     fn run(mut self) -> Exit {
         let mut exit = Exit::Done;
         for kind in self.plan.kinds.split(',').filter_map(Kind::parse) {
-            if let Some(why) = kinds::lacking(kind, self.plan.mode, 1) {
+            if let Some(why) = kinds::lacking(kind, self.plan.mode, self.plan.cpus) {
                 say!("skip {kind}: {why}");
                 continue;
             }
             say!("l1: running {kind}");
-            match self.measure(kind) {
+            match self.measure_on_all(kind) {
                 Ok(()) => stream(kind, self.plan.mode, self.shared),
                 Err(NotMeasured::Lacking(why)) => say!("skip {kind}: {why}"),
                 Err(NotMeasured::Failed(why)) => {
@@ -146,11 +177,24 @@ impl<'a, V: Vcpu> Session<'a, V> {
         exit
     }
 
+    /// Measures `kind` with as many processors as it takes.
+    fn measure_on_all(&mut self, kind: Kind) -> Result<(), NotMeasured> {
+        let Some(mut second) = self.second.take() else {
+            return self.measure(kind);
+        };
+        let measured = match kind {
+            Kind::Ipi => second.beside(|| self.measure(kind)),
+            _ => self.measure(kind),
+        };
+        self.second = Some(second);
+        measured
+    }
+
     /// Runs L2 until it has taken all samples of `kind`.
     fn measure(&mut self, kind: Kind) -> Result<(), NotMeasured> {
         let shared = self.shared;
         shared.clear();
-        let mut part = Part::begin(kind, self.plan.mode, shared.order, &mut self.vcpu);
+        let mut part = Part::begin(kind, self.plan.mode, shared, &mut self.vcpu);
         let prepared = self.vcpu.prepare(
             &kinds::intercepts(kind),
             &self.environment,
@@ -158,41 +202,11 @@ impl<'a, V: Vcpu> Session<'a, V> {
             self.plan.touch,
         );
         prepared.map_err(NotMeasured::Lacking)?;
-        let result = self.run_l2(&mut part);
+        let result = drive::run(&mut self.vcpu, shared, &mut part, self.plan.touch);
         self.vcpu.leave();
         result
             .and_then(|()| self.check(kind))
             .map_err(NotMeasured::Failed)
-    }
-
-    fn run_l2(&mut self, part: &mut Part) -> Result<(), Text> {
-        let shared = self.shared;
-        let unmeasured = AtomicU64::new(0);
-        let exited = AtomicU64::new(0);
-        let mut resumed: &AtomicU64 = &unmeasured;
-        loop {
-            if self.plan.touch == Touch::KvmLike {
-                // Linux reads it before each entry (vcpu_enter_guest), whoever made the processor.
-                core::hint::black_box(cpu::rdmsr(DEBUGCTL).ok());
-            }
-            self.vcpu.enter(resumed, &exited)?;
-            let cause = self.vcpu.cause();
-            if shared.is_finished() {
-                return Ok(());
-            }
-            self.vcpu.touch(self.plan.touch, cause);
-            resumed = match part.handle(&mut self.vcpu, cause) {
-                Step::Resume => {
-                    let sample = shared.sample();
-                    sample
-                        .exited
-                        .store(exited.load(Ordering::Relaxed), Ordering::Relaxed);
-                    &sample.resumed
-                }
-                Step::ResumeUnmeasured => &unmeasured,
-                Step::Unexpected => return Err(self.unexpected(cause)),
-            };
-        }
     }
 
     /// Every sample must have been what it is meant to be.
@@ -215,23 +229,6 @@ impl<'a, V: Vcpu> Session<'a, V> {
                 "{some} of {} times L2 came out where it should not",
                 self.shared.samples.len()
             ))),
-        }
-    }
-
-    #[cold]
-    fn unexpected(&mut self, cause: Cause) -> Text {
-        match self.shared.exception() {
-            Some(exception) => Text::new(format_args!(
-                "exception in L2: vector {} error {:#x} rip {:#x} address {:#x}",
-                exception.vector, exception.error, exception.rip, exception.address
-            )),
-            None => {
-                let last = self.vcpu.last_exit();
-                Text::new(format_args!(
-                    "unexpected exit {cause:?}: reason {:#x} qualification {:#x} rip {:#x}",
-                    last.reason, last.qualification, last.rip
-                ))
-            }
         }
     }
 }

@@ -24,7 +24,8 @@ pub(crate) fn entry(kind: Kind) -> Entry {
         Kind::PioOut => output,
         Kind::PioIn => input,
         Kind::Hlt => halt,
-        Kind::Interrupt | Kind::Ipi => interrupt,
+        Kind::Interrupt => interrupt,
+        Kind::Ipi => interrupt_other,
         Kind::SecondLevelFault => touch_new_pages,
         Kind::Mmio => read_device,
         Kind::CrWrite => write_cr3,
@@ -152,6 +153,31 @@ extern "sysv64" fn timer(shared: &'static Shared) -> ! {
 extern "sysv64" fn preemption_timer(shared: &'static Shared) -> ! {
     // It runs from each entry on.
     spinning(shared, || (), || ())
+}
+
+extern "sysv64" fn interrupt_other(shared: &'static Shared) -> ! {
+    // L1 runs this where there is another processor only.
+    let other = shared.other.unwrap_or(shared);
+    repeat(shared, |sample| {
+        other.begin_sample(sample);
+        while !other.is_halted() {
+            core::hint::spin_loop();
+        }
+        let before = cpu::tsc_serialised();
+        call(shared.vendor, 0, 0);
+        while !sample.is_taken() {
+            core::hint::spin_loop();
+        }
+        sample.begin(before);
+    })
+}
+
+/// L2's code on the second processor: halted but for what the first one sends.
+pub(crate) extern "sysv64" fn wait(_: &'static Shared) -> ! {
+    cpu::enable_interrupts();
+    loop {
+        cpu::halt();
+    }
 }
 
 /// Dates `operation`, which ends before the next instruction does.

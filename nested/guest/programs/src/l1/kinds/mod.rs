@@ -4,13 +4,14 @@ mod l2;
 
 use hypernest_nested::l2exit::{Kind, Mode};
 
+use super::l2::Shared;
 use super::second_level::{WINDOW, WINDOW_PAGES};
 use super::vcpu::{Cause, Intercepts, Vcpu};
 use crate::pages::PAGE_SIZE;
 use crate::text::Text;
 use crate::{apic, cpu, trap};
 
-pub(crate) use l2::entry;
+pub(crate) use l2::{entry, wait};
 
 /// Nothing depends on it: the register that MSR exits are about.
 pub(crate) const KERNEL_GS_BASE: u32 = 0xC000_0102;
@@ -23,6 +24,8 @@ const NOWHERE: u64 = 5 << 30;
 const WAKE: u8 = 0x40;
 /// What L2 sends to L1's processor.
 const SELF: u8 = 0x41;
+/// What L1 on the first processor sends to L1 on the second.
+const IPI: u8 = 0x43;
 /// What L1's timer sends.
 const TIMER: u8 = 0x42;
 /// How long the timer runs, in its ticks (of 1 ns in KVM).
@@ -48,6 +51,10 @@ mod length {
 pub(crate) enum Step {
     /// It was the exit that is measured: its stamps count.
     Resume,
+    /// It was the beginning of what is measured, which ends on another processor: only the stamp behind the exit counts.
+    HandOver,
+    /// It was the end of what began on another processor: only the stamp before the entry counts.
+    TakeOver,
     /// It was another one.
     ResumeUnmeasured,
     /// Not an exit of this kind.
@@ -83,7 +90,7 @@ pub(crate) fn intercepts(kind: Kind) -> Intercepts {
 #[derive(Debug)]
 pub(crate) struct Part {
     kind: Kind,
-    order: usize,
+    shared: &'static Shared,
     /// L0 handles flush hypercalls.
     direct_flush: bool,
     /// The interrupt that L1 waits for, and how often it has come.
@@ -93,7 +100,12 @@ pub(crate) struct Part {
 
 impl Part {
     /// Makes everything ready that `kind` wants, before L2 is prepared for it.
-    pub(crate) fn begin<V: Vcpu>(kind: Kind, mode: Mode, order: usize, vcpu: &mut V) -> Self {
+    pub(crate) fn begin<V: Vcpu>(
+        kind: Kind,
+        mode: Mode,
+        shared: &'static Shared,
+        vcpu: &mut V,
+    ) -> Self {
         let level = vcpu.second_level();
         for page in 0..WINDOW_PAGES {
             match kind {
@@ -108,13 +120,17 @@ impl Part {
             Kind::Hlt | Kind::Timer => apic::aim_timer(TIMER),
             _ => {}
         }
-        let awaited = if kind == Kind::Interrupt { SELF } else { TIMER };
+        let awaited = match kind {
+            Kind::Interrupt => SELF,
+            Kind::Ipi => IPI,
+            _ => TIMER,
+        };
         Self {
             kind,
-            order,
+            shared,
             direct_flush: mode.uses_direct_flush(),
             awaited,
-            taken: trap::count(order, awaited),
+            taken: trap::count(shared.order, awaited),
         }
     }
 
@@ -178,8 +194,27 @@ impl Part {
                 vcpu.skip(length::HLT);
                 vcpu.inject(WAKE);
             }
+            (Kind::Ipi, Cause::Hypercall) => {
+                apic::interrupt_others(IPI);
+                vcpu.registers().rax = 0;
+                vcpu.skip(length::HYPERCALL);
+                return Step::HandOver;
+            }
+            (Kind::Ipi, Cause::Halt) => {
+                self.shared.set_halted(true);
+                while !self.has_come() {
+                    vcpu.halt();
+                }
+                self.shared.set_halted(false);
+                vcpu.skip(length::HLT);
+                vcpu.inject(WAKE);
+                return Step::TakeOver;
+            }
             (_, Cause::Interrupt) => {
                 vcpu.acknowledge();
+                if self.shared.other.is_some_and(Shared::has_failed) {
+                    return Step::Unexpected;
+                }
                 if !(matches!(self.kind, Kind::Interrupt | Kind::Timer) && self.has_come()) {
                     // Somebody else's: not what is measured.
                     return Step::ResumeUnmeasured;
@@ -191,10 +226,15 @@ impl Part {
         Step::Resume
     }
 
+    /// Gets the other processor out of whatever it waits in, to see what it has been told.
+    pub(crate) fn rouse() {
+        apic::interrupt_others(IPI);
+    }
+
     /// Whether the awaited interrupt has come since the last time.
     #[inline(always)]
     fn has_come(&mut self) -> bool {
-        let count = trap::count(self.order, self.awaited);
+        let count = trap::count(self.shared.order, self.awaited);
         core::mem::replace(&mut self.taken, count) != count
     }
 }
