@@ -167,4 +167,16 @@ mod tests {
         let resolved = resolve(&request, &intel(), true).unwrap();
         assert!(flags(&request, &resolved).contains(",hv-spinlocks=8191,"));
     }
+
+    #[test]
+    fn the_walk_through_has_the_flags_of_its_modes() {
+        let book = include_str!("../../docs/measure-wsl2.md");
+        let book: String = book.split_whitespace().collect();
+        for list in ["nested", "nested,-evmcs,-emsr-bitmap,-tlbflush-direct"] {
+            let request = Request::parse(list, Profile::None).unwrap();
+            let resolved = resolve(&request, &intel(), true).unwrap();
+            let flags = flags(&request, &resolved);
+            assert!(book.contains(&flags), "{list}: {flags}");
+        }
+    }
 }

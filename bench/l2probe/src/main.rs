@@ -180,7 +180,9 @@ fn measure(arguments: &Arguments) -> Document {
     } else {
         arguments.kinds.clone()
     };
-    let measurements = rounds(arguments.rounds, &kinds, &plan);
+    // Who watches a serial port watches something slow.
+    let told = arguments.serial.is_some();
+    let measurements = rounds(arguments.rounds, &kinds, &plan, told);
     let counts = |kind: Kind| {
         let of = measurements.iter().find(|m| m.kind == kind.name())?;
         match &of.outcome {
@@ -203,11 +205,14 @@ fn measure(arguments: &Arguments) -> Document {
 }
 
 /// All kinds in turn, so that what else the machine does meets all alike. What fails once is not tried again.
-fn rounds(rounds: u32, kinds: &[Kind], plan: &Plan) -> Vec<Measurement> {
+fn rounds(rounds: u32, kinds: &[Kind], plan: &Plan, told: bool) -> Vec<Measurement> {
     let mut outcomes: Vec<Result<Vec<Counts>, String>> = vec![Ok(Vec::new()); kinds.len()];
-    for _ in 0..rounds {
+    for round in 1..=rounds {
         for (kind, outcome) in kinds.iter().zip(&mut outcomes) {
             let Ok(rounds) = outcome else { continue };
+            if told {
+                eprintln!("l2probe: round {round}: {}", kind.name());
+            }
             match kind.measure(plan) {
                 Ok(counts) => rounds.push(counts),
                 // Rounds that were complete count.
