@@ -9,6 +9,7 @@ mod kvm_module;
 mod l1_agent;
 mod l2;
 mod l2_exit;
+mod qemu;
 mod report;
 mod unit;
 mod vmm;

@@ -3,12 +3,10 @@
 use std::path::Path;
 use std::process::Command;
 
-use hypernest::hyperv::{HostHv, Profile, Request, qemu, resolve};
+use hypernest::hyperv::HostHv;
 
 use super::VmmError;
-
-/// QEMU's program.
-const QEMU: &str = "qemu-system-x86_64";
+use crate::qemu::{self, Qemu};
 
 /// A VMM in one of its shapes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -58,20 +56,21 @@ impl Contender {
     }
 
     /// Runs `guest`, with its debug console on standard output.
-    pub(super) fn command(self, guest: &Guest<'_>, enlightenments: &Enlightenments) -> Command {
+    pub(super) fn command(self, guest: &Guest<'_>, terms: &Terms) -> Command {
         let memory = format!("{}M", guest.memory_mib);
         if self == Self::Hypernest {
             let mut command = Command::new("hypernest");
             command.arg("run").arg("--kernel").arg(guest.kernel);
             command.args(["--cmdline", guest.cmdline, "--memory", &memory]);
-            command.args(["--hv", &enlightenments.list]);
+            command.args(["--hv", &terms.hv]);
             command.args(["--serial", "none", "--debugcon", "stdio", "--debug-exit"]);
             if let Some(initrd) = guest.initrd {
                 command.arg("--initrd").arg(initrd);
             }
             return command;
         }
-        let mut command = Command::new(QEMU);
+        let qemu = terms.qemu.as_ref().expect("whoever names QEMU has it");
+        let mut command = qemu.command();
         match self {
             Self::Microvm => command.args(["-M", "microvm,memory-backend=ram,isa-serial=off"]),
             Self::Q35 | Self::Hypernest => {
@@ -79,13 +78,7 @@ impl Contender {
             }
         };
         command.args(["-nodefaults", "-no-user-config", "-display", "none"]);
-        let separator = if enlightenments.qemu.is_empty() {
-            ""
-        } else {
-            ","
-        };
-        let cpu = format!("host,kvm=off{separator}{}", enlightenments.qemu);
-        command.args(["-accel", "kvm", "-cpu", &cpu, "-m", &memory]);
+        command.args(["-accel", "kvm", "-cpu", &terms.cpu, "-m", &memory]);
         // A memory file as hypernest's, so that guest RAM can be told from the rest.
         let ram = format!("memory-backend-memfd,id=ram,size={memory}");
         command.args(["-object", &ram, "-append", guest.cmdline, "-kernel"]);
@@ -100,33 +93,28 @@ impl Contender {
     }
 }
 
-/// The same enlightenments for each.
+/// What is the same for each, as each wants to be told.
 #[derive(Debug, Clone)]
-pub(super) struct Enlightenments {
-    /// For hypernest's `--hv`.
-    pub(super) list: String,
-    /// For QEMU's `-cpu`.
-    pub(super) qemu: String,
+pub(super) struct Terms {
+    /// The enlightenments, for hypernest's `--hv`.
+    hv: String,
+    /// The same for QEMU's `-cpu`.
+    cpu: String,
+    /// QEMU, if it takes part.
+    qemu: Option<Qemu>,
 }
 
-impl Enlightenments {
-    /// Those of `list` on this host.
-    pub(super) fn new(list: &str, host: &HostHv) -> Result<Self, VmmError> {
-        let refused = |why: String| VmmError::Enlightenments {
+impl Terms {
+    /// The enlightenments of `list` on this host.
+    pub(super) fn new(list: &str, host: &HostHv, qemu: Option<Qemu>) -> Result<Self, VmmError> {
+        let cpu = qemu::cpu(list, host, false).map_err(|why| VmmError::Enlightenments {
             list: list.to_owned(),
             why,
-        };
-        let request = Request::parse(list, Profile::None).map_err(|problems| {
-            let problems: Vec<_> = problems.iter().map(ToString::to_string).collect();
-            refused(problems.join("; "))
-        })?;
-        let resolved = resolve(&request, host, false).map_err(|problems| {
-            let problems: Vec<_> = problems.iter().map(ToString::to_string).collect();
-            refused(problems.join("; "))
         })?;
         Ok(Self {
-            list: list.to_owned(),
-            qemu: qemu::flags(&request, &resolved),
+            hv: list.to_owned(),
+            cpu,
+            qemu,
         })
     }
 }

@@ -34,7 +34,7 @@ pub(super) fn measure(bench: &Bench) -> Result<String, VmmError> {
             &floor::run(&bench.guest, &cmdline)?,
         )?);
         for &contender in &bench.contenders {
-            let running = Running::start(contender, &guest, &bench.enlightenments, bench.limit)?;
+            let running = Running::start(contender, &guest, &bench.terms, bench.limit)?;
             let round = medians(contender.name(), &running.finish()?)?;
             contenders.entry(contender).or_default().push(round);
         }

@@ -27,7 +27,8 @@ use hypernest_guest::GUEST;
 use hypernest_nested::probe::{ALIVE, Malformed};
 use thiserror::Error;
 
-use contender::{Contender, Enlightenments, Guest};
+use crate::qemu::{Qemu, QemuError};
+use contender::{Contender, Guest, Terms};
 use running::Running;
 use samples::{ratio, spread, table};
 use smaps::Resident;
@@ -41,13 +42,14 @@ pub(crate) enum VmmError {
     /// Files of our own.
     #[error("cannot write the guests to be measured")]
     Files(#[source] io::Error),
+    /// QEMU is not there.
+    #[error("{0}; --qemu PATH names it, --only-hypernest does without")]
+    Qemu(#[from] QemuError),
     /// Enlightenments that this host cannot give.
     #[error("this host cannot have --hv {list}: {why}")]
     Enlightenments { list: String, why: String },
     /// A VMM that does not start.
-    #[error(
-        "cannot start {contender} (hypernest and qemu-system-x86_64 must be on the PATH; --only-hypernest does without QEMU)"
-    )]
+    #[error("cannot start {contender} (hypernest must be on the PATH)")]
     Start {
         contender: &'static str,
         source: io::Error,
@@ -102,6 +104,9 @@ pub(crate) struct Args {
         allow_hyphen_values = true
     )]
     hv: String,
+    /// QEMU: its program, or a directory with its bin/, lib/ and share/ [default: qemu-system-x86_64 on the PATH]
+    #[arg(long, value_name = "PATH")]
+    qemu: Option<PathBuf>,
     /// Leave QEMU out
     #[arg(long)]
     only_hypernest: bool,
@@ -158,7 +163,7 @@ pub(crate) fn run(args: &Args) -> Result<String, VmmError> {
 struct Bench {
     host: HostCaps,
     contenders: Vec<Contender>,
-    enlightenments: Enlightenments,
+    terms: Terms,
     rounds: u32,
     limit: Duration,
     kernel: PathBuf,
@@ -181,6 +186,8 @@ impl Bench {
             Path::new(&lab).join(KERNEL)
         };
         let host = HostCaps::probe()?;
+        let qemu = (!args.only_hypernest).then(|| Qemu::find(args.qemu.as_deref()));
+        let qemu = qemu.transpose()?;
         // Where KVM has none there is nothing to choose.
         let list = if host.kvm.caps.hyperv {
             &args.hv
@@ -188,7 +195,7 @@ impl Bench {
             "none"
         };
         Ok(Self {
-            enlightenments: Enlightenments::new(list, &HostHv::from(&host))?,
+            terms: Terms::new(list, &HostHv::from(&host), qemu)?,
             host,
             contenders: if args.only_hypernest {
                 vec![Contender::Hypernest]
@@ -213,7 +220,7 @@ impl Bench {
         let mut results: BTreeMap<Contender, Vec<T>> = BTreeMap::new();
         for _ in 0..self.rounds {
             for &contender in &self.contenders {
-                let running = Running::start(contender, guest, &self.enlightenments, self.limit)?;
+                let running = Running::start(contender, guest, &self.terms, self.limit)?;
                 results
                     .entry(contender)
                     .or_default()

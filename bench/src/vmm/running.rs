@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::VmmError;
-use super::contender::{Contender, Enlightenments, Guest};
+use super::contender::{Contender, Guest, Terms};
 use super::smaps::{self, Resident};
 
 /// Ended by force when dropped.
@@ -27,10 +27,10 @@ impl Running {
     pub(super) fn start(
         contender: Contender,
         guest: &Guest<'_>,
-        enlightenments: &Enlightenments,
+        terms: &Terms,
         limit: Duration,
     ) -> Result<Self, VmmError> {
-        let mut command = contender.command(guest, enlightenments);
+        let mut command = contender.command(guest, terms);
         command.stdin(Stdio::null()).stdout(Stdio::piped());
         let started = Instant::now();
         let (child, stdout) = spawn(&mut command).map_err(|source| VmmError::Start {
