@@ -13,6 +13,7 @@ mod l2_exit;
 mod lifecycle;
 mod linux;
 mod needs;
+mod report_page;
 mod stats;
 mod stock_linux;
 mod terminal;
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
         doctor::TESTS,
         host::TESTS,
         l2_exit::TESTS,
+        report_page::TESTS,
         xen::TESTS,
     ];
     hypernest_lab::suite::main(&suites.concat())

@@ -1,6 +1,7 @@
 //! `cargo lab setup`: emulators and kernels into the user's cache.
 
 pub mod apt;
+pub mod chromium;
 pub mod sources;
 mod tree;
 pub mod version;

@@ -11,7 +11,7 @@ use super::apt::{command, run};
 use crate::bzimage;
 use crate::owned::OwnedChild;
 
-const LOADER: &str = "ld-linux-x86-64.so.2";
+pub(super) const LOADER: &str = "ld-linux-x86-64.so.2";
 
 /// The root of some unpacked packages.
 #[derive(Debug)]
@@ -59,7 +59,7 @@ impl Tree {
         .collect()
     }
 
-    fn loader(&self) -> Result<PathBuf, SetupError> {
+    pub(super) fn loader(&self) -> Result<PathBuf, SetupError> {
         self.find(&[
             &format!("usr/lib/x86_64-linux-gnu/{LOADER}"),
             &format!("lib/x86_64-linux-gnu/{LOADER}"),
@@ -87,7 +87,10 @@ impl Tree {
     }
 
     /// The libraries some programs or libraries need, by the name they are asked for.
-    fn libraries(&self, of: &[PathBuf]) -> Result<BTreeMap<String, PathBuf>, SetupError> {
+    pub(super) fn libraries(
+        &self,
+        of: &[PathBuf],
+    ) -> Result<BTreeMap<String, PathBuf>, SetupError> {
         let loader = self.loader()?.display().to_string();
         let mut found = BTreeMap::new();
         let mut queue: VecDeque<&PathBuf> = of.iter().collect();
@@ -131,7 +134,7 @@ impl Tree {
     }
 }
 
-fn write_script(path: &Path, text: &str) -> Result<(), SetupError> {
+pub(super) fn write_script(path: &Path, text: &str) -> Result<(), SetupError> {
     use std::os::unix::fs::PermissionsExt as _;
     fs::write(path, text).map_err(at(path))?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o755)).map_err(at(path))

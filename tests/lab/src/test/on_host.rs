@@ -14,6 +14,7 @@ use crate::host::Host;
 use crate::owned::{OwnedChild, OwnedDirectory, tied};
 use crate::plan::Input;
 use crate::session::{self, Broken, Sink};
+use crate::setup::chromium::{self, CHROMIUM};
 use crate::suite::protocol::{Event, Listed, Outcome};
 use crate::suite::verdict::Record;
 use crate::suite::{INTEL_PATIENCE, describe};
@@ -100,6 +101,7 @@ impl<'a> HostRun<'a> {
     fn batch(self, suite: &Suite, batch: &mut Batch) -> Result<(), String> {
         if self.host == Host::Here {
             batch.skip_what_needs_parameters();
+            batch.skip_what_needs_chromium(self.cache);
         }
         while !batch.waiting.is_empty() {
             let ended = if self.host == Host::Here {
@@ -241,6 +243,22 @@ impl Batch {
             name,
             outcome,
         });
+    }
+
+    /// Fetches Chromium if a test wants it; where it cannot be had, that test is skipped.
+    fn skip_what_needs_chromium(&mut self, cache: &Cache) {
+        let wants = |test: &Listed| test.with.iter().any(|part| part == CHROMIUM);
+        if !self.waiting.iter().any(wants) {
+            return;
+        }
+        let Err(error) = chromium::ensure(cache) else {
+            return;
+        };
+        let (elsewhere, here) = self.waiting.drain(..).partition(wants);
+        self.waiting = here;
+        for test in Vec::from(elsewhere) {
+            self.record(test.name, Outcome::Skipped(format!("Chromium: {error}")));
+        }
     }
 
     fn skip_what_needs_parameters(&mut self) {
