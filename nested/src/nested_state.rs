@@ -33,7 +33,7 @@ pub const PAGE: usize = 4096;
 /// of `size` (`vmx_get_nested_state`).
 pub const MOST: usize = HEADER + 2 * PAGE;
 
-/// Bits of the first word.
+/// Bits of the blob's flags, and of those for system-management mode and in the VMX header (KVM_STATE_*).
 mod flag {
     pub(super) const GUEST_MODE: u16 = 1 << 0;
     pub(super) const RUN_PENDING: u16 = 1 << 1;
