@@ -99,6 +99,7 @@ fn run(start: &boot::Start) -> ! {
 /// Reports a panic and ends.
 pub fn panicked(info: &core::panic::PanicInfo<'_>) -> ! {
     say!("PANIC: {info}");
+    l1::say_last_stamp();
     end(Exit::Panicked)
 }
 

@@ -10,7 +10,7 @@ use core::arch::{asm, naked_asm};
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use crate::pages::{self, PAGE_SIZE, as_usize};
-use crate::{Exit, MAX_CPUS, apic, cpu, say};
+use crate::{Exit, MAX_CPUS, apic, cpu, l1, say};
 
 /// What a hypercall returns that is no instruction here; no hypervisor returns it.
 pub(crate) const NO_HYPERCALL: u64 = u64::MAX;
@@ -173,6 +173,7 @@ extern "sysv64" fn handle(frame: &mut Frame) {
                 frame.rsp,
                 frame.rflags
             );
+            l1::say_last_stamp();
             crate::end(Exit::Panicked);
         }
     }

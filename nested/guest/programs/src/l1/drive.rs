@@ -1,17 +1,37 @@
 //! From one exit to the next, on one processor.
+#![allow(unsafe_code, reason = "finds the last run again after a crash")]
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::ptr;
+use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
-use hypernest_nested::l2exit::Touch;
+use hypernest_nested::l2exit::{Kind, Touch};
 
 use super::kinds::{Part, Step};
 use super::l2::Shared;
 use super::vcpu::{Cause, Vcpu};
-use crate::cpu;
 use crate::text::Text;
+use crate::{cpu, say};
 
 /// IA32_DEBUGCTL.
 const DEBUGCTL: u32 = 0x1D9;
+
+/// The run that began last.
+static RUNNING: AtomicPtr<Shared> = AtomicPtr::new(ptr::null_mut());
+
+/// Says where the last run is, for those who ask what it was that broke; nothing if there was none.
+pub(crate) fn say_last_stamp() {
+    let shared = RUNNING.load(Ordering::Acquire);
+    // SAFETY: null, or from a reference for good.
+    let Some(shared) = (unsafe { shared.as_ref() }) else {
+        return;
+    };
+    let reason = shared.board.last_reason();
+    let kind = shared.board.kind().map_or("no kind", Kind::name);
+    match shared.at() {
+        Some(at) => say!("last stamp: {kind}, sample {at}, last exit reason {reason:#x}"),
+        None => say!("last stamp: {kind}, no sample that counts, last exit reason {reason:#x}"),
+    }
+}
 
 /// Runs the L2 of `shared`, for which `vcpu` is prepared, until it says that it has finished.
 pub(super) fn run<V: Vcpu>(
@@ -20,6 +40,7 @@ pub(super) fn run<V: Vcpu>(
     part: &mut Part,
     touch: Touch,
 ) -> Result<(), Text> {
+    RUNNING.store(ptr::from_ref(shared).cast_mut(), Ordering::Release);
     let unmeasured = AtomicU64::new(0);
     let exited = AtomicU64::new(0);
     let mut resumed: &AtomicU64 = &unmeasured;
@@ -33,6 +54,7 @@ pub(super) fn run<V: Vcpu>(
         if shared.is_finished() {
             return Ok(());
         }
+        shared.board.exited(vcpu.reason());
         vcpu.touch(touch, cause);
         let step = part.handle(vcpu, cause);
         let sample = shared.sample();

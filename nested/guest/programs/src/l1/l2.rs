@@ -7,7 +7,7 @@ use core::arch::naked_asm;
 use core::mem::offset_of;
 use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
-use super::doorbell;
+use super::board::BoardPage;
 use crate::cpu;
 use crate::pages::{self, PAGE_SIZE};
 use crate::trap::{self, Segments};
@@ -76,13 +76,10 @@ pub(crate) struct Shared {
     pub(crate) other: Option<&'static Self>,
     /// Not 0 when L2 has taken all samples; it then executes CPUID for ever.
     finished: AtomicU64,
-    /// L2's TSC before the first sample that counts, and after the last.
-    pub(crate) stopwatch_begin: AtomicU64,
-    pub(crate) stopwatch_end: AtomicU64,
     /// How a hypercall is made here.
     pub(crate) vendor: Vendor,
-    /// Whether somebody listens at the doorbell.
-    pub(crate) doorbell: bool,
+    /// Where L1 and L2 say how far they are.
+    pub(crate) board: BoardPage,
     /// The processor's number.
     pub(crate) order: usize,
     /// Samples that do not count, taken first.
@@ -112,7 +109,7 @@ impl Shared {
     pub(crate) fn new(
         order: usize,
         vendor: Vendor,
-        doorbell: bool,
+        board: BoardPage,
         warmup: usize,
         count: usize,
     ) -> &'static mut Self {
@@ -129,10 +126,8 @@ impl Shared {
             failed: AtomicU64::new(0),
             other: None,
             finished: AtomicU64::new(0),
-            stopwatch_begin: AtomicU64::new(0),
-            stopwatch_end: AtomicU64::new(0),
             vendor,
-            doorbell,
+            board,
             order,
             warmup,
             samples: samples(count),
@@ -157,8 +152,6 @@ impl Shared {
             &self.halted,
             &self.failed,
             &self.finished,
-            &self.stopwatch_begin,
-            &self.stopwatch_end,
         ] {
             word.store(0, Ordering::Relaxed);
         }
@@ -187,24 +180,28 @@ impl Shared {
 
     /// L2's last act before the first sample that counts.
     pub(crate) fn begin(&self) {
-        if self.doorbell {
-            cpu::out32(doorbell::PORT, doorbell::BEGIN);
-        }
-        self.stopwatch_begin
-            .store(cpu::tsc_serialised(), Ordering::Relaxed);
+        self.board.measuring();
     }
 
     /// L2's end: all samples are taken.
     pub(crate) fn end(&self) -> ! {
-        self.stopwatch_end
-            .store(cpu::tsc_serialised(), Ordering::Relaxed);
-        if self.doorbell {
-            cpu::out32(doorbell::PORT, doorbell::END);
-        }
+        self.board.measured();
         self.finished.store(1, Ordering::Release);
         loop {
             cpu::cpuid(0, 0);
         }
+    }
+
+    /// Where the host finds the samples.
+    pub(crate) fn samples_address(&self) -> u64 {
+        self.samples.as_ptr().addr() as u64
+    }
+
+    /// Which of the samples that count is being taken.
+    pub(crate) fn at(&self) -> Option<usize> {
+        let offset = self.current.load(Ordering::Relaxed).addr();
+        let offset = offset.checked_sub(self.samples.as_ptr().addr())?;
+        Some(offset / size_of::<Sample>()).filter(|&at| at < self.samples.len())
     }
 
     /// L1 tells L2 from outside that it has finished. An interrupt that still comes belongs to no sample.

@@ -1,7 +1,6 @@
 //! L1: a hypervisor that runs an L2 through exits of chosen kinds and dates each of them.
-#![allow(dead_code, reason = "the kinds that use the rest are being added")]
 
-mod doorbell;
+mod board;
 mod drive;
 mod kinds;
 mod l2;
@@ -13,6 +12,8 @@ mod vmx;
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use board::BoardPage;
+pub(crate) use drive::say_last_stamp;
 use hypernest_nested::l2exit::{Kind, Mode, Touch};
 use kinds::Part;
 use l2::{Environment, Sample, Shared, Vendor};
@@ -23,7 +24,7 @@ use vcpu::Vcpu;
 use crate::args::Args;
 use crate::smp::{Patience, Processors};
 use crate::text::Text;
-use crate::{Exit, MAX_CPUS, console, cpu, pages, say};
+use crate::{Exit, MAX_CPUS, console, pages, say};
 
 /// What the command line asks for.
 struct Plan<'a> {
@@ -83,17 +84,16 @@ pub(crate) fn run(args: &Args<'_>, trampoline: &[u8]) -> Exit {
             return Exit::WrongUse;
         }
     };
-    let doorbell = cpu::in32(doorbell::PORT) == doorbell::PRESENT;
     let vendor = if plan.mode.is_svm() {
         Vendor::Amd
     } else {
         Vendor::Intel
     };
-    let shared = Shared::new(0, vendor, doorbell, plan.warmup, plan.samples);
+    let shared = Shared::new(0, vendor, BoardPage::announced(), plan.warmup, plan.samples);
     let second = if plan.cpus > 1 && plan.has(Kind::Ipi) {
         match Processors::start(trampoline, plan.cpus, Patience::DEFAULT) {
             Ok(processors) => {
-                let second: &Shared = Shared::new(1, vendor, false, 1, 0);
+                let second: &Shared = Shared::new(1, vendor, BoardPage::unheard(), 1, 0);
                 shared.other = Some(second);
                 Some((processors, second))
             }
@@ -165,9 +165,11 @@ impl<'a, V: Vcpu> Session<'a, V> {
             }
             say!("l1: running {kind}");
             match self.measure_on_all(kind) {
+                Ok(()) if self.shared.board.is_heard() => self.shared.board.complete(),
                 Ok(()) => stream(kind, self.plan.mode, self.shared),
                 Err(NotMeasured::Lacking(why)) => say!("skip {kind}: {why}"),
                 Err(NotMeasured::Failed(why)) => {
+                    self.shared.board.fail(self.vcpu.last_exit());
                     say!("fail {kind}: {why}");
                     exit = Exit::Failed;
                 }
@@ -194,6 +196,9 @@ impl<'a, V: Vcpu> Session<'a, V> {
     fn measure(&mut self, kind: Kind) -> Result<(), NotMeasured> {
         let shared = self.shared;
         shared.clear();
+        shared
+            .board
+            .begin(kind, shared.samples.len() as u64, shared.samples_address());
         let mut part = Part::begin(kind, self.plan.mode, shared, &mut self.vcpu);
         let prepared = self.vcpu.prepare(
             &kinds::intercepts(kind),
@@ -259,7 +264,5 @@ fn stream(kind: Kind, mode: Mode, shared: &Shared) {
         let name = Text::new(format_args!("{kind}.{part}"));
         console::samples(name.as_str(), values);
     }
-    let ticks = shared.stopwatch_end.load(Ordering::Relaxed)
-        - shared.stopwatch_begin.load(Ordering::Relaxed);
-    say!("stopwatch {kind} {ticks}");
+    say!("stopwatch {kind} {}", shared.board.stopwatch());
 }

@@ -123,6 +123,9 @@ pub(crate) trait Vcpu: Sized {
     /// Why L2 came out.
     fn cause(&mut self) -> Cause;
 
+    /// What [`Vcpu::cause`] has read last.
+    fn reason(&self) -> u64;
+
     /// What `touch` reads and writes on an exit beyond what handling it needs.
     fn touch(&mut self, touch: Touch, cause: Cause);
 

@@ -157,6 +157,11 @@ impl Vcpu for Svm {
     }
 
     #[inline(always)]
+    fn reason(&self) -> u64 {
+        self.vmcb.exit_code()
+    }
+
+    #[inline(always)]
     fn touch(&mut self, touch: Touch, _cause: Cause) {
         self.vmcb.touch(touch);
     }

@@ -1,8 +1,8 @@
 //! Which ports and model-specific registers L2 may touch.
 
+use hypernest_nested::probe::DOORBELL_PORT;
 use hypernest_nested::svm::{IO_MAP_LEN, MSR_MAP_LEN, msr_map_bit};
 
-use super::super::doorbell;
 use super::super::kinds::KERNEL_GS_BASE;
 use super::super::vcpu::Intercepts;
 use crate::pages;
@@ -38,8 +38,8 @@ impl Permissions {
     pub(super) fn set(&mut self, intercepts: &Intercepts) {
         self.io.fill(if intercepts.ports { u64::MAX } else { 0 });
         // The doorbell's four ports lie in one word.
-        const { assert!(doorbell::PORT % 64 <= 60) }
-        let doorbell = usize::from(doorbell::PORT);
+        const { assert!(DOORBELL_PORT % 64 <= 60) }
+        let doorbell = usize::from(DOORBELL_PORT);
         self.io[doorbell / 64] &= !(0xF << (doorbell % 64));
 
         self.msr.fill(0);

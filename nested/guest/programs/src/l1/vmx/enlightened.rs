@@ -19,7 +19,6 @@ use crate::text::Text;
 #[derive(Debug)]
 pub(crate) struct Enlightened {
     page: Page,
-    assist: Page,
     partition_assist: Page,
     order: usize,
     emsr_bitmap: bool,
@@ -76,7 +75,6 @@ impl Fields for Enlightened {
         needs(accepted.is_ok(), "the VP assist page (hv-vapic)")?;
         let evmcs = Self {
             page: Page::new(),
-            assist,
             partition_assist: Page::new(),
             order,
             emsr_bitmap,

@@ -155,6 +155,11 @@ impl<F: Fields> Vcpu for Vmx<F> {
     }
 
     #[inline(always)]
+    fn reason(&self) -> u64 {
+        self.reason.into()
+    }
+
+    #[inline(always)]
     fn touch(&mut self, touch: Touch, cause: Cause) {
         self.touch_fields(touch, cause);
     }
@@ -253,8 +258,9 @@ const fn low32(value: u64) -> u32 {
 mod bitmaps {
     //! The MSR and I/O bitmaps (SDM volume 3, 26.6.4 and 26.6.9).
 
+    use hypernest_nested::probe::DOORBELL_PORT;
+
     use super::{Page, pages};
-    use crate::l1::doorbell;
 
     const KERNEL_GS_BASE: u32 = 0xC000_0102;
     /// The last of the same range, which no processor has.
@@ -290,7 +296,7 @@ mod bitmaps {
             high.write64(at, all);
         }
         // Four bytes wide: the intercepts of all four ports count.
-        for port in doorbell::PORT..doorbell::PORT + 4 {
+        for port in DOORBELL_PORT..DOORBELL_PORT + 4 {
             let byte = usize::from(port / 8);
             low.write8(byte, low.read8(byte) & !(1 << (port % 8)));
         }
