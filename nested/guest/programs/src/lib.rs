@@ -24,6 +24,7 @@
 mod apic;
 mod args;
 mod boot;
+mod checks;
 mod console;
 mod cpu;
 mod exits;

@@ -12,31 +12,12 @@ use core::fmt;
 use hypernest_nested::hyperv::{leaf, msr};
 
 use crate::args::Args;
+use crate::checks::{Check, Stop, Tally, equal, failed};
 use crate::cpu::{self, Cpuid, Faulted, cpuid, rdmsr};
 use crate::hypercall::Hypercalls;
 use crate::smp::{Patience, Processors};
 use crate::text::Text;
 use crate::{Exit, MAX_CPUS, say};
-
-/// Why a check did not succeed.
-enum Stop {
-    Absent(Text),
-    Failed(Text),
-}
-
-impl From<Text> for Stop {
-    fn from(text: Text) -> Self {
-        Self::Failed(text)
-    }
-}
-
-type Check = Result<(), Stop>;
-
-/// A failed check's detail.
-macro_rules! failed {
-    ($($argument:tt)*) => { $crate::hvtest::Stop::Failed($crate::text::Text::new(format_args!($($argument)*))) };
-}
-use failed;
 
 /// Where CPUID announces something.
 #[derive(Clone, Copy)]
@@ -172,14 +153,6 @@ fn keeps(register: u32, value: u64) -> Check {
     equal("what was written", read(register)?, value)
 }
 
-fn equal<T: PartialEq + fmt::LowerHex>(what: &str, found: T, wanted: T) -> Check {
-    if found == wanted {
-        Ok(())
-    } else {
-        Err(failed!("{what}: {found:#x} instead of {wanted:#x}"))
-    }
-}
-
 type NamedCheck = (&'static str, fn(&mut Guest) -> Check);
 
 /// In the order in which they run: the hypercall page comes before the calls, the reference counter before the timers.
@@ -272,12 +245,7 @@ pub(crate) fn run(args: &Args<'_>, trampoline: &[u8]) -> Exit {
     };
     cpu::enable_interrupts();
 
-    let mut tally = Tally {
-        required: args.value("require").unwrap_or(""),
-        ok: 0,
-        failed: 0,
-        absent: 0,
-    };
+    let mut tally = Tally::new(args);
     let mut guest = Guest {
         processors,
         patience,
@@ -297,51 +265,5 @@ pub(crate) fn run(args: &Args<'_>, trampoline: &[u8]) -> Exit {
             tally.note(&name, result);
         }
     }
-    say!(
-        "hvtest: {} ok, {} failed, {} absent",
-        tally.ok,
-        tally.failed,
-        tally.absent
-    );
-    if tally.failed == 0 {
-        Exit::Done
-    } else {
-        Exit::Failed
-    }
-}
-
-struct Tally<'a> {
-    required: &'a str,
-    ok: u32,
-    failed: u32,
-    absent: u32,
-}
-
-impl Tally<'_> {
-    fn note(&mut self, name: &dyn fmt::Display, result: Check) {
-        match result {
-            Ok(()) => {
-                self.ok += 1;
-                say!("ok {name}");
-            }
-            Err(Stop::Failed(detail)) => {
-                self.failed += 1;
-                say!("FAIL {name}: {detail}");
-            }
-            Err(Stop::Absent(reason)) if self.requires(name) => {
-                self.failed += 1;
-                say!("FAIL {name}: required, but {reason}");
-            }
-            Err(Stop::Absent(reason)) => {
-                self.absent += 1;
-                say!("absent {name}: {reason}");
-            }
-        }
-    }
-
-    fn requires(&self, name: &dyn fmt::Display) -> bool {
-        let is_name =
-            |required: &str| required == "all" || Text::new(format_args!("{name}")) == *required;
-        self.required.split(',').any(is_name)
-    }
+    tally.verdict("hvtest")
 }
