@@ -1,8 +1,18 @@
 //! The command line: words, `name=value`, and `name="value with blanks"`.
 
 /// The programs, in the order in which they are listed.
-pub(crate) const PROGRAMS: [&str; 10] = [
-    "hello", "hvdump", "hvtest", "l2", "exits", "l1", "fault", "crash", "reset", "power",
+pub(crate) const PROGRAMS: [&str; 11] = [
+    "hello",
+    "hvdump",
+    "hvtest",
+    "l2",
+    "exits",
+    "l1",
+    "evmcs-rules",
+    "fault",
+    "crash",
+    "reset",
+    "power",
 ];
 
 /// A command line. Words before the program's name (loaders put the image's file name there) are left out.

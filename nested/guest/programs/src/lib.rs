@@ -10,6 +10,7 @@
 //! | `l2` | times exits from inside, by default of CPUID |
 //! | `exits` | the same, by default of every kind |
 //! | `l1` | is a hypervisor: runs an L2 and dates its exits |
+//! | `evmcs-rules` | uses the enlightened VMCS well and badly, and sees what KVM makes of it |
 //! | `fault` | breaks in the way asked for |
 //! | `crash` | reports a crash by the crash registers and goes on |
 //! | `reset` | resets the machine in the way asked for |
@@ -81,6 +82,7 @@ fn run(start: &boot::Start) -> ! {
         Some("l2") => exits::run(&args, "cpuid"),
         Some("exits") => exits::run(&args, exits::ALL),
         Some("l1") => l1::run(&args, start.trampoline),
+        Some("evmcs-rules") => l1::evmcs_rules(&args, start.trampoline),
         Some("fault") => fault::run(&args),
         Some("crash") => life::crash(&args),
         Some("reset") => life::reset(&args),

@@ -20,6 +20,7 @@ use l2::{Environment, Sample, Shared, Vendor};
 
 use second::Second;
 use vcpu::Vcpu;
+pub(crate) use vmx::evmcs_rules;
 
 use crate::args::Args;
 use crate::smp::{Patience, Processors};

@@ -79,6 +79,11 @@ impl SecondLevel {
         self.root.address()
     }
 
+    /// The page behind the window.
+    pub(crate) fn behind(&self) -> Page {
+        self.behind
+    }
+
     /// Makes page `index` of the window present.
     pub(crate) fn map(&self, index: u64) {
         self.set(index, self.behind.address() | self.format.page);

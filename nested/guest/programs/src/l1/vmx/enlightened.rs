@@ -19,6 +19,7 @@ use crate::text::Text;
 #[derive(Debug)]
 pub(crate) struct Enlightened {
     page: Page,
+    assist: Page,
     partition_assist: Page,
     order: usize,
     emsr_bitmap: bool,
@@ -55,16 +56,6 @@ fn needs(announced: bool, what: &str) -> Result<(), Text> {
 impl Fields for Enlightened {
     fn new(mode: Mode, order: usize, _capabilities: &Capabilities) -> Result<Self, Text> {
         needs(is_offered(), "the enlightened VMCS (hv-evmcs)")?;
-        let offered = cpuid(leaf::NESTED_FEATURES, 0).eax;
-        let (emsr_bitmap, direct_flush) = (mode.uses_emsr_bitmap(), mode.uses_direct_flush());
-        needs(
-            !emsr_bitmap || offered & nested::MSR_BITMAP != 0,
-            "the enlightened MSR bitmap (hv-emsr-bitmap)",
-        )?;
-        needs(
-            !direct_flush || offered & nested::DIRECT_FLUSH != 0,
-            "the direct flush (hv-tlbflush-direct)",
-        )?;
         // One for all processors.
         if order == 0 {
             let enabled = Hypercalls::enable();
@@ -73,27 +64,30 @@ impl Fields for Enlightened {
         let assist = Page::new();
         let accepted = write_page_register(msr::VP_ASSIST_PAGE, assist);
         needs(accepted.is_ok(), "the VP assist page (hv-vapic)")?;
-        let evmcs = Self {
-            page: Page::new(),
+        let page = Page::new();
+        let mut evmcs = Self {
+            page,
+            assist,
             partition_assist: Page::new(),
             order,
-            emsr_bitmap,
-            direct_flush,
+            emsr_bitmap: false,
+            direct_flush: false,
         };
-        if direct_flush {
-            assist.write32(offset_of!(VpAssist, nested_features), DIRECT_HYPERCALL);
-        }
-        assist.write64(
-            offset_of!(VpAssist, current_nested_vmcs),
-            evmcs.page.address(),
-        );
-        assist.write8(offset_of!(VpAssist, enlighten_vm_entry), 1);
+        evmcs.agree_on(mode.uses_emsr_bitmap(), mode.uses_direct_flush())?;
+        evmcs.use_page(page);
+        evmcs.switch_on(true);
         Ok(evmcs)
     }
 
     fn begin(&mut self) {
-        // No longer the active one: the next entry takes it as new, in full.
-        fields::clear(self.page.address());
+        self.deactivate();
+        let features = if self.direct_flush {
+            DIRECT_HYPERCALL
+        } else {
+            0
+        };
+        self.assist
+            .write32(offset_of!(VpAssist, nested_features), features);
         for at in (0..size_of::<Evmcs>()).step_by(8) {
             self.page.write64(at, 0);
         }
@@ -159,6 +153,52 @@ impl Fields for Enlightened {
 }
 
 impl Enlightened {
+    /// The page is no longer this processor's active one: the next entry takes it as new, in full.
+    pub(super) fn deactivate(&self) {
+        fields::clear(self.page.address());
+    }
+
+    /// What L0 is asked for from the next [`Fields::begin`] on. `Err` says what is not offered.
+    pub(super) fn agree_on(&mut self, emsr_bitmap: bool, direct_flush: bool) -> Result<(), Text> {
+        let offered = cpuid(leaf::NESTED_FEATURES, 0).eax;
+        needs(
+            !emsr_bitmap || offered & nested::MSR_BITMAP != 0,
+            "the enlightened MSR bitmap (hv-emsr-bitmap)",
+        )?;
+        needs(
+            !direct_flush || offered & nested::DIRECT_FLUSH != 0,
+            "the direct flush (hv-tlbflush-direct)",
+        )?;
+        self.emsr_bitmap = emsr_bitmap;
+        self.direct_flush = direct_flush;
+        Ok(())
+    }
+
+    /// Gives L0 another partition assist page.
+    pub(super) fn set_partition_assist(&self, page: Page) {
+        let at = offset_of!(Evmcs, partition_assist_page);
+        self.page.write64(at, page.address());
+        self.unclean(clean::ENLIGHTENMENTS_CONTROL);
+    }
+
+    /// The page that entries use.
+    pub(super) fn page(&self) -> Page {
+        self.page
+    }
+
+    /// Makes `page` the one that entries use.
+    pub(super) fn use_page(&mut self, page: Page) {
+        self.page = page;
+        let at = offset_of!(VpAssist, current_nested_vmcs);
+        self.assist.write64(at, page.address());
+    }
+
+    /// Whether entries use the page at all.
+    pub(super) fn switch_on(&self, on: bool) {
+        self.assist
+            .write8(offset_of!(VpAssist, enlighten_vm_entry), on.into());
+    }
+
     /// Tells L0 that fields of these groups have changed.
     #[inline(always)]
     fn unclean(&self, groups: u32) {

@@ -8,6 +8,7 @@ use hypernest_nested::vmx::Field;
 
 use super::capabilities::Capabilities;
 use super::enlightened;
+use super::switch::Failed;
 use crate::pages::Page;
 use crate::text::Text;
 
@@ -97,6 +98,40 @@ impl Fields for Classic {
 
     #[inline(always)]
     fn msr_bitmap_changed(&mut self) {}
+}
+
+/// VMREAD, come what may.
+pub(super) fn try_read(field: Field) -> Result<u64, Failed> {
+    let (value, flags): (u64, u64);
+    // SAFETY: reads a field.
+    unsafe {
+        asm!(
+            "vmread {value}, {field}",
+            "pushfq",
+            "pop {flags}",
+            value = out(reg) value,
+            field = in(reg) u64::from(field.encoding()),
+            flags = lateout(reg) flags,
+        );
+    }
+    Failed::in_flags(flags).map_or(Ok(value), Err)
+}
+
+/// VMWRITE, come what may.
+pub(super) fn try_write(field: Field, value: u64) -> Result<(), Failed> {
+    let flags: u64;
+    // SAFETY: as in `Classic::write`.
+    unsafe {
+        asm!(
+            "vmwrite {field}, {value}",
+            "pushfq",
+            "pop {flags}",
+            value = in(reg) value,
+            field = in(reg) u64::from(field.encoding()),
+            flags = lateout(reg) flags,
+        );
+    }
+    Failed::in_flags(flags).map_or(Ok(()), Err)
 }
 
 /// VMCLEAR of the region at `address`.

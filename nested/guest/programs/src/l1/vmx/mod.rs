@@ -4,6 +4,7 @@
 mod capabilities;
 mod enlightened;
 mod fields;
+mod rules;
 mod state;
 mod switch;
 mod touch;
@@ -25,6 +26,7 @@ use capabilities::Capabilities;
 pub(crate) use enlightened::Enlightened;
 pub(crate) use fields::Classic;
 use fields::Fields;
+pub(crate) use rules::run as evmcs_rules;
 use state::{ControlRegisters, Pointers};
 use switch::{Failed, Frame};
 
@@ -109,11 +111,8 @@ impl<F: Fields> Vcpu for Vmx<F> {
 
     #[inline(always)]
     fn enter(&mut self, resumed: &AtomicU64, exited: &AtomicU64) -> Result<(), Text> {
-        // SAFETY: `prepare` made this VMCS current and wrote the host's state into it. L2 runs this image's code, with
-        // tables and a stack of its own.
-        let entered = unsafe { self.frame.enter(!self.launched, resumed, exited) };
-        self.launched = true;
-        entered.map_err(|failed| self.not_entered(failed))
+        self.try_enter(resumed, exited)
+            .map_err(|failed| self.not_entered(failed))
     }
 
     #[inline(always)]
@@ -226,6 +225,15 @@ impl<F: Fields> Vcpu for Vmx<F> {
 }
 
 impl<F: Fields> Vmx<F> {
+    #[inline(always)]
+    fn try_enter(&mut self, resumed: &AtomicU64, exited: &AtomicU64) -> Result<(), Failed> {
+        // SAFETY: `prepare` made this VMCS current and wrote the host's state into it. L2 runs this image's code, with
+        // tables and a stack of its own.
+        let entered = unsafe { self.frame.enter(!self.launched, resumed, exited) };
+        self.launched = true;
+        entered
+    }
+
     #[cold]
     fn other(&mut self) -> Cause {
         Cause::Other {

@@ -20,13 +20,26 @@ pub(super) struct Frame {
     pub(super) registers: Registers,
 }
 
-/// How VMLAUNCH or VMRESUME failed (SDM volume 3, 32.2).
+/// How a VMX instruction failed (SDM volume 3, 32.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Failed {
     /// VMfailInvalid: there is no current VMCS.
     Invalid,
     /// VMfailValid: the VMCS has the error.
     Valid,
+}
+
+impl Failed {
+    /// What RFLAGS say after a VMX instruction; `None` if it succeeded.
+    pub(super) const fn in_flags(flags: u64) -> Option<Self> {
+        if flags & CARRY != 0 {
+            Some(Self::Invalid)
+        } else if flags & ZERO != 0 {
+            Some(Self::Valid)
+        } else {
+            None
+        }
+    }
 }
 
 impl Frame {
@@ -72,16 +85,14 @@ impl Frame {
         self.resumed = resumed;
         self.exited = exited;
         // SAFETY: the caller's.
-        match unsafe { switch(self, u64::from(launch)) } {
-            0 => Ok(()),
-            CARRY => Err(Failed::Invalid),
-            _ => Err(Failed::Valid),
-        }
+        let flags = unsafe { switch(self, u64::from(launch)) };
+        Failed::in_flags(flags).map_or(Ok(()), Err)
     }
 }
 
-/// RFLAGS.CF.
+/// Bits of RFLAGS.
 const CARRY: u64 = 1;
+const ZERO: u64 = 1 << 6;
 
 /// Returns 0 after an exit, and RFLAGS.CF and ZF if there was no entry.
 #[unsafe(naked)]
@@ -152,7 +163,7 @@ unsafe extern "sysv64" fn switch(frame: &mut Frame, launch: u64) -> u64 {
         r13 = const offset_of!(Registers, r13),
         r14 = const offset_of!(Registers, r14),
         r15 = const offset_of!(Registers, r15),
-        carry_and_zero = const CARRY | 1 << 6,
+        carry_and_zero = const CARRY | ZERO,
         done = sym done,
     )
 }
