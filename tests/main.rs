@@ -8,6 +8,7 @@ mod differential;
 mod doctor;
 mod enlightenments;
 mod errors;
+mod evmcs;
 mod host;
 mod l2_exit;
 mod lifecycle;
@@ -26,6 +27,7 @@ fn main() -> ExitCode {
         cpu::TESTS,
         stock_linux::TESTS,
         enlightenments::TESTS,
+        evmcs::TESTS,
         lifecycle::TESTS,
         terminal::TESTS,
         errors::TESTS,

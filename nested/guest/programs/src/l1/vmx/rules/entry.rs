@@ -37,9 +37,9 @@ extern "sysv64" fn idle(_: &'static Shared) -> ! {
 /// L2 runs from stop to stop.
 fn entry(rig: &mut Rig) -> Check {
     rig.begin(idle)?;
-    rig.to_stop()?;
+    rig.run_to_stop()?;
     equal("what L2 has seen", super::seen(), 0)?;
-    rig.to_stop()?;
+    rig.run_to_stop()?;
     equal("what L2 has seen", super::seen(), 1)
 }
 
@@ -47,14 +47,14 @@ fn entry(rig: &mut Rig) -> Check {
 fn resume_first(rig: &mut Rig) -> Check {
     rig.begin(idle)?;
     rig.vmx.launched = true;
-    rig.to_stop().map(|_| ())
+    rig.run_to_stop().map(|_| ())
 }
 
 /// After an exit L0 says that it knows every group.
 fn clean_after_exit(rig: &mut Rig) -> Check {
     rig.begin(idle)?;
     equal("clean bits of a new page", rig.clean_bits(), 0)?;
-    rig.to_stop()?;
+    rig.run_to_stop()?;
     equal("clean bits", rig.clean_bits(), evmcs::clean::ALL)
 }
 
@@ -65,25 +65,25 @@ fn wrong_version(rig: &mut Rig) -> Check {
     page.write32(version_at, evmcs::VERSION + 1);
     refused(rig, Failed::Invalid)?;
     page.write32(version_at, evmcs::VERSION);
-    rig.to_stop().map(|_| ())
+    rig.run_to_stop().map(|_| ())
 }
 
 /// Without the assist page's word for it the entry uses the plain VMCS, of which there is none.
 fn switched_off(rig: &mut Rig) -> Check {
     rig.begin(idle)?;
-    rig.to_stop()?;
+    rig.run_to_stop()?;
     rig.vmx.fields.switch_on(false);
     let result = refused(rig, Failed::Invalid);
     rig.vmx.fields.switch_on(true);
     result?;
     // The page was let go of: it is taken in full again.
-    rig.to_stop().map(|_| ())
+    rig.run_to_stop().map(|_| ())
 }
 
 /// Not allowed by the TLFS; KVM serves it from the page, for a Windows that does it.
 fn vmread(rig: &mut Rig) -> Check {
     rig.begin(idle)?;
-    rig.to_stop()?;
+    rig.run_to_stop()?;
     for field in [Field::GUEST_RIP, Field::EXIT_REASON, Field::HOST_RSP] {
         match try_read(field) {
             Ok(value) => equal("a field by VMREAD", value, rig.read(field))?,
@@ -95,7 +95,7 @@ fn vmread(rig: &mut Rig) -> Check {
 
 fn vmread_unknown(rig: &mut Rig) -> Check {
     rig.begin(idle)?;
-    rig.to_stop()?;
+    rig.run_to_stop()?;
     match try_read(Field::PREEMPTION_TIMER) {
         Err(Failed::Valid) => Ok(()),
         other => Err(failed!(
@@ -106,14 +106,14 @@ fn vmread_unknown(rig: &mut Rig) -> Check {
 
 fn vmwrite(rig: &mut Rig) -> Check {
     rig.begin(idle)?;
-    rig.to_stop()?;
+    rig.run_to_stop()?;
     let before = rig.read(Field::GUEST_RIP);
     match try_write(Field::GUEST_RIP, 0) {
         Err(Failed::Invalid) => {}
         other => return Err(failed!("VMWRITE: {other:?}")),
     }
     equal("RIP in the page", rig.read(Field::GUEST_RIP), before)?;
-    rig.to_stop().map(|_| ())
+    rig.run_to_stop().map(|_| ())
 }
 
 fn no_preemption_timer(rig: &mut Rig) -> Check {
@@ -149,7 +149,7 @@ fn lacking(rig: &mut Rig, field: Field, control: u32) -> Check {
         instruction_error::ENTRY_CONTROLS.into(),
     )?;
     rig.write(field, controls);
-    rig.to_stop().map(|_| ())
+    rig.run_to_stop().map(|_| ())
 }
 
 fn refused(rig: &mut Rig, wanted: Failed) -> Check {

@@ -110,7 +110,7 @@ impl Rig {
     }
 
     /// Lets L2 run behind its next CPUID; the reason of the first other exit on the way there.
-    fn to_stop(&mut self) -> Result<Option<u32>, Stop> {
+    fn run_to_stop(&mut self) -> Result<Option<u32>, Stop> {
         const MOST_EXITS: u32 = 8;
         let mut other = None;
         for _ in 0..MOST_EXITS {

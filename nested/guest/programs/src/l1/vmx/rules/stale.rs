@@ -82,7 +82,7 @@ impl Group {
     fn takes_effect(&self, rig: &mut Rig, stale: bool) -> Result<bool, Stop> {
         rig.begin(self.l2)?;
         (self.set_up)(rig)?;
-        rig.to_stop()?;
+        rig.run_to_stop()?;
         if rig.clean_bits() != clean::ALL {
             return Err(failed!(
                 "L0 leaves the clean bits at {:#x}",
@@ -99,7 +99,7 @@ impl Group {
         if stale {
             rig.set_clean_bits(clean::ALL);
         }
-        let exit = rig.to_stop()?;
+        let exit = rig.run_to_stop()?;
         Ok((self.effect)(&Observed { seen: seen(), exit }))
     }
 }

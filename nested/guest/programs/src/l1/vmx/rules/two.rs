@@ -53,9 +53,9 @@ extern "sysv64" fn counts(_: &'static Shared) -> ! {
 
 /// From L2's first stop to its next first stop: what it has seen.
 fn lap(rig: &mut Rig) -> Result<u64, Stop> {
-    rig.to_stop()?;
+    rig.run_to_stop()?;
     let seen = seen();
-    rig.to_stop()?;
+    rig.run_to_stop()?;
     Ok(seen)
 }
 
@@ -63,7 +63,7 @@ fn lap(rig: &mut Rig) -> Result<u64, Stop> {
 fn begin(rig: &mut Rig) -> Check {
     rig.begin(counts)?;
     rig.write(Field::GUEST_SYSENTER_ESP, START);
-    rig.to_stop()?;
+    rig.run_to_stop()?;
     equal("before the move", lap(rig)?, START)
 }
 
@@ -87,15 +87,15 @@ fn moved_uncleared(rig: &mut Rig, other: &mut Other) -> Check {
 /// Two processors enter with one page: KVM does not notice. RIP, which has no clean bit, is then the other L2's.
 fn page_on_two(rig: &mut Rig, other: &mut Other) -> Check {
     rig.begin(first)?;
-    rig.to_stop()?;
-    rig.to_stop()?;
+    rig.run_to_stop()?;
+    rig.run_to_stop()?;
     equal("what the first L2 has seen", seen(), FIRST)?;
     other.run(rig, |rig| {
         rig.begin(second)?;
-        rig.to_stop()?;
+        rig.run_to_stop()?;
         Ok(0)
     })?;
-    rig.to_stop()?;
+    rig.run_to_stop()?;
     equal("what the first L2 has seen", seen(), SECOND)
 }
 
