@@ -1,6 +1,7 @@
 //! Measurements of nested virtualization.
 
 mod bootstrap;
+mod compare;
 mod cpu;
 mod environment;
 mod exit_port;
@@ -45,11 +46,13 @@ enum Command {
         #[arg(long, value_name = "DIR")]
         out: Option<PathBuf>,
     },
+    Compare(compare::CompareArgs),
     #[command(hide = true)]
     L1Agent(l1_agent::Args),
 }
 
 const FAILED: u8 = 1;
+const WRONG_USE: u8 = 2;
 const HOST: u8 = 3;
 
 fn main() -> ExitCode {
@@ -95,6 +98,11 @@ fn run(command: &Command) -> Result<u8, (u8, Box<dyn Error>)> {
                 print(&format!("written: {}\n", path.display())).map_err(|e| failed(e.into()))?;
             }
             Ok(0)
+        }
+        Command::Compare(args) => {
+            let (text, failed) = compare::run(args).map_err(|e| (WRONG_USE, e.into()))?;
+            print(&text).map_err(|e| (WRONG_USE, e.into()))?;
+            Ok(if failed { FAILED } else { 0 })
         }
         Command::L1Agent(args) => Err((FAILED, l1_agent::run(args).into())),
     }

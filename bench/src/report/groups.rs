@@ -50,6 +50,14 @@ impl<'a> Group<'a> {
             && self.cpus == entry.cpus
     }
 
+    /// Whether another report's group is its like.
+    pub(crate) fn is_like(&self, other: &Group<'_>) -> bool {
+        self.l1 == other.l1
+            && self.vmm == other.vmm
+            && self.touch == other.touch
+            && self.cpus == other.cpus
+    }
+
     /// `micro`, or `micro@qemu`; in file names and tags.
     pub(crate) fn name(&self) -> String {
         match self.vmm {

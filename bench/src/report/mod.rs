@@ -11,19 +11,20 @@ mod model;
 mod page;
 mod recommend;
 #[cfg(test)]
-mod sample;
+pub(crate) mod sample;
 #[cfg(test)]
 mod schema;
 mod svg;
 mod table;
 
 pub(crate) use files::{FileError, read, write};
+pub(crate) use groups::{Group, PARTS, groups, number, plain, ratio};
 pub(crate) use model::{
     ALL_KINDS, Entry, Environment, L1, L1Facts, Measured, Outcome, Part, Parts, Report, StoppedBy,
     VERSION, Vmm,
 };
 pub(crate) use recommend::recommend;
-pub(crate) use table::table;
+pub(crate) use table::{grid, table};
 
 #[cfg(test)]
 pub(crate) mod tests {

@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 use hypernest_nested::l2exit::Mode;
 
 use super::sample::{left_out, report, report_of};
-use super::{Outcome, StoppedBy, recommend};
+use super::{Outcome, Report, StoppedBy, recommend};
 
 const SCHEMA: &str = include_str!("../../schema/l2-exit.schema.json");
 
@@ -162,6 +162,16 @@ fn reports_are_what_the_schema_says() {
         report.stopped_by = Some(stopped_by);
         assert_eq!(valid(&serde_json::to_value(report).unwrap()), Ok(()));
     }
+}
+
+/// A change that fails here breaks readers of files that exist: it needs a new version.
+#[test]
+fn a_report_that_was_kept_is_still_read() {
+    const KEPT: &str = include_str!("../../../tests/golden/l2-exit-2.json");
+    assert_eq!(valid(&serde_json::from_str(KEPT).unwrap()), Ok(()));
+    let report: Report = serde_json::from_str(KEPT).unwrap();
+    assert_eq!(report.version, super::VERSION);
+    assert!(report.results.len() > 10);
 }
 
 #[test]

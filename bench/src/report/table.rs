@@ -238,6 +238,13 @@ fn write_parts(group: &Group<'_>, kind: &str, unit: &str, out: &mut String) -> s
     }
     grid(&rows, out)?;
     for (mode, measured) in &measured {
+        if measured.out_of_order > 0 {
+            writeln!(
+                out,
+                "{mode}: {} samples are left out, because their stamps are not in order",
+                measured.out_of_order
+            )?;
+        }
         for (name, _, part) in PARTS {
             let beyond = part(&measured.parts).map_or(0, |part| part.out_of_range);
             if beyond > 0 {
@@ -492,6 +499,7 @@ mod tests {
     fn samples_beyond_the_range_are_told() {
         let mut figures = figures(1000.0);
         figures.parts.round_trip.out_of_range = 3;
+        figures.out_of_order = 2;
         let entry = super::super::sample::entry(
             Mode::Classic,
             "cpuid",
@@ -502,6 +510,7 @@ mod tests {
             text.contains("classic, round-trip: 3 samples were longer"),
             "{text}"
         );
+        assert!(text.contains("classic: 2 samples are left out"), "{text}");
     }
 
     #[test]
