@@ -57,6 +57,8 @@ impl Sample {
 #[repr(C)]
 #[derive(Debug)]
 pub(crate) struct Shared {
+    /// The processor's number, where [`trap::this_processor`] looks for it: L1 may break down while GS is still L2's.
+    pub(crate) order: usize,
     /// The sample that is being taken. L2 sets it before the exit; L1 and L2's interrupt handler fill it in.
     current: AtomicPtr<Sample>,
     /// Interrupts that L2 got.
@@ -80,8 +82,6 @@ pub(crate) struct Shared {
     pub(crate) vendor: Vendor,
     /// Where L1 and L2 say how far they are.
     pub(crate) board: BoardPage,
-    /// The processor's number.
-    pub(crate) order: usize,
     /// Samples that do not count, taken first.
     pub(crate) warmup: &'static [Sample],
     /// Those that do.
@@ -133,6 +133,7 @@ impl Shared {
             samples: samples(count),
         };
         const { assert!(size_of::<Self>() as u64 <= PAGE_SIZE) }
+        const { assert!(offset_of!(Self, order) == 0) }
         let place = pages::pointer::<Self>(pages::take(1));
         // SAFETY: a page of its own, which is aligned and long enough.
         unsafe { place.write(shared) };
