@@ -10,6 +10,7 @@ mod kvm_module;
 mod l1_agent;
 mod l2;
 mod l2_exit;
+mod progress;
 mod qemu;
 mod report;
 mod unit;

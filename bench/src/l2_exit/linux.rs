@@ -10,6 +10,7 @@ use super::outcome::outcome;
 use super::shadow::ShadowVmcs;
 use super::{Args, L2ExitError, l1};
 use crate::kvm_module::Vendor;
+use crate::progress::Progress;
 use crate::report::{Entry, L1, Outcome, Vmm};
 use crate::unit::Unit;
 use hypernest_nested::l2exit::{Kind, Mode};
@@ -69,10 +70,14 @@ pub(super) fn measure(
     };
     let mut entries = Vec::new();
     let mut interrupted = false;
+    let progress = Progress::on_stderr(None);
+    progress.cycle(1, 1.0, plan.0.len());
     for boot in &plan.0 {
-        eprintln!("booting L1 {}", describe(boot));
+        progress.say(&format!("booting L1 {}", describe(boot)));
+        progress.steps().mode("Linux");
         let (of_boot, ended) = one_boot(boot, &setup, shadow, directory.path(), unit)?;
         entries.extend(of_boot);
+        progress.steps().ended();
         if ended {
             interrupted = true;
             break;

@@ -201,6 +201,7 @@ pub(super) fn ports(console: Console, bell: Bell) -> [ExtraPorts; 2] {
 mod tests {
     use super::*;
     use crate::l2_exit::micro::record::{Ending, Record, Taken};
+    use crate::progress::Steps;
     use hypernest::config::MemoryConfig;
     use hypernest::memory::GuestRam;
     use hypernest::units::Gpa;
@@ -224,7 +225,7 @@ mod tests {
                 hugepages: None,
             };
             let ram = GuestRam::new(&config, &[(Gpa(0), 0x10_0000)]).unwrap();
-            let record = Arc::new(Mutex::new(Record::new()));
+            let record = Arc::new(Mutex::new(Record::new(Steps::default())));
             lock(&record).use_ram(ram.clone());
             Self {
                 console: Console::new(&record),

@@ -24,6 +24,7 @@ use super::modes;
 use super::shadow::ShadowVmcs;
 use crate::histogram::HistogramError;
 use crate::kvm_module::Vendor;
+use crate::progress::{Progress, cycles_needed};
 use crate::report::{Entry, L1, Outcome, StoppedBy, Vmm};
 use crate::unit::Unit;
 use plan::Limits;
@@ -86,6 +87,7 @@ pub(super) fn measure(
         tallies: BTreeMap::new(),
         warnings: Vec::new(),
         interrupted: false,
+        progress: Progress::on_stderr(Some(wish.time_limit)),
     };
     let stopped_by = bench.cycles(shadow);
     bench.report(stopped_by, unit)
@@ -113,6 +115,7 @@ struct Bench<'a> {
     tallies: BTreeMap<Cell, Tally>,
     warnings: Vec<String>,
     interrupted: bool,
+    progress: Progress,
 }
 
 /// Where in a cycle a series of VMs belongs.
@@ -134,13 +137,17 @@ impl Bench<'_> {
         let start = Instant::now();
         let tracing = Tracing::new();
         let tracing = tracing.map_err(|e| self.warn(crate::chain(&e))).ok();
+        let mut expected = f64::from(plan::FEWEST_CYCLES.min(limits.cycles));
         for cycle in 1.. {
             let kinds = self.unfinished(cycle);
+            self.progress.cycle(cycle, expected, self.steps(&kinds));
             for &mode in &order {
                 if cycle > 1 && start.elapsed() >= limits.time {
                     return Some(StoppedBy::TimeLimit);
                 }
-                eprintln!("cycle {cycle}: {mode}");
+                self.progress.steps().mode(mode.name());
+                let said = format!("cycle {cycle}: {mode}");
+                self.progress.say_without_line(&said);
                 match shadow.set(mode.shadow_vmcs()) {
                     Ok(()) => self.visit(mode, &kinds, cycle, tracing.as_ref()),
                     Err(why) => self.fail_mode(mode, &why),
@@ -152,10 +159,12 @@ impl Bench<'_> {
             }
             let widest = self.widest();
             if let Some((width, (mode, _, kind))) = widest {
-                eprintln!(
+                self.progress.say(&format!(
                     "after cycle {cycle}: the widest interval of a median is {:.2} % of it ({mode}, {kind})",
                     width * 100.0
-                );
+                ));
+                expected = cycles_needed(cycle, width, limits.precision, limits.cycles)
+                    .max(f64::from(plan::FEWEST_CYCLES.min(limits.cycles)));
             }
             let stop = limits.reached(cycle, start.elapsed(), widest.map(|(width, _)| width));
             if stop.is_some() {
@@ -177,6 +186,21 @@ impl Bench<'_> {
         kinds
             .filter(|&kind| cycle <= plan::FEWEST_CYCLES || wide(kind))
             .collect()
+    }
+
+    /// How many measurements a cycle of these kinds has.
+    fn steps(&self, kinds: &[Kind]) -> usize {
+        let mut steps = 0;
+        for &mode in &self.wish.modes {
+            for touch in 0..self.wish.touches.len() {
+                let over = |kind: &Kind| {
+                    let tally = self.tallies.get(&(mode, touch, *kind));
+                    tally.is_some_and(Tally::is_over)
+                };
+                steps += kinds.iter().filter(|kind| !over(kind)).count();
+            }
+        }
+        steps
     }
 
     fn widest(&self) -> Option<(f64, Cell)> {
@@ -265,6 +289,7 @@ impl Bench<'_> {
         let job = Job {
             samples: self.wish.samples.min(COUNTED_SAMPLES),
             warmup: self.wish.warmup.min(COUNTED_WARMUP),
+            steps: self.progress.steps().uncounted(),
             ..self.job(place, &left)
         };
         match vm::run(&job, Some(tracing.counter(self.vendor))) {
@@ -298,6 +323,7 @@ impl Bench<'_> {
             warmup: self.wish.warmup,
             pins: &self.wish.pins,
             limit: self.wish.silence,
+            steps: self.progress.steps().clone(),
         }
     }
 
@@ -325,7 +351,7 @@ impl Bench<'_> {
     /// Once is enough.
     fn warn(&mut self, warning: String) {
         if !self.warnings.contains(&warning) {
-            eprintln!("{warning}");
+            self.progress.say(&warning);
             self.warnings.push(warning);
         }
     }

@@ -11,6 +11,7 @@ use hypernest_nested::l2exit::Kind;
 use hypernest_nested::probe::Malformed;
 
 use super::said::{self, Said};
+use crate::progress::Steps;
 
 /// Samples of one kind from one run.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -90,6 +91,8 @@ pub(super) struct Record {
     pub(super) progress: Instant,
     /// What could not be done that the figures depend on.
     pub(super) warnings: Vec<String>,
+    /// Told how it comes forward.
+    steps: Steps,
 }
 
 /// Lines kept.
@@ -104,7 +107,7 @@ pub(super) fn lock(record: &Shared) -> MutexGuard<'_, Record> {
 
 impl Record {
     /// An empty one.
-    pub(super) fn new() -> Self {
+    pub(super) fn new(steps: Steps) -> Self {
         Self {
             ram: None,
             board: None,
@@ -117,6 +120,7 @@ impl Record {
             malformed: None,
             progress: Instant::now(),
             warnings: Vec::new(),
+            steps,
         }
     }
 
@@ -162,6 +166,7 @@ impl Record {
             Said::Running(kind) => {
                 self.interval = Interval::default();
                 self.running = Some(kind);
+                self.steps.kind(kind.name());
             }
             Said::Skip(kind, why) => self.end(kind, Ending::Skipped(why)),
             Said::Fail(kind, why) => {
@@ -198,6 +203,7 @@ impl Record {
         // Once is enough, whatever a guest repeats.
         if !self.has_ended(kind) {
             self.endings.push((kind, ending));
+            self.steps.ended();
         }
     }
 

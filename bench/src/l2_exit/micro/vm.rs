@@ -16,6 +16,7 @@ use super::reasons::Reasons;
 use super::record::{Ending, Record, Shared, lock};
 use crate::exit_port::ResetWatch;
 use crate::l2_exit::modes;
+use crate::progress::Steps;
 
 /// What a VM is to measure.
 #[derive(Debug)]
@@ -32,6 +33,8 @@ pub(super) struct Job<'a> {
     pub(super) pins: &'a [u32],
     /// The longest that it may be silent.
     pub(super) limit: Duration,
+    /// Told how it comes forward.
+    pub(super) steps: Steps,
 }
 
 /// What came of it.
@@ -93,7 +96,7 @@ pub(super) fn run(job: &Job<'_>, reasons: Option<Reasons>) -> Result<Run, VmErro
     ];
     let flags = Flags::from_pairs(flags.iter().map(|(key, value)| (*key, value.as_str())));
     let config = build(None, &flags, HostLimits::read())?.config;
-    let record = Arc::new(Mutex::new(Record::new()));
+    let record = Arc::new(Mutex::new(Record::new(job.steps.clone())));
     let counters = ExitCounters::default();
     let resets = Arc::new(ResetWatch::default());
     let bell = Bell::new(&record, &counters, job.cpus, job.pins, reasons, &resets);
@@ -205,6 +208,7 @@ mod tests {
             warmup: 7,
             pins: &[],
             limit: Duration::from_secs(1),
+            steps: Steps::default(),
         };
         assert_eq!(
             command_line(&job),
