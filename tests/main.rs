@@ -11,6 +11,7 @@ mod errors;
 mod evmcs;
 mod host;
 mod l2_exit;
+mod l2probe;
 mod lifecycle;
 mod linux;
 mod needs;
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
         host::TESTS,
         l2_exit::TESTS,
         report_page::TESTS,
+        l2probe::TESTS,
         xen::TESTS,
     ];
     hypernest_lab::suite::main(&suites.concat())

@@ -1,0 +1,128 @@
+//! The probe that users run in guests of guests: in a Linux, in hypernest, in a Linux, in hypernest.
+
+use std::error::Error;
+use std::fs::File;
+use std::io::BufWriter;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use hypernest_lab::cpio::Writer;
+use hypernest_lab::host::Host;
+use hypernest_lab::suite::{Test, TestResult};
+use serde_json::Value;
+
+use crate::linux::held;
+use crate::{needs, stock_linux};
+
+pub(crate) const TESTS: &[Test] =
+    &[
+        Test::new("l2probe::a_real_l2_is_probed_and_its_result_merges", chain)
+            .only_on(&[Host::Amd])
+            .stage(stock_linux::AMD)
+            .needs(needs::nested_svm)
+            .limit_seconds(300),
+    ];
+
+/// What makes a boot shorter, for L1 and L2.
+const PARAMETERS: &str = "console=ttyS0 quiet panic=-1 rdinit=/init mitigations=off no_timer_check tsc=reliable cryptomgr.notests audit=0";
+
+/// Little of each: an emulated L2 is slow.
+const PROBE: &str = "--serial --rounds 2 --samples 50 --waits 5 --limit 1000";
+
+/// L1's init. The L2's second port is L1's own.
+const L1_INIT: &str = r#"#!/busybox sh
+b=/busybox
+$b mkdir -p /proc /sys /dev /tmp
+$b mount -t proc proc /proc
+$b mount -t sysfs sysfs /sys
+$b mount -t devtmpfs devtmpfs /dev
+for m in irqbypass kvm kvm-amd; do $b insmod /modules/$m.ko; done
+/hypernest run --kernel /vmlinux --initrd /l2 --memory 192M --hv windows --serial stdio --serial2 file:/dev/ttyS1 --cmdline "@L2"
+exec $b poweroff -f
+"#;
+
+fn chain() -> TestResult {
+    let directory = tempfile::tempdir()?;
+    let site = directory.path();
+    let vmlinux = held("linux-6.12/vmlinux")?;
+    let initrd = site.join("l1");
+    write_l1(&initrd, &site.join("l2"), &vmlinux)?;
+    let out = site.join("out");
+    let image = format!("image={}", vmlinux.display());
+    let report = bench(&[
+        &["--l1", &image, "--modes", "svm", "--memory", "768M"],
+        &["--append", PARAMETERS, "--initrd"],
+        &[&initrd.display().to_string(), "--out"],
+        &[&out.display().to_string(), "--timeout", "250"],
+    ])?;
+    expect_figures(&report, "image");
+
+    let probe = format!("svm={}", out.join("l2probe-svm.json").display());
+    let twice = format!("svm+emsr={}", out.join("l2probe-svm.json").display());
+    let merged = bench(&[&["--l1", "manual", "--probe", &probe, "--probe", &twice]])?;
+    expect_figures(&merged, "manual");
+    Ok(())
+}
+
+fn write_l1(to: &Path, l2: &Path, vmlinux: &Path) -> Result<(), Box<dyn Error>> {
+    let mut archive = Writer::new(BufWriter::new(File::create(l2)?));
+    archive.copy("init", &program("l2probe")?)?;
+    archive.character_device("dev/console", 5, 1)?;
+    archive.finish()?;
+
+    let mut archive = Writer::new(BufWriter::new(File::create(to)?));
+    let init = L1_INIT.replace("@L2", &format!("{PARAMETERS} -- {PROBE}"));
+    archive.file("init", 0o755, init.as_bytes())?;
+    archive.copy("busybox", &held("busybox")?)?;
+    archive.copy("hypernest", &program("hypernest")?)?;
+    archive.copy("vmlinux", vmlinux)?;
+    archive.copy("l2", l2)?;
+    for module in ["irqbypass.ko", "kvm.ko", "kvm-amd.ko"] {
+        let from = held(&format!("linux-6.12/modules/{module}"))?;
+        archive.copy(&format!("modules/{module}"), &from)?;
+    }
+    archive.character_device("dev/console", 5, 1)?;
+    archive.finish()?;
+    Ok(())
+}
+
+/// Where a program of ours is.
+fn program(name: &str) -> Result<PathBuf, Box<dyn Error>> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let mut all = std::env::split_paths(&path).map(|directory| directory.join(name));
+    all.find(|program| program.is_file())
+        .ok_or_else(|| format!("{name} is not on the PATH").into())
+}
+
+fn bench(arguments: &[&[&str]]) -> Result<Value, Box<dyn Error>> {
+    let mut command = Command::new("hypernest-bench");
+    command.args(["l2-exit", "--json"]).args(arguments.concat());
+    let output = command.stdin(Stdio::null()).output()?;
+    eprintln!("{}", String::from_utf8_lossy(&output.stderr));
+    println!("{}", String::from_utf8_lossy(&output.stdout));
+    if !output.status.success() {
+        return Err(format!("{command:?}: {}", output.status).into());
+    }
+    Ok(serde_json::from_slice(&output.stdout)?)
+}
+
+/// Each kind that one CPU can have, in every mode that there is.
+fn expect_figures(report: &Value, l1: &str) {
+    let results = report["results"].as_array().expect("a list");
+    for kind in ["cpuid", "rdtsc", "clock-read", "clock-syscall", "hlt-wake"] {
+        let mut of_kind = results.iter().filter(|entry| entry["kind"] == kind);
+        let all = of_kind.clone().count();
+        let well = of_kind.all(|entry| {
+            entry["l1"] == l1
+                && entry["outcome"] == "measured"
+                && entry["parts"]["round_trip"]["summary"]["samples"].as_u64() > Some(0)
+        });
+        assert!(all > 0 && well, "{kind}");
+    }
+    let other = results.iter().find(|entry| entry["kind"] == "ipi-wake");
+    assert_eq!(other.expect("an entry")["outcome"], "left-out");
+    // It was a guest of hypernest, and CPUID went to whoever runs it.
+    let said = report["warnings"].to_string();
+    assert!(said.contains("Microsoft Hv"), "{said}");
+    assert!(said.contains("CPUID virtualised"), "{said}");
+}
