@@ -20,7 +20,7 @@ pub(crate) const TESTS: &[Test] =
             .only_on(&[Host::Amd])
             .stage(stock_linux::AMD)
             .needs(needs::nested_svm)
-            .limit_seconds(300),
+            .limit_seconds(480),
     ];
 
 /// What makes a boot shorter, for L1 and L2.
@@ -53,7 +53,7 @@ fn chain() -> TestResult {
         &["--l1", &image, "--modes", "svm", "--memory", "768M"],
         &["--append", PARAMETERS, "--initrd"],
         &[&initrd.display().to_string(), "--out"],
-        &[&out.display().to_string(), "--timeout", "250"],
+        &[&out.display().to_string(), "--timeout", "420"],
     ])?;
     expect_figures(&report, "image");
 
