@@ -4,12 +4,16 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use hypernest::hyperv::HostHv;
+use hypernest::kvm::host::HostCaps;
 use hypernest_nested::l2exit::{Kind, Mode, Touch};
 
 use super::choice::Choice;
 use super::manual;
-use super::micro::{Wish, threads};
+use super::micro::{Rival, Runner, Wish, threads};
 use crate::kvm_module::Source;
+use crate::qemu::{Qemu, QemuError};
+use crate::report::Vmm;
 
 /// Times exits of an L2 from inside, with L1 in several modes.
 ///
@@ -62,6 +66,18 @@ pub(crate) struct Args {
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "With --l1 micro")]
 struct Micro {
+    /// What runs L1; with both they take turns
+    #[arg(
+        long,
+        value_name = "VMM",
+        value_delimiter = ',',
+        value_enum,
+        default_value = "hypernest"
+    )]
+    vmm: Vec<Vmm>,
+    /// QEMU: its program, or a directory with its bin/, lib/ and share/ [default: qemu-system-x86_64 on the PATH]
+    #[arg(long, value_name = "PATH")]
+    qemu: Option<PathBuf>,
     /// The kinds of exits [default: all]
     #[arg(long, value_name = "KIND", value_delimiter = ',')]
     kinds: Vec<Kind>,
@@ -130,7 +146,7 @@ impl Args {
     }
 
     /// For `--l1 micro`, in `modes`.
-    pub(super) fn wish(&self, modes: Vec<Mode>, pins: &[u32]) -> Wish {
+    pub(super) fn wish(&self, modes: Vec<Mode>, vmms: Vec<Runner>, pins: &[u32]) -> Wish {
         let micro = &self.micro;
         let mut kinds = micro.kinds.clone();
         if kinds.is_empty() {
@@ -147,6 +163,7 @@ impl Args {
         }
         Wish {
             modes,
+            vmms,
             touches,
             kinds,
             cpus: micro.cpus,
@@ -158,6 +175,23 @@ impl Args {
             time_limit: Duration::from_secs(micro.time_limit),
             pins: pins.to_vec(),
         }
+    }
+
+    /// What runs L1 with `--l1 micro` on `host`.
+    pub(super) fn runners(&self, host: &HostCaps) -> Result<Vec<Runner>, QemuError> {
+        let mut vmms = self.micro.vmm.clone();
+        vmms.sort();
+        vmms.dedup();
+        let runner = |vmm| {
+            Ok(match vmm {
+                Vmm::Hypernest => Runner::Hypernest,
+                Vmm::Qemu => Runner::Qemu(Box::new(Rival {
+                    qemu: Qemu::find(self.micro.qemu.as_deref())?,
+                    host: HostHv::from(host),
+                })),
+            })
+        };
+        vmms.into_iter().map(runner).collect()
     }
 
     /// Where files go.

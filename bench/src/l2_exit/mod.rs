@@ -26,6 +26,7 @@ use thiserror::Error;
 use crate::environment;
 use crate::histogram::HistogramError;
 use crate::kvm_module::Vendor;
+use crate::qemu::QemuError;
 use crate::report::{self, ALL_KINDS, Entry, FileError, L1, Outcome, Report, StoppedBy, Vmm};
 use crate::unit::{Unit, unit};
 pub(crate) use args::Args;
@@ -52,6 +53,9 @@ pub(crate) enum L2ExitError {
     /// The micro-hypervisor.
     #[error(transparent)]
     Micro(#[from] MicroError),
+    /// No QEMU.
+    #[error(transparent)]
+    Qemu(#[from] QemuError),
     /// Signals.
     #[error("cannot hold back signals")]
     Signals(#[source] io::Error),
@@ -132,6 +136,7 @@ pub(crate) fn run(args: &Args) -> Result<bool, L2ExitError> {
     let unit = unit(environment::lab(), host.kvm.tsc_khz.map(TscKhz));
     let mut run = Run {
         args,
+        host: &host,
         vendor: facts.vendor,
         shadow: ShadowVmcs::new(args.module_source(), facts.shadow),
         unit: &unit,
@@ -179,6 +184,7 @@ fn by_hand(args: &Args) -> Result<bool, L2ExitError> {
 /// A run over all L1s.
 struct Run<'a> {
     args: &'a Args,
+    host: &'a HostCaps,
     vendor: Vendor,
     shadow: ShadowVmcs,
     unit: &'a Unit,
@@ -195,7 +201,8 @@ impl Run<'_> {
     fn measure(&mut self, chosen: &Chosen) -> Result<(), L2ExitError> {
         let modes = chosen.modes(L1::Micro);
         if !modes.is_empty() {
-            let wish = self.args.wish(modes, self.pins);
+            let vmms = self.args.runners(self.host)?;
+            let wish = self.args.wish(modes, vmms, self.pins);
             let measurement = micro::measure(
                 &wish,
                 self.vendor,

@@ -7,6 +7,7 @@ mod devices;
 mod plan;
 pub(crate) mod reasons;
 mod record;
+mod rival;
 mod said;
 mod tally;
 pub(super) mod threads;
@@ -18,6 +19,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use hypernest_nested::l2exit::{Kind, Mode, Touch};
+
+pub(super) use rival::Rival;
 
 use super::interrupt::Interrupts;
 use super::modes;
@@ -37,6 +40,8 @@ use vm::{Job, Run};
 #[derive(Debug)]
 pub(super) struct Wish {
     pub(super) modes: Vec<Mode>,
+    /// What runs L1, one after the other.
+    pub(super) vmms: Vec<Runner>,
     pub(super) touches: Vec<Touch>,
     pub(super) kinds: Vec<Kind>,
     /// L1's vCPUs; if it is not said, as many as the kind needs.
@@ -52,6 +57,24 @@ pub(super) struct Wish {
     pub(super) time_limit: Duration,
     /// The host CPUs that vCPUs are bound to.
     pub(super) pins: Vec<u32>,
+}
+
+/// What runs L1.
+#[derive(Debug)]
+pub(super) enum Runner {
+    /// This program.
+    Hypernest,
+    /// QEMU.
+    Qemu(Box<Rival>),
+}
+
+impl Runner {
+    fn vmm(&self) -> Vmm {
+        match self {
+            Self::Hypernest => Vmm::Hypernest,
+            Self::Qemu(_) => Vmm::Qemu,
+        }
+    }
 }
 
 /// What came of it.
@@ -105,7 +128,7 @@ pub(crate) enum MicroError {
 }
 
 /// One thing that is measured; touches by their place in the wish.
-type Cell = (Mode, usize, Kind);
+type Cell = (Vmm, Mode, usize, Kind);
 
 struct Bench<'a> {
     wish: &'a Wish,
@@ -120,13 +143,14 @@ struct Bench<'a> {
 
 /// Where in a cycle a series of VMs belongs.
 #[derive(Clone, Copy, Debug)]
-struct Place {
+struct Place<'a> {
+    vmm: &'a Runner,
     mode: Mode,
     touch: usize,
     cpus: u32,
 }
 
-impl Bench<'_> {
+impl<'a> Bench<'a> {
     fn cycles(&mut self, shadow: &mut ShadowVmcs) -> Option<StoppedBy> {
         let limits = Limits {
             precision: self.wish.precision,
@@ -158,7 +182,7 @@ impl Bench<'_> {
                 }
             }
             let widest = self.widest();
-            if let Some((width, (mode, _, kind))) = widest {
+            if let Some((width, (_, mode, _, kind))) = widest {
                 self.progress.say(&format!(
                     "after cycle {cycle}: the widest interval of a median is {:.2} % of it ({mode}, {kind})",
                     width * 100.0
@@ -177,7 +201,7 @@ impl Bench<'_> {
     /// The kinds that are still worth a run: in all modes, so that they go on alternating.
     fn unfinished(&self, cycle: u32) -> Vec<Kind> {
         let wide = |kind: Kind| {
-            let of_kind = self.tallies.iter().filter(|((_, _, of), _)| *of == kind);
+            let of_kind = self.tallies.iter().filter(|((.., of), _)| *of == kind);
             of_kind
                 .filter_map(|(_, tally)| tally.width())
                 .any(|width| width > self.wish.precision)
@@ -191,13 +215,15 @@ impl Bench<'_> {
     /// How many measurements a cycle of these kinds has.
     fn steps(&self, kinds: &[Kind]) -> usize {
         let mut steps = 0;
-        for &mode in &self.wish.modes {
-            for touch in 0..self.wish.touches.len() {
-                let over = |kind: &Kind| {
-                    let tally = self.tallies.get(&(mode, touch, *kind));
-                    tally.is_some_and(Tally::is_over)
-                };
-                steps += kinds.iter().filter(|kind| !over(kind)).count();
+        for vmm in self.wish.vmms.iter().map(Runner::vmm) {
+            for &mode in &self.wish.modes {
+                for touch in 0..self.wish.touches.len() {
+                    let over = |kind: &Kind| {
+                        let tally = self.tallies.get(&(vmm, mode, touch, *kind));
+                        tally.is_some_and(Tally::is_over)
+                    };
+                    steps += kinds.iter().filter(|kind| !over(kind)).count();
+                }
             }
         }
         steps
@@ -218,24 +244,33 @@ impl Bench<'_> {
                 by_cpus.entry(cpus).or_default().push(kind);
             }
             for (cpus, kinds) in by_cpus {
-                let place = Place { mode, touch, cpus };
-                self.series(place, &kinds);
-                if let Some(tracing) = tracing.filter(|_| cycle == 1) {
-                    self.count(place, &kinds, tracing);
-                }
-                if self.interrupted {
-                    return;
+                for vmm in &self.wish.vmms {
+                    let place = Place {
+                        vmm,
+                        mode,
+                        touch,
+                        cpus,
+                    };
+                    self.series(place, &kinds);
+                    // Of QEMU's exits the same would come out, if they could be told from others'.
+                    let counted = cycle == 1 && vmm.vmm() == Vmm::Hypernest;
+                    if let Some(tracing) = tracing.filter(|_| counted) {
+                        self.count(place, &kinds, tracing);
+                    }
+                    if self.interrupted {
+                        return;
+                    }
                 }
             }
         }
     }
 
-    fn tally(&mut self, place: Place, kind: Kind) -> &mut Tally {
-        let cell = (place.mode, place.touch, kind);
+    fn tally(&mut self, place: Place<'a>, kind: Kind) -> &mut Tally {
+        let cell = (place.vmm.vmm(), place.mode, place.touch, kind);
         self.tallies.entry(cell).or_default()
     }
 
-    fn may_go_on(&mut self, place: Place, kinds: &[Kind]) -> Vec<Kind> {
+    fn may_go_on(&mut self, place: Place<'a>, kinds: &[Kind]) -> Vec<Kind> {
         let kinds = kinds.iter().copied();
         kinds
             .filter(|&kind| !self.tally(place, kind).is_over())
@@ -243,11 +278,15 @@ impl Bench<'_> {
     }
 
     /// VMs until something has come of every kind: one that ends early is followed by one that does the rest.
-    fn series(&mut self, place: Place, kinds: &[Kind]) {
+    fn series(&mut self, place: Place<'a>, kinds: &[Kind]) {
         let mut left = self.may_go_on(place, kinds);
         while !left.is_empty() {
             let job = self.job(place, &left);
-            let run = match vm::run(&job, None) {
+            let run = match place.vmm {
+                Runner::Hypernest => vm::run(&job, None),
+                Runner::Qemu(rival) => rival::run(&job, rival, self.interrupts),
+            };
+            let run = match run {
                 Ok(run) => run,
                 Err(error) => return self.fail(place, &left, &crate::chain(&error), ""),
             };
@@ -281,7 +320,7 @@ impl Bench<'_> {
     }
 
     /// The same, untimed, with an eye on the reasons of the host's exits. Of a VM that ends early only what it did counts.
-    fn count(&mut self, place: Place, kinds: &[Kind], tracing: &Tracing) {
+    fn count(&mut self, place: Place<'a>, kinds: &[Kind], tracing: &Tracing) {
         let left = self.may_go_on(place, kinds);
         if left.is_empty() || self.interrupted {
             return;
@@ -298,7 +337,7 @@ impl Bench<'_> {
         }
     }
 
-    fn counted(&mut self, place: Place, run: Run) {
+    fn counted(&mut self, place: Place<'a>, run: Run) {
         self.interrupted |= run.interrupted;
         self.note(run.warnings);
         for (kind, ending) in run.endings {
@@ -312,7 +351,7 @@ impl Bench<'_> {
         }
     }
 
-    fn job<'b>(&'b self, place: Place, kinds: &'b [Kind]) -> Job<'b> {
+    fn job<'b>(&'b self, place: Place<'a>, kinds: &'b [Kind]) -> Job<'b> {
         Job {
             image: self.image,
             mode: place.mode,
@@ -327,17 +366,20 @@ impl Bench<'_> {
         }
     }
 
-    fn fail(&mut self, place: Place, kinds: &[Kind], why: &str, console: &str) {
+    fn fail(&mut self, place: Place<'a>, kinds: &[Kind], why: &str, console: &str) {
         for &kind in kinds {
             self.tally(place, kind).fail(why, console);
         }
     }
 
     fn fail_mode(&mut self, mode: Mode, why: &str) {
-        for touch in 0..self.wish.touches.len() {
-            for &kind in &self.wish.kinds {
-                let tally = self.tallies.entry((mode, touch, kind)).or_default();
-                tally.fail(why, "");
+        let wish = self.wish;
+        for (touch, vmm) in
+            (0..wish.touches.len()).flat_map(|t| wish.vmms.iter().map(move |v| (t, v)))
+        {
+            for &kind in &wish.kinds {
+                let cell = (vmm.vmm(), mode, touch, kind);
+                self.tallies.entry(cell).or_default().fail(why, "");
             }
         }
     }
@@ -365,10 +407,12 @@ impl Bench<'_> {
         let mut modes = self.wish.modes.clone();
         modes.sort();
         modes.dedup();
-        for mode in modes {
+        let vmms = self.wish.vmms.iter().map(Runner::vmm);
+        let places = vmms.flat_map(|vmm| modes.iter().map(move |&mode| (vmm, mode)));
+        for (vmm, mode) in places {
             for (touch, profile) in self.wish.touches.iter().enumerate() {
                 for &kind in &self.wish.kinds {
-                    let tally = self.tallies.remove(&(mode, touch, kind));
+                    let tally = self.tallies.remove(&(vmm, mode, touch, kind));
                     let outcome = match tally.filter(|t| !(t.is_empty() && self.interrupted)) {
                         Some(tally) => tally.outcome(self.vendor, unit)?,
                         None => Outcome::LeftOut {
@@ -377,7 +421,7 @@ impl Bench<'_> {
                     };
                     entries.push(Entry {
                         l1: L1::Micro,
-                        vmm: Vmm::Hypernest,
+                        vmm,
                         mode,
                         kind: kind.name().to_owned(),
                         touch: Some(profile.to_string()),

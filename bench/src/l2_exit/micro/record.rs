@@ -159,6 +159,20 @@ impl Record {
         self.end(kind, ending);
     }
 
+    /// Without a doorbell: the guest has streamed what came of a kind.
+    pub(super) fn streamed(&mut self, kind: Kind, taken: Result<Taken, String>) {
+        let ending = match taken {
+            Ok(taken) => Ending::Complete(taken),
+            Err(why) => self.failed(why, None),
+        };
+        self.end(kind, ending);
+    }
+
+    /// It came forward.
+    pub(super) fn come_forward(&mut self) {
+        self.progress = Instant::now();
+    }
+
     /// A line of the console.
     pub(super) fn line(&mut self, line: String) {
         self.progress = Instant::now();

@@ -41,6 +41,19 @@ pub(in crate::l2_exit) fn bind(cpu: u32) -> io::Result<()> {
     pin(&[0], &[cpu])
 }
 
+/// Binds a process that has just been started, and the threads that it will have, to all of `cpus`; to any if there are none.
+pub(super) fn bind_process(id: u32, cpus: &[u32]) -> io::Result<()> {
+    if cpus.is_empty() {
+        return Ok(());
+    }
+    let mut set = CpuSet::new();
+    for &cpu in cpus {
+        set.set(usize::try_from(cpu).map_err(io::Error::other)?)?;
+    }
+    let id = i32::try_from(id).map_err(io::Error::other)?;
+    Ok(sched_setaffinity(Pid::from_raw(id), &set)?)
+}
+
 /// CPUs for `count` vCPUs: the last that this process may use, since the first ones get most interrupts; some twice if there
 /// are not enough. None if the kernel does not tell.
 pub(in crate::l2_exit) fn choose(count: usize) -> Vec<u32> {

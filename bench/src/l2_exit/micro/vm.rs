@@ -1,6 +1,7 @@
 //! One VM with the guest program in it.
 
 use std::fmt::Write as _;
+use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
@@ -60,15 +61,21 @@ pub(super) enum VmError {
     Config(#[from] ConfigError),
     #[error(transparent)]
     Machine(#[from] MachineError),
+    /// Enlightenments that this host cannot give.
+    #[error("QEMU cannot be asked for the mode's enlightenments: {0}")]
+    Unknown(String),
+    /// QEMU.
+    #[error("cannot run QEMU")]
+    Qemu(#[source] io::Error),
 }
 
 /// Guest RAM: the image, L1's and L2's pages, and the samples, of which there may be many.
-fn memory(samples: u32) -> String {
+pub(super) fn memory(samples: u32) -> String {
     let mebibytes = 32 + u64::from(samples) * 64 / (1 << 20);
     format!("{mebibytes}M")
 }
 
-fn command_line(job: &Job<'_>) -> String {
+pub(super) fn command_line(job: &Job<'_>) -> String {
     let kinds: Vec<_> = job.kinds.iter().map(|kind| kind.name()).collect();
     format!(
         "l1 mode={} kinds={} touch={} n={} warmup={} cpus={}",
