@@ -177,6 +177,11 @@ impl Args {
         }
     }
 
+    /// Whether `--vmm` names QEMU.
+    pub(super) fn asks_for_qemu(&self) -> bool {
+        self.micro.vmm.contains(&Vmm::Qemu)
+    }
+
     /// What runs L1 with `--l1 micro` on `host`.
     pub(super) fn runners(&self, host: &HostCaps) -> Result<Vec<Runner>, QemuError> {
         let mut vmms = self.micro.vmm.clone();

@@ -5,6 +5,7 @@ use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use hypernest::hyperv::HostHv;
 use hypernest_nested::l2exit::Mode;
 use l2probe::counts::Counts;
 use l2probe::document::{self, Document, MAX_LEN, Outcome as ProbeOutcome, Trapped, Wsl};
@@ -13,6 +14,7 @@ use thiserror::Error;
 use super::modes;
 use crate::environment;
 use crate::histogram::{self, HistogramError};
+use crate::qemu;
 use crate::report::{self, Entry, Environment, L1, Measured, Outcome, Part, Parts, Report, Vmm};
 use crate::unit::Unit;
 
@@ -99,8 +101,8 @@ pub(super) struct Scale {
     pub(super) ticks_per_ns: f64,
 }
 
-/// What to do, for a user who has no results yet.
-pub(super) fn steps() -> String {
+/// What to do, for a user who has no results yet; with QEMU's flags if `host` says what it can do.
+pub(super) fn steps(host: Option<&HostHv>) -> String {
     let mut text = String::from(
         "To measure a guest's guest by hand, as WSL 2 in Windows (docs/measure-wsl2.md has all of it):\n\
          1. Start the same VM once for each mode that is to be compared, with:\n",
@@ -111,7 +113,12 @@ pub(super) fn steps() -> String {
             None => String::new(),
         };
         let hv = modes::hv(mode);
-        text.push_str(&format!("     {mode:20} --nested --hv {hv}{module}\n"));
+        let flags = match host.map(|host| qemu::cpu(hv, host, true)) {
+            None => format!("--nested --hv {hv}"),
+            Some(Ok(cpu)) => format!("-cpu {cpu}"),
+            Some(Err(why)) => format!("not on this host: {why}"),
+        };
+        text.push_str(&format!("     {mode:20} {flags}{module}\n"));
     }
     text.push_str(
         "2. In its guest's Linux run l2probe, a static program that needs no root, and keep l2probe.json.\n\
@@ -548,7 +555,7 @@ mod tests {
 
     #[test]
     fn the_steps_name_every_mode() {
-        let steps = steps();
+        let steps = steps(None);
         assert!(Mode::ALL.iter().all(|mode| steps.contains(mode.name())));
         assert!(steps.contains("enable_shadow_vmcs=0"));
     }

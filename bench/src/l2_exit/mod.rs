@@ -16,6 +16,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use hypernest::hyperv::HostHv;
 use hypernest::kvm::host::{HostCaps, HostError};
 use hypernest::units::TscKhz;
 use hypernest_lab::plan::LAB_DIR_VARIABLE;
@@ -173,7 +174,9 @@ pub(crate) fn run(args: &Args) -> Result<bool, L2ExitError> {
 /// Nothing is run, so any machine will do.
 fn by_hand(args: &Args) -> Result<bool, L2ExitError> {
     if args.probe.is_empty() {
-        crate::print(&manual::steps()).map_err(L2ExitError::Stdout)?;
+        let host = args.asks_for_qemu().then(HostCaps::probe).transpose()?;
+        let host = host.as_ref().map(HostHv::from);
+        crate::print(&manual::steps(host.as_ref())).map_err(L2ExitError::Stdout)?;
         return Ok(true);
     }
     let report = manual::report(&args.probe)?;
