@@ -96,7 +96,11 @@ fn judge(condition: &Expression, a: &Report, b: &Report) -> Vec<Judgement> {
     let mut judged = Vec::new();
     for group in &of_b {
         let like = of_a.iter().find(|other| other.is_like(group));
-        let before = like.and_then(|like| value(condition, like));
+        let cpus = |group: &Group<'_>| Some(group.entry(condition.mode, &condition.kind)?.cpus);
+        // Another number of vCPUs is another thing.
+        let before = like
+            .filter(|like| cpus(like) == cpus(group) || cpus(group).is_none())
+            .and_then(|like| value(condition, like));
         if let Some(after) = value(condition, group) {
             judged.push(judge_value(condition, group, before, after));
         } else if before.is_some() {

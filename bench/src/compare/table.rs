@@ -174,6 +174,17 @@ fn cell(a: &Group<'_>, b: &Group<'_>, mode: Mode, kind: &str, details: &mut Vec<
         (None, Some(_)) => return "only B".to_owned(),
         (None, None) => return "-".to_owned(),
     };
+    let cpus = |group: &Group<'_>| group.entry(mode, kind).map(|entry| entry.cpus);
+    if cpus(a) != cpus(b) {
+        let number = |group| cpus(group).unwrap_or(0).to_string();
+        details.push(format!(
+            "{mode} {}: L1 has {} vCPUs in A and {} in B",
+            plain(kind),
+            number(a),
+            number(b)
+        ));
+        return "-".to_owned();
+    }
     let Some(change) = Change::of(before, after) else {
         return "-".to_owned();
     };
@@ -257,6 +268,15 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("L1: Linux"), "{text}");
+    }
+
+    #[test]
+    fn what_ran_with_other_vcpus_is_not_compared() {
+        let (one, mut four) = (report(), report());
+        four.results[0].cpus = 4;
+        let text = table(&one, &four);
+        let told = "classic cpuid: L1 has 1 vCPUs in A and 4 in B";
+        assert!(text.contains(told), "{text}");
     }
 
     #[test]

@@ -12,6 +12,8 @@ use super::{Report, VERSION, interval_log, page, svg};
 
 /// A report with every kind in every mode has some megabytes.
 const MOST_BYTES: u64 = 64 << 20;
+/// Kinds by modes are some hundreds, for each L1 and touch profile.
+const MOST_RESULTS: usize = 10_000;
 
 /// A report cannot be read or written.
 #[derive(Debug, Error)]
@@ -35,6 +37,12 @@ pub(crate) enum FileError {
     /// Larger than any report.
     #[error("{} is longer than {} MiB, which no report of l2-exit is", path.display(), MOST_BYTES >> 20)]
     TooLong {
+        /// The file.
+        path: PathBuf,
+    },
+    /// More entries than there are kinds and modes.
+    #[error("{} has more than {MOST_RESULTS} results, which no report of l2-exit has", path.display())]
+    TooMany {
         /// The file.
         path: PathBuf,
     },
@@ -69,6 +77,7 @@ pub(crate) fn read(path: &Path) -> Result<Report, FileError> {
         Err(source) => return Err(FileError::Read { path, source }),
     }
     match serde_json::from_slice::<Report>(&text) {
+        Ok(report) if report.results.len() > MOST_RESULTS => Err(FileError::TooMany { path }),
         Ok(report) if report.version == VERSION => Ok(report),
         Ok(report) => Err(FileError::Version {
             path,
@@ -190,6 +199,16 @@ mod tests {
             read(&path),
             Err(FileError::Version { found: 1, .. })
         ));
+    }
+
+    #[test]
+    fn a_report_of_too_many_results_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("r.json");
+        let entry = crate::report::sample::failed(hypernest_nested::l2exit::Mode::Svm, "cpuid");
+        let report = crate::report::sample::report_of(vec![entry; MOST_RESULTS + 1]);
+        fs::write(&path, serde_json::to_vec(&report).unwrap()).unwrap();
+        assert!(matches!(read(&path), Err(FileError::TooMany { .. })));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The entries of a report as tables: which belong together, in what order, and against what they are compared.
 
 use std::borrow::Cow;
+use std::collections::{BTreeSet, HashSet};
 
 use hypernest_nested::l2exit::{Kind, Mode};
 
@@ -15,9 +16,9 @@ pub(crate) struct Group<'a> {
     pub(crate) vmm: Vmm,
     /// How much it touched.
     pub(crate) touch: Option<&'a str>,
-    /// Its vCPUs.
-    pub(crate) cpus: u32,
     entries: Vec<&'a Entry>,
+    /// What stands in it: no mode has a kind twice, as it would with two numbers of vCPUs.
+    taken: HashSet<(Mode, &'a str)>,
 }
 
 /// What modes are compared with: the first of these that there is.
@@ -29,13 +30,16 @@ pub(crate) fn groups(report: &Report) -> Vec<Group<'_>> {
     for entry in &report.results {
         let fitting = groups.iter_mut().find(|group| group.takes(entry));
         match fitting {
-            Some(group) => group.entries.push(entry),
+            Some(group) => {
+                group.entries.push(entry);
+                group.taken.insert((entry.mode, &entry.kind));
+            }
             None => groups.push(Group {
                 l1: entry.l1,
                 vmm: entry.vmm,
                 touch: entry.touch.as_deref(),
-                cpus: entry.cpus,
                 entries: vec![entry],
+                taken: HashSet::from([(entry.mode, entry.kind.as_str())]),
             }),
         }
     }
@@ -47,15 +51,12 @@ impl<'a> Group<'a> {
         self.l1 == entry.l1
             && self.vmm == entry.vmm
             && self.touch == entry.touch.as_deref()
-            && self.cpus == entry.cpus
+            && !self.taken.contains(&(entry.mode, entry.kind.as_str()))
     }
 
     /// Whether another report's group is its like.
     pub(crate) fn is_like(&self, other: &Group<'_>) -> bool {
-        self.l1 == other.l1
-            && self.vmm == other.vmm
-            && self.touch == other.touch
-            && self.cpus == other.cpus
+        self.l1 == other.l1 && self.vmm == other.vmm && self.touch == other.touch
     }
 
     /// `micro`, or `micro@qemu`; in file names and tags.
@@ -81,9 +82,12 @@ impl<'a> Group<'a> {
         let touch = self
             .touch
             .map_or_else(String::new, |touch| format!(", touching {}", plain(touch)));
-        let cpus = match self.cpus {
-            1 => ", 1 vCPU".to_owned(),
-            cpus => format!(", {cpus} vCPUs"),
+        let numbers: BTreeSet<u32> = self.entries.iter().map(|entry| entry.cpus).collect();
+        let cpus = match numbers.iter().collect::<Vec<_>>().as_slice() {
+            [1] => ", 1 vCPU".to_owned(),
+            [one] => format!(", {one} vCPUs"),
+            [first, .., last] => format!(", {first} to {last} vCPUs"),
+            [] => String::new(),
         };
         format!("L1: {l1}{vmm}{touch}{cpus}")
     }
@@ -108,12 +112,12 @@ impl<'a> Group<'a> {
 
     /// The kinds with figures: those of [`Kind::ALL`] in their order, then others.
     pub(crate) fn kinds(&self) -> Vec<&'a str> {
-        let mut kinds: Vec<&str> = Vec::new();
-        for entry in &self.entries {
-            if figures(entry).is_some() && !kinds.contains(&entry.kind.as_str()) {
-                kinds.push(&entry.kind);
-            }
-        }
+        let with_figures = self.entries.iter().filter(|entry| figures(entry).is_some());
+        let mut seen = HashSet::new();
+        let mut kinds: Vec<&str> = with_figures
+            .map(|entry| entry.kind.as_str())
+            .filter(|kind| seen.insert(*kind))
+            .collect();
         let place = |kind: &str| Kind::ALL.iter().position(|known| known.name() == kind);
         kinds.sort_by_key(|kind| place(kind).unwrap_or(usize::MAX));
         kinds
@@ -121,20 +125,19 @@ impl<'a> Group<'a> {
 
     /// The figures of a kind in a mode, also those of what failed later.
     pub(crate) fn measured(&self, mode: Mode, kind: &str) -> Option<&'a Measured> {
-        let mut fitting = self
-            .entries
-            .iter()
-            .filter(|entry| entry.mode == mode && entry.kind == kind);
-        fitting.find_map(|entry| figures(entry))
+        figures(self.entry(mode, kind)?)
     }
 
     /// The figures of a kind in a mode, if all went well.
     pub(crate) fn complete(&self, mode: Mode, kind: &str) -> Option<&'a Measured> {
-        let mut fitting = self
-            .entries
-            .iter()
-            .filter(|entry| entry.mode == mode && entry.kind == kind);
-        fitting.find_map(|entry| entry.measured())
+        self.entry(mode, kind)?.measured()
+    }
+
+    /// A kind in a mode.
+    pub(crate) fn entry(&self, mode: Mode, kind: &str) -> Option<&'a Entry> {
+        let mut entries = self.entries.iter();
+        let found = entries.find(|entry| entry.mode == mode && entry.kind == kind)?;
+        Some(*found)
     }
 
     /// Whether a kind was tried in a mode without success.
@@ -327,9 +330,22 @@ mod tests {
         qemu.vmm = Vmm::Qemu;
         let mut touch = measured(Mode::Classic, "cpuid", 7.0);
         touch.touch = Some("minimal".to_owned());
-        let report = report_of(vec![measured(Mode::Classic, "cpuid", 7.0), qemu, touch]);
+        let one = measured(Mode::Classic, "cpuid", 7.0);
+        let mut four = one.clone();
+        four.cpus = 4;
+        let report = report_of(vec![one, qemu, touch, four]);
         let names: Vec<_> = groups(&report).iter().map(Group::name).collect();
-        assert_eq!(names, ["micro", "micro@qemu", "micro"]);
+        assert_eq!(names, ["micro", "micro@qemu", "micro", "micro"]);
+    }
+
+    #[test]
+    fn kinds_that_need_more_vcpus_stand_with_the_others() {
+        let mut ipi = measured(Mode::Classic, "ipi", 7.0);
+        ipi.cpus = 2;
+        let report = report_of(vec![measured(Mode::Classic, "cpuid", 7.0), ipi]);
+        let groups = groups(&report);
+        assert_eq!(groups.len(), 1);
+        assert!(groups[0].title().ends_with(", 1 to 2 vCPUs"));
     }
 
     #[test]
