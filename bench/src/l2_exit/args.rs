@@ -11,6 +11,7 @@ use hypernest_nested::l2exit::{Kind, Mode, Touch};
 use super::choice::Choice;
 use super::manual;
 use super::micro::{Rival, Runner, Wish, threads};
+use super::probed::Labelled;
 use crate::kvm_module::Source;
 use crate::qemu::{Qemu, QemuError};
 use crate::report::Vmm;
@@ -34,7 +35,7 @@ pub(crate) struct Args {
     pub(super) modes: Vec<Mode>,
     /// With --l1 manual: a result of l2probe and the mode that its L1 was started for, as evmcs=FILE, or qemu:evmcs=FILE where QEMU ran it
     #[arg(long, value_name = "MODE=FILE", value_parser = manual::labelled)]
-    pub(super) probe: Vec<manual::Labelled>,
+    pub(super) probe: Vec<Labelled>,
     /// Where to write the results [default: l2-exit, or nowhere with --json]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,

@@ -9,8 +9,8 @@ use hypernest::units::TscKhz;
 use hypernest_nested::l2exit::Mode;
 use l2probe::document::Document;
 
-use super::manual::{self, Labelled, Run, Scale};
 use super::outcome::end_of;
+use super::probed::{self, Labelled, Run, Scale};
 use super::shadow::ShadowVmcs;
 use super::{Args, L2ExitError, l1, modes};
 use crate::report::{ALL_KINDS, Entry, L1, Outcome, Vmm};
@@ -81,13 +81,13 @@ pub(super) fn measure(
         unit: unit.clone(),
         // Without the host's rate the unit is the tick, and L2's own clock is all there is.
         ticks_per_ns: khz.map_or_else(
-            || manual::ticks_per_ns(&runs),
+            || probed::ticks_per_ns(&runs),
             |khz| Ok(f64::from(khz.0) / 1e6),
         )?,
     };
-    let mut entries = manual::entries(L1::Image, &runs, &scale)?;
+    let mut entries = probed::entries(L1::Image, &runs, &scale)?;
     entries.extend(failures);
-    Ok((entries, manual::warnings(&runs), interrupted))
+    Ok((entries, probed::warnings(&runs), interrupted))
 }
 
 /// One boot, or why there is none.

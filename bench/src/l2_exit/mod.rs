@@ -10,6 +10,7 @@ mod manual;
 mod micro;
 pub(crate) mod modes;
 mod outcome;
+mod probed;
 mod shadow;
 
 use std::io;
@@ -34,9 +35,9 @@ pub(crate) use args::Args;
 use choice::Choice;
 use interrupt::Interrupts;
 use l1::L1Error;
-use manual::ManualError;
 use micro::MicroError;
 use modes::Facts;
+use probed::ProbedError;
 use shadow::ShadowVmcs;
 
 /// Why there is no report.
@@ -77,7 +78,7 @@ pub(crate) enum L2ExitError {
     ManualWithOthers,
     /// Results of l2probe.
     #[error(transparent)]
-    Manual(#[from] ManualError),
+    Probed(#[from] ProbedError),
     /// A result of l2probe.
     #[error("cannot keep {}", path.display())]
     Keep {
