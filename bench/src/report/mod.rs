@@ -5,6 +5,8 @@ mod distribution;
 mod files;
 mod groups;
 mod heading;
+#[cfg(test)]
+mod hostile;
 mod interval_log;
 mod markup;
 mod model;
