@@ -36,9 +36,9 @@ pub(crate) enum HistogramError {
     Add(hdrhistogram::AdditionError),
 }
 
-/// An empty histogram.
+/// An empty histogram, which grows with its samples.
 pub(crate) fn new() -> Histogram<u64> {
-    Histogram::new_with_max(LONGEST, DIGITS).expect("3 digits and this maximum are possible")
+    Histogram::new(DIGITS).expect("3 digits are possible")
 }
 
 /// A histogram of `samples`, and how many of them were longer than it holds and count as the longest.
@@ -49,9 +49,16 @@ pub(crate) fn of(samples: impl IntoIterator<Item = u64>) -> (Histogram<u64>, u64
         if sample > LONGEST {
             out_of_range += 1;
         }
-        histogram.saturating_record(sample);
+        record(&mut histogram, sample, 1);
     }
     (histogram, out_of_range)
+}
+
+/// Adds `count` samples. What is longer than the longest counts as that.
+pub(crate) fn record(histogram: &mut Histogram<u64>, sample: u64, count: u64) {
+    histogram
+        .record_n(sample.min(LONGEST), count)
+        .expect("a histogram can grow to 2^42");
 }
 
 /// All of them in one.

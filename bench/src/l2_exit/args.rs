@@ -99,8 +99,11 @@ struct Micro {
     #[arg(long, value_name = "SECONDS", default_value_t = 600)]
     time_limit: u64,
     /// After how many seconds without a sign of L1 a VM is stuck, and ended
-    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..))]
-    stuck_after: u64,
+    #[arg(long, value_name = "SECONDS", default_value_t = 30.0, value_parser = seconds)]
+    stuck_after: f64,
+    /// Do not count host exits by reason, which takes a run of its own for each mode
+    #[arg(long)]
+    no_reasons: bool,
 }
 
 /// For `--l1 linux` and `--l1 image`.
@@ -170,11 +173,12 @@ impl Args {
             cpus: micro.cpus,
             samples: self.samples.unwrap_or(1000),
             warmup: self.warmup,
-            silence: Duration::from_secs(micro.stuck_after),
+            silence: Duration::from_secs_f64(micro.stuck_after),
             precision: micro.precision / 100.0,
             max_cycles: micro.max_cycles,
             time_limit: Duration::from_secs(micro.time_limit),
             pins: pins.to_vec(),
+            reasons: !micro.no_reasons,
         }
     }
 
@@ -241,6 +245,13 @@ fn percent(text: &str) -> Result<f64, String> {
     match text.parse() {
         Ok(percent) if (0.0..=1000.0).contains(&percent) => Ok(percent),
         _ => Err("want a number of percent, as 1 or 0.5".to_owned()),
+    }
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(seconds) if (0.001..=1e9).contains(&seconds) => Ok(seconds),
+        _ => Err("want a number of seconds, as 30 or 0.5".to_owned()),
     }
 }
 
@@ -312,5 +323,7 @@ mod tests {
         assert!(pins("a").is_err() && pins("").is_err());
         assert_eq!(percent("0.5"), Ok(0.5));
         assert!(percent("-1").is_err() && percent("NaN").is_err());
+        assert_eq!(seconds("0.5"), Ok(0.5));
+        assert!(seconds("0").is_err() && seconds("inf").is_err());
     }
 }

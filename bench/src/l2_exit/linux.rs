@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use hypernest_lab::plan::LAB_DIR_VARIABLE;
 
+use super::interrupt::Interrupts;
 use super::modes::{self, Boot, boots};
 use super::outcome::outcome;
 use super::shadow::ShadowVmcs;
@@ -42,6 +43,7 @@ pub(super) fn measure(
     vendor: Vendor,
     plan: &Plan,
     shadow: &mut ShadowVmcs,
+    interrupts: &Interrupts,
     unit: &Unit,
 ) -> Result<(Vec<Entry>, bool), L2ExitError> {
     let kernel = match (&args.linux.kernel, std::env::var_os(LAB_DIR_VARIABLE)) {
@@ -73,6 +75,10 @@ pub(super) fn measure(
     let progress = Progress::on_stderr(None);
     progress.cycle(1, 1.0, plan.0.len());
     for boot in &plan.0 {
+        if interrupts.arrived() {
+            interrupted = true;
+            break;
+        }
         progress.say(&format!("booting L1 {}", describe(boot)));
         progress.steps().mode("Linux");
         let (of_boot, ended) = one_boot(boot, &setup, shadow, directory.path(), unit)?;

@@ -240,8 +240,14 @@ impl Run<'_> {
 
     fn linux(&mut self, modes: &[Mode]) -> Result<(), L2ExitError> {
         let plan = linux::Plan::new(modes, self.shadow.now());
-        let (entries, interrupted) =
-            linux::measure(self.args, self.vendor, &plan, &mut self.shadow, self.unit)?;
+        let (entries, interrupted) = linux::measure(
+            self.args,
+            self.vendor,
+            &plan,
+            &mut self.shadow,
+            &self.interrupts,
+            self.unit,
+        )?;
         self.results.extend(entries);
         self.interrupted = interrupted;
         Ok(())

@@ -281,7 +281,7 @@ fn encoded(counts: &Counts, factor: f64) -> Result<String, HistogramError> {
             reason = "see above"
         )]
         let ticks = (value as f64 * factor).round() as u64;
-        histogram.saturating_record_n(ticks, count);
+        histogram::record(&mut histogram, ticks, count);
     }
     histogram::encode(&histogram)
 }

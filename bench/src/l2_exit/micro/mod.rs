@@ -31,7 +31,7 @@ use crate::progress::{Progress, cycles_needed};
 use crate::report::{Entry, L1, Outcome, StoppedBy, Vmm};
 use crate::unit::Unit;
 use plan::Limits;
-use reasons::Tracing;
+use reasons::{Counting, Tracing};
 use record::Ending;
 use tally::Tally;
 use vm::{Job, Run};
@@ -57,6 +57,8 @@ pub(super) struct Wish {
     pub(super) time_limit: Duration,
     /// The host CPUs that vCPUs are bound to.
     pub(super) pins: Vec<u32>,
+    /// Host exits are counted by reason.
+    pub(super) reasons: bool,
 }
 
 /// What runs L1.
@@ -159,9 +161,12 @@ impl<'a> Bench<'a> {
         };
         let order = plan::order(&self.wish.modes, shadow.now());
         let start = Instant::now();
-        let tracing = Tracing::new();
-        let tracing = tracing.map_err(|e| self.warn(crate::chain(&e))).ok();
         let mut expected = f64::from(plan::FEWEST_CYCLES.min(limits.cycles));
+        let tracing = self.wish.reasons.then(Tracing::new);
+        let tracing = tracing.transpose().unwrap_or_else(|error| {
+            self.warn(crate::chain(&error));
+            None
+        });
         for cycle in 1.. {
             let kinds = self.unfinished(cycle);
             self.progress.cycle(cycle, expected, self.steps(&kinds));
@@ -243,7 +248,7 @@ impl<'a> Bench<'a> {
                 let cpus = self.wish.cpus.unwrap_or(kind.cpus());
                 by_cpus.entry(cpus).or_default().push(kind);
             }
-            for (cpus, kinds) in by_cpus {
+            for (&cpus, kinds) in &by_cpus {
                 for vmm in &self.wish.vmms {
                     let place = Place {
                         vmm,
@@ -251,15 +256,32 @@ impl<'a> Bench<'a> {
                         touch,
                         cpus,
                     };
-                    self.series(place, &kinds);
-                    // Of QEMU's exits the same would come out, if they could be told from others'.
-                    let counted = cycle == 1 && vmm.vmm() == Vmm::Hypernest;
-                    if let Some(tracing) = tracing.filter(|_| counted) {
-                        self.count(place, &kinds, tracing);
-                    }
+                    self.series(place, kinds);
                     if self.interrupted {
                         return;
                     }
+                }
+            }
+            let counting = tracing.filter(|_| cycle == 1).map(Tracing::count);
+            let counting = match counting.transpose() {
+                Ok(Some(counting)) => counting,
+                Ok(None) => continue,
+                Err(error) => {
+                    self.warn(crate::chain(&error));
+                    continue;
+                }
+            };
+            // Of QEMU's exits the same would come out, if they could be told from others'.
+            let vmms = self.wish.vmms.iter();
+            for vmm in vmms.filter(|vmm| vmm.vmm() == Vmm::Hypernest) {
+                for (&cpus, kinds) in &by_cpus {
+                    let place = Place {
+                        vmm,
+                        mode,
+                        touch,
+                        cpus,
+                    };
+                    self.count(place, kinds, &counting);
                 }
             }
         }
@@ -320,7 +342,7 @@ impl<'a> Bench<'a> {
     }
 
     /// The same, untimed, with an eye on the reasons of the host's exits. Of a VM that ends early only what it did counts.
-    fn count(&mut self, place: Place<'a>, kinds: &[Kind], tracing: &Tracing) {
+    fn count(&mut self, place: Place<'a>, kinds: &[Kind], counting: &Counting) {
         let left = self.may_go_on(place, kinds);
         if left.is_empty() || self.interrupted {
             return;
@@ -331,7 +353,7 @@ impl<'a> Bench<'a> {
             steps: self.progress.steps().uncounted(),
             ..self.job(place, &left)
         };
-        match vm::run(&job, Some(tracing.counter(self.vendor))) {
+        match vm::run(&job, Some(counting.counter(self.vendor))) {
             Ok(run) => self.counted(place, run),
             Err(error) => self.warn(crate::chain(&error)),
         }

@@ -82,17 +82,13 @@ impl Tracing {
         self.instance.join("events/kvm/kvm_exit")
     }
 
-    /// A counter for one VM, on a CPU of `vendor`.
-    pub(crate) fn counter(&self, vendor: Vendor) -> Reasons {
-        Reasons {
+    /// Begins to count. It takes a moment, and slows every exit of every VM down until it is dropped.
+    pub(super) fn count(&self) -> Result<Counting, ReasonsError> {
+        let counting = Counting {
             event: self.event(),
-            own: match vendor {
-                Vendor::Intel => IO_INSTRUCTION,
-                Vendor::Amd => VMEXIT_IOIO,
-            },
-            trigger: None,
-            threads: Vec::new(),
-        }
+        };
+        counting.write(TRIGGER)?;
+        Ok(counting)
     }
 }
 
@@ -134,15 +130,55 @@ fn mount_tracefs() -> io::Result<tempfile::TempDir> {
     Ok(directory)
 }
 
+/// The kernel counts exits by thread and reason.
+#[derive(Debug)]
+pub(super) struct Counting {
+    event: PathBuf,
+}
+
+/// Threads that have ended stay in the histogram: so it has room for many.
+const TRIGGER: &str = "hist:keys=common_pid,exit_reason:size=8192";
+
+impl Counting {
+    /// A counter for one VM, on a CPU of `vendor`.
+    pub(super) fn counter(&self, vendor: Vendor) -> Reasons {
+        Reasons {
+            hist: self.event.join("hist"),
+            own: match vendor {
+                Vendor::Intel => IO_INSTRUCTION,
+                Vendor::Amd => VMEXIT_IOIO,
+            },
+            threads: Vec::new(),
+            begin: BTreeMap::new(),
+        }
+    }
+
+    fn write(&self, text: &str) -> Result<(), ReasonsError> {
+        let path = self.event.join("trigger");
+        // Opening it for truncation would take all triggers away.
+        let opened = File::options().append(true).open(&path);
+        opened
+            .and_then(|mut out| out.write_all(text.as_bytes()))
+            .map_err(file(&path))
+    }
+}
+
+impl Drop for Counting {
+    fn drop(&mut self) {
+        // What could not be cleared goes with the instance.
+        let _cleared = self.write(&format!("!{TRIGGER}"));
+    }
+}
+
 /// Counts the exits of one VM's vCPUs in an interval.
 #[derive(Debug)]
-pub(crate) struct Reasons {
-    event: PathBuf,
+pub(super) struct Reasons {
+    hist: PathBuf,
     /// The reason of the exit that ends an interval.
     own: u32,
-    /// The trigger that is set.
-    trigger: Option<String>,
     threads: Vec<i32>,
+    /// The counts when the interval began.
+    begin: BTreeMap<u32, u64>,
 }
 
 impl Reasons {
@@ -153,19 +189,18 @@ impl Reasons {
 
     /// The interval begins.
     pub(super) fn begin(&mut self) -> Result<(), ReasonsError> {
-        self.clear()?;
-        let trigger = trigger(&self.threads);
-        self.write(&trigger)?;
-        self.trigger = Some(trigger);
+        self.begin = self.read()?;
         Ok(())
     }
 
     /// The interval has ended with an exit for port output, which does not count itself: by reason, how many.
     pub(super) fn end(&mut self) -> Result<BTreeMap<u32, u64>, ReasonsError> {
-        let path = self.event.join("hist");
-        let text = fs::read_to_string(&path).map_err(file(&path))?;
-        self.clear()?;
-        let mut counts = counts(&text)?;
+        let mut counts = self.read()?;
+        for (reason, before) in std::mem::take(&mut self.begin) {
+            if let Some(count) = counts.get_mut(&reason) {
+                *count = count.saturating_sub(before);
+            }
+        }
         if let Some(own) = counts.get_mut(&self.own) {
             *own = own.saturating_sub(1);
         }
@@ -173,50 +208,22 @@ impl Reasons {
         Ok(counts)
     }
 
-    fn clear(&mut self) -> Result<(), ReasonsError> {
-        match self.trigger.take() {
-            Some(trigger) => self.write(&format!("!{trigger}")),
-            None => Ok(()),
-        }
-    }
-
-    fn write(&self, text: &str) -> Result<(), ReasonsError> {
-        let path = self.event.join("trigger");
-        // Opening it for truncation would take all triggers away.
-        let mut out = File::options()
-            .append(true)
-            .open(&path)
-            .map_err(file(&path))?;
-        out.write_all(text.as_bytes()).map_err(file(&path))
+    fn read(&self) -> Result<BTreeMap<u32, u64>, ReasonsError> {
+        let text = fs::read_to_string(&self.hist).map_err(file(&self.hist))?;
+        counts(&text, &self.threads)
     }
 }
 
-impl Drop for Reasons {
-    fn drop(&mut self) {
-        // What could not be cleared goes with the instance.
-        let _cleared = self.clear();
-    }
-}
-
-fn trigger(threads: &[i32]) -> String {
-    let ours: Vec<_> = threads
-        .iter()
-        .map(|thread| format!("common_pid == {thread}"))
-        .collect();
-    format!("hist:keys=exit_reason if {}", ours.join(" || "))
-}
-
-/// The counts in the text of a `hist` file.
-fn counts(text: &str) -> Result<BTreeMap<u32, u64>, ReasonsError> {
+/// The counts of `threads` in the text of a `hist` file, by reason.
+fn counts(text: &str, threads: &[i32]) -> Result<BTreeMap<u32, u64>, ReasonsError> {
     let mut counts = BTreeMap::new();
     let wrong = |line: &str| ReasonsError::Histogram(line.to_owned());
     for line in text.lines().map(str::trim) {
-        if let Some(rest) = line.strip_prefix("{ exit_reason:") {
-            let numbers = rest.split_once("} hitcount:").and_then(|(reason, hits)| {
-                Some((reason.trim().parse().ok()?, hits.trim().parse().ok()?))
-            });
-            let (reason, hits): (u32, u64) = numbers.ok_or_else(|| wrong(line))?;
-            counts.insert(reason, hits);
+        if line.starts_with('{') {
+            let (thread, reason, hits) = entry(line).ok_or_else(|| wrong(line))?;
+            if threads.contains(&thread) {
+                *counts.entry(reason).or_insert(0) += hits;
+            }
         } else if let Some(dropped) = line.strip_prefix("Dropped:") {
             match dropped.trim().parse() {
                 Ok(0) => {}
@@ -228,28 +235,56 @@ fn counts(text: &str) -> Result<BTreeMap<u32, u64>, ReasonsError> {
     Ok(counts)
 }
 
+/// `{ common_pid: THREAD, exit_reason: REASON } hitcount: HITS`.
+fn entry(line: &str) -> Option<(i32, u32, u64)> {
+    let (keys, hits) = line.strip_prefix('{')?.split_once('}')?;
+    let (thread, reason) = keys.split_once(',')?;
+    let value = |text: &'_ str, name: &str| -> Option<String> {
+        let value = text.trim().strip_prefix(name)?.trim();
+        Some(value.to_owned())
+    };
+    Some((
+        value(thread, "common_pid:")?.parse().ok()?,
+        value(reason, "exit_reason:")?.parse().ok()?,
+        value(hits, "hitcount:")?.parse().ok()?,
+    ))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const TEXT: &str = "# event histogram\n#\n# trigger info: hist:keys=exit_reason:vals=hitcount:sort=hitcount:size=2048 if common_pid == 7 [active]\n#\n\n{ exit_reason:         30 } hitcount:          1\n{ exit_reason:         23 } hitcount:         96\n\nTotals:\n    Hits: 97\n    Entries: 2\n    Dropped: 0\n";
+    const TEXT: &str = "# event histogram\n#\n# trigger info: hist:keys=common_pid,exit_reason:vals=hitcount:sort=hitcount:size=8192 [active]\n#\n\n{ common_pid:          7, exit_reason:         30 } hitcount:          1\n{ common_pid:          7, exit_reason:         23 } hitcount:         96\n{ common_pid:          9, exit_reason:         23 } hitcount:          4\n{ common_pid:          8, exit_reason:         12 } hitcount:          5\n\nTotals:\n    Hits: 106\n    Entries: 4\n    Dropped: 0\n";
 
     #[test]
     fn a_kernels_histogram_is_read() {
-        assert_eq!(counts(TEXT).unwrap(), [(23, 96), (30, 1)].into());
+        assert_eq!(counts(TEXT, &[7, 9]).unwrap(), [(23, 100), (30, 1)].into());
+        assert_eq!(counts(TEXT, &[1]).unwrap(), BTreeMap::new());
         let lost = TEXT.replace("Dropped: 0", "Dropped: 3");
-        assert!(matches!(counts(&lost), Err(ReasonsError::Dropped(3))));
+        assert!(matches!(counts(&lost, &[]), Err(ReasonsError::Dropped(3))));
         let odd = TEXT.replace(" 30 }", " IO }");
-        assert!(matches!(counts(&odd), Err(ReasonsError::Histogram(_))));
-        assert_eq!(counts("").unwrap(), BTreeMap::new());
+        assert!(matches!(counts(&odd, &[]), Err(ReasonsError::Histogram(_))));
+        assert_eq!(counts("", &[]).unwrap(), BTreeMap::new());
     }
 
     #[test]
-    fn only_the_vcpus_count() {
-        assert_eq!(
-            trigger(&[7, 9]),
-            "hist:keys=exit_reason if common_pid == 7 || common_pid == 9"
-        );
+    fn an_interval_is_what_came_in_between_but_for_its_own_end() {
+        let directory = tempfile::tempdir().unwrap();
+        let counting = Counting {
+            event: directory.path().to_owned(),
+        };
+        let hist = directory.path().join("hist");
+        let mut reasons = counting.counter(Vendor::Intel);
+        reasons.watch(vec![7]);
+        fs::write(&hist, TEXT).unwrap();
+        reasons.begin().unwrap();
+        let later = TEXT.replace("         96", "        126");
+        fs::write(
+            &hist,
+            later.replace("hitcount:          1\n", "hitcount:          2\n"),
+        )
+        .unwrap();
+        assert_eq!(reasons.end().unwrap(), [(23, 30)].into());
     }
 
     #[test]
