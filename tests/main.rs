@@ -18,6 +18,7 @@ mod needs;
 mod report_page;
 mod stats;
 mod stock_linux;
+mod svm;
 mod terminal;
 mod vm;
 mod xen;
@@ -29,6 +30,7 @@ fn main() -> ExitCode {
         stock_linux::TESTS,
         enlightenments::TESTS,
         evmcs::TESTS,
+        svm::TESTS,
         lifecycle::TESTS,
         terminal::TESTS,
         errors::TESTS,

@@ -35,11 +35,15 @@ impl Enlightened {
             order: u32::try_from(order).unwrap_or(0),
         };
         let wanted = [
-            (mode.uses_emsr_bitmap(), nested::MSR_BITMAP, "emsr-bitmap"),
+            (
+                mode.uses_emsr_bitmap(),
+                nested::MSR_BITMAP,
+                "the enlightened MSR bitmap (hv-emsr-bitmap)",
+            ),
             (
                 mode.uses_direct_flush(),
                 nested::DIRECT_FLUSH,
-                "tlbflush-direct",
+                "the direct flush (hv-tlbflush-direct)",
             ),
         ];
         let offered = nested_features();
