@@ -21,7 +21,7 @@ use hypernest_lab::suite::{Stage, Test, TestResult};
 
 use dump::Dump;
 
-const STAGE: Stage = Stage {
+pub(crate) const STAGE: Stage = Stage {
     name: "qemu",
     with: &["qemu"],
     ..Stage::PLAIN
@@ -65,7 +65,7 @@ fn needs_hyperv_and_qemu() -> Result<(), String> {
     }
 }
 
-fn needs_evmcs_and_qemu() -> Result<(), String> {
+pub(crate) fn needs_evmcs_and_qemu() -> Result<(), String> {
     needs_hyperv_and_qemu()?;
     let host = HostCaps::probe().map_err(|e| e.to_string())?;
     match lack(E::Evmcs, &HostHv::from(&host), true) {

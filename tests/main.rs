@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+mod beside_qemu;
 mod boot;
 mod cpu;
 mod differential;
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
         errors::TESTS,
         stats::TESTS,
         differential::TESTS,
+        beside_qemu::TESTS,
         doctor::TESTS,
         host::TESTS,
         l2_exit::TESTS,
