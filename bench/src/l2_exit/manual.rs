@@ -5,7 +5,7 @@ use std::io::Read as _;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use hypernest::hyperv::HostHv;
+use hypernest::hyperv::{CpuVendor, HostHv};
 use hypernest_nested::l2exit::Mode;
 use l2probe::document::{Document, MAX_LEN};
 
@@ -47,6 +47,11 @@ pub(super) fn steps(host: Option<&HostHv>) -> String {
             None => String::new(),
         };
         let hv = modes::hv(mode);
+        let foreign = |host: &HostHv| mode.is_svm() != (host.vendor == CpuVendor::Amd);
+        if host.is_some_and(foreign) {
+            text.push_str(&format!("     {mode:20} not on this host's CPU\n"));
+            continue;
+        }
         let flags = match host.map(|host| qemu::cpu(hv, host, true)) {
             None => format!("--nested --hv {hv}"),
             Some(Ok(cpu)) => format!("-cpu {cpu}"),

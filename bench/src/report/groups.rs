@@ -72,7 +72,7 @@ impl<'a> Group<'a> {
         let l1 = match self.l1 {
             L1::Micro => "the micro-hypervisor",
             L1::Linux => "Linux",
-            L1::Image => "a disk image",
+            L1::Image => "a kernel of the user's",
             L1::Manual => "run by hand",
         };
         let vmm = match self.vmm {

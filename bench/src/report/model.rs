@@ -94,7 +94,7 @@ pub(crate) enum L1 {
     Micro,
     /// A Linux kernel with its KVM.
     Linux,
-    /// A disk image.
+    /// A kernel of the user's.
     #[value(skip)]
     Image,
     /// Whatever a user runs by hand, with l2probe in its guest.
