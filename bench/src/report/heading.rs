@@ -1,5 +1,7 @@
 //! Where a report was made, in words.
 
+use std::collections::BTreeSet;
+
 use super::model::Report;
 
 /// The lines of a terminal's heading.
@@ -68,7 +70,8 @@ fn facts(report: &Report) -> Vec<String> {
 
 /// `pinned to CPU 3`.
 pub(crate) fn pinned(cpus: &[u32]) -> String {
-    let list: Vec<_> = cpus.iter().map(u32::to_string).collect();
+    let distinct: BTreeSet<u32> = cpus.iter().copied().collect();
+    let list: Vec<_> = distinct.iter().map(u32::to_string).collect();
     match list.as_slice() {
         [] => "not pinned".to_owned(),
         [one] => format!("pinned to CPU {one}"),
@@ -95,7 +98,7 @@ mod tests {
             ]
         );
         report.environment.tsc_invariant = false;
-        report.environment.pinned_to = vec![1, 2];
+        report.environment.pinned_to = vec![1, 2, 1];
         assert!(
             lines(&report)[1].contains("NOT invariant") && lines(&report)[1].contains("CPUs 1, 2")
         );

@@ -15,7 +15,7 @@ const WIDTH: f64 = 940.0;
 const HEIGHT: f64 = 520.0;
 const LEFT: f64 = 90.0;
 const RIGHT: f64 = 700.0;
-const TOP: f64 = 76.0;
+const TOP: f64 = 82.0;
 const BOTTOM: f64 = 446.0;
 /// Between two lines of the legend.
 const LINE: f64 = 40.0;
@@ -115,13 +115,17 @@ fn draw(
         "<text x=\"{LEFT}\" y=\"28\" font-size=\"18\" font-weight=\"600\" fill=\"#111\">{title}</text>"
     )?;
     let host = &report.environment;
-    writeln!(
-        out,
-        "<text x=\"{LEFT}\" y=\"50\" fill=\"#555\">{} · {}, Linux {}</text>",
-        escape(&group.title()),
-        escape(&host.cpu_model),
-        escape(&host.kernel)
-    )?;
+    let from = [
+        group.title(),
+        format!("{}, Linux {}", host.cpu_model, host.kernel),
+    ];
+    for (line, y) in from.iter().zip([47, 64]) {
+        writeln!(
+            out,
+            "<text x=\"{LEFT}\" y=\"{y}\" fill=\"#555\">{}</text>",
+            escape(line)
+        )?;
+    }
     axes(&value, &rank, samples, &unit, out)?;
     for (mode, line, _) in lines {
         let Stroke { light, dashes, .. } = stroke(*mode);

@@ -24,7 +24,7 @@ pub(crate) fn table(report: &Report, kind: Option<&str>) -> String {
 fn write_all(report: &Report, kind: Option<&str>, out: &mut String) -> std::fmt::Result {
     writeln!(out, "What an exit of L2 costs")?;
     for line in heading::lines(report) {
-        writeln!(out, "{}", plain(&line))?;
+        wrap(out, "", &plain(&line))?;
     }
     if report.interrupted {
         writeln!(
@@ -33,7 +33,7 @@ fn write_all(report: &Report, kind: Option<&str>, out: &mut String) -> std::fmt:
         )?;
     }
     for warning in &report.warnings {
-        writeln!(out, "warning: {}", plain(warning))?;
+        wrap(out, "warning: ", &plain(warning))?;
     }
     for group in groups(report) {
         write_group(&group, kind, report, out)?;
@@ -197,12 +197,12 @@ fn write_parts(group: &Group<'_>, kind: &str, unit: &str, out: &mut String) -> s
         .into_iter()
         .filter_map(|mode| Some((mode, group.measured(mode, kind)?)))
         .collect();
-    writeln!(
-        out,
-        "\n{}: medians in {}; those of the parts need not add up to the whole's; 95 %: its confidence interval",
-        plain(kind),
+    out.push('\n');
+    let what = format!(
+        "medians in {}; those of the parts need not add up to the whole's; 95 %: its confidence interval",
         plain(unit)
-    )?;
+    );
+    wrap(out, &format!("{}: ", plain(kind)), &what)?;
     let mut rows = vec![
         [
             "",
