@@ -52,6 +52,10 @@ pub(super) fn run<V: Vcpu>(
         vcpu.enter(resumed, &exited)?;
         let cause = vcpu.cause();
         if shared.is_finished() {
+            if cause == Cause::Interrupt {
+                // What tells the second processor so must not stay in service.
+                vcpu.acknowledge();
+            }
             return Ok(());
         }
         shared.board.exited(vcpu.reason());

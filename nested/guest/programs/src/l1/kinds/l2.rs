@@ -10,7 +10,7 @@ use hypernest_nested::l2exit::Kind;
 
 use super::super::l2::{Entry, Sample, Shared, Vendor};
 use super::super::second_level::{WINDOW, WINDOW_PAGES};
-use super::{KERNEL_GS_BASE, NOWHERE, PORT, SELF, TIMER_TICKS};
+use super::{GIVE_WAY, KERNEL_GS_BASE, NOWHERE, PORT, SELF, TIMER_TICKS};
 use crate::pages::{PAGE_SIZE, Page};
 use crate::{apic, cpu};
 
@@ -160,16 +160,28 @@ extern "sysv64" fn interrupt_other(shared: &'static Shared) -> ! {
     let other = shared.other.unwrap_or(shared);
     repeat(shared, |sample| {
         other.begin_sample(sample);
-        while !other.is_halted() {
-            core::hint::spin_loop();
-        }
+        wait_until(shared, || other.is_halted());
         let before = cpu::tsc_serialised();
         call(shared.vendor, 0, 0);
-        while !sample.is_taken() {
-            core::hint::spin_loop();
-        }
+        wait_until(shared, || sample.is_taken());
         sample.begin(before);
     })
+}
+
+/// Spins for as long as another processor's part should take; after that it gives way each time, for both may have to
+/// share one CPU of the host.
+#[inline(always)]
+fn wait_until(shared: &'static Shared, condition: impl Fn() -> bool) {
+    const PATIENCE: u32 = 10_000;
+    loop {
+        for _ in 0..PATIENCE {
+            if condition() {
+                return;
+            }
+            core::hint::spin_loop();
+        }
+        call(shared.vendor, GIVE_WAY, 0);
+    }
 }
 
 /// L2's code on the second processor: halted but for what the first one sends.

@@ -20,6 +20,9 @@ const PORT: u16 = 0x80;
 /// A linear address behind everything that start-up mapped.
 const NOWHERE: u64 = 5 << 30;
 
+/// What a hypercall asks of L1 in the kind `ipi`: to halt for a moment. 0 asks it to interrupt the other processor.
+const GIVE_WAY: u64 = 1;
+
 /// What L1 gives to L2.
 const WAKE: u8 = 0x40;
 /// What L2 sends to L1's processor.
@@ -117,7 +120,7 @@ impl Part {
         vcpu.flush_second_level();
         match kind {
             Kind::Xsetbv => cpu::enable_xsave(),
-            Kind::Hlt | Kind::Timer => apic::aim_timer(TIMER),
+            Kind::Hlt | Kind::Timer | Kind::Ipi => apic::aim_timer(TIMER),
             _ => {}
         }
         let awaited = match kind {
@@ -193,6 +196,16 @@ impl Part {
                 }
                 vcpu.skip(length::HLT);
                 vcpu.inject(WAKE);
+            }
+            (Kind::Ipi, Cause::Hypercall) if vcpu.registers().rcx == GIVE_WAY => {
+                apic::start_timer(TIMER_TICKS);
+                vcpu.halt();
+                if self.shared.other.is_some_and(Shared::has_failed) {
+                    return Step::Unexpected;
+                }
+                vcpu.registers().rax = 0;
+                vcpu.skip(length::HYPERCALL);
+                return Step::ResumeUnmeasured;
             }
             (Kind::Ipi, Cause::Hypercall) => {
                 apic::interrupt_others(IPI);
