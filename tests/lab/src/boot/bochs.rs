@@ -13,6 +13,11 @@ use crate::owned::{OwnedChild, tied};
 /// The most memory Bochs takes.
 const MAX_MEMORY_MIB: u32 = 2048;
 
+/// The kernel takes the local APIC's timer to run at the 24 MHz that CPUID tells; Bochs lets it run at the TSC's
+/// 3.5 GHz. With one-shot timers each tick takes some 900 interrupts that come too early, and nearly every measurement
+/// has one in it. A periodic timer comes once in 96,000 instructions.
+const PERIODIC_TICK: &str = "highres=off nohz=off";
+
 pub(super) fn command(
     machine: &Machine,
     files: &Files<'_>,
@@ -102,7 +107,7 @@ fn iso(files: &Files<'_>, kernel: &[u8]) -> Result<std::path::PathBuf, BootError
     fs::rename(files.initramfs, root.join("initrd")).map_err(at(files.initramfs))?;
     let configuration = root.join("isolinux.cfg");
     let text = format!(
-        "default lab\nprompt 0\ntimeout 0\nlabel lab\n kernel /kernel\n initrd /initrd\n append {KERNEL_PARAMETERS}\n"
+        "default lab\nprompt 0\ntimeout 0\nlabel lab\n kernel /kernel\n initrd /initrd\n append {KERNEL_PARAMETERS} {PERIODIC_TICK}\n"
     );
     fs::write(&configuration, text).map_err(at(&configuration))?;
     let iso = files.run.join("host.iso");
