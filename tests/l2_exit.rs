@@ -35,7 +35,7 @@ const fn svm_test(name: &'static str, run: fn() -> TestResult) -> Test {
         .limit_seconds(180)
 }
 
-const BENCH: &str = "hypernest-bench";
+pub(crate) const BENCH: &str = "hypernest-bench";
 
 fn needs_kernel() -> Result<(), String> {
     let lab = std::env::var_os(LAB_DIR_VARIABLE).unwrap_or_default();
@@ -51,7 +51,7 @@ fn needs(has: fn(&KvmFacts) -> bool, what: &str) -> Result<(), String> {
     has(&host.kvm).then_some(()).ok_or_else(|| what.to_owned())
 }
 
-fn needs_evmcs() -> Result<(), String> {
+pub(crate) fn needs_evmcs() -> Result<(), String> {
     needs(
         |kvm| kvm.guest_vmx() && kvm.evmcs.is_some_and(|versions| versions != 0),
         "VMX for guests, and eVMCS in KVM",
@@ -63,7 +63,7 @@ fn needs_evmcs() -> Result<(), String> {
         .ok_or_else(|| "root, to load kvm_intel without shadow VMCS".to_owned())
 }
 
-fn needs_svm() -> Result<(), String> {
+pub(crate) fn needs_svm() -> Result<(), String> {
     needs(
         |kvm| kvm.guest_svm() && kvm.hv_cpuid.is_some(),
         "SVM for guests, and Hyper-V in KVM",
@@ -71,7 +71,7 @@ fn needs_svm() -> Result<(), String> {
 }
 
 /// Where lab hosts have their kernel's modules.
-const LAB_MODULES: &str = "/modules";
+pub(crate) const LAB_MODULES: &str = "/modules";
 
 fn bench(arguments: &[&str]) -> Result<Output, Box<dyn Error>> {
     let mut command = Command::new(BENCH);
@@ -82,7 +82,8 @@ fn bench(arguments: &[&str]) -> Result<Output, Box<dyn Error>> {
     Ok(command.output()?)
 }
 
-const L1_PARAMETERS: &str = "mitigations=off no_timer_check tsc=reliable cryptomgr.notests audit=0";
+pub(crate) const L1_PARAMETERS: &str =
+    "mitigations=off no_timer_check tsc=reliable cryptomgr.notests audit=0";
 
 /// A report of 50 samples, and whether it went well.
 fn report(modes: &str, append: &str) -> Result<(Value, bool), Box<dyn Error>> {

@@ -15,6 +15,7 @@ mod l2_exit;
 mod l2probe;
 mod lifecycle;
 mod linux;
+mod micro;
 mod needs;
 mod report_page;
 mod stats;
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
         doctor::TESTS,
         host::TESTS,
         l2_exit::TESTS,
+        micro::TESTS,
         report_page::TESTS,
         l2probe::TESTS,
         xen::TESTS,

@@ -1,5 +1,6 @@
 //! Measurements of nested virtualization.
 
+mod baseline;
 mod bootstrap;
 mod compare;
 mod cpu;
@@ -48,6 +49,7 @@ enum Command {
         out: Option<PathBuf>,
     },
     Compare(compare::CompareArgs),
+    Baseline(baseline::Args),
     #[command(hide = true)]
     L1Agent(l1_agent::Args),
 }
@@ -104,6 +106,11 @@ fn run(command: &Command) -> Result<u8, (u8, Box<dyn Error>)> {
             let (text, failed) = compare::run(args).map_err(|e| (WRONG_USE, e.into()))?;
             print(&text).map_err(|e| (WRONG_USE, e.into()))?;
             Ok(if failed { FAILED } else { 0 })
+        }
+        Command::Baseline(args) => {
+            let (text, well) = baseline::run(args).map_err(|e| (WRONG_USE, e.into()))?;
+            print(&text).map_err(|e| (WRONG_USE, e.into()))?;
+            Ok(if well { 0 } else { FAILED })
         }
         Command::L1Agent(args) => Err((FAILED, l1_agent::run(args).into())),
     }

@@ -1,0 +1,248 @@
+//! `hypernest-bench baseline`: the few figures of a result that are kept with the source, and whether others differ from them.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use hypernest_nested::l2exit::Kind;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::report::{self, FileError, Report};
+
+/// Prints the medians and host exits of a result, or compares them with those of another that were kept.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The l2-exit.json
+    file: PathBuf,
+    /// What an earlier one printed: nothing may differ from it by more than --within
+    #[arg(long, value_name = "FILE")]
+    against: Option<PathBuf>,
+    /// How much figures may differ, in percent
+    #[arg(long, value_name = "PERCENT", default_value_t = 2.0)]
+    within: f64,
+}
+
+/// What cannot be read.
+#[derive(Debug, Error)]
+pub(crate) enum BaselineError {
+    /// The result.
+    #[error(transparent)]
+    Report(#[from] FileError),
+    /// What was kept.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// What it says.
+    #[error("{} is no baseline", path.display())]
+    NoBaseline {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: serde_json::Error,
+    },
+}
+
+/// What is printed, and whether it is well.
+pub(crate) fn run(args: &Args) -> Result<(String, bool), BaselineError> {
+    let baseline = Baseline::of(&report::read(&args.file)?);
+    let Some(against) = &args.against else {
+        // Maps of strings and numbers have a JSON form.
+        let text = serde_json::to_string_pretty(&baseline).unwrap_or_default();
+        return Ok((text + "\n", true));
+    };
+    let kept = read(against)?;
+    let changes = baseline.changes(&kept, args.within / 100.0);
+    let text: String = changes.iter().map(|change| format!("{change}\n")).collect();
+    Ok((text, changes.is_empty()))
+}
+
+fn read(path: &Path) -> Result<Baseline, BaselineError> {
+    let path = path.to_owned();
+    let text = match fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(source) => return Err(BaselineError::Read { path, source }),
+    };
+    serde_json::from_str(&text).map_err(|source| BaselineError::NoBaseline { path, source })
+}
+
+/// A result in few figures.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Baseline {
+    /// What medians are in.
+    unit: String,
+    /// By `L1.MODE.TOUCH` and kind.
+    results: BTreeMap<String, BTreeMap<String, Figures>>,
+}
+
+/// Of one kind in one mode.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+struct Figures {
+    /// The round trip's median.
+    p50: f64,
+    /// For each exit of L2.
+    host_exits: Option<f64>,
+}
+
+/// Host exits that may come or go: the host's timer ends a guest's turn now and then.
+const STRAY_EXITS: f64 = 0.25;
+/// Kinds in which a guest waits for a timer: how often the host takes its turn meanwhile is chance.
+const WAITING: [Kind; 4] = [Kind::Hlt, Kind::Timer, Kind::PreemptionTimer, Kind::Ipi];
+
+impl Baseline {
+    fn of(report: &Report) -> Self {
+        let mut results: BTreeMap<String, BTreeMap<String, Figures>> = BTreeMap::new();
+        for entry in &report.results {
+            let Some(measured) = entry.measured() else {
+                continue;
+            };
+            let mut name = format!("{}.{}", entry.l1.name(), entry.mode);
+            if let Some(touch) = &entry.touch {
+                name = format!("{name}.{touch}");
+            }
+            let figures = Figures {
+                p50: round(measured.parts.round_trip.summary.p50),
+                host_exits: measured.host_exits_per_l2_exit.map(round),
+            };
+            let of_mode = results.entry(name).or_default();
+            of_mode.insert(entry.kind.clone(), figures);
+        }
+        Self {
+            unit: report.unit.name.clone(),
+            results,
+        }
+    }
+
+    /// What differs from `kept` by more than `within`, in sentences; what is in one only, too.
+    fn changes(&self, kept: &Self, within: f64) -> Vec<String> {
+        let mut changes = Vec::new();
+        if self.unit != kept.unit {
+            changes.push(format!("{} instead of {}", self.unit, kept.unit));
+        }
+        for (mode, kinds) in &kept.results {
+            for (kind, old) in kinds {
+                let new = self.results.get(mode).and_then(|kinds| kinds.get(kind));
+                match new {
+                    None => changes.push(format!("{mode} {kind}: not measured any more")),
+                    Some(new) => {
+                        let waits = WAITING.iter().any(|waiting| waiting.name() == kind);
+                        let differs = differences(*old, *new, within, waits);
+                        changes.extend(differs.map(|what| format!("{mode} {kind}: {what}")));
+                    }
+                }
+            }
+        }
+        for (mode, kinds) in &self.results {
+            let known = kept.results.get(mode);
+            let new = kinds
+                .keys()
+                .filter(|kind| !known.is_some_and(|k| k.contains_key(*kind)));
+            changes.extend(new.map(|kind| format!("{mode} {kind}: new")));
+        }
+        changes
+    }
+}
+
+fn differences(
+    old: Figures,
+    new: Figures,
+    within: f64,
+    waits: bool,
+) -> impl Iterator<Item = String> {
+    let percent = |old: f64, new: f64| (new / old - 1.0) * 100.0;
+    let median = ((new.p50 - old.p50).abs() > within * old.p50).then(|| {
+        let change = percent(old.p50, new.p50);
+        format!("median {} instead of {} ({change:+.1} %)", new.p50, old.p50)
+    });
+    let exits = match (old.host_exits, new.host_exits) {
+        (Some(old), Some(new)) if !waits && (new - old).abs() > (within * old).max(STRAY_EXITS) => {
+            Some(format!("{new} host exits instead of {old}"))
+        }
+        (Some(_), None) => Some("host exits are not counted any more".to_owned()),
+        _ => None,
+    };
+    median.into_iter().chain(exits)
+}
+
+/// To two decimals, so that a file of them can be read.
+fn round(value: f64) -> f64 {
+    (value * 100.0).round() / 100.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn baseline(p50: f64, host_exits: f64) -> Baseline {
+        let figures = Figures {
+            p50,
+            host_exits: Some(host_exits),
+        };
+        Baseline {
+            unit: "emulated instructions".to_owned(),
+            results: [(
+                "micro.evmcs.kvm-like".to_owned(),
+                [("cpuid".to_owned(), figures)].into(),
+            )]
+            .into(),
+        }
+    }
+
+    #[test]
+    fn two_percent_are_no_change_and_more_is_one() {
+        let kept = baseline(1000.0, 2.0);
+        assert_eq!(baseline(1020.0, 2.2).changes(&kept, 0.02), [""; 0]);
+        assert_eq!(
+            baseline(1021.0, 3.0).changes(&kept, 0.02),
+            [
+                "micro.evmcs.kvm-like cpuid: median 1021 instead of 1000 (+2.1 %)",
+                "micro.evmcs.kvm-like cpuid: 3 host exits instead of 2",
+            ]
+        );
+        assert_eq!(baseline(979.0, 2.0).changes(&kept, 0.02).len(), 1);
+        assert_eq!(baseline(979.0, 2.0).changes(&kept, 0.03).len(), 0);
+    }
+
+    #[test]
+    fn what_is_missing_or_new_is_a_change() {
+        let (kept, mut other) = (baseline(10.0, 2.0), baseline(10.0, 2.0));
+        let kinds = other.results.values_mut().next().unwrap();
+        let figures = kinds.remove("cpuid").unwrap();
+        kinds.insert("hlt".to_owned(), figures);
+        assert_eq!(
+            other.changes(&kept, 0.02),
+            [
+                "micro.evmcs.kvm-like cpuid: not measured any more",
+                "micro.evmcs.kvm-like hlt: new",
+            ]
+        );
+        let mut waited = other.clone();
+        let kinds = waited.results.values_mut().next().unwrap();
+        kinds.values_mut().for_each(|f| f.host_exits = Some(3.0));
+        assert_eq!(waited.changes(&other, 0.02), [""; 0]);
+    }
+
+    #[test]
+    fn a_report_becomes_a_baseline_and_its_text_is_read_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let written = report::write(&report::tests::report(), directory.path()).unwrap();
+        let mut args = Args {
+            file: written[0].clone(),
+            against: None,
+            within: 0.0,
+        };
+        let (text, well) = run(&args).unwrap();
+        assert!(well && text.contains("\"linux.evmcs\"") && text.contains("\"cpuid\""));
+        let kept = directory.path().join("kept.json");
+        fs::write(&kept, text).unwrap();
+        args.against = Some(kept.clone());
+        assert_eq!(run(&args).unwrap(), (String::new(), true));
+        fs::write(&kept, "{}").unwrap();
+        assert!(matches!(run(&args), Err(BaselineError::NoBaseline { .. })));
+    }
+}
