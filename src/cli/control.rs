@@ -43,7 +43,10 @@ fn carry_out(
     loop {
         let state = match call(dirs, name, Command::Status) {
             Ok(status) => status.map(|s| s.state),
-            Err(ApiError::NoSuchVm { .. } | ApiError::Talk { .. }) if request == Request::Kill => {
+            // It took the request and is gone: that was asked for, or a guest that went on has ended itself since.
+            Err(ApiError::NoSuchVm { .. } | ApiError::Talk { .. })
+                if matches!(request, Request::Kill | Request::Resume) =>
+            {
                 return Ok(Exit::DONE);
             }
             Err(e) => return Err(e.into()),
@@ -136,6 +139,23 @@ mod tests {
             carry_out(&dirs, "vm", Request::Kill, PATIENCE),
             Err(CliError::Api(ApiError::NoSuchVm { .. }))
         ));
+    }
+
+    #[test]
+    fn a_vm_that_ends_as_soon_as_it_goes_on_has_been_resumed() {
+        let tmp = tempfile::tempdir().unwrap();
+        let dirs = RunDirs::at(tmp.path().join("hypernest"));
+        let (life, events) = LifeHandle::channel();
+        let dir = dirs.claim("vm").unwrap();
+        let server = Server::start(dir, life, || status(State::Paused)).unwrap();
+        let vm = std::thread::spawn(move || {
+            let resumed = events.recv();
+            drop(server);
+            resumed
+        });
+        carry_out(&dirs, "vm", Request::Resume, PATIENCE).unwrap();
+        let resumed = vm.join().unwrap().unwrap();
+        assert!(matches!(resumed, LifeEvent::Request(Request::Resume)));
     }
 
     #[test]
