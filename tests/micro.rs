@@ -1,12 +1,15 @@
 //! The micro-hypervisors as L1: every mode and kind that a host offers, and figures that agree with each other.
 
 use std::error::Error;
+use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use hypernest_lab::host::Host;
 use hypernest_lab::plan::LAB_HOST_VARIABLE;
 use hypernest_lab::suite::{Test, TestResult};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::l2_exit::{BENCH, L1_PARAMETERS, LAB_MODULES, needs_evmcs, needs_svm};
@@ -16,12 +19,18 @@ pub(crate) const TESTS: &[Test] = &[
     intel("micro::repeats_and_keeps_to_its_baseline_on_intel", repeats),
     intel("micro::host_exits_are_what_the_mode_predicts", predicted),
     intel("micro::comes_close_to_linux", close_to_linux),
-    Test::new("micro::every_mode_and_kind_on_amd", on_amd)
+    amd("micro::every_mode_and_kind_on_amd", on_amd).limit_seconds(180),
+    amd("micro::a_stuck_l2_is_ended_and_what_it_took_is_kept", stuck),
+    amd("micro::what_an_interrupt_finds_is_kept", interrupted),
+];
+
+const fn amd(name: &'static str, run: fn() -> TestResult) -> Test {
+    Test::new(name, run)
         .only_on(&[Host::Here, Host::Amd])
         .needs(needs_svm)
         .stage(stock_linux::AMD)
-        .limit_seconds(180),
-];
+        .limit_seconds(120)
+}
 
 const fn intel(name: &'static str, run: fn() -> TestResult) -> Test {
     Test::new(name, run)
@@ -300,5 +309,63 @@ fn on_amd() -> TestResult {
     assert!(flush("svm+direct-flush")["parts"]["l1"].is_null());
     let exits = |mode| number(&flush(mode)["host_exits_per_l2_exit"]);
     assert!(exits("svm+direct-flush") < exits("svm"));
+    Ok(())
+}
+
+/// The one entry of a run that ended early, and the report around it.
+fn cut_short(output: &std::process::Output) -> Result<(Value, Value), Box<dyn Error>> {
+    eprintln!("{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(output.status.code(), Some(1));
+    let report: Value = serde_json::from_slice(&output.stdout)?;
+    let entries = report["results"].as_array().ok_or("no results")?;
+    let entry = entries.iter().find(|entry| entry["mode"] == "svm");
+    let entry = entry.ok_or("no svm")?.clone();
+    Ok((entry, report))
+}
+
+fn samples(measured: &Value) -> u64 {
+    let summary = &measured["parts"]["round_trip"]["summary"];
+    summary["samples"].as_u64().expect("a number")
+}
+
+/// To the watchdog an L2 that takes samples for longer than it waits is as good as stuck: neither gives a sign.
+fn stuck() -> TestResult {
+    let wanted = 200_000;
+    let output = Command::new(BENCH)
+        .args(["l2-exit", "--json", "--modes", "svm", "--kinds", "cpuid"])
+        .args(["--max-cycles", "1", "--no-reasons", "--stuck-after", "3"])
+        .args(["--samples", &wanted.to_string()])
+        .stdin(Stdio::null())
+        .output()?;
+    let (entry, report) = cut_short(&output)?;
+    assert_eq!(entry["outcome"], "failed", "{entry:#}");
+    let why = entry["why"].as_str().unwrap_or_default();
+    assert!(why.contains("stuck: nothing happened for 3 s"), "{why}");
+    assert!((1..wanted).contains(&samples(&entry["partial"])));
+    assert_eq!(report["interrupted"], false);
+    Ok(())
+}
+
+fn interrupted() -> TestResult {
+    let mut child = Command::new(BENCH)
+        .args(["l2-exit", "--json", "--modes", "svm", "--kinds", "cpuid"])
+        .args(["--samples", "50", "--precision", "0.0001"])
+        .args(["--max-cycles", "10000", "--no-reasons"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    let mut said = BufReader::new(child.stderr.take().ok_or("no stderr")?).lines();
+    while let Some(line) = said.next().transpose()? {
+        if line.starts_with("cycle 2") {
+            break;
+        }
+    }
+    kill(Pid::from_raw(i32::try_from(child.id())?), Signal::SIGINT)?;
+    let (entry, report) = cut_short(&child.wait_with_output()?)?;
+    drop(said);
+    assert_eq!(report["interrupted"], true);
+    assert_eq!(entry["outcome"], "measured", "{entry:#}");
+    assert!(samples(&entry) >= 50);
     Ok(())
 }
