@@ -181,6 +181,10 @@ impl Shared {
 
     /// L2's last act before the first sample that counts.
     pub(crate) fn begin(&self) {
+        // L0 fills its translations for L2 at L2's first touch of a page: that must not be an exit in between.
+        for sample in self.samples {
+            sample.clear();
+        }
         self.board.measuring();
     }
 
