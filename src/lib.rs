@@ -29,5 +29,6 @@ pub mod life;
 pub mod machine;
 pub mod memory;
 pub mod pci;
+pub mod state;
 pub mod units;
 pub mod vcpu;

@@ -1,0 +1,316 @@
+//! The inside of a section: a row of numbers and byte strings.
+
+use super::StateError;
+
+/// Writes a section's body.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Encoder(Vec<u8>);
+
+impl Encoder {
+    /// An empty body.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Appends a byte.
+    pub fn u8(&mut self, value: u8) {
+        self.0.push(value);
+    }
+
+    /// Appends two bytes.
+    pub fn u16(&mut self, value: u16) {
+        self.0.extend(value.to_le_bytes());
+    }
+
+    /// Appends four bytes.
+    pub fn u32(&mut self, value: u32) {
+        self.0.extend(value.to_le_bytes());
+    }
+
+    /// Appends eight bytes.
+    pub fn u64(&mut self, value: u64) {
+        self.0.extend(value.to_le_bytes());
+    }
+
+    /// Appends a signed number of eight bytes.
+    pub fn i64(&mut self, value: i64) {
+        self.0.extend(value.to_le_bytes());
+    }
+
+    /// Appends a truth value as one byte.
+    pub fn bool(&mut self, value: bool) {
+        self.0.push(value.into());
+    }
+
+    /// Appends bytes behind their number.
+    pub fn bytes(&mut self, value: &[u8]) {
+        self.u64(value.len() as u64);
+        self.0.extend(value);
+    }
+
+    /// Appends bytes whose number the reader knows.
+    pub fn array<const N: usize>(&mut self, value: &[u8; N]) {
+        self.0.extend(value);
+    }
+
+    /// Appends a text behind its length.
+    pub fn str(&mut self, value: &str) {
+        self.bytes(value.as_bytes());
+    }
+
+    /// The finished body.
+    pub fn into_body(self) -> Vec<u8> {
+        self.0
+    }
+}
+
+/// Reads a section's body. Errors name the section and the item.
+#[derive(Clone, Debug)]
+pub struct Decoder<'a> {
+    section: &'a str,
+    version: u32,
+    rest: &'a [u8],
+}
+
+impl<'a> Decoder<'a> {
+    /// Reads `body`, which belongs to version `version` of `section`.
+    pub fn new(section: &'a str, version: u32, body: &'a [u8]) -> Self {
+        Self {
+            section,
+            version,
+            rest: body,
+        }
+    }
+
+    /// The section's version: the current or the previous one.
+    pub fn version(&self) -> u32 {
+        self.version
+    }
+
+    /// The section's name.
+    pub fn section(&self) -> &'a str {
+        self.section
+    }
+
+    /// Bytes that are left.
+    pub fn remaining(&self) -> usize {
+        self.rest.len()
+    }
+
+    /// Reads one byte.
+    ///
+    /// # Errors
+    /// If the body ends before it, as for all of these.
+    pub fn u8(&mut self, item: &str) -> Result<u8, StateError> {
+        self.array(item).map(u8::from_le_bytes)
+    }
+
+    /// Reads two bytes.
+    ///
+    /// # Errors
+    /// If the body ends too early.
+    pub fn u16(&mut self, item: &str) -> Result<u16, StateError> {
+        self.array(item).map(u16::from_le_bytes)
+    }
+
+    /// Reads four bytes.
+    ///
+    /// # Errors
+    /// If the body ends too early.
+    pub fn u32(&mut self, item: &str) -> Result<u32, StateError> {
+        self.array(item).map(u32::from_le_bytes)
+    }
+
+    /// Reads eight bytes.
+    ///
+    /// # Errors
+    /// If the body ends too early.
+    pub fn u64(&mut self, item: &str) -> Result<u64, StateError> {
+        self.array(item).map(u64::from_le_bytes)
+    }
+
+    /// Reads a signed number of eight bytes.
+    ///
+    /// # Errors
+    /// If the body ends too early.
+    pub fn i64(&mut self, item: &str) -> Result<i64, StateError> {
+        self.array(item).map(i64::from_le_bytes)
+    }
+
+    /// Reads a truth value.
+    ///
+    /// # Errors
+    /// If the body ends too early, or it is neither 0 nor 1.
+    pub fn bool(&mut self, item: &str) -> Result<bool, StateError> {
+        match self.u8(item)? {
+            0 => Ok(false),
+            1 => Ok(true),
+            other => Err(self.invalid(item, format!("{other} is neither 0 nor 1"))),
+        }
+    }
+
+    /// Reads bytes behind their number. They are not copied.
+    ///
+    /// # Errors
+    /// If the body ends too early.
+    pub fn bytes(&mut self, item: &str) -> Result<&'a [u8], StateError> {
+        let length = self.u64(item)?;
+        let taken = usize::try_from(length)
+            .ok()
+            .and_then(|n| self.rest.split_at_checked(n));
+        let Some((bytes, rest)) = taken else {
+            return Err(self.short(item, length));
+        };
+        self.rest = rest;
+        Ok(bytes)
+    }
+
+    /// Reads `N` bytes.
+    ///
+    /// # Errors
+    /// If the body ends too early.
+    pub fn array<const N: usize>(&mut self, item: &str) -> Result<[u8; N], StateError> {
+        let Some((bytes, rest)) = self.rest.split_first_chunk() else {
+            return Err(self.short(item, N as u64));
+        };
+        self.rest = rest;
+        Ok(*bytes)
+    }
+
+    /// Reads a text behind its length.
+    ///
+    /// # Errors
+    /// If the body ends too early, or it is not UTF-8.
+    pub fn str(&mut self, item: &str) -> Result<&'a str, StateError> {
+        let bytes = self.bytes(item)?;
+        std::str::from_utf8(bytes).map_err(|e| self.invalid(item, e.to_string()))
+    }
+
+    /// Reads the number of elements that follow, each at least `element` bytes long: so many must fit into what is left.
+    ///
+    /// # Errors
+    /// If the body ends too early, or cannot hold so many.
+    pub fn count(&mut self, item: &str, element: usize) -> Result<usize, StateError> {
+        let count = self.u64(item)?;
+        let fits = self.rest.len().checked_div(element).unwrap_or(0);
+        usize::try_from(count)
+            .ok()
+            .filter(|&n| n <= fits)
+            .ok_or_else(|| {
+                self.invalid(
+                    item,
+                    format!(
+                        "{count} elements do not fit into the {} bytes left",
+                        self.rest.len()
+                    ),
+                )
+            })
+    }
+
+    /// The error for an item whose value cannot be.
+    pub fn invalid(&self, item: &str, why: impl Into<String>) -> StateError {
+        StateError::Item {
+            section: self.section.to_owned(),
+            item: item.to_owned(),
+            why: why.into(),
+        }
+    }
+
+    /// Ends reading.
+    ///
+    /// # Errors
+    /// If something is left.
+    pub fn finish(self) -> Result<(), StateError> {
+        match self.rest.len() {
+            0 => Ok(()),
+            n => Err(self.invalid("end", format!("{n} bytes too many"))),
+        }
+    }
+
+    fn short(&self, item: &str, needed: u64) -> StateError {
+        self.invalid(
+            item,
+            format!("{needed} bytes are needed and {} are left", self.rest.len()),
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn every_kind_of_item_comes_back() {
+        let mut e = Encoder::new();
+        e.u8(1);
+        e.u16(2);
+        e.u32(3);
+        e.u64(4);
+        e.i64(-5);
+        e.bool(true);
+        e.bytes(b"six");
+        e.array(b"sev");
+        e.str("acht");
+        let body = e.into_body();
+        let mut d = Decoder::new("s", 1, &body);
+        assert_eq!(d.u8("a").unwrap(), 1);
+        assert_eq!(d.u16("a").unwrap(), 2);
+        assert_eq!(d.u32("a").unwrap(), 3);
+        assert_eq!(d.u64("a").unwrap(), 4);
+        assert_eq!(d.i64("a").unwrap(), -5);
+        assert!(d.bool("a").unwrap());
+        assert_eq!(d.bytes("a").unwrap(), b"six");
+        assert_eq!(d.array("a").unwrap(), *b"sev");
+        assert_eq!(d.str("a").unwrap(), "acht");
+        d.finish().unwrap();
+    }
+
+    #[test]
+    fn errors_name_the_section_and_the_item() {
+        let far = [0xff; 8];
+        type Read = fn(&mut Decoder<'_>) -> Result<(), StateError>;
+        let cases: [(&[u8], Read, &str); 6] = [
+            (&[], |d| d.u32("rip").map(drop), "rip: 4 bytes are needed"),
+            (
+                &far,
+                |d| d.bytes("rip").map(drop),
+                "rip: 18446744073709551615",
+            ),
+            (
+                &far,
+                |d| d.count("rip", 8).map(drop),
+                "rip: 18446744073709551615",
+            ),
+            (&[2], |d| d.bool("rip").map(drop), "rip: 2 is neither"),
+            (
+                &[1, 0, 0, 0, 0, 0, 0, 0, 0xff],
+                |d| d.str("rip").map(drop),
+                "rip: invalid utf-8",
+            ),
+            (&[1, 2], |d| d.clone().finish(), "end: 2 bytes too many"),
+        ];
+        for (body, read, expected) in cases {
+            let error = read(&mut Decoder::new("vcpu/0", 1, body)).unwrap_err();
+            let text = error.to_string();
+            assert!(text.contains("vcpu/0") && text.contains(expected), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn bytes_come_back(parts: Vec<Vec<u8>>) {
+            let mut e = Encoder::new();
+            for part in &parts {
+                e.bytes(part);
+            }
+            let body = e.into_body();
+            let mut d = Decoder::new("s", 1, &body);
+            for part in &parts {
+                prop_assert_eq!(d.bytes("part").unwrap(), part);
+            }
+            d.finish().unwrap();
+        }
+    }
+}
