@@ -1,6 +1,11 @@
 //! What can happen to a VM as a whole, and the channel on which devices, vCPUs and users say so.
 
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use thiserror::Error;
+
+use crate::machine::Running;
 
 /// Something that changes the VM's life cycle. The machine's main thread acts on it; nobody else does.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +40,8 @@ pub enum LifeEvent {
     Request(Request),
     /// A user wants the exit statistics so far (SIGUSR1).
     WriteStats,
+    /// Work that needs the running machine as a whole.
+    Job(Job),
 }
 
 impl LifeEvent {
@@ -52,9 +59,48 @@ impl LifeEvent {
 
     /// Whether a user sent it.
     pub fn is_from_user(&self) -> bool {
-        matches!(self, Self::Request(_) | Self::WriteStats)
+        matches!(self, Self::Request(_) | Self::WriteStats | Self::Job(_))
     }
 }
+
+type Work = Box<dyn FnOnce(&mut Running<'_>) + Send>;
+
+/// Work for the machine's main thread. It is done once, between two events. Clones are of the same work.
+#[derive(Clone)]
+pub struct Job(Arc<Mutex<Option<Work>>>);
+
+impl Job {
+    fn new(work: Work) -> Self {
+        Self(Arc::new(Mutex::new(Some(work))))
+    }
+
+    /// Does it, unless it has been done.
+    pub(crate) fn run(&self, machine: &mut Running<'_>) {
+        let work = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(work) = work {
+            work(machine);
+        }
+    }
+}
+
+impl PartialEq for Job {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Job {}
+
+impl std::fmt::Debug for Job {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Job")
+    }
+}
+
+/// The VM ended before the work was done.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[error("the VM has ended")]
+pub struct VmEnded;
 
 /// What a user can ask of a running VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,6 +151,24 @@ impl LifeHandle {
             let _gone = self.0.send(event);
         }
     }
+
+    /// Has the machine's main thread do `job` with the running machine, and waits for the result. Not for that thread itself,
+    /// nor for one that it waits for.
+    ///
+    /// # Errors
+    /// If the VM ends before it is done.
+    pub fn have_done<R: Send + 'static>(
+        &self,
+        job: impl FnOnce(&mut Running<'_>) -> R + Send + 'static,
+    ) -> Result<R, VmEnded> {
+        let (done, result) = sync_channel(1);
+        self.send(LifeEvent::Job(Job::new(Box::new(move |machine| {
+            // Whoever asked waits for it, and the channel has room for one.
+            let _asker_is_there = done.send(job(machine));
+        }))));
+        // A machine that has ended drops what it has not done, and the sender with it.
+        result.recv().map_err(|_| VmEnded)
+    }
 }
 
 #[cfg(test)]
@@ -128,5 +192,6 @@ mod tests {
         drop(events);
         life.send(LifeEvent::GuestPanicked);
         life.send(LifeEvent::WriteStats);
+        assert_eq!(life.have_done(|_| ()), Err(VmEnded));
     }
 }

@@ -81,6 +81,12 @@ impl Kicker {
         let _gone = pthread_kill(self.thread, KICK);
     }
 
+    /// Makes the next KVM_RUN of the calling thread, which runs this vCPU, return before it enters the guest. Stays in force
+    /// until [`Kicker::clear`].
+    pub fn hold(&self) {
+        self.immediate_exit().store(1, Ordering::SeqCst);
+    }
+
     /// Lets KVM_RUN run again. Called by the vCPU thread before it looks at what it was kicked for.
     pub fn clear(&self) {
         self.immediate_exit().store(0, Ordering::SeqCst);

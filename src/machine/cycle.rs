@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use kvm_bindings::kvm_cpuid_entry2;
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use thiserror::Error;
 
 use super::counters::ExitCounters;
 use super::error::MachineError;
@@ -23,9 +24,17 @@ use crate::vcpu::thread::{Vcpu, VcpuThread};
 /// KVM_CPUID_FLAG_SIGNIFCANT_INDEX: the sub-leaf matters.
 const SIGNIFICANT_INDEX: u32 = 1;
 
+/// A vCPU cannot be reached.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[error("vCPU {vp} cannot be reached: its thread has ended")]
+pub struct VcpuGone {
+    /// Which.
+    pub vp: VpIndex,
+}
+
 /// A VM that is powered on. Dropping it ends the vCPU threads, then the VM.
 #[derive(Debug)]
-pub(super) struct PowerCycle {
+pub struct PowerCycle {
     vcpus: Vec<VcpuThread>,
     vm: Arc<VmFd>,
 }
@@ -71,8 +80,30 @@ impl PowerCycle {
     }
 
     /// The VM.
-    pub(super) fn vm(&self) -> &Arc<VmFd> {
+    pub fn vm(&self) -> &Arc<VmFd> {
         &self.vm
+    }
+
+    /// All vCPUs' indices.
+    pub fn vps(&self) -> impl Iterator<Item = VpIndex> + use<> {
+        (0..).map(VpIndex).take(self.vcpus.len())
+    }
+
+    /// Has `work` done with a vCPU on its own thread, and waits for the result. KVM has completed the vCPU's last exit by then.
+    /// The vCPU need not be paused; what it works out about one that runs is soon out of date.
+    ///
+    /// # Errors
+    /// If there is no such vCPU, or its thread has ended or ends meanwhile.
+    pub fn on_vcpu<R: Send + 'static>(
+        &self,
+        vp: VpIndex,
+        work: impl FnOnce(&mut VcpuFd) -> R + Send + 'static,
+    ) -> Result<R, VcpuGone> {
+        let thread = usize::try_from(vp.0)
+            .ok()
+            .and_then(|index| self.vcpus.get(index));
+        let done = thread.map(|thread| thread.control().have_done(work));
+        done.and_then(Result::ok).ok_or(VcpuGone { vp })
     }
 
     /// Lets all vCPUs run.

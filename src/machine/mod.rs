@@ -10,6 +10,7 @@ mod error;
 pub mod layout;
 mod lines;
 pub mod plan;
+mod running;
 mod signals;
 mod vm;
 mod wiring;
@@ -23,7 +24,9 @@ use kvm_ioctls::Kvm;
 use tracing::{error, info, warn};
 
 pub use counters::ExitCounters;
+pub use cycle::{PowerCycle, VcpuGone};
 pub use error::{Impossible, MachineError};
+pub use running::Running;
 pub use wiring::ExtraPorts;
 
 use crate::api::{Crash, State, Status, StatusBoard};
@@ -41,7 +44,6 @@ use crate::life::{LifeEvent, LifeHandle, Request};
 use crate::memory::GuestRam;
 use crate::vcpu::platform::Platform;
 use crate::vcpu::stats::{Reader, Report, Snapshot};
-use cycle::PowerCycle;
 use lines::{CurrentVm, KernelLines, Messages};
 use plan::Plan;
 use signals::SignalThread;
@@ -344,6 +346,7 @@ impl Machine {
                 cycle.resume();
                 self.board.set_state(State::Running);
             }
+            LifeEvent::Job(job) => return Running::work(self, cycle, &job),
             LifeEvent::Request(Request::Reset) => return Then::Reset,
             LifeEvent::Request(Request::PowerButton) => bus::lock(&self.acpi).power_button(),
             LifeEvent::Request(Request::Kill) => return Then::End(Outcome::Killed),

@@ -1,9 +1,21 @@
-//! How the machine's main thread steers a vCPU thread: run, pause, leave.
+//! How the machine's main thread steers a vCPU thread: run, pause, leave; and has it do work with the vCPU in between.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
+use thiserror::Error;
+
 use crate::kvm::kick::Kicker;
+
+/// The vCPU's thread has ended, so nobody can do anything with the vCPU.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[error("the vCPU's thread has ended")]
+pub struct Ended;
+
+/// Work with what the thread holds.
+type Work<T> = Box<dyn FnOnce(&mut T) + Send>;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Wanted {
@@ -12,31 +24,44 @@ enum Wanted {
     Leave,
 }
 
-#[derive(Debug)]
-struct State {
+struct State<T> {
     wanted: Wanted,
     /// The thread waits here, or has not entered its loop yet, or has left it: it does not run guest code.
     parked: bool,
     /// Present while the thread is in its loop.
     kicker: Option<Kicker>,
+    /// To be done by the thread before it runs guest code again.
+    work: VecDeque<Work<T>>,
+    /// The thread has left its loop for good.
+    ended: bool,
 }
 
-/// Shared by one vCPU thread and the main thread.
-#[derive(Debug)]
-pub struct Control {
-    state: Mutex<State>,
+/// Shared by one vCPU thread, which holds a `T`, and the main thread.
+pub struct Control<T> {
+    state: Mutex<State<T>>,
     changed: Condvar,
-    /// Mirrors `wanted != Run`, so that the exit path needs no lock.
+    /// Mirrors `wanted != Run` or work, so that the exit path needs no lock.
     attention: AtomicBool,
 }
 
-impl Default for Control {
+impl<T> std::fmt::Debug for Control<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let state = self.lock();
+        f.debug_struct("Control")
+            .field("wanted", &state.wanted)
+            .field("parked", &state.parked)
+            .field("ended", &state.ended)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<T> Default for Control<T> {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl Control {
+impl<T> Control<T> {
     /// A vCPU that is wanted paused.
     pub fn new() -> Self {
         Self {
@@ -44,6 +69,8 @@ impl Control {
                 wanted: Wanted::Pause,
                 parked: true,
                 kicker: None,
+                work: VecDeque::new(),
+                ended: false,
             }),
             changed: Condvar::new(),
             attention: AtomicBool::new(true),
@@ -83,6 +110,32 @@ impl Control {
         }
     }
 
+    /// Main thread: has `work` done by the thread with what it holds, and waits for the result. A parked thread does it at
+    /// once and stays parked; one that runs does it between two entries into the guest.
+    ///
+    /// # Errors
+    /// If the thread has ended, or ends before or while it does the work.
+    pub fn have_done<R: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut T) -> R + Send + 'static,
+    ) -> Result<R, Ended> {
+        let (done, result) = sync_channel(1);
+        {
+            let mut state = self.lock();
+            if state.ended {
+                return Err(Ended);
+            }
+            state.work.push_back(answering(work, done));
+            self.attention.store(true, Ordering::Release);
+            if let Some(kicker) = &state.kicker {
+                kicker.kick();
+            }
+            self.changed.notify_all();
+        }
+        // A thread that ends drops the work that it has not done, and the sender with it.
+        result.recv().map_err(|_| Ended)
+    }
+
     /// vCPU thread: it enters its loop and can be kicked from now on.
     pub(super) fn enter(&self, kicker: Kicker) {
         self.lock().kicker = Some(kicker);
@@ -93,6 +146,8 @@ impl Control {
         let mut state = self.lock();
         state.kicker = None;
         state.parked = true;
+        state.ended = true;
+        state.work.clear();
         self.changed.notify_all();
     }
 
@@ -102,6 +157,13 @@ impl Control {
         if state.wanted == Wanted::Run {
             state.wanted = Wanted::Pause;
             self.attention.store(true, Ordering::Release);
+        }
+    }
+
+    /// vCPU thread: the next KVM_RUN is not to enter the guest.
+    pub(super) fn come_back_at_once(&self) {
+        if let Some(kicker) = &self.lock().kicker {
+            kicker.hold();
         }
     }
 
@@ -117,28 +179,34 @@ impl Control {
         self.attention.load(Ordering::Acquire)
     }
 
-    /// vCPU thread: waits while paused. `false` means leave.
-    pub(super) fn wait_until_wanted(&self) -> bool {
+    /// vCPU thread: does what is to be done with `held`, and waits while paused. `false` means leave.
+    pub(super) fn wait_until_wanted(&self, held: &mut T) -> bool {
         let mut state = self.lock();
-        state.parked = true;
-        self.changed.notify_all();
         loop {
-            match state.wanted {
-                Wanted::Leave => return false,
-                Wanted::Run => {
-                    state.parked = false;
-                    // A kick that came while parked has done its work.
-                    if let Some(kicker) = &state.kicker {
-                        kicker.clear();
-                    }
-                    return true;
+            if state.wanted == Wanted::Leave {
+                return false;
+            }
+            if state.wanted == Wanted::Pause && !state.parked {
+                state.parked = true;
+                self.changed.notify_all();
+            }
+            if let Some(work) = state.work.pop_front() {
+                drop(state);
+                work(held);
+                state = self.lock();
+            } else if state.wanted == Wanted::Run {
+                state.parked = false;
+                self.attention.store(false, Ordering::Release);
+                // A kick that came while parked has done its work.
+                if let Some(kicker) = &state.kicker {
+                    kicker.clear();
                 }
-                Wanted::Pause => {
-                    state = self
-                        .changed
-                        .wait(state)
-                        .unwrap_or_else(PoisonError::into_inner);
-                }
+                return true;
+            } else {
+                state = self
+                    .changed
+                    .wait(state)
+                    .unwrap_or_else(PoisonError::into_inner);
             }
         }
     }
@@ -149,8 +217,8 @@ impl Control {
             return;
         }
         state.wanted = wanted;
-        self.attention
-            .store(wanted != Wanted::Run, Ordering::Release);
+        // Only the thread itself lets its attention go, when there is nothing left that wants it.
+        self.attention.store(true, Ordering::Release);
         if wanted != Wanted::Run
             && let Some(kicker) = &state.kicker
         {
@@ -159,9 +227,19 @@ impl Control {
         self.changed.notify_all();
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, State<T>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn answering<T, R: Send + 'static>(
+    work: impl FnOnce(&mut T) -> R + Send + 'static,
+    done: SyncSender<R>,
+) -> Work<T> {
+    Box::new(move |held| {
+        // Whoever asked waits for it, and the channel has room for one.
+        let _asker_is_there = done.send(work(held));
+    })
 }
 
 #[cfg(test)]
@@ -178,7 +256,7 @@ mod tests {
         let thread = std::thread::spawn({
             let (control, laps) = (Arc::clone(&control), Arc::clone(&laps));
             move || {
-                while !control.attention() || control.wait_until_wanted() {
+                while !control.attention() || control.wait_until_wanted(&mut ()) {
                     laps.fetch_add(1, Ordering::SeqCst);
                 }
                 control.left();
@@ -207,11 +285,58 @@ mod tests {
     fn a_thread_that_parks_itself_waits_for_a_decision() {
         let control = Control::new();
         control.resume();
-        assert!(control.wait_until_wanted());
+        assert!(control.wait_until_wanted(&mut ()));
         assert!(!control.attention());
         control.park_self();
         assert!(control.attention());
         control.resume();
-        assert!(control.wait_until_wanted());
+        assert!(control.wait_until_wanted(&mut ()));
+    }
+
+    /// A thread that holds 7 and adds what it is told to.
+    fn adder() -> (Arc<Control<u32>>, std::thread::JoinHandle<()>) {
+        let control = Arc::new(Control::new());
+        let thread = std::thread::spawn({
+            let control = Arc::clone(&control);
+            move || {
+                let mut held = 7;
+                while !control.attention() || control.wait_until_wanted(&mut held) {
+                    std::thread::yield_now();
+                }
+                control.left();
+            }
+        });
+        (control, thread)
+    }
+
+    #[test]
+    fn work_is_done_by_the_thread_parked_or_running() {
+        let (control, thread) = adder();
+        let add = |n: u32| {
+            control.have_done(move |held| {
+                *held += n;
+                *held
+            })
+        };
+        assert_eq!(add(1), Ok(8));
+        control.wait_parked();
+        assert_eq!(add(1), Ok(9));
+        control.resume();
+        assert_eq!(add(1), Ok(10));
+        control.pause();
+        assert_eq!(add(1), Ok(11));
+        let whose = control.have_done(|_| std::thread::current().id());
+        assert_eq!(whose, Ok(thread.thread().id()));
+        control.leave();
+        thread.join().unwrap();
+    }
+
+    #[test]
+    fn work_for_a_thread_that_has_ended_is_an_error_and_no_wait() {
+        let (control, thread) = adder();
+        control.leave();
+        assert!(control.have_done(|_| ()).is_err() || control.have_done(|_| ()).is_err());
+        thread.join().unwrap();
+        assert_eq!(control.have_done(|_| ()), Err(Ended));
     }
 }

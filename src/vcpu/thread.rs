@@ -32,8 +32,10 @@ pub struct Vcpu {
     index: VpIndex,
     fd: VcpuFd,
     platform: Arc<Platform>,
-    control: Arc<Control>,
+    control: Arc<Control<VcpuFd>>,
     recorder: Recorder,
+    /// KVM has not carried out the instruction that the last exit came from.
+    exit_pending: bool,
 }
 
 impl Vcpu {
@@ -45,6 +47,7 @@ impl Vcpu {
             platform,
             control: Arc::new(Control::new()),
             recorder,
+            exit_pending: false,
         }
     }
 
@@ -64,6 +67,8 @@ impl Vcpu {
     }
 
     fn run(mut self) {
+        // However the thread ends, a panic included: nobody may wait for it.
+        let _leaves = Leaves(Arc::clone(&self.control));
         match Kicker::for_this_thread(&self.fd) {
             Ok(kicker) => {
                 self.control.enter(kicker);
@@ -74,29 +79,48 @@ impl Vcpu {
                 report: format!("vCPU {}: cannot map its run page: {e}", self.index),
             }),
         }
-        self.control.left();
     }
 
     fn enter_guest_until_told_to_leave(&mut self) {
         loop {
-            if self.control.attention() && !self.control.wait_until_wanted() {
-                return;
+            if self.control.attention() {
+                self.complete_exit();
+                if !self.control.wait_until_wanted(&mut self.fd) {
+                    return;
+                }
             }
-            let exit = exit::run(&mut self.fd);
-            let start = self.recorder.start();
-            let reason = ExitReason::of(&exit);
-            let next = dispatch(exit, &self.platform);
-            self.recorder.finish(reason, start);
-            match next {
-                Next::Run => {}
-                Next::Interrupted => self.control.interrupted(),
-                rare => self.rare(rare),
+            self.enter_guest();
+        }
+    }
+
+    fn enter_guest(&mut self) {
+        let exit = exit::run(&mut self.fd);
+        let start = self.recorder.start();
+        let reason = ExitReason::of(&exit);
+        let next = dispatch(exit, &self.platform);
+        self.recorder.finish(reason, start);
+        self.exit_pending = true;
+        match next {
+            Next::Run => {}
+            Next::Interrupted => {
+                self.exit_pending = false;
+                self.control.interrupted();
             }
+            rare => self.rare(rare),
+        }
+    }
+
+    /// Has KVM carry out the instruction that the last exit came from (`complete_userspace_io`): until then the registers are
+    /// those before it, and KVM alone knows the rest. It may end in another exit.
+    fn complete_exit(&mut self) {
+        while self.exit_pending {
+            self.control.come_back_at_once();
+            self.enter_guest();
         }
     }
 
     /// What happens a few times in a VM's life, and may allocate.
-    fn rare(&self, next: Next) {
+    fn rare(&mut self, next: Next) {
         match next {
             Next::Run | Next::Interrupted => {}
             Next::Report(event) => self.report(event),
@@ -111,6 +135,7 @@ impl Vcpu {
                 Err(e) => self.fail(&format!("vCPU {}: {e}", self.index)),
             },
             Next::Failed(failure) => {
+                self.exit_pending = false;
                 let ram = &self.platform.ram;
                 self.fail(&failure::report(self.index, &failure, &self.fd, ram));
             }
@@ -137,16 +162,25 @@ impl Vcpu {
     }
 }
 
+/// Says that the thread is out of its loop.
+struct Leaves(Arc<Control<VcpuFd>>);
+
+impl Drop for Leaves {
+    fn drop(&mut self) {
+        self.0.left();
+    }
+}
+
 /// A vCPU's thread, and how to steer it. Dropping it ends the thread.
 #[derive(Debug)]
 pub struct VcpuThread {
-    control: Arc<Control>,
+    control: Arc<Control<VcpuFd>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl VcpuThread {
     /// Its steering.
-    pub fn control(&self) -> &Control {
+    pub fn control(&self) -> &Control<VcpuFd> {
         &self.control
     }
 }
