@@ -1,4 +1,7 @@
-//! Guest RAM: one memfd per piece, optionally of huge pages, mapped shared so that it can be handed on or saved.
+//! Guest RAM: one memfd per piece, optionally of huge pages, mapped shared so that it can be handed on; or, after a lazy
+//! restore, the saved RAM's file mapped privately ([`GuestRam::map_saved`]).
+
+mod saved;
 
 use std::fs::File;
 use std::io;
@@ -14,6 +17,7 @@ use vm_memory::{
 
 use crate::config::{HugePageSize, MemoryConfig};
 use crate::units::Gpa;
+pub(crate) use saved::data_of;
 
 /// Why guest RAM could not be had.
 #[derive(Debug, Error)]
@@ -43,6 +47,17 @@ pub enum MemoryError {
     /// The pieces do not fit together.
     #[error("guest RAM pieces do not fit into the guest's address space")]
     Layout(#[source] vm_memory::GuestRegionCollectionError),
+    /// A saved RAM image cannot be mapped.
+    #[error("cannot map {} MiB of the saved RAM at guest address {gpa}", .size >> 20)]
+    MapSaved {
+        /// First guest address.
+        gpa: Gpa,
+        /// Bytes asked for.
+        size: u64,
+        /// What vm-memory said.
+        #[source]
+        source: vm_memory::mmap::MmapRegionError,
+    },
     /// The piece does not fit into this process's address space or guest addresses.
     #[error("guest RAM of {size:#x} bytes at {gpa} does not fit into the address space")]
     TooLarge {
@@ -127,6 +142,10 @@ impl GuestRam {
     /// If the host cannot free pages of the memory file.
     pub fn discard(&self) -> io::Result<()> {
         for region in self.mmap.iter() {
+            if saved::is_private(region) {
+                saved::map_afresh(region)?;
+                continue;
+            }
             let Some(file) = region.file_offset() else {
                 continue;
             };

@@ -13,6 +13,7 @@
 mod body;
 mod error;
 mod sections;
+pub mod snapshot;
 
 pub use body::{Decoder, Encoder};
 pub use error::StateError;

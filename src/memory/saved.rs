@@ -1,0 +1,216 @@
+//! RAM that comes from a saved image, and which parts of RAM are worth saving.
+
+#![allow(unsafe_code, reason = "mapping memory over guest RAM")]
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+
+use nix::errno::Errno;
+use nix::unistd::{Whence, lseek};
+use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::{
+    FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
+    GuestRegionMmap,
+};
+
+use super::{GuestRam, MemoryError};
+use crate::units::Gpa;
+
+impl GuestRam {
+    /// Maps `image`, in which `ranges` (first guest address, length) lie one after the other, so that the guest runs before
+    /// it is read. What the guest writes stays in memory: the image does not change. It must not be changed or cut off by
+    /// others either while this RAM is in use; its name may go.
+    ///
+    /// # Errors
+    /// If the file cannot be mapped.
+    pub fn map_saved(image: &File, ranges: &[(Gpa, u64)]) -> Result<Self, MemoryError> {
+        let mut offset = 0;
+        let mut pieces = Vec::with_capacity(ranges.len());
+        for &(gpa, len) in ranges {
+            pieces.push(map_piece(image, offset, gpa, len)?);
+            offset = u64::saturating_add(offset, len);
+        }
+        let mmap = GuestMemoryMmap::from_regions(pieces).map_err(MemoryError::Layout)?;
+        Ok(Self { mmap })
+    }
+
+    /// Where something may have been written: everything outside reads as zeroes. Finding that out by looking would give
+    /// every page its memory.
+    pub fn data(&self) -> Vec<Range<Gpa>> {
+        self.mmap
+            .iter()
+            .flat_map(|region| {
+                let start = region.start_addr().0;
+                let all = 0..region.len();
+                let parts = match region.file_offset() {
+                    // What the guest has written is not in the file.
+                    Some(file) if !is_private(region) => data_of(file.file(), region.len()),
+                    _ => vec![all],
+                };
+                parts
+                    .into_iter()
+                    .map(move |part| Gpa(start + part.start)..Gpa(start + part.end))
+            })
+            .collect()
+    }
+}
+
+/// The parts of the first `len` bytes of `file` that are not holes.
+pub(crate) fn data_of(file: &File, len: u64) -> Vec<Range<u64>> {
+    let Ok(end) = i64::try_from(len) else {
+        return Vec::new();
+    };
+    let mut parts = Vec::new();
+    let mut at = 0;
+    while at < end {
+        let start = match lseek(file, at, Whence::SeekData) {
+            Ok(start) if start < end => start,
+            // ENXIO: nothing but a hole from here on.
+            Ok(_) | Err(Errno::ENXIO) => break,
+            // A file system that does not know of holes has none: hugetlbfs, for one.
+            Err(_) => at,
+        };
+        let hole = lseek(file, start, Whence::SeekHole).unwrap_or(end);
+        let hole = hole.clamp(start + 1, end);
+        parts.push(start.unsigned_abs()..hole.unsigned_abs());
+        at = hole;
+    }
+    parts
+}
+
+/// Whether the region shows a saved image, or what was mapped over one.
+pub(super) fn is_private(region: &GuestRegionMmap) -> bool {
+    region.flags() & libc::MAP_PRIVATE != 0
+}
+
+/// Puts fresh, zeroed memory in the place of a private mapping.
+pub(super) fn map_afresh(region: &GuestRegionMmap) -> io::Result<()> {
+    // SAFETY: the range is exactly one mapping that `region` owns and keeps; its content is lost, as asked for, and every
+    // pointer into it stays valid.
+    let mapped = unsafe {
+        libc::mmap(
+            region.as_ptr().cast(),
+            region.size(),
+            region.prot(),
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED,
+            -1,
+            0,
+        )
+    };
+    if mapped == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+fn map_piece(
+    image: &File,
+    offset: u64,
+    gpa: Gpa,
+    len: u64,
+) -> Result<GuestRegionMmap, MemoryError> {
+    let too_large = MemoryError::TooLarge { gpa, size: len };
+    let Ok(size) = usize::try_from(len) else {
+        return Err(too_large);
+    };
+    let failed = |source| MemoryError::MapSaved {
+        gpa,
+        size: len,
+        source,
+    };
+    let file = image
+        .try_clone()
+        .map_err(|e| failed(vm_memory::mmap::MmapRegionError::Mmap(e)))?;
+    let region = MmapRegionBuilder::new(size)
+        .with_file_offset(FileOffset::new(file, offset))
+        .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+        .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_NORESERVE)
+        .build()
+        .map_err(failed)?;
+    GuestRegionMmap::new(region, GuestAddress(gpa.0)).ok_or(too_large)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Seek, Write};
+
+    use super::*;
+    use crate::config::MemoryConfig;
+
+    const RANGES: [(Gpa, u64); 2] = [(Gpa(0), 0x4000), (Gpa(0x10_0000), 0x2000)];
+
+    fn image() -> File {
+        let mut file = tempfile::tempfile().unwrap();
+        file.set_len(0x6000).unwrap();
+        file.seek(io::SeekFrom::Start(0x1000)).unwrap();
+        file.write_all(&[1; 16]).unwrap();
+        file.seek(io::SeekFrom::Start(0x4000)).unwrap();
+        file.write_all(&[2; 16]).unwrap();
+        file
+    }
+
+    fn at(ram: &GuestRam, gpa: u64) -> u8 {
+        let mut byte = [9];
+        ram.read(Gpa(gpa), &mut byte).unwrap();
+        byte[0]
+    }
+
+    #[test]
+    fn a_saved_image_is_ram_and_stays_as_it_is() {
+        let mut image = image();
+        let ram = GuestRam::map_saved(&image, &RANGES).unwrap();
+        assert_eq!(
+            [0, 0x1000, 0x10_0000, 0x10_1000].map(|a| at(&ram, a)),
+            [0, 1, 2, 0]
+        );
+        ram.write(Gpa(0x1000), &[7]).unwrap();
+        ram.write(Gpa(0), &[8]).unwrap();
+        assert_eq!([0, 0x1000].map(|a| at(&ram, a)), [8, 7]);
+        let mut bytes = Vec::new();
+        image.rewind().unwrap();
+        image.read_to_end(&mut bytes).unwrap();
+        assert_eq!((bytes[0], bytes[0x1000]), (0, 1));
+    }
+
+    #[test]
+    fn discarding_a_saved_image_leaves_zeroes_that_can_be_written() {
+        let ram = GuestRam::map_saved(&image(), &RANGES).unwrap();
+        let handle = ram.clone();
+        for _ in 0..2 {
+            ram.write(Gpa(0x3000), &[7]).unwrap();
+            ram.discard().unwrap();
+            assert_eq!(
+                [0, 0x1000, 0x3000, 0x10_0000].map(|a| at(&handle, a)),
+                [0; 4]
+            );
+        }
+    }
+
+    #[test]
+    fn data_is_found_without_touching_the_rest() {
+        let config = MemoryConfig {
+            size: 0,
+            hugepages: None,
+        };
+        let ram = GuestRam::new(&config, &[(Gpa(0), 1 << 40), (Gpa(1 << 41), 0x3000)]).unwrap();
+        assert!(ram.data().is_empty());
+        ram.write(Gpa(0x5800), &[1]).unwrap();
+        ram.write(Gpa((1 << 41) + 0x2000), &[1]).unwrap();
+        // One page each, or one huge page.
+        let data = ram.data();
+        assert_eq!(data.len(), 2);
+        for (part, written) in data.iter().zip([0x5800, (1 << 41) + 0x2000]) {
+            assert!(part.contains(&Gpa(written)) && part.end.0 - part.start.0 <= 2 << 20);
+        }
+    }
+
+    #[test]
+    fn all_of_a_saved_image_may_have_been_written() {
+        let ram = GuestRam::map_saved(&image(), &RANGES).unwrap();
+        assert_eq!(
+            ram.data(),
+            [Gpa(0)..Gpa(0x4000), Gpa(0x10_0000)..Gpa(0x10_2000)]
+        );
+    }
+}

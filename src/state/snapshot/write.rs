@@ -1,0 +1,325 @@
+//! Writing a saved VM beside its place, and putting it there in one step.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, Flock, FlockArg, OFlag, RenameFlags, renameat2};
+use nix::unistd::geteuid;
+
+use super::{RAM_FILE, RAM_SECTION, RAM_VERSION, STATE_FILE, SnapshotError, image};
+use crate::memory::GuestRam;
+use crate::state::Sections;
+
+/// What is done next. Tests let the writer fail or die there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Making the directory beside the place.
+    Create,
+    /// Writing one more chunk of the RAM file.
+    Ram,
+    /// Writing the state file.
+    State,
+    /// Bringing the files to the disk.
+    SyncFiles,
+    /// Bringing their names to the disk.
+    SyncDirectory,
+    /// Putting the directory in place.
+    Rename,
+    /// Bringing its name to the disk.
+    SyncParent,
+    /// Removing what it has replaced.
+    RemoveOld,
+}
+
+/// Told of every step before it is taken; an error makes the step fail.
+type Watch = Box<dyn FnMut(Step) -> io::Result<()> + Send>;
+
+/// A VM that is being saved. Dropped before it is committed, it leaves nothing behind.
+pub struct Saving {
+    /// The final place.
+    place: PathBuf,
+    parent: PathBuf,
+    /// Where it is written.
+    beside: PathBuf,
+    /// Held until the end. A lock on the directory itself, so that it ends with the process.
+    lock: Option<Flock<File>>,
+    files: Option<(File, File)>,
+    watch: Watch,
+}
+
+impl std::fmt::Debug for Saving {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Saving")
+            .field("place", &self.place)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Saving {
+    /// Begins to save into `dir`, which does not exist, is empty, or holds a saved VM that is to be replaced.
+    ///
+    /// What can be refused is refused here: before the guest is stopped.
+    ///
+    /// # Errors
+    /// If `dir` is something else, or nothing can be written beside it.
+    pub fn begin(dir: &Path) -> Result<Self, SnapshotError> {
+        Self::begin_watched(dir, Box::new(|_| Ok(())))
+    }
+
+    /// The same, with every step announced to `watch`.
+    pub(super) fn begin_watched(dir: &Path, watch: Watch) -> Result<Self, SnapshotError> {
+        let place = resolve(dir)?;
+        let no_name = || SnapshotError::NoName {
+            path: dir.to_owned(),
+        };
+        let parent = place.parent().ok_or_else(no_name)?.to_owned();
+        let mut beside = std::ffi::OsString::from(".");
+        beside.push(place.file_name().ok_or_else(no_name)?);
+        beside.push(".saving");
+        let mut saving = Self {
+            beside: parent.join(beside),
+            place,
+            parent,
+            lock: None,
+            files: None,
+            watch,
+        };
+        check_replaceable(&saving.place)?;
+        saving.step(Step::Create, "create")?;
+        saving.lock = Some(saving.own_directory()?);
+        Ok(saving)
+    }
+
+    /// Makes and locks the directory beside the place. What a crashed save left there is emptied.
+    fn own_directory(&self) -> Result<Flock<File>, SnapshotError> {
+        let failed = |doing| file_error(doing, &self.beside);
+        loop {
+            // A guest's memory is nobody else's business.
+            match DirBuilder::new().mode(0o700).create(&self.beside) {
+                Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
+                    return Err(failed("create")(e));
+                }
+                _ => {}
+            }
+            let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW;
+            let directory = OpenOptions::new()
+                .read(true)
+                .custom_flags(flags.bits())
+                .open(&self.beside);
+            let directory = match directory {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+                other => other.map_err(failed("open"))?,
+            };
+            let lock = Flock::lock(directory, FlockArg::LockExclusiveNonblock);
+            let lock = lock.map_err(|(_, errno)| match errno {
+                Errno::EWOULDBLOCK => SnapshotError::Busy {
+                    path: self.place.clone(),
+                },
+                other => failed("lock")(other.into()),
+            })?;
+            // Another save may have ended between opening and locking, and taken the directory away.
+            if is_ours(&lock, &self.beside).map_err(failed("look at"))? {
+                check_replaceable(&self.beside)?;
+                remove_files(&self.beside).map_err(failed("empty"))?;
+                return Ok(lock);
+            }
+        }
+    }
+
+    /// Writes everything; the guest must not run meanwhile. It may go on afterwards.
+    ///
+    /// # Errors
+    /// If the files cannot be written, e.g. because the disk is full.
+    ///
+    /// # Panics
+    /// If `sections` has one called `ram`: that is added here.
+    pub fn write(&mut self, mut sections: Sections, ram: &GuestRam) -> Result<(), SnapshotError> {
+        let path = self.beside.join(RAM_FILE);
+        let failed = file_error("write", &path);
+        let create = |path: &Path| {
+            let mut options = OpenOptions::new();
+            options.write(true).create_new(true).mode(0o600).open(path)
+        };
+        let ram_file = create(&path).map_err(&failed)?;
+        let watch = &mut self.watch;
+        let index = image::write(&ram_file, ram, &mut || watch(Step::Ram)).map_err(&failed)?;
+        sections.push(RAM_SECTION, RAM_VERSION, index.save());
+
+        let path = self.beside.join(STATE_FILE);
+        let failed = file_error("write", &path);
+        self.step(Step::State, "write")?;
+        let mut state_file = BufWriter::new(create(&path).map_err(&failed)?);
+        sections.encode(&mut state_file)?;
+        state_file.flush().map_err(&failed)?;
+        let state_file = state_file
+            .into_inner()
+            .map_err(|e| failed(e.into_error()))?;
+        self.files = Some((state_file, ram_file));
+        Ok(())
+    }
+
+    /// Brings it to the disk and puts it in place.
+    ///
+    /// # Errors
+    /// If the disk or the file system does not do it. What was there before is still there then, unless the last step was
+    /// what failed: bringing the new name to the disk.
+    ///
+    /// # Panics
+    /// If nothing was written.
+    pub fn commit(mut self) -> Result<(), SnapshotError> {
+        let (state, ram) = self.files.take().expect("written before it is committed");
+        self.step(Step::SyncFiles, "write")?;
+        for (name, file) in [(RAM_FILE, ram), (STATE_FILE, state)] {
+            let failed = file_error("write", &self.beside.join(name));
+            file.sync_all().map_err(failed)?;
+        }
+        self.step(Step::SyncDirectory, "write")?;
+        sync_directory(&self.beside)?;
+        self.step(Step::Rename, "rename")?;
+        let replaced = self.put_in_place()?;
+        // From here on it is there, and `beside` is what it has replaced.
+        let lock = self.lock.take();
+        let synced = self
+            .step(Step::SyncParent, "write")
+            .and_then(|()| sync_directory(&self.parent));
+        if replaced && synced.is_ok() {
+            // What cannot be removed now is removed by the next save.
+            let _next_time = self
+                .step(Step::RemoveOld, "remove")
+                .is_ok_and(|()| remove(&self.beside).is_ok());
+        }
+        drop(lock);
+        synced
+    }
+
+    /// Whether something was there before, and is now beside the place.
+    fn put_in_place(&self) -> Result<bool, SnapshotError> {
+        let rename = |flags| renameat2(AT_FDCWD, &self.beside, AT_FDCWD, &self.place, flags);
+        // Again, if it appears or goes away meanwhile.
+        for _ in 0..8 {
+            match rename(RenameFlags::RENAME_NOREPLACE) {
+                Ok(()) => return Ok(false),
+                // Without the flag this is not atomic against others, and replaces nothing but an empty directory.
+                Err(Errno::EINVAL) if !self.place.exists() => {
+                    fs::rename(&self.beside, &self.place)
+                        .map_err(file_error("rename", &self.beside))?;
+                    return Ok(false);
+                }
+                Err(Errno::EEXIST | Errno::EINVAL) => {}
+                Err(other) => return Err(file_error("rename", &self.beside)(other.into())),
+            }
+            check_replaceable(&self.place)?;
+            match rename(RenameFlags::RENAME_EXCHANGE) {
+                Ok(()) => return Ok(true),
+                Err(Errno::ENOENT) => {}
+                Err(errno) => {
+                    return Err(SnapshotError::CannotExchange {
+                        path: self.place.clone(),
+                        source: errno.into(),
+                    });
+                }
+            }
+        }
+        Err(SnapshotError::Busy {
+            path: self.place.clone(),
+        })
+    }
+
+    fn step(&mut self, step: Step, doing: &'static str) -> Result<(), SnapshotError> {
+        (self.watch)(step).map_err(file_error(doing, &self.beside))
+    }
+}
+
+impl Drop for Saving {
+    fn drop(&mut self) {
+        if let Some(lock) = self.lock.take() {
+            // The next save removes what cannot be removed now.
+            let _next_time = remove(&self.beside);
+            drop(lock);
+        }
+    }
+}
+
+fn file_error(doing: &'static str, path: &Path) -> impl Fn(io::Error) -> SnapshotError + use<> {
+    let path = path.to_owned();
+    move |source| SnapshotError::File {
+        doing,
+        path: path.clone(),
+        source,
+    }
+}
+
+/// The real path, whose last part need not exist.
+fn resolve(dir: &Path) -> Result<PathBuf, SnapshotError> {
+    match fs::canonicalize(dir) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+        other => return other.map_err(file_error("find", dir)),
+    }
+    let Some(name) = dir.file_name() else {
+        return Err(SnapshotError::NoName {
+            path: dir.to_owned(),
+        });
+    };
+    let parent = match dir.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let parent = fs::canonicalize(parent).map_err(file_error("find", parent))?;
+    Ok(parent.join(name))
+}
+
+/// Only what is a saved VM, or nothing, may be replaced.
+fn check_replaceable(place: &Path) -> Result<(), SnapshotError> {
+    let entries = match fs::read_dir(place) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other.map_err(file_error("read the directory", place))?,
+    };
+    for entry in entries {
+        let name = entry
+            .map_err(file_error("read the directory", place))?
+            .file_name();
+        if name != STATE_FILE && name != RAM_FILE {
+            return Err(SnapshotError::NotOurs {
+                path: place.to_owned(),
+                other: name.display().to_string(),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Whether `directory` is the one at `path`. One that belongs to somebody else, who could have put it there, is an error.
+fn is_ours(directory: &File, path: &Path) -> io::Result<bool> {
+    let opened = directory.metadata()?;
+    if opened.uid() != geteuid().as_raw() {
+        return Err(io::ErrorKind::PermissionDenied.into());
+    }
+    match fs::symlink_metadata(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+        other => other.map(|there| (there.dev(), there.ino()) == (opened.dev(), opened.ino())),
+    }
+}
+
+fn sync_directory(path: &Path) -> Result<(), SnapshotError> {
+    File::open(path)
+        .and_then(|directory| directory.sync_all())
+        .map_err(file_error("write", path))
+}
+
+fn remove(directory: &Path) -> io::Result<()> {
+    remove_files(directory)?;
+    fs::remove_dir(directory)
+}
+
+fn remove_files(directory: &Path) -> io::Result<()> {
+    for name in [STATE_FILE, RAM_FILE] {
+        match fs::remove_file(directory.join(name)) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+    }
+    Ok(())
+}
