@@ -8,6 +8,7 @@
 //!        boot ──────────┤  kernels, ACPI, SMBIOS written into guest RAM
 //!        memory ────────┤  memfd-backed RAM, the 32-bit PCI hole
 //!        cpuid, hyperv ─┤  what the guest is told; who owns which synthetic MSR
+//!        time ──────────┤  the guest's TSC and clocks, on this host and on the next
 //!                       │
 //!   vcpu thread: KVM_RUN ─► classify ─► dispatch ─► bus ─► devices ─► irq ─► KVM
 //!                               │
@@ -30,5 +31,6 @@ pub mod machine;
 pub mod memory;
 pub mod pci;
 pub mod state;
+pub mod time;
 pub mod units;
 pub mod vcpu;

@@ -3,6 +3,8 @@
 use kvm_bindings::{KVMIO, kvm_cpuid2, kvm_device_attr};
 
 nix::ioctl_readwrite!(get_supported_hv_cpuid, KVMIO, 0xc1, kvm_cpuid2);
+nix::ioctl_write_int_bad!(set_tsc_khz, nix::request_code_none!(KVMIO, 0xa2));
+nix::ioctl_none!(get_tsc_khz, KVMIO, 0xa3);
 nix::ioctl_none!(get_stats_fd, KVMIO, 0xce);
 nix::ioctl_write_ptr!(set_device_attr, KVMIO, 0xe1, kvm_device_attr);
 nix::ioctl_write_ptr!(get_device_attr, KVMIO, 0xe2, kvm_device_attr);

@@ -1,6 +1,7 @@
 //! What kvm-ioctls lacks, and the host's capabilities as named fields.
 //!
 //! - [`cap`]: capabilities to switch on, by name; the version word of eVMCS
+//! - [`clock`]: KVM's clock of a VM
 //! - [`cpuid`]: the Hyper-V leaves that KVM can give
 //! - [`exit`]: one `KVM_RUN`, and why it ended
 //! - [`internal_error`]: the payload of `KVM_EXIT_INTERNAL_ERROR`
@@ -9,7 +10,7 @@
 //! - [`msr`]: which MSR accesses come to user space
 //! - [`route`]: what an interrupt line leads to
 //! - [`stats`]: KVM's own counters of a VM or a vCPU
-//! - [`tsc`]: a vCPU's TSC offset
+//! - [`tsc`]: a vCPU's TSC offset and frequency
 //! - [`host`]: everything that can be asked before a VM exists
 //!
 //! The wrappers hold no policy: each is one ioctl with typed arguments and an error that says what was tried.
@@ -24,6 +25,7 @@ use std::io;
 use thiserror::Error;
 
 pub mod cap;
+pub mod clock;
 pub mod cpuid;
 pub mod exit;
 pub mod host;

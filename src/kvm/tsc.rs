@@ -1,13 +1,15 @@
-//! A vCPU's TSC offset (`KVM_VCPU_TSC_CTRL`, Linux 5.16): guest TSC = scaled host TSC + offset.
+//! A vCPU's TSC: its frequency (`KVM_SET_TSC_KHZ`) and its offset (`KVM_VCPU_TSC_CTRL`, Linux 5.16).
 //!
-//! Equal offsets on all vCPUs keep KVM's master clock; writing `IA32_TSC` per vCPU loses it.
+//! Guest TSC = scaled host TSC + offset. Equal frequencies and offsets on all vCPUs keep KVM's master clock; writing `IA32_TSC`
+//! per vCPU loses it.
 
 use std::os::fd::AsRawFd;
 
 use kvm_bindings::{KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, kvm_device_attr};
-use kvm_ioctls::VcpuFd;
+use kvm_ioctls::{VcpuFd, VmFd};
 
 use super::{KvmError, ioctl, ioctl_error};
+use crate::units::TscKhz;
 
 /// This CPU's TSC, now: half the price of a look at the clock.
 #[inline]
@@ -64,6 +66,56 @@ pub fn set_tsc_offset(vcpu: &VcpuFd, offset: u64) -> Result<(), KvmError> {
         .map(drop)
 }
 
+/// The vCPU's frequency as KVM was told it; what TSC_FREQUENCY says to the guest.
+///
+/// # Errors
+/// If the host's TSC is unstable.
+pub fn khz(vcpu: &VcpuFd) -> Result<TscKhz, KvmError> {
+    vcpu.get_tsc_khz().map(TscKhz).map_err(ioctl_error(
+        "KVM_GET_TSC_KHZ",
+        "read a vCPU's TSC frequency",
+    ))
+}
+
+/// Gives the vCPU another frequency, at once. The offset stays, so that the guest's TSC jumps; nothing else takes notice:
+/// timers that count TSC ticks stay where they are.
+///
+/// # Errors
+/// If the host cannot scale to it.
+pub fn set_khz(vcpu: &VcpuFd, khz: TscKhz) -> Result<(), KvmError> {
+    vcpu.set_tsc_khz(khz.0)
+        .map_err(ioctl_error("KVM_SET_TSC_KHZ", "set a vCPU's TSC frequency"))
+}
+
+/// The frequency with which the VM's vCPUs are created: in a new VM, the host's.
+///
+/// # Errors
+/// If KVM is older than Linux 5.17.
+pub fn vm_khz(vm: &VmFd) -> Result<TscKhz, KvmError> {
+    // SAFETY: the descriptor is a VM's; the ioctl takes no argument.
+    let khz = unsafe { ioctl::get_tsc_khz(vm.as_raw_fd()) }.map_err(ioctl_error(
+        "KVM_GET_TSC_KHZ",
+        "read the VM's TSC frequency",
+    ))?;
+    Ok(TscKhz(u32::try_from(khz).unwrap_or(0)))
+}
+
+/// Sets the frequency with which the VM's vCPUs are created from now on; KVM checks little of it.
+///
+/// # Errors
+/// If KVM is older than Linux 5.17.
+pub fn set_vm_khz(vm: &VmFd, khz: TscKhz) -> Result<(), KvmError> {
+    // Above it KVM refuses anyhow (`max_guest_tsc_khz`).
+    let argument = i32::try_from(khz.0).unwrap_or(i32::MAX);
+    // SAFETY: the descriptor is a VM's; the argument is a number.
+    unsafe { ioctl::set_tsc_khz(vm.as_raw_fd(), argument) }
+        .map_err(ioctl_error(
+            "KVM_SET_TSC_KHZ",
+            "set the frequency of the VM's TSC",
+        ))
+        .map(drop)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -86,5 +138,24 @@ mod tests {
         let offset = fresh.wrapping_sub(1_000_000);
         set_tsc_offset(&vcpu, offset).unwrap();
         assert_eq!(tsc_offset(&vcpu).unwrap(), offset);
+    }
+
+    #[test]
+    fn a_new_vcpu_has_the_frequency_of_its_vm() {
+        let Ok(kvm) = kvm_ioctls::Kvm::new() else {
+            return eprintln!("skipped: /dev/kvm does not open");
+        };
+        let vm = kvm.create_vm().unwrap();
+        let Ok(of_vm) = vm_khz(&vm) else {
+            return eprintln!("skipped: no KVM_GET_TSC_KHZ for a VM");
+        };
+        // A little more is within what KVM does not scale.
+        let near = TscKhz(of_vm.0 + 1);
+        set_vm_khz(&vm, near).unwrap();
+        let vcpu = vm.create_vcpu(0).unwrap();
+        assert_eq!(khz(&vcpu).unwrap(), near);
+        set_khz(&vcpu, of_vm).unwrap();
+        assert_eq!(khz(&vcpu).unwrap(), of_vm);
+        assert_eq!(vm_khz(&vm).unwrap(), near);
     }
 }

@@ -1,0 +1,17 @@
+//! TSC and clocks: what a VM's time does when the VM is saved, restored or moved to a host with another TSC frequency.
+//!
+//! - [`ratio`]: KVM's scaling of the TSC, rounded as KVM and the CPU round it
+//! - [`page`]: Hyper-V's reference TSC page
+//! - [`saved`]: a VM's time at one instant
+//! - [`plan()`]: what becomes of it on another host
+//!
+//! All of that is pure. Guest TSC = host TSC × ratio + offset, with one offset on all vCPUs; everything else that a guest
+//! can read (reference time, kvmclock, timers) KVM derives from that and from its own clock of the VM.
+
+pub mod page;
+mod plan;
+pub mod ratio;
+pub mod saved;
+
+pub use plan::{HostTsc, Policy, TimePlan, Why, plan};
+pub use saved::{Downtime, SavedTime};
