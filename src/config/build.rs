@@ -14,7 +14,7 @@ use super::suggest::nearest;
 use super::topology::{MAX_CPUS, topology};
 use super::{
     BootConfig, BootModule, CharBackend, CpuConfig, CpuModel, HugePageSize, Irqchip, MemoryConfig,
-    OnCrash, VmConfig,
+    OnCrash, TimeConfig, VmConfig, show,
 };
 use crate::machine::layout;
 
@@ -111,6 +111,7 @@ impl<'a> Build<'a> {
             )
         });
         let debug_exit = self.debug_exit();
+        let time = self.time();
         let stats = self.path("stats");
         let kvm_leaves = self.switch("kvm-leaves");
         let hv = self.hv();
@@ -128,6 +129,7 @@ impl<'a> Build<'a> {
             debugcon,
             hpet,
             on_crash: on_crash.unwrap_or(OnCrash::Continue),
+            time,
             stats,
             hv: hv?,
             kvm_leaves,
@@ -285,6 +287,18 @@ impl<'a> Build<'a> {
                 self.push("cpus", &entry.origin, wrong);
                 None
             }
+        }
+    }
+
+    fn time(&mut self) -> TimeConfig {
+        TimeConfig {
+            khz: self.one("tsc-khz", parse::tsc_khz),
+            on_change: self
+                .one("on-tsc-change", |v| parse::choice(v, &show::POLICIES))
+                .unwrap_or_default(),
+            downtime: self
+                .one("clock", |v| parse::choice(v, &show::DOWNTIMES))
+                .unwrap_or_default(),
         }
     }
 

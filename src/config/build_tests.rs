@@ -1,6 +1,8 @@
 use super::*;
 use crate::config::SETTINGS;
 use crate::config::Topology;
+use crate::time::{Downtime, Policy};
+use crate::units::TscKhz;
 use proptest::prelude::*;
 
 const HOST: HostLimits = HostLimits {
@@ -59,6 +61,9 @@ fn the_defaults() {
     assert_eq!(config.serial, [CharBackend::Stdio, CharBackend::None]);
     assert_eq!(config.irqchip, Irqchip::Kernel);
     assert_eq!(config.on_crash, OnCrash::Continue);
+    assert_eq!(config.time, TimeConfig::default());
+    assert_eq!(config.time.on_change, Policy::Auto);
+    assert_eq!(config.time.downtime, Downtime::Continue);
     assert_eq!(
         (config.debug_exit, config.debugcon, config.stats),
         (None, None, None)
@@ -82,6 +87,9 @@ fn everything_in_a_file() {
         debug-exit = 0x501
         irqchip = "split"
         on-crash = "stop"
+        tsc-khz = 2400000
+        on-tsc-change = "reenlighten"
+        clock = "pause"
         stats = "exits.json"
         hpet = false
         [memory]
@@ -124,6 +132,12 @@ fn everything_in_a_file() {
     assert_eq!(config.debug_exit, Some(0x501));
     assert_eq!(config.irqchip, Irqchip::Split);
     assert_eq!(config.on_crash, OnCrash::Stop);
+    let time = TimeConfig {
+        khz: Some(TscKhz(2_400_000)),
+        on_change: Policy::Reenlighten,
+        downtime: Downtime::Pause,
+    };
+    assert_eq!(config.time, time);
     assert_eq!(config.stats, Some(at("exits.json")));
 }
 
@@ -253,6 +267,12 @@ fn every_refusal() {
         ("debug-exit", "0", "out of range"),
         ("irqchip", "off", "is unknown"),
         ("on-crash", "explode", "is unknown"),
+        ("on-tsc-change", "scael", "did you mean scale?"),
+        ("clock", "stop", "is unknown"),
+        ("tsc-khz", "2400", "did you mean 2400000?"),
+        ("tsc-khz", "99", "is out of range"),
+        ("tsc-khz", "2147483647", "is out of range"),
+        ("tsc-khz", "fast", "is not a number"),
         ("stats", "", "the path is empty"),
         ("hpet", "true", "KVM has none"),
     ] {
@@ -400,7 +420,7 @@ fn a_shown_configuration_gives_itself_again() {
                 module = ['dom0-vmlinuz,args=a,b=c', 'initrd.img']\nmemory = '2050M,hugepages=2M'\n\
                 cpus = '8,threads=2'\ncpu = 'x86-64-v4'\nnested = true\nserial = 'file:f'\n\
                 serial2 = 'socket:s'\ndebugcon = 'stdio'\ndebug-exit = 9\nirqchip = 'split'\n\
-                on-crash = 'reset'\nstats = 's'\nkvm-leaves = true\nhv = 'all,-evmcs,spinlocks=0xfff'";
+                on-crash = 'reset'\nclock = 'pause'\non-tsc-change = 'refuse'\ntsc-khz = 3000000\nstats = 's'\nkvm-leaves = true\nhv = 'all,-evmcs,spinlocks=0xfff'";
     for text in [minimal, full] {
         let config = build_in(dir.path(), text, &[]).unwrap().config;
         let shown = config.to_toml();

@@ -24,6 +24,9 @@ pub use problem::{ConfigError, Origin, Problem};
 pub use setting::{SETTINGS, Setting, Shape};
 pub use suggest::nearest;
 
+use crate::time::{Downtime, Policy};
+use crate::units::TscKhz;
+
 /// A whole VM, validated: building it can still fail for lack of a host capability, but not for nonsense.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VmConfig {
@@ -47,6 +50,8 @@ pub struct VmConfig {
     pub hpet: bool,
     /// What to do when the guest reports a crash through Hyper-V's crash MSRs or pvpanic.
     pub on_crash: OnCrash,
+    /// The guest's TSC and clocks.
+    pub time: TimeConfig,
     /// Where the exit statistics are written at the end and on SIGUSR1.
     pub stats: Option<PathBuf>,
     /// Hyper-V enlightenments, not yet resolved against what the host can do.
@@ -84,6 +89,17 @@ pub struct CpuConfig {
     pub model: CpuModel,
     /// Show VMX or SVM to the guest.
     pub nested: bool,
+}
+
+/// The guest's TSC and clocks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TimeConfig {
+    /// The TSC's frequency; none means the host's.
+    pub khz: Option<TscKhz>,
+    /// What becomes of the frequency on a host that has another.
+    pub on_change: Policy,
+    /// What becomes of the time during which the VM is saved or on its way.
+    pub downtime: Downtime,
 }
 
 /// How the vCPUs are grouped.

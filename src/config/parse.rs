@@ -6,6 +6,7 @@ use std::path::Path;
 
 use super::setting::Scalar;
 use super::suggest::nearest;
+use crate::units::TscKhz;
 
 /// What is wrong with a value.
 #[derive(Debug, PartialEq, Eq)]
@@ -146,6 +147,22 @@ pub(super) fn choice<T: Copy>(value: &Scalar, choices: &[(&str, T)]) -> Result<T
             .map(|(_, choice)| *choice)
             .ok_or_else(|| unknown(text)),
         _ => Err(unknown("")),
+    }
+}
+
+/// A TSC frequency.
+pub(super) fn tsc_khz(value: &Scalar) -> Result<TscKhz, Wrong> {
+    // What KVM can count (`max_guest_tsc_khz`), and a floor below which Linux distrusts its clock.
+    let expected = "a frequency in kHz, from 100000 (0.1 GHz) to 2147483646";
+    match u32::try_from(number(value, expected)?) {
+        Ok(khz @ 100_000..=0x7fff_fffe) => Ok(TscKhz(khz)),
+        _ => {
+            let mut what = format!("{value} is out of range");
+            if let Ok(mhz @ 100..100_000) = number(value, expected) {
+                what.push_str(&format!(" (did you mean {mhz}000?)"));
+            }
+            Err(Wrong::new(what, expected))
+        }
     }
 }
 

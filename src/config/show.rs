@@ -5,6 +5,7 @@ use std::path::Path;
 use toml::{Table, Value};
 
 use super::{CharBackend, CpuModel, HugePageSize, Irqchip, OnCrash, VmConfig};
+use crate::time::{Downtime, Policy};
 
 impl VmConfig {
     /// The whole configuration as TOML, defaults and all: as a file, it gives this configuration again.
@@ -83,12 +84,36 @@ impl VmConfig {
                 OnCrash::Stop => "stop",
             }),
         );
+        if let Some(khz) = self.time.khz {
+            put("tsc-khz", number(khz.0));
+        }
+        put("on-tsc-change", text(word(&POLICIES, self.time.on_change)));
+        put("clock", text(word(&DOWNTIMES, self.time.downtime)));
         if let Some(stats) = &self.stats {
             put("stats", path(stats));
         }
         put("hpet", Value::Boolean(self.hpet));
         table.to_string()
     }
+}
+
+/// The words for each policy.
+pub(super) const POLICIES: [(&str, Policy); 4] = [
+    ("auto", Policy::Auto),
+    ("scale", Policy::Scale),
+    ("reenlighten", Policy::Reenlighten),
+    ("refuse", Policy::Refuse),
+];
+
+/// The words for what becomes of the time during which the VM does not run.
+pub(super) const DOWNTIMES: [(&str, Downtime); 2] =
+    [("continue", Downtime::Continue), ("pause", Downtime::Pause)];
+
+fn word<T: PartialEq>(words: &[(&'static str, T)], value: T) -> &'static str {
+    words
+        .iter()
+        .find(|(_, v)| *v == value)
+        .map_or("", |(word, _)| word)
 }
 
 fn text(text: &str) -> Value {

@@ -64,11 +64,14 @@ fn invariant(system: &System, kvm: &KvmFacts) -> Check {
 
 fn scaling(kvm: &KvmFacts) -> Check {
     let title = "TSC scaling";
-    if kvm.caps.tsc_control {
-        check("tsc-scaling", title, Status::Ok, "yes")
-    } else {
-        check("tsc-scaling", title, Status::Info, "no")
-            .means("a VM that comes from a host with another TSC frequency cannot keep its own: the guest must take a new one (hv-reenlightenment)")
+    match (kvm.caps.tsc_control, kvm.caps.vm_tsc_control) {
+        (true, true) => check("tsc-scaling", title, Status::Ok, "yes")
+            .means("a VM from a host with another TSC frequency keeps its own here, for good or until its guest has adapted (hv-reenlightenment)"),
+        (true, false) => check("tsc-scaling", title, Status::Info, "the CPU has it, but KVM cannot set it for a whole VM")
+            .means("a VM from a host with another TSC frequency cannot come here")
+            .cure("run Linux 5.17 or newer"),
+        (false, _) => check("tsc-scaling", title, Status::Info, "no")
+            .means("of VMs from hosts with another TSC frequency, only those can come here whose guest takes a new one at once (hv-reenlightenment without TSC emulation); --tsc-khz cannot be had"),
     }
 }
 

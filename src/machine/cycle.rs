@@ -14,7 +14,7 @@ use crate::boot::Entry;
 use crate::config::VmConfig;
 use crate::cpuid::{CpuidEntry, feature_msrs};
 use crate::hyperv::VcpuSetup;
-use crate::kvm::cap;
+use crate::kvm::{cap, tsc};
 use crate::units::{TscKhz, VpIndex};
 use crate::vcpu::create::{self, CreateError};
 use crate::vcpu::platform::Platform;
@@ -52,6 +52,11 @@ impl PowerCycle {
         exit_counters: Option<&ExitCounters>,
     ) -> Result<(Self, Vec<Reader>), MachineError> {
         let vm = vm::create(kvm, config.irqchip, &platform.ram, &plan.user_msrs())?;
+        let host_khz = tsc::vm_khz(&vm).ok();
+        if let Some(khz) = plan.tsc_khz {
+            // Before the first vCPU: all then are created with this frequency and with equal offsets.
+            tsc::set_vm_khz(&vm, khz)?;
+        }
         let mut vcpus = Vec::new();
         let mut readers = Vec::new();
         let mut clock = Clock::new(None);
@@ -59,9 +64,10 @@ impl PowerCycle {
             let fd = create_vcpu(&vm, vp, config, plan)?;
             if vp == VpIndex(0) {
                 create::set_entry(vp, &fd, entry)?;
-                // A new vCPU's frequency is the host's. KVM fails this where the host's TSC is unstable.
-                let khz = fd.get_tsc_khz().ok().filter(|_| tsc_is_a_clock);
-                clock = Clock::new(khz.map(TscKhz));
+                // Where KVM knows no frequency of the VM, it scales none, and the vCPU's is the host's. KVM fails this where the
+                // host's TSC is unstable.
+                let khz = host_khz.or_else(|| fd.get_tsc_khz().ok().map(TscKhz));
+                clock = Clock::new(khz.filter(|_| tsc_is_a_clock));
             }
             if let Some(counters) = exit_counters {
                 counters.push(&fd)?;

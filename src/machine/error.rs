@@ -72,6 +72,9 @@ pub enum Impossible {
     /// The CPU model or VMX/SVM.
     #[error("{0}")]
     Cpuid(CpuidProblem),
+    /// The frequency of the TSC.
+    #[error("{0}")]
+    Time(crate::time::Why),
 }
 
 impl MachineError {

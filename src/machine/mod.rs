@@ -102,7 +102,10 @@ impl Machine {
     /// # Errors
     /// If the host cannot do what was asked for, or something cannot be had.
     pub fn new(config: VmConfig, extra: &[ExtraPorts]) -> Result<Self, MachineError> {
-        let (host, kvm) = HostCaps::for_a_vm()?;
+        let (mut host, kvm) = HostCaps::for_a_vm()?;
+        if config.time.khz.is_some() {
+            host.ask_tsc_khz(&kvm)?;
+        }
         let plan = Plan::new(&config, &host).map_err(MachineError::Impossible)?;
         for note in plan.hyperv.notes() {
             info!("{note}");

@@ -6,7 +6,8 @@ use crate::cpuid::{CpuSpec, CpuidEntry, GuestCpuid};
 use crate::hyperv::{self, HostHv, Resolved};
 use crate::kvm::host::{HostCaps, Leaf};
 use crate::kvm::msr::MsrRange;
-use crate::units::Msr;
+use crate::time::HostTsc;
+use crate::units::{Msr, TscKhz};
 
 /// What the vCPUs are made from.
 #[derive(Clone, Debug)]
@@ -17,6 +18,8 @@ pub struct Plan {
     pub cpuid: GuestCpuid,
     /// KVM's feature MSRs.
     pub feature_msrs: Vec<(Msr, u64)>,
+    /// The frequency that the vCPUs are created with; none means the host's.
+    pub tsc_khz: Option<TscKhz>,
 }
 
 impl Plan {
@@ -39,8 +42,11 @@ impl Plan {
                 .unwrap_or_default(),
             kvm_leaves: config.kvm_leaves,
         };
-        match (hyperv, GuestCpuid::new(&supported, &spec)) {
-            (Ok(hyperv), Ok(cpuid)) => Ok(Self {
+        let tsc_khz = config.time.khz;
+        let tsc = tsc_khz.map_or(Ok(()), |khz| HostTsc::from(host).runs_at(khz));
+        match (hyperv, GuestCpuid::new(&supported, &spec), tsc) {
+            (Ok(hyperv), Ok(cpuid), Ok(())) => Ok(Self {
+                tsc_khz,
                 hyperv,
                 cpuid,
                 feature_msrs: host
@@ -50,12 +56,13 @@ impl Plan {
                     .map(|(&msr, &value)| (Msr(msr), value))
                     .collect(),
             }),
-            (hyperv, cpuid) => Err(hyperv
+            (hyperv, cpuid, tsc) => Err(hyperv
                 .err()
                 .into_iter()
                 .flatten()
                 .map(Impossible::Hyperv)
                 .chain(cpuid.err().into_iter().flatten().map(Impossible::Cpuid))
+                .chain(tsc.err().map(Impossible::Time))
                 .collect()),
         }
     }

@@ -44,6 +44,19 @@ impl HostTsc {
     pub fn ratio(&self, khz: TscKhz) -> Option<Ratio> {
         Ratio::new(khz, self.native?, self.scaling)
     }
+
+    /// Whether KVM can run a guest at `khz` here.
+    ///
+    /// # Errors
+    /// Why it cannot.
+    pub fn runs_at(&self, guest: TscKhz) -> Result<(), Why> {
+        let host = self.native.ok_or(Why::NoFrequency)?;
+        match (self.ratio(guest), self.scaling) {
+            (Some(_), _) => Ok(()),
+            (None, Some(_)) => Err(Why::OutOfReach { guest, host }),
+            (None, None) => Err(Why::NoScaling { guest, host }),
+        }
+    }
 }
 
 /// What becomes of a VM's TSC on another host.
@@ -124,20 +137,8 @@ pub fn plan(saved: &SavedTime, host: &HostTsc, policy: Policy) -> TimePlan {
 }
 
 fn decide(saved: &SavedTime, host: &HostTsc, policy: Policy) -> Result<TimePlan, Why> {
-    let native = host.native.ok_or(Why::NoFrequency)?;
-    let target = host.target().ok_or(Why::NoFrequency)?;
-    let runs_at = |guest: TscKhz| match (host.ratio(guest), host.scaling) {
-        (Some(_), _) => Ok(()),
-        (None, Some(_)) => Err(Why::OutOfReach {
-            guest,
-            host: native,
-        }),
-        (None, None) => Err(Why::NoScaling {
-            guest,
-            host: native,
-        }),
-    };
-    let keep = |plan| runs_at(saved.khz).map(|()| plan);
+    let target = host.native.and(host.target()).ok_or(Why::NoFrequency)?;
+    let keep = |plan| host.runs_at(saved.khz).map(|()| plan);
     let may_change = if !saved.guest.notify {
         Err(Why::NotAsked { host: target })
     } else if saved.guest.invariant {
@@ -147,7 +148,7 @@ fn decide(saved: &SavedTime, host: &HostTsc, policy: Policy) -> Result<TimePlan,
     };
     let reenlighten = || {
         may_change?;
-        runs_at(target)?;
+        host.runs_at(target)?;
         if !saved.guest.emulate {
             return Ok(TimePlan::ReenlightenAtOnce);
         }

@@ -17,6 +17,9 @@ pub use caps::KvmCaps;
 pub use system::{Clock, Cpu, Device, HugePages, KernelConfig, System};
 
 use crate::hyperv::CpuVendor;
+use crate::time::HostTsc;
+use crate::time::ratio::Scaling;
+use crate::units::TscKhz;
 
 use super::{KvmError, cap, cpuid, ioctl_error, tsc};
 
@@ -230,6 +233,44 @@ impl HostCaps {
         };
         let host = Self { system, kvm: facts };
         Ok((host, kvm))
+    }
+
+    /// Asks for the TSC's frequency, if it is not known yet: it takes a VM to ask.
+    ///
+    /// # Errors
+    /// If no VM can be made.
+    pub fn ask_tsc_khz(&mut self, kvm: &Kvm) -> Result<(), HostError> {
+        if self.kvm.tsc_khz.is_some() {
+            return Ok(());
+        }
+        let failed = |ioctl| ioctl_error(ioctl, "make a VM to ask for the TSC's frequency");
+        let vm = kvm.create_vm().map_err(failed("KVM_CREATE_VM"))?;
+        // Before Linux 5.17, only a vCPU knows. KVM fails both where the host's TSC is unstable.
+        let khz = match tsc::vm_khz(&vm) {
+            Ok(khz) => Some(khz.0),
+            Err(_) => {
+                let vcpu = vm.create_vcpu(0).map_err(failed("KVM_CREATE_VCPU"))?;
+                vcpu.get_tsc_khz().ok()
+            }
+        };
+        self.kvm.tsc_khz = khz.filter(|khz| *khz > 0);
+        Ok(())
+    }
+}
+
+impl From<&HostCaps> for HostTsc {
+    fn from(host: &HostCaps) -> Self {
+        let caps = &host.kvm.caps;
+        // Without the VM's own frequency, a vCPU that comes later would have another than the first.
+        let scales = caps.tsc_control && caps.vm_tsc_control;
+        Self {
+            native: host.kvm.tsc_khz.map(TscKhz),
+            instead: None,
+            scaling: scales.then(|| match host.kvm.vendor() {
+                CpuVendor::Amd => Scaling::Svm,
+                _ => Scaling::Vmx,
+            }),
+        }
     }
 }
 
