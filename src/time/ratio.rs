@@ -70,7 +70,7 @@ impl Ratio {
         }
         let scaling = scaling?;
         let bits = scaling.fractional_bits();
-        let multiplier = (1u64 << bits) as u128 * u128::from(guest.0) / u128::from(host.0);
+        let multiplier = (u128::from(guest.0) << bits) / u128::from(host.0);
         let multiplier = u64::try_from(multiplier).ok()?;
         let fastest = mul_shift(scaling.limit(), host.0.into(), bits).min(MAX_KHZ);
         (multiplier > 0 && multiplier < scaling.limit() && u64::from(guest.0) < fastest)
@@ -104,7 +104,7 @@ impl Ratio {
     reason = "KVM's mul_u64_u64_shr keeps the low 64 bits, and so does the CPU"
 )]
 pub(super) fn mul_shift(a: u64, b: u64, bits: u32) -> u64 {
-    (u128::from(a) * u128::from(b) >> bits) as u64
+    ((u128::from(a) * u128::from(b)) >> bits) as u64
 }
 
 /// The guest's ticks in `ns` nanoseconds at `khz`, rounded down; saturates after centuries.
