@@ -258,8 +258,8 @@ pub struct MsrRange {
     pub last: Msr,
     /// One for the VM or one for each vCPU.
     pub scope: Scope,
-    /// What a system reset puts there; `None` where there is nothing to put back or KVM ignores or refuses the write.
-    pub reset: Option<u64>,
+    /// Whether they keep what was written to them, and so are saved with a VM.
+    pub state: bool,
 }
 
 /// Whether a register exists once or for every vCPU.

@@ -9,7 +9,7 @@
 //!                         ├─► resolve ─► Resolved ─► cpuid_leaves   what the guest is told
 //!  host (ioctls) ─► HostHv┘     │                 ├─► vcpu_setup     what each vCPU needs before it runs, in order
 //!                               │                 ├─► msr_filter     which MSRs come to hypernest
-//!                               ▼                 ├─► reset_msrs     what a system reset puts back
+//!                               ▼                 ├─► saved_msrs     which MSRs in KVM are state, in order
 //!                            Problems             └─► Partition      the MSRs that hypernest owns
 //! ```
 //!
@@ -40,4 +40,4 @@ pub use partition::{Partition, WriteOutcome};
 pub use profile::Profile;
 pub use request::{Request, RequestProblem, Value};
 pub use resolve::{Resolved, resolve};
-pub use setup::{MsrFilterRange, ResetMsrs, VcpuSetup};
+pub use setup::{MsrFilterRange, SavedMsrs, VcpuSetup};

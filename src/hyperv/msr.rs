@@ -64,8 +64,3 @@ pub const TSC_EMULATION_CONTROL: Msr = Msr(0x4000_0107);
 pub const TSC_EMULATION_STATUS: Msr = Msr(0x4000_0108);
 /// The guest accepts an invariant TSC.
 pub const TSC_INVARIANT_CONTROL: Msr = Msr(0x4000_0118);
-/// The architectural time-stamp counter.
-pub const IA32_TSC: Msr = Msr(0x10);
-
-/// SINTx: masked, vector 0.
-pub const SINT_MASKED: u64 = 1 << 16;

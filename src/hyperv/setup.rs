@@ -34,13 +34,32 @@ pub struct MsrFilterRange {
     pub count: u32,
 }
 
-/// What a system reset writes, in order: KVM resets none of it by itself.
+/// The synthetic MSRs in KVM that are state, in the order in which a restore writes them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ResetMsrs {
-    /// On any one vCPU, before those of the vCPUs.
-    pub vm: Vec<(Msr, u64)>,
-    /// On every vCPU, after its LAPIC has been reset (that switches the VP assist page off behind its MSR's back).
-    pub vcpu: Vec<(Msr, u64)>,
+pub struct SavedMsrs {
+    /// Of the VM, on any one vCPU.
+    pub vm: Vec<Msr>,
+    /// Of every vCPU.
+    pub vcpu: Vec<Msr>,
+}
+
+impl SavedMsrs {
+    /// What is written for the values `saved` of the VM's MSRs. KVM drops a write to HYPERCALL while GUEST_OS_ID is 0, and a
+    /// guest may have set it back to 0 since: so it is given another value first.
+    pub fn writes(saved: &[(Msr, u64)]) -> Vec<(Msr, u64)> {
+        let of = |msr: Msr| saved.iter().copied().find(|(m, _)| *m == msr);
+        let first = [msr::GUEST_OS_ID, msr::HYPERCALL];
+        let rest = saved.iter().copied().filter(|(m, _)| !first.contains(m));
+        [
+            of(msr::HYPERCALL).map(|_| (msr::GUEST_OS_ID, 1)),
+            of(msr::HYPERCALL),
+            of(msr::GUEST_OS_ID),
+        ]
+        .into_iter()
+        .flatten()
+        .chain(rest)
+        .collect()
+    }
 }
 
 impl Resolved {
@@ -81,32 +100,23 @@ impl Resolved {
             .collect()
     }
 
-    /// What a system reset puts back, besides what [`super::Partition::reset`] does to the MSRs that hypernest owns.
-    pub fn reset_msrs(&self) -> ResetMsrs {
-        let mut reset = ResetMsrs {
-            vm: Vec::new(),
-            // 1 and not 0, which KVM takes for a vCPU that is added and synchronizes with the others. Some Windows hang at
-            // boot if the TSC goes on from a large value.
-            vcpu: vec![(msr::IA32_TSC, 1)],
-        };
+    /// The MSRs in KVM that a saved VM takes along. Some are hypernest's ([`super::Partition`]), and KVM has a copy that counts.
+    pub fn saved_msrs(&self) -> SavedMsrs {
+        let mut saved = SavedMsrs::default();
         if !self.is_on() {
-            return reset;
+            return saved;
         }
-        // KVM ignores a write to HYPERCALL while GUEST_OS_ID is 0, so it is given a value first.
-        reset.vm.extend([
-            (msr::GUEST_OS_ID, 1),
-            (msr::HYPERCALL, 0),
-            (msr::GUEST_OS_ID, 0),
-        ]);
+        saved.vm.extend([msr::GUEST_OS_ID, msr::HYPERCALL]);
         for range in self.reachable.iter().flat_map(|id| id.row().msrs) {
-            let Some(value) = range.reset else { continue };
             let list = match range.scope {
-                Scope::Vm => &mut reset.vm,
-                Scope::Vcpu => &mut reset.vcpu,
+                Scope::Vm => &mut saved.vm,
+                Scope::Vcpu => &mut saved.vcpu,
             };
-            list.extend((range.first.0..=range.last.0).map(|number| (Msr(number), value)));
+            if range.state {
+                list.extend((range.first.0..=range.last.0).map(Msr));
+            }
         }
-        reset
+        saved
     }
 }
 
@@ -163,23 +173,10 @@ mod tests {
     }
 
     #[test]
-    fn a_reset_puts_back_all_that_a_guest_can_have_changed() {
-        assert_eq!(
-            resolved("none").reset_msrs(),
-            ResetMsrs {
-                vm: vec![],
-                vcpu: vec![(Msr(0x10), 1)],
-            }
-        );
-        let reset = resolved("windows").reset_msrs();
-        assert_eq!(
-            reset.vm[..3],
-            [
-                (Msr(0x4000_0000), 1),
-                (Msr(0x4000_0001), 0),
-                (Msr(0x4000_0000), 0)
-            ]
-        );
+    fn a_saved_vm_takes_along_all_that_a_guest_can_have_changed() {
+        assert_eq!(resolved("none").saved_msrs(), SavedMsrs::default());
+        let saved = resolved("windows").saved_msrs();
+        assert_eq!(saved.vm[..2], [msr::GUEST_OS_ID, msr::HYPERCALL]);
         for number in [
             0x4000_0021,
             0x4000_0100,
@@ -187,51 +184,56 @@ mod tests {
             0x4000_0107,
             0x4000_0118,
         ] {
-            assert!(reset.vm.contains(&(Msr(number), 0)), "{number:#x}");
+            assert!(saved.vm.contains(&Msr(number)), "{number:#x}");
         }
-        for number in [
-            0x4000_0073,
-            0x4000_0080,
-            0x4000_0082,
-            0x4000_0083,
-            0x4000_00b0,
-            0x4000_00b7,
-        ] {
-            assert!(reset.vcpu.contains(&(Msr(number), 0)), "{number:#x}");
+        let synic = [0x4000_0073, 0x4000_0010].into_iter();
+        for number in synic.chain(0x4000_0080..=0x4000_0083) {
+            assert!(saved.vcpu.contains(&Msr(number)), "{number:#x}");
         }
-        for number in 0x4000_0090..=0x4000_009f {
-            assert!(reset.vcpu.contains(&(Msr(number), 0x1_0000)));
+        for number in (0x4000_0090..=0x4000_009f).chain(0x4000_00b0..=0x4000_00b7) {
+            assert!(saved.vcpu.contains(&Msr(number)), "{number:#x}");
         }
-        // The VP index stays; what cannot be written is not.
+        // The VP index is set at creation; the others are clocks and commands.
         for number in [
             0x4000_0002,
             0x4000_0003,
             0x4000_0020,
-            0x4000_0081,
+            0x4000_0022,
+            0x4000_0070,
             0x4000_0084,
         ] {
             assert!(
-                reset
-                    .vm
-                    .iter()
-                    .chain(&reset.vcpu)
-                    .all(|(m, _)| m.0 != number)
+                saved.vm.iter().chain(&saved.vcpu).all(|m| m.0 != number),
+                "{number:#x}"
             );
         }
+        let place = |number| saved.vcpu.iter().position(|m| m.0 == number);
+        assert!(place(0x4000_009f) < place(0x4000_00b0));
+        assert!(place(0x4000_00b6) < place(0x4000_00b7));
     }
 
     #[test]
     fn without_the_synic_its_registers_are_left_alone() {
-        let reset = resolved("time").reset_msrs();
+        let saved = resolved("time").saved_msrs();
         assert!(
-            reset
+            saved
                 .vcpu
                 .iter()
-                .all(|(m, _)| !(0x4000_0080..0x4000_00c0).contains(&m.0))
+                .all(|m| !(0x4000_0080..0x4000_00c0).contains(&m.0))
         );
         // KVM serves them whether or not they are announced.
-        assert!(reset.vcpu.contains(&(Msr(0x4000_0073), 0)));
-        let enforced = resolved("time,enforce-cpuid").reset_msrs();
-        assert!(!enforced.vcpu.contains(&(Msr(0x4000_0073), 0)));
+        assert!(saved.vcpu.contains(&Msr(0x4000_0073)));
+        let enforced = resolved("time,enforce-cpuid").saved_msrs();
+        assert!(!enforced.vcpu.contains(&Msr(0x4000_0073)));
+    }
+
+    #[test]
+    fn the_hypercall_page_is_restored_whatever_the_guest_says_it_is() {
+        let (id, page, crash) = (msr::GUEST_OS_ID, msr::HYPERCALL, msr::CRASH_P0);
+        assert_eq!(
+            SavedMsrs::writes(&[(id, 0), (page, 0x1000), (crash, 5)]),
+            [(id, 1), (page, 0x1000), (id, 0), (crash, 5)]
+        );
+        assert_eq!(SavedMsrs::writes(&[]), []);
     }
 }

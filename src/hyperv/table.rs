@@ -31,21 +31,26 @@ const fn silent(leaf: u32, reg: Reg, bit: u8) -> CpuidBits {
     }
 }
 
-const fn range(first: Msr, last: Msr, scope: Scope, reset: Option<u64>) -> MsrRange {
+/// MSRs that keep what was written to them.
+const STATE: bool = true;
+/// Clocks, commands, registers of the local APIC, and what is fixed at creation.
+const NO_STATE: bool = false;
+
+const fn range(first: Msr, last: Msr, scope: Scope, state: bool) -> MsrRange {
     MsrRange {
         first,
         last,
         scope,
-        reset,
+        state,
     }
 }
 
-const fn vm(number: Msr, reset: Option<u64>) -> MsrRange {
-    range(number, number, Scope::Vm, reset)
+const fn vm(number: Msr, state: bool) -> MsrRange {
+    range(number, number, Scope::Vm, state)
 }
 
-const fn vcpu(number: Msr, reset: Option<u64>) -> MsrRange {
-    range(number, number, Scope::Vcpu, reset)
+const fn vcpu(number: Msr, state: bool) -> MsrRange {
+    range(number, number, Scope::Vcpu, state)
 }
 
 const fn req(id: E) -> Requirement {
@@ -112,8 +117,8 @@ pub(super) static TABLE: [Row; 34] = [
             silent(RECOMMENDATIONS, Reg::Eax, 3),
         ],
         msrs: &[
-            range(msr::EOI, msr::TPR, Scope::Vcpu, None),
-            vcpu(msr::VP_ASSIST_PAGE, Some(0)),
+            range(msr::EOI, msr::TPR, Scope::Vcpu, NO_STATE),
+            vcpu(msr::VP_ASSIST_PAGE, STATE),
         ],
         needs: &[Need::Cap(HvCap::Vapic), Need::Bits],
         summary: "APIC registers as MSRs, and an assist page that saves the exit at end of interrupt.",
@@ -138,7 +143,7 @@ pub(super) static TABLE: [Row; 34] = [
         name: "hv-vpindex",
         aliases: &["vp-index"],
         bits: &[bit(FEATURES, Reg::Eax, 6)],
-        msrs: &[vcpu(msr::VP_INDEX, None)],
+        msrs: &[vcpu(msr::VP_INDEX, NO_STATE)],
         needs: &[Need::Cap(HvCap::VpIndex), Need::Bits],
         since: linux(4, 14),
         owner: Owner::Both,
@@ -151,7 +156,7 @@ pub(super) static TABLE: [Row; 34] = [
         name: "hv-runtime",
         aliases: &["vp-runtime"],
         bits: &[bit(FEATURES, Reg::Eax, 0)],
-        msrs: &[vcpu(msr::VP_RUNTIME, Some(0))],
+        msrs: &[vcpu(msr::VP_RUNTIME, STATE)],
         since: linux(4, 5),
         summary: "How long a vCPU has really run, in 100 ns.",
         detail: "A guest can tell stolen time from its own.",
@@ -161,7 +166,7 @@ pub(super) static TABLE: [Row; 34] = [
         id: E::Crash,
         name: "hv-crash",
         bits: &[bit(FEATURES, Reg::Edx, 10)],
-        msrs: &[range(msr::CRASH_P0, msr::CRASH_CTL, Scope::Vm, Some(0))],
+        msrs: &[range(msr::CRASH_P0, msr::CRASH_CTL, Scope::Vm, STATE)],
         needs: &[
             Need::Cap(HvCap::UserSpaceMsr),
             Need::Cap(HvCap::MsrFilter),
@@ -177,7 +182,7 @@ pub(super) static TABLE: [Row; 34] = [
         id: E::Reset,
         name: "hv-reset",
         bits: &[bit(FEATURES, Reg::Eax, 7)],
-        msrs: &[vm(msr::RESET, None)],
+        msrs: &[vm(msr::RESET, NO_STATE)],
         since: linux(4, 5),
         owner: Owner::Both,
         summary: "The guest can reset the machine by an MSR.",
@@ -189,8 +194,8 @@ pub(super) static TABLE: [Row; 34] = [
         name: "hv-time",
         bits: &[bit(FEATURES, Reg::Eax, 1), bit(FEATURES, Reg::Eax, 9)],
         msrs: &[
-            vm(msr::TIME_REF_COUNT, None),
-            vm(msr::REFERENCE_TSC, Some(0)),
+            vm(msr::TIME_REF_COUNT, NO_STATE),
+            vm(msr::REFERENCE_TSC, STATE),
         ],
         needs: &[Need::Cap(HvCap::Time), Need::Bits],
         since: linux(4, 9),
@@ -206,7 +211,7 @@ pub(super) static TABLE: [Row; 34] = [
             msr::TSC_FREQUENCY,
             msr::APIC_FREQUENCY,
             Scope::Vm,
-            None,
+            NO_STATE,
         )],
         since: linux(4, 14),
         summary: "The frequencies of the TSC and the APIC timer as MSRs, so that nobody has to measure them.",
@@ -221,7 +226,7 @@ pub(super) static TABLE: [Row; 34] = [
             msr::REENLIGHTENMENT_CONTROL,
             msr::TSC_EMULATION_STATUS,
             Scope::Vm,
-            Some(0),
+            STATE,
         )],
         needs: &[
             Need::Cap(HvCap::UserSpaceMsr),
@@ -240,7 +245,7 @@ pub(super) static TABLE: [Row; 34] = [
         name: "hv-tsc-invariant",
         aliases: &["invtsc", "tsc-invariant-control"],
         bits: &[bit(FEATURES, Reg::Eax, 15)],
-        msrs: &[vm(msr::TSC_INVARIANT_CONTROL, Some(0))],
+        msrs: &[vm(msr::TSC_INVARIANT_CONTROL, STATE)],
         needs: &[Need::Bits, Need::InvariantTsc],
         since: linux(6, 3),
         migration: Migration::If(
@@ -259,12 +264,11 @@ pub(super) static TABLE: [Row; 34] = [
             bit(FEATURES, Reg::Ebx, 5),
         ],
         msrs: &[
-            vcpu(msr::SCONTROL, Some(0)),
-            vcpu(msr::SVERSION, None),
-            range(msr::SIEFP, msr::SIMP, Scope::Vcpu, Some(0)),
-            vcpu(msr::EOM, None),
-            // Masked, vector 0: TLFS, "SINTx Registers".
-            range(msr::SINT0, msr::SINT15, Scope::Vcpu, Some(msr::SINT_MASKED)),
+            vcpu(msr::SCONTROL, STATE),
+            vcpu(msr::SVERSION, STATE),
+            range(msr::SIEFP, msr::SIMP, Scope::Vcpu, STATE),
+            vcpu(msr::EOM, NO_STATE),
+            range(msr::SINT0, msr::SINT15, Scope::Vcpu, STATE),
         ],
         hypercalls: &[0x5c, 0x5d],
         needs: &[Need::Cap(HvCap::Synic2), Need::Bits],
@@ -283,7 +287,7 @@ pub(super) static TABLE: [Row; 34] = [
             msr::STIMER0_CONFIG,
             msr::STIMER3_COUNT,
             Scope::Vcpu,
-            Some(0),
+            STATE,
         )],
         requires: &[req(E::Synic), req(E::Time)],
         recommends: &[E::StimerDirect],
@@ -529,9 +533,9 @@ pub(super) static TABLE: [Row; 34] = [
                 msr::SYNDBG_CONTROL,
                 msr::SYNDBG_PENDING_BUFFER,
                 Scope::Vm,
-                None,
+                NO_STATE,
             ),
-            vm(msr::SYNDBG_OPTIONS, None),
+            vm(msr::SYNDBG_OPTIONS, NO_STATE),
         ],
         hypercalls: &[0x69, 0x6a, 0x6b],
         needs: &[Need::NotYet],

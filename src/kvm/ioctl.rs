@@ -1,11 +1,17 @@
 //! The numbers and argument types of the ioctls that kvm-ioctls does not have (include/uapi/linux/kvm.h).
 
-use kvm_bindings::{KVMIO, kvm_cpuid2, kvm_device_attr};
+use kvm_bindings::{KVMIO, kvm_cpuid2, kvm_device_attr, kvm_xsave};
 
+use super::state::Sregs;
+
+nix::ioctl_write_ptr!(set_xsave, KVMIO, 0xa5, kvm_xsave);
 nix::ioctl_readwrite!(get_supported_hv_cpuid, KVMIO, 0xc1, kvm_cpuid2);
 nix::ioctl_write_int_bad!(set_tsc_khz, nix::request_code_none!(KVMIO, 0xa2));
 nix::ioctl_none!(get_tsc_khz, KVMIO, 0xa3);
+nix::ioctl_read!(get_sregs2, KVMIO, 0xcc, Sregs);
+nix::ioctl_write_ptr!(set_sregs2, KVMIO, 0xcd, Sregs);
 nix::ioctl_none!(get_stats_fd, KVMIO, 0xce);
+nix::ioctl_read!(get_xsave2, KVMIO, 0xcf, kvm_xsave);
 nix::ioctl_write_ptr!(set_device_attr, KVMIO, 0xe1, kvm_device_attr);
 nix::ioctl_write_ptr!(get_device_attr, KVMIO, 0xe2, kvm_device_attr);
 nix::ioctl_write_ptr!(has_device_attr, KVMIO, 0xe3, kvm_device_attr);

@@ -9,6 +9,7 @@
 //! - [`memory`]: guest RAM as memory slots
 //! - [`msr`]: which MSR accesses come to user space
 //! - [`route`]: what an interrupt line leads to
+//! - [`state`]: what a VM is at, read from KVM and given to it
 //! - [`stats`]: KVM's own counters of a VM or a vCPU
 //! - [`tsc`]: a vCPU's TSC offset and frequency
 //! - [`host`]: everything that can be asked before a VM exists
@@ -35,6 +36,7 @@ pub mod kick;
 pub mod memory;
 pub mod msr;
 pub mod route;
+pub mod state;
 pub mod stats;
 pub mod tsc;
 

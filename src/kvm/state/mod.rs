@@ -1,0 +1,22 @@
+//! What a VM and its vCPUs are at: read from KVM, given to KVM, written down.
+//!
+//! - [`order`]: the parts of a vCPU's state and the order in which they are moved, with the reasons
+//! - [`vcpu`](VcpuState): one vCPU
+//! - [`vm`](VmState): the interrupt controllers and the timer in KVM
+//! - `body`: both as bodies of sections
+//!
+//! The TSC, its offset and the clocks are not here: they are not copied but carried on ([`crate::time`]).
+
+mod body;
+mod error;
+mod msrs;
+pub mod order;
+#[cfg(test)]
+mod tests;
+mod vcpu;
+mod vm;
+
+pub use error::TransferError;
+pub use msrs::listed;
+pub use vcpu::{Extent, NestedCpu, Sregs, VcpuState};
+pub use vm::VmState;
