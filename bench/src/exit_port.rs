@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use hypernest::bus::Device;
 use hypernest::life::{LifeEvent, LifeHandle, Request};
 use hypernest::machine::{ExitCounters, ExtraPorts};
+use hypernest::state::{Decoder, Encoder, StateError};
 use hypernest::units::VpIndex;
 
 /// The first port. No PC device is there.
@@ -99,6 +100,12 @@ impl Device for ExitPort {
     }
 
     fn write(&mut self, _addr: u64, _data: &[u8]) {}
+
+    fn save(&self, _to: &mut Encoder) {}
+
+    fn load(&mut self, _from: &mut Decoder<'_>) -> Result<(), StateError> {
+        Ok(())
+    }
 }
 
 #[cfg(test)]

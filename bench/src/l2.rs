@@ -8,6 +8,7 @@ use hypernest::bus::Device;
 use hypernest::config::{ConfigError, Flags, HostLimits, build};
 use hypernest::life::{LifeEvent, Request};
 use hypernest::machine::{ExtraPorts, Machine, MachineError, Outcome};
+use hypernest::state::{Decoder, Encoder, StateError};
 use hypernest_nested::probe::{CONSOLE_PORT, EXIT_PORT, Item, Malformed, WIDE_CONSOLE, next_item};
 use thiserror::Error;
 
@@ -243,6 +244,12 @@ impl Device for Collector {
         while let Some(len) = self.take() {
             self.pending.drain(..len);
         }
+    }
+
+    fn save(&self, _to: &mut Encoder) {}
+
+    fn load(&mut self, _from: &mut Decoder<'_>) -> Result<(), StateError> {
+        Ok(())
     }
 }
 

@@ -8,6 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use thiserror::Error;
 
+use crate::state::{Decoder, Encoder, StateError};
+
 /// A device as the machine sees it: it has a name, can be reset, and answers accesses to the ranges it registered.
 pub trait Device: Send {
     /// A short name for messages and statistics, e.g. `serial0`.
@@ -22,6 +24,21 @@ pub trait Device: Send {
 
     /// The guest writes `data` at absolute address `addr`. What the device does not decode is ignored.
     fn write(&mut self, addr: u64, data: &[u8]);
+
+    /// The version of what [`Device::save`] writes. [`Device::load`] takes this one and the one before.
+    fn state_version(&self) -> u32 {
+        1
+    }
+
+    /// Writes down all that the guest could notice, other than the configuration. No vCPU runs.
+    fn save(&self, to: &mut Encoder);
+
+    /// Takes over what was saved, and drives its interrupt lines accordingly. `from` is hostile; after an error the device
+    /// may be anything that does no harm.
+    ///
+    /// # Errors
+    /// If something is missing, or cannot be.
+    fn load(&mut self, from: &mut Decoder<'_>) -> Result<(), StateError>;
 }
 
 /// A device shared by the vCPUs and whoever feeds it input.
@@ -213,6 +230,13 @@ mod tests {
                     *b = *d;
                 }
             }
+        }
+        fn save(&self, to: &mut Encoder) {
+            to.bytes(&self.0);
+        }
+        fn load(&mut self, from: &mut Decoder<'_>) -> Result<(), StateError> {
+            self.0 = from.bytes("content")?.to_vec();
+            Ok(())
         }
     }
 

@@ -11,6 +11,7 @@ use super::io_thread::Waker;
 use crate::bus::Device;
 use crate::irq::IrqLine;
 use crate::life::{LifeEvent, LifeHandle};
+use crate::state::{Decoder, Encoder, StateError};
 
 /// Offset of the PM1a event block: status and enable, two bytes each.
 pub const PM1_EVENT: u64 = 0x00;
@@ -119,11 +120,15 @@ impl AcpiPm {
         self.ticks() >> 31
     }
 
+    fn wants_interrupt(&self) -> bool {
+        self.status & self.enable != 0 || self.gpe_status & self.gpe_enable != 0
+    }
+
     fn update(&mut self) {
         if self.carries() != self.carries_seen {
             self.status |= TIMER_EVENT;
         }
-        let high = self.status & self.enable != 0 || self.gpe_status & self.gpe_enable != 0;
+        let high = self.wants_interrupt();
         if high != self.sci_high {
             self.sci_high = high;
             self.sci.set(high);
@@ -221,6 +226,33 @@ impl Device for AcpiPm {
         }
         self.update();
     }
+
+    // The timer shows the devices' clock, which is saved beside the devices.
+    fn save(&self, to: &mut Encoder) {
+        to.u16(self.status);
+        to.u16(self.enable);
+        to.u16(self.sleep_type);
+        to.u16(self.gpe_status);
+        to.u16(self.gpe_enable);
+        to.u64(self.carries_seen);
+    }
+
+    fn load(&mut self, from: &mut Decoder<'_>) -> Result<(), StateError> {
+        self.status = from.u16("PM1 status")? & ENABLE_BITS;
+        self.enable = from.u16("PM1 enable")? & ENABLE_BITS;
+        self.sleep_type = from.u16("sleep type")? & SLEEP_TYPE_MASK;
+        self.gpe_status = from.u16("GPE status")?;
+        self.gpe_enable = from.u16("GPE enable")?;
+        let carries = from.u64("timer carries")?;
+        if carries > self.carries() {
+            return Err(from.invalid("timer carries", format!("{carries} are still to come")));
+        }
+        self.carries_seen = carries;
+        self.sci_high = self.wants_interrupt();
+        self.sci.set(self.sci_high);
+        self.waker.wake();
+        Ok(())
+    }
 }
 
 impl Timed for AcpiPm {
@@ -249,7 +281,8 @@ mod tests {
     use super::*;
     use crate::devices::io_thread::IoThread;
     use crate::devices::testing::{
-        HandClock, LineRecorder, accesses, inb, inl, inw, outb, outl, outw, replay,
+        HandClock, LineRecorder, accesses, assert_comes_back, hostile, inb, inl, inw, outb, outl,
+        outw, replay,
     };
     use proptest::prelude::*;
     use std::sync::mpsc::Receiver;
@@ -378,7 +411,45 @@ mod tests {
         assert_eq!(inl(&mut b.pm, BASE + TIMER), timer);
     }
 
+    #[test]
+    fn a_restored_one_drives_its_line_and_knows_what_was_seen() {
+        let mut b = bench();
+        b.clock.advance(Duration::from_secs(700));
+        outw(&mut b.pm, BASE + 2, POWER_BUTTON);
+        b.pm.power_button();
+        let mut restored = bench();
+        restored.clock.advance(Duration::from_secs(700));
+        assert_comes_back(&b.pm, &mut restored.pm);
+        assert!(restored.sci.high());
+        assert_eq!(
+            inw(&mut restored.pm, BASE),
+            POWER_BUTTON | TIMER_EVENT,
+            "the carry after 600 s was not cleared"
+        );
+    }
+
     proptest! {
+        #[test]
+        fn it_comes_back_after_any_accesses(seq in accesses(LEN + 8), skip in 0_u64..10_000) {
+            let (mut b, mut fresh) = (bench(), bench());
+            for bench in [&b, &fresh] {
+                bench.clock.advance(Duration::from_secs(skip));
+            }
+            replay(&mut b.pm, BASE, seq);
+            assert_comes_back(&b.pm, &mut fresh.pm);
+            prop_assert_eq!(b.sci.high(), fresh.sci.high());
+        }
+
+        #[test]
+        fn no_state_harms(body in hostile(), seq in accesses(LEN + 8), skip in 0_u64..10_000) {
+            let mut b = bench();
+            b.clock.advance(Duration::from_secs(skip));
+            body.load_into(&mut b.pm);
+            b.pm.until_due();
+            replay(&mut b.pm, BASE, seq);
+            b.pm.tick();
+        }
+
         #[test]
         fn no_access_sequence_panics(seq in accesses(LEN + 8), skip in 0_u64..10_000) {
             let mut b = bench();

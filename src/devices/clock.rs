@@ -1,6 +1,7 @@
 //! Where devices take the time from: the host's clocks, or a hand-set one in tests.
 
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// The two clocks that devices need.
@@ -12,18 +13,33 @@ pub trait Clock: Send + Sync + fmt::Debug {
     fn wall(&self) -> Duration;
 }
 
-/// The host's clocks.
+/// The host's clocks. The monotonic one can be made to go on from where that of a saved VM was.
 #[derive(Debug)]
 pub struct HostClock {
-    start: Instant,
+    created: Instant,
+    /// In nanoseconds; what it showed when it was created.
+    begin: AtomicU64,
 }
 
 impl HostClock {
     /// The monotonic clock starts at zero now.
     pub fn new() -> Self {
         Self {
-            start: Instant::now(),
+            created: Instant::now(),
+            begin: AtomicU64::new(0),
         }
+    }
+
+    /// The monotonic clock shows `now`.
+    pub fn go_on_from(&self, now: Duration) {
+        let begin = now.saturating_sub(self.created.elapsed());
+        let begin = u64::try_from(begin.as_nanos()).unwrap_or(u64::MAX);
+        self.begin.store(begin, Ordering::Relaxed);
+    }
+
+    /// The monotonic clock in nanoseconds.
+    pub fn nanos(&self) -> u64 {
+        u64::try_from(self.monotonic().as_nanos()).unwrap_or(u64::MAX)
     }
 }
 
@@ -35,7 +51,8 @@ impl Default for HostClock {
 
 impl Clock for HostClock {
     fn monotonic(&self) -> Duration {
-        self.start.elapsed()
+        Duration::from_nanos(self.begin.load(Ordering::Relaxed))
+            .saturating_add(self.created.elapsed())
     }
 
     fn wall(&self) -> Duration {

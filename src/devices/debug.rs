@@ -4,6 +4,7 @@ use super::char::{CharDevice, TxQueue};
 use super::io_thread::Waker;
 use crate::bus::Device;
 use crate::life::{LifeEvent, LifeHandle};
+use crate::state::{Decoder, Encoder, StateError};
 
 /// What the debug console's port reads as: how firmware finds out that it is there.
 const DEBUGCON_SIGNATURE: u8 = 0xe9;
@@ -40,6 +41,12 @@ impl Device for DebugExit {
         {
             self.life.send(LifeEvent::DebugExit { code });
         }
+    }
+
+    fn save(&self, _to: &mut Encoder) {}
+
+    fn load(&mut self, _from: &mut Decoder<'_>) -> Result<(), StateError> {
+        Ok(())
     }
 }
 
@@ -81,6 +88,13 @@ impl Device for Debugcon {
                 self.queue.push(*byte);
             }
         }
+    }
+
+    // What waits in the queue is output of the VM that was saved, which delivers it.
+    fn save(&self, _to: &mut Encoder) {}
+
+    fn load(&mut self, _from: &mut Decoder<'_>) -> Result<(), StateError> {
+        Ok(())
     }
 }
 

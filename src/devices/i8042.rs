@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use crate::bus::Device;
 use crate::irq::IrqLine;
 use crate::life::{LifeEvent, LifeHandle};
+use crate::state::{Decoder, Encoder, StateError};
 
 /// Status and command port, relative to the data port (0x60 and 0x64).
 const STATUS_OFFSET: u64 = 4;
@@ -52,6 +53,31 @@ enum Expect {
     /// Echoed without the mouse flag, from which drivers learn that there is no mouse port.
     AuxLoop,
     Nothing,
+}
+
+impl Expect {
+    fn code(self) -> [u8; 2] {
+        match self {
+            Self::Keyboard => [0, 0],
+            Self::Ram(index) => [1, index],
+            Self::OutputPort => [2, 0],
+            Self::KeyboardLoop => [3, 0],
+            Self::AuxLoop => [4, 0],
+            Self::Nothing => [5, 0],
+        }
+    }
+
+    fn from_code(code: [u8; 2]) -> Option<Self> {
+        Some(match code {
+            [0, 0] => Self::Keyboard,
+            [1, index @ 0..=31] => Self::Ram(index),
+            [2, 0] => Self::OutputPort,
+            [3, 0] => Self::KeyboardLoop,
+            [4, 0] => Self::AuxLoop,
+            [5, 0] => Self::Nothing,
+            _ => return None,
+        })
+    }
 }
 
 /// Which keyboard command waits for its argument.
@@ -328,12 +354,75 @@ impl Device for I8042 {
         }
         self.update();
     }
+
+    fn save(&self, to: &mut Encoder) {
+        to.array(&self.ram);
+        to.u8(self.output_port);
+        for byte in [self.output.map(|byte| byte.value), self.reply] {
+            to.bool(byte.is_some());
+            to.u8(byte.unwrap_or(0));
+        }
+        to.bool(self.output.is_some_and(|byte| byte.from_keyboard));
+        to.u8(self.last_read);
+        to.bool(self.last_was_command);
+        to.array(&self.expect.code());
+        to.bytes(&self.keyboard.iter().copied().collect::<Vec<_>>());
+        to.u8(self.keyboard_last);
+        to.u8(match self.keyboard_argument {
+            None => 0,
+            Some(KeyboardArgument::Accept) => 1,
+            Some(KeyboardArgument::ScancodeSet) => 2,
+        });
+        to.u8(self.scancode_set);
+    }
+
+    fn load(&mut self, from: &mut Decoder<'_>) -> Result<(), StateError> {
+        self.ram = from.array("RAM")?;
+        self.output_port = from.u8("output port")?;
+        let mut byte = |item| {
+            let there = from.bool(item)?;
+            from.u8(item).map(|value| there.then_some(value))
+        };
+        let (output, reply) = (byte("output")?, byte("reply")?);
+        let from_keyboard = from.bool("source of the output")?;
+        self.output = output.map(|value| Byte {
+            value,
+            from_keyboard,
+        });
+        self.reply = reply;
+        self.last_read = from.u8("last byte read")?;
+        self.last_was_command = from.bool("last byte written")?;
+        let expect = from.array("expected byte")?;
+        self.expect = Expect::from_code(expect)
+            .ok_or_else(|| from.invalid("expected byte", format!("{expect:?} is nothing")))?;
+        let keyboard = from.bytes("keyboard buffer")?;
+        if keyboard.len() > KEYBOARD_QUEUE {
+            return Err(from.invalid("keyboard buffer", format!("{} bytes", keyboard.len())));
+        }
+        self.keyboard.clear();
+        self.keyboard.extend(keyboard);
+        self.keyboard_last = from.u8("last scan code")?;
+        self.keyboard_argument = match from.u8("keyboard argument")? {
+            0 => None,
+            1 => Some(KeyboardArgument::Accept),
+            2 => Some(KeyboardArgument::ScancodeSet),
+            other => return Err(from.invalid("keyboard argument", format!("{other}"))),
+        };
+        self.scancode_set = match from.u8("scan code set")? {
+            set @ 1..=3 => set,
+            other => return Err(from.invalid("scan code set", format!("{other}"))),
+        };
+        self.update();
+        Ok(())
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::devices::testing::{LineRecorder, accesses, inb, outb, replay};
+    use crate::devices::testing::{
+        LineRecorder, accesses, assert_comes_back, hostile, inb, outb, replay,
+    };
     use proptest::prelude::*;
     use std::sync::Arc;
     use std::sync::mpsc::Receiver;
@@ -483,6 +572,24 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn it_comes_back_after_any_accesses(seq in accesses(8)) {
+            let (mut c, line, _) = controller();
+            replay(&mut c, 0x60, seq);
+            let (mut fresh, restored_line, _) = controller();
+            assert_comes_back(&c, &mut fresh);
+            prop_assert_eq!(line.high(), restored_line.high());
+            prop_assert_eq!(drain(&mut c), drain(&mut fresh));
+        }
+
+        #[test]
+        fn no_state_harms(body in hostile(), seq in accesses(8)) {
+            let (mut c, _, _) = controller();
+            body.load_into(&mut c);
+            replay(&mut c, 0x60, seq);
+            prop_assert!(c.keyboard.len() <= KEYBOARD_QUEUE);
+        }
+
         #[test]
         fn no_access_sequence_panics_or_grows(seq in accesses(8)) {
             let (mut c, _, _) = controller();

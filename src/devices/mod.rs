@@ -21,6 +21,7 @@ pub mod post;
 pub mod pvpanic;
 pub mod reset;
 pub mod serial;
+pub mod state;
 
 #[cfg(test)]
 pub(crate) mod testing;

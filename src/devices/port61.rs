@@ -1,6 +1,7 @@
 //! System control port B (0x61) for machines without a PIT. KVM answers it where its PIT exists.
 
 use crate::bus::Device;
+use crate::state::{Decoder, Encoder, StateError};
 
 /// Timer 2 gate, speaker, and two NMI masks.
 const WRITABLE: u8 = 0x0f;
@@ -56,6 +57,15 @@ impl Device for Port61 {
         {
             self.value = (self.value & REFRESH) | (value & WRITABLE);
         }
+    }
+
+    fn save(&self, to: &mut Encoder) {
+        to.u8(self.value);
+    }
+
+    fn load(&mut self, from: &mut Decoder<'_>) -> Result<(), StateError> {
+        self.value = from.u8("value")? & (REFRESH | WRITABLE);
+        Ok(())
     }
 }
 

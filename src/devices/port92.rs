@@ -2,6 +2,7 @@
 
 use crate::bus::Device;
 use crate::life::{LifeEvent, LifeHandle};
+use crate::state::{Decoder, Encoder, StateError};
 
 const FAST_RESET: u8 = 1 << 0;
 /// Reads back as written; KVM's guests have no A20 gate that could be closed.
@@ -53,6 +54,15 @@ impl Device for Port92 {
             });
         }
         self.value = value & (A20 | FAST_RESET);
+    }
+
+    fn save(&self, to: &mut Encoder) {
+        to.u8(self.value);
+    }
+
+    fn load(&mut self, from: &mut Decoder<'_>) -> Result<(), StateError> {
+        self.value = from.u8("value")? & (A20 | FAST_RESET);
+        Ok(())
     }
 }
 

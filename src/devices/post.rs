@@ -1,6 +1,7 @@
 //! Ports that software writes to only for the delay: POST codes (0x80) and its alternative 0xed.
 
 use crate::bus::Device;
+use crate::state::{Decoder, Encoder, StateError};
 
 /// A port that remembers what was written last, as the latch behind a POST card does.
 #[derive(Debug)]
@@ -47,6 +48,15 @@ impl Device for PostPort {
         {
             self.last = byte;
         }
+    }
+
+    fn save(&self, to: &mut Encoder) {
+        to.u8(self.last);
+    }
+
+    fn load(&mut self, from: &mut Decoder<'_>) -> Result<(), StateError> {
+        self.last = from.u8("code")?;
+        Ok(())
     }
 }
 

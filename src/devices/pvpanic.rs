@@ -2,6 +2,7 @@
 
 use crate::bus::Device;
 use crate::life::{LifeEvent, LifeHandle};
+use crate::state::{Decoder, Encoder, StateError};
 
 const PANICKED: u8 = 1 << 0;
 /// A crash kernel takes over.
@@ -50,6 +51,12 @@ impl Device for Pvpanic {
         } else if value & CRASH_LOADED != 0 {
             self.life.send(LifeEvent::GuestCrashLoaded);
         }
+    }
+
+    fn save(&self, _to: &mut Encoder) {}
+
+    fn load(&mut self, _from: &mut Decoder<'_>) -> Result<(), StateError> {
+        Ok(())
     }
 }
 

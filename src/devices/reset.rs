@@ -2,6 +2,7 @@
 //! [`PciHost`](crate::pci::PciHost). ACPI's reset register points to it.
 
 use crate::life::{LifeEvent, LifeHandle};
+use crate::state::{Decoder, Encoder, StateError};
 
 /// Hard instead of soft reset, once the CPU reset bit rises. We have only the hard one.
 const SYSTEM_RESET: u8 = 1 << 1;
@@ -41,6 +42,20 @@ impl ResetControl {
             });
         }
         self.value = value & (SYSTEM_RESET | RESET_CPU | FULL_RESET);
+    }
+
+    /// Writes the value down.
+    pub fn save(&self, to: &mut Encoder) {
+        to.u8(self.value);
+    }
+
+    /// Takes over a saved value. Nothing is reset by that.
+    ///
+    /// # Errors
+    /// If it is missing.
+    pub fn load(&mut self, from: &mut Decoder<'_>) -> Result<(), StateError> {
+        self.value = from.u8("reset control")? & (SYSTEM_RESET | RESET_CPU | FULL_RESET);
+        Ok(())
     }
 }
 

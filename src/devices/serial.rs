@@ -9,12 +9,13 @@ use std::fmt;
 use std::mem;
 
 use vm_superio::Trigger;
-use vm_superio::serial::{NoEvents, Serial as Registers};
+use vm_superio::serial::{NoEvents, Serial as Registers, SerialState};
 
 use super::char::{CharDevice, TxQueue};
 use super::io_thread::Waker;
 use crate::bus::Device;
 use crate::irq::IrqLine;
+use crate::state::{Decoder, Encoder, StateError};
 
 // Register offsets (PC16550D data sheet, table II).
 const DATA: u8 = 0;
@@ -258,6 +259,21 @@ impl Serial {
     }
 }
 
+/// The registers in the order in which they are saved.
+fn registers(uart: &SerialState) -> [u8; 9] {
+    [
+        uart.baud_divisor_low,
+        uart.baud_divisor_high,
+        uart.interrupt_enable,
+        uart.interrupt_identification,
+        uart.line_control,
+        uart.line_status,
+        uart.modem_control,
+        uart.modem_status,
+        uart.scratch,
+    ]
+}
+
 impl Device for Serial {
     fn name(&self) -> &str {
         &self.name
@@ -291,6 +307,64 @@ impl Device for Serial {
                 self.write_register(offset, *byte);
             }
         }
+    }
+
+    // Output that waits to be delivered is not part of it: the VM that was saved delivers it. What is loaded finds an empty
+    // transmitter, and tells a guest that waits for one.
+    fn save(&self, to: &mut Encoder) {
+        let uart = self.uart.state();
+        to.array(&registers(&uart));
+        to.bytes(&uart.in_buffer);
+        to.bool(self.fifo_enabled);
+        to.bool(self.thr_interrupt || self.tx_blocked);
+        to.u8(match self.break_state {
+            Break::None => 0,
+            Break::Waiting => 1,
+            Break::Reported => 2,
+        });
+    }
+
+    fn load(&mut self, from: &mut Decoder<'_>) -> Result<(), StateError> {
+        let [low, high, ier, iir, lcr, lsr, mcr, msr, scratch] = from.array("registers")?;
+        let state = SerialState {
+            baud_divisor_low: low,
+            baud_divisor_high: high,
+            interrupt_enable: ier & 0x0f,
+            interrupt_identification: iir,
+            line_control: lcr,
+            line_status: lsr,
+            modem_control: mcr & MCR_BITS,
+            modem_status: msr,
+            scratch,
+            in_buffer: from.bytes("received bytes")?.to_vec(),
+        };
+        self.fifo_enabled = from.bool("FIFOs")?;
+        self.thr_interrupt = from.bool("transmitter interrupt")?;
+        self.break_state = match from.u8("break")? {
+            0 => Break::None,
+            1 => Break::Waiting,
+            2 => Break::Reported,
+            other => return Err(from.invalid("break", format!("{other}"))),
+        };
+        let sent = mem::take(self.uart.writer_mut());
+        match Registers::from_state(&state, NoTrigger, NoEvents, sent) {
+            Ok(uart) => self.uart = uart,
+            // Output waits in a VM that is restored only if somebody loads twice; it goes with what was there.
+            Err(_) => {
+                let count = state.in_buffer.len();
+                return Err(from.invalid("received bytes", format!("{count} do not fit")));
+            }
+        }
+        self.ier = state.interrupt_enable;
+        self.lcr = lcr;
+        self.tx_blocked = false;
+        self.rx_paused = false;
+        // Whatever was told before the restore counts no more.
+        self.line_high = self.cause() != IIR_NONE;
+        self.irq.set(self.line_high);
+        self.update();
+        self.uart.writer().wake();
+        Ok(())
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::clock::Clock;
 use crate::bus::{Device, lock};
 use crate::irq::{IrqLine, IrqSink};
+use crate::state::{Decoder, Encoder, StateError};
 use crate::units::Gsi;
 
 /// Records the level of one line and counts its rising edges.
@@ -120,5 +121,61 @@ pub(crate) fn replay(device: &mut dyn Device, base: u64, accesses: Vec<(bool, u6
         } else {
             device.read(base + offset, &mut data);
         }
+    }
+}
+
+pub(crate) fn saved(device: &dyn Device) -> Vec<u8> {
+    let mut body = Encoder::new();
+    device.save(&mut body);
+    body.into_body()
+}
+
+pub(crate) fn load(device: &mut dyn Device, body: &[u8]) -> Result<(), StateError> {
+    let mut decoder = Decoder::new("device/test", device.state_version(), body);
+    device.load(&mut decoder)?;
+    decoder.finish()
+}
+
+/// What is saved, loaded and saved again is the same.
+pub(crate) fn assert_comes_back(device: &dyn Device, fresh: &mut dyn Device) {
+    let body = saved(device);
+    load(fresh, &body).unwrap();
+    assert_eq!(saved(fresh), body);
+    // Nothing less will do.
+    for length in 0..body.len() {
+        load(fresh, &body[..length]).unwrap_err();
+    }
+    load(fresh, &body).unwrap();
+}
+
+/// Bodies as somebody might make them up: a real one with any bytes in any places, or any bytes.
+#[derive(Clone, Debug)]
+pub(crate) struct Hostile {
+    changes: Option<Vec<(usize, u8)>>,
+    bytes: Vec<u8>,
+}
+
+pub(crate) fn hostile() -> impl proptest::strategy::Strategy<Value = Hostile> {
+    use proptest::prelude::*;
+    let changes = proptest::collection::vec((any::<usize>(), any::<u8>()), 0..64);
+    let bytes = proptest::collection::vec(any::<u8>(), 0..300);
+    (proptest::option::weighted(0.8, changes), bytes)
+        .prop_map(|(changes, bytes)| Hostile { changes, bytes })
+}
+
+impl Hostile {
+    /// Loads it; whether the device took it. What it has become is then the caller's to use.
+    pub(crate) fn load_into(self, device: &mut dyn Device) -> bool {
+        let mut body = saved(device);
+        match self.changes {
+            Some(changes) if !body.is_empty() => {
+                for (at, value) in changes {
+                    let at = at % body.len();
+                    body[at] = value;
+                }
+            }
+            _ => body = self.bytes,
+        }
+        load(device, &body).is_ok()
     }
 }

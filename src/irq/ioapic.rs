@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex};
 
 use super::IrqSink;
 use crate::bus::{Device, lock};
+use crate::state::{Decoder, Encoder, StateError};
 use crate::units::Gsi;
 
 /// Interrupt inputs.
@@ -211,6 +212,35 @@ impl IoApic {
         self.service_level(&mut state, pin);
     }
 
+    fn save(&self, to: &mut Encoder) {
+        let state = lock(&self.state);
+        to.u8(state.select);
+        to.u32(state.id);
+        to.u32(state.inputs);
+        state.entries.iter().for_each(|entry| to.u64(*entry));
+    }
+
+    /// The routes are told anew to a VM that has none yet.
+    fn load(&self, from: &mut Decoder<'_>) -> Result<(), StateError> {
+        let mut loaded = State {
+            select: from.u8("register index")?,
+            id: from.u32("ID")? & ID_BITS,
+            inputs: from.u32("inputs")? & ((1 << PINS) - 1),
+            ..State::power_on()
+        };
+        for entry in &mut loaded.entries {
+            *entry = from.u64("redirection entry")?;
+            if *entry & !(WRITABLE | REMOTE_IRR) != 0 || *entry & (LEVEL | REMOTE_IRR) == REMOTE_IRR
+            {
+                return Err(from.invalid("redirection entry", format!("{entry:#x} cannot be")));
+            }
+        }
+        let mut state = lock(&self.state);
+        *state = loaded;
+        self.publish(&mut state);
+        Ok(())
+    }
+
     fn reset(&self) {
         let mut state = lock(&self.state);
         let routes = state.routes;
@@ -310,6 +340,14 @@ impl Device for IoApicMmio {
             EOI => self.ioapic.eoi(bytes[0]),
             _ => {}
         }
+    }
+
+    fn save(&self, to: &mut Encoder) {
+        self.ioapic.save(to);
+    }
+
+    fn load(&mut self, from: &mut Decoder<'_>) -> Result<(), StateError> {
+        self.ioapic.load(from)
     }
 }
 

@@ -5,6 +5,7 @@
 //! SMRAM control) that are not here. Operating systems drive a host bridge by its class alone.
 
 use super::PciFunction;
+use crate::state::{Decoder, Encoder, StateError};
 
 /// Intel.
 pub const VENDOR_ID: u16 = 0x8086;
@@ -51,5 +52,14 @@ impl PciFunction for HostBridge {
 
     fn reset(&mut self) {
         self.interrupt_line = 0;
+    }
+
+    fn save(&self, to: &mut Encoder) {
+        to.u32(self.interrupt_line);
+    }
+
+    fn load(&mut self, from: &mut Decoder<'_>) -> Result<(), StateError> {
+        self.interrupt_line = from.u32("interrupt line")? & INTERRUPT_LINE_MASK;
+        Ok(())
     }
 }

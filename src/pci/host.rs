@@ -7,6 +7,7 @@ use super::{DevFn, HostBridge, PciFunction};
 use crate::bus::Device;
 use crate::devices::reset::ResetControl;
 use crate::life::LifeHandle;
+use crate::state::{Decoder, Encoder, StateError};
 
 /// How many ports configuration mechanism 1 takes.
 pub const PORTS: u64 = 8;
@@ -191,6 +192,48 @@ impl Device for PciHost {
             self.reset_control.write(*byte);
         }
     }
+
+    fn save(&self, to: &mut Encoder) {
+        to.u32(self.address);
+        self.reset_control.save(to);
+        to.u64(self.functions.iter().flatten().count() as u64);
+        for (place, function) in (0..=u8::MAX).zip(&self.functions) {
+            if let Some(function) = function {
+                let mut body = Encoder::new();
+                function.save(&mut body);
+                to.u8(place);
+                to.bytes(&body.into_body());
+            }
+        }
+    }
+
+    fn load(&mut self, from: &mut Decoder<'_>) -> Result<(), StateError> {
+        self.address = from.u32("address")? & ADDRESS_BITS;
+        self.reset_control.load(from)?;
+        let count = from.count("number of functions", 9)?;
+        let expected = self.functions.iter().flatten().count();
+        if count != expected {
+            let why = format!("{count}, but this machine has {expected}");
+            return Err(from.invalid("number of functions", why));
+        }
+        let mut next = 0;
+        for _ in 0..count {
+            let place = from.u8("place of a function")?;
+            let Some(Some(function)) = self.functions.get_mut(usize::from(place)) else {
+                let why = format!("this machine has none at {place:#04x}");
+                return Err(from.invalid("place of a function", why));
+            };
+            if place < next {
+                return Err(from.invalid("place of a function", "out of order"));
+            }
+            next = place.saturating_add(1);
+            let body = from.bytes("function")?;
+            let mut body = Decoder::new(from.section(), from.version(), body);
+            function.load(&mut body)?;
+            body.finish()?;
+        }
+        Ok(())
+    }
 }
 
 impl fmt::Debug for PciHost {
@@ -207,7 +250,9 @@ impl fmt::Debug for PciHost {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::devices::testing::{accesses, inb, inl, inw, outb, outl, outw, replay};
+    use crate::devices::testing::{
+        accesses, assert_comes_back, hostile, inb, inl, inw, load, outb, outl, outw, replay, saved,
+    };
     use crate::life::LifeEvent;
     use proptest::prelude::*;
     use std::sync::mpsc::Receiver;
@@ -239,6 +284,17 @@ mod tests {
 
         fn reset(&mut self) {
             self.0.fill(0);
+        }
+
+        fn save(&self, to: &mut Encoder) {
+            self.0.iter().for_each(|register| to.u32(*register));
+        }
+
+        fn load(&mut self, from: &mut Decoder<'_>) -> Result<(), StateError> {
+            for register in &mut self.0 {
+                *register = from.u32("register")?;
+            }
+            Ok(())
         }
     }
 
@@ -358,7 +414,42 @@ mod tests {
         assert_eq!(DevFn::new(0, 0), Some(DevFn::HOST_BRIDGE));
     }
 
+    #[test]
+    fn another_set_of_functions_is_refused() {
+        let (mut two, _) = host();
+        let at = DevFn::new(3, 1).unwrap();
+        two.insert(at, Box::new(Ram(vec![5; 2])));
+        let body = saved(&two);
+        let (mut one, _) = host();
+        let error = load(&mut one, &body).unwrap_err().to_string();
+        assert!(error.contains("this machine has 1"), "{error}");
+        let (mut other, _) = host();
+        other.insert(DevFn::new(3, 2).unwrap(), Box::new(Ram(vec![5; 2])));
+        let error = load(&mut other, &body).unwrap_err().to_string();
+        assert!(error.contains("none at 0x19"), "{error}");
+        let (mut same, _) = host();
+        same.insert(at, Box::new(Ram(vec![0; 2])));
+        assert_comes_back(&two, &mut same);
+    }
+
     proptest! {
+        #[test]
+        fn it_comes_back_after_any_accesses(ports in accesses(PORTS + 4), mmio in accesses(0x3000)) {
+            let (mut h, _) = host();
+            replay(&mut h, ECAM, mmio);
+            replay(&mut h, 0xcf8, ports);
+            let (mut fresh, events) = host();
+            assert_comes_back(&h, &mut fresh);
+            prop_assert!(events.try_recv().is_err(), "a restore is no reset");
+        }
+
+        #[test]
+        fn no_state_harms(body in hostile(), ports in accesses(PORTS + 4)) {
+            let (mut h, _) = host();
+            body.load_into(&mut h);
+            replay(&mut h, 0xcf8, ports);
+        }
+
         #[test]
         fn no_access_sequence_panics(ports in accesses(PORTS + 4), mmio in accesses(0x3000)) {
             let (mut h, _) = host();

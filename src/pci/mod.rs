@@ -9,6 +9,8 @@ mod host;
 pub use bridge::{DEVICE_ID, HostBridge, VENDOR_ID};
 pub use host::{PORTS, PciHost};
 
+use crate::state::{Decoder, Encoder, StateError};
+
 /// A function's place on bus 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct DevFn(u8);
@@ -42,4 +44,13 @@ pub trait PciFunction: Send {
 
     /// Back to the power-on state.
     fn reset(&mut self);
+
+    /// Writes down what can change.
+    fn save(&self, to: &mut Encoder);
+
+    /// Takes over what was saved.
+    ///
+    /// # Errors
+    /// If something is missing, or cannot be.
+    fn load(&mut self, from: &mut Decoder<'_>) -> Result<(), StateError>;
 }

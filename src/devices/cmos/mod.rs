@@ -16,6 +16,7 @@ use super::clock::{Clock, Timed};
 use super::io_thread::Waker;
 use crate::bus::Device;
 use crate::irq::IrqLine;
+use crate::state::{Decoder, Encoder, StateError};
 
 /// Index port, data port.
 pub const PORTS: u64 = 2;
@@ -59,6 +60,9 @@ const D_VALID: u8 = 1 << 7;
 
 /// An alarm register with both top bits set matches everything.
 const ALARM_ANY: u8 = 0xc0;
+
+/// Times further than this from 1970, in seconds, cannot be set by a guest: 34,000 years.
+const FAR: u64 = 1 << 40;
 
 /// "Update in progress" shows this long before the second changes: 244 us warning and the 1984 us of the update itself.
 const UPDATE_WINDOW: Duration = Duration::from_micros(244 + 1984);
@@ -374,6 +378,38 @@ impl Device for Cmos {
                 _ => {}
             }
         }
+    }
+
+    // The guest's time is the host's and an offset, so it goes on while the VM is not there.
+    fn save(&self, to: &mut Encoder) {
+        to.u8(self.index);
+        to.array(&self.ram);
+        to.i64(self.offset);
+        to.u8(self.flags);
+        to.i64(self.seen);
+        to.u64(u64::try_from(self.period_start.as_nanos()).unwrap_or(u64::MAX));
+    }
+
+    fn load(&mut self, from: &mut Decoder<'_>) -> Result<(), StateError> {
+        self.index = from.u8("index")? & 0x7f;
+        self.ram = from.array("registers")?;
+        self.offset = from.i64("offset")?;
+        self.flags = from.u8("flags")? & INTERRUPTS;
+        self.seen = from.i64("last look")?;
+        self.period_start = Duration::from_nanos(from.u64("period")?);
+        for (item, value) in [("offset", self.offset), ("last look", self.seen)] {
+            if value.unsigned_abs() > FAR {
+                return Err(from.invalid(item, format!("no guest can set {value} s")));
+            }
+        }
+        if self.period_start > self.clock.monotonic() {
+            return Err(from.invalid("period", "begins in the future"));
+        }
+        self.ram[usize::from(A)] &= !A_UPDATE_IN_PROGRESS;
+        self.line_high = self.requests();
+        self.irq.set(self.line_high);
+        self.waker.wake();
+        Ok(())
     }
 }
 

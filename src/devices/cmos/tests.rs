@@ -2,7 +2,10 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::devices::io_thread::IoThread;
-use crate::devices::testing::{HandClock, LineRecorder, accesses, inb, inw, outb, outw, replay};
+use crate::devices::testing::{
+    HandClock, LineRecorder, accesses, assert_comes_back, hostile, inb, inw, load, outb, outw,
+    replay, saved,
+};
 use crate::life::LifeHandle;
 
 /// 2024-02-29 12:34:56 UTC.
@@ -233,7 +236,61 @@ fn reset_disables_interrupts() {
     assert_eq!(b.cmos.until_due(), None);
 }
 
+#[test]
+fn a_restored_clock_follows_the_host_with_the_guests_own_offset() {
+    let mut b = bench();
+    // One hour ahead of the host, and an alarm in 20 minutes.
+    b.put(HOUR, 0x13);
+    b.put(HOUR_ALARM, 0x13);
+    b.put(MINUTE_ALARM, 0x54);
+    b.put(SECOND_ALARM, 0x56);
+    b.put(B, B_24_HOURS | B_ALARM);
+    b.get(C);
+    let (mut restored, body) = (bench(), saved(&b.cmos));
+    restored.clock.advance(Duration::from_secs(600));
+    load(&mut restored.cmos, &body).unwrap();
+    assert_eq!(restored.time(), [0x20, 0x24, 0x02, 0x29, 0x13, 0x44, 0x56]);
+    assert!(!restored.line.high());
+    restored.run(Duration::from_secs(600));
+    assert!(restored.line.high());
+    // It also rings if its time was while nobody was there.
+    let mut late = bench();
+    late.clock.advance(Duration::from_secs(3600));
+    load(&mut late.cmos, &body).unwrap();
+    late.cmos.tick();
+    assert!(late.line.high());
+    let both = C_REQUEST | B_ALARM;
+    assert_eq!(late.get(C) & both, both);
+}
+
 proptest! {
+    #[test]
+    fn it_comes_back_after_any_accesses(seq in accesses(PORTS + 2), skip in 0_u64..10_000_000) {
+        let (mut b, mut fresh) = (bench(), bench());
+        for chunk in seq.chunks(4) {
+            replay(&mut b.cmos, 0x70, chunk.to_vec());
+            b.run(Duration::from_millis(skip));
+            fresh.clock.advance(Duration::from_millis(skip));
+        }
+        assert_comes_back(&b.cmos, &mut fresh.cmos);
+        prop_assert_eq!(b.line.high(), fresh.line.high());
+        prop_assert_eq!(b.time(), fresh.time());
+        prop_assert_eq!(b.cmos.until_due(), fresh.cmos.until_due());
+    }
+
+    #[test]
+    fn no_state_harms(body in hostile(), seq in accesses(PORTS + 2), skip in 0_u64..10_000_000) {
+        let mut b = bench();
+        b.run(Duration::from_millis(skip));
+        body.load_into(&mut b.cmos);
+        for chunk in seq.chunks(4) {
+            b.cmos.until_due();
+            replay(&mut b.cmos, 0x70, chunk.to_vec());
+            b.run(Duration::from_millis(skip));
+        }
+        b.time();
+    }
+
     #[test]
     fn no_access_sequence_panics(seq in accesses(PORTS + 2), skip in 0_u64..10_000_000_000) {
         let mut b = bench();

@@ -4,7 +4,9 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::devices::io_thread::IoThread;
-use crate::devices::testing::{LineRecorder, accesses, inb, inw, outb, outw, replay};
+use crate::devices::testing::{
+    LineRecorder, accesses, assert_comes_back, hostile, inb, inw, outb, outw, replay,
+};
 use crate::life::LifeHandle;
 
 const COM1: u64 = 0x3f8;
@@ -240,7 +242,57 @@ fn reset_restores_power_on_state_and_keeps_what_was_sent() {
     assert_eq!(sent(&mut s), b"q");
 }
 
+#[test]
+fn a_guest_that_waits_for_the_transmitter_is_told_after_a_restore() {
+    let (mut s, _) = serial();
+    put(&mut s, IER, IER_THR_EMPTY);
+    get(&mut s, IIR_FCR);
+    for _ in 0..TxQueue::CAPACITY {
+        put(&mut s, DATA, b'x');
+    }
+    assert_eq!(get(&mut s, LSR) & LSR_THR_EMPTY, 0);
+    let (mut restored, line) = serial();
+    assert_comes_back(&s, &mut restored);
+    assert!(line.high());
+    assert_eq!(get(&mut restored, IIR_FCR), IIR_THR_EMPTY);
+    assert!(sent(&mut restored).is_empty(), "the saved one delivers it");
+}
+
 proptest! {
+    #[test]
+    fn it_comes_back_after_any_accesses(
+        seq in accesses(PORTS + 2),
+        typed in proptest::collection::vec(any::<u8>(), 0..40),
+        is_break: bool,
+    ) {
+        let (mut s, line) = serial();
+        replay(&mut s, COM1, seq);
+        s.input(&typed);
+        if is_break {
+            s.input_break();
+        }
+        let (mut fresh, restored_line) = serial();
+        assert_comes_back(&s, &mut fresh);
+        prop_assert!(restored_line.high() == line.high() || fresh.thr_interrupt);
+        prop_assert_eq!(s.received(), fresh.received());
+        for register in [DATA, IER, LCR, MCR, MSR, SCRATCH] {
+            prop_assert_eq!(get(&mut s, register), get(&mut fresh, register));
+        }
+    }
+
+    #[test]
+    fn no_state_harms(body in hostile(), seq in accesses(PORTS + 2)) {
+        let (mut s, line) = serial();
+        body.load_into(&mut s);
+        replay(&mut s, COM1, seq);
+        if s.input_room() > 0 {
+            s.input(b"x");
+        }
+        prop_assert!(s.received() <= 64);
+        s.reset();
+        prop_assert!(!line.high());
+    }
+
     #[test]
     fn no_access_sequence_panics_or_loses_the_line(
         seq in accesses(PORTS + 2),

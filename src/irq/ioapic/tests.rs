@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::devices::testing::{accesses, inl, outb, outl, replay};
+use crate::devices::testing::{accesses, assert_comes_back, hostile, inl, outb, outl, replay};
 
 const BASE: u64 = 0xfec0_0000;
 
@@ -222,7 +222,52 @@ fn unknown_lines_are_ignored() {
     assert!(b.sent().is_empty());
 }
 
+#[test]
+fn a_restored_one_tells_its_routes_and_takes_the_devices_levels_as_no_edges() {
+    let mut b = bench();
+    let edge = 0x41;
+    let level = LEVEL | 0x42;
+    b.redirect(4, edge);
+    b.redirect(9, level);
+    b.set(4, true);
+    b.set(9, true);
+    let mut restored = bench();
+    assert_comes_back(&b.mmio, &mut restored.mmio);
+    let routes = lock(&restored.msi.routes).last().copied();
+    assert_eq!(routes, lock(&b.msi.routes).last().copied());
+    // Each device drives its line as it was.
+    restored.set(4, true);
+    restored.set(9, true);
+    assert!(restored.sent().is_empty(), "both were delivered before");
+    restored.ioapic.eoi(0x42);
+    assert_eq!(restored.sent().len(), 1, "still driven");
+}
+
 proptest! {
+    #[test]
+    fn it_comes_back_after_any_accesses(
+        seq in accesses(0x48),
+        levels in proptest::collection::vec((0_u32..30, any::<bool>()), 0..32),
+    ) {
+        let mut b = bench();
+        for (access, (gsi, high)) in seq.chunks(2).zip(levels) {
+            replay(&mut b.mmio, BASE, access.to_vec());
+            b.set(gsi, high);
+        }
+        let mut fresh = bench();
+        assert_comes_back(&b.mmio, &mut fresh.mmio);
+        prop_assert_eq!(lock(&b.ioapic.state).routes, lock(&fresh.ioapic.state).routes);
+        prop_assert!(fresh.sent().is_empty());
+    }
+
+    #[test]
+    fn no_state_harms(body in hostile(), seq in accesses(0x48), vector: u8) {
+        let mut b = bench();
+        body.load_into(&mut b.mmio);
+        replay(&mut b.mmio, BASE, seq);
+        b.ioapic.eoi(vector);
+    }
+
     #[test]
     fn no_access_sequence_panics_or_leaves_a_driven_level_unserved(
         seq in accesses(0x48),

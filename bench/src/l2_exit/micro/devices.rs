@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use hypernest::bus::Device;
 use hypernest::machine::{ExitCounters, ExtraPorts};
+use hypernest::state::{Decoder, Encoder, StateError};
 use hypernest::units::VpIndex;
 use hypernest_nested::probe::{
     CONSOLE_PORT, DOORBELL_PORT, DOORBELL_PRESENT, Doorbell, Item, WIDE_CONSOLE, next_item,
@@ -74,6 +75,12 @@ impl Device for Console {
         while let Some(len) = self.take() {
             self.pending.drain(..len);
         }
+    }
+
+    fn save(&self, _to: &mut Encoder) {}
+
+    fn load(&mut self, _from: &mut Decoder<'_>) -> Result<(), StateError> {
+        Ok(())
     }
 }
 
@@ -177,6 +184,12 @@ impl Device for Bell {
             Some(Doorbell::Board { gpa }) => self.announced(gpa),
             None => {}
         }
+    }
+
+    fn save(&self, _to: &mut Encoder) {}
+
+    fn load(&mut self, _from: &mut Decoder<'_>) -> Result<(), StateError> {
+        Ok(())
     }
 }
 

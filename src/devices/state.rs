@@ -1,0 +1,176 @@
+//! All devices' state: a section for each, `device/NAME`, and one for the clock that they share.
+
+use std::time::Duration;
+
+use super::clock::HostClock;
+use crate::bus::{self, SharedDevice};
+use crate::state::{Encoder, Sections, StateError};
+
+/// The section of the devices' clock.
+pub const CLOCK_SECTION: &str = "device-clock";
+
+const CLOCK_VERSION: u32 = 1;
+
+/// The section of the device called `name`.
+pub fn section_name(name: &str) -> String {
+    format!("device/{name}")
+}
+
+/// Writes down `devices` and their clock. No vCPU runs.
+///
+/// # Errors
+/// If two devices have one name.
+pub fn save(
+    devices: &[SharedDevice],
+    clock: &HostClock,
+    to: &mut Sections,
+) -> Result<(), StateError> {
+    let mut body = Encoder::new();
+    body.u64(clock.nanos());
+    to.push(CLOCK_SECTION, CLOCK_VERSION, body.into_body());
+    for device in devices {
+        let device = bus::lock(device);
+        let section = section_name(device.name());
+        if to.get(&section).is_some() {
+            return Err(StateError::Duplicate { section });
+        }
+        let mut body = Encoder::new();
+        device.save(&mut body);
+        to.push(section, device.state_version(), body.into_body());
+    }
+    Ok(())
+}
+
+/// Loads `devices`, which were made from the same configuration, from their sections and takes these out.
+///
+/// The devices' clock goes on from where it was, plus `missed`: the part of the time since then that counts for the guest.
+/// Interrupt controllers must be there already, and in the state that was saved with the devices': each device drives its
+/// lines as they were.
+///
+/// # Errors
+/// If a section is missing, or cannot be what it says.
+pub fn load(
+    devices: &[SharedDevice],
+    clock: &HostClock,
+    missed: Duration,
+    from: &mut Sections,
+) -> Result<(), StateError> {
+    let section = from.take(CLOCK_SECTION)?;
+    let mut body = section.decoder(CLOCK_VERSION)?;
+    let nanos = body.u64("monotonic clock")?;
+    // 292 years: what is beyond was never measured.
+    if nanos > u64::MAX / 2 {
+        return Err(body.invalid("monotonic clock", format!("{nanos} ns")));
+    }
+    body.finish()?;
+    clock.go_on_from(Duration::from_nanos(nanos).saturating_add(missed));
+    for device in devices {
+        let mut device = bus::lock(device);
+        let section = from.take(&section_name(device.name()))?;
+        let mut body = section.decoder(device.state_version())?;
+        device.load(&mut body)?;
+        body.finish()?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::bus::Device;
+    use crate::devices::clock::Clock;
+    use crate::devices::debug::{DebugExit, Debugcon};
+    use crate::devices::port61::Port61;
+    use crate::devices::port92::Port92;
+    use crate::devices::post::PostPort;
+    use crate::devices::pvpanic::Pvpanic;
+    use crate::devices::testing::{accesses, assert_comes_back, hostile, inb, replay};
+    use crate::life::LifeHandle;
+
+    proptest! {
+        #[test]
+        fn small_devices_come_back_after_any_accesses_and_no_state_harms(
+            seq in accesses(4),
+            body in hostile(),
+        ) {
+            let life = || LifeHandle::channel().0;
+            let pairs: [(u64, [Box<dyn Device>; 2]); 6] = [
+                (0x61, [(); 2].map(|()| Box::new(Port61::new(0x61)) as _)),
+                (0x80, [(); 2].map(|()| Box::new(PostPort::new(0x80)) as _)),
+                (0x92, [(); 2].map(|()| Box::new(Port92::new(0x92, life())) as _)),
+                (0x505, [(); 2].map(|()| Box::new(Pvpanic::new(0x505, life())) as _)),
+                (0xf4, [(); 2].map(|()| Box::new(DebugExit::new(0xf4, life())) as _)),
+                (0x402, [(); 2].map(|()| Box::new(Debugcon::new(0x402, None)) as _)),
+            ];
+            for (base, [mut device, mut fresh]) in pairs {
+                replay(&mut *device, base, seq.clone());
+                assert_comes_back(&*device, &mut *fresh);
+                prop_assert_eq!(inb(&mut *device, base), inb(&mut *fresh, base));
+                body.clone().load_into(&mut *device);
+                replay(&mut *device, base, seq.clone());
+            }
+        }
+    }
+
+    fn devices() -> Vec<SharedDevice> {
+        let life = LifeHandle::channel().0;
+        vec![
+            Arc::new(Mutex::new(PostPort::new(0x80))),
+            Arc::new(Mutex::new(Port92::new(0x92, life))),
+        ]
+    }
+
+    fn read(device: &SharedDevice, port: u64) -> u8 {
+        let mut data = [0];
+        bus::lock(device).read(port, &mut data);
+        data[0]
+    }
+
+    #[test]
+    fn devices_come_back_and_their_clock_never_goes_back() {
+        let (one, clock) = (devices(), HostClock::new());
+        clock.go_on_from(Duration::from_secs(1000));
+        bus::lock(&one[0]).write(0x80, &[7]);
+        let mut sections = Sections::new();
+        save(&one, &clock, &mut sections).unwrap();
+        assert_eq!(
+            sections.names().collect::<Vec<_>>(),
+            ["device-clock", "device/post", "device/port92"]
+        );
+        let saved_at = clock.monotonic();
+        let (two, clock) = (devices(), HostClock::new());
+        load(&two, &clock, Duration::from_secs(5), &mut sections).unwrap();
+        assert_eq!(read(&two[0], 0x80), 7);
+        let now = clock.monotonic();
+        assert!(now >= Duration::from_secs(1005) && now < saved_at + Duration::from_secs(3600));
+        sections.finish().unwrap();
+    }
+
+    #[test]
+    fn what_is_missing_or_too_long_is_named() {
+        let (devices, clock) = (devices(), HostClock::new());
+        let mut sections = Sections::new();
+        save(&devices, &clock, &mut sections).unwrap();
+        let mut without = sections.clone();
+        without.take("device/post").unwrap();
+        let error = load(&devices, &clock, Duration::ZERO, &mut without).unwrap_err();
+        assert!(error.to_string().contains("device/post"), "{error}");
+        sections.take("device/post").unwrap();
+        sections.push("device/post", 1, vec![0; 2]);
+        let error = load(&devices, &clock, Duration::ZERO, &mut sections).unwrap_err();
+        assert!(error.to_string().contains("1 bytes too many"), "{error}");
+    }
+
+    #[test]
+    fn two_devices_of_one_name_are_an_error() {
+        let devices = [devices(), devices()].concat();
+        assert!(matches!(
+            save(&devices, &HostClock::new(), &mut Sections::new()),
+            Err(StateError::Duplicate { section }) if section == "device/post"
+        ));
+    }
+}
