@@ -15,7 +15,6 @@ pub(crate) const AMD: Stage = Stage {
     name: "linux",
     cpus: 1,
     memory_mib: 2048,
-    kernel: Kernel::Linux612,
     with: &[
         "linux-6.12/vmlinux",
         "linux-6.12/vmlinuz",
@@ -23,7 +22,7 @@ pub(crate) const AMD: Stage = Stage {
         "linux-6.1/vmlinux",
         "linux-6.1/vmlinuz",
     ],
-    parameters: &[],
+    ..Stage::PLAIN
 };
 
 /// With the one kernel that the Intel lab has time for.
@@ -31,9 +30,8 @@ pub(crate) const INTEL: Stage = Stage {
     name: "one-linux",
     cpus: 1,
     memory_mib: 1536,
-    kernel: Kernel::Linux612,
     with: &["linux-6.12/vmlinux", "linux-6.12/modules"],
-    parameters: &[],
+    ..Stage::PLAIN
 };
 
 const fn amd(name: &'static str, run: fn() -> TestResult) -> Test {

@@ -11,9 +11,8 @@ const STAGE: Stage = Stage {
     name: "xen",
     cpus: 1,
     memory_mib: 2048,
-    kernel: Kernel::Linux612,
     with: &["xen", "linux-dom0/vmlinux"],
-    parameters: &[],
+    ..Stage::PLAIN
 };
 
 pub(crate) const TESTS: &[Test] =

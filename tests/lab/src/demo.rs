@@ -11,7 +11,7 @@ use thiserror::Error;
 use crate::binaries::{self, Binaries, BuildError};
 use crate::cache::Cache;
 use crate::exec::{self, ExecError, HostOptions, here_environment};
-use crate::host::{DEFAULT_MEMORY_MIB, Host, Kernel};
+use crate::host::{DEFAULT_MEMORY_MIB, Host, IntelCpu, Kernel};
 use crate::owned::{OwnedChild, tied};
 use crate::session::Sink;
 use crate::setup::{self, SetupError};
@@ -98,6 +98,7 @@ fn in_the_lab(here: &Here<'_>, out: &Path) -> Result<u8, DemoError> {
         cpus: 1,
         memory: DEFAULT_MEMORY_MIB,
         kernel: Kernel::default(),
+        intel: IntelCpu::default(),
         parameters: Vec::new(),
         with: ["vmlinux", "modules"]
             .map(|part| format!("{}/{part}", Kernel::default().directory()))

@@ -12,7 +12,7 @@ use thiserror::Error;
 use crate::binaries::{self, Binaries, BuildError};
 use crate::boot::{self, BootError, initramfs::modules};
 use crate::cache::Cache;
-use crate::host::{DEFAULT_MEMORY_MIB, Host, Kernel, Machine, ModuleParameter};
+use crate::host::{DEFAULT_MEMORY_MIB, Host, IntelCpu, Kernel, Machine, ModuleParameter};
 use crate::owned::{OwnedChild, OwnedDirectory, RawTerminal, tied};
 use crate::plan::{self, Input, Plan};
 use crate::session::{self, Broken, Sink};
@@ -71,6 +71,9 @@ pub struct HostOptions {
     /// Its kernel.
     #[arg(long, default_value = "6.12")]
     pub kernel: Kernel,
+    /// The CPU of the emulated Intel host: ice-lake has exact timers.
+    #[arg(long, value_name = "MODEL", default_value = "skylake")]
+    pub intel: IntelCpu,
     /// A parameter of a KVM module in an emulated host, as kvm_intel.enable_shadow_vmcs=0.
     #[arg(long = "module-param", value_name = "MODULE.NAME=VALUE")]
     pub parameters: Vec<ModuleParameter>,
@@ -127,6 +130,7 @@ impl HostOptions {
             cpus: self.cpus,
             memory_mib: self.memory,
             kernel: self.kernel,
+            intel: self.intel,
             parameters: self.parameters.clone(),
             with: self.with.clone(),
             files: self

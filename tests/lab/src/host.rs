@@ -70,6 +70,36 @@ impl Kernel {
     }
 }
 
+/// The CPU that the emulated Intel host has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, ValueEnum)]
+pub enum IntelCpu {
+    /// A Skylake server at 3.5 GHz, under which the figures of exits are taken. Timers of the host are exact to 96,000
+    /// instructions only.
+    #[default]
+    Skylake,
+    /// An Ice Lake client at 1.5 GHz. The host's kernel uses its TSC deadline timer, so that timers are exact, and KVM its
+    /// VMX preemption timer.
+    IceLake,
+}
+
+impl IntelCpu {
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Skylake => "skylake",
+            Self::IceLake => "ice-lake",
+        }
+    }
+
+    /// Bochs's name of it.
+    pub(crate) fn model(self) -> &'static str {
+        match self {
+            Self::Skylake => "corei7_skylake_x",
+            Self::IceLake => "corei7_icelake_u",
+        }
+    }
+}
+
 /// A parameter of a kernel module in the host, as `kvm_intel.enable_shadow_vmcs=0`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ModuleParameter {
@@ -109,6 +139,8 @@ pub struct Machine {
     pub memory_mib: u32,
     /// Its kernel.
     pub kernel: Kernel,
+    /// Its CPU, if it is the Intel host.
+    pub intel: IntelCpu,
     /// Module parameters.
     pub parameters: Vec<ModuleParameter>,
     /// What of the lab's directory is wanted in the host, as `linux-6.12/vmlinux` or `qemu`.
@@ -123,6 +155,7 @@ impl Default for Machine {
             cpus: 1,
             memory_mib: DEFAULT_MEMORY_MIB,
             kernel: Kernel::default(),
+            intel: IntelCpu::default(),
             parameters: Vec::new(),
             with: Vec::new(),
             files: Vec::new(),

@@ -7,13 +7,14 @@ use std::process::Command;
 
 use super::flat::flat_image;
 use super::{BootError, Files, KERNEL_PARAMETERS, Listener, at, run_program};
-use crate::host::Machine;
+use crate::host::{IntelCpu, Machine};
 use crate::owned::{OwnedChild, tied};
 
 /// The most memory Bochs takes.
 const MAX_MEMORY_MIB: u32 = 2048;
 
-/// The kernel takes the local APIC's timer to run at the 24 MHz that CPUID tells; Bochs lets it run at the TSC's
+/// The kernel refuses Skylake's TSC deadline timer (its microcode has no version), and takes the local APIC's timer to run
+/// at the 24 MHz that CPUID tells; Bochs lets it run at the TSC's
 /// 3.5 GHz. With one-shot timers each tick takes some 900 interrupts that come too early, and nearly every measurement
 /// has one in it. A periodic timer comes once in 96,000 instructions.
 const PERIODIC_TICK: &str = "highres=off nohz=off";
@@ -30,13 +31,13 @@ pub(super) fn command(
     }
     let program = files.held("Bochs", "bochs/bochs")?;
     let share = files.held("Bochs firmware", "bochs/share")?;
-    let iso = iso(files, &kernel(machine, files)?)?;
+    let iso = iso(files, &kernel(machine, files)?, machine.intel)?;
     let listener = TcpListener::bind(("127.0.0.1", 0)).map_err(at(files.run))?;
     let port = listener.local_addr().map_err(at(files.run))?.port();
     let debugger = has_debugger(&program)?;
     let mut configuration = format!(
         "megs: {memory}\n\
-         cpu: model=corei7_skylake_x, count={cpus}, ips=25000000, reset_on_triple_fault=0\n\
+         cpu: model={model}, count={cpus}, ips=25000000, reset_on_triple_fault=0\n\
          romimage: file=\"{share}/BIOS-bochs-latest\"\n\
          vgaromimage: file=\"{share}/VGABIOS-lgpl-latest\"\n\
          ata0: enabled=1, ioaddr1=0x1f0, ioaddr2=0x3f0, irq=14\n\
@@ -50,6 +51,7 @@ pub(super) fn command(
          error: action=ignore\n\
          info: action=ignore\n",
         memory = machine.memory_mib,
+        model = machine.intel.model(),
         cpus = machine.cpus,
         share = share.display(),
         iso = iso.display(),
@@ -96,7 +98,7 @@ fn kernel(machine: &Machine, files: &Files<'_>) -> Result<Vec<u8>, BootError> {
     })
 }
 
-fn iso(files: &Files<'_>, kernel: &[u8]) -> Result<std::path::PathBuf, BootError> {
+fn iso(files: &Files<'_>, kernel: &[u8], cpu: IntelCpu) -> Result<std::path::PathBuf, BootError> {
     let root = files.run.join("iso");
     fs::create_dir(&root).map_err(at(&root))?;
     for name in ["isolinux.bin", "ldlinux.c32"] {
@@ -106,8 +108,12 @@ fn iso(files: &Files<'_>, kernel: &[u8]) -> Result<std::path::PathBuf, BootError
     fs::write(root.join("kernel"), kernel).map_err(at(&root))?;
     fs::rename(files.initramfs, root.join("initrd")).map_err(at(files.initramfs))?;
     let configuration = root.join("isolinux.cfg");
+    let tick = match cpu {
+        IntelCpu::Skylake => PERIODIC_TICK,
+        IntelCpu::IceLake => "",
+    };
     let text = format!(
-        "default lab\nprompt 0\ntimeout 0\nlabel lab\n kernel /kernel\n initrd /initrd\n append {KERNEL_PARAMETERS} {PERIODIC_TICK}\n"
+        "default lab\nprompt 0\ntimeout 0\nlabel lab\n kernel /kernel\n initrd /initrd\n append {KERNEL_PARAMETERS} {tick}\n"
     );
     fs::write(&configuration, text).map_err(at(&configuration))?;
     let iso = files.run.join("host.iso");

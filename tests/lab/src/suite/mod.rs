@@ -9,7 +9,7 @@ pub mod verdict;
 
 use std::error::Error;
 
-use crate::host::{Host, Kernel};
+use crate::host::{Host, IntelCpu, Kernel};
 
 pub(crate) use self::runner::describe;
 pub use self::runner::main;
@@ -95,6 +95,8 @@ pub struct Stage {
     pub memory_mib: u32,
     /// Kernel of an emulated host.
     pub kernel: Kernel,
+    /// CPU of the emulated Intel host.
+    pub intel: IntelCpu,
     /// Parts of the lab's directory in an emulated host, as `linux-6.12/vmlinux`. Every megabyte costs time in the
     /// Intel lab.
     pub with: &'static [&'static str],
@@ -109,6 +111,7 @@ impl Stage {
         cpus: 1,
         memory_mib: crate::host::DEFAULT_MEMORY_MIB,
         kernel: Kernel::Linux612,
+        intel: IntelCpu::Skylake,
         with: &[],
         parameters: &[],
     };

@@ -1,9 +1,10 @@
 //! What a test binary tells the program that runs it on several hosts, one JSON object a line.
 
+use clap::ValueEnum as _;
 use serde::{Deserialize, Serialize};
 
 use super::Test;
-use crate::host::{Host, Machine};
+use crate::host::{Host, IntelCpu, Machine};
 
 /// A test as the runner of hosts needs to know it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,6 +21,8 @@ pub struct Listed {
     pub memory_mib: u32,
     /// The stage's kernel, by its directory.
     pub kernel: String,
+    /// The CPU of the emulated Intel host.
+    pub intel: String,
     /// What the stage holds.
     pub with: Vec<String>,
     /// The stage's module parameters.
@@ -42,6 +45,7 @@ impl From<&Test> for Listed {
             cpus: test.stage.cpus,
             memory_mib: test.stage.memory_mib,
             kernel: test.stage.kernel.directory().to_owned(),
+            intel: test.stage.intel.name().to_owned(),
             with: texts(test.stage.with),
             parameters: texts(test.stage.parameters),
             limit_seconds: test.limit_seconds,
@@ -61,6 +65,7 @@ impl Listed {
             cpus: self.cpus,
             memory_mib: self.memory_mib,
             kernel,
+            intel: IntelCpu::from_str(&self.intel, false)?,
             parameters: self
                 .parameters
                 .iter()

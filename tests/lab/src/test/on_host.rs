@@ -360,6 +360,7 @@ mod tests {
             cpus: 1,
             memory_mib: 1024,
             kernel: "linux-6.12".to_owned(),
+            intel: "skylake".to_owned(),
             with: Vec::new(),
             parameters: parameters.iter().map(|&text| text.to_owned()).collect(),
             limit_seconds: 0,
