@@ -77,8 +77,7 @@ pub enum IntelCpu {
     /// instructions only.
     #[default]
     Skylake,
-    /// An Ice Lake client at 1.5 GHz. The host's kernel uses its TSC deadline timer, so that timers are exact, and KVM its
-    /// VMX preemption timer.
+    /// An Ice Lake client at 1.5 GHz. The host's kernel uses its TSC deadline timer, so that timers are exact.
     IceLake,
 }
 
