@@ -14,4 +14,5 @@ pub mod nested_state;
 pub mod probe;
 pub mod svm;
 pub mod taxonomy;
+pub mod tsc;
 pub mod vmx;

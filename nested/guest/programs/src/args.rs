@@ -1,7 +1,7 @@
 //! The command line: words, `name=value`, and `name="value with blanks"`.
 
 /// The programs, in the order in which they are listed.
-pub(crate) const PROGRAMS: [&str; 11] = [
+pub(crate) const PROGRAMS: [&str; 12] = [
     "hello",
     "hvdump",
     "hvtest",
@@ -13,6 +13,7 @@ pub(crate) const PROGRAMS: [&str; 11] = [
     "crash",
     "reset",
     "power",
+    "tsc",
 ];
 
 /// A command line. Words before the program's name (loaders put the image's file name there) are left out.

@@ -64,6 +64,23 @@ pub(crate) fn samples(name: &str, values: &[u64]) {
     }
 }
 
+/// A frame whose words `fill` gives, called once nobody else writes: what it reads is as old as the frame.
+pub(crate) fn frame<'a>(name: &str, fill: impl FnOnce() -> &'a [u64]) {
+    exclusively(|| {
+        let words = fill();
+        let Some(header) = probe::samples_header(name, Width::Eight, words.len()) else {
+            return;
+        };
+        let mut console = Console::new();
+        console.bytes(&header);
+        console.bytes(name.as_bytes());
+        for word in words {
+            console.bytes(&word.to_le_bytes());
+        }
+        console.flush();
+    });
+}
+
 fn exclusively(write: impl FnOnce()) {
     while BUSY.swap(true, Ordering::Acquire) {
         core::hint::spin_loop();

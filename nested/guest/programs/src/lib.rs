@@ -15,6 +15,7 @@
 //! | `crash` | reports a crash by the crash registers and goes on |
 //! | `reset` | resets the machine in the way asked for |
 //! | `power` | waits for the power button and powers off |
+//! | `tsc` | samples its clocks on every processor, for good |
 //!
 //! A program reports on the debug console ([`hypernest_nested::probe`]) and ends by the debug-exit port.
 //!
@@ -39,6 +40,7 @@ mod pages;
 mod smp;
 mod text;
 mod trap;
+mod tsc;
 mod window;
 
 use args::Args;
@@ -87,6 +89,7 @@ fn run(start: &boot::Start) -> ! {
         Some("crash") => life::crash(&args),
         Some("reset") => life::reset(&args),
         Some("power") => life::power(&args),
+        Some("tsc") => tsc::run(&args, start.trampoline),
         _ => {
             say!(
                 "no program in the command line {:?}; there are {:?}",
