@@ -14,6 +14,7 @@ mod l2_exit;
 mod progress;
 mod qemu;
 mod report;
+mod tsc;
 mod unit;
 mod vmm;
 mod wire;
@@ -36,10 +37,11 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     L2Exit(Box<l2_exit::Args>),
+    Tsc(Box<tsc::Args>),
     Vmm(vmm::Args),
     /// Show a result again
     Report {
-        /// The l2-exit.json of an earlier run
+        /// The l2-exit.json or tsc.json of an earlier run
         file: PathBuf,
         /// Show where the time of this kind of exits goes, too
         #[arg(long, value_name = "KIND")]
@@ -86,10 +88,27 @@ fn run(command: &Command) -> Result<u8, (u8, Box<dyn Error>)> {
                 Err((code, error.into()))
             }
         },
+        Command::Tsc(args) => match tsc::run(args) {
+            Ok(well) => Ok(if well { 0 } else { FAILED }),
+            Err(error) => {
+                let code = if error.is_host() { HOST } else { FAILED };
+                Err((code, error.into()))
+            }
+        },
         Command::Vmm(args) => {
             let failed = |error: Box<dyn Error>| (FAILED, error);
             let text = vmm::run(args).map_err(|e| failed(e.into()))?;
             print(&text).map_err(|e| failed(e.into()))?;
+            Ok(0)
+        }
+        Command::Report { file, out, .. } if tsc::is_ours(file) => {
+            let failed = |error: Box<dyn Error>| (FAILED, error);
+            let report = tsc::read(file).map_err(|e| failed(e.into()))?;
+            print(&tsc::table(&report)).map_err(|e| failed(e.into()))?;
+            let Some(out) = out else { return Ok(0) };
+            for path in tsc::write(&report, out).map_err(|e| failed(e.into()))? {
+                print(&format!("written: {}\n", path.display())).map_err(|e| failed(e.into()))?;
+            }
             Ok(0)
         }
         Command::Report { file, kind, out } => {

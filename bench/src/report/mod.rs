@@ -19,12 +19,15 @@ mod schema;
 mod svg;
 mod table;
 
+pub(crate) use axis::Axis;
 pub(crate) use files::{FileError, read, write};
 pub(crate) use groups::{Group, PARTS, groups, number, plain, ratio};
+pub(crate) use markup::{escape, file_part};
 pub(crate) use model::{
     ALL_KINDS, Entry, Environment, L1, L1Facts, Measured, Outcome, Part, Parts, Report, StoppedBy,
     VERSION, Vmm,
 };
+pub(crate) use page::STYLE;
 pub(crate) use recommend::recommend;
 pub(crate) use table::{grid, table};
 

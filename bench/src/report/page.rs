@@ -19,7 +19,8 @@ use crate::histogram::HistogramError;
 use crate::l2_exit::modes::title;
 use crate::unit::Unit;
 
-const STYLE: &str = include_str!("page/page.css");
+/// Of every page.
+pub(crate) const STYLE: &str = include_str!("page/page.css");
 const SCRIPT: &str = include_str!("page/page.js");
 
 /// The page.

@@ -1,0 +1,217 @@
+//! The command line of `tsc`.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use super::model::{GuestKind, Way};
+
+/// Measures how stable a guest's clocks are, while it runs and across moves.
+///
+/// A guest reads its clocks in a tight loop on every vCPU. It is moved, by `hypernest save` and `restore` or by live migration,
+/// between hosts of different TSC frequencies, which --tsc-khz lets this one host play. The exit code is 0 if no clock stepped back
+/// and all that was to be acknowledged was, else 1; 3 if this host cannot do it.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Args {
+    /// What runs in the VM
+    #[arg(long, value_enum, default_value = "micro")]
+    pub(super) guest: GuestKind,
+    /// How often it is moved
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=10_000))]
+    pub(super) moves: u32,
+    /// How it is moved
+    #[arg(long, value_enum, default_value = "save")]
+    pub(super) by: Way,
+    /// TSC frequencies, in kHz or as 1.2x this host's: the first one the guest is created with, the next ones the hosts have that it
+    /// is moved to, over and over [default: this host's own]
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    pub(super) tsc_khz: Vec<Frequency>,
+    /// The guest's vCPUs
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=16))]
+    pub(super) vcpus: u32,
+    /// Enlightenments, as for `hypernest run` [default: those that it takes]
+    #[arg(long, value_name = "LIST", allow_hyphen_values = true)]
+    pub(super) hv: Option<String>,
+    /// What happens to the clocks while the guest is moved, as for `hypernest restore`: continue or pause
+    #[arg(long, value_name = "POLICY")]
+    pub(super) clock: Option<String>,
+    /// What to do about another frequency, as for `hypernest restore`: auto, scale, reenlighten, refuse
+    #[arg(long, value_name = "POLICY")]
+    pub(super) on_tsc_change: Option<String>,
+    /// How long the guest runs before, between and after moves, in ms of its own time
+    #[arg(long, value_name = "MS", default_value_t = 2000, value_parser = clap::value_parser!(u64).range(1..=86_400_000))]
+    pub(super) between_ms: u64,
+    /// How often each vCPU reports, in us of the guest's time
+    #[arg(long, value_name = "US", default_value_t = 5000, value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
+    pub(super) beat_us: u64,
+    /// Of how many reads of the page one is followed by a read of the register, which is an exit
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..=1 << 32))]
+    pub(super) counter_every: u64,
+    /// What the guest asks of reenlightenment (--guest micro)
+    #[arg(long, value_enum, default_value = "emulate")]
+    pub(super) reenlighten: Reenlighten,
+    /// How long it waits before it acknowledges a change, in us of its own time
+    #[arg(long, value_name = "US", default_value_t = 1000)]
+    pub(super) ack_after_us: u64,
+    /// It never acknowledges one
+    #[arg(long, conflicts_with = "ack_after_us")]
+    pub(super) no_ack: bool,
+    /// After how many seconds without a report the guest is taken for stuck
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    stuck_after: u64,
+    /// The guest's memory [default: 64M, for Linux 256M]
+    #[arg(long, value_name = "SIZE")]
+    memory: Option<String>,
+    /// Where to write the results [default: tsc, or nowhere with --json]
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+    /// The hypernest to measure
+    #[arg(long, value_name = "FILE", default_value = "hypernest")]
+    pub(super) hypernest: PathBuf,
+    #[command(flatten)]
+    pub(super) linux: Linux,
+}
+
+/// For `--guest linux`.
+#[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "With --guest linux")]
+pub(super) struct Linux {
+    /// Its kernel [default: linux-6.12/vmlinux in $HYPERNEST_LAB_DIR]
+    #[arg(long, value_name = "FILE")]
+    pub(super) kernel: Option<PathBuf>,
+    /// A static tscprobe to run in it [default: beside this program]
+    #[arg(long, value_name = "FILE")]
+    pub(super) probe: Option<PathBuf>,
+    /// Modules to load in it first, uncompressed, in this order: with those of KVM it asks for reenlightenment
+    #[arg(long, value_name = "FILE", value_delimiter = ',')]
+    pub(super) modules: Vec<PathBuf>,
+    /// More words for its command line
+    #[arg(
+        long,
+        value_name = "TEXT",
+        default_value = "",
+        allow_hyphen_values = true
+    )]
+    pub(super) append: String,
+}
+
+/// What the micro guest asks of reenlightenment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum Reenlighten {
+    /// Nothing.
+    No,
+    /// To be told.
+    Notify,
+    /// To be told, and to keep the old frequency until it has acknowledged.
+    Emulate,
+}
+
+impl Reenlighten {
+    /// As the guest program takes it.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::No => "no",
+            Self::Notify => "notify",
+            Self::Emulate => "emulate",
+        }
+    }
+}
+
+/// A frequency of a TSC.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Frequency {
+    /// In kHz.
+    Khz(u32),
+    /// Times the host's own.
+    Factor(f64),
+}
+
+impl FromStr for Frequency {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong =
+            || format!("{text:?} is no frequency: want kHz, as 2400000, or a factor, as 1.2x");
+        match text.strip_suffix('x') {
+            Some(factor) => factor
+                .parse()
+                .ok()
+                .filter(|factor: &f64| (0.01..=100.0).contains(factor))
+                .map(Self::Factor)
+                .ok_or_else(wrong),
+            None => text
+                .parse()
+                .ok()
+                .filter(|khz| *khz > 0)
+                .map(Self::Khz)
+                .ok_or_else(wrong),
+        }
+    }
+}
+
+impl Frequency {
+    /// In kHz; `None` if it depends on the host's own, which is not known.
+    pub(super) fn khz(self, host: Option<u32>) -> Option<u32> {
+        match self {
+            Self::Khz(khz) => Some(khz),
+            Self::Factor(factor) => u32::try_from(super::round(factor * f64::from(host?))).ok(),
+        }
+    }
+}
+
+impl Args {
+    /// Where to write files.
+    pub(super) fn directory(&self) -> Option<PathBuf> {
+        match &self.out {
+            Some(out) => Some(out.clone()),
+            None if self.json => None,
+            None => Some("tsc".into()),
+        }
+    }
+
+    pub(super) fn memory(&self) -> &str {
+        match (&self.memory, self.guest) {
+            (Some(memory), _) => memory,
+            (None, GuestKind::Micro) => "64M",
+            (None, GuestKind::Linux) => "256M",
+        }
+    }
+
+    /// Whether the guest is told of another frequency.
+    pub(super) fn may_reenlighten(&self) -> bool {
+        matches!(
+            self.on_tsc_change.as_deref(),
+            None | Some("auto" | "reenlighten")
+        )
+    }
+
+    pub(super) fn stuck_after(&self) -> Duration {
+        Duration::from_secs(self.stuck_after)
+    }
+
+    /// Ticks of a TSC of `khz` in so many us.
+    pub(super) fn ticks(us: u64, khz: f64) -> u64 {
+        super::round(us as f64 * khz / 1e3)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frequencies() {
+        assert_eq!("2400000".parse(), Ok(Frequency::Khz(2_400_000)));
+        assert_eq!("1.2x".parse(), Ok(Frequency::Factor(1.2)));
+        for wrong in ["", "x", "0", "-1x", "NaNx", "1.2", "1e9x", "99999999999"] {
+            assert!(wrong.parse::<Frequency>().is_err(), "{wrong}");
+        }
+        assert_eq!(Frequency::Factor(0.7).khz(Some(3_499_912)), Some(2_449_938));
+        assert_eq!(Frequency::Factor(1.0).khz(None), None);
+        assert_eq!(Frequency::Khz(5).khz(None), Some(5));
+        assert_eq!(Args::ticks(1000, 2_500_000.0), 2_500_000);
+    }
+}

@@ -1,0 +1,265 @@
+//! Runs the guest and moves it, by the `hypernest` command alone.
+
+use std::path::PathBuf;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use hypernest_nested::tsc::Clock;
+
+use super::analyse::{Doings, Moved};
+use super::args::Args;
+use super::model::{GuestKind, Way};
+use super::record::Record;
+use super::vm::{Stopwatch, VmError, Vms};
+use super::{TscError, file, linux};
+
+/// What was recorded, and what was done meanwhile.
+pub(super) struct Measured {
+    pub(super) record: Record,
+    pub(super) doings: Doings,
+}
+
+/// KVM does not scale the TSC for a frequency that is nearer, in ppm (`tsc_tolerance_ppm`).
+const SAME_FREQUENCY: f64 = 250.0;
+
+/// Where the files of one measurement are.
+struct Site {
+    directory: tempfile::TempDir,
+    kernel: PathBuf,
+    initrd: Option<PathBuf>,
+}
+
+impl Site {
+    fn new(args: &Args) -> Result<Self, TscError> {
+        let directory = tempfile::tempdir().map_err(file("cannot make a directory"))?;
+        let (kernel, initrd) = match args.guest {
+            GuestKind::Micro => {
+                let kernel = directory.path().join("guest");
+                std::fs::write(&kernel, hypernest_guest::GUEST)
+                    .map_err(file(format!("cannot write {}", kernel.display())))?;
+                (kernel, None)
+            }
+            GuestKind::Linux => {
+                let initrd = directory.path().join("initrd");
+                (linux::files(&args.linux, &initrd)?, Some(initrd))
+            }
+        };
+        Ok(Self {
+            directory,
+            kernel,
+            initrd,
+        })
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.directory.path().join(name).display().to_string()
+    }
+}
+
+/// Runs the guest, with moves between as many of `frequencies` (in kHz) as there are.
+pub(super) fn measure(
+    args: &Args,
+    host_khz: Option<u32>,
+    frequencies: &[u32],
+) -> Result<Measured, TscError> {
+    let khz = frequencies.first().copied().or(host_khz);
+    let khz = f64::from(khz.ok_or(TscError::NoFrequency)?);
+    let site = Site::new(args)?;
+    let watch = Stopwatch::start();
+    let mut vms = Vms::new(&args.hypernest, site.directory.path(), watch);
+    let created_with = frequencies.first().copied();
+    vms.start(&run_words(args, &site, &vms.next_name(), khz, created_with))?;
+    let vcpus = usize::try_from(args.vcpus).unwrap_or(usize::MAX);
+    let patience = args.stuck_after();
+    vms.until("report of each vCPU", patience, |record| {
+        record.vcpus() >= vcpus
+    })?;
+    let hello = vms.record().hello.unwrap_or_default();
+    let mut doings = Doings {
+        began: 0,
+        khz,
+        moves: Vec::new(),
+        expects_acks: hello.emulation && !args.no_ack && args.may_reenlighten(),
+    };
+    let mut tsc_khz = if hello.tsc_hz == 0 {
+        khz
+    } else {
+        hello.tsc_hz as f64 / 1e3
+    };
+    settle(args, &mut vms, tsc_khz)?;
+    for number in 1..=args.moves {
+        eprintln!("move {number} of {}", args.moves);
+        let target = match frequencies {
+            [] => None,
+            list => Some(list[number as usize % list.len()]),
+        };
+        let started = watch.now();
+        move_guest(args, &mut vms, &site, target)?;
+        vms.until_left(patience)?;
+        let run = vms.current();
+        vms.until("report after a move", patience, |record| {
+            record.first.contains_key(&run)
+        })?;
+        let target = target.map(f64::from);
+        doings.moves.push(Moved {
+            started,
+            resumed: vms.first_byte().unwrap_or(started),
+            khz: target,
+        });
+        if let Some(target) = target.filter(|target| {
+            doings.expects_acks && (target / tsc_khz - 1.0).abs() * 1e6 > SAME_FREQUENCY
+        }) {
+            // One that never comes is a failure that the report tells.
+            let acked = |record: &Record| record.acks.iter().any(|ack| ack.run == run);
+            let long = Args::ticks(args.ack_after_us, tsc_khz)
+                + Args::ticks(args.between_ms.max(100) * 1000, tsc_khz);
+            vms.until("acknowledgement", patience, |record| {
+                acked(record) || ran_for(record, run) > long
+            })?;
+            if acked(vms.record()) {
+                tsc_khz = target;
+            }
+        }
+        settle(args, &mut vms, tsc_khz)?;
+    }
+    Ok(Measured {
+        record: vms.finish(),
+        doings,
+    })
+}
+
+/// Ticks of the TSC since the first sample of `run`.
+fn ran_for(record: &Record, run: usize) -> u64 {
+    let tsc = Clock::Tsc.index();
+    match (record.first.get(&run), record.latest) {
+        (Some(first), Some(latest)) => latest.now[tsc].saturating_sub(first.now[tsc]),
+        _ => 0,
+    }
+}
+
+/// Lets the guest run for a while.
+fn settle(args: &Args, vms: &mut Vms, khz: f64) -> Result<(), VmError> {
+    let tsc = Clock::Tsc.index();
+    let from = vms.record().latest.map_or(0, |sample| sample.now[tsc]);
+    let ticks = Args::ticks(args.between_ms * 1000, khz);
+    vms.until("reports", args.stuck_after(), |record| {
+        let now = record.latest.map_or(0, |sample| sample.now[tsc]);
+        // One that stepped back is far ahead in this arithmetic, and need not be waited for.
+        now.wrapping_sub(from) >= ticks
+    })
+}
+
+/// `hypernest run …`.
+fn run_words(
+    args: &Args,
+    site: &Site,
+    name: &str,
+    khz: f64,
+    created_with: Option<u32>,
+) -> Vec<String> {
+    let mut words = words(&["run", "--name", name, "--kernel"]);
+    words.push(site.kernel.display().to_string());
+    words.push("--cmdline".to_owned());
+    words.push(match args.guest {
+        GuestKind::Micro => micro_line(args, khz),
+        GuestKind::Linux => linux::line(args),
+    });
+    words.extend(["--memory".to_owned(), args.memory().to_owned()]);
+    words.extend(["--cpus".to_owned(), args.vcpus.to_string()]);
+    if let Some(initrd) = &site.initrd {
+        words.extend(["--initrd".to_owned(), initrd.display().to_string()]);
+    }
+    if let Some(hv) = &args.hv {
+        words.push(format!("--hv={hv}"));
+    }
+    if args.guest == GuestKind::Linux && !args.linux.modules.is_empty() {
+        words.push("--nested".to_owned());
+    }
+    if let Some(khz) = created_with {
+        words.extend(["--tsc-khz".to_owned(), khz.to_string()]);
+    }
+    words.extend(local(args, site, name));
+    words
+}
+
+/// The command line of the guest program.
+fn micro_line(args: &Args, khz: f64) -> String {
+    let ack_after = if args.no_ack {
+        "never".to_owned()
+    } else {
+        Args::ticks(args.ack_after_us, khz).to_string()
+    };
+    format!(
+        "tsc cpus={} beat={} counter-every={} reenlighten={} ack-after={ack_after}",
+        args.vcpus,
+        Args::ticks(args.beat_us, khz).max(1),
+        args.counter_every,
+        args.reenlighten.name()
+    )
+}
+
+fn words(words: &[&str]) -> Vec<String> {
+    words.iter().map(|word| (*word).to_owned()).collect()
+}
+
+/// What is of the host and not of the guest.
+fn local(args: &Args, site: &Site, name: &str) -> Vec<String> {
+    let serial = match args.guest {
+        GuestKind::Micro => "none".to_owned(),
+        GuestKind::Linux => format!("file:{}", site.path(&format!("{name}.console"))),
+    };
+    words(&["--serial", &serial, "--debugcon", "stdio"])
+}
+
+/// What is of the place that the guest comes to.
+fn arrival(args: &Args, site: &Site, name: &str, khz: Option<u32>) -> Vec<String> {
+    let mut words = local(args, site, name);
+    for (flag, value) in [
+        ("--tsc-khz", khz.map(|khz| khz.to_string())),
+        ("--clock", args.clock.clone()),
+        ("--on-tsc-change", args.on_tsc_change.clone()),
+    ] {
+        if let Some(value) = value {
+            words.extend([flag.to_owned(), value]);
+        }
+    }
+    words
+}
+
+fn move_guest(args: &Args, vms: &mut Vms, site: &Site, khz: Option<u32>) -> Result<(), VmError> {
+    let (old, new) = (vms.name().to_owned(), vms.next_name());
+    match args.by {
+        Way::Save => {
+            let snapshot = site.path("snapshot");
+            vms.command(&["save", &old, &snapshot, "--then", "stop"])?;
+            let mut restore = words(&["restore", &snapshot, "--name", &new]);
+            restore.extend(arrival(args, site, &new, khz));
+            vms.start(&restore)
+        }
+        Way::Migrate => {
+            let socket = site.path("incoming");
+            let address = format!("unix:{socket}");
+            let mut incoming = words(&["run", "--incoming", &address, "--name", &new]);
+            incoming.extend(arrival(args, site, &new, khz));
+            vms.start(&incoming)?;
+            wait_for(&PathBuf::from(&socket), args.stuck_after())?;
+            vms.command(&["migrate", &old, &address])
+        }
+    }
+}
+
+/// Waits until somebody listens at `socket`.
+fn wait_for(socket: &std::path::Path, patience: Duration) -> Result<(), VmError> {
+    let start = Instant::now();
+    while !socket.exists() {
+        if start.elapsed() > patience {
+            return Err(VmError::Stuck {
+                wanted: "socket of the VM that waits for one to come in",
+                seconds: patience.as_secs(),
+                said: String::new(),
+            });
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
+}

@@ -1,0 +1,148 @@
+//! `hypernest-bench tsc`: how stable a guest's clocks are, while it runs and across moves.
+//!
+//! All that is done to the guest is done by the `hypernest` command. What it says is decoded by [`record`], means what
+//! [`analyse`] makes of it, and is shown by [`table`] and [`files`].
+
+mod analyse;
+mod args;
+mod drive;
+mod files;
+mod fit;
+mod linux;
+mod model;
+mod page;
+mod plot;
+mod record;
+mod table;
+mod vm;
+
+use std::io;
+use std::time::SystemTime;
+
+use hypernest::kvm::host::{HostCaps, HostError};
+use thiserror::Error;
+
+pub(crate) use args::Args;
+pub(crate) use files::{TscFileError, is_ours, read, write};
+pub(crate) use table::table;
+
+use analyse::analyse;
+use drive::measure;
+use model::{Guest, Report, VERSION};
+use vm::VmError;
+
+use crate::environment;
+use crate::histogram::HistogramError;
+
+/// A measurement that was not made.
+#[derive(Debug, Error)]
+pub(crate) enum TscError {
+    /// The host.
+    #[error(transparent)]
+    Host(#[from] HostError),
+    /// A frequency is relative to one that is not known.
+    #[error("KVM does not tell this host's TSC frequency: give --tsc-khz in kHz")]
+    NoFrequency,
+    /// Where the Linux is.
+    #[error("`--guest linux` wants --kernel FILE")]
+    NoKernel,
+    /// VMs.
+    #[error(transparent)]
+    Vm(#[from] VmError),
+    /// A file.
+    #[error("{what}")]
+    File {
+        /// What was done.
+        what: String,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// A histogram.
+    #[error(transparent)]
+    Histogram(#[from] HistogramError),
+    /// Results.
+    #[error(transparent)]
+    Results(#[from] TscFileError),
+    /// Printing.
+    #[error("cannot write to stdout")]
+    Stdout(#[source] io::Error),
+}
+
+impl TscError {
+    /// Whether it is the host that cannot do it.
+    pub(crate) fn is_host(&self) -> bool {
+        match self {
+            Self::Host(_) | Self::NoFrequency => true,
+            // hypernest's own exit code for that.
+            Self::Vm(error) => error.code() == Some(3),
+            _ => false,
+        }
+    }
+}
+
+fn file(what: impl Into<String>) -> impl FnOnce(io::Error) -> TscError {
+    let what = what.into();
+    move |source| TscError::File { what, source }
+}
+
+/// The nearest whole number; 0 for what is below or none, the largest for what is above.
+#[allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "`as` saturates, and that is what is wanted"
+)]
+fn round(value: f64) -> u64 {
+    value.round() as u64
+}
+
+/// Measures and shows; whether all was well.
+pub(crate) fn run(args: &Args) -> Result<bool, TscError> {
+    let host = HostCaps::probe()?;
+    let started = environment::rfc3339(SystemTime::now());
+    let frequencies = frequencies(args, host.kvm.tsc_khz)?;
+    let measured = measure(args, host.kvm.tsc_khz, &frequencies)?;
+    let environment = environment::read(&host, &[]);
+    let mut warnings = environment::warnings(&environment);
+    let meaning = analyse(&measured.record, &measured.doings)?;
+    warnings.extend(meaning.warnings);
+    let report = Report {
+        version: VERSION,
+        made_by: format!("hypernest-bench {}", env!("CARGO_PKG_VERSION")),
+        command_line: std::env::args().collect(),
+        started,
+        environment,
+        guest: Guest {
+            kind: args.guest,
+            vcpus: u32::try_from(measured.record.vcpus()).unwrap_or(u32::MAX),
+            tsc_khz: meaning.tsc_khz,
+            moved_by: (args.moves > 0).then_some(args.by),
+            reenlightenment: meaning.reenlightenment,
+        },
+        warnings,
+        failures: meaning.failures,
+        clocks: meaning.clocks,
+        moves: meaning.moves,
+        segments: meaning.segments,
+        offsets: meaning.offsets,
+    };
+    let mut text = if args.json {
+        serde_json::to_string_pretty(&report).map_err(|e| TscError::Stdout(e.into()))? + "\n"
+    } else {
+        table(&report)
+    };
+    if let Some(directory) = args.directory() {
+        for path in write(&report, &directory)? {
+            if !args.json {
+                text.push_str(&format!("written: {}\n", path.display()));
+            }
+        }
+    }
+    crate::print(&text).map_err(TscError::Stdout)?;
+    Ok(report.failures.is_empty())
+}
+
+/// The frequencies in kHz; none if none was asked for.
+fn frequencies(args: &Args, host: Option<u32>) -> Result<Vec<u32>, TscError> {
+    let khz = args.tsc_khz.iter().map(|frequency| frequency.khz(host));
+    khz.collect::<Option<_>>().ok_or(TscError::NoFrequency)
+}
