@@ -466,3 +466,6 @@ fn warnings(record: &Record) -> Vec<String> {
     warnings.extend(complaints.map(|line| format!("the guest says: {line}")));
     warnings
 }
+
+#[cfg(test)]
+pub(super) mod tests;
