@@ -59,6 +59,9 @@ macro_rules! features {
                 bit: $bit,
             };
         )*
+
+        /// Every bit that has a name here.
+        pub const ALL: &[Feature] = &[$($constant),*];
     };
 }
 

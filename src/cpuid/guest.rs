@@ -117,6 +117,15 @@ impl GuestCpuid {
         })
     }
 
+    /// The processor that a guest has been shown on another host: vCPU 0's table there.
+    pub fn promised(entries: Vec<CpuidEntry>, topology: Topology) -> Self {
+        Self {
+            vendor: vendor(&entries),
+            topology,
+            entries,
+        }
+    }
+
     /// Whose processor the guest sees.
     pub fn vendor(&self) -> CpuVendor {
         self.vendor
@@ -137,7 +146,7 @@ impl GuestCpuid {
 }
 
 /// Whose processor `entries` describe.
-pub(super) fn vendor(entries: &[CpuidEntry]) -> CpuVendor {
+pub(crate) fn vendor(entries: &[CpuidEntry]) -> CpuVendor {
     let mut id = [0; 12];
     if let Some(leaf) = entries.iter().find(|e| e.function == 0) {
         for (bytes, register) in id.chunks_exact_mut(4).zip([leaf.ebx, leaf.edx, leaf.ecx]) {

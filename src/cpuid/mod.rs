@@ -3,28 +3,36 @@
 //! [`GuestCpuid::new`] takes what KVM supports and what the VM is to be, and refuses what cannot be; [`GuestCpuid::for_vcpu`]
 //! is one vCPU's table for KVM_SET_CPUID2. All of it is pure.
 
+mod compare;
 pub mod feature;
 mod guest;
 mod level;
 pub mod msrs;
 pub mod topology;
 
+pub use compare::{CpuLack, lacks};
 pub use guest::{CpuSpec, CpuidProblem, GuestCpuid};
 pub use msrs::feature_msrs;
 
+pub(crate) use guest::vendor;
+
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
+
+use serde::{Deserialize, Serialize};
 
 use crate::hyperv::enlightenment::Reg;
 
 /// One CPUID leaf or sub-leaf, as plain values.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct CpuidEntry {
     /// The leaf: the guest's EAX.
     pub function: u32,
     /// The sub-leaf: the guest's ECX, where it matters.
     pub index: u32,
     /// Whether `index` matters.
+    #[serde(rename = "flags", with = "flags")]
     pub indexed: bool,
     /// What the guest gets in EAX.
     pub eax: u32,
@@ -34,6 +42,24 @@ pub struct CpuidEntry {
     pub ecx: u32,
     /// What the guest gets in EDX.
     pub edx: u32,
+}
+
+/// In JSON as KVM has it: flags, of which only this one says something about an entry.
+mod flags {
+    use kvm_bindings::KVM_CPUID_FLAG_SIGNIFCANT_INDEX;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    #[allow(
+        clippy::trivially_copy_pass_by_ref,
+        reason = "serde's form of such functions"
+    )]
+    pub(super) fn serialize<S: Serializer>(indexed: &bool, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_u32(u32::from(*indexed) * KVM_CPUID_FLAG_SIGNIFCANT_INDEX)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<bool, D::Error> {
+        u32::deserialize(from).map(|flags| flags & KVM_CPUID_FLAG_SIGNIFCANT_INDEX != 0)
+    }
 }
 
 impl CpuidEntry {

@@ -1,5 +1,7 @@
 //! MSRs that belong to the processor's description: what a firmware or KVM's feature MSRs decide once.
 
+use thiserror::Error;
+
 use super::CpuidEntry;
 use super::feature as f;
 use crate::config::CpuModel;
@@ -73,8 +75,122 @@ pub fn feature_msrs(
     msrs
 }
 
+/// A feature MSR whose promised value KVM cannot give.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[error("{}: the guest was shown {promised:#x}, this host has {}", describe(*.msr), .host.map_or("none".to_owned(), |v| format!("{v:#x}")))]
+pub struct MsrLack {
+    /// Which one.
+    pub msr: Msr,
+    /// In the guest.
+    pub promised: u64,
+    /// Here.
+    pub host: Option<u64>,
+}
+
+fn describe(msr: Msr) -> String {
+    let name = match msr.0 {
+        0x10a => "IA32_ARCH_CAPABILITIES",
+        0x480 => "IA32_VMX_BASIC",
+        0x485 => "IA32_VMX_MISC",
+        0x486 => "IA32_VMX_CR0_FIXED0",
+        0x488 => "IA32_VMX_CR4_FIXED0",
+        0x48b => "IA32_VMX_PROCBASED_CTLS2",
+        0x48c => "IA32_VMX_EPT_VPID_CAP",
+        0x48d => "IA32_VMX_TRUE_PINBASED_CTLS",
+        0x48e => "IA32_VMX_TRUE_PROCBASED_CTLS",
+        0x48f => "IA32_VMX_TRUE_EXIT_CTLS",
+        0x490 => "IA32_VMX_TRUE_ENTRY_CTLS",
+        0x491 => "IA32_VMX_VMFUNC",
+        _ => return format!("feature MSR {msr}"),
+    };
+    format!("{name} ({msr})")
+}
+
+/// Which of `promised` KVM on a host with `host` cannot give (what vmx_restore_vmx_basic and its neighbours take).
+pub fn lacks(promised: &[(Msr, u64)], host: &[(Msr, u64)]) -> Vec<MsrLack> {
+    promised
+        .iter()
+        .filter_map(|&(msr, promised)| {
+            let host = host
+                .iter()
+                .find(|(m, _)| *m == msr)
+                .map(|(_, value)| *value);
+            let given = host.is_some_and(|host| gives(msr, promised, host));
+            // The microcode's revision is a number that KVM takes as it is.
+            (!given && msr != IA32_BIOS_SIGN_ID).then_some(MsrLack {
+                msr,
+                promised,
+                host,
+            })
+        })
+        .collect()
+}
+
+/// Whether KVM with the value `host` of its own takes `promised` for a guest.
+fn gives(msr: Msr, promised: u64, host: u64) -> bool {
+    let within = |a: u64, b: u64| a & !b == 0;
+    let field = |value: u64, first: u32, bits: u32| value >> first & ((1 << bits) - 1);
+    match msr.0 {
+        // The revision; a region at least as large; features (SDM vol. 3, A.1).
+        0x480 => {
+            field(promised, 0, 31) == field(host, 0, 31)
+                && field(promised, 32, 13) >= field(host, 32, 13)
+                && within(promised >> 48, host >> 48)
+        }
+        // The preemption timer's rate; features; numbers of CR3 targets and MSRs; MSEG's revision (A.6).
+        0x485 => {
+            const FEATURES: u64 = 1 << 5 | 0b111 << 6 | 1 << 14 | 1 << 15 | 0b111 << 28;
+            field(promised, 0, 5) == field(host, 0, 5)
+                && within(promised & FEATURES, host)
+                && field(promised, 16, 9) <= field(host, 16, 9)
+                && field(promised, 25, 3) <= field(host, 25, 3)
+                && promised >> 32 == host >> 32
+        }
+        // Bits that must be 1 (A.7, A.8).
+        0x486 | 0x488 => within(host, promised),
+        // Low half: what must be 1. High half: what may be 1 (A.3).
+        0x48b | 0x48d..=0x490 => {
+            within(host & 0xffff_ffff, promised & 0xffff_ffff) && within(promised >> 32, host >> 32)
+        }
+        // The highest index of a VMCS field: KVM takes any.
+        0x48a => true,
+        // Features, or weaknesses that are not there.
+        _ => within(promised, host),
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn a_promised_value_must_be_within_what_kvm_has() {
+        for (msr, promised, host, given) in [
+            (0x10a, 0b0101, 0b1101, true),
+            (0x10a, 0b0101, 0b1001, false),
+            (0x48b, 0x00ff_0000_0000, 0x0fff_0000_0000, true),
+            (0x48b, 0x1000_0000_0000, 0x0fff_0000_0000, false),
+            (0x48d, 0x007f_0000_0016, 0x00ff_0000_0016, true),
+            (0x48d, 0x007f_0000_0000, 0x00ff_0000_0016, false),
+            (0x486, 0x8000_0021, 0x8000_0021, true),
+            (0x486, 0x0000_0021, 0x8000_0021, false),
+            (0x480, 0x00da_0400_11e5_7ed0, 0x00da_0400_11e5_7ed0, true),
+            (0x480, 0x00da_0400_11e5_7ed1, 0x00da_0400_11e5_7ed0, false),
+            (0x485, 0x2000_41e5, 0x2000_41e5, true),
+            (0x485, 0x2000_41e4, 0x2000_41e5, false),
+            (0x48a, 0x2e, 0x2c, true),
+            (0x8b, 7, 8, true),
+        ] {
+            let msr = Msr(msr);
+            let lacks = lacks(&[(msr, promised)], &[(msr, host)]);
+            assert_eq!(lacks.is_empty(), given, "{msr} {promised:#x} {host:#x}");
+        }
+        assert!(lacks(&[(IA32_BIOS_SIGN_ID, 1)], &[]).is_empty());
+        let lack = lacks(&[(Msr(0x491), 1)], &[]).remove(0).to_string();
+        assert!(
+            lack.contains("IA32_VMX_VMFUNC") && lack.contains("has none"),
+            "{lack}"
+        );
+    }
+
     use super::*;
 
     fn guest(vmx: bool, arch_capabilities: bool) -> Vec<CpuidEntry> {

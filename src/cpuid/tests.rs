@@ -31,7 +31,7 @@ fn kvm_leaves() -> [CpuidEntry; 2] {
 }
 
 /// An Intel server as KVM_GET_SUPPORTED_CPUID shows it, cut to what matters.
-fn intel() -> Vec<CpuidEntry> {
+pub(crate) fn intel() -> Vec<CpuidEntry> {
     let mut entries = vec![
         leaf(0, 0, [0x20, 0x756e_6547, 0x6c65_746e, 0x4965_6e69]),
         leaf(
@@ -76,7 +76,7 @@ fn intel() -> Vec<CpuidEntry> {
 }
 
 /// An AMD server.
-fn amd() -> Vec<CpuidEntry> {
+pub(crate) fn amd() -> Vec<CpuidEntry> {
     let mut entries = vec![
         leaf(0, 0, [0xd, 0x6874_7541, 0x444d_4163, 0x6974_6e65]),
         leaf(1, 0, [0x0080_0f12, 0x0008_0800, 0xf7f8_3203, 0x178b_fbff]),

@@ -106,6 +106,13 @@ impl Identity {
         }
     }
 
+    /// The vendor string as it is written, without the zeros behind it.
+    pub(super) fn vendor_text(&self) -> String {
+        String::from_utf8_lossy(&self.vendor)
+            .trim_end_matches('\0')
+            .to_owned()
+    }
+
     fn vendor_registers(&self) -> [u32; 3] {
         let mut registers = [0; 3];
         for (register, bytes) in registers.iter_mut().zip(self.vendor.chunks_exact(4)) {

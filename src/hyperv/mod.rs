@@ -19,6 +19,7 @@ pub mod book;
 pub mod cpuid;
 pub mod crash;
 pub mod enlightenment;
+mod explicit;
 pub mod host;
 pub mod hypercall;
 pub mod msr;
@@ -33,6 +34,7 @@ mod table;
 
 pub use crash::CrashReport;
 pub use enlightenment::{Enlightenment, EnlightenmentSet, Row};
+pub use explicit::ToldEvmcs;
 pub use host::{CpuVendor, HostHv, HvCap, KernelVersion};
 pub use hypercall::{GuestBytes, UserHypercalls};
 pub use outcome::{Lack, Note, Problem};

@@ -178,8 +178,9 @@ impl Request {
     }
 }
 
-impl fmt::Display for Request {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Request {
+    /// Every item of the list, in an order of its own.
+    pub fn items(&self) -> Vec<String> {
         let profiles = self.profiles.iter().map(|p| p.name().to_owned());
         let wanted = self.wanted.iter().map(|(id, value)| match value {
             Value::On => id.name().to_owned(),
@@ -188,8 +189,13 @@ impl fmt::Display for Request {
             Value::Text(text) => format!("{id}={text}"),
         });
         let removed = self.removed.iter().map(|id| format!("-{id}"));
-        let items: Vec<String> = profiles.chain(wanted).chain(removed).collect();
-        f.write_str(&items.join(","))
+        profiles.chain(wanted).chain(removed).collect()
+    }
+}
+
+impl fmt::Display for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.items().join(","))
     }
 }
 

@@ -21,7 +21,7 @@ pub struct Resolved {
     pub(super) coresharing_auto: bool,
     pub(super) evmcs_version: u16,
     pub(super) perf_global_ctrl: bool,
-    notes: Vec<Note>,
+    pub(super) notes: Vec<Note>,
 }
 
 impl Resolved {

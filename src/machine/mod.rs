@@ -10,6 +10,7 @@ mod error;
 pub mod layout;
 mod lines;
 pub mod plan;
+pub mod promise;
 mod running;
 mod signals;
 mod vm;

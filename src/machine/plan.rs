@@ -2,9 +2,9 @@
 
 use super::error::Impossible;
 use crate::config::VmConfig;
-use crate::cpuid::{CpuSpec, CpuidEntry, GuestCpuid};
+use crate::cpuid::{CpuSpec, GuestCpuid};
 use crate::hyperv::{self, HostHv, Resolved};
-use crate::kvm::host::{HostCaps, Leaf};
+use crate::kvm::host::HostCaps;
 use crate::kvm::msr::MsrRange;
 use crate::time::HostTsc;
 use crate::units::{Msr, TscKhz};
@@ -18,6 +18,8 @@ pub struct Plan {
     pub cpuid: GuestCpuid,
     /// KVM's feature MSRs.
     pub feature_msrs: Vec<(Msr, u64)>,
+    /// How many bytes `KVM_GET_XSAVE2` takes and gives.
+    pub xsave_size: u32,
     /// The frequency that the vCPUs are created with; none means the host's.
     pub tsc_khz: Option<TscKhz>,
 }
@@ -27,7 +29,6 @@ impl Plan {
     pub fn new(config: &VmConfig, host: &HostCaps) -> Result<Self, Vec<Impossible>> {
         let nested = config.cpus.nested;
         let hyperv = hyperv::resolve(&config.hv, &HostHv::from(host), nested);
-        let supported: Vec<_> = host.kvm.cpuid.iter().map(entry).collect();
         let spec = CpuSpec {
             model: config.cpus.model,
             topology: config.cpus.topology,
@@ -44,11 +45,12 @@ impl Plan {
         };
         let tsc_khz = config.time.khz;
         let tsc = tsc_khz.map_or(Ok(()), |khz| HostTsc::from(host).runs_at(khz));
-        match (hyperv, GuestCpuid::new(&supported, &spec), tsc) {
+        match (hyperv, GuestCpuid::new(&host.kvm.cpuid, &spec), tsc) {
             (Ok(hyperv), Ok(cpuid), Ok(())) => Ok(Self {
                 tsc_khz,
                 hyperv,
                 cpuid,
+                xsave_size: xsave_size(host),
                 feature_msrs: host
                     .kvm
                     .feature_msrs
@@ -90,14 +92,7 @@ impl Plan {
     }
 }
 
-fn entry(leaf: &Leaf) -> CpuidEntry {
-    CpuidEntry {
-        function: leaf.function,
-        index: leaf.index,
-        indexed: leaf.flags & 1 != 0,
-        eax: leaf.eax,
-        ebx: leaf.ebx,
-        ecx: leaf.ecx,
-        edx: leaf.edx,
-    }
+/// KVM_GET_XSAVE's buffer, or a larger one where KVM_GET_XSAVE2 says so.
+pub(super) fn xsave_size(host: &HostCaps) -> u32 {
+    host.kvm.caps.xsave2.max(4096)
 }

@@ -1,23 +1,8 @@
 //! The host's facts as what the enlightenments are resolved against.
 
-use crate::cpuid::CpuidEntry;
 use crate::hyperv::{CpuVendor, HostHv, HvCap, KernelVersion};
 
-use super::{HostCaps, Leaf};
-
-impl From<&Leaf> for CpuidEntry {
-    fn from(leaf: &Leaf) -> Self {
-        Self {
-            function: leaf.function,
-            index: leaf.index,
-            indexed: leaf.flags & kvm_bindings::KVM_CPUID_FLAG_SIGNIFCANT_INDEX != 0,
-            eax: leaf.eax,
-            ebx: leaf.ebx,
-            ecx: leaf.ecx,
-            edx: leaf.edx,
-        }
-    }
-}
+use super::HostCaps;
 
 impl From<&HostCaps> for HostHv {
     fn from(host: &HostCaps) -> Self {
@@ -30,7 +15,7 @@ impl From<&HostCaps> for HostHv {
                 .into_iter()
                 .filter(|cap| there.iter().any(|(n, _, on)| *n == cap.number() && *on))
                 .collect(),
-            hv_cpuid: host.kvm.hv_cpuid.iter().flatten().map(Into::into).collect(),
+            hv_cpuid: host.kvm.hv_cpuid.iter().flatten().copied().collect(),
             nested: host.kvm.guest_vmx() || host.kvm.guest_svm(),
             apicv: match vendor {
                 CpuVendor::Intel => host.system.flag("kvm_intel", "enable_apicv"),

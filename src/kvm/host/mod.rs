@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 
-use kvm_bindings::{KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_cpuid_entry2, kvm_msr_entry};
+use kvm_bindings::{KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_msr_entry};
 use kvm_ioctls::{Kvm, VcpuFd};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -16,6 +16,7 @@ use thiserror::Error;
 pub use caps::KvmCaps;
 pub use system::{Clock, Cpu, Device, HugePages, KernelConfig, System};
 
+use crate::cpuid::CpuidEntry;
 use crate::hyperv::CpuVendor;
 use crate::time::HostTsc;
 use crate::time::ratio::Scaling;
@@ -39,9 +40,9 @@ pub struct KvmFacts {
     /// `KVM_CHECK_EXTENSION`.
     pub caps: KvmCaps,
     /// `KVM_GET_SUPPORTED_CPUID`: what guests can be shown.
-    pub cpuid: Vec<Leaf>,
+    pub cpuid: Vec<CpuidEntry>,
     /// `KVM_GET_SUPPORTED_HV_CPUID`; `None` if this KVM has no Hyper-V.
-    pub hv_cpuid: Option<Vec<Leaf>>,
+    pub hv_cpuid: Option<Vec<CpuidEntry>>,
     /// The eVMCS versions, lowest in the low byte, highest in the high byte; `None` if there is no eVMCS.
     pub evmcs: Option<u16>,
     /// The feature MSRs, VMX's among them: (number, value).
@@ -51,39 +52,6 @@ pub struct KvmFacts {
     /// A new vCPU's TSC is not the host's but offset from it, as the guest's own clock needs; `None` if KVM does not show
     /// the offset (before Linux 5.16).
     pub tsc_offset: Option<bool>,
-}
-
-/// A CPUID leaf.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Leaf {
-    /// The leaf's number.
-    pub function: u32,
-    /// The subleaf's number, where it has any.
-    pub index: u32,
-    /// `KVM_CPUID_FLAG_*`.
-    pub flags: u32,
-    /// EAX.
-    pub eax: u32,
-    /// EBX.
-    pub ebx: u32,
-    /// ECX.
-    pub ecx: u32,
-    /// EDX.
-    pub edx: u32,
-}
-
-impl From<&kvm_cpuid_entry2> for Leaf {
-    fn from(entry: &kvm_cpuid_entry2) -> Self {
-        Self {
-            function: entry.function,
-            index: entry.index,
-            flags: entry.flags,
-            eax: entry.eax,
-            ebx: entry.ebx,
-            ecx: entry.ecx,
-            edx: entry.edx,
-        }
-    }
 }
 
 /// Why KVM cannot be used on this host.
@@ -375,7 +343,7 @@ impl KvmFacts {
     }
 
     /// The first leaf `function`, subleaf `index`, of what guests can be shown.
-    pub fn leaf(&self, function: u32, index: u32) -> Option<&Leaf> {
+    pub fn leaf(&self, function: u32, index: u32) -> Option<&CpuidEntry> {
         self.cpuid
             .iter()
             .find(|leaf| leaf.function == function && leaf.index == index)
@@ -399,7 +367,7 @@ impl KvmFacts {
     }
 
     /// The Hyper-V leaf `function`, as KVM supports it.
-    pub fn hv_leaf(&self, function: u32) -> Option<&Leaf> {
+    pub fn hv_leaf(&self, function: u32) -> Option<&CpuidEntry> {
         self.hv_cpuid
             .iter()
             .flatten()

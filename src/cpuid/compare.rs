@@ -1,0 +1,169 @@
+//! What a guest was shown on one host, beside what another host has.
+
+use thiserror::Error;
+
+use super::CpuidEntry;
+use super::feature::{self as f, Feature};
+use crate::hyperv::enlightenment::Reg;
+
+/// Something that a guest was shown and a host cannot give.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum CpuLack {
+    /// A feature with a name.
+    #[error("CPU feature {0}")]
+    Feature(Feature),
+    /// A feature without one.
+    #[error("CPU feature CPUID {function:#x}.{index}:{reg}[{bit}]")]
+    Bit {
+        /// The leaf.
+        function: u32,
+        /// The sub-leaf.
+        index: u32,
+        /// The register.
+        reg: Reg,
+        /// The bit.
+        bit: u8,
+    },
+    /// A number that is greater than the host's.
+    #[error("{what}: the guest was shown {promised}, this host has {host}")]
+    Number {
+        /// Of what.
+        what: &'static str,
+        /// In the guest.
+        promised: u32,
+        /// Here.
+        host: u32,
+    },
+    /// An XSAVE state component whose place differs, which programs keep.
+    #[error(
+        "XSAVE state component {component}: the guest was shown {} bytes at {}, this host has {} at {}",
+        .promised.0, .promised.1, .host.0, .host.1
+    )]
+    XsaveLayout {
+        /// Its number.
+        component: u32,
+        /// Size and offset in the guest.
+        promised: (u32, u32),
+        /// Size and offset here.
+        host: (u32, u32),
+    },
+}
+
+/// Registers of which each bit is a feature that is there when the bit is set (SDM vol. 2A, "CPUID"; APM vol. 3, appendix
+/// E).
+const FEATURES: [(u32, u32, Reg); 26] = [
+    (1, 0, Reg::Ecx),
+    (1, 0, Reg::Edx),
+    (6, 0, Reg::Eax),
+    (7, 0, Reg::Ebx),
+    (7, 0, Reg::Ecx),
+    (7, 0, Reg::Edx),
+    (7, 1, Reg::Eax),
+    (7, 1, Reg::Ebx),
+    (7, 1, Reg::Ecx),
+    (7, 1, Reg::Edx),
+    (7, 2, Reg::Edx),
+    // State components of XCR0 and of IA32_XSS, and the instructions for them.
+    (0xd, 0, Reg::Eax),
+    (0xd, 0, Reg::Edx),
+    (0xd, 1, Reg::Eax),
+    (0xd, 1, Reg::Ecx),
+    (0xd, 1, Reg::Edx),
+    (0x14, 0, Reg::Ebx),
+    (0x14, 0, Reg::Ecx),
+    (0x8000_0001, 0, Reg::Ecx),
+    (0x8000_0001, 0, Reg::Edx),
+    (0x8000_0007, 0, Reg::Edx),
+    (0x8000_0008, 0, Reg::Ebx),
+    (0x8000_000a, 0, Reg::Edx),
+    (0x8000_0021, 0, Reg::Eax),
+    (0x8000_0021, 0, Reg::Ecx),
+    (0x8000_0022, 0, Reg::Eax),
+];
+
+/// Numbers of which a host needs at least as many: name, leaf, register, first bit, number of bits.
+const NUMBERS: [(&str, u32, Reg, u8, u8); 8] = [
+    ("version of the performance counters", 0xa, Reg::Eax, 0, 8),
+    ("performance counters", 0xa, Reg::Eax, 8, 8),
+    ("bits of a performance counter", 0xa, Reg::Eax, 16, 8),
+    ("fixed performance counters", 0xa, Reg::Edx, 0, 5),
+    ("performance counters", 0x8000_0022, Reg::Ebx, 0, 4),
+    ("bits of a physical address", 0x8000_0008, Reg::Eax, 0, 8),
+    ("bits of a linear address", 0x8000_0008, Reg::Eax, 8, 8),
+    ("revision of SVM", 0x8000_000a, Reg::Eax, 0, 8),
+];
+
+/// Not the host's to give: the hypervisor says so itself, or derives it from the topology.
+const OURS: [Feature; 3] = [f::HYPERVISOR, f::HTT, f::CMP_LEGACY];
+
+/// Everything in `promised` that `host`, KVM's supported CPUID, cannot give. `tsc_deadline` is KVM_CAP_TSC_DEADLINE_TIMER.
+/// The hypervisor's own leaves are not looked at.
+pub fn lacks(promised: &[CpuidEntry], host: &[CpuidEntry], tsc_deadline: bool) -> Vec<CpuLack> {
+    // Says nothing of it, or not reliably.
+    let mut host = host.to_vec();
+    f::TSC_DEADLINE.set(&mut host, tsc_deadline);
+    let host = host.as_slice();
+    let mut lacks = Vec::new();
+    for (function, index, reg) in FEATURES {
+        let mut missing = word(promised, function, index, reg) & !word(host, function, index, reg);
+        for feature in OURS {
+            if (feature.function, feature.index, feature.reg) == (function, index, reg) {
+                missing &= !(1 << feature.bit);
+            }
+        }
+        for bit in (0..32_u8).filter(|bit| missing & 1 << bit != 0) {
+            lacks.push(name(function, index, reg, bit));
+        }
+    }
+    for (what, function, reg, first, bits) in NUMBERS {
+        let number = |entries| word(entries, function, 0, reg) >> first & ((1 << bits) - 1);
+        let (promised, host) = (number(promised), number(host));
+        if promised > host {
+            lacks.push(CpuLack::Number {
+                what,
+                promised,
+                host,
+            });
+        }
+    }
+    let components = word(promised, 0xd, 0, Reg::Eax) & word(host, 0xd, 0, Reg::Eax);
+    for component in (2..32).filter(|n| components & 1 << n != 0) {
+        let place = |entries| {
+            (
+                word(entries, 0xd, component, Reg::Eax),
+                word(entries, 0xd, component, Reg::Ebx),
+            )
+        };
+        let (promised, host) = (place(promised), place(host));
+        if promised != host {
+            lacks.push(CpuLack::XsaveLayout {
+                component,
+                promised,
+                host,
+            });
+        }
+    }
+    lacks
+}
+
+fn word(entries: &[CpuidEntry], function: u32, index: u32, reg: Reg) -> u32 {
+    entries
+        .iter()
+        .find(|e| e.function == function && e.index == index)
+        .map_or(0, |e| e.reg(reg))
+}
+
+fn name(function: u32, index: u32, reg: Reg, bit: u8) -> CpuLack {
+    let named = f::ALL
+        .iter()
+        .find(|f| (f.function, f.index, f.reg, f.bit) == (function, index, reg, bit));
+    named.map_or(
+        CpuLack::Bit {
+            function,
+            index,
+            reg,
+            bit,
+        },
+        |feature| CpuLack::Feature(*feature),
+    )
+}
