@@ -28,6 +28,8 @@ pub enum LifeEvent {
     GuestCrashLoaded,
     /// The guest wrote Hyper-V's crash control register; the parameters are read by the vCPU that exited.
     HypervCrash(HypervCrash),
+    /// The guest no longer needs its old TSC frequency; the vCPU that said so waits for the new one.
+    TscEmulationEnded,
     /// A vCPU cannot go on (a triple fault, `KVM_EXIT_INTERNAL_ERROR`, a failed entry, an unknown exit). The report is for
     /// humans.
     VcpuFailed {

@@ -34,6 +34,11 @@ impl StatusBoard {
         self.lock().state = state;
     }
 
+    /// Whether the vCPUs run.
+    pub fn state(&self) -> State {
+        self.lock().state
+    }
+
     /// The guest reported a crash. The report is kept until the next one, resets or not.
     pub fn report_crash(&self, crash: Crash) {
         self.lock().crash = Some(crash);

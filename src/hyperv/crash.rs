@@ -4,6 +4,7 @@ use super::hypercall::GuestBytes;
 use super::msr;
 use super::partition::WriteOutcome;
 use crate::life::HypervCrash;
+use crate::state::{Decoder, Encoder, StateError};
 use crate::units::{Gpa, Msr};
 
 /// CTL: the guest reports a crash; readable: hypernest takes reports.
@@ -46,6 +47,20 @@ impl CrashState {
             }
             None => WriteOutcome::GeneralProtection,
         }
+    }
+
+    pub(super) fn save(&self, to: &mut Encoder) {
+        for param in self.params {
+            to.u64(param);
+        }
+    }
+
+    pub(super) fn load(from: &mut Decoder<'_>) -> Result<Self, StateError> {
+        let mut loaded = Self::default();
+        for param in &mut loaded.params {
+            *param = from.u64("crash parameter")?;
+        }
+        Ok(loaded)
     }
 
     fn index(msr: Msr) -> Option<usize> {

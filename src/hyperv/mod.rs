@@ -27,6 +27,7 @@ pub mod outcome;
 pub mod partition;
 pub mod profile;
 pub mod qemu;
+pub mod reenlightenment;
 pub mod request;
 pub mod resolve;
 pub mod setup;

@@ -8,8 +8,9 @@
 
 use super::crash::{CrashReport, CrashState};
 use super::enlightenment::Enlightenment as E;
-use super::msr;
+use super::reenlightenment::Reenlightenment;
 use super::resolve::Resolved;
+use crate::state::{Decoder, Encoder, StateError};
 use crate::units::Msr;
 
 /// The rows whose MSRs hypernest owns when they are on.
@@ -26,6 +27,8 @@ pub enum WriteOutcome {
     Forward(Msr, u64),
     /// The guest reports a crash.
     Crash(CrashReport),
+    /// The guest no longer needs its old TSC frequency. It is given the new one before the vCPU goes on.
+    EmulationEnded,
 }
 
 /// The MSRs that hypernest owns: one for the VM.
@@ -74,69 +77,52 @@ impl Partition {
     pub fn reenlightenment(&self) -> Option<&Reenlightenment> {
         self.reenlightenment.as_ref()
     }
-}
 
-/// The reenlightenment registers (TLFS, "Timers": "Reenlightenment Notifications").
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Reenlightenment {
-    control: u64,
-    emulation_control: u64,
-    /// Nothing changes the frequency under a running guest so far, so there is no emulation to be in progress.
-    emulation_status: u64,
-}
-
-/// CONTROL: vector in 7:0, enabled in 16, target VP in 63:32; the rest is reserved.
-const CONTROL_RESERVED: u64 = 0xfffe_ff00;
-/// CONTROL: the guest wants to be told.
-const CONTROL_ENABLED: u64 = 1 << 16;
-/// The least vector that a local APIC delivers (SDM vol. 3, "Valid Interrupt Vectors").
-const LEAST_VECTOR: u64 = 16;
-/// EMULATION_CONTROL and EMULATION_STATUS have but bit 0.
-const BIT_0: u64 = 1;
-
-impl Reenlightenment {
-    /// Whom to tell of a new TSC frequency: the vector and the VP, if the guest wants to be told.
-    pub fn target(&self) -> Option<(u8, u32)> {
-        (self.control & CONTROL_ENABLED != 0)
-            .then_some(((self.control & 0xff) as u8, (self.control >> 32) as u32))
+    /// The same, to change what of them is hypernest's to change.
+    pub fn reenlightenment_mut(&mut self) -> Option<&mut Reenlightenment> {
+        self.reenlightenment.as_mut()
     }
 
-    /// Whether the guest wants its old TSC frequency until it has adapted.
-    pub fn wants_emulation(&self) -> bool {
-        self.emulation_control & BIT_0 != 0
-    }
+    /// The version of what [`Partition::save`] writes.
+    pub const VERSION: u32 = 1;
 
-    fn rdmsr(&self, msr: Msr) -> Option<u64> {
-        match msr {
-            msr::REENLIGHTENMENT_CONTROL => Some(self.control),
-            msr::TSC_EMULATION_CONTROL => Some(self.emulation_control),
-            msr::TSC_EMULATION_STATUS => Some(self.emulation_status),
-            _ => None,
+    /// Writes down the registers.
+    pub fn save(&self, to: &mut Encoder) {
+        to.bool(self.crash.is_some());
+        if let Some(crash) = &self.crash {
+            crash.save(to);
+        }
+        to.bool(self.reenlightenment.is_some());
+        if let Some(reenlightenment) = &self.reenlightenment {
+            reenlightenment.save(to);
         }
     }
 
-    fn wrmsr(&mut self, msr: Msr, value: u64) -> WriteOutcome {
-        match msr {
-            msr::REENLIGHTENMENT_CONTROL
-                if value & CONTROL_RESERVED == 0
-                    && (value & CONTROL_ENABLED == 0 || value & 0xff >= LEAST_VECTOR) =>
-            {
-                self.control = value;
-                WriteOutcome::Done
-            }
-            // KVM leaves the reference TSC page alone while its copy is 1 (tsc_page_update_unsafe): a hypervisor inside
-            // relies on the page not changing under it.
-            msr::TSC_EMULATION_CONTROL if value & !BIT_0 == 0 => {
-                self.emulation_control = value;
-                WriteOutcome::Forward(msr, value)
-            }
-            // A guest can end an emulation, not begin one.
-            msr::TSC_EMULATION_STATUS if value == 0 => {
-                self.emulation_status = 0;
-                WriteOutcome::Done
-            }
-            _ => WriteOutcome::GeneralProtection,
+    /// Takes over what [`Partition::save`] wrote of a partition with the same enlightenments.
+    ///
+    /// # Errors
+    /// If it is that of another partition, or no guest could have brought it about.
+    pub fn load(&mut self, from: &mut Decoder<'_>) -> Result<(), StateError> {
+        let mut loaded = self.clone();
+        expect(from, "hv-crash", loaded.crash.is_some())?;
+        if let Some(crash) = &mut loaded.crash {
+            *crash = CrashState::load(from)?;
         }
+        expect(from, "hv-reenlightenment", loaded.reenlightenment.is_some())?;
+        if let Some(reenlightenment) = &mut loaded.reenlightenment {
+            *reenlightenment = Reenlightenment::load(from)?;
+        }
+        *self = loaded;
+        Ok(())
+    }
+}
+
+/// What was saved must be `here` too.
+fn expect(from: &mut Decoder<'_>, item: &str, here: bool) -> Result<(), StateError> {
+    match (from.bool(item)?, here) {
+        (true, false) => Err(from.invalid(item, "the saved VM has it, this one does not")),
+        (false, true) => Err(from.invalid(item, "this VM has it, the saved one does not")),
+        _ => Ok(()),
     }
 }
 
@@ -145,9 +131,12 @@ mod tests {
     use proptest::prelude::*;
 
     use super::super::host::tests::intel;
+    use super::super::msr;
+    use super::super::reenlightenment::Target;
     use super::super::{Profile, Request, resolve};
     use super::*;
-    use WriteOutcome::{Done, Forward, GeneralProtection};
+    use crate::units::VpIndex;
+    use WriteOutcome::{Done, EmulationEnded, Forward, GeneralProtection};
 
     fn partition(list: &str) -> Partition {
         let request = Request::parse(list, Profile::Windows).unwrap();
@@ -159,7 +148,7 @@ mod tests {
         let linux = 0x0000_0002_0001_00ee;
         for (msr, value, outcome) in [
             (msr::REENLIGHTENMENT_CONTROL, linux, Done),
-            (msr::REENLIGHTENMENT_CONTROL, linux & !CONTROL_ENABLED, Done),
+            (msr::REENLIGHTENMENT_CONTROL, linux & !(1 << 16), Done),
             (msr::REENLIGHTENMENT_CONTROL, 0, Done),
             // A vector that cannot be delivered.
             (
@@ -201,9 +190,93 @@ mod tests {
         let target = |p: &Partition| p.reenlightenment().unwrap().target();
         assert_eq!(target(&partition), None);
         partition.wrmsr(msr::REENLIGHTENMENT_CONTROL, 0x0000_0003_0001_00ee);
-        assert_eq!(target(&partition), Some((0xee, 3)));
+        let told = Target {
+            vector: 0xee,
+            vp: VpIndex(3),
+        };
+        assert_eq!(target(&partition), Some(told));
         partition.wrmsr(msr::REENLIGHTENMENT_CONTROL, 0x0000_0003_0000_00ee);
         assert_eq!(target(&partition), None);
+    }
+
+    fn saved(partition: &Partition) -> Vec<u8> {
+        let mut body = Encoder::new();
+        partition.save(&mut body);
+        body.into_body()
+    }
+
+    fn load(partition: &mut Partition, body: &[u8]) -> Result<(), StateError> {
+        let mut decoder = Decoder::new("hyperv", Partition::VERSION, body);
+        partition.load(&mut decoder)?;
+        decoder.finish()
+    }
+
+    #[test]
+    fn the_emulation_ends_when_the_guest_says_so_and_hypernest_has_done_it() {
+        let mut partition = partition("nested");
+        partition.wrmsr(msr::TSC_EMULATION_CONTROL, 1);
+        assert_eq!(partition.wrmsr(msr::TSC_EMULATION_STATUS, 0), Done);
+        partition.reenlightenment_mut().unwrap().begin_emulation();
+        assert_eq!(partition.rdmsr(msr::TSC_EMULATION_STATUS), Some(1));
+        assert_eq!(
+            partition.wrmsr(msr::TSC_EMULATION_STATUS, 1),
+            GeneralProtection
+        );
+        // Two vCPUs may say it at once.
+        for _ in 0..2 {
+            assert_eq!(
+                partition.wrmsr(msr::TSC_EMULATION_STATUS, 0),
+                EmulationEnded
+            );
+            // The old frequency still is.
+            assert_eq!(partition.rdmsr(msr::TSC_EMULATION_STATUS), Some(1));
+            assert!(partition.reenlightenment().unwrap().is_ending());
+        }
+        partition.reenlightenment_mut().unwrap().end_emulation();
+        assert_eq!(partition.rdmsr(msr::TSC_EMULATION_STATUS), Some(0));
+        assert!(!partition.reenlightenment().unwrap().is_ending());
+        assert_eq!(partition.wrmsr(msr::TSC_EMULATION_STATUS, 0), Done);
+    }
+
+    #[test]
+    fn what_was_saved_is_loaded() {
+        let mut before = partition("nested");
+        before.wrmsr(msr::REENLIGHTENMENT_CONTROL, 0x0000_0002_0001_00ee);
+        before.wrmsr(msr::TSC_EMULATION_CONTROL, 1);
+        before.wrmsr(msr::CRASH_P4, u64::MAX);
+        before.reenlightenment_mut().unwrap().begin_emulation();
+        let body = saved(&before);
+        let mut after = partition("nested");
+        load(&mut after, &body).unwrap();
+        assert_eq!(after, before);
+        // One that is ending had better been ended first; at least it is not lost.
+        before.wrmsr(msr::TSC_EMULATION_STATUS, 0);
+        assert_eq!(saved(&before), body);
+    }
+
+    #[test]
+    fn what_belongs_to_another_partition_is_refused() {
+        for (from, to, says) in [
+            ("nested", "time", "hv-crash"),
+            ("time", "nested", "hv-crash"),
+            ("windows", "nested", "hv-reenlightenment"),
+        ] {
+            let body = saved(&partition(from));
+            let mut other = partition(to);
+            let fresh = other.clone();
+            let error = load(&mut other, &body).unwrap_err().to_string();
+            assert!(error.contains(says), "{error}");
+            assert_eq!(other, fresh);
+        }
+        // A register that no guest can have written.
+        let mut bad = Encoder::new();
+        bad.bool(false);
+        bad.bool(true);
+        for register in [1u64 << 16, 0, 0] {
+            bad.u64(register);
+        }
+        let error = load(&mut partition("reenlightenment"), &bad.into_body()).unwrap_err();
+        assert!(error.to_string().contains("vector"), "{error}");
     }
 
     #[test]
@@ -229,6 +302,15 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn no_bytes_panic(body: Vec<u8>) {
+            let mut partition = partition("nested");
+            let fresh = partition.clone();
+            if load(&mut partition, &body).is_err() {
+                prop_assert_eq!(&partition, &fresh);
+            }
+        }
+
         #[test]
         fn every_filtered_msr_answers_and_no_write_panics(offset in 0u32..12, value: u64) {
             let mut partition = partition("nested");

@@ -1,11 +1,12 @@
 //! The numbers and argument types of the ioctls that kvm-ioctls does not have (include/uapi/linux/kvm.h).
 
-use kvm_bindings::{KVMIO, kvm_cpuid2, kvm_device_attr, kvm_xsave};
+use kvm_bindings::{KVMIO, kvm_cpuid2, kvm_device_attr, kvm_signal_mask, kvm_xsave};
 
 use super::state::Sregs;
 
 nix::ioctl_write_ptr!(set_xsave, KVMIO, 0xa5, kvm_xsave);
 nix::ioctl_readwrite!(get_supported_hv_cpuid, KVMIO, 0xc1, kvm_cpuid2);
+nix::ioctl_write_ptr!(set_signal_mask, KVMIO, 0x8b, kvm_signal_mask);
 nix::ioctl_write_int_bad!(set_tsc_khz, nix::request_code_none!(KVMIO, 0xa2));
 nix::ioctl_none!(get_tsc_khz, KVMIO, 0xa3);
 nix::ioctl_read!(get_sregs2, KVMIO, 0xcc, Sregs);

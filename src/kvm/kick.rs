@@ -13,7 +13,7 @@ use nix::sys::pthread::{Pthread, pthread_kill, pthread_self};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
 /// Interrupts KVM_RUN. SIGUSR2 is otherwise unused by hypernest (SIGUSR1 asks for statistics).
-const KICK: Signal = Signal::SIGUSR2;
+pub(super) const KICK: Signal = Signal::SIGUSR2;
 
 /// The size of the mapping: `immediate_exit` is in the first page of `kvm_run`.
 const PAGE: NonZeroUsize = NonZeroUsize::new(4096).unwrap();

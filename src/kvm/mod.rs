@@ -7,10 +7,12 @@
 //! - [`internal_error`]: the payload of `KVM_EXIT_INTERNAL_ERROR`
 //! - [`kick`]: how another thread gets a vCPU out of `KVM_RUN`
 //! - [`memory`]: guest RAM as memory slots
-//! - [`msr`]: which MSR accesses come to user space
+//! - [`msr`]: single MSRs, and which MSR accesses come to user space
+//! - [`requests`]: what KVM does before it enters the guest, without entering it
 //! - [`route`]: what an interrupt line leads to
 //! - [`state`]: what a VM is at, read from KVM and given to it
 //! - [`stats`]: KVM's own counters of a VM or a vCPU
+//! - [`timer`]: the local APIC's timer after the TSC has changed
 //! - [`tsc`]: a vCPU's TSC offset and frequency
 //! - [`host`]: everything that can be asked before a VM exists
 //!
@@ -35,9 +37,11 @@ mod ioctl;
 pub mod kick;
 pub mod memory;
 pub mod msr;
+pub mod requests;
 pub mod route;
 pub mod state;
 pub mod stats;
+pub mod timer;
 pub mod tsc;
 
 /// A request that KVM did not carry out.

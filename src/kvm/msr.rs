@@ -1,7 +1,11 @@
-//! Which MSR accesses come to user space.
+//! Single MSRs of a vCPU, and which MSR accesses come to user space.
 
-use kvm_bindings::{KVM_MSR_FILTER_MAX_BITMAP_SIZE, KVM_MSR_FILTER_MAX_RANGES};
-use kvm_ioctls::{MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VmFd};
+use std::io;
+
+use kvm_bindings::{
+    KVM_MSR_FILTER_MAX_BITMAP_SIZE, KVM_MSR_FILTER_MAX_RANGES, Msrs, kvm_msr_entry,
+};
+use kvm_ioctls::{MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VcpuFd, VmFd};
 
 use super::{KvmError, ioctl_error};
 use crate::units::Msr;
@@ -55,6 +59,42 @@ pub fn send_to_user_space(vm: &VmFd, ranges: &[MsrRange]) -> Result<(), KvmError
         ))
 }
 
+fn one(msr: Msr, data: u64) -> io::Result<Msrs> {
+    let entry = kvm_msr_entry {
+        index: msr.0,
+        data,
+        ..Default::default()
+    };
+    Msrs::from_entries(&[entry]).map_err(|_| io::ErrorKind::OutOfMemory.into())
+}
+
+/// The value of `msr`; `None` if the vCPU has no such register. Where it is now and what KVM makes of it is the host's view:
+/// filters do not apply.
+///
+/// # Errors
+/// If KVM does not answer at all.
+pub fn get(vcpu: &VcpuFd, msr: Msr) -> Result<Option<u64>, KvmError> {
+    let mut msrs = one(msr, 0).map_err(ioctl_error("KVM_GET_MSRS", "read a register"))?;
+    let done = vcpu
+        .get_msrs(&mut msrs)
+        .map_err(ioctl_error("KVM_GET_MSRS", "read a register"))?;
+    Ok((done == 1)
+        .then(|| msrs.as_slice().first().map(|entry| entry.data))
+        .flatten())
+}
+
+/// Sets `msr`. `false` if KVM does not take that value, or there is no such register.
+///
+/// # Errors
+/// If KVM does not answer at all.
+pub fn set(vcpu: &VcpuFd, msr: Msr, value: u64) -> Result<bool, KvmError> {
+    let msrs = one(msr, value).map_err(ioctl_error("KVM_SET_MSRS", "set a register"))?;
+    let done = vcpu
+        .set_msrs(&msrs)
+        .map_err(ioctl_error("KVM_SET_MSRS", "set a register"))?;
+    Ok(done == 1)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -79,5 +119,21 @@ mod tests {
         };
         let large = send_to_user_space(&vm, &[large]).unwrap_err();
         assert!(matches!(large, KvmError::TooManyMsrs { .. }));
+    }
+
+    #[test]
+    fn single_registers_are_read_and_set() {
+        let Ok(kvm) = kvm_ioctls::Kvm::new() else {
+            return eprintln!("skipped: /dev/kvm does not open");
+        };
+        let vm = kvm.create_vm().unwrap();
+        vm.create_irq_chip().unwrap();
+        let vcpu = vm.create_vcpu(0).unwrap();
+        let sysenter_cs = Msr(0x174);
+        assert!(set(&vcpu, sysenter_cs, 0x10).unwrap());
+        assert_eq!(get(&vcpu, sysenter_cs).unwrap(), Some(0x10));
+        let none = Msr(0x4141_4141);
+        assert_eq!(get(&vcpu, none).unwrap(), None);
+        assert!(!set(&vcpu, none, 1).unwrap());
     }
 }

@@ -37,6 +37,7 @@ pub struct VcpuGone {
 pub struct PowerCycle {
     vcpus: Vec<VcpuThread>,
     vm: Arc<VmFd>,
+    host_khz: Option<TscKhz>,
 }
 
 impl PowerCycle {
@@ -52,7 +53,7 @@ impl PowerCycle {
         exit_counters: Option<&ExitCounters>,
     ) -> Result<(Self, Vec<Reader>), MachineError> {
         let vm = vm::create(kvm, config.irqchip, &platform.ram, &plan.user_msrs())?;
-        let host_khz = tsc::vm_khz(&vm).ok();
+        let mut host_khz = tsc::vm_khz(&vm).ok();
         if let Some(khz) = plan.tsc_khz {
             // Before the first vCPU: all then are created with this frequency and with equal offsets.
             tsc::set_vm_khz(&vm, khz)?;
@@ -66,8 +67,8 @@ impl PowerCycle {
                 create::set_entry(vp, &fd, entry)?;
                 // Where KVM knows no frequency of the VM, it scales none, and the vCPU's is the host's. KVM fails this where the
                 // host's TSC is unstable.
-                let khz = host_khz.or_else(|| fd.get_tsc_khz().ok().map(TscKhz));
-                clock = Clock::new(khz.filter(|_| tsc_is_a_clock));
+                host_khz = host_khz.or_else(|| fd.get_tsc_khz().ok().map(TscKhz));
+                clock = Clock::new(host_khz.filter(|_| tsc_is_a_clock));
             }
             if let Some(counters) = exit_counters {
                 counters.push(&fd)?;
@@ -81,7 +82,11 @@ impl PowerCycle {
             })?;
             vcpus.push(thread);
         }
-        let cycle = Self { vcpus, vm };
+        let cycle = Self {
+            vcpus,
+            vm,
+            host_khz,
+        };
         Ok((cycle, readers))
     }
 
@@ -90,8 +95,13 @@ impl PowerCycle {
         &self.vm
     }
 
+    /// The host's TSC frequency, where KVM knows it.
+    pub fn host_khz(&self) -> Option<TscKhz> {
+        self.host_khz
+    }
+
     /// All vCPUs' indices.
-    pub fn vps(&self) -> impl Iterator<Item = VpIndex> + use<> {
+    pub fn vps(&self) -> impl Iterator<Item = VpIndex> + Clone + use<> {
         (0..).map(VpIndex).take(self.vcpus.len())
     }
 

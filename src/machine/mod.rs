@@ -13,6 +13,7 @@ pub mod plan;
 pub mod promise;
 mod running;
 mod signals;
+mod time;
 mod vm;
 mod wiring;
 
@@ -43,6 +44,8 @@ use crate::kvm::host::HostCaps;
 use crate::kvm::kick;
 use crate::life::{LifeEvent, LifeHandle, Request};
 use crate::memory::GuestRam;
+use crate::time::HostTsc;
+use crate::time::switch::{Step, Switched};
 use crate::vcpu::platform::Platform;
 use crate::vcpu::stats::{Reader, Report, Snapshot};
 use lines::{CurrentVm, KernelLines, Messages};
@@ -86,6 +89,12 @@ pub struct Machine {
     _io: RunningIo,
     /// Exits may be timed by the host's TSC.
     tsc_is_a_clock: bool,
+    /// What this host's TSC can do; its frequency is known while a VM is powered on.
+    tsc: HostTsc,
+    /// Steps of a change of the TSC's frequency that are not to be taken.
+    left_out: Vec<Step>,
+    /// The last change of the TSC's frequency.
+    switched: Option<Switched>,
     /// Exits of earlier power cycles, per vCPU.
     past: Vec<Snapshot>,
     /// Exits of this one.
@@ -170,6 +179,9 @@ impl Machine {
         Ok(Self {
             kvm,
             tsc_is_a_clock: host.system.tsc_is_a_clock(),
+            tsc: HostTsc::from(&host),
+            left_out: Vec::new(),
+            switched: None,
             plan,
             platform: Arc::new(platform),
             devices: wired.devices,
@@ -273,6 +285,8 @@ impl Machine {
             self.exit_counters.as_ref(),
         )?;
         self.readers = readers;
+        self.tsc.native = cycle.host_khz();
+        self.switched = None;
         self.lines.set(Some(Arc::clone(cycle.vm())));
         Ok(cycle)
     }
@@ -301,6 +315,11 @@ impl Machine {
             }
             LifeEvent::GuestPowerOff => return Then::End(Outcome::PowerOff),
             LifeEvent::DebugExit { code } => return Then::End(Outcome::DebugExit(code)),
+            LifeEvent::TscEmulationEnded => {
+                if self.board.state() == State::Running {
+                    self.resume(cycle);
+                }
+            }
             LifeEvent::VcpuFailed { report, .. } => {
                 cycle.pause();
                 return Then::End(Outcome::Failed(report));
@@ -346,10 +365,7 @@ impl Machine {
                 cycle.pause();
                 self.board.set_state(State::Paused);
             }
-            LifeEvent::Request(Request::Resume) => {
-                cycle.resume();
-                self.board.set_state(State::Running);
-            }
+            LifeEvent::Request(Request::Resume) => self.resume(cycle),
             LifeEvent::Job(job) => return Running::work(self, cycle, &job),
             LifeEvent::Request(Request::Reset) => return Then::Reset,
             LifeEvent::Request(Request::PowerButton) => bus::lock(&self.acpi).power_button(),
@@ -365,9 +381,9 @@ impl Machine {
     }
 
     /// The vCPU that reported the crash is parked.
-    fn crashed(&self, cycle: &PowerCycle) -> Then {
+    fn crashed(&mut self, cycle: &PowerCycle) -> Then {
         match self.config.on_crash {
-            OnCrash::Continue => cycle.resume(),
+            OnCrash::Continue => self.resume(cycle),
             OnCrash::Pause => {
                 cycle.pause();
                 self.board.set_state(State::Crashed);
@@ -376,6 +392,16 @@ impl Machine {
             OnCrash::Stop => return Then::End(Outcome::Crashed),
         }
         Then::GoOn
+    }
+
+    /// Lets all vCPUs run, once what their clocks wait for is done.
+    fn resume(&mut self, cycle: &PowerCycle) {
+        if self.settle_time(cycle) {
+            cycle.resume();
+            self.board.set_state(State::Running);
+        } else {
+            self.board.set_state(State::Paused);
+        }
     }
 
     fn write_stats(&self) -> Result<(), MachineError> {

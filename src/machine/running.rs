@@ -3,6 +3,7 @@
 use super::cycle::PowerCycle;
 use super::{Machine, Outcome, Then};
 use crate::api::State;
+use crate::kvm::KvmError;
 use crate::life::Job;
 
 /// A machine that is powered on, on its main thread, between two events.
@@ -43,8 +44,16 @@ impl<'a> Running<'a> {
 
     /// Lets all vCPUs run.
     pub fn resume(&mut self) {
-        self.cycle.resume();
-        self.machine.board.set_state(State::Running);
+        self.machine.resume(self.cycle);
+    }
+
+    /// Tells the guest that its host has another TSC frequency than it has, if it wants to know: by TSC scaling it has its old one
+    /// until it says that it needs that no longer.
+    ///
+    /// # Errors
+    /// If KVM does not deliver interrupts.
+    pub fn reenlighten(&mut self) -> Result<(), KvmError> {
+        self.machine.reenlighten(self.cycle, true)
     }
 
     /// Ends the VM with this outcome once the work is done.

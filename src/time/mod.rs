@@ -5,13 +5,27 @@
 //! - [`saved`]: a VM's time at one instant
 //! - [`plan()`]: what becomes of it on another host
 //!
-//! All of that is pure. Guest TSC = host TSC × ratio + offset, with one offset on all vCPUs; everything else that a guest
+//! All of that is pure; what carries it out in KVM is thin:
+//!
+//! - [`capture()`]: what the clocks say now
+//! - [`apply()`]: they go on from there, in a new VM
+//! - [`switch`](mod@switch): they go on while the TSC's frequency changes
+//!
+//! Guest TSC = host TSC × ratio + offset, with one offset on all vCPUs; everything else that a guest
 //! can read (reference time, kvmclock, timers) KVM derives from that and from its own clock of the VM.
 
+mod access;
+mod apply;
+mod capture;
+mod error;
 pub mod page;
 mod plan;
 pub mod ratio;
 pub mod saved;
+pub mod switch;
 
+pub use apply::apply;
+pub use capture::{Captured, capture};
+pub use error::TimeError;
 pub use plan::{HostTsc, Policy, TimePlan, Why, plan};
 pub use saved::{Downtime, SavedTime};

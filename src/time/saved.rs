@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::page;
-use crate::units::TscKhz;
+use crate::units::{TscKhz, VpIndex};
 
 /// What becomes of the time during which a saved VM does not run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,13 +17,15 @@ pub enum Downtime {
 }
 
 /// A VM's time at one instant, with all vCPUs stopped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SavedTime {
     /// The frequency that the guest was told of and, where the host could, had.
     pub khz: TscKhz,
-    /// The guest's TSC, the same on all vCPUs.
+    /// The boot vCPU's TSC.
     pub tsc: u64,
+    /// By how much each further vCPU's TSC is ahead of that; empty if none is, as long as the guest itself does not write to one.
+    pub ahead: Vec<u64>,
     /// What the reference TSC page said then, in units of 100 ns, if the guest had one.
     pub reference: Option<u64>,
     /// KVM's clock of the VM, in nanoseconds: kvmclock, and the source of reference time where there is no page.
@@ -53,6 +55,13 @@ pub struct GuestTime {
 }
 
 impl SavedTime {
+    /// By how much the vCPU's TSC is ahead of the boot vCPU's.
+    pub fn ahead_of_boot(&self, vp: VpIndex) -> u64 {
+        let further = vp.0.checked_sub(1).and_then(|n| usize::try_from(n).ok());
+        let by = further.and_then(|n| self.ahead.get(n));
+        by.copied().unwrap_or(0)
+    }
+
     /// What KVM's clock is set to for reference time and kvmclock to go on: neither may step back.
     ///
     /// Reference time wins, as its page is always a little off KVM's clock (see [`page`]); where the guest reads both, the
@@ -74,6 +83,7 @@ pub(super) mod tests {
     pub(in crate::time) const PLAIN: SavedTime = SavedTime {
         khz: TscKhz(2_449_938),
         tsc: 146_996_280_000,
+        ahead: Vec::new(),
         reference: Some(600_000_244),
         clock_ns: 60_000_000_000,
         kvmclock: false,
@@ -110,6 +120,17 @@ pub(super) mod tests {
             ..PLAIN
         };
         assert_eq!(absurd.clock_to_set(), 60_000_000_000);
+    }
+
+    #[test]
+    fn a_guest_that_set_its_tscs_apart_keeps_them_so() {
+        let apart = SavedTime {
+            ahead: vec![0, u64::MAX],
+            ..PLAIN
+        };
+        for (vp, by) in [(0, 0), (1, 0), (2, u64::MAX), (3, 0)] {
+            assert_eq!(apart.ahead_of_boot(VpIndex(vp)), by, "{vp}");
+        }
     }
 
     #[test]

@@ -23,6 +23,8 @@ pub enum Next {
     Crash(CrashReport),
     /// The guest reports a crash, and the parameters are in KVM's own registers.
     CrashInKvm,
+    /// The guest needs its old TSC frequency no longer.
+    EmulationEnded,
     /// Nothing can be done.
     Failed(Failure),
 }
@@ -94,6 +96,7 @@ pub fn dispatch(exit: Exit<'_>, platform: &Platform) -> Next {
                 WriteOutcome::GeneralProtection => *error = 1,
                 WriteOutcome::Forward(msr, value) => return Next::Forward(msr, value),
                 WriteOutcome::Crash(report) => return Next::Crash(report),
+                WriteOutcome::EmulationEnded => return Next::EmulationEnded,
             }
         }
         Exit::HvHypercall {

@@ -130,6 +130,7 @@ impl Vcpu {
                 }
             }
             Next::Crash(report) => self.crash(&report),
+            Next::EmulationEnded => self.report(LifeEvent::TscEmulationEnded),
             Next::CrashInKvm => match create::get_msrs(self.index, &self.fd, &CRASH_PARAMS) {
                 Ok(params) => self.crash(&CrashReport::from_kvm(params)),
                 Err(e) => self.fail(&format!("vCPU {}: {e}", self.index)),

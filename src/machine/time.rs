@@ -1,0 +1,163 @@
+//! The machine's part in its guest's time: when the TSC's frequency changes, and who is told.
+
+use tracing::{error, info, warn};
+
+use super::Machine;
+use super::cycle::PowerCycle;
+use crate::bus;
+use crate::hyperv::reenlightenment::Target;
+use crate::kvm::KvmError;
+use crate::kvm::route::{self, Msi};
+use crate::time::switch::{self, Step, Switched};
+use crate::time::{HostTsc, TimeError};
+
+/// Where an MSI must be written to reach a local APIC: bits 19:12 are the low 8 bits of its id (SDM vol. 3, 11.11.1). The others
+/// are bits 63:40 here (KVM_X2APIC_API_USE_32BIT_IDS).
+const MSI_BASE: u64 = 0xfee0_0000;
+
+impl Machine {
+    /// Leaves these steps out of every change of the TSC's frequency, to see what comes of it.
+    pub fn leave_out(&mut self, steps: Vec<Step>) {
+        self.left_out = steps;
+    }
+
+    /// What this host's TSC can do.
+    pub fn host_tsc(&self) -> HostTsc {
+        self.tsc
+    }
+
+    /// The last change of the TSC's frequency in this power cycle.
+    pub fn last_switch(&self) -> Option<&Switched> {
+        self.switched.as_ref()
+    }
+
+    /// Tells the guest that its host has another TSC frequency, if it wants to know. With `emulate`, it has its old one until it
+    /// says that it needs it no longer. Everything else about the VM is as it is to be.
+    pub(super) fn reenlighten(
+        &mut self,
+        cycle: &PowerCycle,
+        emulate: bool,
+    ) -> Result<(), KvmError> {
+        let target = {
+            let mut partition = bus::lock(&self.platform.partition);
+            let Some(registers) = partition.reenlightenment_mut() else {
+                return Ok(());
+            };
+            if emulate {
+                registers.begin_emulation();
+            }
+            registers.target()
+        };
+        let Some(Target { vector, vp }) = target else {
+            return Ok(());
+        };
+        let delivered = vp.0 < self.config.cpus.count && {
+            let message = message(self.plan.cpuid.apic_id(vp.0), vector);
+            route::signal_msi(cycle.vm(), message)?
+        };
+        if !delivered {
+            warn!(
+                "the guest wants virtual processor {vp} to be told of its new TSC frequency, which cannot be told anything"
+            );
+        }
+        Ok(())
+    }
+
+    /// If the guest has said that it needs its old TSC frequency no longer: gives it the new one, with all vCPUs stopped. `false`
+    /// if that went wrong, and the guest's clocks are not to be trusted.
+    pub(super) fn settle_time(&mut self, cycle: &PowerCycle) -> bool {
+        let ending = |machine: &Self| {
+            bus::lock(&machine.platform.partition)
+                .reenlightenment()
+                .is_some_and(|r| r.is_ending())
+        };
+        if !ending(self) {
+            return true;
+        }
+        cycle.pause();
+        let switched = self.switch(cycle);
+        if let Some(registers) = bus::lock(&self.platform.partition).reenlightenment_mut() {
+            registers.end_emulation();
+        }
+        match switched {
+            Ok(None) => info!("the guest has adapted to its TSC frequency, which stays"),
+            Ok(Some(switched)) => {
+                info!(
+                    "the guest has adapted: its TSC changes from {} to {}",
+                    switched.at.time.khz, switched.khz
+                );
+                if !switched.page_written {
+                    warn!(
+                        "KVM writes the guest's reference TSC page later: reference time may be off until then"
+                    );
+                }
+                self.switched = Some(switched);
+            }
+            Err(error @ TimeError::Khz { .. }) => {
+                error!("{error}: the guest keeps its old frequency");
+            }
+            Err(error) => {
+                error!(
+                    "the TSC's frequency could not be changed: {}; the VM is paused, as its clocks may be wrong",
+                    chain(&error)
+                );
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Changes the TSC's frequency to the one that a VM takes here.
+    fn switch(&self, cycle: &PowerCycle) -> Result<Option<Switched>, TimeError> {
+        let Some(khz) = self.tsc.target() else {
+            return Ok(None);
+        };
+        let partition = bus::lock(&self.platform.partition).clone();
+        let mut steps = switch::steps(cycle.vps());
+        steps.retain(|step| !self.left_out.contains(step));
+        switch::switch(
+            cycle,
+            &self.tsc,
+            &self.platform.ram,
+            &partition,
+            khz,
+            &steps,
+        )
+    }
+}
+
+/// The interrupt `vector` for the local APIC `id`.
+fn message(id: u32, vector: u8) -> Msi {
+    let (high, low) = (u64::from(id & !0xff), u64::from(id & 0xff));
+    Msi {
+        address: high << 32 | MSI_BASE | low << 12,
+        data: vector.into(),
+    }
+}
+
+/// An error and its causes.
+fn chain(error: &TimeError) -> String {
+    let causes = std::iter::successors(std::error::Error::source(error), |e| e.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_interrupt_is_addressed_to_its_apic() {
+        for (id, address) in [
+            (0, 0xfee0_0000),
+            (3, 0xfee0_3000),
+            (255, 0xfeef_f000),
+            (0x1_02, 0x0000_0100_fee0_2000),
+        ] {
+            let expected = Msi {
+                address,
+                data: 0xee,
+            };
+            assert_eq!(message(id, 0xee), expected, "{id:#x}");
+        }
+    }
+}

@@ -1,0 +1,50 @@
+//! A VM's clocks in KVM: each request on the thread that may make it.
+
+use kvm_ioctls::VcpuFd;
+
+use super::error::TimeError;
+use crate::kvm::{KvmError, msr};
+use crate::machine::PowerCycle;
+use crate::units::{Msr, VpIndex};
+
+/// IA32_TIME_STAMP_COUNTER.
+pub(super) const IA32_TSC: Msr = Msr(0x10);
+/// MSR_KVM_SYSTEM_TIME_NEW: where the guest's kvmclock is; bit 0: it has one.
+pub(super) const KVM_SYSTEM_TIME: Msr = Msr(0x4b56_4d01);
+/// The boot vCPU.
+pub(super) const BOOT: VpIndex = VpIndex(0);
+
+/// Does `work`, which is to `doing` something, with a vCPU on its thread.
+pub(super) fn on_vcpu<R: Send + 'static>(
+    cycle: &PowerCycle,
+    vp: VpIndex,
+    doing: &'static str,
+    work: impl FnOnce(&mut VcpuFd) -> Result<R, KvmError> + Send + 'static,
+) -> Result<R, TimeError> {
+    cycle
+        .on_vcpu(vp, work)?
+        .map_err(|source| TimeError::Vcpu { doing, vp, source })
+}
+
+/// An MSR of a vCPU, if it has that.
+pub(super) fn get_msr(
+    cycle: &PowerCycle,
+    vp: VpIndex,
+    which: Msr,
+) -> Result<Option<u64>, TimeError> {
+    on_vcpu(cycle, vp, "read a register", move |fd| msr::get(fd, which))
+}
+
+/// Sets an MSR of a vCPU.
+pub(super) fn set_msr(
+    cycle: &PowerCycle,
+    vp: VpIndex,
+    which: Msr,
+    value: u64,
+) -> Result<(), TimeError> {
+    let set = on_vcpu(cycle, vp, "set a register", move |fd| {
+        msr::set(fd, which, value)
+    })?;
+    let msr = which;
+    set.then_some(()).ok_or(TimeError::Msr { vp, msr, value })
+}

@@ -1,0 +1,60 @@
+//! Why a VM's time could not be read or set.
+
+use thiserror::Error;
+
+use super::plan::Why;
+use crate::kvm::KvmError;
+use crate::machine::VcpuGone;
+use crate::units::{Msr, TscKhz, VpIndex};
+
+/// Why a VM's time could not be read or set.
+#[derive(Debug, Error)]
+pub enum TimeError {
+    /// A vCPU does not answer.
+    #[error(transparent)]
+    Gone(#[from] VcpuGone),
+    /// KVM refused something for the VM.
+    #[error("cannot {doing}")]
+    Vm {
+        /// What was being done.
+        doing: &'static str,
+        /// Why.
+        source: KvmError,
+    },
+    /// KVM refused something for a vCPU.
+    #[error("cannot {doing} of vCPU {vp}")]
+    Vcpu {
+        /// What was being done.
+        doing: &'static str,
+        /// Which vCPU.
+        vp: VpIndex,
+        /// Why.
+        source: KvmError,
+    },
+    /// KVM refused a value for an MSR.
+    #[error("KVM refuses the value {value:#x} for MSR {msr} of vCPU {vp}")]
+    Msr {
+        /// Which vCPU.
+        vp: VpIndex,
+        /// The MSR.
+        msr: Msr,
+        /// The value.
+        value: u64,
+    },
+    /// KVM has no value of an MSR that every vCPU has.
+    #[error("KVM does not let MSR {msr} of vCPU {vp} be read")]
+    NoMsr {
+        /// Which vCPU.
+        vp: VpIndex,
+        /// The MSR.
+        msr: Msr,
+    },
+    /// The TSC cannot run at that frequency here.
+    #[error("the guest's TSC cannot run at {khz} here: {why}")]
+    Khz {
+        /// The frequency.
+        khz: TscKhz,
+        /// Why.
+        why: Why,
+    },
+}
