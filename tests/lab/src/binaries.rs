@@ -37,6 +37,8 @@ pub struct Binaries {
     pub bench: PathBuf,
     /// Measurements from inside a guest.
     pub l2probe: PathBuf,
+    /// Samples of a guest's clocks.
+    pub tscprobe: PathBuf,
 }
 
 /// The root of the project.
@@ -100,6 +102,8 @@ pub fn build() -> Result<Binaries, BuildError> {
         "hypernest-lab",
         "--package",
         "l2probe",
+        "--package",
+        "tscprobe",
     ]);
     command.args([
         "--bin",
@@ -108,6 +112,8 @@ pub fn build() -> Result<Binaries, BuildError> {
         "hypernest-bench",
         "--bin",
         "l2probe",
+        "--bin",
+        "tscprobe",
         "--bin",
         "lab-init",
     ]);
@@ -133,6 +139,7 @@ pub fn build() -> Result<Binaries, BuildError> {
         hypernest: built("hypernest")?,
         bench: built("hypernest-bench")?,
         l2probe: built("l2probe")?,
+        tscprobe: built("tscprobe")?,
     })
 }
 

@@ -40,6 +40,7 @@ pub(super) fn write(
     copy("bin/hypernest", &binaries.hypernest)?;
     copy("bin/hypernest-bench", &binaries.bench)?;
     copy("bin/l2probe", &binaries.l2probe)?;
+    copy("bin/tscprobe", &binaries.tscprobe)?;
     let kernel = held(lab, "kernel", machine.kernel.directory())?;
     for module in modules(host, machine) {
         let name = module.path.trim_start_matches("/modules/").to_owned();

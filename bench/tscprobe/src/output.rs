@@ -1,0 +1,91 @@
+//! Where reports go.
+
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
+use hypernest_nested::probe::{CONSOLE_PORT, CONSOLE_PRESENT, WIDE_CONSOLE, Width, samples_header};
+use nix::sys::termios::{self, SetArg};
+
+use crate::instructions::Port;
+use crate::{ProbeError, io_error};
+
+/// One at a time.
+#[derive(Debug)]
+pub(crate) struct Output(Mutex<To>);
+
+#[derive(Debug)]
+enum To {
+    Console { port: Port, wide: bool },
+    Serial(File),
+    Nowhere,
+}
+
+impl Output {
+    /// The debug console.
+    pub(crate) fn debugcon() -> Result<Self, ProbeError> {
+        let port =
+            Port::open(CONSOLE_PORT).map_err(io_error("no access to the debug console's port"))?;
+        let present = port.read32();
+        if present.to_le_bytes()[0] != CONSOLE_PRESENT {
+            let missing = io::Error::from(io::ErrorKind::NotFound);
+            return Err(io_error("this machine has no debug console")(missing));
+        }
+        let wide = present == WIDE_CONSOLE;
+        Ok(Self(Mutex::new(To::Console { port, wide })))
+    }
+
+    /// A serial port, with the bytes as they are.
+    pub(crate) fn serial(device: &Path) -> Result<Self, ProbeError> {
+        let name = device.display().to_string();
+        let file = File::options()
+            .write(true)
+            .open(device)
+            .map_err(io_error(format!("cannot open {name}")))?;
+        // What is no terminal needs nothing.
+        if let Ok(mut attributes) = termios::tcgetattr(&file) {
+            termios::cfmakeraw(&mut attributes);
+            termios::tcsetattr(&file, SetArg::TCSANOW, &attributes)
+                .map_err(|e| io_error(format!("cannot set up {name}"))(e.into()))?;
+        }
+        Ok(Self(Mutex::new(To::Serial(file))))
+    }
+
+    /// Nobody listens.
+    pub(crate) fn nowhere() -> Self {
+        Self(Mutex::new(To::Nowhere))
+    }
+
+    /// A frame whose words `fill` gives, called once nobody else writes: what it reads is as old as the frame.
+    pub(crate) fn frame<'a>(
+        &self,
+        name: &str,
+        fill: impl FnOnce() -> &'a [u64],
+    ) -> Result<(), ProbeError> {
+        let mut to = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let words = fill();
+        let Some(header) = samples_header(name, Width::Eight, words.len()) else {
+            return Ok(());
+        };
+        let mut bytes = Vec::with_capacity(header.len() + name.len() + words.len() * 8);
+        bytes.extend(header);
+        bytes.extend(name.bytes());
+        bytes.extend(words.iter().flat_map(|word| word.to_le_bytes()));
+        match &mut *to {
+            To::Console { port, wide } => {
+                let quads = if *wide { bytes.len() / 4 * 4 } else { 0 };
+                let (quads, rest) = bytes.split_at(quads);
+                for quad in quads.chunks_exact(4) {
+                    port.write32(u32::from_le_bytes([quad[0], quad[1], quad[2], quad[3]]));
+                }
+                for byte in rest {
+                    port.write8(*byte);
+                }
+                Ok(())
+            }
+            To::Serial(file) => file.write_all(&bytes).map_err(io_error("cannot report")),
+            To::Nowhere => Ok(()),
+        }
+    }
+}
