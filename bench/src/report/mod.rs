@@ -29,6 +29,8 @@ pub(crate) use model::{
 };
 pub(crate) use page::STYLE;
 pub(crate) use recommend::recommend;
+#[cfg(test)]
+pub(crate) use schema::matches_schema;
 pub(crate) use table::{grid, table};
 
 #[cfg(test)]

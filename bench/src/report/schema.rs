@@ -135,13 +135,18 @@ fn object(value: &Value) -> &Map<String, Value> {
     value.as_object().unwrap_or(&EMPTY)
 }
 
+/// Whether `value` is what the schema in `text` says, and where not.
+pub(crate) fn matches_schema(text: &str, value: &Value) -> Checked {
+    let schema = serde_json::from_str(text).map_err(|error| error.to_string())?;
+    check(&schema, &schema, value, "report")
+}
+
 fn schema() -> Value {
     serde_json::from_str(SCHEMA).unwrap()
 }
 
 fn valid(value: &Value) -> Checked {
-    let schema = schema();
-    check(&schema, &schema, value, "report")
+    matches_schema(SCHEMA, value)
 }
 
 fn full() -> Value {

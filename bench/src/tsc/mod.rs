@@ -146,3 +146,6 @@ fn frequencies(args: &Args, host: Option<u32>) -> Result<Vec<u32>, TscError> {
     let khz = args.tsc_khz.iter().map(|frequency| frequency.khz(host));
     khz.collect::<Option<_>>().ok_or(TscError::NoFrequency)
 }
+
+#[cfg(test)]
+mod tests;
