@@ -13,11 +13,15 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// The longest answer that is read.
 const MAX_REPLY: u64 = 1 << 20;
 
-/// Tells the VM `name` to carry out `command`. The status comes with the command that asks for it.
+/// Tells the VM `name` to carry out `command`, and waits for its answer. The status comes with the command that asks for it.
 ///
 /// # Errors
 /// If there is no such VM, or it does not answer, or refuses.
-pub fn call(dirs: &RunDirs, name: &str, command: Command) -> Result<Option<Box<Status>>, ApiError> {
+pub fn call(
+    dirs: &RunDirs,
+    name: &str,
+    command: &Command,
+) -> Result<Option<Box<Status>>, ApiError> {
     let stream = match connect(dirs, name) {
         Ok(Some(stream)) => stream,
         Ok(None) => return Err(no_such_vm(dirs, name)),
@@ -61,7 +65,7 @@ pub struct Found {
 pub fn list(dirs: &RunDirs) -> Result<Vec<Found>, ApiError> {
     let mut found = Vec::new();
     for name in dirs.names()? {
-        let status = match call(dirs, &name, Command::Status) {
+        let status = match call(dirs, &name, &Command::Status) {
             Ok(Some(status)) => Ok(status),
             // The directory of one that has died.
             Err(ApiError::NoSuchVm { .. }) => continue,
@@ -103,8 +107,13 @@ fn no_such_vm(dirs: &RunDirs, name: &str) -> ApiError {
     }
 }
 
-fn talk(mut stream: UnixStream, command: Command) -> io::Result<Reply> {
-    stream.set_read_timeout(Some(PATIENCE))?;
+fn talk(mut stream: UnixStream, command: &Command) -> io::Result<Reply> {
+    // A job takes as long as it takes; should the VM die, the connection ends.
+    let patience = match command {
+        Command::Job(_) => None,
+        Command::Status | Command::Life(_) => Some(PATIENCE),
+    };
+    stream.set_read_timeout(patience)?;
     stream.set_write_timeout(Some(PATIENCE))?;
     stream.write_all(command.write().as_bytes())?;
     let mut line = Vec::new();

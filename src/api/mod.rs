@@ -5,6 +5,7 @@
 
 mod board;
 mod client;
+mod job;
 mod protocol;
 mod rundir;
 mod server;
@@ -16,7 +17,7 @@ use thiserror::Error;
 
 pub use board::StatusBoard;
 pub use client::{Found, call, list};
-pub use protocol::{Command, Crash, State, Status};
+pub use protocol::{Command, Crash, Job, Save, State, Status};
 pub use rundir::{RunDir, RunDirs};
 pub use server::Server;
 

@@ -1,71 +1,116 @@
 //! What is said over the control socket.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use crate::config::nearest;
 use crate::life::Request;
+use crate::machine::AfterSave;
 
 /// The longest line of a request.
 pub(super) const MAX_REQUEST: usize = 4096;
 
 /// What a VM can be told.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
     /// Tell how it is.
     Status,
     /// Change its life cycle.
     Life(Request),
+    /// Do what takes a while. The answer comes when it is done.
+    Job(Job),
 }
 
+/// What takes a VM a while.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Job {
+    /// Save it.
+    Save(Save),
+}
+
+/// How to save a VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Save {
+    /// The directory, absolute.
+    pub dir: PathBuf,
+    /// What becomes of the VM.
+    #[serde(default)]
+    pub then: AfterSave,
+}
+
+/// Commands without arguments.
+const PLAIN: [(&str, Command); 6] = [
+    ("status", Command::Status),
+    ("pause", Command::Life(Request::Pause)),
+    ("resume", Command::Life(Request::Resume)),
+    ("reset", Command::Life(Request::Reset)),
+    ("power-button", Command::Life(Request::PowerButton)),
+    ("kill", Command::Life(Request::Kill)),
+];
+const SAVE: &str = "save";
+
 impl Command {
-    const ALL: [(&'static str, Self); 6] = [
-        ("status", Self::Status),
-        ("pause", Self::Life(Request::Pause)),
-        ("resume", Self::Life(Request::Resume)),
-        ("reset", Self::Life(Request::Reset)),
-        ("power-button", Self::Life(Request::PowerButton)),
-        ("kill", Self::Life(Request::Kill)),
-    ];
-
-    /// Its name in a request.
-    pub fn name(self) -> &'static str {
-        Self::ALL
-            .into_iter()
-            .find(|(_, command)| *command == self)
-            .map_or("status", |(name, _)| name)
-    }
-
     /// Reads a request's line; else what is wrong with it.
     pub(super) fn read(line: &[u8]) -> Result<Self, String> {
-        let message: Message = serde_json::from_slice(line).map_err(|e| {
+        let no_request = |e: serde_json::Error| {
             format!("not a request: {e}; a request is a line like {{\"command\":\"status\"}}")
-        })?;
-        Self::ALL
-            .into_iter()
-            .find(|(name, _)| *name == message.command)
-            .map(|(_, command)| command)
-            .ok_or_else(|| {
-                let names = Self::ALL.map(|(name, _)| name);
-                match nearest(&message.command, names) {
+        };
+        let message: Message = serde_json::from_slice(line).map_err(no_request)?;
+        let plain = PLAIN.into_iter().find(|(name, _)| *name == message.command);
+        let arguments = Value::Object(message.arguments);
+        match (plain, message.command.as_str()) {
+            (Some((_, command)), _) => serde_json::from_value(arguments)
+                .map(|Nothing {}| command)
+                .map_err(no_request),
+            (None, SAVE) => serde_json::from_value(arguments)
+                .map(|save| Self::Job(Job::Save(save)))
+                .map_err(no_request),
+            (None, unknown) => {
+                let names = || PLAIN.iter().map(|(name, _)| *name).chain([SAVE]);
+                Err(match nearest(unknown, names()) {
                     Some(meant) => format!("unknown command; did you mean {meant:?}?"),
-                    None => format!("unknown command; the commands are {}", names.join(", ")),
-                }
-            })
+                    None => {
+                        let names: Vec<_> = names().collect();
+                        format!("unknown command; the commands are {}", names.join(", "))
+                    }
+                })
+            }
+        }
     }
 
     /// The request's line.
-    pub(super) fn write(self) -> String {
-        format!("{{\"command\":\"{}\"}}\n", self.name())
+    pub(super) fn write(&self) -> String {
+        let (name, arguments) = match self {
+            Self::Job(Job::Save(save)) => (SAVE, serde_json::to_value(save)),
+            plain => {
+                let name = PLAIN.iter().find(|(_, command)| command == plain);
+                (name.map_or("status", |(name, _)| name), Ok(Value::Null))
+            }
+        };
+        let mut message = match arguments {
+            Ok(Value::Object(arguments)) => arguments,
+            // Only a path that is no text has no form in JSON; the VM says then that the argument is missing.
+            _ => Map::new(),
+        };
+        message.insert("command".to_owned(), Value::String(name.to_owned()));
+        format!("{}\n", Value::Object(message))
     }
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
 struct Message {
     command: String,
+    #[serde(flatten)]
+    arguments: Map<String, Value>,
 }
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Nothing {}
 
 /// The answer's line.
 #[derive(Debug, Serialize, Deserialize)]

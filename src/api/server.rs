@@ -3,12 +3,14 @@
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::mpsc::{Receiver, TryRecvError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use super::job::{self, Done};
 use super::protocol::{Command, MAX_REQUEST, Reply, Status};
 use super::{ApiError, RunDir};
 use crate::life::{LifeEvent, LifeHandle};
@@ -50,17 +52,23 @@ impl Server {
             let listener = UnixListener::bind(dir.socket())?;
             listener.set_nonblocking(true)?;
             let (stop, stopped) = UnixStream::pair()?;
+            let (wake, woken) = UnixStream::pair()?;
+            woken.set_nonblocking(true)?;
+            // A job that is done need not wait until it is heard: one byte there is as good as two.
+            wake.set_nonblocking(true)?;
             let mut service = Service {
                 listener,
                 stopped,
+                woken,
                 clients: Vec::new(),
                 patience,
                 answer: move |command| match command {
-                    Command::Status => Some(Box::new(status())),
+                    Command::Status => Answer::Now(Some(Box::new(status()))),
                     Command::Life(request) => {
                         life.send(LifeEvent::Request(request));
-                        None
+                        Answer::Now(None)
                     }
+                    Command::Job(job) => Answer::Later(job::start(job, &life, &wake)),
                 },
             };
             let thread = std::thread::Builder::new()
@@ -95,17 +103,28 @@ impl Drop for Server {
     }
 }
 
+/// What is answered to a command.
+enum Answer {
+    Now(Option<Box<Status>>),
+    /// When the job is done.
+    Later(Receiver<Done>),
+}
+
 struct Service<A> {
     listener: UnixListener,
     stopped: UnixStream,
+    /// Readable when a job is done.
+    woken: UnixStream,
     clients: Vec<Client>,
     patience: Duration,
     answer: A,
 }
 
-impl<A: Fn(Command) -> Option<Box<Status>>> Service<A> {
+impl<A: Fn(Command) -> Answer> Service<A> {
     fn run(&mut self) {
         while self.wait() {
+            let mut bytes = [0; 64];
+            while let Ok(Some(1..)) = now(self.woken.read(&mut bytes)) {}
             let (answer, patience) = (&self.answer, self.patience);
             self.clients.retain_mut(|client| {
                 client
@@ -126,16 +145,25 @@ impl<A: Fn(Command) -> Option<Box<Status>>> Service<A> {
                 }
             }
         }
+        // The VM has ended, and so each job is about to, if that was not what it did: whoever waits is told.
+        for client in &mut self.clients {
+            client.wait_for_job(self.patience);
+        }
     }
 
     /// Waits until there is something to do; `false` when the server is to end.
     fn wait(&self) -> bool {
-        let mut fds = vec![PollFd::new(self.stopped.as_fd(), PollFlags::POLLIN)];
+        let mut fds = vec![
+            PollFd::new(self.stopped.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.woken.as_fd(), PollFlags::POLLIN),
+        ];
         if self.clients.len() < MAX_CLIENTS {
             fds.push(PollFd::new(self.listener.as_fd(), PollFlags::POLLIN));
         }
-        fds.extend(self.clients.iter().map(Client::waits_for));
-        let timeout = match self.clients.iter().map(|client| client.deadline).min() {
+        // Those with a job wait for nothing but the job.
+        let idle = || self.clients.iter().filter(|client| client.job.is_none());
+        fds.extend(idle().map(Client::waits_for));
+        let timeout = match idle().map(|client| client.deadline).min() {
             // Rounded up, so as not to wake up just before the deadline again and again.
             Some(deadline) => PollTimeout::try_from(
                 deadline.saturating_duration_since(Instant::now()) + Duration::from_millis(1),
@@ -159,12 +187,13 @@ fn out_of_resources() {
     std::thread::sleep(Duration::from_millis(100));
 }
 
-fn reply(line: &[u8], answer: impl Fn(Command) -> Option<Box<Status>>) -> Vec<u8> {
-    let reply = match Command::read(line) {
-        Ok(command) => Reply::Ok(answer(command)),
+fn reply(line: &[u8], answer: impl Fn(Command) -> Answer) -> Result<Vec<u8>, Receiver<Done>> {
+    let reply = match Command::read(line).map(answer) {
+        Ok(Answer::Now(status)) => Reply::Ok(status),
+        Ok(Answer::Later(job)) => return Err(job),
         Err(why) => Reply::Error(why),
     };
-    encode(&reply)
+    Ok(encode(&reply))
 }
 
 fn encode(reply: &Reply) -> Vec<u8> {
@@ -178,6 +207,8 @@ struct Client {
     stream: UnixStream,
     input: Vec<u8>,
     output: Vec<u8>,
+    /// What it waits for.
+    job: Option<Receiver<Done>>,
     /// It is let go when the output is written.
     last: bool,
     deadline: Instant,
@@ -189,6 +220,7 @@ impl Client {
             stream,
             input: Vec::new(),
             output: Vec::new(),
+            job: None,
             last: false,
             deadline: Instant::now() + patience,
         }
@@ -203,8 +235,38 @@ impl Client {
         PollFd::new(self.stream.as_fd(), events)
     }
 
+    fn job_is_done(&mut self, done: Done, patience: Duration) {
+        self.job = None;
+        self.deadline = Instant::now() + patience;
+        self.output = encode(&match done {
+            Ok(()) => Reply::Ok(None),
+            Err(why) => Reply::Error(why),
+        });
+    }
+
+    /// Waits for the end of its job, if it has one, and answers as far as that can be done at once.
+    fn wait_for_job(&mut self, patience: Duration) {
+        if let Some(job) = &self.job {
+            let done = job.recv_timeout(patience).unwrap_or_else(|_| panicked());
+            self.job_is_done(done, patience);
+            let _written = self.stream.write(&self.output);
+        }
+    }
+
     /// Does what can be done without waiting; `false` when the client is to be let go.
-    fn go_on(&mut self, reply: impl Fn(&[u8]) -> Vec<u8>, patience: Duration) -> io::Result<bool> {
+    fn go_on(
+        &mut self,
+        reply: impl Fn(&[u8]) -> Result<Vec<u8>, Receiver<Done>>,
+        patience: Duration,
+    ) -> io::Result<bool> {
+        if let Some(job) = &self.job {
+            let done = match job.try_recv() {
+                Err(TryRecvError::Empty) => return Ok(true),
+                Err(TryRecvError::Disconnected) => panicked(),
+                Ok(done) => done,
+            };
+            self.job_is_done(done, patience);
+        }
         if Instant::now() >= self.deadline {
             return Ok(false);
         }
@@ -222,7 +284,14 @@ impl Client {
                 }
             } else if let Some(end) = self.input.iter().position(|b| *b == b'\n') {
                 let line: Vec<u8> = self.input.drain(..=end).collect();
-                self.output = reply(&line);
+                match reply(&line) {
+                    Ok(output) => self.output = output,
+                    Err(job) => {
+                        self.job = Some(job);
+                        // It may be done already, before anybody waits for it.
+                        return self.go_on(reply, patience);
+                    }
+                }
             } else if self.input.len() > MAX_REQUEST {
                 let why = format!("the request is longer than {MAX_REQUEST} bytes");
                 self.output = encode(&Reply::Error(why));
@@ -237,6 +306,10 @@ impl Client {
             }
         }
     }
+}
+
+fn panicked() -> Done {
+    Err("it stopped for an error in hypernest, which the VM's log tells".to_owned())
 }
 
 /// `None` if it would have to wait.

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::life::{LifeEvent, LifeHandle, Request};
+use crate::machine::AfterSave;
 
 struct Vm {
     server: Server,
@@ -55,7 +56,7 @@ fn commands_arrive_and_are_answered() {
     let tmp = tempfile::tempdir().unwrap();
     let dirs = dirs(&tmp);
     let vm = start(&dirs, "a");
-    let answer = call(&dirs, "a", Command::Status).unwrap();
+    let answer = call(&dirs, "a", &Command::Status).unwrap();
     assert_eq!(answer.as_deref(), Some(&status("a")));
     for request in [
         Request::Pause,
@@ -64,7 +65,7 @@ fn commands_arrive_and_are_answered() {
         Request::PowerButton,
         Request::Kill,
     ] {
-        assert!(call(&dirs, "a", Command::Life(request)).unwrap().is_none());
+        assert!(call(&dirs, "a", &Command::Life(request)).unwrap().is_none());
         assert_eq!(vm.events.recv().unwrap(), LifeEvent::Request(request));
     }
 }
@@ -128,7 +129,52 @@ fn what_is_no_request_is_refused() {
         assert!(line.contains(says), "{line}");
     }
     assert!(vm.events.try_recv().is_err());
-    assert!(call(&dirs, "a", Command::Status).is_ok());
+    assert!(call(&dirs, "a", &Command::Status).is_ok());
+}
+
+#[test]
+fn a_job_is_answered_when_it_is_done_and_holds_up_nobody() {
+    let tmp = tempfile::tempdir().unwrap();
+    let dirs = dirs(&tmp);
+    let vm = start(&dirs, "a");
+    let save = |dir: &Path| {
+        Command::Job(Job::Save(Save {
+            dir: dir.to_owned(),
+            then: AfterSave::Stop,
+        }))
+    };
+    let place = tmp.path().join("saved");
+    let (dirs_of_job, job) = (dirs.clone(), save(&place));
+    let waiting = std::thread::spawn(move || call(&dirs_of_job, "a", &job));
+    let LifeEvent::Job(job) = vm.events.recv().unwrap() else {
+        panic!("the machine was not asked");
+    };
+    // Longer than clients are waited for.
+    std::thread::sleep(Duration::from_millis(600));
+    assert!(call(&dirs, "a", &Command::Status).is_ok());
+    assert!(!waiting.is_finished());
+    // The machine ends without having done it.
+    drop(job);
+    let refused = waiting.join().unwrap().unwrap_err().to_string();
+    assert!(refused.contains("the VM has ended"), "{refused}");
+    assert!(!place.exists());
+    // What is refused at once does not reach the machine.
+    let refused = call(&dirs, "a", &save("/dev/null/saved".as_ref())).unwrap_err();
+    assert!(refused.to_string().contains("/dev/null"), "{refused}");
+    for arguments in [
+        "",
+        ",\"dir\":7",
+        ",\"dir\":\"/x\",\"then\":\"rest\"",
+        ",\"dir\":\"/x\",\"x\":1",
+    ] {
+        let line = raw(
+            &dirs,
+            "a",
+            format!("{{\"command\":\"save\"{arguments}}}\n").as_bytes(),
+        );
+        assert!(line.contains("not a request"), "{line}");
+    }
+    assert!(vm.events.try_recv().is_err());
 }
 
 #[test]
@@ -140,7 +186,7 @@ fn idle_clients_cannot_keep_others_out() {
         .map(|_| UnixStream::connect(dirs.socket("a")).unwrap())
         .collect();
     idle[0].write_all(b"{").unwrap();
-    assert!(call(&dirs, "a", Command::Status).is_ok());
+    assert!(call(&dirs, "a", &Command::Status).is_ok());
     // The first ones were let go for that.
     assert_eq!(idle[0].read(&mut [0]).unwrap(), 0);
 }
@@ -167,7 +213,7 @@ fn a_client_that_takes_no_answers_is_let_go() {
         ),
         "{e}"
     );
-    assert!(call(&dirs, "a", Command::Status).is_ok());
+    assert!(call(&dirs, "a", &Command::Status).is_ok());
 }
 
 #[test]
@@ -181,7 +227,7 @@ fn a_name_is_taken_once() {
         e,
         format!("a VM named a is already running (process {pid})")
     );
-    assert!(call(&dirs, "a", Command::Status).is_ok());
+    assert!(call(&dirs, "a", &Command::Status).is_ok());
     drop(vm);
     assert!(dirs.claim("a").is_ok());
 }
@@ -212,11 +258,11 @@ fn the_remains_of_a_dead_vm_are_taken_over_and_not_listed() {
     drop(std::os::unix::net::UnixListener::bind(path.join("control.sock")).unwrap());
     assert!(list(&dirs).unwrap().is_empty());
     assert!(matches!(
-        call(&dirs, "a", Command::Status),
+        call(&dirs, "a", &Command::Status),
         Err(ApiError::NoSuchVm { .. })
     ));
     let _vm = start(&dirs, "a");
-    assert!(call(&dirs, "a", Command::Status).is_ok());
+    assert!(call(&dirs, "a", &Command::Status).is_ok());
 }
 
 #[test]
@@ -236,7 +282,7 @@ fn a_vm_that_is_not_there_is_told_with_what_was_meant() {
     let tmp = tempfile::tempdir().unwrap();
     let dirs = dirs(&tmp);
     let _vm = start(&dirs, "windows");
-    let says = |name: &str| call(&dirs, name, Command::Status).unwrap_err().to_string();
+    let says = |name: &str| call(&dirs, name, &Command::Status).unwrap_err().to_string();
     assert_eq!(
         says("widnows"),
         "there is no running VM named \"widnows\"; did you mean windows?"

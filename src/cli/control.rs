@@ -31,7 +31,7 @@ fn carry_out(
     request: Request,
     patience: Duration,
 ) -> Result<Exit, CliError> {
-    call(dirs, name, Command::Life(request))?;
+    call(dirs, name, &Command::Life(request))?;
     let done = match request {
         Request::Pause => "paused",
         Request::Resume => "resumed",
@@ -41,7 +41,7 @@ fn carry_out(
     };
     let deadline = Instant::now() + patience;
     loop {
-        let state = match call(dirs, name, Command::Status) {
+        let state = match call(dirs, name, &Command::Status) {
             Ok(status) => status.map(|s| s.state),
             // It took the request and is gone: that was asked for, or a guest that went on has ended itself since.
             Err(ApiError::NoSuchVm { .. } | ApiError::Talk { .. })

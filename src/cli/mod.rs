@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::io::{self, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -10,7 +11,7 @@ use thiserror::Error;
 use crate::api::ApiError;
 use crate::config::ConfigError;
 use crate::life::Request;
-use crate::machine::MachineError;
+use crate::machine::{MachineError, TransferError};
 
 pub mod config;
 pub mod control;
@@ -18,7 +19,9 @@ pub mod doctor;
 pub mod enlightenments;
 pub mod list;
 mod log;
+mod restore;
 mod run;
+pub mod save;
 pub mod status;
 mod vm;
 
@@ -57,6 +60,8 @@ enum Command {
     Config(config::Args),
     Doctor(doctor::Args),
     Enlightenments(enlightenments::Args),
+    Save(save::Args),
+    Restore(Box<restore::Args>),
     List(list::Args),
     Status(status::Args),
     /// Stop a VM's vCPUs and keep everything
@@ -109,6 +114,22 @@ pub enum CliError {
     /// The VM could not be built or could not go on.
     #[error(transparent)]
     Machine(#[from] MachineError),
+    /// A path that means nothing.
+    #[error("cannot use the path {}", path.display())]
+    Path {
+        /// The path.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// What was saved cannot be used.
+    #[error("cannot restore the VM saved in {}", dir.display())]
+    Saved {
+        /// The directory.
+        dir: PathBuf,
+        /// Why.
+        source: Box<TransferError>,
+    },
     /// The guest crashed, and that ends it.
     #[error("the VM was stopped because its guest crashed (on-crash = stop)")]
     GuestCrashed,
@@ -128,6 +149,8 @@ impl CliError {
             Self::Machine(e) if e.is_host() => Exit::HOST,
             Self::Machine(_)
             | Self::GuestCrashed
+            | Self::Path { .. }
+            | Self::Saved { .. }
             | Self::VcpuFailed(_)
             | Self::Api(_)
             | Self::NotDone { .. }
@@ -184,6 +207,8 @@ fn run(command: Command) -> Result<Exit, CliError> {
         Command::Config(args) => config::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Run(args) => run::run(&args),
+        Command::Save(args) => save::run(&args),
+        Command::Restore(args) => restore::run(&args),
         Command::List(args) => list::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Pause(args) => control::run(&args, Request::Pause),
@@ -220,7 +245,7 @@ fn report(e: &CliError) -> String {
 }
 
 /// The error and its causes in one line.
-fn chain(e: &dyn std::error::Error) -> String {
+pub(crate) fn chain(e: &dyn std::error::Error) -> String {
     let mut text = e.to_string();
     let mut cause = e.source();
     while let Some(e) = cause {

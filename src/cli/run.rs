@@ -21,6 +21,11 @@ pub(super) fn run(args: &Args) -> Result<Exit, CliError> {
     let machine = Machine::new(config, &[])?;
     let board = machine.board();
     let _server = Server::start(dir, machine.life(), move || board.status())?;
+    to_its_end(machine)
+}
+
+/// Has `machine` run, and says how it ended.
+pub(super) fn to_its_end(machine: Machine) -> Result<Exit, CliError> {
     match machine.run()? {
         Outcome::PowerOff | Outcome::Killed => Ok(Exit::DONE),
         Outcome::DebugExit(code) => Ok(Exit(code)),

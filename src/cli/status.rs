@@ -22,7 +22,7 @@ pub struct Args {
 /// # Errors
 /// If there is no such VM, or it does not answer.
 pub fn run(args: &Args) -> Result<Exit, CliError> {
-    if let Some(status) = call(&RunDirs::of_user(), &args.name, Command::Status)? {
+    if let Some(status) = call(&RunDirs::of_user(), &args.name, &Command::Status)? {
         let text = if args.json {
             to_json(&status)?
         } else {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::draft::Draft;
 use super::file::ConfigFile;
-use super::flags::Flags;
+use super::flags::{Flags, LocalFlags};
 use super::host::HostLimits;
 use super::parse::{self, BackendKind, Wrong};
 use super::problem::{ConfigError, Origin, Problem};
@@ -17,6 +17,7 @@ use super::{
     OnCrash, TimeConfig, VmConfig, show,
 };
 use crate::machine::layout;
+use crate::units::TscKhz;
 
 /// Less than this holds no kernel worth the name, beside the tables that every guest gets.
 const MIN_MEMORY: u64 = 16 << 20;
@@ -46,19 +47,47 @@ pub fn build(
         .map(ConfigFile::draft)
         .unwrap_or_default()
         .overlay(flags.draft());
-    let mut build = Build {
-        problems: draft.problems.clone(),
-        draft: &draft,
-        warnings: Vec::new(),
-        host,
-    };
-    match build.config() {
-        Some(config) if build.problems.is_empty() => Ok(Checked {
-            config,
-            warnings: build.warnings,
-        }),
-        _ => Err(ConfigError::Invalid(in_order(build.problems))),
+    Build::new(&draft, host, Files::MustBeThere).finish()
+}
+
+/// The configuration in a file, on whatever host, whether or not its kernel is there.
+pub(super) fn without_files(file: &ConfigFile) -> Result<Checked, ConfigError> {
+    Build::new(&file.draft(), HostLimits::default(), Files::MayLack).finish()
+}
+
+/// Where a saved VM goes on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Adapted {
+    /// What the VM is, with what is local replaced.
+    pub checked: Checked,
+    /// This host's TSC frequency, if it is to be taken for another than it is.
+    pub host_khz: Option<TscKhz>,
+}
+
+/// The configuration of a VM that was saved as `saved`, where `flags` say how it goes on. Its kernel need not be there.
+///
+/// # Errors
+/// Everything that is wrong, at once.
+pub fn adapt(
+    saved: &VmConfig,
+    flags: &LocalFlags,
+    host: HostLimits,
+) -> Result<Adapted, ConfigError> {
+    // On a command line for a saved VM it says what the host has; what the guest has is saved.
+    let mut base = saved.clone();
+    let guest_khz = base.time.khz.take();
+    let file = ConfigFile::new(Path::new("saved state"), base.to_toml());
+    let mut draft = file.draft().overlay(flags.0.draft());
+    if saved.debugcon.is_none() && flags.given("debugcon") {
+        draft.problems.push(Problem {
+            origin: Origin::Flag("debugcon"),
+            what: "the saved VM has no debug console".to_owned(),
+            help: Some("leave it out: devices cannot be added to a saved VM".to_owned()),
+        });
     }
+    let mut checked = Build::new(&draft, host, Files::MayLack).finish()?;
+    let host_khz = std::mem::replace(&mut checked.config.time.khz, guest_khz);
+    Ok(Adapted { checked, host_khz })
 }
 
 /// Problems of the file by line; then the flags', as they were found.
@@ -75,9 +104,37 @@ pub(super) struct Build<'a> {
     problems: Vec<Problem>,
     warnings: Vec<Problem>,
     host: HostLimits,
+    files: Files,
+}
+
+/// The kernel and what goes with it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Files {
+    MustBeThere,
+    MayLack,
 }
 
 impl<'a> Build<'a> {
+    fn new(draft: &'a Draft, host: HostLimits, files: Files) -> Self {
+        Self {
+            problems: draft.problems.clone(),
+            draft,
+            warnings: Vec::new(),
+            host,
+            files,
+        }
+    }
+
+    fn finish(mut self) -> Result<Checked, ConfigError> {
+        match self.config() {
+            Some(config) if self.problems.is_empty() => Ok(Checked {
+                config,
+                warnings: self.warnings,
+            }),
+            _ => Err(ConfigError::Invalid(in_order(self.problems))),
+        }
+    }
+
     fn config(&mut self) -> Option<VmConfig> {
         let name = self.one("name", parse::name);
         let boot = self.boot();
@@ -364,6 +421,9 @@ impl<'a> Build<'a> {
     }
 
     fn readable(&mut self, key: &'static str, origin: &Origin, path: &Path) {
+        if self.files == Files::MayLack {
+            return;
+        }
         if let Err(what) = parse::readable(path) {
             self.push(key, origin, Wrong::new(what, "a file that can be read"));
         }

@@ -484,3 +484,33 @@ proptest! {
         let _ = build(None, &flags, HOST).map_err(|e| e.to_string());
     }
 }
+
+#[test]
+fn a_saved_vm_is_the_same_but_for_what_is_local() {
+    let saved = VmConfig::from_saved(
+        with_file(
+            "debugcon = 'stdio'\nserial = 'none'\ntsc-khz = 2000000\nhv = 'windows,-runtime'",
+        )
+        .unwrap()
+        .to_saved(),
+    )
+    .unwrap();
+    let local = |flags: &[(&str, &str)]| {
+        let flags = LocalFlags(Flags::from_pairs(flags.iter().copied()));
+        adapt(&saved, &flags, HOST)
+    };
+    let same = local(&[]).unwrap();
+    assert_eq!(same.checked.config, saved);
+    assert_eq!(same.host_khz, None);
+    // The kernel is gone by now, and a frequency is the host's.
+    let other = local(&[("name", "b"), ("serial", "pty"), ("tsc-khz", "1000000")]).unwrap();
+    let mut expected = saved.clone();
+    (expected.name, expected.serial[0]) = ("b".to_owned(), CharBackend::Pty);
+    assert_eq!(other.checked.config, expected);
+    assert_eq!(other.host_khz, Some(TscKhz(1_000_000)));
+    let mut without = saved.clone();
+    without.debugcon = None;
+    let flags = LocalFlags(Flags::from_pairs([("debugcon", "pty")]));
+    let refused = adapt(&without, &flags, HOST).unwrap_err().to_string();
+    assert!(refused.contains("debug console"), "{refused}");
+}

@@ -6,7 +6,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
 use super::draft::Draft;
 use super::problem::{Origin, Problem};
-use super::setting::{Entry, SETTINGS, Scalar, Shape};
+use super::setting::{Entry, LOCAL, SETTINGS, Scalar, Setting, Shape};
 
 /// The flags that were given, not yet understood: clap knows which there are, this module's parent what they mean, so
 /// that all mistakes are reported together.
@@ -57,30 +57,44 @@ impl Flags {
     }
 }
 
+/// Those flags that say where a saved VM goes on, not what it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LocalFlags(pub Flags);
+
+impl LocalFlags {
+    pub(super) fn given(&self, key: &str) -> bool {
+        self.0.given.iter().any(|(given, _)| *given == key)
+    }
+}
+
+fn arguments(settings: impl Iterator<Item = &'static Setting>) -> impl Iterator<Item = Arg> {
+    settings.map(|setting| {
+        let arg = Arg::new(setting.key)
+            .long(setting.key)
+            .value_name(setting.value)
+            .help(setting.help)
+            .value_parser(value_parser!(OsString))
+            .action(if setting.repeats() {
+                ArgAction::Append
+            } else {
+                ArgAction::Set
+            });
+        match setting.shape {
+            Shape::Switch | Shape::Optional => arg
+                .num_args(0..=1)
+                .require_equals(true)
+                .default_missing_value(""),
+            // `-evmcs` in a list begins with a dash, and so may a command line.
+            Shape::List => arg.allow_hyphen_values(true),
+            _ if setting.key == "cmdline" => arg.allow_hyphen_values(true),
+            _ => arg,
+        }
+    })
+}
+
 impl clap::Args for Flags {
     fn augment_args(command: Command) -> Command {
-        command.args(SETTINGS.iter().map(|setting| {
-            let arg = Arg::new(setting.key)
-                .long(setting.key)
-                .value_name(setting.value)
-                .help(setting.help)
-                .value_parser(value_parser!(OsString))
-                .action(if setting.repeats() {
-                    ArgAction::Append
-                } else {
-                    ArgAction::Set
-                });
-            match setting.shape {
-                Shape::Switch | Shape::Optional => arg
-                    .num_args(0..=1)
-                    .require_equals(true)
-                    .default_missing_value(""),
-                // `-evmcs` in a list begins with a dash, and so may a command line.
-                Shape::List => arg.allow_hyphen_values(true),
-                _ if setting.key == "cmdline" => arg.allow_hyphen_values(true),
-                _ => arg,
-            }
-        }))
+        command.args(arguments(SETTINGS.iter()))
     }
 
     fn augment_args_for_update(command: Command) -> Command {
@@ -96,7 +110,14 @@ impl clap::FromArgMatches for Flags {
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
-        for setting in SETTINGS {
+        self.take(matches, SETTINGS.iter());
+        Ok(())
+    }
+}
+
+impl Flags {
+    fn take(&mut self, matches: &ArgMatches, settings: impl Iterator<Item = &'static Setting>) {
+        for setting in settings {
             for value in matches
                 .get_many::<OsString>(setting.key)
                 .into_iter()
@@ -105,6 +126,46 @@ impl clap::FromArgMatches for Flags {
                 self.given.push((setting.key, value.clone()));
             }
         }
+    }
+}
+
+fn local_settings() -> impl Iterator<Item = &'static Setting> {
+    SETTINGS
+        .iter()
+        .filter(|setting| LOCAL.contains(&setting.key))
+}
+
+impl clap::Args for LocalFlags {
+    fn augment_args(command: Command) -> Command {
+        command.args(arguments(local_settings()).map(|arg| {
+            // What is left out stays as it was saved.
+            let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
+            let (help, _default) = help.split_once(" [default").unwrap_or((&help, ""));
+            let help = match arg.get_id().as_str() {
+                "tsc-khz" => {
+                    "Take this host's TSC for one of this frequency [default: what it has]"
+                }
+                _ => help,
+            };
+            let help = help.to_owned();
+            arg.help(help)
+        }))
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+impl clap::FromArgMatches for LocalFlags {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let mut flags = Self::default();
+        flags.update_from_arg_matches(matches)?;
+        Ok(flags)
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        self.0.take(matches, local_settings());
         Ok(())
     }
 }

@@ -15,9 +15,9 @@ mod show;
 mod suggest;
 mod topology;
 
-pub use build::{Checked, build};
+pub use build::{Adapted, Checked, adapt, build};
 pub use file::ConfigFile;
-pub use flags::Flags;
+pub use flags::{Flags, LocalFlags};
 pub use host::HostLimits;
 pub use parse::{is_name, show_size};
 pub use problem::{ConfigError, Origin, Problem};

@@ -19,6 +19,19 @@ pub struct Setting {
     pub file_example: &'static str,
 }
 
+/// What is of the host that a saved VM goes on at, and not of the guest.
+pub(super) const LOCAL: [&str; 9] = [
+    "name",
+    "serial",
+    "serial2",
+    "debugcon",
+    "on-crash",
+    "tsc-khz",
+    "on-tsc-change",
+    "clock",
+    "stats",
+];
+
 /// What a setting's value looks like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shape {

@@ -4,7 +4,9 @@ use std::path::Path;
 
 use toml::{Table, Value};
 
-use super::{CharBackend, CpuModel, HugePageSize, Irqchip, OnCrash, VmConfig};
+use super::{
+    CharBackend, ConfigError, ConfigFile, CpuModel, HugePageSize, Irqchip, OnCrash, VmConfig,
+};
 use crate::time::{Downtime, Policy};
 
 impl VmConfig {
@@ -94,6 +96,44 @@ impl VmConfig {
         }
         put("hpet", Value::Boolean(self.hpet));
         table.to_string()
+    }
+}
+
+/// What a saved VM's configuration is called in messages.
+const SAVED: &str = "saved state";
+
+impl VmConfig {
+    /// The configuration as it is saved with the VM: paths do not depend on where hypernest was started.
+    pub fn to_saved(&self) -> String {
+        let mut config = self.clone();
+        let boot = &mut config.boot;
+        let modules = boot.modules.iter_mut().map(|module| &mut module.path);
+        let backends = config.serial.iter_mut().chain(&mut config.debugcon);
+        let backends = backends.filter_map(|backend| match backend {
+            CharBackend::File(path) | CharBackend::Socket(path) => Some(path),
+            CharBackend::None | CharBackend::Stdio | CharBackend::Pty => None,
+        });
+        let paths = std::iter::once(&mut boot.kernel)
+            .chain(&mut boot.initrd)
+            .chain(modules)
+            .chain(backends)
+            .chain(&mut config.stats);
+        for path in paths {
+            // The working directory may be gone; then what was said is all that there is.
+            if let Ok(absolute) = std::path::absolute(&*path) {
+                *path = absolute;
+            }
+        }
+        config.to_toml()
+    }
+
+    /// Reads what [`VmConfig::to_saved`] wrote.
+    ///
+    /// # Errors
+    /// If it is something else.
+    pub fn from_saved(text: String) -> Result<Self, ConfigError> {
+        let file = ConfigFile::new(Path::new(SAVED), text);
+        Ok(super::build::without_files(&file)?.config)
     }
 }
 

@@ -41,15 +41,15 @@ pub struct PowerCycle {
 }
 
 impl PowerCycle {
-    /// Creates the VM and its vCPUs, all of them paused, the boot vCPU at `entry`. Returns with it where their exits can be
-    /// read.
+    /// Creates the VM and its vCPUs, all of them paused, the boot vCPU at `entry` unless their state is to be loaded. Returns
+    /// with it where their exits can be read.
     pub(super) fn new(
         kvm: &Kvm,
         config: &VmConfig,
         plan: &Plan,
         platform: &Arc<Platform>,
         tsc_is_a_clock: bool,
-        entry: &Entry,
+        entry: Option<&Entry>,
         exit_counters: Option<&ExitCounters>,
     ) -> Result<(Self, Vec<Reader>), MachineError> {
         let vm = vm::create(kvm, config.irqchip, &platform.ram, &plan.user_msrs())?;
@@ -64,7 +64,9 @@ impl PowerCycle {
         for vp in (0..config.cpus.count).map(VpIndex) {
             let fd = create_vcpu(&vm, vp, config, plan)?;
             if vp == VpIndex(0) {
-                create::set_entry(vp, &fd, entry)?;
+                if let Some(entry) = entry {
+                    create::set_entry(vp, &fd, entry)?;
+                }
                 // Where KVM knows no frequency of the VM, it scales none, and the vCPU's is the host's. KVM fails this where the
                 // host's TSC is unstable.
                 host_khz = host_khz.or_else(|| fd.get_tsc_khz().ok().map(TscKhz));

@@ -2,6 +2,7 @@
 
 use thiserror::Error;
 
+use super::transfer::TransferError;
 use super::vm::VmError;
 use crate::boot::BootError;
 use crate::bus::BusError;
@@ -53,6 +54,9 @@ pub enum MachineError {
     /// The exit statistics.
     #[error(transparent)]
     Stats(#[from] StatsError),
+    /// A saved VM could not be restored.
+    #[error("cannot restore the VM")]
+    Restore(#[from] Box<TransferError>),
     /// A thread or a descriptor.
     #[error("cannot start the {what} thread")]
     Thread {
@@ -72,6 +76,9 @@ pub enum Impossible {
     /// The CPU model or VMX/SVM.
     #[error("{0}")]
     Cpuid(CpuidProblem),
+    /// What the guest of a saved VM was promised.
+    #[error("{0}")]
+    Promise(super::promise::Mismatch),
     /// The frequency of the TSC.
     #[error("{0}")]
     Time(crate::time::Why),

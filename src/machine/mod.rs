@@ -11,9 +11,12 @@ pub mod layout;
 mod lines;
 pub mod plan;
 pub mod promise;
+mod restore;
 mod running;
+mod save;
 mod signals;
 mod time;
+mod transfer;
 mod vm;
 mod wiring;
 
@@ -28,7 +31,10 @@ use tracing::{error, info, warn};
 pub use counters::ExitCounters;
 pub use cycle::{PowerCycle, VcpuGone};
 pub use error::{Impossible, MachineError};
+pub use restore::{Local, Outlook, outlook};
 pub use running::Running;
+pub use save::{AfterSave, save};
+pub use transfer::{Identity, TransferError};
 pub use wiring::ExtraPorts;
 
 use crate::api::{Crash, State, Status, StatusBoard};
@@ -36,6 +42,7 @@ use crate::boot;
 use crate::bus::{self, SharedDevice};
 use crate::config::{Irqchip, OnCrash, VmConfig};
 use crate::devices::acpi_pm::AcpiPm;
+use crate::devices::clock::HostClock;
 use crate::devices::io_thread::{IoThread, RunningIo};
 use crate::hyperv::{Partition, UserHypercalls};
 use crate::irq::IrqSink;
@@ -77,6 +84,7 @@ pub struct Machine {
     plan: Plan,
     platform: Arc<Platform>,
     devices: Vec<SharedDevice>,
+    device_clock: Arc<HostClock>,
     acpi: Arc<Mutex<AcpiPm>>,
     lines: CurrentVm,
     life: LifeHandle,
@@ -100,6 +108,8 @@ pub struct Machine {
     /// Exits of this one.
     readers: Vec<Reader>,
     exit_counters: Option<ExitCounters>,
+    /// Restored, and not running yet.
+    restored: Option<PowerCycle>,
     started: (SystemTime, Instant),
     board: StatusBoard,
     /// Holds the signals back from every thread that is started after it.
@@ -121,6 +131,22 @@ impl Machine {
             info!("{note}");
         }
         let ram = GuestRam::new(&config.memory, &layout::ram_ranges(config.memory.size))?;
+        Self::assemble(config, plan, &host, kvm, ram, extra)
+    }
+
+    /// Wires everything together; what runs in it is another matter.
+    fn assemble(
+        config: VmConfig,
+        plan: Plan,
+        host: &HostCaps,
+        kvm: Kvm,
+        ram: GuestRam,
+        extra: &[ExtraPorts],
+    ) -> Result<Self, MachineError> {
+        kick::install_handler().map_err(|e| MachineError::Thread {
+            what: "vCPU",
+            source: e.into(),
+        })?;
         let (life, events) = LifeHandle::channel();
         // All threads must inherit the signal mask, and the terminal is set up below: so this comes before.
         let signals = SignalThread::start(life.clone()).map_err(|source| MachineError::Thread {
@@ -179,12 +205,13 @@ impl Machine {
         Ok(Self {
             kvm,
             tsc_is_a_clock: host.system.tsc_is_a_clock(),
-            tsc: HostTsc::from(&host),
+            tsc: HostTsc::from(host),
             left_out: Vec::new(),
             switched: None,
             plan,
             platform: Arc::new(platform),
             devices: wired.devices,
+            device_clock: wired.clock,
             acpi: wired.acpi,
             lines,
             life,
@@ -195,6 +222,7 @@ impl Machine {
             past: vec![Snapshot::default(); vcpus],
             readers: Vec::new(),
             exit_counters: None,
+            restored: None,
             started,
             board: StatusBoard::new(status, started.1),
             _signals: signals,
@@ -233,12 +261,13 @@ impl Machine {
     /// # Errors
     /// If the VM cannot be created or, after a reset, created again; or if the statistics cannot be written at the end.
     pub fn run(mut self) -> Result<Outcome, MachineError> {
-        kick::install_handler().map_err(|e| MachineError::Thread {
-            what: "vCPU",
-            source: e.into(),
-        })?;
-        let mut cycle = self.power_on()?;
-        cycle.resume();
+        let mut cycle = match self.restored.take() {
+            Some(restored) => restored,
+            None => self.power_on()?,
+        };
+        if self.board.status().state == State::Running {
+            cycle.resume();
+        }
         let outcome = loop {
             // The machine itself holds a sender, so there is always somebody to wait for.
             let Some(event) = self.pending.pop_front().or_else(|| self.events.recv().ok()) else {
@@ -275,13 +304,18 @@ impl Machine {
             phys_bits: self.plan.phys_bits(),
         };
         let entry = boot::load(&self.config.boot, &self.platform.ram, &platform)?;
+        self.create_vm(Some(&entry))
+    }
+
+    /// The VM in KVM with its vCPUs; without an entry they wait for their state.
+    fn create_vm(&mut self, entry: Option<&boot::Entry>) -> Result<PowerCycle, MachineError> {
         let (cycle, readers) = PowerCycle::new(
             &self.kvm,
             &self.config,
             &self.plan,
             &self.platform,
             self.tsc_is_a_clock,
-            &entry,
+            entry,
             self.exit_counters.as_ref(),
         )?;
         self.readers = readers;

@@ -79,6 +79,16 @@ impl Plan {
         leaf.map_or(36, |e| e.eax.to_le_bytes()[0])
     }
 
+    /// Whether the guest sees VMX, and SVM: CPUID 1.ECX\[5\], 0x80000001.ECX\[2\].
+    pub fn nesting(&self) -> (bool, bool) {
+        let leaves = self.cpuid.for_vcpu(0);
+        let has = |function, bit: u32| {
+            let leaf = leaves.iter().find(|e| e.function == function);
+            leaf.is_some_and(|e| e.ecx >> bit & 1 != 0)
+        };
+        (has(1, 5), has(0x8000_0001, 2))
+    }
+
     /// The MSRs that come to user space.
     pub fn user_msrs(&self) -> Vec<MsrRange> {
         self.hyperv

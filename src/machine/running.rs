@@ -1,10 +1,13 @@
 //! The machine while it is powered on, for work that needs it as a whole: saving it, moving it, changing its clock.
 
 use super::cycle::PowerCycle;
+use super::transfer::TransferError;
 use super::{Machine, Outcome, Then};
 use crate::api::State;
 use crate::kvm::KvmError;
 use crate::life::Job;
+use crate::memory::GuestRam;
+use crate::state::Sections;
 
 /// A machine that is powered on, on its main thread, between two events.
 #[derive(Debug)]
@@ -36,15 +39,31 @@ impl<'a> Running<'a> {
         self.machine
     }
 
-    /// Stops all vCPUs and waits until none runs guest code.
-    pub fn pause(&mut self) {
-        self.cycle.pause();
-        self.machine.board.set_state(State::Paused);
+    /// The guest's RAM.
+    pub fn ram(&self) -> GuestRam {
+        self.machine.ram()
     }
 
-    /// Lets all vCPUs run.
+    /// Whether the vCPUs run, as far as it is up to the user.
+    pub fn is_running(&self) -> bool {
+        self.machine.board.status().state == State::Running
+    }
+
+    /// Stops all vCPUs and waits until none runs guest code. A guest that was stopped for its crash stays so.
+    pub fn pause(&mut self) {
+        self.cycle.pause();
+        if self.is_running() {
+            self.machine.board.set_state(State::Paused);
+        }
+    }
+
+    /// Lets all vCPUs run. If the guest has done what decides what becomes of the VM, that is acted on first, and runs them.
     pub fn resume(&mut self) {
-        self.machine.resume(self.cycle);
+        if self.machine.decided().is_some() {
+            self.machine.board.set_state(State::Running);
+        } else {
+            self.machine.resume(self.cycle);
+        }
     }
 
     /// Tells the guest that its host has another TSC frequency than it has, if it wants to know: by TSC scaling it has its old one
@@ -54,6 +73,14 @@ impl<'a> Running<'a> {
     /// If KVM does not deliver interrupts.
     pub fn reenlighten(&mut self) -> Result<(), KvmError> {
         self.machine.reenlighten(self.cycle, true)
+    }
+
+    /// The whole state but RAM. The vCPUs must be paused; until they run again RAM belongs to it.
+    ///
+    /// # Errors
+    /// If KVM does not give it, or the guest has just done what ends or resets it.
+    pub fn sections(&mut self) -> Result<Sections, TransferError> {
+        self.machine.save_state(self.cycle)
     }
 
     /// Ends the VM with this outcome once the work is done.

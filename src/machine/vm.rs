@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
+use kvm_bindings::{KVM_CAP_X86_TRIPLE_FAULT_EVENT, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{Kvm, MsrExitReason, VmFd};
 use thiserror::Error;
 
@@ -60,6 +60,11 @@ pub(super) fn create(
     // up, several milliseconds (`kvm_swap_active_memslots`).
     memory::add_ram(&vm, ram)?;
     cap::x2apic_ids(&vm)?;
+    // Without these what is pending in a vCPU could not be saved as it is.
+    cap::exception_payload(&vm)?;
+    if vm.check_extension_raw(KVM_CAP_X86_TRIPLE_FAULT_EVENT.into()) > 0 {
+        cap::triple_fault_event(&vm)?;
+    }
     match irqchip {
         Irqchip::Kernel => {
             vm.create_irq_chip().map_err(failed("KVM_CREATE_IRQCHIP"))?;

@@ -50,6 +50,8 @@ pub(super) struct Wired {
     pub(super) mmio: Bus,
     /// Everything that a reset resets.
     pub(super) devices: Vec<SharedDevice>,
+    /// What they take for the time.
+    pub(super) clock: Arc<HostClock>,
     /// The one with the power button.
     pub(super) acpi: Arc<Mutex<AcpiPm>>,
     /// Pseudo-terminals that were opened: (device, path).
@@ -96,6 +98,7 @@ pub(super) fn wire(
         mmio: Bus::mmio(),
         devices: vec![acpi.clone()],
         acpi,
+        clock: Arc::clone(&clock),
         ptys: Vec::new(),
     };
     let shared: SharedDevice = wired.acpi.clone();

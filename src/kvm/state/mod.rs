@@ -16,7 +16,8 @@ mod tests;
 mod vcpu;
 mod vm;
 
+pub(crate) use body::{decode_msrs, encode_msrs};
 pub use error::TransferError;
-pub use msrs::listed;
+pub use msrs::{listed, restore_hyperv_msrs, save_hyperv_msrs};
 pub use vcpu::{Extent, NestedCpu, Sregs, VcpuState};
 pub use vm::VmState;

@@ -118,6 +118,30 @@ pub(super) fn set(
     Ok(())
 }
 
+/// Reads Hyper-V MSRs that the VM has once, by way of any vCPU.
+///
+/// # Errors
+/// If KVM refuses.
+pub fn save_hyperv_msrs(
+    vp: VpIndex,
+    fd: &VcpuFd,
+    which: &[Msr],
+) -> Result<Vec<(Msr, u64)>, TransferError> {
+    get(vp, fd, Part::HypervMsrs, which)
+}
+
+/// Writes Hyper-V MSRs that the VM has once, in this order, by way of any vCPU.
+///
+/// # Errors
+/// If KVM refuses one.
+pub fn restore_hyperv_msrs(
+    vp: VpIndex,
+    fd: &VcpuFd,
+    values: &[(Msr, u64)],
+) -> Result<(), TransferError> {
+    set(vp, fd, Part::HypervMsrs, values)
+}
+
 fn entries(values: impl Iterator<Item = (Msr, u64)>) -> io::Result<Msrs> {
     let entries: Vec<_> = values
         .map(|(msr, data)| kvm_msr_entry {

@@ -1,0 +1,91 @@
+//! `hypernest restore`: has a saved VM go on and stays until it ends.
+
+use std::path::{Path, PathBuf};
+
+use super::run::to_its_end;
+use super::{CliError, Exit, print};
+use crate::api::{RunDirs, Server};
+use crate::config::{HostLimits, LocalFlags, adapt};
+use crate::machine::{Identity, Local, Machine, TransferError};
+use crate::state::Sections;
+use crate::state::snapshot::{RamImage, Snapshot};
+
+/// Has a saved VM go on from where it was, and stays until it ends.
+///
+/// What the VM is was saved with it; flags say how it goes on here. What was saved stays as it is, and must not be changed while
+/// the VM runs, which reads its RAM when it needs it. The exit code is that of `hypernest run`.
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct Args {
+    /// The directory
+    dir: PathBuf,
+
+    /// Do not let it run until `hypernest resume`
+    #[arg(long)]
+    paused: bool,
+
+    /// Read all RAM before it runs, and check it
+    #[arg(long)]
+    eager: bool,
+
+    /// Only check whether it is whole
+    #[arg(long, conflicts_with_all = ["paused", "eager"])]
+    check: bool,
+
+    #[command(flatten)]
+    flags: LocalFlags,
+}
+
+/// Carries it out.
+pub(super) fn run(args: &Args) -> Result<Exit, CliError> {
+    let saved = Saved::open(&args.dir).map_err(|source| broken(&args.dir, source))?;
+    if args.check {
+        let checked = saved.ram.verify().map_err(TransferError::from);
+        checked.map_err(|source| broken(&args.dir, source))?;
+        print(&format!("{} is whole\n", args.dir.display()))?;
+        return Ok(Exit::DONE);
+    }
+    let adapted = adapt(&saved.identity.config, &args.flags, HostLimits::read())?;
+    for warning in &adapted.checked.warnings {
+        tracing::warn!("{warning}");
+    }
+    let local = Local {
+        config: adapted.checked.config,
+        host_khz: adapted.host_khz,
+        paused: args.paused,
+    };
+    let dir = RunDirs::of_user().claim(&local.config.name)?;
+    let ram = if args.eager {
+        saved.ram.read(&local.config.memory)
+    } else {
+        saved.ram.map()
+    };
+    let ram = ram.map_err(|source| broken(&args.dir, source.into()))?;
+    let machine = Machine::restore(&saved.identity, saved.sections, ram, local, &[])?;
+    let board = machine.board();
+    let _server = Server::start(dir, machine.life(), move || board.status())?;
+    to_its_end(machine)
+}
+
+struct Saved {
+    identity: Identity,
+    sections: Sections,
+    ram: RamImage,
+}
+
+impl Saved {
+    fn open(dir: &Path) -> Result<Self, TransferError> {
+        let (mut sections, ram) = Snapshot::open(dir)?.into_parts();
+        Ok(Self {
+            identity: Identity::take(&mut sections)?,
+            sections,
+            ram,
+        })
+    }
+}
+
+fn broken(dir: &Path, source: TransferError) -> CliError {
+    CliError::Saved {
+        dir: dir.to_owned(),
+        source: Box::new(source),
+    }
+}

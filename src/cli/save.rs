@@ -1,0 +1,43 @@
+//! `hypernest save`: writes a running VM to a directory.
+
+use std::path::PathBuf;
+
+use super::{CliError, Exit};
+use crate::api::{Command, Job, RunDirs, Save, call};
+use crate::machine::AfterSave;
+
+/// Save a running VM into a directory, from which `hypernest restore` has it go on
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The VM's name
+    name: String,
+
+    /// The directory: one that is not there, or holds a saved VM, which is replaced once the new one is whole
+    dir: PathBuf,
+
+    /// What becomes of the VM
+    #[arg(long, value_enum, default_value_t = AfterSave::AsBefore)]
+    then: AfterSave,
+}
+
+/// Has the VM saved, and waits for it.
+///
+/// # Errors
+/// If there is no such VM, or it cannot be saved.
+pub fn run(args: &Args) -> Result<Exit, CliError> {
+    // The VM's working directory is another one.
+    let dir = std::path::absolute(&args.dir).map_err(|source| CliError::Path {
+        path: args.dir.clone(),
+        source,
+    })?;
+    let save = Save {
+        dir,
+        then: args.then,
+    };
+    call(
+        &RunDirs::of_user(),
+        &args.name,
+        &Command::Job(Job::Save(save)),
+    )?;
+    Ok(Exit::DONE)
+}

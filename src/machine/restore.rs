@@ -1,0 +1,114 @@
+//! A machine made from a saved one.
+
+use super::plan::Plan;
+use super::transfer::{Identity, TransferError};
+use super::{ExtraPorts, Impossible, Machine, MachineError, layout};
+use crate::api::State;
+use crate::config::VmConfig;
+use crate::kvm::host::HostCaps;
+use crate::memory::GuestRam;
+use crate::state::Sections;
+use crate::time::{HostTsc, TimePlan, plan};
+use crate::units::TscKhz;
+
+/// How a saved VM goes on here.
+#[derive(Clone, Debug)]
+pub struct Local {
+    /// The saved configuration, with what is of this host in it replaced.
+    pub config: VmConfig,
+    /// This host's TSC frequency, if it is to be taken for another than it is.
+    pub host_khz: Option<TscKhz>,
+    /// Not until it is told to.
+    pub paused: bool,
+}
+
+/// How a saved VM can go on here.
+#[derive(Clone, Debug)]
+pub struct Outlook {
+    /// What its vCPUs are made from.
+    pub plan: Plan,
+    /// What becomes of its time.
+    pub time: TimePlan,
+    tsc: HostTsc,
+}
+
+/// Whether and how `saved` can go on at `host`, whose TSC frequency has been asked for.
+///
+/// # Errors
+/// Everything that is in the way.
+pub fn outlook(
+    saved: &Identity,
+    local: &Local,
+    host: &HostCaps,
+) -> Result<Outlook, Vec<Impossible>> {
+    let tsc = HostTsc {
+        instead: local.host_khz,
+        ..HostTsc::from(host)
+    };
+    let time = plan(&saved.time, &tsc, local.config.time.on_change);
+    let refused = match time {
+        TimePlan::Refuse(why) => Some(Impossible::Time(why)),
+        _ => None,
+    };
+    let khz = time.khz(&saved.time, &tsc);
+    match (saved.promise.check(&local.config, host), refused) {
+        (Ok(plan), None) => Ok(Outlook {
+            plan: Plan {
+                tsc_khz: (tsc.native != Some(khz)).then_some(khz),
+                ..plan
+            },
+            time,
+            tsc,
+        }),
+        (promise, refused) => Err(promise
+            .err()
+            .into_iter()
+            .flatten()
+            .map(Impossible::Promise)
+            .chain(refused)
+            .collect()),
+    }
+}
+
+impl Machine {
+    /// Builds the VM that is `saved`, whose state is in `sections`, with its `ram`, and `extra` devices as it had them.
+    /// [`Machine::run`] has it go on from where it was; until then it can be dropped, and nothing has happened.
+    ///
+    /// # Errors
+    /// If this host cannot go on with it, or what was saved is damaged.
+    pub fn restore(
+        saved: &Identity,
+        sections: Sections,
+        ram: GuestRam,
+        local: Local,
+        extra: &[ExtraPorts],
+    ) -> Result<Self, MachineError> {
+        let found: Vec<_> = ram.pieces().map(|piece| (piece.gpa, piece.len)).collect();
+        let expected = layout::ram_ranges(local.config.memory.size);
+        if found != expected {
+            return Err(Box::new(TransferError::Ram { found, expected }).into());
+        }
+        let (mut host, kvm) = HostCaps::for_a_vm()?;
+        host.ask_tsc_khz(&kvm)?;
+        let outlook = outlook(saved, &local, &host).map_err(MachineError::Impossible)?;
+        let khz = outlook.time.khz(&saved.time, &outlook.tsc);
+        let mut machine = Self::assemble(local.config, outlook.plan, &host, kvm, ram, extra)?;
+        machine.tsc = outlook.tsc;
+        let cycle = machine.create_vm(None)?;
+        machine
+            .load_state(&cycle, &saved.time, khz, sections)
+            .map_err(Box::new)?;
+        match outlook.time {
+            TimePlan::Reenlighten => machine.reenlighten(&cycle, true)?,
+            TimePlan::ReenlightenAtOnce => machine.reenlighten(&cycle, false)?,
+            TimePlan::Same | TimePlan::Scale | TimePlan::Refuse(_) => {}
+        }
+        // A guest that resets is a new one, and knows of no frequency.
+        machine.plan.tsc_khz = machine.config.time.khz.or(outlook.tsc.instead);
+        machine.restored = Some(cycle);
+        if local.paused {
+            machine.board.set_state(State::Paused);
+        }
+        Ok(machine)
+    }
+}

@@ -1,0 +1,261 @@
+//! A machine's state as sections, and a machine from them.
+//!
+//! | section | what | by |
+//! |---|---|---|
+//! | `config` | what the VM is | [`VmConfig`] |
+//! | `promise` | what its guest was shown | [`Promise`] |
+//! | `time` | its clocks | [`SavedTime`] |
+//! | `hyperv` | the synthetic MSRs that hypernest owns | [`Partition`](crate::hyperv::Partition) |
+//! | `vm` | the synthetic MSRs that KVM has once for the VM; with the irqchip in KVM, that and the timer | [`VmState`] |
+//! | `vcpu/N` | a vCPU | [`VcpuState`] |
+//! | `device-clock`, `device/NAME` | devices | [`state`](crate::devices::state) |
+//!
+//! RAM is not among them: it is too large, and goes its own way.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use thiserror::Error;
+
+use super::Machine;
+use super::cycle::{PowerCycle, VcpuGone};
+use super::promise::{self, Promise};
+use crate::bus;
+use crate::config::{ConfigError, Irqchip, VmConfig};
+use crate::devices;
+use crate::hyperv::{Enlightenment, Partition, SavedMsrs};
+use crate::kvm::KvmError;
+use crate::kvm::state::{self, Extent, NestedCpu, VcpuState, VmState, decode_msrs, encode_msrs};
+use crate::life::{LifeEvent, VmEnded};
+use crate::state::snapshot::SnapshotError;
+use crate::state::{Decoder, Encoder, Sections, StateError};
+use crate::time::{SavedTime, TimeError, apply, capture};
+use crate::units::{Gpa, Msr, TscKhz, VpIndex};
+
+/// Sections, besides those of devices.
+const CONFIG: &str = "config";
+const TIME: &str = "time";
+const HYPERV: &str = "hyperv";
+const VM: &str = "vm";
+const VERSION: u32 = 1;
+
+/// The vCPU through which MSRs of the whole VM are read and written.
+const FIRST: VpIndex = VpIndex(0);
+
+/// Why a VM could not be saved or restored.
+#[derive(Debug, Error)]
+pub enum TransferError {
+    /// KVM.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// A vCPU's or the VM's state in KVM.
+    #[error(transparent)]
+    State(#[from] state::TransferError),
+    /// A vCPU.
+    #[error(transparent)]
+    Vcpu(#[from] VcpuGone),
+    /// What was saved is not what it should be.
+    #[error(transparent)]
+    Sections(#[from] StateError),
+    /// The directory of a saved VM.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    /// The VM's configuration.
+    #[error("the saved VM's configuration cannot be used here")]
+    Config(#[from] ConfigError),
+    /// The RAM is another VM's.
+    #[error(
+        "the saved RAM does not belong to the saved VM: its pieces are {found:?}, and the VM's {expected:?}"
+    )]
+    Ram {
+        /// Of the RAM.
+        found: Vec<(Gpa, u64)>,
+        /// By the configuration.
+        expected: Vec<(Gpa, u64)>,
+    },
+    /// The guest did something that decides what becomes of the VM.
+    #[error("the guest has just {0}; what was to be saved is no more")]
+    Decided(&'static str),
+    /// The clocks.
+    #[error(transparent)]
+    Time(#[from] TimeError),
+    /// The guest's clocks are wrong already.
+    #[error(
+        "the guest's clocks are not to be trusted since its TSC's frequency could not be changed"
+    )]
+    TimeIsLost,
+    /// The VM ended meanwhile.
+    #[error(transparent)]
+    Ended(#[from] VmEnded),
+}
+
+/// What a saved VM is: what is looked at before anything else of it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Identity {
+    /// Its configuration.
+    pub config: VmConfig,
+    /// What its guest was shown.
+    pub promise: Promise,
+    /// Its clocks.
+    pub time: SavedTime,
+}
+
+impl Identity {
+    /// Takes it out of `sections`.
+    ///
+    /// # Errors
+    /// If something is missing, or cannot be.
+    pub fn take(sections: &mut Sections) -> Result<Self, TransferError> {
+        let section = sections.take(CONFIG)?;
+        let mut d = section.decoder(VERSION)?;
+        let config = d.str("config")?.to_owned();
+        d.finish()?;
+        Ok(Self {
+            config: VmConfig::from_saved(config)?,
+            promise: sections.take(promise::SECTION)?.json(promise::VERSION)?,
+            time: sections.take(TIME)?.json(VERSION)?,
+        })
+    }
+}
+
+impl Machine {
+    /// Everything but RAM. All vCPUs are parked, and stay so until RAM has been dealt with.
+    pub(super) fn save_state(&mut self, cycle: &PowerCycle) -> Result<Sections, TransferError> {
+        // Else the new VM would not know that the guest has said that.
+        if !self.settle_time(cycle) {
+            return Err(TransferError::TimeIsLost);
+        }
+        // A saved VM would wait for it in vain.
+        if let Some(what) = self.decided() {
+            return Err(TransferError::Decided(what));
+        }
+        let mut sections = Sections::new();
+        let mut e = Encoder::new();
+        e.str(&self.config.to_saved());
+        sections.push(CONFIG, VERSION, e.into_body());
+
+        let promise = Promise::of(&self.plan, &self.config);
+        sections.push_json(promise::SECTION, promise::VERSION, &promise)?;
+
+        let partition = bus::lock(&self.platform.partition).clone();
+        let captured = capture(cycle, &self.tsc, &self.platform.ram, &partition)?;
+        sections.push_json(TIME, VERSION, &captured.time)?;
+
+        let mut e = Encoder::new();
+        partition.save(&mut e);
+        sections.push(HYPERV, Partition::VERSION, e.into_body());
+
+        let saved = self.plan.hyperv.saved_msrs();
+        let extent = self.extent(cycle, &saved)?;
+        let vm_msrs = cycle.on_vcpu(FIRST, move |fd| {
+            state::save_hyperv_msrs(FIRST, fd, &saved.vm)
+        })??;
+        let mut e = Encoder::new();
+        encode_msrs(&mut e, &vm_msrs);
+        if self.config.irqchip == Irqchip::Kernel {
+            VmState::save(cycle.vm())?.encode(&mut e);
+        }
+        sections.push(VM, VERSION, e.into_body());
+
+        for vp in cycle.vps() {
+            let extent = extent.clone();
+            let state = cycle.on_vcpu(vp, move |fd| VcpuState::save(vp, fd, &extent))??;
+            let mut e = Encoder::new();
+            state.encode(&mut e);
+            sections.push(vcpu_section(vp), VcpuState::VERSION, e.into_body());
+        }
+        devices::state::save(&self.devices, &self.device_clock, &mut sections)?;
+        Ok(sections)
+    }
+
+    /// Gives a new VM, whose vCPUs have not run, the state in `sections`: its time first; then what KVM has once for the VM and
+    /// through a vCPU; the vCPUs in the order of [`state::order`]; the interrupt controllers that deliver to them; the devices
+    /// that drive these.
+    pub(super) fn load_state(
+        &mut self,
+        cycle: &PowerCycle,
+        time: &SavedTime,
+        khz: TscKhz,
+        mut sections: Sections,
+    ) -> Result<(), TransferError> {
+        // First everything is read, so that what is damaged is refused before KVM sees any of it.
+        let hyperv = sections.take(HYPERV)?;
+        let vm = sections.take(VM)?;
+        let mut d = vm.decoder(VERSION)?;
+        let vm_msrs = decode_msrs(&mut d, "hyperv_msrs")?;
+        let vm_state = match self.config.irqchip {
+            Irqchip::Kernel => Some(VmState::decode(&mut d)?),
+            Irqchip::Split => None,
+        };
+        d.finish()?;
+        let mut vcpus = Vec::new();
+        for vp in cycle.vps() {
+            let section = sections.take(&vcpu_section(vp))?;
+            let mut d = section.decoder(VcpuState::VERSION)?;
+            vcpus.push((vp, VcpuState::decode(&mut d)?));
+            d.finish()?;
+        }
+        let mut d = hyperv.decoder(Partition::VERSION)?;
+        self.load_partition(&mut d)?;
+        d.finish()?;
+
+        let away = apply(cycle, &self.tsc, time, khz, self.config.time.downtime)?;
+        let missed = Duration::from_nanos(away);
+        let extent = self.extent(cycle, &self.plan.hyperv.saved_msrs())?;
+        let writes = SavedMsrs::writes(&vm_msrs);
+        cycle.on_vcpu(FIRST, move |fd| {
+            state::restore_hyperv_msrs(FIRST, fd, &writes)
+        })??;
+        for (vp, state) in vcpus {
+            let (extent, cpu) = (extent.clone(), self.nested_cpu());
+            cycle.on_vcpu(vp, move |fd| state.restore(vp, fd, &extent, cpu))??;
+        }
+        if let Some(state) = vm_state {
+            state.restore(cycle.vm())?;
+        }
+        self.load_devices(missed, &mut sections)?;
+        Ok(sections.finish()?)
+    }
+
+    fn load_partition(&self, d: &mut Decoder<'_>) -> Result<(), StateError> {
+        bus::lock(&self.platform.partition).load(d)
+    }
+
+    /// Devices drive their lines as they load, so the VM must be there.
+    fn load_devices(&self, missed: Duration, sections: &mut Sections) -> Result<(), StateError> {
+        devices::state::load(&self.devices, &self.device_clock, missed, sections)
+    }
+
+    fn extent(&self, cycle: &PowerCycle, saved: &SavedMsrs) -> Result<Extent, TransferError> {
+        let msrs: Arc<[Msr]> = state::listed(&self.kvm)?.into();
+        Ok(Extent::of(cycle.vm(), msrs, saved.vcpu.clone().into())?)
+    }
+
+    /// What vCPUs have for guests of their own.
+    fn nested_cpu(&self) -> NestedCpu {
+        let (vmx, svm) = self.plan.nesting();
+        NestedCpu {
+            vmx,
+            svm,
+            evmcs: self.plan.hyperv.has(Enlightenment::Evmcs),
+            physical_address_bits: self.plan.phys_bits().into(),
+        }
+    }
+
+    /// What the guest did just before its vCPUs were parked that decides what becomes of the VM, and is still to be acted on.
+    pub(super) fn decided(&mut self) -> Option<&'static str> {
+        self.pending.extend(self.events.try_iter());
+        self.pending.iter().find_map(|event| match event {
+            LifeEvent::GuestReset { .. } => Some("asked for a reset"),
+            LifeEvent::GuestPowerOff => Some("powered itself off"),
+            LifeEvent::DebugExit { .. } => Some("written to the debug-exit port"),
+            LifeEvent::GuestPanicked | LifeEvent::HypervCrash(_) => Some("reported a crash"),
+            LifeEvent::VcpuFailed { .. } => Some("brought a vCPU to a stop"),
+            _ => None,
+        })
+    }
+}
+
+fn vcpu_section(vp: VpIndex) -> String {
+    format!("vcpu/{vp}")
+}
