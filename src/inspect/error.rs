@@ -1,0 +1,55 @@
+use hypernest_nested::nested_state::{Malformed, Refused};
+use thiserror::Error;
+
+use crate::machine::{DevicesError, TransferError};
+use crate::state::StateError;
+use crate::state::snapshot::SnapshotError;
+use crate::units::Gpa;
+
+/// What is wrong with a saved VM.
+#[derive(Debug, Error)]
+pub enum InspectError {
+    /// Its files.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    /// A section.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The configuration.
+    #[error(transparent)]
+    Transfer(#[from] TransferError),
+    /// A device.
+    #[error(transparent)]
+    Devices(#[from] DevicesError),
+    /// The configuration has no form in a configuration file.
+    #[error("section config of the saved state cannot be shown")]
+    Config(#[source] Box<toml::de::Error>),
+    /// The RAM is not what the configuration says.
+    #[error(
+        "section ram of the saved state does not fit section config: the pieces of RAM are {found:?}, and should be {expected:?}"
+    )]
+    Ram {
+        /// Of the RAM.
+        found: Vec<(Gpa, u64)>,
+        /// By the configuration.
+        expected: Vec<(Gpa, u64)>,
+    },
+    /// Nested state that is none.
+    #[error("section {section} of the saved state: the nested state cannot be")]
+    Nested {
+        /// The section.
+        section: String,
+        /// Why not.
+        #[source]
+        source: Malformed,
+    },
+    /// Nested state that the vCPU cannot have.
+    #[error("section {section} of the saved state: the nested state does not fit the vCPU")]
+    Refused {
+        /// The section.
+        section: String,
+        /// Why not.
+        #[source]
+        source: Refused,
+    },
+}

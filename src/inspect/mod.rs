@@ -1,0 +1,243 @@
+//! What is in a saved VM, read and checked without KVM.
+//!
+//! [`Report::read`] goes through every section as a restore would, up to the point where KVM would be asked, so what it
+//! accepts is whole and of the right form. Whether a certain host can take it is another question
+//! ([`Promise::check`](crate::machine::promise::Promise::check)).
+
+mod cpu;
+mod error;
+mod text;
+mod vcpu;
+
+use serde::Serialize;
+
+pub use cpu::Cpu;
+pub use error::InspectError;
+pub use text::render;
+pub use vcpu::{Nested, Vcpu};
+
+use crate::config::{Irqchip, VmConfig};
+use crate::hyperv::{Partition, msr};
+use crate::kvm::state::{VcpuState, VmState, decode_msrs};
+use crate::machine::promise::{self, Promise};
+use crate::machine::{check_devices, layout, saved_config, section};
+use crate::state::snapshot::{RamImage, Snapshot};
+use crate::state::{FORMAT_VERSION, Sections};
+use crate::time::SavedTime;
+use crate::units::{Gpa, Msr};
+
+/// The version of the report's JSON form (docs/schema/inspect.schema.json). A change that breaks readers raises it.
+pub const VERSION: u32 = 1;
+
+/// A number for people, as hexadecimal text: most readers of JSON do not have 64 bits.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct Hex(String);
+
+impl From<u64> for Hex {
+    fn from(value: u64) -> Self {
+        Self(format!("{value:#x}"))
+    }
+}
+
+/// What is in a saved VM.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// The version of this form.
+    pub version: u32,
+    /// The version of the state file's format.
+    pub format: u32,
+    /// The program that saved the VM.
+    pub writer: String,
+    /// The VM's name when it was saved.
+    pub name: String,
+    /// The VM's configuration in the words of a configuration file.
+    pub config: serde_json::Map<String, serde_json::Value>,
+    /// The enlightenments that are on, with their values.
+    pub hv: Vec<String>,
+    /// The processor that the guest was shown.
+    pub cpu: Cpu,
+    /// Its clocks.
+    pub time: SavedTime,
+    /// What the guest has set of Hyper-V for the VM as a whole.
+    pub hyperv: Vec<Register>,
+    /// Its vCPUs.
+    pub vcpus: Vec<Vcpu>,
+    /// Its devices.
+    pub devices: Vec<Part>,
+    /// Its RAM.
+    pub ram: Ram,
+    /// All sections.
+    pub sections: Vec<Part>,
+}
+
+/// A section.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Part {
+    /// Its name, without `device/` among the devices.
+    pub name: String,
+    /// Its version.
+    pub version: u32,
+    /// How long its body is.
+    pub bytes: usize,
+}
+
+/// A register that is not 0.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Register {
+    /// Its name, or its number if it has none here.
+    pub name: String,
+    /// Its value.
+    pub value: Hex,
+}
+
+/// RAM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Ram {
+    /// How large it is, in bytes.
+    pub size: u64,
+    /// How much of it is in the file, in bytes; the rest is zeroes.
+    pub data: u64,
+    /// Its pieces.
+    pub pieces: Vec<Piece>,
+    /// All of it was read and has the checksums that it should have.
+    pub checked: bool,
+}
+
+/// A piece of RAM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Piece {
+    /// Its first guest address.
+    pub gpa: Hex,
+    /// Its length in bytes.
+    pub bytes: u64,
+}
+
+impl Report {
+    /// Reads a saved VM: all of its state, and its RAM too if `check_ram`.
+    ///
+    /// # Errors
+    /// The first thing that is wrong with it.
+    pub fn read(snapshot: Snapshot, check_ram: bool) -> Result<Self, InspectError> {
+        let (mut sections, image) = snapshot.into_parts();
+        let parts = parts(&sections);
+        let writer = sections.writer().to_owned();
+        let config = saved_config(&mut sections)?;
+        let ram = ram(&config, &image, check_ram)?;
+        let promise: Promise = sections.take(promise::SECTION)?.json(promise::VERSION)?;
+        let time: SavedTime = sections.take(section::TIME)?.json(section::VERSION)?;
+        let hyperv = hyperv(&config, &mut sections)?;
+        let cpu = Cpu::of(&promise);
+        let mut vcpus = Vec::new();
+        for vp in 0..config.cpus.count {
+            let section = sections.take(&section::vcpu(vp))?;
+            let mut d = section.decoder(VcpuState::VERSION)?;
+            let state = VcpuState::decode(&mut d)?;
+            d.finish()?;
+            vcpus.push(Vcpu::of(vp, &state, &promise, &section.name)?);
+        }
+        check_devices(&config, &mut sections)?;
+        sections.finish()?;
+        let devices = parts.iter().filter_map(|part| {
+            let name = part.name.strip_prefix("device/")?.to_owned();
+            Some(Part {
+                name,
+                ..part.clone()
+            })
+        });
+        Ok(Self {
+            version: VERSION,
+            format: FORMAT_VERSION,
+            writer,
+            name: config.name.clone(),
+            config: in_json(&config)?,
+            hv: promise.hv,
+            cpu,
+            time,
+            hyperv,
+            vcpus,
+            devices: devices.collect(),
+            ram,
+            sections: parts,
+        })
+    }
+}
+
+fn parts(sections: &Sections) -> Vec<Part> {
+    sections
+        .iter()
+        .map(|section| Part {
+            name: section.name.clone(),
+            version: section.version,
+            bytes: section.body.len(),
+        })
+        .collect()
+}
+
+fn ram(config: &VmConfig, image: &RamImage, check: bool) -> Result<Ram, InspectError> {
+    let pieces = image.index().pieces();
+    let expected = layout::ram_ranges(config.memory.size);
+    if pieces != expected {
+        return Err(InspectError::Ram {
+            found: pieces.to_vec(),
+            expected,
+        });
+    }
+    if check {
+        image.verify()?;
+    }
+    Ok(Ram {
+        size: image.index().len(),
+        data: image.data(),
+        pieces: pieces
+            .iter()
+            .map(|&(Gpa(gpa), bytes)| Piece {
+                gpa: gpa.into(),
+                bytes,
+            })
+            .collect(),
+        checked: check,
+    })
+}
+
+/// The sections `hyperv` and `vm`.
+fn hyperv(config: &VmConfig, sections: &mut Sections) -> Result<Vec<Register>, InspectError> {
+    let section = sections.take(section::HYPERV)?;
+    let mut d = section.decoder(section::VERSION)?;
+    let partition = Partition::saved(&mut d)?;
+    d.finish()?;
+    let section = sections.take(section::VM)?;
+    let mut d = section.decoder(section::VERSION)?;
+    let msrs = decode_msrs(&mut d, "hyperv_msrs")?;
+    if config.irqchip == Irqchip::Kernel {
+        VmState::decode(&mut d)?;
+    }
+    d.finish()?;
+    let mut registers = not_zero(msrs);
+    for register in not_zero(partition.registers()) {
+        // KVM has a copy of some.
+        if !registers.iter().any(|r| r.name == register.name) {
+            registers.push(register);
+        }
+    }
+    Ok(registers)
+}
+
+fn not_zero(msrs: impl IntoIterator<Item = (Msr, u64)>) -> Vec<Register> {
+    msrs.into_iter()
+        .filter(|(_, value)| *value != 0)
+        .map(|(msr, value)| Register {
+            name: msr::name(msr).unwrap_or_else(|| msr.to_string()),
+            value: value.into(),
+        })
+        .collect()
+}
+
+fn in_json(
+    config: &VmConfig,
+) -> Result<serde_json::Map<String, serde_json::Value>, InspectError> {
+    toml::from_str(&config.to_toml()).map_err(|source| InspectError::Config(Box::new(source)))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,89 @@
+//! A report for people.
+
+use std::fmt::Write;
+
+use super::{Report, Vcpu};
+use crate::config::show_size;
+
+/// The report in lines.
+pub fn render(report: &Report) -> String {
+    let mut text = format!(
+        "{}: saved by {} (format {})\n",
+        shown(&report.name),
+        shown(&report.writer),
+        report.format
+    );
+    let mut line = |what: &str, value: &str| {
+        // Writing to a string cannot fail.
+        let _written = writeln!(text, "  {what:<10}{}", shown(value));
+    };
+    let cpu = &report.cpu;
+    line(
+        "CPU",
+        &format!(
+            "{} ({}), {} bits of physical address",
+            cpu.brand, cpu.vendor, cpu.physical_bits
+        ),
+    );
+    line("features", &cpu.features.join(" "));
+    line("Hyper-V", &report.hv.join(" "));
+    for register in &report.hyperv {
+        line("", &format!("{} {}", register.name, register.value.0));
+    }
+    let time = &report.time;
+    line(
+        "time",
+        &format!(
+            "TSC {} at {}, KVM's clock {} s, saved at {} s since 1970",
+            time.tsc,
+            time.khz,
+            time.clock_ns / 1_000_000_000,
+            time.realtime_ns / 1_000_000_000
+        ),
+    );
+    let guest = &time.guest;
+    for (is, what) in [
+        (guest.notify, "wants to be told of another TSC frequency"),
+        (guest.emulate, "wants its old TSC frequency until it has adapted"),
+        (guest.emulating, "has its old TSC frequency from an earlier move"),
+        (guest.invariant, "relies on an invariant TSC"),
+    ] {
+        if is {
+            line("", what);
+        }
+    }
+    let ram = &report.ram;
+    line(
+        "memory",
+        &format!(
+            "{}, of which {} KiB are in the file{}",
+            show_size(ram.size),
+            ram.data >> 10,
+            if ram.checked { ", all checked" } else { "" }
+        ),
+    );
+    let devices: Vec<_> = report.devices.iter().map(|d| d.name.as_str()).collect();
+    line("devices", &devices.join(" "));
+    for vcpu in &report.vcpus {
+        line(&format!("vCPU {}", vcpu.index), &describe(vcpu));
+        if let Some(nested) = &vcpu.nested {
+            line("", &nested.summary);
+        }
+        for register in &vcpu.hyperv {
+            line("", &format!("{} {}", register.name, register.value.0));
+        }
+    }
+    text
+}
+
+fn describe(vcpu: &Vcpu) -> String {
+    format!(
+        "{}, {}, RIP {}, RSP {}, CR3 {}",
+        vcpu.state, vcpu.mode, vcpu.rip.0, vcpu.rsp.0, vcpu.cr3.0
+    )
+}
+
+/// A file's words, which could hold anything that a terminal obeys.
+fn shown(words: &str) -> String {
+    words.escape_debug().to_string()
+}
