@@ -24,6 +24,7 @@ pub mod cpuid;
 pub mod devices;
 pub mod doctor;
 pub mod hyperv;
+pub mod inspect;
 pub mod irq;
 pub mod kvm;
 pub mod life;

@@ -17,6 +17,7 @@ pub mod config;
 pub mod control;
 pub mod doctor;
 pub mod enlightenments;
+pub mod inspect;
 pub mod list;
 mod log;
 mod restore;
@@ -62,6 +63,7 @@ enum Command {
     Enlightenments(enlightenments::Args),
     Save(save::Args),
     Restore(Box<restore::Args>),
+    Inspect(inspect::Args),
     List(list::Args),
     Status(status::Args),
     /// Stop a VM's vCPUs and keep everything
@@ -130,6 +132,14 @@ pub enum CliError {
         /// Why.
         source: Box<TransferError>,
     },
+    /// What was saved is not whole.
+    #[error("the VM saved in {} is not whole", dir.display())]
+    Inspect {
+        /// The directory.
+        dir: PathBuf,
+        /// What is wrong with it.
+        source: Box<crate::inspect::InspectError>,
+    },
     /// The guest crashed, and that ends it.
     #[error("the VM was stopped because its guest crashed (on-crash = stop)")]
     GuestCrashed,
@@ -151,6 +161,7 @@ impl CliError {
             | Self::GuestCrashed
             | Self::Path { .. }
             | Self::Saved { .. }
+            | Self::Inspect { .. }
             | Self::VcpuFailed(_)
             | Self::Api(_)
             | Self::NotDone { .. }
@@ -209,6 +220,7 @@ fn run(command: Command) -> Result<Exit, CliError> {
         Command::Run(args) => run::run(&args),
         Command::Save(args) => save::run(&args),
         Command::Restore(args) => restore::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
         Command::List(args) => list::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Pause(args) => control::run(&args, Request::Pause),

@@ -64,3 +64,51 @@ pub const TSC_EMULATION_CONTROL: Msr = Msr(0x4000_0107);
 pub const TSC_EMULATION_STATUS: Msr = Msr(0x4000_0108);
 /// The guest accepts an invariant TSC.
 pub const TSC_INVARIANT_CONTROL: Msr = Msr(0x4000_0118);
+
+/// What a register is called, for people; `None` if it is none of these.
+pub fn name(msr: Msr) -> Option<String> {
+    Some(match msr.0 {
+        0x4000_0000 => "GUEST_OS_ID".to_owned(),
+        0x4000_0001 => "HYPERCALL".to_owned(),
+        0x4000_0002 => "VP_INDEX".to_owned(),
+        0x4000_0010 => "VP_RUNTIME".to_owned(),
+        0x4000_0020 => "TIME_REF_COUNT".to_owned(),
+        0x4000_0021 => "REFERENCE_TSC".to_owned(),
+        0x4000_0073 => "VP_ASSIST_PAGE".to_owned(),
+        0x4000_0080 => "SCONTROL".to_owned(),
+        0x4000_0081 => "SVERSION".to_owned(),
+        0x4000_0082 => "SIEFP".to_owned(),
+        0x4000_0083 => "SIMP".to_owned(),
+        n @ 0x4000_0090..=0x4000_009f => format!("SINT{}", n - SINT0.0),
+        n @ 0x4000_00b0..=0x4000_00b7 => {
+            let (n, count) = ((n - STIMER0_CONFIG.0) / 2, n & 1 != 0);
+            format!("STIMER{n}_{}", if count { "COUNT" } else { "CONFIG" })
+        }
+        n @ 0x4000_0100..=0x4000_0104 => format!("CRASH_P{}", n - CRASH_P0.0),
+        0x4000_0105 => "CRASH_CTL".to_owned(),
+        0x4000_0106 => "REENLIGHTENMENT_CONTROL".to_owned(),
+        0x4000_0107 => "TSC_EMULATION_CONTROL".to_owned(),
+        0x4000_0108 => "TSC_EMULATION_STATUS".to_owned(),
+        0x4000_0118 => "TSC_INVARIANT_CONTROL".to_owned(),
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbered_registers_have_their_numbers() {
+        for (msr, expected) in [
+            (SINT0, Some("SINT0")),
+            (SINT15, Some("SINT15")),
+            (STIMER0_CONFIG, Some("STIMER0_CONFIG")),
+            (STIMER3_COUNT, Some("STIMER3_COUNT")),
+            (CRASH_P4, Some("CRASH_P4")),
+            (Msr(0x10), None),
+        ] {
+            assert_eq!(name(msr).as_deref(), expected);
+        }
+    }
+}

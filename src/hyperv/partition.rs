@@ -7,7 +7,7 @@
 //! All others are KVM's. A row that is off stays with KVM as well: its registers then are what KVM makes of them.
 
 use super::crash::{CrashReport, CrashState};
-use super::enlightenment::Enlightenment as E;
+use super::enlightenment::{Enlightenment as E, EnlightenmentSet};
 use super::reenlightenment::Reenlightenment;
 use super::resolve::Resolved;
 use crate::state::{Decoder, Encoder, StateError};
@@ -41,12 +41,26 @@ pub struct Partition {
 impl Partition {
     /// As at power-on, with what `resolved` turned on.
     pub fn new(resolved: &Resolved) -> Self {
+        Self::with(resolved.enabled())
+    }
+
+    /// As at power-on, with what `enabled` holds.
+    pub fn with(enabled: EnlightenmentSet) -> Self {
         Self {
-            crash: resolved.has(E::Crash).then(CrashState::default),
-            reenlightenment: resolved
-                .has(E::Reenlightenment)
+            crash: enabled.contains(E::Crash).then(CrashState::default),
+            reenlightenment: enabled
+                .contains(E::Reenlightenment)
                 .then(Reenlightenment::default),
         }
+    }
+
+    /// All registers.
+    pub fn registers(&self) -> impl Iterator<Item = (Msr, u64)> {
+        OWNED
+            .into_iter()
+            .flat_map(|id| id.row().msrs)
+            .flat_map(|range| range.first.0..=range.last.0)
+            .filter_map(|number| Some((Msr(number), self.rdmsr(Msr(number))?)))
     }
 
     /// Back to power-on.

@@ -1,7 +1,7 @@
 use hypernest_nested::nested_state::{Malformed, Refused};
 use thiserror::Error;
 
-use crate::machine::{DevicesError, TransferError};
+use crate::machine::TransferError;
 use crate::state::StateError;
 use crate::state::snapshot::SnapshotError;
 use crate::units::Gpa;
@@ -15,12 +15,9 @@ pub enum InspectError {
     /// A section.
     #[error(transparent)]
     State(#[from] StateError),
-    /// The configuration.
+    /// The configuration, the promise, a device.
     #[error(transparent)]
     Transfer(#[from] TransferError),
-    /// A device.
-    #[error(transparent)]
-    Devices(#[from] DevicesError),
     /// The configuration has no form in a configuration file.
     #[error("section config of the saved state cannot be shown")]
     Config(#[source] Box<toml::de::Error>),

@@ -19,12 +19,12 @@ pub use vcpu::{Nested, Vcpu};
 use crate::config::{Irqchip, VmConfig};
 use crate::hyperv::{Partition, msr};
 use crate::kvm::state::{VcpuState, VmState, decode_msrs};
-use crate::machine::promise::{self, Promise};
-use crate::machine::{check_devices, layout, saved_config, section};
+use crate::machine::promise::Promise;
+use crate::machine::{Identity, check_devices, layout, transfer};
 use crate::state::snapshot::{RamImage, Snapshot};
 use crate::state::{FORMAT_VERSION, Sections};
 use crate::time::SavedTime;
-use crate::units::{Gpa, Msr};
+use crate::units::{Gpa, Msr, VpIndex};
 
 /// The version of the report's JSON form (docs/schema/inspect.schema.json). A change that breaks readers raises it.
 pub const VERSION: u32 = 1;
@@ -122,15 +122,17 @@ impl Report {
         let (mut sections, image) = snapshot.into_parts();
         let parts = parts(&sections);
         let writer = sections.writer().to_owned();
-        let config = saved_config(&mut sections)?;
+        let Identity {
+            config,
+            promise,
+            time,
+        } = Identity::take(&mut sections)?;
         let ram = ram(&config, &image, check_ram)?;
-        let promise: Promise = sections.take(promise::SECTION)?.json(promise::VERSION)?;
-        let time: SavedTime = sections.take(section::TIME)?.json(section::VERSION)?;
-        let hyperv = hyperv(&config, &mut sections)?;
+        let hyperv = hyperv(&config, &promise, &mut sections)?;
         let cpu = Cpu::of(&promise);
         let mut vcpus = Vec::new();
         for vp in 0..config.cpus.count {
-            let section = sections.take(&section::vcpu(vp))?;
+            let section = sections.take(&transfer::vcpu_section(VpIndex(vp)))?;
             let mut d = section.decoder(VcpuState::VERSION)?;
             let state = VcpuState::decode(&mut d)?;
             d.finish()?;
@@ -201,13 +203,18 @@ fn ram(config: &VmConfig, image: &RamImage, check: bool) -> Result<Ram, InspectE
 }
 
 /// The sections `hyperv` and `vm`.
-fn hyperv(config: &VmConfig, sections: &mut Sections) -> Result<Vec<Register>, InspectError> {
-    let section = sections.take(section::HYPERV)?;
-    let mut d = section.decoder(section::VERSION)?;
-    let partition = Partition::saved(&mut d)?;
+fn hyperv(
+    config: &VmConfig,
+    promise: &Promise,
+    sections: &mut Sections,
+) -> Result<Vec<Register>, InspectError> {
+    let section = sections.take(transfer::HYPERV)?;
+    let mut d = section.decoder(Partition::VERSION)?;
+    let mut partition = Partition::with(promise.enabled());
+    partition.load(&mut d)?;
     d.finish()?;
-    let section = sections.take(section::VM)?;
-    let mut d = section.decoder(section::VERSION)?;
+    let section = sections.take(transfer::VM)?;
+    let mut d = section.decoder(transfer::VERSION)?;
     let msrs = decode_msrs(&mut d, "hyperv_msrs")?;
     if config.irqchip == Irqchip::Kernel {
         VmState::decode(&mut d)?;
@@ -233,11 +240,6 @@ fn not_zero(msrs: impl IntoIterator<Item = (Msr, u64)>) -> Vec<Register> {
         .collect()
 }
 
-fn in_json(
-    config: &VmConfig,
-) -> Result<serde_json::Map<String, serde_json::Value>, InspectError> {
+fn in_json(config: &VmConfig) -> Result<serde_json::Map<String, serde_json::Value>, InspectError> {
     toml::from_str(&config.to_toml()).map_err(|source| InspectError::Config(Box::new(source)))
 }
-
-#[cfg(test)]
-mod tests;

@@ -44,8 +44,14 @@ pub fn render(report: &Report) -> String {
     let guest = &time.guest;
     for (is, what) in [
         (guest.notify, "wants to be told of another TSC frequency"),
-        (guest.emulate, "wants its old TSC frequency until it has adapted"),
-        (guest.emulating, "has its old TSC frequency from an earlier move"),
+        (
+            guest.emulate,
+            "wants its old TSC frequency until it has adapted",
+        ),
+        (
+            guest.emulating,
+            "has its old TSC frequency from an earlier move",
+        ),
         (guest.invariant, "relies on an invariant TSC"),
     ] {
         if is {
@@ -85,5 +91,13 @@ fn describe(vcpu: &Vcpu) -> String {
 
 /// A file's words, which could hold anything that a terminal obeys.
 fn shown(words: &str) -> String {
-    words.escape_debug().to_string()
+    let mut text = String::new();
+    for c in words.chars() {
+        if c.is_control() {
+            text.extend(c.escape_default());
+        } else {
+            text.push(c);
+        }
+    }
+    text
 }

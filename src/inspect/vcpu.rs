@@ -147,7 +147,11 @@ fn mode(sregs: &Sregs, rflags: u64) -> &'static str {
     if rflags & RFLAGS_VM != 0 {
         return "virtual-8086";
     }
-    match (sregs.efer & EFER_LMA != 0, sregs.cs.l != 0, sregs.cs.db != 0) {
+    match (
+        sregs.efer & EFER_LMA != 0,
+        sregs.cs.l != 0,
+        sregs.cs.db != 0,
+    ) {
         (true, true, _) => "64-bit",
         (true, false, _) => "compatibility",
         (false, _, true) => "32-bit",

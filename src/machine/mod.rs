@@ -6,6 +6,7 @@
 
 mod counters;
 mod cycle;
+mod dry;
 mod error;
 pub mod layout;
 mod lines;
@@ -16,7 +17,7 @@ mod running;
 mod save;
 mod signals;
 mod time;
-mod transfer;
+pub(crate) mod transfer;
 mod vm;
 mod wiring;
 
@@ -30,6 +31,7 @@ use tracing::{error, info, warn};
 
 pub use counters::ExitCounters;
 pub use cycle::{PowerCycle, VcpuGone};
+pub use dry::check_devices;
 pub use error::{Impossible, MachineError};
 pub use restore::{Local, Outlook, outlook};
 pub use running::Running;

@@ -12,7 +12,9 @@ use super::plan::{self, Plan};
 use crate::config::{Irqchip, VmConfig};
 use crate::cpuid::msrs::{self, MsrLack};
 use crate::cpuid::{self, CpuLack, CpuidEntry, GuestCpuid, feature_msrs};
-use crate::hyperv::{self, CpuVendor, Enlightenment, HostHv, Profile, Request, ToldEvmcs};
+use crate::hyperv::{
+    self, CpuVendor, Enlightenment, EnlightenmentSet, HostHv, Profile, Request, ToldEvmcs,
+};
 use crate::kvm::host::HostCaps;
 use crate::units::Msr;
 
@@ -176,6 +178,13 @@ impl Promise {
             }),
             _ => Err(mismatches),
         }
+    }
+
+    /// The enlightenments that are on, as far as this program knows them.
+    pub fn enabled(&self) -> EnlightenmentSet {
+        let items = self.hv.iter().map(String::as_str);
+        let request = Request::from_items(items, Profile::None).unwrap_or_default();
+        request.wanted.into_keys().collect()
     }
 
     fn msrs(&self) -> Vec<(Msr, u64)> {

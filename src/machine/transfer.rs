@@ -35,9 +35,9 @@ use crate::units::{Gpa, Msr, TscKhz, VpIndex};
 /// Sections, besides those of devices.
 const CONFIG: &str = "config";
 const TIME: &str = "time";
-const HYPERV: &str = "hyperv";
-const VM: &str = "vm";
-const VERSION: u32 = 1;
+pub(crate) const HYPERV: &str = "hyperv";
+pub(crate) const VM: &str = "vm";
+pub(crate) const VERSION: u32 = 1;
 
 /// The vCPU through which MSRs of the whole VM are read and written.
 const FIRST: VpIndex = VpIndex(0);
@@ -87,6 +87,9 @@ pub enum TransferError {
     /// The VM ended meanwhile.
     #[error(transparent)]
     Ended(#[from] VmEnded),
+    /// The devices of the saved VM cannot be made.
+    #[error("the saved VM's devices cannot be made")]
+    Devices(#[source] Box<super::MachineError>),
 }
 
 /// What a saved VM is: what is looked at before anything else of it.
@@ -256,6 +259,6 @@ impl Machine {
     }
 }
 
-fn vcpu_section(vp: VpIndex) -> String {
+pub(crate) fn vcpu_section(vp: VpIndex) -> String {
     format!("vcpu/{vp}")
 }
