@@ -11,13 +11,15 @@ import subprocess
 import sys
 
 ACCEPTED = {
-    "0BSD", "Apache-2.0", "Apache-2.0 WITH LLVM-exception", "BSD-2-Clause", "BSD-3-Clause", "MIT", "Unicode-3.0",
+    "0BSD", "Apache-2.0", "Apache-2.0 WITH LLVM-exception", "BSD-2-Clause", "BSD-3-Clause", "ISC", "MIT", "Unicode-3.0",
     "Unlicense", "Zlib",
 }
 CRATES_IO = "registry+https://github.com/rust-lang/crates.io-index"
 # Two versions are in use until the crates named here follow.
 TWICE = {
     "bitflags": "vmm-sys-util still uses 1.x",
+    "getrandom": "ring still uses 0.2",
+    "windows-sys": "ring still uses 0.52; not built on Linux",
     "syn": "clap_derive uses 3.x, the other derive macros 2.x; only at build time",
 }
 

@@ -1,10 +1,12 @@
 //! Guest RAM: one memfd per piece, optionally of huge pages, mapped shared so that it can be handed on; or, after a lazy
 //! restore, the saved RAM's file mapped privately ([`GuestRam::map_saved`]).
 
+pub mod dirty;
 mod saved;
 
 use std::fs::File;
 use std::io;
+use std::sync::Arc;
 
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -17,6 +19,7 @@ use vm_memory::{
 
 use crate::config::{HugePageSize, MemoryConfig};
 use crate::units::Gpa;
+use dirty::WrittenPages;
 pub(crate) use saved::data_of;
 
 /// Why guest RAM could not be had.
@@ -94,6 +97,7 @@ pub struct NoRam {
 #[derive(Clone, Debug)]
 pub struct GuestRam {
     mmap: GuestMemoryMmap,
+    written: Arc<WrittenPages>,
 }
 
 /// One piece of RAM, as KVM wants to know it.
@@ -119,7 +123,17 @@ impl GuestRam {
             .map(|&(gpa, len)| map_piece(gpa, len, config.hugepages))
             .collect::<Result<Vec<_>, _>>()?;
         let mmap = GuestMemoryMmap::from_regions(pieces).map_err(MemoryError::Layout)?;
-        Ok(Self { mmap })
+        Ok(Self::over(mmap))
+    }
+
+    fn over(mmap: GuestMemoryMmap) -> Self {
+        let written = Arc::new(WrittenPages::new(pieces_of(&mmap)));
+        Self { mmap, written }
+    }
+
+    /// Pages that were written other than by the guest itself.
+    pub fn written(&self) -> &Arc<WrittenPages> {
+        &self.written
     }
 
     /// The RAM as the rust-vmm crates know it.
@@ -129,11 +143,7 @@ impl GuestRam {
 
     /// The pieces, low to high.
     pub fn pieces(&self) -> impl Iterator<Item = RamPiece> {
-        self.mmap.iter().map(|region| RamPiece {
-            gpa: Gpa(region.start_addr().0),
-            len: region.len(),
-            host: region.as_ptr() as u64,
-        })
+        pieces_of(&self.mmap)
     }
 
     /// Empties all of it: it reads as zeroes again, and the host gets its pages back.
@@ -176,13 +186,21 @@ impl GuestRam {
     /// # Errors
     /// If any of it is not RAM; part of it may be written then.
     pub fn write(&self, gpa: Gpa, data: &[u8]) -> Result<(), NoRam> {
-        self.mmap
-            .write_slice(data, GuestAddress(gpa.0))
-            .map_err(|_| NoRam {
-                gpa,
-                len: data.len(),
-            })
+        let written = self.mmap.write_slice(data, GuestAddress(gpa.0));
+        self.written.mark(gpa, data.len() as u64);
+        written.map_err(|_| NoRam {
+            gpa,
+            len: data.len(),
+        })
     }
+}
+
+fn pieces_of(mmap: &GuestMemoryMmap) -> impl Iterator<Item = RamPiece> {
+    mmap.iter().map(|region| RamPiece {
+        gpa: Gpa(region.start_addr().0),
+        len: region.len(),
+        host: region.as_ptr() as u64,
+    })
 }
 
 fn map_piece(

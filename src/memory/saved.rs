@@ -32,7 +32,7 @@ impl GuestRam {
             offset = u64::saturating_add(offset, len);
         }
         let mmap = GuestMemoryMmap::from_regions(pieces).map_err(MemoryError::Layout)?;
-        Ok(Self { mmap })
+        Ok(Self::over(mmap))
     }
 
     /// Where something may have been written: everything outside reads as zeroes. Finding that out by looking would give

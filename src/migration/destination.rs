@@ -1,0 +1,429 @@
+//! The end that is to get the VM.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tracing::{info, warn};
+
+use super::channel::{Channel, Parts, visible};
+use super::pages::Unpacker;
+use super::peer::Process;
+use super::phase::{Destination, DestinationEvent, Vm};
+use super::transport::{Cancel, Listener};
+use super::wire::{
+    Accept, Hello, Kind, MAX_PROMISE, MAX_STATE, Promise, Refuse, State, VERSIONS, Versions,
+    Welcome, WireError,
+};
+use super::{MAX_CONNECTIONS, MigrationError, STALL, Target};
+use crate::memory::GuestRam;
+
+/// Long for a process to end that has lost its connection.
+const END_OF_PEER: Duration = Duration::from_secs(5);
+/// How often is looked whether the first connection is still there, while others are waited for.
+const LOOK: Duration = Duration::from_millis(100);
+/// What this version knows beyond the basics.
+const KNOWN: [&str; 1] = ["zstd"];
+
+/// What can be chosen.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// How long the source may keep this end waiting.
+    pub stall: Duration,
+    /// What is spoken.
+    pub versions: Versions,
+    /// The process that gets the VM, for the other end to see whether it lives.
+    pub process: Option<Process>,
+    /// How long a source on the same host that was lost is given to end, once this end has everything.
+    pub end_of_peer: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            stall: STALL,
+            versions: VERSIONS,
+            process: Process::current(),
+            end_of_peer: END_OF_PEER,
+        }
+    }
+}
+
+/// The VM is here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Received {
+    /// Whether its vCPUs run.
+    pub running: bool,
+}
+
+/// Waits at `listener` for a source, and makes `target` its VM.
+///
+/// # Errors
+/// If nobody came, or it did not work; `target` never ran then, and never will.
+pub fn receive(
+    target: &mut dyn Target,
+    listener: &mut Listener,
+    options: &Options,
+    cancel: &Cancel,
+) -> Result<Received, MigrationError> {
+    let mut course = Course {
+        target,
+        options,
+        cancel,
+        phase: Destination::Waiting,
+        peer: None,
+        running: false,
+    };
+    let mut main = None;
+    let result = course.run(listener, &mut main);
+    course.end(result, main)
+}
+
+/// What the first connection said, which the others have to match.
+struct Session {
+    session: String,
+    connections: u16,
+    zstd: bool,
+}
+
+struct Course<'a> {
+    target: &'a mut dyn Target,
+    options: &'a Options,
+    cancel: &'a Cancel,
+    phase: Destination,
+    peer: Option<Process>,
+    running: bool,
+}
+
+impl Course<'_> {
+    fn advance(&mut self, event: DestinationEvent) {
+        match self.phase.after(event) {
+            Some(next) => self.phase = next,
+            None => unreachable!("{event:?} in {:?}", self.phase),
+        }
+    }
+
+    fn run(
+        &mut self,
+        listener: &mut Listener,
+        main: &mut Option<Channel>,
+    ) -> Result<(), MigrationError> {
+        let (channel, session) = self.wait_for_source(listener)?;
+        let main = main.insert(channel);
+        self.advance(DestinationEvent::Hello);
+
+        let ram = self.compare(main)?;
+        self.advance(DestinationEvent::PromiseKept);
+        main.say(&Accept {})?;
+
+        let more = self.wait_for_the_others(listener, main, &session)?;
+        let state = self.take_in(main, more, &ram, &session)?;
+        self.running = state.1;
+        let loaded = self.target.load(state.0);
+        loaded.map_err(MigrationError::vm("build the VM from the state that came"))?;
+        self.advance(DestinationEvent::Complete);
+        main.send(Kind::Ready, &[])?;
+        main.hear_kind(Kind::Commit, "Commit")?;
+        self.advance(DestinationEvent::Commit);
+        Ok(())
+    }
+
+    /// Who is not a source of this VM does not end the waiting, where others can come.
+    fn wait_for_source(
+        &mut self,
+        listener: &mut Listener,
+    ) -> Result<(Channel, Session), MigrationError> {
+        loop {
+            let mut channel = Channel::new(listener.accept(self.cancel, None)?);
+            match self.first_hello(&mut channel) {
+                Ok(session) => return Ok((channel, session)),
+                Err(e) if self.cancel.is_set() || !listener.takes_many() => {
+                    channel.give_up(&e.chain());
+                    return Err(e);
+                }
+                Err(e) => {
+                    warn!("whoever connected is not a source: {}", e.chain());
+                    channel.give_up(&e.chain());
+                    channel.drain(1);
+                    // A source that this version cannot serve is told, and so is the user here.
+                    if matches!(
+                        e,
+                        MigrationError::Versions { .. } | MigrationError::Unknown(_)
+                    ) {
+                        return Err(e);
+                    }
+                }
+            }
+        }
+    }
+
+    fn first_hello(&mut self, channel: &mut Channel) -> Result<Session, MigrationError> {
+        let hello: Hello = channel.hear("Hello")?;
+        let nonsense = |why: &str| WireError::Nonsense {
+            kind: Kind::Hello,
+            why: why.to_owned(),
+        };
+        if hello.protocol != Hello::PROTOCOL {
+            return Err(nonsense("another protocol").into());
+        }
+        let common = self.options.versions.common(hello.versions);
+        let version = common.ok_or(MigrationError::Versions {
+            source_speaks: hello.versions,
+            destination_speaks: self.options.versions,
+        })?;
+        if let Some(unknown) = hello.needs.iter().find(|n| !KNOWN.contains(&n.as_str())) {
+            return Err(MigrationError::Unknown(visible(unknown)));
+        }
+        if hello.connection != 0 || !(1..=MAX_CONNECTIONS).contains(&hello.connections) {
+            return Err(nonsense("not the first of 1 to 64 connections").into());
+        }
+        channel.say(&Welcome {
+            version,
+            process: self.options.process.clone(),
+        })?;
+        self.peer = hello.process;
+        Ok(Session {
+            session: hello.session,
+            connections: hello.connections,
+            zstd: hello.needs.iter().any(|need| need == "zstd"),
+        })
+    }
+
+    fn compare(&mut self, main: &mut Channel) -> Result<GuestRam, MigrationError> {
+        let mut parts = Parts::new(MAX_PROMISE);
+        let promise: Promise = loop {
+            let frame = main.next()?;
+            if frame.kind != Kind::Part {
+                break frame.message("Part or Promise")?;
+            }
+            parts.add(frame.body)?;
+        };
+        let blob = parts.finish(promise.len, Kind::Promise)?;
+        let prepared = self.target.prepare(&blob).and_then(|ram| {
+            let here: Vec<_> = ram.pieces().map(|piece| (piece.gpa.0, piece.len)).collect();
+            match here == promise.ram {
+                true => Ok(ram),
+                false => Err(vec![
+                    "the guest's RAM lies elsewhere at the destination".to_owned(),
+                ]),
+            }
+        });
+        prepared.map_err(|reasons| {
+            let refuse = Refuse { reasons };
+            let _gone = main.say(&refuse);
+            MigrationError::Refused(refuse.reasons)
+        })
+    }
+
+    fn wait_for_the_others(
+        &self,
+        listener: &mut Listener,
+        main: &mut Channel,
+        session: &Session,
+    ) -> Result<Vec<Channel>, MigrationError> {
+        let mut more: Vec<Option<Channel>> = (1..session.connections).map(|_| None).collect();
+        let deadline = Instant::now() + self.options.stall;
+        while more.iter().any(Option::is_none) {
+            let soon = deadline.min(Instant::now() + LOOK);
+            let stream = match listener.accept(self.cancel, Some(soon)) {
+                Ok(stream) => stream,
+                // The source sends nothing before all are there, so what has come is the end.
+                Err(_) if main.stream().has_input() => {
+                    return Err(WireError::OutOfTurn {
+                        got: main.next()?.kind,
+                        wanted: "another connection",
+                    }
+                    .into());
+                }
+                Err(e) if Instant::now() >= deadline || self.cancel.is_set() => {
+                    return Err(e.into());
+                }
+                Err(_) => continue,
+            };
+            let mut channel = Channel::new(stream);
+            match self.further_hello(&mut channel, session, &mut more) {
+                Ok(index) => more[index] = Some(channel),
+                Err(e) if self.cancel.is_set() => return Err(e),
+                // Not one of ours.
+                Err(e) => {
+                    warn!("a connection that does not belong here: {}", e.chain());
+                    channel.give_up(&e.chain());
+                }
+            }
+        }
+        Ok(more.into_iter().flatten().collect())
+    }
+
+    fn further_hello(
+        &self,
+        channel: &mut Channel,
+        session: &Session,
+        more: &mut [Option<Channel>],
+    ) -> Result<usize, MigrationError> {
+        let hello: Hello = channel.hear("Hello")?;
+        let index = usize::from(hello.connection).checked_sub(1);
+        let free = index.filter(|&index| more.get(index).is_some_and(Option::is_none));
+        let version = self.options.versions.common(hello.versions);
+        match (free, version) {
+            (Some(index), Some(version)) if hello.session == session.session => {
+                channel.say(&Welcome {
+                    version,
+                    process: self.options.process.clone(),
+                })?;
+                Ok(index)
+            }
+            _ => Err(WireError::Nonsense {
+                kind: Kind::Hello,
+                why: "not a connection that is due".to_owned(),
+            }
+            .into()),
+        }
+    }
+
+    /// RAM from all connections, and the state from the first; whether the vCPUs ran comes with it.
+    fn take_in(
+        &self,
+        main: &mut Channel,
+        more: Vec<Channel>,
+        ram: &GuestRam,
+        session: &Session,
+    ) -> Result<(Vec<u8>, bool), MigrationError> {
+        // The first thing that goes wrong ends all waiting.
+        let wrong: Arc<Mutex<Option<MigrationError>>> = Arc::default();
+        let note = |e: MigrationError| {
+            let mut first = wrong.lock().unwrap_or_else(PoisonError::into_inner);
+            first.get_or_insert(e);
+            drop(first);
+            self.cancel.set();
+        };
+        let result = std::thread::scope(|scope| {
+            for (index, mut channel) in (1..).zip(more) {
+                let note = &note;
+                let spawned = std::thread::Builder::new()
+                    .name(format!("incoming{index}"))
+                    .spawn_scoped(scope, move || {
+                        if let Err(e) = pages_until_end(&mut channel, ram, session.zstd) {
+                            note(e);
+                        }
+                    });
+                if let Err(source) = spawned {
+                    note(MigrationError::Resources {
+                        doing: "start a thread for a connection",
+                        source,
+                    });
+                }
+            }
+            let result = take_in_main(main, ram, session.zstd);
+            if result.is_err() {
+                self.cancel.set();
+            }
+            result
+        });
+        let mut first = wrong.lock().unwrap_or_else(PoisonError::into_inner);
+        match first.take() {
+            Some(e) => Err(e),
+            None => result,
+        }
+    }
+
+    fn end(
+        &mut self,
+        result: Result<(), MigrationError>,
+        main: Option<Channel>,
+    ) -> Result<Received, MigrationError> {
+        if let Err(e) = &result {
+            self.advance(match self.source_is_dead(e) {
+                true => DestinationEvent::PeerEnded,
+                false => DestinationEvent::Trouble,
+            });
+        }
+        let mut main = main;
+        if self.phase.vm() != Vm::Runs {
+            let e = result.err().unwrap_or(MigrationError::Cancelled);
+            if let Some(main) = &mut main {
+                if !matches!(e, MigrationError::Refused(_)) {
+                    main.give_up(&e.chain());
+                }
+                main.drain(64);
+            }
+            return Err(e);
+        }
+        if let Err(e) = result {
+            warn!(
+                "the source has ended after it had sent everything ({}): the VM goes on here",
+                e.chain()
+            );
+        }
+        self.target.run(self.running);
+        if let Some(main) = &mut main {
+            main.stream().cannot_be_cancelled(Duration::from_secs(5));
+            match main.send(Kind::Running, &[]) {
+                Ok(_) => info!("the VM has arrived"),
+                Err(e) => warn!("the VM has arrived, but the source could not be told: {e}"),
+            }
+        }
+        Ok(Received {
+            running: self.running,
+        })
+    }
+
+    /// With everything here and the source known to have ended without a word, the VM is nowhere else.
+    fn source_is_dead(&self, e: &MigrationError) -> bool {
+        self.phase == Destination::Holding
+            && matches!(
+                e,
+                MigrationError::Wire(WireError::Closed | WireError::Io(_))
+            )
+            && !self.cancel.is_set()
+            && self
+                .peer
+                .as_ref()
+                .is_some_and(|peer| peer.wait_for_end(self.options.end_of_peer))
+    }
+}
+
+fn unpacker(zstd: bool) -> Result<Unpacker, MigrationError> {
+    Unpacker::new(zstd).map_err(|source| MigrationError::Resources {
+        doing: "unpack pages",
+        source,
+    })
+}
+
+fn pages_until_end(
+    channel: &mut Channel,
+    ram: &GuestRam,
+    zstd: bool,
+) -> Result<(), MigrationError> {
+    let mut unpacker = unpacker(zstd)?;
+    loop {
+        let frame = channel.next()?;
+        match frame.kind {
+            Kind::Pages => unpacker.unpack(frame.body, ram)?,
+            Kind::EndOfPages => return Ok(()),
+            got => {
+                return Err(WireError::OutOfTurn {
+                    got,
+                    wanted: "Pages or EndOfPages",
+                }
+                .into());
+            }
+        }
+    }
+}
+
+fn take_in_main(
+    main: &mut Channel,
+    ram: &GuestRam,
+    zstd: bool,
+) -> Result<(Vec<u8>, bool), MigrationError> {
+    pages_until_end(main, ram, zstd)?;
+    let mut parts = Parts::new(MAX_STATE);
+    loop {
+        let frame = main.next()?;
+        if frame.kind == Kind::Part {
+            parts.add(frame.body)?;
+            continue;
+        }
+        let state: State = frame.message("Part or State")?;
+        return Ok((parts.finish(state.len, Kind::State)?, state.running));
+    }
+}

@@ -1,0 +1,467 @@
+//! The end that has the VM.
+
+use std::fs::File;
+use std::io::Read;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use tracing::{info, warn};
+
+use super::channel::Channel;
+use super::pace::Pace;
+use super::pages::{MAX_RUN, Packer};
+use super::peer::Process;
+use super::phase::{Source, SourceEvent, Vm};
+use super::precopy::{Convergence, Next, Round};
+use super::progress::Progress;
+use super::transport::{Cancel, Dialer, TransportError};
+use super::wire::{Accept, Hello, Kind, Promise, Refuse, State, VERSIONS, Versions, Welcome};
+use super::{DOWNTIME, MigrationError, Origin, STALL};
+use crate::memory::GuestRam;
+use crate::memory::dirty::PageSet;
+
+/// Long for a process to end that has lost its connection.
+const END_OF_PEER: Duration = Duration::from_secs(5);
+
+/// What a user can choose.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// How long the guest may be stopped.
+    pub downtime: Duration,
+    /// Bytes per second at most.
+    pub bandwidth: Option<u64>,
+    /// How many connections.
+    pub connections: u16,
+    /// Whether pages are compressed.
+    pub zstd: bool,
+    /// How long the destination may keep this end waiting once it is to say that it runs.
+    pub stall: Duration,
+    /// What is spoken.
+    pub versions: Versions,
+    /// The process that has the VM, for the other end to see whether it lives.
+    pub process: Option<Process>,
+    /// How long a destination on the same host that lost the connection is given to end before the VM is called undecided.
+    pub end_of_peer: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            downtime: DOWNTIME,
+            bandwidth: None,
+            connections: 1,
+            zstd: false,
+            stall: STALL,
+            versions: VERSIONS,
+            process: Process::current(),
+            end_of_peer: END_OF_PEER,
+        }
+    }
+}
+
+/// How it ended, for the VM at this end.
+#[derive(Debug)]
+pub enum End {
+    /// The destination runs it.
+    Gone,
+    /// It stayed, and goes on if it ran.
+    Kept(MigrationError),
+    /// It is kept stopped: the destination may run it.
+    Undecided(MigrationError),
+}
+
+/// Moves `origin` to where `dialer` leads.
+pub fn migrate(
+    origin: &mut dyn Origin,
+    dialer: &Dialer,
+    options: &Options,
+    progress: &Progress,
+    cancel: &Cancel,
+) -> End {
+    let mut course = Course {
+        origin,
+        dialer,
+        options,
+        progress,
+        cancel,
+        phase: Source::Connecting,
+        peer: None,
+    };
+    let mut channel = None;
+    let result = course.run(&mut channel);
+    let end = course.end(result, channel.as_mut());
+    match &end {
+        End::Gone => info!("the VM runs at {}", dialer.address()),
+        End::Kept(e) | End::Undecided(e) => progress.error(e.chain()),
+    }
+    progress.phase(course.phase);
+    end
+}
+
+struct Course<'a> {
+    origin: &'a mut dyn Origin,
+    dialer: &'a Dialer,
+    options: &'a Options,
+    progress: &'a Progress,
+    cancel: &'a Cancel,
+    phase: Source,
+    peer: Option<Process>,
+}
+
+impl Course<'_> {
+    fn advance(&mut self, event: SourceEvent) {
+        match self.phase.after(event) {
+            Some(next) => self.phase = next,
+            // The code below brings up events in their order; a bug in it must not move the VM.
+            None => unreachable!("{event:?} in {:?}", self.phase),
+        }
+        self.progress.phase(self.phase);
+    }
+
+    /// Everything up to the destination's word that it runs.
+    fn run(&mut self, main: &mut Option<Channel>) -> Result<(), MigrationError> {
+        let session = session()?;
+        let main = main.insert(Channel::new(self.dialer.dial(self.cancel)?));
+        self.peer = self.greet(main, &session, 0)?;
+        self.advance(SourceEvent::Welcome);
+
+        let ram = self.origin.ram();
+        self.progress.ram(ram.pieces().map(|piece| piece.len).sum());
+        self.compare(main, &ram)?;
+        self.advance(SourceEvent::Accept);
+
+        let mut more = Vec::new();
+        for connection in 1..self.options.connections {
+            let mut channel = Channel::new(self.dialer.dial(self.cancel)?);
+            self.greet(&mut channel, &session, connection)?;
+            more.push(channel);
+        }
+        let mut channels: Vec<&mut Channel> = vec![main];
+        channels.extend(more.iter_mut());
+        let pace = Pace::new(self.options.bandwidth, Instant::now());
+
+        let mut dirty = self.copy(&mut channels, &ram, &pace)?;
+        self.advance(SourceEvent::Stop);
+        let stopped = self
+            .origin
+            .stop()
+            .map_err(MigrationError::vm("save the VM"))?;
+        self.collect(&mut dirty)?;
+        // What is left was counted against the downtime, so no limit holds it up.
+        let free = Pace::new(None, Instant::now());
+        self.send_round(&mut channels, &ram, &dirty, true, &free)?;
+        for channel in &mut channels {
+            self.progress.sent(channel.send(Kind::EndOfPages, &[])?);
+        }
+        let main = &mut *channels[0];
+        self.progress.sent(main.send_parts(&stopped.state)?);
+        main.say(&State {
+            len: stopped.state.len() as u64,
+            running: stopped.running,
+        })?;
+        main.hear_kind(Kind::Ready, "Ready")?;
+        if self.cancel.is_set() {
+            return Err(MigrationError::Cancelled);
+        }
+        // From here on it is too late to cancel.
+        self.advance(SourceEvent::Ready);
+        main.stream().cannot_be_cancelled(self.options.stall);
+        main.send(Kind::Commit, &[])?;
+        main.hear_kind(Kind::Running, "Running")?;
+        self.advance(SourceEvent::Running);
+        Ok(())
+    }
+
+    fn greet(
+        &self,
+        channel: &mut Channel,
+        session: &str,
+        connection: u16,
+    ) -> Result<Option<Process>, MigrationError> {
+        channel.say(&Hello {
+            protocol: Hello::PROTOCOL.to_owned(),
+            versions: self.options.versions,
+            needs: match self.options.zstd {
+                true => vec!["zstd".to_owned()],
+                false => Vec::new(),
+            },
+            session: session.to_owned(),
+            connection,
+            connections: self.options.connections,
+            process: self.options.process.clone(),
+        })?;
+        let welcome: Welcome = channel.hear("Welcome")?;
+        let spoken = self.options.versions;
+        if !(spoken.min..=spoken.max).contains(&welcome.version) {
+            return Err(MigrationError::Versions {
+                source_speaks: spoken,
+                destination_speaks: Versions {
+                    min: welcome.version,
+                    max: welcome.version,
+                },
+            });
+        }
+        Ok(welcome.process)
+    }
+
+    /// Before any RAM is sent the destination says whether it can keep what the guest was promised.
+    fn compare(&mut self, main: &mut Channel, ram: &GuestRam) -> Result<(), MigrationError> {
+        let promise = self
+            .origin
+            .promise()
+            .map_err(MigrationError::vm("tell what the guest was promised"))?;
+        self.progress.sent(main.send_parts(&promise)?);
+        main.say(&Promise {
+            len: promise.len() as u64,
+            ram: ram.pieces().map(|piece| (piece.gpa.0, piece.len)).collect(),
+        })?;
+        let answer = main.next()?;
+        if answer.kind == Kind::Refuse {
+            let refuse: Refuse = answer.message("Refuse")?;
+            let reasons = refuse.reasons.iter();
+            let visible = reasons.map(|reason| super::channel::visible(reason));
+            return Err(MigrationError::Refused(visible.collect()));
+        }
+        let Accept {} = answer.message("Accept or Refuse")?;
+        Ok(())
+    }
+
+    /// Copies RAM until the guest can be stopped; returns an empty set.
+    fn copy(
+        &mut self,
+        channels: &mut [&mut Channel],
+        ram: &GuestRam,
+        pace: &Pace,
+    ) -> Result<PageSet, MigrationError> {
+        self.origin
+            .start_log()
+            .map_err(MigrationError::vm("log the pages that the guest writes"))?;
+        // After the log has begun: what comes later is in the log.
+        let mut dirty = PageSet::none(ram.pieces());
+        for part in ram.data() {
+            dirty.insert_all(part);
+        }
+        let mut convergence = Convergence::new(self.options.downtime);
+        let mut zeroes = false;
+        loop {
+            let pages = dirty.count();
+            self.progress.round_begins(pages);
+            let start = Instant::now();
+            let bytes = self.send_round(channels, ram, &dirty, zeroes, pace)?;
+            zeroes = true;
+            dirty.clear();
+            self.collect(&mut dirty)?;
+            let round = Round {
+                pages,
+                bytes,
+                took: start.elapsed(),
+                dirtied: dirty.count(),
+            };
+            self.progress.round_ends(round, self.options.downtime);
+            match convergence.after(round) {
+                Next::GoOn => {}
+                Next::Throttle(percent) => {
+                    info!("the guest's vCPUs are slowed down by {percent} %");
+                    self.progress.throttle(percent);
+                    self.origin.throttle(percent);
+                }
+                Next::Stop => return Ok(dirty),
+            }
+        }
+    }
+
+    fn collect(&mut self, dirty: &mut PageSet) -> Result<(), MigrationError> {
+        let collected = self.origin.collect(dirty);
+        collected.map_err(MigrationError::vm("read which pages the guest wrote"))
+    }
+
+    /// Sends the pages of `dirty` over all connections: each 1 MiB of RAM always over the same one, so that a page's later
+    /// content never overtakes an earlier one's. Returns the bytes that it took.
+    fn send_round(
+        &self,
+        channels: &mut [&mut Channel],
+        ram: &GuestRam,
+        dirty: &PageSet,
+        zeroes: bool,
+        pace: &Pace,
+    ) -> Result<u64, MigrationError> {
+        let share = Share {
+            ram,
+            dirty,
+            zeroes,
+            zstd: self.options.zstd,
+            of: channels.len() as u64,
+            pace,
+            progress: self.progress,
+            cancel: self.cancel,
+            failed: &AtomicBool::new(false),
+        };
+        let Some((first, others)) = channels.split_first_mut() else {
+            return Ok(0);
+        };
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = (1..)
+                .zip(others)
+                .map(|(index, channel)| {
+                    let share = &share;
+                    std::thread::Builder::new()
+                        .name(format!("migrate{index}"))
+                        .spawn_scoped(scope, move || share.send(channel, index))
+                })
+                .collect();
+            let mut all = share.send(first, 0);
+            for thread in threads {
+                let result = match thread {
+                    // A panic of a thread is a bug, and goes on here.
+                    Ok(thread) => thread
+                        .join()
+                        .unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+                    Err(source) => Err(MigrationError::Resources {
+                        doing: "start a thread for a connection",
+                        source,
+                    }),
+                };
+                all = match (all, result) {
+                    (Ok(a), Ok(b)) => Ok(a + b),
+                    // The one that failed first made the others give up.
+                    (Err(MigrationError::Cancelled) | Ok(_), Err(e)) | (Err(e), _) => Err(e),
+                };
+            }
+            all
+        })
+    }
+
+    /// What becomes of the VM.
+    fn end(&mut self, result: Result<(), MigrationError>, main: Option<&mut Channel>) -> End {
+        let Err(mut e) = result else {
+            return End::Gone;
+        };
+        if self.cancel.is_set() && self.phase.can_be_cancelled() {
+            e = MigrationError::Cancelled;
+        }
+        if let Some(main) = main {
+            if !matches!(e, MigrationError::Cancelled) {
+                e = main.last_word(e);
+            }
+            // Said before the VM goes on, so that a destination that hears it surely gives up.
+            if self.phase != Source::Committed {
+                main.give_up(&e.chain());
+            }
+        }
+        let gave_up = matches!(e, MigrationError::Peer(_));
+        self.advance(match gave_up {
+            true => SourceEvent::PeerGaveUp,
+            false => SourceEvent::Trouble,
+        });
+        if self.phase == Source::Undecided
+            && let Some(peer) = &self.peer
+            && peer.wait_for_end(self.options.end_of_peer)
+        {
+            self.advance(SourceEvent::PeerEnded);
+        }
+        match self.phase.vm() {
+            Vm::Runs => {
+                self.origin.go_on();
+                End::Kept(e)
+            }
+            Vm::Stopped | Vm::NotHere => {
+                warn!("the destination may run the VM: it stays stopped here");
+                self.origin.keep_stopped();
+                End::Undecided(e)
+            }
+        }
+    }
+}
+
+/// What one connection sends in one round.
+struct Share<'a> {
+    ram: &'a GuestRam,
+    dirty: &'a PageSet,
+    zeroes: bool,
+    zstd: bool,
+    of: u64,
+    pace: &'a Pace,
+    progress: &'a Progress,
+    cancel: &'a Cancel,
+    /// Another connection has failed, so that nothing will come of it.
+    failed: &'a AtomicBool,
+}
+
+impl Share<'_> {
+    fn send(&self, channel: &mut Channel, index: u64) -> Result<u64, MigrationError> {
+        let sent = self.try_send(channel, index);
+        if sent.is_err() {
+            self.failed.store(true, Ordering::Relaxed);
+        }
+        sent
+    }
+
+    fn try_send(&self, channel: &mut Channel, index: u64) -> Result<u64, MigrationError> {
+        let packer = Packer::new(self.zstd, self.zeroes);
+        let mut packer = packer.map_err(|source| MigrationError::Resources {
+            doing: "compress pages",
+            source,
+        })?;
+        let mut buffer = Vec::new();
+        let (mut bytes, mut pages) = (0, 0);
+        for run in self.dirty.runs(MAX_RUN) {
+            if run.gpa.0 / (MAX_RUN * 4096) % self.of != index {
+                continue;
+            }
+            if !packer.has_room(run.pages) {
+                bytes += self.flush(channel, &mut packer, &mut pages)?;
+            }
+            buffer.resize(usize::try_from(run.pages * 4096).expect("at most 1 MiB"), 0);
+            self.ram
+                .read(run.gpa, &mut buffer)
+                .expect("the set is of this RAM");
+            packer.add(run.gpa, &buffer);
+            pages += run.pages;
+        }
+        Ok(bytes + self.flush(channel, &mut packer, &mut pages)?)
+    }
+
+    fn flush(
+        &self,
+        channel: &mut Channel,
+        packer: &mut Packer,
+        pages: &mut u64,
+    ) -> Result<u64, MigrationError> {
+        let Some(body) = packer.body() else {
+            self.progress.pages_sent(std::mem::take(pages), 0);
+            return Ok(0);
+        };
+        // The destination says something in between only if it gives up.
+        if channel.stream().has_input() {
+            let frame = channel.next()?;
+            return Err(super::wire::WireError::OutOfTurn {
+                got: frame.kind,
+                wanted: "nothing",
+            }
+            .into());
+        }
+        let bytes = channel.send(Kind::Pages, body)?;
+        packer.clear();
+        self.progress.pages_sent(std::mem::take(pages), bytes);
+        let wait = self.pace.sent(bytes, Instant::now());
+        if self.cancel.sleep(wait) || self.failed.load(Ordering::Relaxed) {
+            return Err(MigrationError::Cancelled);
+        }
+        Ok(bytes)
+    }
+}
+
+/// A name for what belongs together that nobody can guess.
+fn session() -> Result<String, MigrationError> {
+    let mut bytes = [0; 16];
+    File::open("/dev/urandom")
+        .and_then(|mut random| random.read_exact(&mut bytes))
+        .map_err(|source| {
+            MigrationError::Transport(TransportError::Io {
+                doing: "draw a random number for",
+                address: super::Address::Unix("/dev/urandom".into()),
+                source,
+            })
+        })?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}

@@ -1,0 +1,271 @@
+//! Two descriptors as a connection that never waits for longer than it may, and not after it was cancelled.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::Child;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+/// Ends all waiting on the links that know it. Clones are of the same.
+#[derive(Clone, Debug)]
+pub struct Cancel(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    set: AtomicBool,
+    event: EventFd,
+}
+
+impl Cancel {
+    /// Not cancelled yet.
+    ///
+    /// # Errors
+    /// If no descriptor can be had.
+    pub fn new() -> io::Result<Self> {
+        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+        let event = EventFd::from_flags(flags)?;
+        Ok(Self(Arc::new(Inner {
+            set: AtomicBool::new(false),
+            event,
+        })))
+    }
+
+    /// Cancels, for good.
+    pub fn set(&self) {
+        self.0.set.store(true, Ordering::SeqCst);
+        // The counter is far from full.
+        let _full = self.0.event.write(1);
+    }
+
+    /// Whether it was cancelled.
+    pub fn is_set(&self) -> bool {
+        self.0.set.load(Ordering::SeqCst)
+    }
+
+    /// Waits for `time` unless it is cancelled; whether it was.
+    pub fn sleep(&self, time: Duration) -> bool {
+        if !time.is_zero() {
+            // Whatever ends it early: the caller looks again.
+            let _ended = wait(&mut [readable(self)], Some(Instant::now() + time));
+        }
+        self.is_set()
+    }
+}
+
+fn readable(cancel: &Cancel) -> PollFd<'_> {
+    PollFd::new(cancel.0.event.as_fd(), PollFlags::POLLIN)
+}
+
+/// `false` when the time is over.
+fn wait(fds: &mut [PollFd<'_>], deadline: Option<Instant>) -> io::Result<bool> {
+    loop {
+        let timeout = match deadline {
+            None => PollTimeout::NONE,
+            Some(deadline) => {
+                let left = deadline.saturating_duration_since(Instant::now());
+                if left.is_zero() {
+                    PollTimeout::ZERO
+                } else {
+                    // Rounded up, so as not to wake just before the time.
+                    PollTimeout::try_from(left + Duration::from_millis(1))
+                        .unwrap_or(PollTimeout::MAX)
+                }
+            }
+        };
+        match poll(fds, timeout) {
+            Ok(0) if deadline.is_some_and(|deadline| Instant::now() >= deadline) => {
+                return Ok(false);
+            }
+            Ok(0) | Err(Errno::EINTR) => {}
+            Ok(_) => return Ok(true),
+            Err(e) => return Err(e.into()),
+        }
+    }
+}
+
+/// Waits until `what` can be read from; `false` if it was cancelled or the time is over.
+pub(super) fn wait_for_input(
+    what: &impl AsFd,
+    cancel: &Cancel,
+    deadline: Option<Instant>,
+) -> io::Result<bool> {
+    let mut fds = [
+        PollFd::new(what.as_fd(), PollFlags::POLLIN),
+        readable(cancel),
+    ];
+    Ok(wait(&mut fds, deadline)? && !cancel.is_set())
+}
+
+/// A connection.
+#[derive(Debug)]
+pub struct Link {
+    input: OwnedFd,
+    output: OwnedFd,
+    stall: Duration,
+    cancel: Option<Cancel>,
+    child: Option<Child>,
+}
+
+impl Link {
+    /// Reads from `input` and writes to `output`. The other end may keep each waiting for `stall`.
+    ///
+    /// # Errors
+    /// If they cannot be set to not block.
+    pub fn new(
+        input: OwnedFd,
+        output: OwnedFd,
+        stall: Duration,
+        cancel: &Cancel,
+    ) -> io::Result<Self> {
+        for fd in [&input, &output] {
+            let flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL)?);
+            fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+        }
+        Ok(Self {
+            input,
+            output,
+            stall,
+            cancel: Some(cancel.clone()),
+            child: None,
+        })
+    }
+
+    /// Over one descriptor for both directions.
+    ///
+    /// # Errors
+    /// If it cannot be duplicated, or set to not block.
+    pub fn over(fd: impl Into<OwnedFd>, stall: Duration, cancel: &Cancel) -> io::Result<Self> {
+        let input = fd.into();
+        let output = input.try_clone()?;
+        Self::new(input, output, stall, cancel)
+    }
+
+    /// The other end is `child`, which is waited for after the connection is closed.
+    pub fn with_child(mut self, child: Child) -> Self {
+        self.child = Some(child);
+        self
+    }
+
+    /// From now on waiting takes at most `stall`, and cancelling does not end it.
+    pub fn cannot_be_cancelled(&mut self, stall: Duration) {
+        self.cancel = None;
+        self.stall = stall;
+    }
+
+    /// Whether something has come, or the other end is gone.
+    pub fn has_input(&self) -> bool {
+        let mut fds = [PollFd::new(self.input.as_fd(), PollFlags::POLLIN)];
+        matches!(poll(&mut fds, PollTimeout::ZERO), Ok(1..))
+    }
+
+    fn wait(&self, output: bool) -> io::Result<()> {
+        let (fd, flags, what) = match output {
+            true => (&self.output, PollFlags::POLLOUT, "took nothing"),
+            false => (&self.input, PollFlags::POLLIN, "sent nothing"),
+        };
+        let mut fds = vec![PollFd::new(fd.as_fd(), flags)];
+        fds.extend(self.cancel.as_ref().map(readable));
+        let ready = wait(&mut fds, Some(Instant::now() + self.stall))?;
+        if self.cancel.as_ref().is_some_and(Cancel::is_set) {
+            return Err(io::Error::new(ErrorKind::ConnectionAborted, "cancelled"));
+        }
+        if !ready {
+            let why = format!("the other end {what} for {} s", self.stall.as_secs_f32());
+            return Err(io::Error::new(ErrorKind::TimedOut, why));
+        }
+        Ok(())
+    }
+}
+
+impl Read for Link {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            match nix::unistd::read(&self.input, buffer) {
+                Ok(read) => return Ok(read),
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => self.wait(false)?,
+                Err(e) => return Err(e.into()),
+            }
+        }
+    }
+}
+
+impl Write for Link {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        loop {
+            match nix::unistd::write(&self.output, data) {
+                Ok(written) => return Ok(written),
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => self.wait(true)?,
+                Err(e) => return Err(e.into()),
+            }
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            // It may still have to pass on what it was given, and ends when it sees that its input is closed.
+            let reap = std::thread::Builder::new().name("reap".to_owned());
+            let _no_thread = reap.spawn(move || child.wait());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn a_silent_end_is_not_waited_for_without_end() {
+        let (a, b) = UnixStream::pair().unwrap();
+        let cancel = Cancel::new().unwrap();
+        let mut link = Link::over(a, Duration::from_millis(20), &cancel).unwrap();
+        assert!(!link.has_input());
+        let e = link.read(&mut [0; 1]).unwrap_err();
+        assert_eq!(e.kind(), ErrorKind::TimedOut);
+        let full = loop {
+            if let Err(e) = link.write(&[0; 4096]) {
+                break e;
+            }
+        };
+        assert_eq!(full.kind(), ErrorKind::TimedOut);
+        drop(b);
+        assert!(link.has_input());
+        // What it had not read is lost, and both directions say so.
+        assert!(link.write(&[0]).is_err());
+        link.read(&mut [0; 1]).unwrap_err();
+        assert_eq!(link.read(&mut [0; 1]).unwrap(), 0);
+    }
+
+    #[test]
+    fn cancelling_ends_waiting_until_it_may_not() {
+        let (a, mut b) = UnixStream::pair().unwrap();
+        let cancel = Cancel::new().unwrap();
+        let mut link = Link::over(a, LONG, &cancel).unwrap();
+        let late = cancel.clone();
+        let thread = std::thread::spawn(move || late.set());
+        let e = link.read(&mut [0; 1]).unwrap_err();
+        assert_eq!(e.kind(), ErrorKind::ConnectionAborted);
+        thread.join().unwrap();
+        assert!(cancel.sleep(LONG));
+        link.cannot_be_cancelled(LONG);
+        b.write_all(&[7]).unwrap();
+        assert_eq!(link.read(&mut [0; 1]).unwrap(), 1);
+    }
+}

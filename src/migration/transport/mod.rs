@@ -1,0 +1,455 @@
+//! How the two ends reach each other.
+
+mod address;
+mod link;
+#[cfg(test)]
+mod tests;
+mod tls;
+
+use std::fs;
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket,
+};
+use nix::sys::stat::{Mode, fchmod};
+use rustls::{ClientConnection, ServerConnection, StreamOwned};
+use thiserror::Error;
+
+pub use address::{Address, BadAddress, is_loopback};
+pub use link::{Cancel, Link};
+pub use tls::{TlsError, TlsFiles};
+
+use crate::sys;
+
+/// How a TCP connection is protected.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Security {
+    /// Nobody said.
+    #[default]
+    Unsaid,
+    /// By certificates of both ends.
+    Tls(TlsFiles),
+    /// Not at all, within this host.
+    Plaintext,
+}
+
+/// Why the other end cannot be reached, or waited for.
+#[derive(Debug, Error)]
+pub enum TransportError {
+    /// What was asked for would be unsafe, or is not there.
+    #[error("{address} wants {what}")]
+    Unprotected {
+        /// Where.
+        address: Address,
+        /// What it wants.
+        what: &'static str,
+    },
+    /// It did not work.
+    #[error("cannot {doing} {address}")]
+    Io {
+        /// What was being done.
+        doing: &'static str,
+        /// Where.
+        address: Address,
+        /// Why.
+        source: io::Error,
+    },
+    /// Certificates.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// No more connections come this way.
+    #[error("{0} is a single connection")]
+    Single(Address),
+    /// A user wants no more of it.
+    #[error("cancelled")]
+    Cancelled,
+}
+
+const TLS_OR_PLAINTEXT: &str =
+    "--tls-cert, --tls-key and --tls-ca; or --plaintext, within this host only";
+const TLS_FOR_TCP: &str = "no certificates: TLS is for tcp:";
+const LOOPBACK: &str = "TLS: --plaintext is for addresses of this host only (127.0.0.0/8 or ::1)";
+
+/// A connection, protected or not.
+#[derive(Debug)]
+pub enum Stream {
+    /// As it is.
+    Plain(Link),
+    /// TLS, from the source's side.
+    Client(Box<StreamOwned<ClientConnection, Link>>),
+    /// TLS, from the destination's side.
+    Server(Box<StreamOwned<ServerConnection, Link>>),
+}
+
+impl Stream {
+    fn link(&mut self) -> &mut Link {
+        match self {
+            Self::Plain(link) => link,
+            Self::Client(tls) => &mut tls.sock,
+            Self::Server(tls) => &mut tls.sock,
+        }
+    }
+
+    /// From now on waiting takes at most `stall`, and cancelling does not end it.
+    pub fn cannot_be_cancelled(&mut self, stall: Duration) {
+        self.link().cannot_be_cancelled(stall);
+    }
+
+    /// Whether something has come, or the other end is gone.
+    pub fn has_input(&mut self) -> bool {
+        self.link().has_input()
+    }
+}
+
+impl Read for Stream {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(link) => link.read(buffer),
+            Self::Client(tls) => tls.read(buffer),
+            Self::Server(tls) => tls.read(buffer),
+        }
+    }
+}
+
+impl Write for Stream {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(link) => link.write(data),
+            Self::Client(tls) => tls.write(data),
+            Self::Server(tls) => tls.write(data),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Plain(link) => link.flush(),
+            Self::Client(tls) => tls.flush(),
+            Self::Server(tls) => tls.flush(),
+        }
+    }
+}
+
+/// Makes connections to one address.
+#[derive(Debug)]
+pub struct Dialer {
+    address: Address,
+    tls: Option<tls::Client>,
+    stall: Duration,
+}
+
+impl Dialer {
+    /// To `address`. The other end may keep each connection waiting for `stall`.
+    ///
+    /// # Errors
+    /// If it would be unprotected, or there are no usable certificates.
+    pub fn new(
+        address: Address,
+        security: &Security,
+        stall: Duration,
+    ) -> Result<Self, TransportError> {
+        let tls = match (&address, security) {
+            (Address::Tcp { host, .. }, Security::Tls(files)) => Some(files.client(host)?),
+            _ => {
+                check(&address, security)?;
+                None
+            }
+        };
+        Ok(Self {
+            address,
+            tls,
+            stall,
+        })
+    }
+
+    /// The address.
+    pub fn address(&self) -> &Address {
+        &self.address
+    }
+
+    /// Makes a connection.
+    ///
+    /// # Errors
+    /// If it cannot be made.
+    pub fn dial(&self, cancel: &Cancel) -> Result<Stream, TransportError> {
+        let failed = |source| TransportError::Io {
+            doing: "connect to",
+            address: self.address.clone(),
+            source,
+        };
+        let link = match &self.address {
+            Address::Unix(path) => {
+                let stream = UnixStream::connect(path).map_err(failed)?;
+                Link::over(stream, self.stall, cancel).map_err(failed)?
+            }
+            Address::Tcp { host, port } => {
+                let stream = self.dial_tcp(host, *port)?;
+                Link::over(stream, self.stall, cancel).map_err(failed)?
+            }
+            address => single(address, self.stall, cancel).map_err(failed)?,
+        };
+        Ok(match &self.tls {
+            Some(tls) => Stream::Client(Box::new(tls.over(link)?)),
+            None => Stream::Plain(link),
+        })
+    }
+
+    fn dial_tcp(&self, host: &str, port: u16) -> Result<TcpStream, TransportError> {
+        let failed = |source| TransportError::Io {
+            doing: "connect to",
+            address: self.address.clone(),
+            source,
+        };
+        let mut last = io::Error::new(ErrorKind::NotFound, "the name has no address");
+        for address in (host, port).to_socket_addrs().map_err(failed)? {
+            self.permit(address)?;
+            match TcpStream::connect_timeout(&address, self.stall) {
+                Ok(stream) => {
+                    stream.set_nodelay(true).map_err(failed)?;
+                    return Ok(stream);
+                }
+                Err(e) => last = e,
+            }
+        }
+        Err(failed(last))
+    }
+
+    fn permit(&self, address: SocketAddr) -> Result<(), TransportError> {
+        if self.tls.is_some() || is_loopback(address.ip()) {
+            return Ok(());
+        }
+        Err(TransportError::Unprotected {
+            address: self.address.clone(),
+            what: LOOPBACK,
+        })
+    }
+}
+
+fn check(address: &Address, security: &Security) -> Result<(), TransportError> {
+    let what = match (address, security) {
+        (Address::Tcp { .. }, Security::Unsaid) => TLS_OR_PLAINTEXT,
+        (Address::Tcp { .. }, _) | (_, Security::Unsaid | Security::Plaintext) => return Ok(()),
+        (_, Security::Tls(_)) => TLS_FOR_TCP,
+    };
+    Err(TransportError::Unprotected {
+        address: address.clone(),
+        what,
+    })
+}
+
+/// `exec:` and `fd:`: the same at both ends.
+fn single(address: &Address, stall: Duration, cancel: &Cancel) -> io::Result<Link> {
+    match address {
+        Address::Exec(command) => {
+            let (ours, theirs) = UnixStream::pair()?;
+            let theirs = OwnedFd::from(theirs);
+            let child = Command::new("/bin/sh")
+                .arg("-c")
+                .arg(command)
+                .stdin(Stdio::from(theirs.try_clone()?))
+                .stdout(Stdio::from(theirs))
+                .spawn()?;
+            Ok(Link::over(ours, stall, cancel)?.with_child(child))
+        }
+        Address::Fd { input, output } => Link::new(
+            sys::duplicate(*input)?,
+            sys::duplicate(*output)?,
+            stall,
+            cancel,
+        ),
+        Address::Unix(_) | Address::Tcp { .. } => Err(ErrorKind::Unsupported.into()),
+    }
+}
+
+#[derive(Debug)]
+enum Way {
+    Unix(UnixListener, PathBuf),
+    Tcp(TcpListener),
+    Single(Option<Link>),
+}
+
+/// Waits for connections at one address.
+#[derive(Debug)]
+pub struct Listener {
+    address: Address,
+    way: Way,
+    tls: Option<tls::Server>,
+    stall: Duration,
+}
+
+impl Listener {
+    /// At `address`. The other end may keep each connection waiting for `stall`.
+    ///
+    /// # Errors
+    /// If it would be unprotected, there are no usable certificates, or the address cannot be had.
+    pub fn new(
+        address: Address,
+        security: &Security,
+        stall: Duration,
+        cancel: &Cancel,
+    ) -> Result<Self, TransportError> {
+        let tls = match (&address, security) {
+            (Address::Tcp { .. }, Security::Tls(files)) => Some(files.server()?),
+            _ => {
+                check(&address, security)?;
+                None
+            }
+        };
+        let failed = |source| TransportError::Io {
+            doing: "wait at",
+            address: address.clone(),
+            source,
+        };
+        let way = match &address {
+            Address::Unix(path) => {
+                let listener = listen_unix(path).map_err(failed)?;
+                Way::Unix(listener, path.clone())
+            }
+            Address::Tcp { host, port } => {
+                let mut all = (host.as_str(), *port).to_socket_addrs().map_err(failed)?;
+                if tls.is_none() && !all.all(|a| is_loopback(a.ip())) {
+                    return Err(TransportError::Unprotected {
+                        address,
+                        what: LOOPBACK,
+                    });
+                }
+                let listener = TcpListener::bind((host.as_str(), *port)).map_err(failed)?;
+                listener.set_nonblocking(true).map_err(failed)?;
+                Way::Tcp(listener)
+            }
+            single_one => Way::Single(Some(single(single_one, stall, cancel).map_err(failed)?)),
+        };
+        Ok(Self {
+            address,
+            way,
+            tls,
+            stall,
+        })
+    }
+
+    /// The address, with the port that was given where 0 was asked for.
+    pub fn address(&self) -> Address {
+        match (&self.address, &self.way) {
+            (Address::Tcp { host, .. }, Way::Tcp(listener)) => Address::Tcp {
+                host: host.clone(),
+                port: listener.local_addr().map_or(0, |a| a.port()),
+            },
+            (address, _) => address.clone(),
+        }
+    }
+
+    /// Waits for a connection, until `deadline` if there is one.
+    ///
+    /// # Errors
+    /// If none comes.
+    pub fn accept(
+        &mut self,
+        cancel: &Cancel,
+        deadline: Option<Instant>,
+    ) -> Result<Stream, TransportError> {
+        let address = self.address.clone();
+        let failed = move |source| TransportError::Io {
+            doing: "wait at",
+            address,
+            source,
+        };
+        let link = match &mut self.way {
+            Way::Single(link) => link
+                .take()
+                .ok_or_else(|| TransportError::Single(self.address.clone()))?,
+            Way::Unix(listener, _) => {
+                let stream = accept(listener, cancel, deadline, |l| l.accept().map(|(s, _)| s));
+                let stream = stream.map_err(failed.clone())?;
+                let stream = stream.ok_or(TransportError::Cancelled)?;
+                Link::over(stream, self.stall, cancel).map_err(failed)?
+            }
+            Way::Tcp(listener) => {
+                let stream = accept(listener, cancel, deadline, |l| l.accept().map(|(s, _)| s));
+                let stream = stream.map_err(failed.clone())?;
+                let stream = stream.ok_or(TransportError::Cancelled)?;
+                stream.set_nodelay(true).map_err(failed.clone())?;
+                Link::over(stream, self.stall, cancel).map_err(failed)?
+            }
+        };
+        Ok(match &self.tls {
+            Some(tls) => Stream::Server(Box::new(tls.over(link)?)),
+            None => Stream::Plain(link),
+        })
+    }
+
+    /// Whether another connection can come after one that was of no use.
+    pub fn takes_many(&self) -> bool {
+        self.address.takes_many()
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        if let Way::Unix(_, path) = &self.way {
+            // If it is gone already, so much the better.
+            let _gone = fs::remove_file(path);
+        }
+    }
+}
+
+/// `None` if it was cancelled.
+fn accept<L: std::os::fd::AsFd, S>(
+    listener: &L,
+    cancel: &Cancel,
+    deadline: Option<Instant>,
+    take: impl Fn(&L) -> io::Result<S>,
+) -> io::Result<Option<S>> {
+    loop {
+        match take(listener) {
+            Ok(stream) => return Ok(Some(stream)),
+            Err(e) if e.kind() == ErrorKind::WouldBlock => {
+                if !link::wait_for_input(listener, cancel, deadline)? {
+                    if cancel.is_set() {
+                        return Ok(None);
+                    }
+                    return Err(io::Error::new(ErrorKind::TimedOut, "nobody came"));
+                }
+            }
+            // A client that went away before it was accepted.
+            Err(e)
+                if matches!(
+                    e.kind(),
+                    ErrorKind::ConnectionAborted | ErrorKind::Interrupted
+                ) => {}
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+/// Nobody else may connect: the socket is this user's from the moment it is there.
+fn listen_unix(path: &PathBuf) -> io::Result<UnixListener> {
+    let fd = socket(
+        AddressFamily::Unix,
+        SockType::Stream,
+        SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
+        None,
+    )?;
+    // The socket's own mode becomes its file's (unix_bind_bsd in net/unix/af_unix.c).
+    fchmod(&fd, Mode::S_IRUSR | Mode::S_IWUSR)?;
+    let address = UnixAddr::new(path)?;
+    let raw = std::os::fd::AsRawFd::as_raw_fd(&fd);
+    match bind(raw, &address) {
+        // One that was left over has nobody behind it.
+        Err(nix::errno::Errno::EADDRINUSE)
+            if UnixStream::connect(path)
+                .is_err_and(|e| e.kind() == ErrorKind::ConnectionRefused) =>
+        {
+            fs::remove_file(path)?;
+            bind(raw, &address)?;
+        }
+        bound => bound?,
+    }
+    listen(&fd, Backlog::new(16)?)?;
+    Ok(UnixListener::from(fd))
+}
