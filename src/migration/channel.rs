@@ -65,7 +65,7 @@ impl Channel {
     ///
     /// # Errors
     /// If none comes, or the other end gives up.
-    pub fn next(&mut self) -> Result<Frame<'_>, MigrationError> {
+    pub fn frame(&mut self) -> Result<Frame<'_>, MigrationError> {
         let frame = self.reader.read(&mut self.stream)?;
         if frame.kind == Kind::Failed {
             let failed: Failed = frame.message("anything")?;
@@ -79,7 +79,7 @@ impl Channel {
     /// # Errors
     /// If something else comes, or nothing.
     pub fn hear<M: Message>(&mut self, wanted: &'static str) -> Result<M, MigrationError> {
-        Ok(self.next()?.message(wanted)?)
+        Ok(self.frame()?.message(wanted)?)
     }
 
     /// Waits for a frame without a body.
@@ -87,7 +87,7 @@ impl Channel {
     /// # Errors
     /// If something else comes, or nothing.
     pub fn hear_kind(&mut self, kind: Kind, wanted: &'static str) -> Result<(), MigrationError> {
-        let frame = self.next()?;
+        let frame = self.frame()?;
         if frame.kind != kind {
             return Err(WireError::OutOfTurn {
                 got: frame.kind,
@@ -104,7 +104,7 @@ impl Channel {
             return e;
         }
         self.stream.cannot_be_cancelled(Duration::from_millis(200));
-        match self.next() {
+        match self.frame() {
             Err(word @ MigrationError::Peer(_)) => word,
             _ => e,
         }

@@ -191,7 +191,7 @@ impl Course<'_> {
     fn compare(&mut self, main: &mut Channel) -> Result<GuestRam, MigrationError> {
         let mut parts = Parts::new(MAX_PROMISE);
         let promise: Promise = loop {
-            let frame = main.next()?;
+            let frame = main.frame()?;
             if frame.kind != Kind::Part {
                 break frame.message("Part or Promise")?;
             }
@@ -229,7 +229,7 @@ impl Course<'_> {
                 // The source sends nothing before all are there, so what has come is the end.
                 Err(_) if main.stream().has_input() => {
                     return Err(WireError::OutOfTurn {
-                        got: main.next()?.kind,
+                        got: main.frame()?.kind,
                         wanted: "another connection",
                     }
                     .into());
@@ -395,7 +395,7 @@ fn pages_until_end(
 ) -> Result<(), MigrationError> {
     let mut unpacker = unpacker(zstd)?;
     loop {
-        let frame = channel.next()?;
+        let frame = channel.frame()?;
         match frame.kind {
             Kind::Pages => unpacker.unpack(frame.body, ram)?,
             Kind::EndOfPages => return Ok(()),
@@ -418,7 +418,7 @@ fn take_in_main(
     pages_until_end(main, ram, zstd)?;
     let mut parts = Parts::new(MAX_STATE);
     loop {
-        let frame = main.next()?;
+        let frame = main.frame()?;
         if frame.kind == Kind::Part {
             parts.add(frame.body)?;
             continue;

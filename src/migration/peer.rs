@@ -141,7 +141,7 @@ mod tests {
         assert!(
             Process {
                 start: ours.start + 1,
-                ..ours.clone()
+                ..ours
             }
             .has_ended()
         );

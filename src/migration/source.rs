@@ -215,7 +215,7 @@ impl Course<'_> {
             len: promise.len() as u64,
             ram: ram.pieces().map(|piece| (piece.gpa.0, piece.len)).collect(),
         })?;
-        let answer = main.next()?;
+        let answer = main.frame()?;
         if answer.kind == Kind::Refuse {
             let refuse: Refuse = answer.message("Refuse")?;
             let reasons = refuse.reasons.iter();
@@ -433,7 +433,7 @@ impl Share<'_> {
         };
         // The destination says something in between only if it gives up.
         if channel.stream().has_input() {
-            let frame = channel.next()?;
+            let frame = channel.frame()?;
             return Err(super::wire::WireError::OutOfTurn {
                 got: frame.kind,
                 wanted: "nothing",

@@ -144,7 +144,7 @@ impl Origin for FakeOrigin {
         let writes = if self.stopped { 1 } else { self.busy };
         for write in 0..writes {
             let page = (u64::from(self.collected) * 101 + write * 3) % PAGES;
-            let content = if page % 2 == 0 {
+            let content = if page.is_multiple_of(2) {
                 [0; 8]
             } else {
                 (!u64::from(self.collected)).to_le_bytes()
@@ -348,6 +348,11 @@ impl Proxy {
                 let Ok(destination) = UnixStream::connect(&to) else {
                     continue;
                 };
+                // Before anything can befall it.
+                ours.streams.lock().unwrap().extend([
+                    source.try_clone().unwrap(),
+                    destination.try_clone().unwrap(),
+                ]);
                 for (from, to, direction) in [
                     (&source, &destination, Direction::ToDestination),
                     (&destination, &source, Direction::ToSource),
@@ -358,9 +363,8 @@ impl Proxy {
                         let _ended = shared.pass(from, to, direction);
                     }));
                 }
-                ours.streams.lock().unwrap().extend([source, destination]);
             }
-            ours.cut();
+            ours.cut().unwrap();
             for thread in threads {
                 thread.join().unwrap();
             }
@@ -385,10 +389,11 @@ impl Proxy {
 }
 
 impl Shared {
-    fn cut(&self) {
+    fn cut(&self) -> std::io::Result<()> {
         for stream in self.streams.lock().unwrap().iter() {
             let _already = stream.shutdown(std::net::Shutdown::Both);
         }
+        Ok(())
     }
 
     fn pass(
@@ -420,21 +425,21 @@ impl Shared {
             if let Some(fault) = fault {
                 *self.hit.lock().unwrap() = Some(u16::from_le_bytes([header[4], header[5]]));
                 match fault {
-                    Fault::Cut => return Ok(self.cut()),
+                    Fault::Cut => return self.cut(),
                     Fault::Torn => {
                         to.write_all(&frame[..frame.len() / 2])?;
-                        return Ok(self.cut());
+                        return self.cut();
                     }
                     Fault::CutAfter => {
                         to.write_all(&frame)?;
-                        return Ok(self.cut());
+                        return self.cut();
                     }
                     Fault::Stall => continue,
                     Fault::Damage => *frame.last_mut().unwrap() ^= 0x10,
                     Fault::OtherKind => frame[4] ^= 0x80,
                     Fault::KillSource | Fault::KillDestination => {
                         (self.on_kill)(fault);
-                        return Ok(self.cut());
+                        return self.cut();
                     }
                 }
             }
