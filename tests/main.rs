@@ -18,6 +18,7 @@ mod linux;
 mod micro;
 mod needs;
 mod report_page;
+mod state;
 mod stats;
 mod stock_linux;
 mod svm;
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
         terminal::TESTS,
         errors::TESTS,
         stats::TESTS,
+        state::TESTS,
         differential::TESTS,
         beside_qemu::TESTS,
         doctor::TESTS,

@@ -181,6 +181,26 @@ impl<'a> NestedState<'a> {
     }
 }
 
+/// Writes the revision of its layout into an enlightened VMCS that has none.
+///
+/// KVM sets it when L1 enters L2 by VMLAUNCH. L1 may begin with VMRESUME instead, as an enlightened VMCS has no launch state;
+/// then KVM gives a blob without, and refuses it (`nested_vmx_handle_enlightened_vmptrld`, `vmx_set_nested_state`). All that KVM
+/// does with the revision is to look whether it is there.
+pub fn supply_revision(bytes: &mut [u8]) {
+    let Some((header, data)) = bytes.split_first_chunk_mut::<HEADER>() else {
+        return;
+    };
+    let flags = u16::from_le_bytes(word(header, 0));
+    let format = u16::from_le_bytes(word(header, 2));
+    if let Some(revision) = data.first_chunk_mut::<4>()
+        && format == FORMAT_VMX
+        && flags & flag::EVMCS != 0
+        && *revision == [0; 4]
+    {
+        *revision = REVISION.to_le_bytes();
+    }
+}
+
 /// A blob whose header was found.
 struct Blob<'a> {
     header: &'a [u8; HEADER],

@@ -410,6 +410,22 @@ fn the_revisions_of_both_vmcs_count() {
 }
 
 #[test]
+fn an_enlightened_vmcs_gets_the_revision_that_kvm_forgot() {
+    for (builder, changed) in [(evmcs(), true), (vmx_loaded(), false)] {
+        let mut bytes = builder.bytes();
+        bytes[HEADER..HEADER + 4].fill(0);
+        assert!(NestedState::parse(&bytes).is_err());
+        supply_revision(&mut bytes);
+        assert_eq!(NestedState::parse(&bytes).is_ok(), changed);
+        bytes[HEADER..HEADER + 4].fill(1);
+        supply_revision(&mut bytes);
+        assert!(NestedState::parse(&bytes).is_err());
+        supply_revision(&mut bytes[..HEADER]);
+        supply_revision(&mut bytes[..5]);
+    }
+}
+
+#[test]
 fn a_shadow_vmcs_belongs_to_the_blob_only_if_all_say_so() {
     let with = |offset: usize, value: &[u8]| {
         let mut pages = shadowed();

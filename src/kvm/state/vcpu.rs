@@ -3,7 +3,7 @@
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
-use hypernest_nested::nested_state::{NestedState, Processor};
+use hypernest_nested::nested_state::{self, NestedState, Processor};
 use kvm_bindings::{
     kvm_debugregs, kvm_dtable, kvm_lapic_state, kvm_mp_state, kvm_regs, kvm_segment,
     kvm_vcpu_events, kvm_xcrs, nested::KvmNestedStateBuffer,
@@ -146,6 +146,7 @@ impl VcpuState {
                 let size = usize::try_from(buffer.size).unwrap_or(usize::MAX);
                 let bytes = buffer.as_bytes();
                 self.nested = bytes[..size.min(bytes.len())].to_vec();
+                nested_state::supply_revision(&mut self.nested);
                 NestedState::parse(&self.nested)
                     .map_err(|why| TransferError::Nested { vp, why })?;
             }

@@ -7,7 +7,7 @@
 use core::arch::asm;
 
 /// What CPUID returned.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Cpuid {
     pub(crate) eax: u32,
     pub(crate) ebx: u32,

@@ -15,6 +15,7 @@
 //! | `crash` | reports a crash by the crash registers and goes on |
 //! | `reset` | resets the machine in the way asked for |
 //! | `power` | waits for the power button and powers off |
+//! | `keep` | keeps all sorts of state, and looks whether it is still there |
 //! | `tsc` | samples its clocks on every processor, for good |
 //!
 //! A program reports on the debug console ([`hypernest_nested::probe`]) and ends by the debug-exit port.
@@ -34,6 +35,7 @@ mod fault;
 mod hvdump;
 mod hvtest;
 mod hypercall;
+mod keep;
 mod l1;
 mod life;
 mod pages;
@@ -89,6 +91,7 @@ fn run(start: &boot::Start) -> ! {
         Some("crash") => life::crash(&args),
         Some("reset") => life::reset(&args),
         Some("power") => life::power(&args),
+        Some("keep") => keep::run(&args, start.trampoline),
         Some("tsc") => tsc::run(&args, start.trampoline),
         _ => {
             say!(

@@ -74,9 +74,10 @@ impl Plan<'_> {
     }
 }
 
-/// `l1 mode=MODE kinds=A,B,C touch=TOUCH n=N warmup=W cpus=C`.
+/// `l1 mode=MODE kinds=A,B,C touch=TOUCH n=N warmup=W cpus=C [resume-first]`.
 ///
-/// The meaning of each stands in [`hypernest_nested::l2exit`].
+/// The meaning of each stands in [`hypernest_nested::l2exit`]. With `resume-first` each kind begins with VMRESUME, which only an
+/// enlightened VMCS takes.
 pub(crate) fn run(args: &Args<'_>, trampoline: &[u8]) -> Exit {
     let plan = match Plan::new(args) {
         Ok(plan) => plan,
@@ -85,6 +86,7 @@ pub(crate) fn run(args: &Args<'_>, trampoline: &[u8]) -> Exit {
             return Exit::WrongUse;
         }
     };
+    vmx::RESUME_FIRST.store(args.has("resume-first"), Ordering::Relaxed);
     let vendor = if plan.mode.is_svm() {
         Vendor::Amd
     } else {

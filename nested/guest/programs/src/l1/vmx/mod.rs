@@ -10,7 +10,7 @@ mod switch;
 mod touch;
 
 use core::arch::asm;
-use core::sync::atomic::AtomicU64;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use hypernest_nested::l2exit::{Mode, Touch};
 use hypernest_nested::vmx::controls::secondary;
@@ -49,6 +49,9 @@ pub(crate) struct Vmx<F> {
     guest_cr3: u64,
     cr4_read_shadow: u64,
 }
+
+/// The first entry is made by VMRESUME, which only an enlightened VMCS takes.
+pub(super) static RESUME_FIRST: AtomicBool = AtomicBool::new(false);
 
 const FORMAT: Format = Format {
     table: ept::ALL_ACCESSES,
@@ -90,7 +93,7 @@ impl<F: Fields> Vcpu for Vmx<F> {
         start: Start,
         _touch: Touch,
     ) -> Result<(), Text> {
-        self.launched = false;
+        self.launched = RESUME_FIRST.load(Ordering::Relaxed);
         bitmaps::set_msrs(self.msr_bitmap, intercepts.msrs);
         bitmaps::set_ports(self.io_bitmaps, intercepts.ports);
         let pointers = Pointers {

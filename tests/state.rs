@@ -1,0 +1,339 @@
+//! Save and restore: whatever a guest has, it has after it, and goes on as if nothing had been.
+
+use std::error::Error;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use hypernest::kvm::state::VcpuState;
+use hypernest::state::snapshot::Snapshot;
+use hypernest_lab::host::Host;
+use hypernest_lab::suite::{Test, TestResult};
+use hypernest_nested::nested_state::NestedState;
+
+use crate::linux::{initramfs, linux};
+use crate::needs;
+use crate::stock_linux;
+use crate::vm::{Ended, Site, Vm};
+
+const fn micro(name: &'static str, run: fn() -> TestResult) -> Test {
+    Test::new(name, run).needs(needs::guests).limit_seconds(120)
+}
+
+const fn hyperv(name: &'static str, run: fn() -> TestResult) -> Test {
+    micro(name, run).needs(needs::hyperv)
+}
+
+const fn with_linux(name: &'static str, run: fn() -> TestResult) -> Test {
+    Test::new(name, run)
+        .only_on(&[Host::Amd])
+        .stage(stock_linux::AMD)
+        .needs(needs::hyperv)
+        .limit_seconds(200)
+}
+
+pub(crate) const TESTS: &[Test] = &[
+    micro("state::a_guest_without_enlightenments_goes_on", || {
+        goes_on(&["--hv", "none"])
+    }),
+    micro("state::a_guest_with_a_split_irqchip_goes_on", || {
+        goes_on(&["--hv", "none", "--irqchip", "split"])
+    }),
+    hyperv("state::a_guest_of_profile_windows_goes_on", || {
+        goes_on(&["--hv", "windows"])
+    }),
+    hyperv("state::a_guest_of_profile_nested_goes_on", || {
+        let hv = match needs::evmcs() {
+            Ok(()) => "nested",
+            Err(_) => "nested,-evmcs",
+        };
+        goes_on(&["--hv", hv, "--nested", "--irqchip", "split"])
+    }),
+    hyperv("state::a_guest_of_profile_all_goes_on", || {
+        goes_on(&["--hv", "all", "--nested"])
+    }),
+    hyperv("state::a_guest_that_sees_kvm_too_goes_on", || {
+        goes_on(&["--hv", "windows", "--kvm-leaves"])
+    }),
+    hyperv("state::a_timer_that_is_due_later_expires_once", due_later),
+    micro("state::a_restored_guest_can_be_reset", reset),
+    micro("state::what_becomes_of_a_saved_vm_is_as_asked", then),
+    micro("state::damage_is_refused_by_name", damaged),
+    with_linux("state::linux_with_4_vcpus_goes_on", || {
+        linux_goes_on(&["--cpus", "4"])
+    }),
+    with_linux("state::linux_with_a_split_irqchip_goes_on", || {
+        linux_goes_on(&["--cpus", "4", "--irqchip", "split"])
+    }),
+    with_linux("state::linux_without_enlightenments_goes_on", || {
+        linux_goes_on(&["--cpus", "4", "--hv", "none", "--kvm-leaves"])
+    }),
+    micro("state::an_l2_under_svm_goes_on", || {
+        l2_goes_on(
+            "svm",
+            "nested,-evmcs",
+            &["cpuid", "rdmsr-direct", "hlt", "timer"],
+        )
+    })
+    .needs(needs::nested_svm)
+    .limit_seconds(180),
+    micro("state::an_l2_under_vmx_goes_on", || {
+        l2_goes_on(
+            "classic",
+            "nested,-evmcs,-emsr-bitmap,-tlbflush-direct",
+            &["cpuid", "rdmsr-direct"],
+        )
+    })
+    .needs(needs::evmcs)
+    .limit_seconds(180),
+    micro("state::an_l2_under_evmcs_goes_on", || {
+        l2_goes_on("evmcs", "nested", &["cpuid", "rdmsr-direct"])
+    })
+    .needs(needs::evmcs)
+    .limit_seconds(180),
+    // KVM gives a blob then that it would refuse.
+    micro("state::an_l2_that_was_first_resumed_goes_on", || {
+        l2_goes_on("evmcs resume-first", "nested", &["cpuid"])
+    })
+    .needs(needs::evmcs)
+    .limit_seconds(180),
+];
+
+/// Saves the VM called `test` in `saved`, which ends it; what it said until then.
+fn save(site: &Site, vm: Vm) -> Result<Ended, Box<dyn Error>> {
+    site.control(&["save", "test", "saved", "--then", "stop"])?
+        .expect_code(0)?;
+    let ended = vm.end()?;
+    ended.expect_code(0)?;
+    Ok(ended)
+}
+
+/// Starts what is in `saved`.
+fn restore(site: &Site, arguments: &[&str]) -> Result<Vm, Box<dyn Error>> {
+    let mut command = site.hypernest();
+    Ok(Vm::start(
+        command.args(["restore", "saved"]).args(arguments),
+    )?)
+}
+
+/// A guest that keeps all sorts of things.
+fn keeper(site: &Site, words: &str, arguments: &[&str]) -> Command {
+    let mut command = site.enlightened_guest(&format!("keep cpus=2 {words}"));
+    command.args(["--cpus", "2"]).args(arguments);
+    command
+}
+
+/// The number of the last lap that it has told of.
+fn laps(said: &str) -> u64 {
+    let laps = said.lines().filter_map(|line| line.strip_prefix("keep: "));
+    laps.filter_map(|lap| lap.parse().ok()).max().unwrap_or(0)
+}
+
+/// It goes on with the next lap, and does some more.
+fn expect_more_laps(vm: &mut Vm, done: u64) -> TestResult {
+    vm.wait_for(&format!("keep: {}\n", done + 3))?;
+    let said = vm.said();
+    // A line may have been under way.
+    let first = said.lines().find_map(|l| l.strip_prefix("keep: "));
+    let first: u64 = first.ok_or("no lap")?.parse()?;
+    assert!((done..=done + 1).contains(&first), "after {done}: {said}");
+    assert!(!said.contains("FAIL"), "{said}");
+    Ok(())
+}
+
+fn goes_on(arguments: &[&str]) -> TestResult {
+    let site = Site::new()?;
+    let mut vm = Vm::start(keeper(&site, "", arguments))?;
+    vm.wait_for("keep: 3\n")?;
+    let mut done = laps(&save(&site, vm)?.stdout);
+    // A restored one can be saved again, in the same place, and RAM may be read at once or when it is needed.
+    for how in [&[][..], &["--eager"], &["--serial", "none"]] {
+        let mut vm = restore(&site, how)?;
+        expect_more_laps(&mut vm, done)?;
+        let ended = save(&site, vm)?;
+        assert!(!ended.stdout.contains("FAIL"), "{}", ended.stdout);
+        done = laps(&ended.stdout);
+    }
+    assert!(site.run_directories()?.is_empty());
+    Ok(())
+}
+
+fn due_later() -> TestResult {
+    let site = Site::new()?;
+    let mut vm = Vm::start(keeper(&site, "due=8000000", &["--hv", "windows"]))?;
+    vm.wait_for("keep: 1\n")?;
+    let ended = save(&site, vm)?;
+    assert!(!ended.stdout.contains("expired"), "{}", ended.stdout);
+    let mut vm = restore(&site, &[])?;
+    vm.wait_for("keep: the timer expired")?;
+    expect_more_laps(&mut vm, laps(&ended.stdout))?;
+    Ok(())
+}
+
+/// RAM that is still in the file is as empty after a reset as any.
+fn reset() -> TestResult {
+    let site = Site::new()?;
+    let mut vm = Vm::start(keeper(&site, "", &["--hv", "none"]))?;
+    vm.wait_for("keep: 2\n")?;
+    let done = laps(&save(&site, vm)?.stdout);
+    let mut vm = restore(&site, &["--paused"])?;
+    vm.wait_until("its control socket", |_| site.status().is_ok())?;
+    assert_eq!(site.status()?["state"], "paused");
+    assert_eq!(vm.said(), "");
+    site.control(&["resume", "test"])?.expect_code(0)?;
+    expect_more_laps(&mut vm, done)?;
+    site.control(&["reset", "test"])?.expect_code(0)?;
+    vm.wait_until("the first lap of another boot", |vm| {
+        vm.said().contains("keep: 1\n")
+    })?;
+    assert_eq!(site.status()?["resets"], 1);
+    // The files are needed for that, and it is said if they are not there.
+    fs::rename(site.path("guest"), site.path("gone"))?;
+    site.control(&["reset", "test"])?.expect_code(0)?;
+    vm.end()?.expect_error(1, &["guest"])?;
+    Ok(())
+}
+
+fn then() -> TestResult {
+    let site = Site::new()?;
+    let mut vm = Vm::start(keeper(&site, "", &["--hv", "none"]))?;
+    vm.wait_for("keep: 1\n")?;
+    let state_after = |arguments: &[&str]| -> Result<String, Box<dyn Error>> {
+        let command = [&["save", "test", "saved"], arguments].concat();
+        site.control(&command)?.expect_code(0)?;
+        Ok(site.status()?["state"].as_str().unwrap_or("").to_owned())
+    };
+    assert_eq!(state_after(&[])?, "running");
+    assert_eq!(state_after(&["--then", "pause"])?, "paused");
+    assert_eq!(state_after(&[])?, "paused");
+    assert_eq!(state_after(&["--then", "run"])?, "running");
+    let done = laps(&vm.said());
+    vm.wait_for(&format!("keep: {}\n", done + 2))?;
+    // What cannot be saved goes on, and what was saved is still there.
+    let refused = site.control(&["save", "test", "guest", "--then", "stop"])?;
+    refused.expect_error(1, &["guest"])?;
+    assert_eq!(site.status()?["state"], "running");
+    // Two of one name cannot run.
+    restore(&site, &[])?
+        .end()?
+        .expect_error(1, &["already running"])?;
+    let mut other = restore(&site, &["--name", "other"])?;
+    other.wait_for("keep: ")?;
+    Ok(())
+}
+
+fn damaged() -> TestResult {
+    let site = Site::new()?;
+    let mut vm = Vm::start(keeper(&site, "", &["--hv", "none"]))?;
+    vm.wait_for("keep: 1\n")?;
+    save(&site, vm)?;
+    let refuses = |arguments: &[&str], code: i32, texts: &[&str]| -> TestResult {
+        restore(&site, arguments)?
+            .end()?
+            .expect_error(code, texts)?;
+        Ok(())
+    };
+    restore(&site, &["--check"])?.end()?.expect_code(0)?;
+    let state = site.path("saved/state");
+    let whole = fs::read(&state)?;
+    let mut bytes = whole.clone();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    fs::write(&state, &bytes)?;
+    refuses(&[], 1, &["saved", "section", "damaged"])?;
+    fs::write(&state, &whole[..last])?;
+    refuses(&[], 1, &["saved", "section", "cut off"])?;
+    fs::write(&state, "not the state of any VM")?;
+    refuses(&[], 1, &["saved", "not the saved state"])?;
+    fs::write(&state, &whole)?;
+    let ram = site.path("saved/ram");
+    let length = fs::metadata(&ram)?.len();
+    let file = fs::OpenOptions::new().write(true).open(&ram)?;
+    file.set_len(length - 4096)?;
+    refuses(&[], 1, &["ram"])?;
+    file.set_len(length)?;
+    // The checksum tells what the length does not: the program at 1 MiB is gone.
+    std::os::unix::fs::FileExt::write_all_at(&file, &[0; 4096], 1 << 20)?;
+    refuses(&["--check"], 1, &["ram"])?;
+    refuses(&["--eager"], 1, &["ram"])?;
+    fs::remove_file(&ram)?;
+    refuses(&[], 1, &["ram"])?;
+    refuses(
+        &["--debugcon", "none", "--debug-exit"],
+        2,
+        &["--debug-exit"],
+    )?;
+    Ok(())
+}
+
+fn linux_goes_on(arguments: &[&str]) -> TestResult {
+    let site = Site::new()?;
+    let command = linux(&site, "linux-6.12/vmlinux", "loglevel=5");
+    // Every CPU works, and the console tells of it.
+    initramfs(
+        &site,
+        "sh -c 'for i in 1 2 3; do while :; do :; done & done; \
+         i=0; while [ $i -lt 100000 ]; do i=$((i+1)); echo tick $i; /busybox usleep 100000; done'",
+    )?;
+    let mut vm = Vm::start(command?.args(arguments))?.patient();
+    vm.wait_for("tick 5\r\n")?;
+    let mut done = ticks(&save(&site, vm)?.stdout);
+    for _ in 0..2 {
+        let mut vm = restore(&site, &[])?.patient();
+        vm.wait_for(&format!("tick {}\r\n", done + 20))?;
+        let said = vm.said();
+        for bad in ["BUG", "WARNING", "Call Trace", "stall", "nstable", "lockup"] {
+            assert!(!said.contains(bad), "{said}");
+        }
+        done = ticks(&save(&site, vm)?.stdout);
+    }
+    Ok(())
+}
+
+fn ticks(said: &str) -> u64 {
+    let ticks = said.lines().filter_map(|line| line.strip_prefix("tick "));
+    ticks
+        .filter_map(|tick| tick.trim().parse().ok())
+        .max()
+        .unwrap_or(0)
+}
+
+/// Whether L2 was running when the VM in `dir` was saved.
+fn had_l2(dir: &Path) -> Result<bool, Box<dyn Error>> {
+    let (mut sections, _) = Snapshot::open(dir)?.into_parts();
+    let section = sections.take("vcpu/0")?;
+    let state = VcpuState::decode(&mut section.decoder(VcpuState::VERSION)?)?;
+    let nested = NestedState::parse(&state.nested).map_err(|e| e.to_string())?;
+    Ok(nested.in_guest_mode())
+}
+
+/// L1 finds no exit that it does not expect, and comes to its end.
+fn l2_goes_on(mode: &str, hv: &str, kinds: &[&str]) -> TestResult {
+    let site = Site::new()?;
+    let line = format!("l1 mode={mode} kinds={} n=4000 warmup=5", kinds.join(","));
+    let mut command = site.enlightened_guest(&line);
+    let mut vm = Vm::start(command.args(["--nested", "--hv", hv]))?.patient();
+    vm.wait_for("l1: running cpuid")?;
+    let mut in_l2 = 0;
+    let mut said = String::new();
+    // Wherever L1 and L2 are: at some of these moments L2 runs.
+    for _ in 0..20 {
+        let ended = save(&site, vm)?;
+        said.push_str(&ended.stdout);
+        in_l2 += u32::from(had_l2(&site.path("saved"))?);
+        vm = restore(&site, &[])?.patient();
+        vm.wait_until("its control socket", |_| site.status().is_ok())?;
+        if in_l2 >= 3 {
+            break;
+        }
+    }
+    let ended = vm.end()?;
+    ended.expect_code(0)?;
+    ended.expect_lines(&["l1: done"])?;
+    said.push_str(&ended.stdout);
+    for kind in kinds {
+        assert_eq!(said.matches(&format!("l1: running {kind}\n")).count(), 1);
+    }
+    assert!(in_l2 > 0, "L2 never ran when the VM was saved");
+    Ok(())
+}
