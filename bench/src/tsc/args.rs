@@ -29,7 +29,8 @@ pub(crate) struct Args {
     /// The guest's vCPUs
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=16))]
     pub(super) vcpus: u32,
-    /// Enlightenments, as for `hypernest run` [default: those that it takes]
+    /// Enlightenments, as for `hypernest run` [default: windows,reenlightenment; nested if a Linux loads modules of KVM; nothing where KVM
+    /// has none]
     #[arg(long, value_name = "LIST", allow_hyphen_values = true)]
     pub(super) hv: Option<String>,
     /// What happens to the clocks while the guest is moved, as for `hypernest restore`: continue or pause
@@ -178,6 +179,11 @@ impl Args {
             (None, GuestKind::Micro) => "64M",
             (None, GuestKind::Linux) => "256M",
         }
+    }
+
+    /// Whether the guest is a hypervisor.
+    pub(super) fn nested(&self) -> bool {
+        self.guest == GuestKind::Linux && !self.linux.modules.is_empty()
     }
 
     /// Whether the guest is told of another frequency.

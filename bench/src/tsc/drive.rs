@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use hypernest::kvm::host::KvmFacts;
 use hypernest_nested::tsc::Clock;
 
 use super::analyse::{Doings, Moved};
@@ -59,16 +60,20 @@ impl Site {
 /// Runs the guest, with moves between as many of `frequencies` (in kHz) as there are.
 pub(super) fn measure(
     args: &Args,
-    host_khz: Option<u32>,
+    host: &KvmFacts,
     frequencies: &[u32],
 ) -> Result<Measured, TscError> {
-    let khz = frequencies.first().copied().or(host_khz);
+    let khz = frequencies.first().copied().or(host.tsc_khz);
     let khz = f64::from(khz.ok_or(TscError::NoFrequency)?);
     let site = Site::new(args)?;
     let watch = Stopwatch::start();
     let mut vms = Vms::new(&args.hypernest, site.directory.path(), watch);
-    let created_with = frequencies.first().copied();
-    vms.start(&run_words(args, &site, &vms.next_name(), khz, created_with))?;
+    let created = Created {
+        khz,
+        scaled: frequencies.first().copied(),
+        hv: enlightenments(args, host),
+    };
+    vms.start(&run_words(args, &site, &vms.next_name(), &created))?;
     let vcpus = usize::try_from(args.vcpus).unwrap_or(usize::MAX);
     let patience = args.stuck_after();
     vms.until("report of each vCPU", patience, |record| {
@@ -149,19 +154,33 @@ fn settle(args: &Args, vms: &mut Vms, khz: f64) -> Result<(), VmError> {
     })
 }
 
-/// `hypernest run …`.
-fn run_words(
-    args: &Args,
-    site: &Site,
-    name: &str,
+/// With what the guest is created.
+struct Created {
+    /// The frequency of its TSC.
     khz: f64,
-    created_with: Option<u32>,
-) -> Vec<String> {
+    /// The same, if it is to be another than the host's.
+    scaled: Option<u32>,
+    /// `--hv`; hypernest's own choice if there is none.
+    hv: Option<String>,
+}
+
+/// What was asked for, or what has every clock, and tells of other frequencies.
+fn enlightenments(args: &Args, host: &KvmFacts) -> Option<String> {
+    let all_clocks = || match args.nested() {
+        true => "nested",
+        false => "windows,reenlightenment",
+    };
+    let offered = host.hv_cpuid.is_some().then(all_clocks);
+    args.hv.clone().or_else(|| offered.map(str::to_owned))
+}
+
+/// `hypernest run …`.
+fn run_words(args: &Args, site: &Site, name: &str, created: &Created) -> Vec<String> {
     let mut words = words(&["run", "--name", name, "--kernel"]);
     words.push(site.kernel.display().to_string());
     words.push("--cmdline".to_owned());
     words.push(match args.guest {
-        GuestKind::Micro => micro_line(args, khz),
+        GuestKind::Micro => micro_line(args, created.khz),
         GuestKind::Linux => linux::line(args),
     });
     words.extend(["--memory".to_owned(), args.memory().to_owned()]);
@@ -169,13 +188,13 @@ fn run_words(
     if let Some(initrd) = &site.initrd {
         words.extend(["--initrd".to_owned(), initrd.display().to_string()]);
     }
-    if let Some(hv) = &args.hv {
+    if let Some(hv) = &created.hv {
         words.push(format!("--hv={hv}"));
     }
-    if args.guest == GuestKind::Linux && !args.linux.modules.is_empty() {
+    if args.nested() {
         words.push("--nested".to_owned());
     }
-    if let Some(khz) = created_with {
+    if let Some(khz) = created.scaled {
         words.extend(["--tsc-khz".to_owned(), khz.to_string()]);
     }
     words.extend(local(args, site, name));

@@ -100,7 +100,7 @@ pub(crate) fn run(args: &Args) -> Result<bool, TscError> {
     let host = HostCaps::probe()?;
     let started = environment::rfc3339(SystemTime::now());
     let frequencies = frequencies(args, host.kvm.tsc_khz)?;
-    let measured = measure(args, host.kvm.tsc_khz, &frequencies)?;
+    let measured = measure(args, &host.kvm, &frequencies)?;
     let environment = environment::read(&host, &[]);
     let mut warnings = environment::warnings(&environment);
     let meaning = analyse(&measured.record, &measured.doings)?;
