@@ -29,7 +29,7 @@ pub(crate) struct Args {
     /// The guest's vCPUs
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=16))]
     pub(super) vcpus: u32,
-    /// Enlightenments, as for `hypernest run` [default: windows,reenlightenment; nested if a Linux loads modules of KVM; nothing where KVM
+    /// Enlightenments, as for `hypernest run` [default: windows,reenlightenment; nested if a Linux loads modules of KVM; none where KVM
     /// has none]
     #[arg(long, value_name = "LIST", allow_hyphen_values = true)]
     pub(super) hv: Option<String>,

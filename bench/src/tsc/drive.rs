@@ -160,18 +160,18 @@ struct Created {
     khz: f64,
     /// The same, if it is to be another than the host's.
     scaled: Option<u32>,
-    /// `--hv`; hypernest's own choice if there is none.
-    hv: Option<String>,
+    /// Its enlightenments.
+    hv: String,
 }
 
-/// What was asked for, or what has every clock, and tells of other frequencies.
-fn enlightenments(args: &Args, host: &KvmFacts) -> Option<String> {
-    let all_clocks = || match args.nested() {
-        true => "nested",
-        false => "windows,reenlightenment",
+/// What was asked for, or what gives every clock and tells of other frequencies.
+fn enlightenments(args: &Args, host: &KvmFacts) -> String {
+    let all_clocks = match (&host.hv_cpuid, args.nested()) {
+        (None, _) => "none",
+        (Some(_), true) => "nested",
+        (Some(_), false) => "windows,reenlightenment",
     };
-    let offered = host.hv_cpuid.is_some().then(all_clocks);
-    args.hv.clone().or_else(|| offered.map(str::to_owned))
+    args.hv.clone().unwrap_or_else(|| all_clocks.to_owned())
 }
 
 /// `hypernest run …`.
@@ -188,9 +188,7 @@ fn run_words(args: &Args, site: &Site, name: &str, created: &Created) -> Vec<Str
     if let Some(initrd) = &site.initrd {
         words.extend(["--initrd".to_owned(), initrd.display().to_string()]);
     }
-    if let Some(hv) = &created.hv {
-        words.push(format!("--hv={hv}"));
-    }
+    words.push(format!("--hv={}", created.hv));
     if args.nested() {
         words.push("--nested".to_owned());
     }
