@@ -23,6 +23,7 @@ mod stats;
 mod stock_linux;
 mod svm;
 mod terminal;
+mod tsc_bench;
 mod vm;
 mod xen;
 
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
         svm::TESTS,
         lifecycle::TESTS,
         terminal::TESTS,
+        tsc_bench::TESTS,
         errors::TESTS,
         stats::TESTS,
         state::TESTS,

@@ -107,7 +107,7 @@ pub(super) fn analyse(record: &Record, doings: &Doings) -> Result<Meaning, Histo
     let clocks = Clock::ALL
         .into_iter()
         .map(|clock| {
-            let measured = figures(record, clock, tsc_khz)?;
+            let measured = figures(record, clock, tsc_khz, &spans)?;
             Ok(ClockResult {
                 clock: clock.name().to_owned(),
                 measured,
@@ -266,7 +266,13 @@ fn jumps(record: &Record, spans: &[Span<'_>], run: usize) -> (BTreeMap<String, J
         let (Some(from), Some(to)) = (ns(before, last), ns(after, first)) else {
             continue;
         };
-        let host = match (before.fits[index], after.fits[index]) {
+        // Over the whole run: by the frequencies of its pieces the TSC goes on across an acknowledgement.
+        let fit = |run: usize| {
+            let own = spans.iter().filter(|span| span.run == run);
+            let times: Vec<_> = own.flat_map(|span| times(record, span, clock)).collect();
+            Fit::of(&times)
+        };
+        let host = match (fit(run - 1), fit(run)) {
             (Some(before), Some(after)) => Some(after.host(to) - before.host(from)),
             _ => None,
         };
@@ -321,6 +327,7 @@ fn figures(
     record: &Record,
     clock: Clock,
     tsc_khz: f64,
+    spans: &[Span<'_>],
 ) -> Result<Option<ClockFigures>, HistogramError> {
     if !record.has(clock) {
         return Ok(None);
@@ -338,6 +345,10 @@ fn figures(
     let seen = record.steps[index];
     let largest = tallies.clone().map(|tally| tally.largest_backward).max();
     let empty = histogram::new();
+    // The TSC's unit is that of the time in which the gap was.
+    let quiet = record.largest_quiet[index];
+    let then = spans.iter().rev().find(|span| span.origin.0 <= quiet.at);
+    let khz = then.map_or(tsc_khz, |span| span.khz);
     let page = (clock == Clock::Page).then(|| {
         let fallbacks = record.last.values().map(|report| report.fallbacks);
         PageFigures {
@@ -355,7 +366,7 @@ fn figures(
         // The guest's own notes go back with its memory, if it does; the host's do not.
         backward_steps: sum(|tally| tally.backward).max(seen.count),
         largest_backward_ns: largest.unwrap_or(0).max(seen.largest) as f64 * unit,
-        largest_quiet_gap_ns: record.largest_quiet[index].size as f64 * unit,
+        largest_quiet_gap_ns: quiet.size as f64 * unit_ns(clock, khz),
         quiet_gaps: histogram::encode(record.quiet[index].as_ref().unwrap_or(&empty))?,
         unit_ns: unit,
         page,

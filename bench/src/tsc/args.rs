@@ -60,7 +60,7 @@ pub(crate) struct Args {
     /// After how many seconds without a report the guest is taken for stuck
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     stuck_after: u64,
-    /// The guest's memory [default: 64M, for Linux 256M]
+    /// The guest's memory [default: 64M, for Linux 256M, with an L2 768M]
     #[arg(long, value_name = "SIZE")]
     memory: Option<String>,
     /// Where to write the results [default: tsc, or nowhere with --json]
@@ -76,9 +76,9 @@ pub(crate) struct Args {
     pub(super) linux: Linux,
 }
 
-/// For `--guest linux`.
+/// For `--guest linux` and `linux-l2`.
 #[derive(Clone, Debug, clap::Args)]
-#[command(next_help_heading = "With --guest linux")]
+#[command(next_help_heading = "With --guest linux or linux-l2")]
 pub(super) struct Linux {
     /// Its kernel [default: linux-6.12/vmlinux in $HYPERNEST_LAB_DIR]
     #[arg(long, value_name = "FILE")]
@@ -86,7 +86,8 @@ pub(super) struct Linux {
     /// A static tscprobe to run in it [default: beside this program]
     #[arg(long, value_name = "FILE")]
     pub(super) probe: Option<PathBuf>,
-    /// Modules to load in it first, uncompressed, in this order: with those of KVM it asks for reenlightenment
+    /// Modules to load in it first, uncompressed, in this order: with those of KVM it asks for reenlightenment [default: none, and for
+    /// linux-l2 those of KVM in modules/ beside the kernel]
     #[arg(long, value_name = "FILE", value_delimiter = ',')]
     pub(super) modules: Vec<PathBuf>,
     /// More words for its command line
@@ -178,12 +179,14 @@ impl Args {
             (Some(memory), _) => memory,
             (None, GuestKind::Micro) => "64M",
             (None, GuestKind::Linux) => "256M",
+            (None, GuestKind::LinuxL2) => "768M",
         }
     }
 
     /// Whether the guest is a hypervisor.
     pub(super) fn nested(&self) -> bool {
-        self.guest == GuestKind::Linux && !self.linux.modules.is_empty()
+        self.guest == GuestKind::LinuxL2
+            || self.guest == GuestKind::Linux && !self.linux.modules.is_empty()
     }
 
     /// Whether the guest is told of another frequency.

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use hypernest::hyperv::CpuVendor;
 use hypernest::kvm::host::KvmFacts;
 use hypernest_nested::tsc::Clock;
 
@@ -31,7 +32,7 @@ struct Site {
 }
 
 impl Site {
-    fn new(args: &Args) -> Result<Self, TscError> {
+    fn new(args: &Args, vendor: CpuVendor) -> Result<Self, TscError> {
         let directory = tempfile::tempdir().map_err(file("cannot make a directory"))?;
         let (kernel, initrd) = match args.guest {
             GuestKind::Micro => {
@@ -40,9 +41,9 @@ impl Site {
                     .map_err(file(format!("cannot write {}", kernel.display())))?;
                 (kernel, None)
             }
-            GuestKind::Linux => {
+            GuestKind::Linux | GuestKind::LinuxL2 => {
                 let initrd = directory.path().join("initrd");
-                (linux::files(&args.linux, &initrd)?, Some(initrd))
+                (linux::files(args, vendor, &initrd)?, Some(initrd))
             }
         };
         Ok(Self {
@@ -65,7 +66,7 @@ pub(super) fn measure(
 ) -> Result<Measured, TscError> {
     let khz = frequencies.first().copied().or(host.tsc_khz);
     let khz = f64::from(khz.ok_or(TscError::NoFrequency)?);
-    let site = Site::new(args)?;
+    let site = Site::new(args, host.vendor())?;
     let watch = Stopwatch::start();
     let mut vms = Vms::new(&args.hypernest, site.directory.path(), watch);
     let created = Created {
@@ -168,6 +169,7 @@ struct Created {
 fn enlightenments(args: &Args, host: &KvmFacts) -> String {
     let all_clocks = match (&host.hv_cpuid, args.nested()) {
         (None, _) => "none",
+        (Some(_), true) if host.vendor() == CpuVendor::Amd => "nested,-evmcs",
         (Some(_), true) => "nested",
         (Some(_), false) => "windows,reenlightenment",
     };
@@ -181,7 +183,7 @@ fn run_words(args: &Args, site: &Site, name: &str, created: &Created) -> Vec<Str
     words.push("--cmdline".to_owned());
     words.push(match args.guest {
         GuestKind::Micro => micro_line(args, created.khz),
-        GuestKind::Linux => linux::line(args),
+        GuestKind::Linux | GuestKind::LinuxL2 => linux::line(args),
     });
     words.extend(["--memory".to_owned(), args.memory().to_owned()]);
     words.extend(["--cpus".to_owned(), args.vcpus.to_string()]);
@@ -223,7 +225,9 @@ fn words(words: &[&str]) -> Vec<String> {
 fn local(args: &Args, site: &Site, name: &str) -> Vec<String> {
     let serial = match args.guest {
         GuestKind::Micro => "none".to_owned(),
-        GuestKind::Linux => format!("file:{}", site.path(&format!("{name}.console"))),
+        GuestKind::Linux | GuestKind::LinuxL2 => {
+            format!("file:{}", site.path(&format!("{name}.console")))
+        }
     };
     words(&["--serial", &serial, "--debugcon", "stdio"])
 }

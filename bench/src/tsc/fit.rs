@@ -6,7 +6,8 @@ pub(super) struct Fit {
     first: (f64, f64),
     offset: f64,
     slope: f64,
-    /// By how much the drift may be wrong, in ppm: by how much the lower quarter of the arrivals differ, over the whole time.
+    /// By how much the drift may be wrong, in ppm: if the first and the last sample were as late as the median one, in opposite
+    /// directions.
     pub(super) about_ppm: f64,
     /// How late the median arrival is against the earliest ones, in ns.
     pub(super) noise_ns: f64,
@@ -45,12 +46,13 @@ impl Fit {
         let span = points.last()?.0 - points.first()?.0;
         let mut late: Vec<f64> = points.iter().map(|(x, y)| y - offset - slope * x).collect();
         late.sort_by(f64::total_cmp);
+        let noise_ns = late[late.len() / 2];
         let fit = Self {
             first,
             offset,
             slope,
-            about_ppm: late[late.len() / 4] / span * 1e6,
-            noise_ns: late[late.len() / 2],
+            about_ppm: 2.0 * noise_ns / span * 1e6,
+            noise_ns,
         };
         (slope.is_finite() && slope > -1.0).then_some(fit)
     }

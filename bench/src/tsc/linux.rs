@@ -1,46 +1,100 @@
-//! `--guest linux`: a stock kernel whose init is tscprobe.
+//! `--guest linux` and `linux-l2`: a stock kernel whose init is tscprobe, and the same in a guest of its own.
 
 use std::fs::File;
-use std::io::BufWriter;
+use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
+use hypernest::hyperv::CpuVendor;
 use hypernest_lab::cpio::Writer;
 use hypernest_lab::plan::LAB_DIR_VARIABLE;
 
 use super::args::{Args, Linux};
+use super::model::GuestKind;
 use super::{TscError, file};
 
 /// The program's name.
 const PROBE: &str = "tscprobe";
 /// Where modules are in the guest.
 const MODULES: &str = "modules";
+/// What L1 runs, in its initramfs.
+const L2: &str = "l2.toml";
 
 /// Writes the guest's initramfs to `initrd`, and says where its kernel is.
-pub(super) fn files(linux: &Linux, initrd: &Path) -> Result<PathBuf, TscError> {
-    let kernel = match (&linux.kernel, std::env::var_os(LAB_DIR_VARIABLE)) {
+pub(super) fn files(args: &Args, vendor: CpuVendor, initrd: &Path) -> Result<PathBuf, TscError> {
+    let kernel = match (&args.linux.kernel, std::env::var_os(LAB_DIR_VARIABLE)) {
         (Some(kernel), _) => kernel.clone(),
         (None, Some(lab)) => PathBuf::from(lab).join("linux-6.12/vmlinux"),
         (None, None) => return Err(TscError::NoKernel),
     };
-    let probe = probe(linux);
-    let name = initrd.display().to_string();
-    let out = File::create(initrd).map_err(file(format!("cannot create {name}")))?;
+    let probe = probe(&args.linux);
+    if args.guest == GuestKind::Linux {
+        write(initrd, &probe, &args.linux.modules, |_| Ok(()))?;
+        return Ok(kernel);
+    }
+    let own = initrd.with_extension("l2");
+    write(&own, &probe, &[], |_| Ok(()))?;
+    let modules = if args.linux.modules.is_empty() {
+        modules(&kernel, vendor)
+    } else {
+        args.linux.modules.clone()
+    };
+    let hypernest = on_path(&args.hypernest);
+    write(initrd, &probe, &modules, |archive| {
+        archive.copy("hypernest", &hypernest)?;
+        archive.copy("vmlinux", &kernel)?;
+        archive.copy("l2", &own)?;
+        archive.file(L2, 0o644, l2(args).as_bytes())
+    })?;
+    Ok(kernel)
+}
+
+/// Those of KVM that lie beside the kernel.
+fn modules(kernel: &Path, vendor: CpuVendor) -> Vec<PathBuf> {
+    let of_vendor = match vendor {
+        CpuVendor::Amd => "kvm-amd.ko",
+        _ => "kvm-intel.ko",
+    };
+    let all = ["irqbypass.ko", "kvm.ko", of_vendor];
+    all.map(|name| kernel.with_file_name("modules").join(name))
+        .to_vec()
+}
+
+/// What L1's hypernest is to run.
+fn l2(args: &Args) -> String {
+    format!(
+        "name = \"l2\"\nkernel = \"vmlinux\"\ninitrd = \"l2\"\nmemory = \"192M\"\ncpus = {}\nserial = \"none\"\n\
+         debugcon = \"stdio\"\nhv = [\"windows\"]\ncmdline = \"{}\"\n",
+        args.vcpus,
+        probing(args)
+    )
+}
+
+type Archive<'a> = Writer<BufWriter<File>>;
+
+/// An initramfs with the probe as its init.
+fn write(
+    to: &Path,
+    probe: &Path,
+    modules: &[PathBuf],
+    more: impl FnOnce(&mut Archive<'_>) -> io::Result<()>,
+) -> Result<(), TscError> {
+    let name = to.display().to_string();
+    let out = File::create(to).map_err(file(format!("cannot create {name}")))?;
     let mut archive = Writer::new(BufWriter::new(out));
-    archive.copy("init", &probe).map_err(file(format!(
+    archive.copy("init", probe).map_err(file(format!(
         "cannot copy {} (--probe FILE names a static tscprobe)",
         probe.display()
     )))?;
-    for (number, module) in linux.modules.iter().enumerate() {
+    for (number, module) in modules.iter().enumerate() {
         archive
             .copy(&format!("{MODULES}/{number:02}.ko"), module)
             .map_err(file(format!("cannot copy {}", module.display())))?;
     }
-    // Linux opens it for init's standard streams.
-    archive
-        .character_device("dev/console", 5, 1)
-        .and_then(|()| archive.finish())
-        .map_err(file(format!("cannot write {name}")))?;
-    Ok(kernel)
+    more(&mut archive)
+        // Linux opens it for init's standard streams.
+        .and_then(|()| archive.character_device("dev/console", 5, 1))
+        .and_then(|()| archive.finish()?.flush())
+        .map_err(file(format!("cannot write {name}")))
 }
 
 /// Where the probe is: named, beside this program, or on the PATH.
@@ -50,17 +104,35 @@ fn probe(linux: &Linux) -> PathBuf {
     }
     let own = std::env::current_exe().ok();
     let beside = own.and_then(|own| Some(own.parent()?.join(PROBE)));
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let on_path = std::env::split_paths(&path).map(|directory| directory.join(PROBE));
     beside
-        .into_iter()
-        .chain(on_path)
-        .find(|program| program.is_file())
-        .unwrap_or_else(|| PROBE.into())
+        .filter(|program| program.is_file())
+        .unwrap_or_else(|| on_path(Path::new(PROBE)))
+}
+
+/// Where the shell would find it.
+fn on_path(program: &Path) -> PathBuf {
+    if program.components().count() > 1 {
+        return program.to_owned();
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let mut all = std::env::split_paths(&path).map(|directory| directory.join(program));
+    all.find(|program| program.is_file())
+        .unwrap_or_else(|| program.to_owned())
 }
 
 /// The kernel's command line, with the probe's words after `--`.
 pub(super) fn line(args: &Args) -> String {
+    match args.guest {
+        GuestKind::LinuxL2 => format!(
+            "console=ttyS0 quiet panic=-1 rdinit=/init {} -- --debugcon --modules /{MODULES} --relay /hypernest run --config /{L2}",
+            args.linux.append
+        ),
+        _ => probing(args),
+    }
+}
+
+/// For the Linux whose clocks are sampled.
+fn probing(args: &Args) -> String {
     format!(
         "console=ttyS0 quiet panic=-1 rdinit=/init {} -- --debugcon --beat-us {} --modules /{MODULES}",
         args.linux.append, args.beat_us

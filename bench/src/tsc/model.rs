@@ -42,7 +42,7 @@ pub(crate) struct Report {
 /// What ran.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Guest {
-    /// `micro` or `linux`.
+    /// `micro`, `linux` or `linux-l2`.
     pub(crate) kind: GuestKind,
     /// Processors that sampled.
     pub(crate) vcpus: u32,
@@ -62,6 +62,8 @@ pub(crate) enum GuestKind {
     Micro,
     /// A Linux with the program tscprobe.
     Linux,
+    /// The same as a guest of a Linux with its KVM and hypernest, which is the one that is moved.
+    LinuxL2,
 }
 
 impl GuestKind {
@@ -70,6 +72,7 @@ impl GuestKind {
         match self {
             Self::Micro => "micro",
             Self::Linux => "linux",
+            Self::LinuxL2 => "linux-l2",
         }
     }
 }

@@ -6,9 +6,9 @@ mod init;
 mod instructions;
 mod output;
 
-use std::io;
+use std::io::{self, Read as _};
 use std::path::PathBuf;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
 
 use clap::Parser;
@@ -40,6 +40,9 @@ struct Arguments {
     /// As an init: load all modules in this directory first, in the order of their names
     #[arg(long, value_name = "DIR")]
     modules: Option<PathBuf>,
+    /// Sample nothing: run this command, and hand on to the debug console what it writes to its standard output
+    #[arg(long, value_name = "COMMAND", num_args = 1.., allow_hyphen_values = true, requires = "debugcon")]
+    relay: Vec<String>,
 }
 
 /// What can go wrong.
@@ -99,6 +102,9 @@ fn run(arguments: &Arguments) -> Result<bool, ProbeError> {
         (false, Some(device)) => (Output::serial(device)?, None),
         (false, None) => (Output::nowhere(), Some(10)),
     };
+    if let [program, words @ ..] = arguments.relay.as_slice() {
+        return relay(program, words, &output);
+    }
     let limit = arguments.seconds.or(limit).map(Duration::from_secs);
     let cpus = cpus();
     let last = clocks::sample(
@@ -117,6 +123,28 @@ fn run(arguments: &Arguments) -> Result<bool, ProbeError> {
         );
     }
     Ok(well)
+}
+
+/// Runs a command to its end; whether that was a good one.
+fn relay(program: &str, words: &[String], output: &Output) -> Result<bool, ProbeError> {
+    let failed = || format!("cannot run {program}");
+    let mut child = Command::new(program)
+        .args(words)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .map_err(io_error(failed()))?;
+    if let Some(mut from) = child.stdout.take() {
+        let mut buffer = [0; 4096];
+        loop {
+            match from.read(&mut buffer).map_err(io_error(failed()))? {
+                0 => break,
+                len => output.bytes(&buffer[..len])?,
+            }
+        }
+    }
+    let status = child.wait().map_err(io_error(failed()))?;
+    Ok(status.success())
 }
 
 /// CPUs that this process may use; if the kernel does not say, the first.
@@ -141,5 +169,16 @@ mod tests {
         let parsed = Arguments::try_parse_from(["tscprobe", "--serial"]).unwrap();
         assert_eq!(parsed.serial, Some("/dev/ttyS1".into()));
         assert!(Arguments::try_parse_from(["tscprobe", "--serial", "x", "--debugcon"]).is_err());
+        let relay = [
+            "tscprobe",
+            "--debugcon",
+            "--relay",
+            "/hypernest",
+            "run",
+            "--config",
+            "/x",
+        ];
+        let parsed = Arguments::try_parse_from(relay).unwrap();
+        assert_eq!(parsed.relay, relay[3..]);
     }
 }

@@ -72,8 +72,20 @@ impl Output {
         bytes.extend(header);
         bytes.extend(name.bytes());
         bytes.extend(words.iter().flat_map(|word| word.to_le_bytes()));
-        match &mut *to {
-            To::Console { port, wide } => {
+        to.bytes(&bytes)
+    }
+
+    /// Bytes as they are.
+    pub(crate) fn bytes(&self, bytes: &[u8]) -> Result<(), ProbeError> {
+        let mut to = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        to.bytes(bytes)
+    }
+}
+
+impl To {
+    fn bytes(&mut self, bytes: &[u8]) -> Result<(), ProbeError> {
+        match self {
+            Self::Console { port, wide } => {
                 let quads = if *wide { bytes.len() / 4 * 4 } else { 0 };
                 let (quads, rest) = bytes.split_at(quads);
                 for quad in quads.chunks_exact(4) {
@@ -84,8 +96,8 @@ impl Output {
                 }
                 Ok(())
             }
-            To::Serial(file) => file.write_all(&bytes).map_err(io_error("cannot report")),
-            To::Nowhere => Ok(()),
+            Self::Serial(file) => file.write_all(bytes).map_err(io_error("cannot report")),
+            Self::Nowhere => Ok(()),
         }
     }
 }
