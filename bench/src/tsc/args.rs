@@ -63,6 +63,12 @@ pub(crate) struct Args {
     /// The guest's memory [default: 64M, for Linux 256M, with an L2 768M]
     #[arg(long, value_name = "SIZE")]
     memory: Option<String>,
+    /// Run nothing: put the guest into this directory, and say which commands run and move it between two hosts
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["captured", "json"])]
+    pub(super) by_hand: Option<PathBuf>,
+    /// Run nothing: take what the guest's debug consoles wrote, a file for each place where it was, in order
+    #[arg(long, value_name = "FILE", value_delimiter = ',')]
+    pub(super) captured: Vec<PathBuf>,
     /// Where to write the results [default: tsc, or nowhere with --json]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,

@@ -202,7 +202,7 @@ fn run_words(args: &Args, site: &Site, name: &str, created: &Created) -> Vec<Str
 }
 
 /// The command line of the guest program.
-fn micro_line(args: &Args, khz: f64) -> String {
+pub(super) fn micro_line(args: &Args, khz: f64) -> String {
     let ack_after = if args.no_ack {
         "never".to_owned()
     } else {

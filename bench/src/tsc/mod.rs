@@ -5,6 +5,7 @@
 
 mod analyse;
 mod args;
+mod by_hand;
 mod drive;
 mod files;
 mod fit;
@@ -98,13 +99,23 @@ fn round(value: f64) -> u64 {
 /// Measures and shows; whether all was well.
 pub(crate) fn run(args: &Args) -> Result<bool, TscError> {
     let host = HostCaps::probe()?;
+    if let Some(directory) = &args.by_hand {
+        let text = by_hand::commands(args, directory)?;
+        return crate::print(&text).map(|()| true).map_err(TscError::Stdout);
+    }
     let started = environment::rfc3339(SystemTime::now());
     let frequencies = frequencies(args, host.kvm.tsc_khz)?;
-    let measured = measure(args, &host.kvm, &frequencies)?;
+    let measured = match args.captured.as_slice() {
+        [] => measure(args, &host.kvm, &frequencies)?,
+        files => by_hand::captured(files, frequencies.first().copied().or(host.kvm.tsc_khz))?,
+    };
     let environment = environment::read(&host, &[]);
     let mut warnings = environment::warnings(&environment);
     let meaning = analyse(&measured.record, &measured.doings)?;
     warnings.extend(meaning.warnings);
+    if !args.captured.is_empty() {
+        warnings.push(by_hand::NO_TIMES.to_owned());
+    }
     let report = Report {
         version: VERSION,
         made_by: format!("hypernest-bench {}", env!("CARGO_PKG_VERSION")),
@@ -115,7 +126,7 @@ pub(crate) fn run(args: &Args) -> Result<bool, TscError> {
             kind: args.guest,
             vcpus: u32::try_from(measured.record.vcpus()).unwrap_or(u32::MAX),
             tsc_khz: meaning.tsc_khz,
-            moved_by: (args.moves > 0).then_some(args.by),
+            moved_by: (!meaning.moves.is_empty()).then_some(args.by),
             reenlightenment: meaning.reenlightenment,
         },
         warnings,

@@ -178,3 +178,50 @@ fn hostile_text_stays_text() {
     let directory = tempfile::tempdir().unwrap();
     write(&report, directory.path()).unwrap();
 }
+
+#[test]
+fn what_was_captured_by_hand_is_understood() {
+    let directory = tempfile::tempdir().unwrap();
+    let world = World {
+        moves: 1,
+        reenlighten: Some((3_000_000.0, 400_000_000)),
+        ..fine()
+    };
+    let files: Vec<_> = (0..2)
+        .map(|run| directory.path().join(run.to_string()))
+        .collect();
+    for (file, bytes) in files.iter().zip(world.streams()) {
+        std::fs::write(file, bytes).unwrap();
+    }
+    let measured = super::by_hand::captured(&files, None).unwrap();
+    let meaning = analyse(&measured.record, &measured.doings).unwrap();
+    let of_move = &meaning.moves[0];
+    assert!((of_move.clocks["reference-page"].gap_ms - 130.5).abs() < 0.01);
+    assert_eq!(of_move.acknowledged.unwrap().frequency_khz[1], 3_000_000.0);
+    assert_eq!((of_move.downtime_ms, meaning.failures.len()), (None, 0));
+    let missing = directory.path().join("missing");
+    assert!(super::by_hand::captured(&[missing], None).is_err());
+}
+
+#[test]
+fn a_guest_that_is_moved_by_hand_is_explained() {
+    use clap::Parser as _;
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: super::Args,
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let args = Line::parse_from(["tsc", "--vcpus", "2", "--ack-after-us", "4000"]).args;
+    let text = super::by_hand::commands(&args, directory.path()).unwrap();
+    assert!(
+        text.contains("--cpus 2") && text.contains("ack-after=10000000"),
+        "{text}"
+    );
+    assert!(
+        std::fs::metadata(directory.path().join("guest"))
+            .unwrap()
+            .len()
+            > 10_000
+    );
+}

@@ -109,12 +109,25 @@ impl World {
 
     /// What a host would have recorded of it.
     pub(in crate::tsc) fn record(&self) -> (Record, Doings) {
+        let mut recorder = Recorder::default();
+        let doings = self.say(&mut |bytes, at, run| recorder.feed(bytes, at, run));
+        (recorder.finish(), doings)
+    }
+
+    /// The bytes of each run.
+    pub(in crate::tsc) fn streams(&self) -> Vec<Vec<u8>> {
+        let mut streams = vec![Vec::new(); usize::try_from(self.moves).unwrap() + 1];
+        self.say(&mut |bytes, _, run| streams[run].extend_from_slice(bytes));
+        streams
+    }
+
+    /// Says all of it, piece by piece, with the time at which it comes and the run.
+    fn say(&self, feed: &mut dyn FnMut(&[u8], u64, usize)) -> Doings {
         let shared = Shared::new();
         let clocks = Clocks::NONE.with(Clock::Tsc).with(Clock::Page);
         let mut samplers: Vec<_> = (0..self.vcpus)
             .map(|vcpu| Sampler::new(&shared, vcpu, clocks))
             .collect();
-        let mut recorder = Recorder::default();
         let mut words = [0; MAX_WORDS];
         let hello = Hello {
             vcpus: self.vcpus,
@@ -124,7 +137,7 @@ impl World {
             opted_in: true,
             emulation: true,
         };
-        recorder.feed(&frame(Hello::NAME, hello.encode(&mut words)), 0, 0);
+        feed(&frame(Hello::NAME, hello.encode(&mut words)), 0, 0);
         let mut random = 99_u64;
         let mut moves = Vec::new();
         for run in 0..=self.moves {
@@ -154,7 +167,7 @@ impl World {
                         ],
                     };
                     let bytes = frame(Ack::NAME, ack.encode(&mut words));
-                    recorder.feed(&bytes, at + 9_000, run_index);
+                    feed(&bytes, at + 9_000, run_index);
                 }
                 for (vcpu, sampler) in (0..).zip(&mut samplers) {
                     for clock in clocks.iter() {
@@ -175,19 +188,18 @@ impl World {
                         // In two pieces, the second one late.
                         let (first, second) = bytes.split_at(bytes.len() / 3);
                         let late = 5_000 + (random >> 48);
-                        recorder.feed(first, at + late, run_index);
-                        recorder.feed(second, at + late + MS, run_index);
+                        feed(first, at + late, run_index);
+                        feed(second, at + late + MS, run_index);
                     }
                 }
             }
         }
-        let doings = Doings {
+        Doings {
             began: 0,
             khz: KHZ,
             moves,
             expects_acks: true,
-        };
-        (recorder.finish(), doings)
+        }
     }
 
     fn meaning(&self) -> Meaning {
