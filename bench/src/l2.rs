@@ -116,7 +116,9 @@ pub(crate) fn run(job: Job<'_>, host_exits: &HostExits) -> Result<Vec<Block>, L2
         Outcome::DebugExit(code) => format!("ended with {code}"),
         Outcome::Failed(report) => format!("could not go on: {report}"),
         Outcome::Killed => "was ended by a signal".to_owned(),
-        Outcome::PowerOff | Outcome::Crashed => "ended without a result".to_owned(),
+        Outcome::PowerOff | Outcome::Crashed | Outcome::Moved => {
+            "ended without a result".to_owned()
+        }
     };
     Err(L2Error::Ended { how, said })
 }

@@ -4,11 +4,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use super::protocol::{Crash, State, Status};
+use crate::migration::{Cancel, Progress};
 
 /// A VM's status, kept current by its machine and read by others. Clones are of the same board.
 #[derive(Clone, Debug)]
 pub struct StatusBoard {
     status: Arc<Mutex<Status>>,
+    migration: Arc<Mutex<Option<(Progress, Cancel)>>>,
     started: Instant,
 }
 
@@ -17,16 +19,46 @@ impl StatusBoard {
     pub fn new(status: Status, started: Instant) -> Self {
         Self {
             status: Arc::new(Mutex::new(status)),
+            migration: Arc::default(),
             started,
         }
     }
 
     /// Now.
     pub fn status(&self) -> Status {
+        let migration = self.migration().as_ref().map(|(p, _)| p.report());
         Status {
+            migration,
             uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
             ..self.lock().clone()
         }
+    }
+
+    /// A migration begins, which `cancel` ends. `false` if another one is not over.
+    pub fn begin_migration(&self, progress: &Progress, cancel: &Cancel) -> bool {
+        let mut migration = self.migration();
+        let busy = migration.as_ref().is_some_and(|(p, _)| !p.is_over());
+        if !busy {
+            *migration = Some((progress.clone(), cancel.clone()));
+        }
+        !busy
+    }
+
+    /// The migration that is not over, if there is one, is to end. `false` if there is none.
+    pub fn cancel_migration(&self) -> bool {
+        match self.migration().as_ref() {
+            Some((progress, cancel)) if !progress.is_over() => {
+                cancel.set();
+                true
+            }
+            _ => false,
+        }
+    }
+
+    fn migration(&self) -> MutexGuard<'_, Option<(Progress, Cancel)>> {
+        self.migration
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The vCPUs were stopped, or run again.

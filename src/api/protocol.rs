@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 use crate::config::nearest;
 use crate::life::Request;
 use crate::machine::AfterSave;
+use crate::migration::Report;
 
 /// The longest line of a request.
 pub(super) const MAX_REQUEST: usize = 4096;
@@ -29,6 +30,50 @@ pub enum Command {
 pub enum Job {
     /// Save it.
     Save(Save),
+    /// Move it.
+    Migrate(Box<Migrate>),
+    /// Let a migration be.
+    CancelMigration,
+}
+
+/// How to move a VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Migrate {
+    /// Where to.
+    pub to: String,
+    /// How long the guest may be stopped.
+    #[serde(default = "downtime")]
+    pub downtime_ms: u64,
+    /// Bytes per second at most.
+    #[serde(default)]
+    pub bandwidth: Option<u64>,
+    /// How many connections.
+    #[serde(default = "one")]
+    pub connections: u16,
+    /// Whether pages are compressed.
+    #[serde(default)]
+    pub zstd: bool,
+    /// This end's certificate; absolute, as the next two.
+    #[serde(default)]
+    pub tls_cert: Option<PathBuf>,
+    /// Its key.
+    #[serde(default)]
+    pub tls_key: Option<PathBuf>,
+    /// The CA of the other end's certificate.
+    #[serde(default)]
+    pub tls_ca: Option<PathBuf>,
+    /// Without TLS, within this host.
+    #[serde(default)]
+    pub plaintext: bool,
+}
+
+fn downtime() -> u64 {
+    300
+}
+
+fn one() -> u16 {
+    1
 }
 
 /// How to save a VM.
@@ -52,6 +97,8 @@ const PLAIN: [(&str, Command); 6] = [
     ("kill", Command::Life(Request::Kill)),
 ];
 const SAVE: &str = "save";
+const MIGRATE: &str = "migrate";
+const CANCEL: &str = "cancel-migration";
 
 impl Command {
     /// Reads a request's line; else what is wrong with it.
@@ -69,8 +116,15 @@ impl Command {
             (None, SAVE) => serde_json::from_value(arguments)
                 .map(|save| Self::Job(Job::Save(save)))
                 .map_err(no_request),
+            (None, MIGRATE) => serde_json::from_value(arguments)
+                .map(|migrate| Self::Job(Job::Migrate(Box::new(migrate))))
+                .map_err(no_request),
+            (None, CANCEL) => serde_json::from_value(arguments)
+                .map(|Nothing {}| Self::Job(Job::CancelMigration))
+                .map_err(no_request),
             (None, unknown) => {
-                let names = || PLAIN.iter().map(|(name, _)| *name).chain([SAVE]);
+                let jobs = [SAVE, MIGRATE, CANCEL];
+                let names = || PLAIN.iter().map(|(name, _)| *name).chain(jobs);
                 Err(match nearest(unknown, names()) {
                     Some(meant) => format!("unknown command; did you mean {meant:?}?"),
                     None => {
@@ -86,6 +140,8 @@ impl Command {
     pub(super) fn write(&self) -> String {
         let (name, arguments) = match self {
             Self::Job(Job::Save(save)) => (SAVE, serde_json::to_value(save)),
+            Self::Job(Job::Migrate(migrate)) => (MIGRATE, serde_json::to_value(migrate)),
+            Self::Job(Job::CancelMigration) => (CANCEL, Ok(Value::Null)),
             plain => {
                 let name = PLAIN.iter().find(|(_, command)| command == plain);
                 (name.map_or("status", |(name, _)| name), Ok(Value::Null))
@@ -147,6 +203,9 @@ pub struct Status {
     pub crash: Option<Crash>,
     /// Device -> the pseudo-terminal that it is connected to.
     pub ptys: BTreeMap<String, String>,
+    /// The last migration away from here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub migration: Option<Report>,
 }
 
 /// Whether a VM runs.

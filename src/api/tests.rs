@@ -31,6 +31,7 @@ fn status(name: &str) -> Status {
         hv: vec!["hv-time".to_owned()],
         crash: None,
         ptys: [("serial".to_owned(), "/dev/pts/9".to_owned())].into(),
+        migration: None,
     }
 }
 

@@ -86,6 +86,7 @@ mod tests {
             hv: Vec::new(),
             crash: None,
             ptys: std::collections::BTreeMap::new(),
+            migration: None,
         }
     }
 

@@ -95,6 +95,7 @@ mod tests {
             hv: Vec::new(),
             crash: None,
             ptys: std::collections::BTreeMap::new(),
+            migration: None,
         };
         let found = [
             Found {

@@ -11,15 +11,19 @@ use thiserror::Error;
 use crate::api::ApiError;
 use crate::config::ConfigError;
 use crate::life::Request;
+use crate::migration::MigrationError;
+
 use crate::machine::{MachineError, TransferError};
 
 pub mod config;
 pub mod control;
 pub mod doctor;
 pub mod enlightenments;
+mod incoming;
 pub mod inspect;
 pub mod list;
 mod log;
+pub mod migrate;
 mod restore;
 mod run;
 pub mod save;
@@ -66,6 +70,7 @@ enum Command {
     Inspect(inspect::Args),
     List(list::Args),
     Status(status::Args),
+    Migrate(Box<migrate::Args>),
     /// Stop a VM's vCPUs and keep everything
     Pause(control::Args),
     /// Let a paused VM run again
@@ -113,6 +118,17 @@ pub enum CliError {
         /// The nearest name.
         suggestion: Option<&'static str>,
     },
+    /// A flag's value.
+    #[error("cannot use the value of {flag}: {why}")]
+    Argument {
+        /// The flag.
+        flag: &'static str,
+        /// What is wrong.
+        why: String,
+    },
+    /// A VM that was to come.
+    #[error("no VM came")]
+    Incoming(#[source] Box<MigrationError>),
     /// The VM could not be built or could not go on.
     #[error(transparent)]
     Machine(#[from] MachineError),
@@ -155,9 +171,14 @@ impl CliError {
     /// The exit code that tells this error.
     pub fn exit(&self) -> Exit {
         match self {
-            Self::Config(_) | Self::Log { .. } | Self::NoSuchEnlightenment { .. } => Exit::USAGE,
+            Self::Argument { .. }
+            | Self::Config(_)
+            | Self::Log { .. }
+            | Self::NoSuchEnlightenment { .. } => Exit::USAGE,
             Self::Machine(e) if e.is_host() => Exit::HOST,
-            Self::Machine(_)
+            Self::Incoming(e) if matches!(**e, MigrationError::Refused(_)) => Exit::HOST,
+            Self::Incoming(_)
+            | Self::Machine(_)
             | Self::GuestCrashed
             | Self::Path { .. }
             | Self::Saved { .. }
@@ -223,6 +244,7 @@ fn run(command: Command) -> Result<Exit, CliError> {
         Command::Inspect(args) => inspect::run(&args),
         Command::List(args) => list::run(&args),
         Command::Status(args) => status::run(&args),
+        Command::Migrate(args) => migrate::run(&args),
         Command::Pause(args) => control::run(&args, Request::Pause),
         Command::Resume(args) => control::run(&args, Request::Resume),
         Command::Reset(args) => control::run(&args, Request::Reset),

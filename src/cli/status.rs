@@ -5,6 +5,7 @@ use std::fmt::Write;
 use super::{CliError, Exit, print, to_json};
 use crate::api::{Command, RunDirs, Status, call};
 use crate::config::show_size;
+use crate::migration::Report;
 
 /// Tell how a running VM is
 #[derive(Debug, clap::Args)]
@@ -59,6 +60,9 @@ fn describe(status: &Status) -> String {
     for (device, path) in &status.ptys {
         line(device, path);
     }
+    if let Some(migration) = &status.migration {
+        line("migration", &describe_migration(migration));
+    }
     if let Some(crash) = &status.crash {
         let mut what = crash.by.clone();
         for param in crash.params.iter().flatten() {
@@ -71,6 +75,65 @@ fn describe(status: &Status) -> String {
         }
     }
     text
+}
+
+/// How a migration stands, in one line.
+pub(super) fn describe_migration(report: &Report) -> String {
+    let mut text = format!(
+        "{} to {}: {} sent in {:.1} s",
+        report.phase.map_or("migrating", |phase| phase.name()),
+        report.to.escape_debug(),
+        show_bytes(report.sent),
+        seconds(report.elapsed_ms)
+    );
+    if report.remaining > 0 {
+        text.push_str(&format!(
+            ", {} left in this round",
+            show_bytes(report.remaining)
+        ));
+    }
+    if report.rounds > 0 {
+        text.push_str(&format!(
+            ", {} rounds, {}/s, guest writes {}/s",
+            report.rounds,
+            show_bytes(report.rate),
+            show_bytes(report.dirty_rate)
+        ));
+    }
+    if report.throttle > 0 {
+        text.push_str(&format!(", slowed down by {} %", report.throttle));
+    }
+    if let Some(ms) = report.estimate_ms {
+        text.push_str(&format!(", {:.1} s to go", seconds(ms)));
+    }
+    if let Some(ms) = report.downtime_ms {
+        text.push_str(&format!(", stopped for {ms} ms"));
+    }
+    if let Some(error) = &report.error {
+        text.push_str(&format!(": {}", error.escape_debug()));
+    }
+    text
+}
+
+/// For people: a tenth matters.
+#[allow(
+    clippy::cast_precision_loss,
+    reason = "milliseconds of an hour have room in a double"
+)]
+fn seconds(ms: u64) -> f64 {
+    ms as f64 / 1000.0
+}
+
+/// Bytes in the largest unit that leaves a number of at least 1.
+fn show_bytes(bytes: u64) -> String {
+    let mut unit = 0;
+    let mut left = bytes;
+    while left >= 10_240 && unit < 4 {
+        left /= 1024;
+        unit += 1;
+    }
+    let name = ["B", "KiB", "MiB", "GiB", "TiB"].get(unit).unwrap_or(&"");
+    format!("{left} {name}")
 }
 
 /// A time in its two largest units.
@@ -112,6 +175,7 @@ mod tests {
                 message: Some("dead\u{1b}[2J\nend".to_owned()),
             }),
             ptys: [("serial".to_owned(), "/dev/pts/3".to_owned())].into(),
+            migration: None,
         };
         assert_eq!(
             describe(&status),

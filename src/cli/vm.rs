@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::CliError;
-use crate::config::{ConfigFile, Flags, HostLimits, VmConfig, build};
+use crate::config::{ConfigFile, Flags, HostLimits, LocalFlags, VmConfig, build};
 
 /// A VM, as flags and a file.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -17,6 +17,26 @@ pub struct VmArgs {
 }
 
 impl VmArgs {
+    /// The flags of a VM that comes from elsewhere, which say only how it goes on here.
+    ///
+    /// # Errors
+    /// If others were given.
+    pub(super) fn local(&self) -> Result<LocalFlags, CliError> {
+        let others = match (&self.config, LocalFlags::of(self.flags.clone())) {
+            (None, Ok(flags)) => return Ok(flags),
+            (Some(_), Ok(_)) => vec!["config"],
+            (_, Err(others)) => others,
+        };
+        let others: Vec<_> = others.iter().map(|key| format!("--{key}")).collect();
+        Err(CliError::Argument {
+            flag: "--incoming",
+            why: format!(
+                "what the VM is comes with it, so there can be no {}",
+                others.join(", ")
+            ),
+        })
+    }
+
     /// The configuration that these arguments give on this host. Warnings are logged.
     ///
     /// # Errors

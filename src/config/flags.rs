@@ -62,6 +62,19 @@ impl Flags {
 pub struct LocalFlags(pub Flags);
 
 impl LocalFlags {
+    /// `flags`, all of which must say where a VM goes on.
+    ///
+    /// # Errors
+    /// Those that say what it is.
+    pub fn of(flags: Flags) -> Result<Self, Vec<&'static str>> {
+        let given = flags.given.iter().map(|(key, _)| *key);
+        let others: Vec<_> = given.filter(|key| !LOCAL.contains(key)).collect();
+        match others.is_empty() {
+            true => Ok(Self(flags)),
+            false => Err(others),
+        }
+    }
+
     pub(super) fn given(&self, key: &str) -> bool {
         self.0.given.iter().any(|(given, _)| *given == key)
     }

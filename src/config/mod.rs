@@ -19,7 +19,7 @@ pub use build::{Adapted, Checked, adapt, build};
 pub use file::ConfigFile;
 pub use flags::{Flags, LocalFlags};
 pub use host::HostLimits;
-pub use parse::{is_name, show_size};
+pub use parse::{is_name, parse_size, show_size};
 pub use problem::{ConfigError, Origin, Problem};
 pub use setting::{SETTINGS, Setting, Shape};
 pub use suggest::nearest;

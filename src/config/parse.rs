@@ -63,6 +63,14 @@ pub(super) fn size(value: &Scalar) -> Result<u64, Wrong> {
         .ok_or_else(too_large)
 }
 
+/// A size in bytes, as a user writes it.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn parse_size(text: &str) -> Result<u64, String> {
+    size(&Scalar::Text(text.to_owned())).map_err(|e| format!("{}; it takes {}", e.what, e.expected))
+}
+
 /// A size for people: the largest unit that leaves a whole number.
 pub fn show_size(bytes: u64) -> String {
     for (shift, unit) in [(40, "T"), (30, "G"), (20, "M"), (10, "K")] {

@@ -16,6 +16,7 @@ use crate::cpuid::{CpuidEntry, feature_msrs};
 use crate::hyperv::VcpuSetup;
 use crate::kvm::{cap, tsc};
 use crate::units::{TscKhz, VpIndex};
+use crate::vcpu::control::Control;
 use crate::vcpu::create::{self, CreateError};
 use crate::vcpu::platform::Platform;
 use crate::vcpu::stats::{Clock, Reader, Recorder};
@@ -122,6 +123,12 @@ impl PowerCycle {
             .and_then(|index| self.vcpus.get(index));
         let done = thread.map(|thread| thread.control().have_done(work));
         done.and_then(Result::ok).ok_or(VcpuGone { vp })
+    }
+
+    /// The vCPUs' steering.
+    pub(super) fn controls(&self) -> Vec<Arc<Control<VcpuFd>>> {
+        let each = self.vcpus.iter();
+        each.map(|vcpu| Arc::clone(vcpu.control())).collect()
     }
 
     /// Lets all vCPUs run.

@@ -10,12 +10,14 @@ mod dry;
 mod error;
 pub mod layout;
 mod lines;
+mod moving;
 pub mod plan;
 pub mod promise;
 mod restore;
 mod running;
 mod save;
 mod signals;
+mod throttle;
 mod time;
 pub(crate) mod transfer;
 mod vm;
@@ -58,6 +60,7 @@ use crate::time::switch::{Step, Switched};
 use crate::vcpu::platform::Platform;
 use crate::vcpu::stats::{Reader, Report, Snapshot};
 use lines::{CurrentVm, KernelLines, Messages};
+use moving::Moving;
 use plan::Plan;
 use signals::SignalThread;
 
@@ -73,6 +76,8 @@ pub enum Outcome {
     DebugExit(u8),
     /// A user ended it.
     Killed,
+    /// It runs in another process.
+    Moved,
     /// The guest crashed, and `on_crash` says stop.
     Crashed,
     /// A vCPU could not go on; the report is for humans.
@@ -112,6 +117,8 @@ pub struct Machine {
     exit_counters: Option<ExitCounters>,
     /// Restored, and not running yet.
     restored: Option<PowerCycle>,
+    /// What it does while it is moved.
+    moving: Moving,
     started: (SystemTime, Instant),
     board: StatusBoard,
     /// Holds the signals back from every thread that is started after it.
@@ -203,6 +210,7 @@ impl Machine {
                 .iter()
                 .map(|(device, path)| (device.to_string(), path.display().to_string()))
                 .collect(),
+            migration: None,
         };
         Ok(Self {
             kvm,
@@ -225,6 +233,7 @@ impl Machine {
             readers: Vec::new(),
             exit_counters: None,
             restored: None,
+            moving: Moving::default(),
             started,
             board: StatusBoard::new(status, started.1),
             _signals: signals,
@@ -321,6 +330,7 @@ impl Machine {
             self.exit_counters.as_ref(),
         )?;
         self.readers = readers;
+        self.log_new_cycle(&cycle)?;
         self.tsc.native = cycle.host_khz();
         self.switched = None;
         self.lines.set(Some(Arc::clone(cycle.vm())));
@@ -330,6 +340,7 @@ impl Machine {
     /// Ends the vCPUs and the VM. RAM still holds what the guest left.
     fn power_off(&mut self, cycle: PowerCycle) {
         self.lines.set(None);
+        self.unthrottle();
         if let Some(counters) = &self.exit_counters {
             counters.clear();
         }
@@ -403,6 +414,7 @@ impl Machine {
             }
             LifeEvent::Request(Request::Resume) => self.resume(cycle),
             LifeEvent::Job(job) => return Running::work(self, cycle, &job),
+            LifeEvent::Request(Request::Reset) if self.is_held() => {}
             LifeEvent::Request(Request::Reset) => return Then::Reset,
             LifeEvent::Request(Request::PowerButton) => bus::lock(&self.acpi).power_button(),
             LifeEvent::Request(Request::Kill) => return Then::End(Outcome::Killed),
@@ -432,6 +444,9 @@ impl Machine {
 
     /// Lets all vCPUs run, once what their clocks wait for is done.
     fn resume(&mut self, cycle: &PowerCycle) {
+        if self.is_held() {
+            return;
+        }
         if self.settle_time(cycle) {
             cycle.resume();
             self.board.set_state(State::Running);

@@ -34,6 +34,10 @@ impl<'a> Running<'a> {
         self.cycle
     }
 
+    pub(super) fn parts(&mut self) -> (&mut Machine, &PowerCycle) {
+        (self.machine, self.cycle)
+    }
+
     /// The machine's parts that outlive a power cycle.
     pub fn machine(&mut self) -> &mut Machine {
         self.machine
@@ -59,6 +63,9 @@ impl<'a> Running<'a> {
 
     /// Lets all vCPUs run. If the guest has done what decides what becomes of the VM, that is acted on first, and runs them.
     pub fn resume(&mut self) {
+        if self.machine.is_held() {
+            return;
+        }
         if self.machine.decided().is_some() {
             self.machine.board.set_state(State::Running);
         } else {

@@ -122,16 +122,8 @@ impl Identity {
 }
 
 impl Machine {
-    /// Everything but RAM. All vCPUs are parked, and stay so until RAM has been dealt with.
-    pub(super) fn save_state(&mut self, cycle: &PowerCycle) -> Result<Sections, TransferError> {
-        // Else the new VM would not know that the guest has said that.
-        if !self.settle_time(cycle) {
-            return Err(TransferError::TimeIsLost);
-        }
-        // A saved VM would wait for it in vain.
-        if let Some(what) = self.decided() {
-            return Err(TransferError::Decided(what));
-        }
+    /// What [`Identity::take`] reads. Clocks that run are a little later when they are looked at.
+    pub(super) fn identity(&self, cycle: &PowerCycle) -> Result<Sections, TransferError> {
         let mut sections = Sections::new();
         let mut e = Encoder::new();
         e.str(&self.config.to_saved());
@@ -143,9 +135,22 @@ impl Machine {
         let partition = bus::lock(&self.platform.partition).clone();
         let captured = capture(cycle, &self.tsc, &self.platform.ram, &partition)?;
         sections.push_json(TIME, VERSION, &captured.time)?;
+        Ok(sections)
+    }
 
+    /// Everything but RAM. All vCPUs are parked, and stay so until RAM has been dealt with.
+    pub(super) fn save_state(&mut self, cycle: &PowerCycle) -> Result<Sections, TransferError> {
+        // Else the new VM would not know that the guest has said that.
+        if !self.settle_time(cycle) {
+            return Err(TransferError::TimeIsLost);
+        }
+        // A saved VM would wait for it in vain.
+        if let Some(what) = self.decided() {
+            return Err(TransferError::Decided(what));
+        }
+        let mut sections = self.identity(cycle)?;
         let mut e = Encoder::new();
-        partition.save(&mut e);
+        bus::lock(&self.platform.partition).save(&mut e);
         sections.push(HYPERV, Partition::VERSION, e.into_body());
 
         let saved = self.plan.hyperv.saved_msrs();

@@ -27,7 +27,7 @@ struct Piece {
 }
 
 /// A set of guest pages.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct PageSet {
     pieces: Vec<Piece>,
 }

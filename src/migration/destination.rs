@@ -118,7 +118,7 @@ impl Course<'_> {
         let more = self.wait_for_the_others(listener, main, &session)?;
         let state = self.take_in(main, more, &ram, &session)?;
         self.running = state.1;
-        let loaded = self.target.load(state.0);
+        let loaded = self.target.load(state.0, state.1);
         loaded.map_err(MigrationError::vm("build the VM from the state that came"))?;
         self.advance(DestinationEvent::Complete);
         main.send(Kind::Ready, &[])?;
@@ -353,7 +353,7 @@ impl Course<'_> {
                 e.chain()
             );
         }
-        self.target.run(self.running);
+        self.target.run();
         if let Some(main) = &mut main {
             main.stream().cannot_be_cancelled(Duration::from_secs(5));
             match main.send(Kind::Running, &[]) {

@@ -9,6 +9,7 @@ mod channel;
 pub mod destination;
 #[cfg(test)]
 mod fault_tests;
+pub mod live;
 pub mod pace;
 pub mod pages;
 pub mod peer;
@@ -177,12 +178,12 @@ pub trait Target {
     /// Every reason why it cannot be.
     fn prepare(&mut self, promise: &[u8]) -> Result<GuestRam, Vec<String>>;
 
-    /// Builds the VM around the RAM, which is complete. It could run then.
+    /// Builds the VM around the RAM, which is complete. It could run then; its vCPUs will only if they ran at the source.
     ///
     /// # Errors
     /// If it cannot be built.
-    fn load(&mut self, state: Vec<u8>) -> Result<(), VmError>;
+    fn load(&mut self, state: Vec<u8>, running: bool) -> Result<(), VmError>;
 
-    /// The VM is this end's: its vCPUs run if `running`. This cannot fail.
-    fn run(&mut self, running: bool);
+    /// The VM is this end's. This cannot fail.
+    fn run(&mut self);
 }

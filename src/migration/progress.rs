@@ -81,6 +81,11 @@ impl Progress {
         }
     }
 
+    /// Whether it is over, one way or the other.
+    pub fn is_over(&self) -> bool {
+        self.lock().report.phase.is_some_and(Source::is_over)
+    }
+
     pub(super) fn phase(&self, phase: Source) {
         let mut inner = self.lock();
         inner.report.phase = Some(phase);

@@ -190,6 +190,7 @@ pub(super) struct FakeTarget {
     pub(super) fails: Fails,
     pub(super) ram: Option<GuestRam>,
     pub(super) ran: Option<bool>,
+    loaded: bool,
 }
 
 impl FakeTarget {
@@ -199,6 +200,7 @@ impl FakeTarget {
             fails: Fails::Never,
             ram: None,
             ran: None,
+            loaded: false,
         }
     }
 }
@@ -221,7 +223,8 @@ impl Target for FakeTarget {
         Ok(ram)
     }
 
-    fn load(&mut self, state: Vec<u8>) -> Result<(), VmError> {
+    fn load(&mut self, state: Vec<u8>, running: bool) -> Result<(), VmError> {
+        self.loaded = running;
         if self.fails == Fails::Load {
             return Err(fail());
         }
@@ -229,8 +232,8 @@ impl Target for FakeTarget {
         Ok(())
     }
 
-    fn run(&mut self, running: bool) {
-        self.ran = Some(running);
+    fn run(&mut self) {
+        self.ran = Some(self.loaded);
         let alive = !self.world.destination_dead.load(Ordering::SeqCst);
         self.world.at_destination.store(alive, Ordering::SeqCst);
         self.world.check();

@@ -34,6 +34,8 @@ struct State<T> {
     work: VecDeque<Work<T>>,
     /// The thread has left its loop for good.
     ended: bool,
+    /// It waits though it is wanted to run: its share of time is used up.
+    throttled: bool,
 }
 
 /// Shared by one vCPU thread, which holds a `T`, and the main thread.
@@ -51,6 +53,7 @@ impl<T> std::fmt::Debug for Control<T> {
             .field("wanted", &state.wanted)
             .field("parked", &state.parked)
             .field("ended", &state.ended)
+            .field("throttled", &state.throttled)
             .finish_non_exhaustive()
     }
 }
@@ -71,6 +74,7 @@ impl<T> Control<T> {
                 kicker: None,
                 work: VecDeque::new(),
                 ended: false,
+                throttled: false,
             }),
             changed: Condvar::new(),
             attention: AtomicBool::new(true),
@@ -90,6 +94,19 @@ impl<T> Control<T> {
     /// Main thread: ask it to leave its loop for good.
     pub fn leave(&self) {
         self.want(Wanted::Leave);
+    }
+
+    /// Makes it wait though it is wanted to run, or lets it run again. Whether it is paused is another matter.
+    pub fn throttle(&self, on: bool) {
+        let mut state = self.lock();
+        state.throttled = on;
+        if on {
+            self.attention.store(true, Ordering::Release);
+            if let Some(kicker) = &state.kicker {
+                kicker.kick();
+            }
+        }
+        self.changed.notify_all();
     }
 
     /// Main thread: waits until the vCPU runs no guest code.
@@ -194,7 +211,7 @@ impl<T> Control<T> {
                 drop(state);
                 work(held);
                 state = self.lock();
-            } else if state.wanted == Wanted::Run {
+            } else if state.wanted == Wanted::Run && !state.throttled {
                 state.parked = false;
                 self.attention.store(false, Ordering::Release);
                 // A kick that came while parked has done its work.
@@ -291,6 +308,22 @@ mod tests {
         assert!(control.attention());
         control.resume();
         assert!(control.wait_until_wanted(&mut ()));
+    }
+
+    #[test]
+    fn a_throttled_thread_waits_and_can_still_be_paused() {
+        let (control, thread) = adder();
+        control.throttle(true);
+        control.resume();
+        assert_eq!(control.have_done(|held| *held), Ok(7));
+        control.pause();
+        control.wait_parked();
+        control.throttle(false);
+        control.resume();
+        assert_eq!(control.have_done(|held| *held), Ok(7));
+        control.throttle(true);
+        control.leave();
+        thread.join().unwrap();
     }
 
     /// A thread that holds 7 and adds what it is told to.

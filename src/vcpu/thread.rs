@@ -181,7 +181,7 @@ pub struct VcpuThread {
 
 impl VcpuThread {
     /// Its steering.
-    pub fn control(&self) -> &Control<VcpuFd> {
+    pub fn control(&self) -> &Arc<Control<VcpuFd>> {
         &self.control
     }
 }

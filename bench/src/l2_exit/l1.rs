@@ -155,7 +155,7 @@ impl Ran {
             Outcome::Killed if self.reset => "L1 crashed and reset itself".to_owned(),
             Outcome::Killed => "a signal ended L1".to_owned(),
             Outcome::PowerOff => "L1 powered off without saying that it was done".to_owned(),
-            Outcome::Crashed | Outcome::DebugExit(_) => "L1 crashed".to_owned(),
+            Outcome::Crashed | Outcome::DebugExit(_) | Outcome::Moved => "L1 crashed".to_owned(),
         }
     }
 }

@@ -146,7 +146,7 @@ fn broken(outcome: &Outcome, in_time: bool, reset: bool, limit: Duration) -> Opt
         )),
         Outcome::Killed if reset => Some("L1 crashed and reset itself".to_owned()),
         Outcome::Killed => Some("interrupted".to_owned()),
-        Outcome::PowerOff | Outcome::Crashed => Some("L1 ended the VM".to_owned()),
+        Outcome::PowerOff | Outcome::Crashed | Outcome::Moved => Some("L1 ended the VM".to_owned()),
     }
 }
 

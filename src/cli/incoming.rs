@@ -1,0 +1,135 @@
+//! `hypernest run --incoming`: the machine comes from another process, and goes on here.
+
+use std::io::Cursor;
+
+use super::migrate::SecurityArgs;
+use super::run::to_its_end;
+use super::{CliError, Exit, chain};
+use crate::api::{RunDir, RunDirs, Server};
+use crate::config::{HostLimits, LocalFlags, adapt};
+use crate::kvm::host::HostCaps;
+use crate::machine::{Identity, Local, Machine, layout, outlook};
+use crate::memory::GuestRam;
+use crate::migration::wire::{MAX_PROMISE, MAX_STATE};
+use crate::migration::{
+    Address, Cancel, Listener, MigrationError, STALL, Target, VmError, destination, live, receive,
+};
+use crate::state::Sections;
+
+/// Waits at `address` for a VM, and has it go on until it ends.
+pub(super) fn run(
+    address: &str,
+    security: &SecurityArgs,
+    flags: LocalFlags,
+    paused: bool,
+) -> Result<Exit, CliError> {
+    let wrong = |why| CliError::Argument {
+        flag: "--incoming",
+        why,
+    };
+    let address: Address = address
+        .parse()
+        .map_err(|e: crate::migration::transport::BadAddress| wrong(e.to_string()))?;
+    let security = live::security(
+        security.tls_cert.as_ref(),
+        security.tls_key.as_ref(),
+        security.tls_ca.as_ref(),
+        security.plaintext,
+    );
+    let security = security.map_err(wrong)?;
+    let failed = |e: MigrationError| CliError::Incoming(Box::new(e));
+    let cancel = Cancel::new().map_err(|source| {
+        failed(MigrationError::Resources {
+            doing: "wait for a VM",
+            source,
+        })
+    })?;
+    let listener = Listener::new(address, &security, STALL, &cancel);
+    let mut listener = listener.map_err(|e| failed(e.into()))?;
+    let mut incoming = Incoming {
+        flags,
+        paused,
+        prepared: None,
+        machine: None,
+    };
+    let options = destination::Options::default();
+    receive(&mut incoming, &mut listener, &options, &cancel).map_err(failed)?;
+    drop(listener);
+    // Both are there once it has been received.
+    let (Some(prepared), Some(machine)) = (incoming.prepared, incoming.machine) else {
+        return Ok(Exit::FAILED);
+    };
+    let board = machine.board();
+    let _server = Server::start(prepared.dir, machine.life(), move || board.status())?;
+    to_its_end(machine)
+}
+
+struct Incoming {
+    flags: LocalFlags,
+    paused: bool,
+    prepared: Option<Prepared>,
+    machine: Option<Machine>,
+}
+
+struct Prepared {
+    local: Local,
+    dir: RunDir,
+    ram: GuestRam,
+}
+
+impl Incoming {
+    fn check(&self, promise: &[u8]) -> Result<Prepared, Vec<String>> {
+        let one = |e: &dyn std::error::Error| vec![chain(e)];
+        let mut sections =
+            Sections::decode(Cursor::new(promise), MAX_PROMISE as u64).map_err(|e| one(&e))?;
+        let identity = Identity::take(&mut sections).map_err(|e| one(&e))?;
+        sections.finish().map_err(|e| one(&e))?;
+        let adapted = adapt(&identity.config, &self.flags, HostLimits::read());
+        let adapted = adapted.map_err(|e| one(&e))?;
+        for warning in &adapted.checked.warnings {
+            tracing::warn!("{warning}");
+        }
+        let local = Local {
+            config: adapted.checked.config,
+            host_khz: adapted.host_khz,
+            paused: self.paused,
+        };
+        let (mut host, kvm) = HostCaps::for_a_vm().map_err(|e| one(&e))?;
+        host.ask_tsc_khz(&kvm).map_err(|e| one(&e))?;
+        outlook(&identity, &local, &host)
+            .map_err(|lacks| lacks.iter().map(ToString::to_string).collect::<Vec<_>>())?;
+        let dir = RunDirs::of_user()
+            .claim(&local.config.name)
+            .map_err(|e| one(&e))?;
+        let memory = &local.config.memory;
+        let ram = GuestRam::new(memory, &layout::ram_ranges(memory.size)).map_err(|e| one(&e))?;
+        Ok(Prepared { local, dir, ram })
+    }
+}
+
+impl Target for Incoming {
+    fn prepare(&mut self, promise: &[u8]) -> Result<GuestRam, Vec<String>> {
+        let prepared = self.check(promise)?;
+        let ram = prepared.ram.clone();
+        self.prepared = Some(prepared);
+        Ok(ram)
+    }
+
+    fn load(&mut self, state: Vec<u8>, running: bool) -> Result<(), VmError> {
+        let prepared = self.prepared.as_ref().ok_or("nothing was prepared")?;
+        let mut sections = Sections::decode(Cursor::new(state), MAX_STATE as u64)?;
+        let identity = Identity::take(&mut sections)?;
+        let mut local = prepared.local.clone();
+        local.paused |= !running;
+        let ram = prepared.ram.clone();
+        let machine = Machine::restore(&identity, sections, ram, local, &[])?;
+        self.machine = Some(machine);
+        Ok(())
+    }
+
+    fn run(&mut self) {
+        if let Some(machine) = &self.machine {
+            machine.start();
+        }
+    }
+}

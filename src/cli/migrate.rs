@@ -1,0 +1,161 @@
+//! `hypernest migrate`: moves a running VM to another process.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::Duration;
+
+use super::status::describe_migration;
+use super::{CliError, Exit, to_stderr};
+use crate::api::{Command, Job, Migrate, RunDirs, call};
+use crate::config::parse_size;
+
+/// How often progress is shown.
+const STEP: Duration = Duration::from_millis(500);
+
+/// Move a running VM to another process, which `hypernest run --incoming ADDRESS` started, here or on another host
+///
+/// It returns when the VM runs there; its process here ends then. If it cannot be moved, it goes on here.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The VM's name
+    name: String,
+
+    /// Where to: unix:PATH, tcp:HOST:PORT, exec:COMMAND, or fd:N of the VM's process
+    #[arg(value_name = "ADDRESS", required_unless_present = "cancel")]
+    to: Option<String>,
+
+    /// Let the migration under way be: the VM goes on here
+    #[arg(long, conflicts_with = "to")]
+    cancel: bool,
+
+    /// How long the guest may be stopped, in milliseconds
+    #[arg(long, value_name = "MS", default_value_t = 300)]
+    downtime_ms: u64,
+
+    /// Bytes per second at most, until the guest is stopped; K, M and G are powers of 1024 [default: as fast as it goes]
+    #[arg(long, value_name = "SIZE")]
+    bandwidth: Option<String>,
+
+    /// How many connections: 1 to 64
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    connections: u16,
+
+    /// Compress pages
+    #[arg(long)]
+    zstd: bool,
+
+    #[command(flatten)]
+    security: SecurityArgs,
+
+    /// Show how it stands on stderr
+    #[arg(long)]
+    progress: bool,
+
+    /// Show how it stands as JSON, a line each time
+    #[arg(long, conflicts_with = "progress")]
+    json: bool,
+}
+
+/// What protects a TCP connection.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct SecurityArgs {
+    /// This end's certificate (PEM), for tcp:
+    #[arg(long, value_name = "FILE")]
+    pub tls_cert: Option<PathBuf>,
+
+    /// The certificate's private key (PEM)
+    #[arg(long, value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
+
+    /// The CA that the other end's certificate must come from (PEM)
+    #[arg(long, value_name = "FILE")]
+    pub tls_ca: Option<PathBuf>,
+
+    /// No TLS, for tcp: within this host
+    #[arg(long)]
+    pub plaintext: bool,
+}
+
+/// Has the VM moved, and waits for it.
+///
+/// # Errors
+/// If there is no such VM, or it cannot be moved.
+pub fn run(args: &Args) -> Result<Exit, CliError> {
+    let dirs = RunDirs::of_user();
+    let Some(to) = args.to.clone().filter(|_| !args.cancel) else {
+        call(&dirs, &args.name, &Command::Job(Job::CancelMigration))?;
+        return Ok(Exit::DONE);
+    };
+    let bandwidth = args.bandwidth.as_deref().map(parse_size).transpose();
+    let bandwidth = bandwidth.map_err(|why| CliError::Argument {
+        flag: "--bandwidth",
+        why,
+    })?;
+    let security = &args.security;
+    let absolute = |path: &Option<PathBuf>| path.as_deref().map(absolute).transpose();
+    let job = Command::Job(Job::Migrate(Box::new(Migrate {
+        to: here(to)?,
+        downtime_ms: args.downtime_ms,
+        bandwidth,
+        connections: args.connections,
+        zstd: args.zstd,
+        tls_cert: absolute(&security.tls_cert)?,
+        tls_key: absolute(&security.tls_key)?,
+        tls_ca: absolute(&security.tls_ca)?,
+        plaintext: security.plaintext,
+    })));
+    if !args.progress && !args.json {
+        call(&dirs, &args.name, &job)?;
+        return Ok(Exit::DONE);
+    }
+    std::thread::scope(|scope| {
+        let (done, over) = channel::<()>();
+        let shown = scope.spawn(|| {
+            let over = over;
+            while over.recv_timeout(STEP) == Err(RecvTimeoutError::Timeout) {
+                show(&dirs, args);
+            }
+        });
+        let moved = call(&dirs, &args.name, &job);
+        drop(done);
+        // A panic there has said so itself.
+        let _panicked = shown.join();
+        moved?;
+        Ok(Exit::DONE)
+    })
+}
+
+/// Whatever is in the way of showing it is no reason to stop.
+fn show(dirs: &RunDirs, args: &Args) {
+    let Ok(Some(status)) = call(dirs, &args.name, &Command::Status) else {
+        return;
+    };
+    let Some(migration) = status.migration else {
+        return;
+    };
+    if !args.json {
+        to_stderr(&describe_migration(&migration));
+    } else if let Ok(json) = serde_json::to_string(&migration) {
+        // Whoever reads it may have had enough.
+        let _gone = writeln!(std::io::stdout(), "{json}");
+    }
+}
+
+/// The VM's working directory is another one.
+fn absolute(path: &Path) -> Result<PathBuf, CliError> {
+    std::path::absolute(path).map_err(|source| CliError::Path {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// A path in an address is meant from here.
+fn here(to: String) -> Result<String, CliError> {
+    match to.strip_prefix("unix:") {
+        Some(path) if !path.is_empty() => {
+            Ok(format!("unix:{}", absolute(Path::new(path))?.display()))
+        }
+        _ => Ok(to),
+    }
+}

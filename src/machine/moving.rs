@@ -1,0 +1,143 @@
+//! What a machine does while it is moved to another process.
+
+use tracing::{error, warn};
+
+use super::cycle::PowerCycle;
+use super::throttle::Throttle;
+use super::transfer::TransferError;
+use super::{Machine, Outcome, Running};
+use crate::api::State;
+use crate::kvm::{KvmError, memory};
+use crate::memory::dirty::PageSet;
+use crate::state::Sections;
+
+/// A machine's part in being moved.
+#[derive(Debug, Default)]
+pub(super) struct Moving {
+    /// Written pages are logged.
+    logs: bool,
+    /// It may belong to somebody else already: it must not run, whoever asks.
+    pub(super) held: bool,
+    percent: u8,
+    throttle: Option<Throttle>,
+}
+
+impl Machine {
+    /// A new power cycle goes on where the last one was: all RAM has changed.
+    pub(super) fn log_new_cycle(&mut self, cycle: &PowerCycle) -> Result<(), KvmError> {
+        self.throttle(cycle, self.moving.percent);
+        if !self.moving.logs {
+            return Ok(());
+        }
+        let ram = &self.platform.ram;
+        memory::log_writes(cycle.vm(), ram, true)?;
+        for piece in ram.pieces() {
+            ram.written().mark(piece.gpa, piece.len);
+        }
+        Ok(())
+    }
+
+    /// The old cycle's vCPUs are about to end.
+    pub(super) fn unthrottle(&mut self) {
+        self.moving.throttle = None;
+    }
+
+    fn throttle(&mut self, cycle: &PowerCycle, percent: u8) {
+        self.moving.throttle = None;
+        self.moving.percent = percent;
+        if percent == 0 {
+            return;
+        }
+        match Throttle::start(cycle.controls(), percent) {
+            Ok(throttle) => self.moving.throttle = Some(throttle),
+            Err(e) => warn!("the vCPUs cannot be slowed down: {e}"),
+        }
+    }
+}
+
+impl Running<'_> {
+    /// What the VM is, what its guest was shown, and its clocks, while it runs: what another host needs to know to say whether
+    /// it could go on there.
+    ///
+    /// # Errors
+    /// If KVM does not give it.
+    pub fn identity(&mut self) -> Result<Sections, TransferError> {
+        let (machine, cycle) = self.parts();
+        machine.identity(cycle)
+    }
+
+    /// From now on written pages are logged.
+    ///
+    /// # Errors
+    /// If KVM refuses.
+    pub fn start_log(&mut self) -> Result<(), KvmError> {
+        let ram = self.ram();
+        ram.written().switch(true);
+        memory::log_writes(self.cycle().vm(), &ram, true)?;
+        self.machine().moving.logs = true;
+        Ok(())
+    }
+
+    /// Adds the pages that were written since the last call to `set`.
+    ///
+    /// # Errors
+    /// If KVM refuses.
+    pub fn take_log(&mut self, set: &mut PageSet) -> Result<(), KvmError> {
+        let ram = self.ram();
+        memory::take_log(self.cycle().vm(), &ram, set)?;
+        ram.written().collect(set);
+        Ok(())
+    }
+
+    /// Written pages are no longer logged, and the vCPUs have all of their time.
+    pub fn stop_log(&mut self) {
+        self.throttle(0);
+        let ram = self.ram();
+        if std::mem::take(&mut self.machine().moving.logs)
+            && let Err(e) = memory::log_writes(self.cycle().vm(), &ram, false)
+        {
+            error!("KVM goes on to log which pages the guest writes: {e}");
+        }
+        ram.written().switch(false);
+    }
+
+    /// Takes this share of their time from the vCPUs, in percent.
+    pub fn throttle(&mut self, percent: u8) {
+        let (machine, cycle) = self.parts();
+        machine.throttle(cycle, percent);
+    }
+
+    /// Stops the vCPUs and holds them: nobody can make them run, or reset the VM, until [`Running::release`].
+    pub fn hold(&mut self) {
+        self.pause();
+        self.machine().moving.held = true;
+    }
+
+    /// Whoever wants to may make the vCPUs run again.
+    pub fn release(&mut self) {
+        self.machine().moving.held = false;
+    }
+
+    /// The VM runs elsewhere: it ends here.
+    pub fn has_moved(&mut self) {
+        self.end(Outcome::Moved);
+    }
+}
+
+impl Machine {
+    /// Has a restored machine run, unless it is to be paused. [`Machine::run`] does everything else.
+    pub fn start(&self) {
+        if let Some(cycle) = &self.restored
+            && self.board.state() == State::Running
+        {
+            cycle.resume();
+        }
+    }
+
+    pub(super) fn is_held(&self) -> bool {
+        if self.moving.held {
+            warn!("the VM is being handed over to another process, and may run there");
+        }
+        self.moving.held
+    }
+}

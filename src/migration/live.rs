@@ -1,0 +1,199 @@
+//! A running machine as the source of a migration.
+
+use std::time::Duration;
+
+use super::source::{self, End};
+use super::transport::{Address, Cancel, Dialer, Security, TlsFiles};
+use super::{MAX_CONNECTIONS, MigrationError, Origin, Progress, STALL, Stopped, VmError};
+use crate::api::Migrate;
+use crate::life::LifeHandle;
+use crate::machine::{Running, TransferError};
+use crate::memory::GuestRam;
+use crate::memory::dirty::PageSet;
+use crate::state::Sections;
+
+/// The least bandwidth: below it nothing would ever end.
+const MIN_BANDWIDTH: u64 = 64 << 10;
+
+/// Moves the VM that `life` leads to. Called on a thread of its own; it returns when the VM runs there, or why it does not.
+///
+/// # Errors
+/// What the user is to be told.
+pub fn migrate(life: &LifeHandle, how: &Migrate) -> Result<(), String> {
+    let address: Address = how
+        .to
+        .parse()
+        .map_err(|e: super::transport::BadAddress| e.to_string())?;
+    if !(1..=MAX_CONNECTIONS).contains(&how.connections) {
+        return Err(format!("1 to {MAX_CONNECTIONS} connections can be made"));
+    }
+    if how.connections > 1 && !address.takes_many() {
+        return Err(format!("{address} is a single connection"));
+    }
+    if how.bandwidth.is_some_and(|rate| rate < MIN_BANDWIDTH) {
+        return Err(format!(
+            "the bandwidth is {MIN_BANDWIDTH} bytes per second at least"
+        ));
+    }
+    let security = security(
+        how.tls_cert.as_ref(),
+        how.tls_key.as_ref(),
+        how.tls_ca.as_ref(),
+        how.plaintext,
+    )?;
+    let dialer =
+        Dialer::new(address, &security, STALL).map_err(|e| MigrationError::from(e).chain())?;
+    let cancel = Cancel::new().map_err(|e| e.to_string())?;
+    let progress = Progress::new(how.to.clone());
+    let (ours, our_cancel) = (progress.clone(), cancel.clone());
+    let ram = life
+        .have_done(move |vm: &mut Running<'_>| {
+            let begun = vm.machine().board().begin_migration(&ours, &our_cancel);
+            begun.then(|| vm.ram())
+        })
+        .map_err(|e| e.to_string())?
+        .ok_or("it is already being moved")?;
+    let options = source::Options {
+        downtime: Duration::from_millis(how.downtime_ms),
+        bandwidth: how.bandwidth,
+        connections: how.connections,
+        zstd: how.zstd,
+        ..source::Options::default()
+    };
+    let mut origin = Live {
+        life: life.clone(),
+        ram,
+        ran: false,
+    };
+    match source::migrate(&mut origin, &dialer, &options, &progress, &cancel) {
+        End::Gone => life
+            .have_done(|vm| vm.has_moved())
+            .map_err(|e| e.to_string()),
+        End::Kept(e) => Err(format!("{}; the VM stays here", e.chain())),
+        End::Undecided(e) => Err(format!(
+            "{}, after the VM had been given away: it may run at {} and is kept stopped here. If it runs there, `stop` it here; if it does not, `resume` it here",
+            e.chain(),
+            how.to
+        )),
+    }
+}
+
+/// Ends the migration of the VM that `life` leads to.
+///
+/// # Errors
+/// If there is none.
+pub fn cancel(life: &LifeHandle) -> Result<(), String> {
+    let cancelled = life.have_done(|vm: &mut Running<'_>| vm.machine().board().cancel_migration());
+    match cancelled {
+        Ok(true) => Ok(()),
+        Ok(false) => Err("it is not being moved".to_owned()),
+        Err(e) => Err(e.to_string()),
+    }
+}
+
+/// What protects a TCP connection, as it was asked for.
+///
+/// # Errors
+/// If that does not fit together.
+pub fn security<P: Clone + Into<std::path::PathBuf>>(
+    cert: Option<&P>,
+    key: Option<&P>,
+    ca: Option<&P>,
+    plaintext: bool,
+) -> Result<Security, String> {
+    let path = |path: &P| path.clone().into();
+    match (cert, key, ca, plaintext) {
+        (Some(cert), Some(key), Some(ca), false) => Ok(Security::Tls(TlsFiles {
+            cert: path(cert),
+            key: path(key),
+            ca: path(ca),
+        })),
+        (None, None, None, true) => Ok(Security::Plaintext),
+        (None, None, None, false) => Ok(Security::Unsaid),
+        (.., true) => Err("--plaintext excludes certificates".to_owned()),
+        _ => Err("--tls-cert, --tls-key and --tls-ca belong together".to_owned()),
+    }
+}
+
+struct Live {
+    life: LifeHandle,
+    ram: GuestRam,
+    /// The vCPUs ran when it was stopped.
+    ran: bool,
+}
+
+impl Live {
+    fn have_done<R: Send + 'static>(
+        &self,
+        job: impl FnOnce(&mut Running<'_>) -> R + Send + 'static,
+    ) -> Result<R, VmError> {
+        Ok(self.life.have_done(job)?)
+    }
+}
+
+fn encode(sections: &Sections) -> Result<Vec<u8>, TransferError> {
+    let mut bytes = Vec::new();
+    sections.encode(&mut bytes)?;
+    Ok(bytes)
+}
+
+impl Origin for Live {
+    fn promise(&mut self) -> Result<Vec<u8>, VmError> {
+        let sections = self.have_done(|vm| vm.identity())??;
+        Ok(encode(&sections)?)
+    }
+
+    fn ram(&self) -> GuestRam {
+        self.ram.clone()
+    }
+
+    fn start_log(&mut self) -> Result<(), VmError> {
+        Ok(self.have_done(|vm| vm.start_log())??)
+    }
+
+    fn collect(&mut self, dirty: &mut PageSet) -> Result<(), VmError> {
+        let mut set = std::mem::take(dirty);
+        let (set, taken) = self.have_done(move |vm| {
+            let taken = vm.take_log(&mut set);
+            (set, taken)
+        })?;
+        *dirty = set;
+        Ok(taken?)
+    }
+
+    fn throttle(&mut self, percent: u8) {
+        // A VM that has ended shows at the next step.
+        let _ended = self.have_done(move |vm| vm.throttle(percent));
+    }
+
+    fn stop(&mut self) -> Result<Stopped, VmError> {
+        let (ran, sections) = self.have_done(|vm| {
+            let ran = vm.is_running();
+            vm.hold();
+            (ran, vm.sections())
+        })?;
+        self.ran = ran;
+        Ok(Stopped {
+            state: encode(&sections?)?,
+            running: ran,
+        })
+    }
+
+    fn go_on(&mut self) {
+        let ran = self.ran;
+        let _ended = self.have_done(move |vm| {
+            vm.stop_log();
+            vm.release();
+            if ran {
+                vm.resume();
+            }
+        });
+    }
+
+    fn keep_stopped(&mut self) {
+        let _ended = self.have_done(|vm| {
+            vm.stop_log();
+            vm.release();
+        });
+    }
+}
