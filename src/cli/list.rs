@@ -4,8 +4,9 @@ use std::fmt::Write;
 
 use super::status::show_time;
 use super::{CliError, Exit, print, to_json};
-use crate::api::{Found, RunDirs, Status, list};
+use crate::api::{Found, RunDirs, State, Status, list};
 use crate::config::show_size;
+use crate::migration::phase::Source;
 
 /// List your running VMs
 #[derive(Debug, clap::Args)]
@@ -42,6 +43,16 @@ pub fn run(args: &Args) -> Result<Exit, CliError> {
     })
 }
 
+/// A migration under way says more than that the VM runs.
+fn state(status: &Status) -> &'static str {
+    let phase = status.migration.as_ref().and_then(|m| m.phase);
+    match phase {
+        Some(phase) if !phase.is_over() => "migrating",
+        Some(Source::Undecided) if status.state == State::Paused => "undecided",
+        _ => status.state.name(),
+    }
+}
+
 fn table(found: &[Found]) -> String {
     if found.is_empty() {
         return "no VM is running\n".to_owned();
@@ -64,7 +75,7 @@ fn table(found: &[Found]) -> String {
                 "{:<width$}  {:>8}  {:<9}  {:>12}  {:>5}  {:>7}",
                 vm.name,
                 s.pid,
-                s.state.name(),
+                state(s),
                 show_time(s.uptime_ms),
                 s.vcpus,
                 show_size(s.memory)
@@ -78,7 +89,7 @@ fn table(found: &[Found]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::{ApiError, State};
+    use crate::api::ApiError;
 
     #[test]
     fn tables() {
