@@ -11,6 +11,7 @@ mod kvm_module;
 mod l1_agent;
 mod l2;
 mod l2_exit;
+mod migration;
 mod progress;
 mod qemu;
 mod report;
@@ -39,6 +40,7 @@ enum Command {
     L2Exit(Box<l2_exit::Args>),
     Tsc(Box<tsc::Args>),
     Vmm(vmm::Args),
+    Migration(migration::Args),
     /// Show a result again
     Report {
         /// The l2-exit.json or tsc.json of an earlier run
@@ -98,6 +100,12 @@ fn run(command: &Command) -> Result<u8, (u8, Box<dyn Error>)> {
         Command::Vmm(args) => {
             let failed = |error: Box<dyn Error>| (FAILED, error);
             let text = vmm::run(args).map_err(|e| failed(e.into()))?;
+            print(&text).map_err(|e| failed(e.into()))?;
+            Ok(0)
+        }
+        Command::Migration(args) => {
+            let failed = |error: Box<dyn Error>| (FAILED, error);
+            let text = migration::run(args).map_err(|e| failed(e.into()))?;
             print(&text).map_err(|e| failed(e.into()))?;
             Ok(0)
         }

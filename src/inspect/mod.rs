@@ -119,7 +119,18 @@ impl Report {
     /// # Errors
     /// The first thing that is wrong with it.
     pub fn read(snapshot: Snapshot, check_ram: bool) -> Result<Self, InspectError> {
-        let (mut sections, image) = snapshot.into_parts();
+        let (sections, image) = snapshot.into_parts();
+        Self::of(sections, |config| ram(config, &image, check_ram))
+    }
+
+    /// The same of a state whose RAM is elsewhere.
+    ///
+    /// # Errors
+    /// The first thing that is wrong with it.
+    pub fn of(
+        mut sections: Sections,
+        ram: impl FnOnce(&VmConfig) -> Result<Ram, InspectError>,
+    ) -> Result<Self, InspectError> {
         let parts = parts(&sections);
         let writer = sections.writer().to_owned();
         let Identity {
@@ -127,7 +138,7 @@ impl Report {
             promise,
             time,
         } = Identity::take(&mut sections)?;
-        let ram = ram(&config, &image, check_ram)?;
+        let ram = ram(&config)?;
         let hyperv = hyperv(&config, &promise, &mut sections)?;
         let cpu = Cpu::of(&promise);
         let mut vcpus = Vec::new();

@@ -10,7 +10,7 @@ use crate::qemu::{self, Qemu};
 
 /// A VMM in one of its shapes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Contender {
+pub(crate) enum Contender {
     Hypernest,
     /// `-M q35` with the leanest firmware.
     Q35,
@@ -20,17 +20,17 @@ pub(super) enum Contender {
 
 /// What runs in it.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Guest<'a> {
-    pub(super) kernel: &'a Path,
-    pub(super) initrd: Option<&'a Path>,
-    pub(super) cmdline: &'a str,
-    pub(super) memory_mib: u32,
+pub(crate) struct Guest<'a> {
+    pub(crate) kernel: &'a Path,
+    pub(crate) initrd: Option<&'a Path>,
+    pub(crate) cmdline: &'a str,
+    pub(crate) memory_mib: u32,
 }
 
 impl Contender {
-    pub(super) const ALL: [Self; 3] = [Self::Hypernest, Self::Q35, Self::Microvm];
+    pub(crate) const ALL: [Self; 3] = [Self::Hypernest, Self::Q35, Self::Microvm];
 
-    pub(super) fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Hypernest => "hypernest",
             Self::Q35 => "QEMU q35+qboot",
@@ -39,7 +39,7 @@ impl Contender {
     }
 
     /// The exit code of a guest program that ends well.
-    pub(super) fn success(self) -> i32 {
+    pub(crate) fn success(self) -> i32 {
         match self {
             Self::Hypernest => 0,
             // isa-debug-exit makes 2 * code + 1 of the guest's code.
@@ -48,7 +48,7 @@ impl Contender {
     }
 
     /// The name of the mapping that is guest RAM.
-    pub(super) fn ram_mapping(self) -> &'static str {
+    pub(crate) fn ram_mapping(self) -> &'static str {
         match self {
             Self::Hypernest => "/memfd:hypernest-ram",
             Self::Q35 | Self::Microvm => "/memfd:memory-backend-memfd",
@@ -56,7 +56,7 @@ impl Contender {
     }
 
     /// Runs `guest`, with its debug console on standard output.
-    pub(super) fn command(self, guest: &Guest<'_>, terms: &Terms) -> Command {
+    pub(crate) fn command(self, guest: &Guest<'_>, terms: &Terms) -> Command {
         let memory = format!("{}M", guest.memory_mib);
         if self == Self::Hypernest {
             let mut command = Command::new("hypernest");
@@ -95,7 +95,7 @@ impl Contender {
 
 /// What is the same for each, as each wants to be told.
 #[derive(Debug, Clone)]
-pub(super) struct Terms {
+pub(crate) struct Terms {
     /// The enlightenments, for hypernest's `--hv`.
     hv: String,
     /// The same for QEMU's `-cpu`.
@@ -106,7 +106,7 @@ pub(super) struct Terms {
 
 impl Terms {
     /// The enlightenments of `list` on this host.
-    pub(super) fn new(list: &str, host: &HostHv, qemu: Option<Qemu>) -> Result<Self, VmmError> {
+    pub(crate) fn new(list: &str, host: &HostHv, qemu: Option<Qemu>) -> Result<Self, VmmError> {
         let cpu = qemu::cpu(list, host, false).map_err(|why| VmmError::Enlightenments {
             list: list.to_owned(),
             why,

@@ -2,12 +2,12 @@
 //!
 //! Both run the same guests with the same enlightenments, taking turns, so that what else the host does meets both alike.
 
-mod contender;
+pub(crate) mod contender;
 mod exits;
 mod floor;
 mod init;
 mod running;
-mod samples;
+pub(crate) mod samples;
 mod smaps;
 
 use std::collections::BTreeMap;

@@ -7,19 +7,19 @@ use hypernest_nested::probe::{Item, Items};
 use super::VmmError;
 
 /// The median: of an even number, the lower of the middle two. `None` of nothing.
-pub(super) fn median(values: &[f64]) -> Option<f64> {
+pub(crate) fn median(values: &[f64]) -> Option<f64> {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     sorted.get(sorted.len().checked_sub(1)? / 2).copied()
 }
 
 /// The least. `None` of nothing.
-pub(super) fn least(values: &[f64]) -> Option<f64> {
+pub(crate) fn least(values: &[f64]) -> Option<f64> {
     values.iter().copied().min_by(f64::total_cmp)
 }
 
 /// `median (least - greatest)`.
-pub(super) fn spread(values: &[f64], decimals: usize) -> String {
+pub(crate) fn spread(values: &[f64], decimals: usize) -> String {
     let greatest = values.iter().copied().max_by(f64::total_cmp);
     match (least(values), median(values), greatest) {
         (Some(least), Some(median), Some(greatest)) => {
@@ -30,7 +30,7 @@ pub(super) fn spread(values: &[f64], decimals: usize) -> String {
 }
 
 /// `ours / theirs`.
-pub(super) fn ratio(ours: Option<f64>, theirs: Option<f64>) -> String {
+pub(crate) fn ratio(ours: Option<f64>, theirs: Option<f64>) -> String {
     match (ours, theirs) {
         (Some(ours), Some(theirs)) if theirs > 0.0 => format!("{:.2}x", ours / theirs),
         _ => "-".to_owned(),
@@ -38,7 +38,7 @@ pub(super) fn ratio(ours: Option<f64>, theirs: Option<f64>) -> String {
 }
 
 /// The median of every block of samples in the output of the guest program `exits`, in ticks.
-pub(super) fn medians(who: &'static str, stream: &[u8]) -> Result<BTreeMap<String, f64>, VmmError> {
+pub(crate) fn medians(who: &'static str, stream: &[u8]) -> Result<BTreeMap<String, f64>, VmmError> {
     let mut medians = BTreeMap::new();
     for item in Items::new(stream) {
         let item = item.map_err(|source| VmmError::Malformed { who, source })?;
@@ -57,7 +57,7 @@ pub(super) fn medians(who: &'static str, stream: &[u8]) -> Result<BTreeMap<Strin
 }
 
 /// A Markdown table.
-pub(super) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
+pub(crate) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     let line = |cells: &[String]| format!("| {} |\n", cells.join(" | "));
     let head: Vec<String> = head.iter().map(|&cell| cell.to_owned()).collect();
     let rule = vec!["---".to_owned(); head.len()];

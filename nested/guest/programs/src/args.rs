@@ -15,6 +15,7 @@ pub(crate) const PROGRAMS: [&str; 13] = [
     "power",
     "keep",
     "tsc",
+    "beat",
 ];
 
 /// A command line. Words before the program's name (loaders put the image's file name there) are left out.

@@ -26,6 +26,7 @@
 
 mod apic;
 mod args;
+mod beat;
 mod boot;
 mod checks;
 mod console;
@@ -93,6 +94,7 @@ fn run(start: &boot::Start) -> ! {
         Some("power") => life::power(&args),
         Some("keep") => keep::run(&args, start.trampoline),
         Some("tsc") => tsc::run(&args, start.trampoline),
+        Some("beat") => beat::run(&args),
         _ => {
             say!(
                 "no program in the command line {:?}; there are {:?}",

@@ -1,0 +1,276 @@
+//! Moving a VM, beside QEMU: live from process to process, and by way of the disk.
+//!
+//! Both move the same guest with the same memory, taking turns. The guest ([`beat`](hypernest_guest)) gives a sign of life at
+//! every beat; how long it was gone is the time between the last sign that came from the source and the first that came
+//! from the destination, by this process's clock: the guests' own clocks stand still under QEMU while they are moved.
+
+mod live;
+mod qmp;
+mod relay;
+mod restore;
+mod side;
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::ValueEnum;
+use hypernest::hyperv::HostHv;
+use hypernest::kvm::host::{HostCaps, HostError};
+use hypernest_guest::GUEST;
+use thiserror::Error;
+
+use crate::qemu::{Qemu, QemuError};
+use crate::vmm::VmmError;
+use crate::vmm::contender::{Contender, Guest, Terms};
+use crate::vmm::samples::{median, ratio, spread, table};
+
+/// A measurement that did not come about.
+#[derive(Debug, Error)]
+pub(crate) enum MigrationError {
+    /// The host.
+    #[error(transparent)]
+    Host(#[from] HostError),
+    /// QEMU is not there.
+    #[error("{0}; --qemu PATH names it, --only-hypernest does without")]
+    Qemu(#[from] QemuError),
+    /// Enlightenments that this host cannot give.
+    #[error(transparent)]
+    Terms(#[from] VmmError),
+    /// Files or sockets of our own.
+    #[error("cannot {doing}")]
+    Own {
+        doing: &'static str,
+        #[source]
+        source: io::Error,
+    },
+    /// A VMM that does not start.
+    #[error("cannot start {who} (hypernest must be on the PATH)")]
+    Start {
+        who: &'static str,
+        #[source]
+        source: io::Error,
+    },
+    /// A VMM that did not do its part.
+    #[error("{who} {how}; it said: {said}")]
+    Failed {
+        who: &'static str,
+        how: String,
+        said: String,
+    },
+    /// QEMU's monitor.
+    #[error("QEMU's monitor: {what}")]
+    Qmp {
+        what: String,
+        #[source]
+        source: Option<Box<dyn Error + Send + Sync>>,
+    },
+}
+
+/// Measure live migration, and restoring from a file, beside QEMU
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// What to measure [default: all]
+    #[arg(value_name = "WHAT")]
+    parts: Vec<Part>,
+    /// How often each VMM takes its turn
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    rounds: u32,
+    /// The guest's memory, in MiB
+    #[arg(long, value_name = "MIB", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(32..=1 << 20))]
+    memory: u32,
+    /// How much of it is not zero, in MiB [default: three quarters]
+    #[arg(long, value_name = "MIB")]
+    fill: Option<u32>,
+    /// How many pages the guest writes to at each beat while it is moved live
+    #[arg(long, value_name = "PAGES", default_value_t = 4)]
+    dirty: u32,
+    /// The time between two beats, in ticks of the TSC
+    #[arg(long, value_name = "TICKS", default_value_t = 1_000_000)]
+    beat: u64,
+    /// The limit of a live migration's bandwidth, in MiB per second
+    #[arg(long, value_name = "MIB", default_value_t = 256)]
+    bandwidth: u32,
+    /// How long a live migration may stop the guest, in milliseconds
+    #[arg(long, value_name = "MS", default_value_t = 300)]
+    downtime: u32,
+    /// The enlightenments of every VM
+    #[arg(
+        long,
+        value_name = "LIST",
+        default_value = "windows",
+        allow_hyphen_values = true
+    )]
+    hv: String,
+    /// QEMU: its program, or a directory with its bin/, lib/ and share/ [default: qemu-system-x86_64 on the PATH]
+    #[arg(long, value_name = "PATH")]
+    qemu: Option<PathBuf>,
+    /// Leave QEMU out
+    #[arg(long)]
+    only_hypernest: bool,
+    /// Where saved VMs are written [default: the directory for temporary files]
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+    /// The longest that one VM may take, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    limit: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// From exec to the first sign of a VM that is restored from a file
+    Restore,
+    /// From one process to another, while the guest runs
+    Live,
+}
+
+/// Measures, and returns what came out as text.
+pub(crate) fn run(args: &Args) -> Result<String, MigrationError> {
+    let bench = Bench::new(args)?;
+    let mut text = String::new();
+    for (part, measure) in [
+        (Part::Restore, restore::measure as fn(&Bench) -> _),
+        (Part::Live, live::measure),
+    ] {
+        if args.parts.is_empty() || args.parts.contains(&part) {
+            if !text.is_empty() {
+                text.push('\n');
+            }
+            text.push_str(&measure(&bench)?);
+        }
+    }
+    Ok(text)
+}
+
+/// What is needed by every measurement.
+struct Bench {
+    contenders: Vec<Contender>,
+    terms: Terms,
+    rounds: u32,
+    limit: Duration,
+    memory_mib: u32,
+    fill_mib: u32,
+    dirty: u32,
+    beat: u64,
+    bandwidth_mib: u32,
+    downtime_ms: u32,
+    /// Holds everything that is written.
+    files: tempfile::TempDir,
+    guest: PathBuf,
+}
+
+impl Bench {
+    fn new(args: &Args) -> Result<Self, MigrationError> {
+        let own = |doing| move |source| MigrationError::Own { doing, source };
+        let files = match &args.dir {
+            Some(dir) => tempfile::tempdir_in(dir),
+            None => tempfile::tempdir(),
+        };
+        let files = files.map_err(own("make a directory for saved VMs"))?;
+        let guest = files.path().join("guest");
+        std::fs::write(&guest, GUEST).map_err(own("write the guest to be moved"))?;
+        let host = HostCaps::probe()?;
+        let qemu = (!args.only_hypernest).then(|| Qemu::find(args.qemu.as_deref()));
+        let qemu = qemu.transpose()?;
+        // Where KVM has none there is nothing to choose.
+        let list = if host.kvm.caps.hyperv {
+            &args.hv
+        } else {
+            "none"
+        };
+        Ok(Self {
+            terms: Terms::new(list, &HostHv::from(&host), qemu)?,
+            contenders: if args.only_hypernest {
+                vec![Contender::Hypernest]
+            } else {
+                vec![Contender::Hypernest, Contender::Q35]
+            },
+            rounds: args.rounds,
+            limit: Duration::from_secs(args.limit),
+            memory_mib: args.memory,
+            fill_mib: args.fill.unwrap_or(args.memory / 4 * 3),
+            dirty: args.dirty,
+            beat: args.beat,
+            bandwidth_mib: args.bandwidth,
+            downtime_ms: args.downtime,
+            files,
+            guest,
+        })
+    }
+
+    /// The guest, which writes to `dirty` pages at every beat.
+    fn command_line(&self, dirty: u32) -> String {
+        let (fill, beat) = (self.fill_mib, self.beat);
+        format!("beat fill={fill} dirty={dirty} every={beat}")
+    }
+
+    fn guest<'a>(&'a self, cmdline: &'a str) -> Guest<'a> {
+        Guest {
+            kernel: &self.guest,
+            initrd: None,
+            cmdline,
+            memory_mib: self.memory_mib,
+        }
+    }
+}
+
+/// Values of each contender, by what they are of.
+type Results = BTreeMap<Contender, Vec<f64>>;
+
+/// A table with a row for each of `rows`: what it is, its values, and how many decimals are worth showing.
+fn compare(rows: &[(&str, &Results, usize)]) -> String {
+    let mut head = vec!["median (least - greatest)"];
+    let all = rows.first().map(|(_, results, _)| results.keys().copied());
+    let all: Vec<Contender> = all.into_iter().flatten().collect();
+    head.extend(all.iter().map(|c| c.name()));
+    if all.len() > 1 {
+        head.push("ratio");
+    }
+    let rows: Vec<Vec<String>> = rows
+        .iter()
+        .map(|(what, results, decimals)| {
+            let mut row = vec![(*what).to_owned()];
+            row.extend(results.values().map(|values| spread(values, *decimals)));
+            if all.len() > 1 {
+                row.push(ratio(of_pairs(results), Some(1.0)));
+            }
+            row
+        })
+        .collect();
+    table(&head, &rows)
+}
+
+/// The median of the rounds' ratios, ours to theirs: what changes from round to round meets both of a round alike.
+fn of_pairs(results: &Results) -> Option<f64> {
+    let ours = results.get(&Contender::Hypernest)?;
+    let theirs = results.get(&Contender::Q35)?;
+    let ratios: Vec<f64> = ours
+        .iter()
+        .zip(theirs)
+        .filter(|(_, theirs)| **theirs > 0.0)
+        .map(|(ours, theirs)| ours / theirs)
+        .collect();
+    median(&ratios)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ratio_is_the_median_of_the_rounds_ratios() {
+        let results: Results = [
+            (Contender::Hypernest, vec![1.0, 30.0, 4.0]),
+            (Contender::Q35, vec![2.0, 300.0, 2.0]),
+        ]
+        .into();
+        assert_eq!(of_pairs(&results), Some(0.5));
+        let text = compare(&[("time, ms", &results, 1)]);
+        assert!(text.contains("| time, ms | 4.0 (1.0 - 30.0) |"), "{text}");
+        assert!(text.contains("| 0.50x |"), "{text}");
+        let alone: Results = [(Contender::Hypernest, vec![1.0])].into();
+        assert!(!compare(&[("x", &alone, 0)]).contains("ratio"));
+    }
+}

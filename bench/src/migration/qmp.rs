@@ -1,0 +1,106 @@
+//! QEMU's monitor protocol, as much of it as moving a VM takes: JSON objects, one a line.
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::MigrationError;
+
+const STEP: Duration = Duration::from_millis(5);
+
+/// A connection to a monitor.
+pub(super) struct Qmp {
+    stream: BufReader<UnixStream>,
+    until: Instant,
+}
+
+fn failed(what: &str, source: impl std::error::Error + Send + Sync + 'static) -> MigrationError {
+    MigrationError::Qmp {
+        what: what.to_owned(),
+        source: Some(Box::new(source)),
+    }
+}
+
+impl Qmp {
+    /// Connects to the socket at `path` once QEMU has made it; everything has to be done within `limit`.
+    pub(super) fn connect(path: &Path, limit: Duration) -> Result<Self, MigrationError> {
+        let until = Instant::now() + limit;
+        let stream = loop {
+            match UnixStream::connect(path) {
+                Ok(stream) => break stream,
+                Err(error) if Instant::now() > until => {
+                    return Err(failed("it cannot be reached", error));
+                }
+                Err(_) => thread::sleep(STEP),
+            }
+        };
+        let timeout = stream.set_read_timeout(Some(limit));
+        timeout.map_err(|e| failed("it cannot be reached", e))?;
+        let mut qmp = Self {
+            stream: BufReader::new(stream),
+            until,
+        };
+        qmp.read()?;
+        qmp.call("qmp_capabilities", &json!({}))?;
+        Ok(qmp)
+    }
+
+    /// Has a command carried out: what it returns.
+    pub(super) fn call(
+        &mut self,
+        command: &str,
+        arguments: &Value,
+    ) -> Result<Value, MigrationError> {
+        let line = json!({"execute": command, "arguments": arguments});
+        let sent = writeln!(self.stream.get_mut(), "{line}");
+        sent.map_err(|e| failed("it does not take commands", e))?;
+        loop {
+            let mut answer = self.read()?;
+            if let Some(error) = answer.get("error") {
+                return Err(MigrationError::Qmp {
+                    what: format!("{command}: {error}"),
+                    source: None,
+                });
+            }
+            // Everything else is an event.
+            if let Some(value) = answer.get_mut("return") {
+                return Ok(value.take());
+            }
+        }
+    }
+
+    /// Begins a migration to `uri` and waits until it is done.
+    pub(super) fn migrate(&mut self, uri: &str) -> Result<(), MigrationError> {
+        self.call("migrate", &json!({"uri": uri}))?;
+        loop {
+            let state = self.call("query-migrate", &json!({}))?;
+            match state["status"].as_str() {
+                Some("completed") => return Ok(()),
+                Some("failed" | "cancelled") => {
+                    return Err(MigrationError::Qmp {
+                        what: format!("the migration came to nothing: {state}"),
+                        source: None,
+                    });
+                }
+                _ if Instant::now() > self.until => {
+                    return Err(MigrationError::Qmp {
+                        what: format!("the migration does not end: {state}"),
+                        source: None,
+                    });
+                }
+                _ => thread::sleep(STEP),
+            }
+        }
+    }
+
+    fn read(&mut self) -> Result<Value, MigrationError> {
+        let mut line = String::new();
+        let read = self.stream.read_line(&mut line);
+        read.map_err(|e| failed("it does not answer", e))?;
+        serde_json::from_str(&line).map_err(|e| failed("it says what is no JSON", e))
+    }
+}
