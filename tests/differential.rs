@@ -55,7 +55,7 @@ fn needs_qemu() -> Result<(), String> {
         .ok_or_else(|| format!("{QEMU} on the PATH"))
 }
 
-fn needs_hyperv_and_qemu() -> Result<(), String> {
+pub(crate) fn needs_hyperv_and_qemu() -> Result<(), String> {
     needs_qemu()?;
     let host = HostCaps::probe().map_err(|e| e.to_string())?;
     if host.kvm.caps.hyperv {

@@ -10,12 +10,14 @@ mod doctor;
 mod enlightenments;
 mod errors;
 mod evmcs;
+mod golden;
 mod host;
 mod l2_exit;
 mod l2probe;
 mod lifecycle;
 mod linux;
 mod micro;
+mod moves;
 mod needs;
 mod report_page;
 mod state;
@@ -43,6 +45,8 @@ fn main() -> ExitCode {
         state::TESTS,
         differential::TESTS,
         beside_qemu::TESTS,
+        golden::TESTS,
+        moves::TESTS,
         doctor::TESTS,
         host::TESTS,
         l2_exit::TESTS,

@@ -254,3 +254,6 @@ fn not_zero(msrs: impl IntoIterator<Item = (Msr, u64)>) -> Vec<Register> {
 fn in_json(config: &VmConfig) -> Result<serde_json::Map<String, serde_json::Value>, InspectError> {
     toml::from_str(&config.to_toml()).map_err(|source| InspectError::Config(Box::new(source)))
 }
+
+#[cfg(test)]
+mod tests;

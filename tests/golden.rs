@@ -1,0 +1,40 @@
+//! VMs that an earlier version saved go on.
+
+use hypernest_lab::host::Host;
+use hypernest_lab::suite::{Test, TestResult};
+
+use crate::needs;
+use crate::vm::{Site, Vm};
+
+#[path = "golden/unpack.rs"]
+mod unpack;
+
+use unpack::{Golden, SPLIT, SVM_L2};
+
+pub(crate) const TESTS: &[Test] = &[
+    Test::new("golden::an_l2_under_svm_of_version_1_goes_on", || {
+        goes_on(&SVM_L2, &["l1: running hlt", "l1: done"])
+    })
+    .only_on(&[Host::Amd])
+    .needs(needs::nested_svm)
+    .limit_seconds(180),
+    Test::new(
+        "golden::two_vcpus_with_a_split_irqchip_of_version_1_go_on",
+        || goes_on(&SPLIT, &[]),
+    )
+    .only_on(&[Host::Amd])
+    .needs(needs::hyperv)
+    .limit_seconds(120),
+];
+
+/// Its guest comes to a good end. For it, no time has gone by since it was saved, however long ago that was.
+fn goes_on(golden: &Golden, lines: &[&str]) -> TestResult {
+    let site = Site::new()?;
+    golden.unpack(&site.path("saved"))?;
+    let mut command = site.hypernest();
+    command.args(["restore", "saved", "--clock", "pause"]);
+    let ended = Vm::start(command)?.patient().end()?;
+    ended.expect_code(0)?;
+    ended.expect_lines(lines)?;
+    Ok(())
+}
