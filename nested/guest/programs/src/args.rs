@@ -1,7 +1,7 @@
 //! The command line: words, `name=value`, and `name="value with blanks"`.
 
 /// The programs, in the order in which they are listed.
-pub(crate) const PROGRAMS: [&str; 13] = [
+pub(crate) const PROGRAMS: [&str; 14] = [
     "hello",
     "hvdump",
     "hvtest",
