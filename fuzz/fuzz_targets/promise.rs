@@ -8,7 +8,8 @@ use hypernest::kvm::host::{HostCaps, KvmCaps, KvmFacts, System};
 use hypernest::machine::promise::Promise;
 use libfuzzer_sys::fuzz_target;
 
-const CONFIG: &str = "name = \"fuzz\"\nmemory = \"64M\"\nkernel = \"/nowhere\"\nnested = true\nhv = \"none\"\n";
+const CONFIG: &str =
+    "name = \"fuzz\"\nmemory = \"64M\"\nkernel = \"/nowhere\"\nnested = true\nhv = \"none\"\n";
 
 fn parts() -> &'static (VmConfig, HostCaps) {
     static PARTS: OnceLock<(VmConfig, HostCaps)> = OnceLock::new();
