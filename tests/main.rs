@@ -25,6 +25,7 @@ mod stats;
 mod stock_linux;
 mod svm;
 mod terminal;
+mod time;
 mod tsc_bench;
 mod vm;
 mod xen;
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
         errors::TESTS,
         stats::TESTS,
         state::TESTS,
+        time::TESTS,
         differential::TESTS,
         beside_qemu::TESTS,
         golden::TESTS,

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use super::protocol::{Crash, State, Status};
+use super::protocol::{Crash, State, Status, TscStatus};
 use crate::migration::{Cancel, Progress};
 
 /// A VM's status, kept current by its machine and read by others. Clones are of the same board.
@@ -69,6 +69,11 @@ impl StatusBoard {
     /// Whether the vCPUs run.
     pub fn state(&self) -> State {
         self.lock().state
+    }
+
+    /// The guest's TSC has changed.
+    pub fn set_tsc(&self, tsc: TscStatus) {
+        self.lock().tsc = tsc;
     }
 
     /// The guest reported a crash. The report is kept until the next one, resets or not.

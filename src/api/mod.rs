@@ -17,7 +17,7 @@ use thiserror::Error;
 
 pub use board::StatusBoard;
 pub use client::{Found, call, list};
-pub use protocol::{Command, Crash, Job, Migrate, Save, State, Status};
+pub use protocol::{Command, Crash, Job, Migrate, Save, State, Status, TscStatus};
 pub use rundir::{RunDir, RunDirs};
 pub use server::Server;
 

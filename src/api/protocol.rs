@@ -199,6 +199,9 @@ pub struct Status {
     pub memory: u64,
     /// The enlightenments in force.
     pub hv: Vec<String>,
+    /// The guest's TSC.
+    #[serde(default)]
+    pub tsc: TscStatus,
     /// The guest's last crash report.
     pub crash: Option<Crash>,
     /// Device -> the pseudo-terminal that it is connected to.
@@ -206,6 +209,19 @@ pub struct Status {
     /// The last migration away from here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub migration: Option<Report>,
+}
+
+/// A guest's TSC.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TscStatus {
+    /// The frequency that the guest has; `None` where KVM knows none.
+    pub khz: Option<u32>,
+    /// The host's.
+    pub host_khz: Option<u32>,
+    /// The guest has its old frequency until it says that it has adapted to this host.
+    pub emulating: bool,
+    /// How often the guest has adapted here.
+    pub changes: u32,
 }
 
 /// Whether a VM runs.

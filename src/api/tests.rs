@@ -30,6 +30,7 @@ fn status(name: &str) -> Status {
         memory: 1 << 30,
         hv: vec!["hv-time".to_owned()],
         crash: None,
+        tsc: crate::api::TscStatus::default(),
         ptys: [("serial".to_owned(), "/dev/pts/9".to_owned())].into(),
         migration: None,
     }

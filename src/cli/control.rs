@@ -85,6 +85,7 @@ mod tests {
             memory: 0,
             hv: Vec::new(),
             crash: None,
+            tsc: crate::api::TscStatus::default(),
             ptys: std::collections::BTreeMap::new(),
             migration: None,
         }

@@ -105,6 +105,7 @@ mod tests {
             memory: 8 << 30,
             hv: Vec::new(),
             crash: None,
+            tsc: crate::api::TscStatus::default(),
             ptys: std::collections::BTreeMap::new(),
             migration: None,
         };

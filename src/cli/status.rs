@@ -54,6 +54,19 @@ fn describe(status: &Status) -> String {
         names => names.join(" "),
     };
     line("Hyper-V", &hv);
+    if let Some(khz) = status.tsc.khz {
+        let mut tsc = format!("{khz} kHz");
+        match status.tsc.host_khz {
+            Some(host) if status.tsc.emulating => {
+                tsc.push_str(&format!(
+                    " until the guest has adapted to this host's {host} kHz"
+                ));
+            }
+            Some(host) if host != khz => tsc.push_str(&format!(" (this host: {host} kHz)")),
+            _ => {}
+        }
+        line("TSC", &tsc);
+    }
     if status.resets > 0 {
         line("resets", &status.resets.to_string());
     }
@@ -174,6 +187,7 @@ mod tests {
                 params: Some([0x7e, 1, 2, 3, 4]),
                 message: Some("dead\u{1b}[2J\nend".to_owned()),
             }),
+            tsc: crate::api::TscStatus::default(),
             ptys: [("serial".to_owned(), "/dev/pts/3".to_owned())].into(),
             migration: None,
         };

@@ -55,7 +55,9 @@ impl PowerCycle {
     ) -> Result<(Self, Vec<Reader>), MachineError> {
         let vm = vm::create(kvm, config.irqchip, &platform.ram, &plan.user_msrs())?;
         let mut host_khz = tsc::vm_khz(&vm).ok();
-        if let Some(khz) = plan.tsc_khz {
+        if let Some(khz) = plan.tsc_khz
+            && host_khz.is_some()
+        {
             // Before the first vCPU: all then are created with this frequency and with equal offsets.
             tsc::set_vm_khz(&vm, khz)?;
         }
@@ -72,6 +74,12 @@ impl PowerCycle {
                 // host's TSC is unstable.
                 host_khz = host_khz.or_else(|| fd.get_tsc_khz().ok().map(TscKhz));
                 clock = Clock::new(host_khz.filter(|_| tsc_is_a_clock));
+            }
+            if let Some(khz) = plan.tsc_khz
+                && tsc::khz(&fd).is_ok_and(|has| has != khz)
+            {
+                // Before Linux 5.17, KVM takes no frequency for a whole VM.
+                tsc::set_khz(&fd, khz)?;
             }
             if let Some(counters) = exit_counters {
                 counters.push(&fd)?;

@@ -41,7 +41,7 @@ pub use save::{AfterSave, save};
 pub use transfer::{Identity, TransferError};
 pub use wiring::ExtraPorts;
 
-use crate::api::{Crash, State, Status, StatusBoard};
+use crate::api::{Crash, State, Status, StatusBoard, TscStatus};
 use crate::boot;
 use crate::bus::{self, SharedDevice};
 use crate::config::{Irqchip, OnCrash, VmConfig};
@@ -106,6 +106,8 @@ pub struct Machine {
     tsc_is_a_clock: bool,
     /// What this host's TSC can do; its frequency is known while a VM is powered on.
     tsc: HostTsc,
+    /// The guest keeps its TSC's frequency, even if it has asked for the host's on an earlier one.
+    keeps_frequency: bool,
     /// Steps of a change of the TSC's frequency that are not to be taken.
     left_out: Vec<Step>,
     /// The last change of the TSC's frequency.
@@ -204,6 +206,7 @@ impl Machine {
                 .iter()
                 .map(|id| id.name().to_owned())
                 .collect(),
+            tsc: TscStatus::default(),
             crash: None,
             ptys: wired
                 .ptys
@@ -216,6 +219,7 @@ impl Machine {
             kvm,
             tsc_is_a_clock: host.system.tsc_is_a_clock(),
             tsc: HostTsc::from(host),
+            keeps_frequency: false,
             left_out: Vec::new(),
             switched: None,
             plan,
@@ -333,6 +337,7 @@ impl Machine {
         self.log_new_cycle(&cycle)?;
         self.tsc.native = cycle.host_khz();
         self.switched = None;
+        self.show_time(false);
         self.lines.set(Some(Arc::clone(cycle.vm())));
         Ok(cycle)
     }

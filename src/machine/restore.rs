@@ -94,6 +94,7 @@ impl Machine {
         let khz = outlook.time.khz(&saved.time, &outlook.tsc);
         let mut machine = Self::assemble(local.config, outlook.plan, &host, kvm, ram, extra)?;
         machine.tsc = outlook.tsc;
+        machine.keeps_frequency = outlook.time == TimePlan::Scale;
         let cycle = machine.create_vm(None)?;
         machine
             .load_state(&cycle, &saved.time, khz, sections)
@@ -104,7 +105,9 @@ impl Machine {
             TimePlan::Same | TimePlan::Scale | TimePlan::Refuse(_) => {}
         }
         // A guest that resets is a new one, and knows of no frequency.
-        machine.plan.tsc_khz = machine.config.time.khz.or(outlook.tsc.instead);
+        let asked = machine.config.time.khz.or(outlook.tsc.instead);
+        machine.plan.tsc_khz = asked.filter(|khz| outlook.tsc.runs_at(*khz).is_ok());
+        machine.show_time(false);
         machine.restored = Some(cycle);
         if local.paused {
             machine.board.set_state(State::Paused);

@@ -4,6 +4,7 @@ use tracing::{error, info, warn};
 
 use super::Machine;
 use super::cycle::PowerCycle;
+use crate::api::TscStatus;
 use crate::bus;
 use crate::hyperv::reenlightenment::Target;
 use crate::kvm::KvmError;
@@ -31,6 +32,21 @@ impl Machine {
         self.switched.as_ref()
     }
 
+    /// Writes up what the guest's TSC is: after a change, or as the VM begins.
+    pub(super) fn show_time(&self, changed: bool) {
+        let begun = self.plan.tsc_khz.or(self.tsc.native);
+        let khz = self.switched.as_ref().map(|s| s.khz).or(begun);
+        let partition = bus::lock(&self.platform.partition);
+        self.board.set_tsc(TscStatus {
+            khz: khz.map(|khz| khz.0),
+            host_khz: self.tsc.native.map(|khz| khz.0),
+            emulating: partition
+                .reenlightenment()
+                .is_some_and(|r| r.is_emulating()),
+            changes: self.board.status().tsc.changes + u32::from(changed),
+        });
+    }
+
     /// Tells the guest that its host has another TSC frequency, if it wants to know. With `emulate`, it has its old one until it
     /// says that it needs it no longer. Everything else about the VM is as it is to be.
     pub(super) fn reenlighten(
@@ -48,6 +64,7 @@ impl Machine {
             }
             registers.target()
         };
+        self.show_time(false);
         let Some(Target { vector, vp }) = target else {
             return Ok(());
         };
@@ -79,6 +96,14 @@ impl Machine {
         if let Some(registers) = bus::lock(&self.platform.partition).reenlightenment_mut() {
             registers.end_emulation();
         }
+        let adapted = switched.is_ok();
+        let settled = self.settled(switched);
+        self.show_time(adapted);
+        settled
+    }
+
+    /// Says what came of a change of the frequency; whether the clocks can be trusted.
+    fn settled(&mut self, switched: Result<Option<Switched>, TimeError>) -> bool {
         match switched {
             Ok(None) => info!("the guest has adapted to its TSC frequency, which stays"),
             Ok(Some(switched)) => {
@@ -109,7 +134,7 @@ impl Machine {
 
     /// Changes the TSC's frequency to the one that a VM takes here.
     fn switch(&self, cycle: &PowerCycle) -> Result<Option<Switched>, TimeError> {
-        let Some(khz) = self.tsc.target() else {
+        let Some(khz) = self.tsc.target().filter(|_| !self.keeps_frequency) else {
             return Ok(None);
         };
         let partition = bus::lock(&self.platform.partition).clone();

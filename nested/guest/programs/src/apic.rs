@@ -25,6 +25,10 @@ const DIVIDE: u32 = 0x3E;
 /// [`DIVIDE`]: the timer counts each tick (SDM volume 3, figure 12-10).
 const DIVIDE_BY_1: u32 = 0b1011;
 
+/// [`LVT_TIMER`]: the timer counts the TSC (SDM volume 3, section 11.5.4.1).
+const BY_DEADLINE: u32 = 2 << 17;
+const TSC_DEADLINE: u32 = 0x6E0;
+
 // Fields of the interrupt command register (SDM volume 3, figure 12-12).
 const INIT: u32 = 5 << 8;
 const START_UP: u32 = 6 << 8;
@@ -127,6 +131,14 @@ pub(crate) fn interrupt_self(vector: u8) {
 pub(crate) fn aim_timer(vector: u8) {
     write(DIVIDE, DIVIDE_BY_1);
     write(LVT_TIMER, vector.into());
+}
+
+/// Has this processor's timer send `vector` when its TSC has reached `deadline`.
+pub(crate) fn set_deadline(vector: u8, deadline: u64) {
+    write(LVT_TIMER, BY_DEADLINE | u32::from(vector));
+    // SAFETY: starts a timer.
+    // A refused value shows as a missing interrupt.
+    let _ = unsafe { wrmsr(TSC_DEADLINE, deadline) };
 }
 
 /// Starts this processor's timer.

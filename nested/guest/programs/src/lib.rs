@@ -16,6 +16,7 @@
 //! | `reset` | resets the machine in the way asked for |
 //! | `power` | waits for the power button and powers off |
 //! | `keep` | keeps all sorts of state, and looks whether it is still there |
+//! | `reenlighten` | takes part in a change of the TSC's frequency |
 //! | `tsc` | samples its clocks on every processor, for good |
 //!
 //! A program reports on the debug console ([`hypernest_nested::probe`]) and ends by the debug-exit port.
@@ -40,6 +41,7 @@ mod keep;
 mod l1;
 mod life;
 mod pages;
+mod reenlighten;
 mod smp;
 mod text;
 mod trap;
@@ -93,6 +95,7 @@ fn run(start: &boot::Start) -> ! {
         Some("reset") => life::reset(&args),
         Some("power") => life::power(&args),
         Some("keep") => keep::run(&args, start.trampoline),
+        Some("reenlighten") => reenlighten::run(&args, start.trampoline),
         Some("tsc") => tsc::run(&args, start.trampoline),
         Some("beat") => beat::run(&args),
         _ => {
