@@ -1,5 +1,7 @@
 use std::path::Path;
+use std::sync::OnceLock;
 
+use proptest::prelude::*;
 use serde_json::Value;
 
 use super::*;
@@ -177,6 +179,56 @@ fn every_section_is_needed_and_none_may_be_longer() {
     }
     let text = refusal(|sections| sections.push("device/toaster", 1, Vec::new()));
     assert!(text.contains("device/toaster"), "{text}");
+}
+
+/// The sections of both golden files.
+fn golden_sections() -> &'static [Sections; 2] {
+    static SECTIONS: OnceLock<[Sections; 2]> = OnceLock::new();
+    SECTIONS.get_or_init(|| {
+        [&SVM_L2, &SPLIT].map(|golden| {
+            let parent = tempfile::tempdir().unwrap();
+            let dir = parent.path().join("saved");
+            golden.unpack(&dir).unwrap();
+            Snapshot::open(&dir).unwrap().into_parts().0
+        })
+    })
+}
+
+proptest! {
+    #[test]
+    fn any_body_of_any_section_is_read_or_refused(
+        which in 0..2_usize,
+        chosen: proptest::sample::Index,
+        changes in proptest::collection::vec((any::<proptest::sample::Index>(), any::<u8>()), 0..16),
+        cut: Option<proptest::sample::Index>,
+        bytes: Option<Vec<u8>>,
+    ) {
+        let whole = &golden_sections()[which];
+        let chosen = chosen.index(whole.iter().count());
+        let mut sections = Sections::new();
+        for (index, section) in whole.iter().enumerate() {
+            let mut body = section.body.clone();
+            if index == chosen && !body.is_empty() {
+                for (at, value) in &changes {
+                    let at = at.index(body.len());
+                    body[at] = *value;
+                }
+                if let Some(cut) = cut {
+                    body.truncate(cut.index(body.len()));
+                }
+                body = bytes.clone().unwrap_or(body);
+            }
+            sections.push(section.name.clone(), section.version, body);
+        }
+        let ram = Ram { size: 0, data: 0, pieces: Vec::new(), checked: false };
+        match Report::of(sections, |_| Ok(ram)) {
+            Ok(report) => {
+                let shown = render(&report);
+                prop_assert!(shown.chars().all(|c| c == '\n' || !c.is_control()));
+            }
+            Err(error) => prop_assert!(!error.to_string().is_empty()),
+        }
+    }
 }
 
 #[test]
