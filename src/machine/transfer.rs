@@ -221,6 +221,11 @@ impl Machine {
         if let Some(state) = vm_state {
             state.restore(cycle.vm())?;
         }
+        for vp in cycle.vps() {
+            // By way of its kvmclock a guest is told that it was stopped, so that its watchdogs do not bark at the gap. One that
+            // has no kvmclock cannot be told, and KVM says so.
+            let _has_kvmclock = cycle.on_vcpu(vp, |fd| fd.kvmclock_ctrl())?;
+        }
         self.load_devices(missed, &mut sections)?;
         Ok(sections.finish()?)
     }
