@@ -258,7 +258,7 @@ fn move_guest(args: &Args, vms: &mut Vms, site: &Site, khz: Option<u32>) -> Resu
             vms.start(&restore)
         }
         Way::Migrate => {
-            let socket = site.path("incoming");
+            let socket = site.path(&format!("{new}.incoming"));
             let address = format!("unix:{socket}");
             let mut incoming = words(&["run", "--incoming", &address, "--name", &new]);
             incoming.extend(arrival(args, site, &new, khz));
@@ -268,6 +268,9 @@ fn move_guest(args: &Args, vms: &mut Vms, site: &Site, khz: Option<u32>) -> Resu
         }
     }
 }
+
+/// From when a socket is there until it is listened at.
+const LISTEN: Duration = Duration::from_millis(20);
 
 /// Waits until somebody listens at `socket`.
 fn wait_for(socket: &std::path::Path, patience: Duration) -> Result<(), VmError> {
@@ -282,5 +285,6 @@ fn wait_for(socket: &std::path::Path, patience: Duration) -> Result<(), VmError>
         }
         thread::sleep(Duration::from_millis(5));
     }
+    thread::sleep(LISTEN);
     Ok(())
 }
