@@ -114,7 +114,15 @@ pub(super) fn analyse(record: &Record, doings: &Doings) -> Result<Meaning, Histo
             })
         })
         .collect::<Result<Vec<_>, HistogramError>>()?;
-    let mut failures = steps_back(&clocks);
+    let mut failures: Vec<String> = record
+        .anew
+        .iter()
+        .map(|run| match run {
+            0 => "the guest started anew, without a move".to_owned(),
+            run => format!("the guest started anew after move {run}: it did not survive it"),
+        })
+        .collect();
+    failures.extend(steps_back(&clocks));
     failures.extend(missing_acks(&moves, doings, tsc_khz));
     Ok(Meaning {
         tsc_khz,

@@ -56,6 +56,29 @@ impl Site {
     fn path(&self, name: &str) -> String {
         self.directory.path().join(name).display().to_string()
     }
+
+    /// The end of what the guest said on its serial port in each VM.
+    fn show_consoles(&self) {
+        const LINES: usize = 40;
+        let files = std::fs::read_dir(self.directory.path());
+        let mut paths: Vec<_> = files
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|f| f.path())
+            .collect();
+        paths.retain(|path| path.extension().is_some_and(|kind| kind == "console"));
+        paths.sort();
+        for path in paths {
+            let bytes = std::fs::read(&path).unwrap_or_default();
+            let text = String::from_utf8_lossy(&bytes);
+            let lines: Vec<_> = text.lines().collect();
+            let name = path.file_stem().unwrap_or_default().display().to_string();
+            for line in lines.iter().skip(lines.len().saturating_sub(LINES)) {
+                eprintln!("{name}: {}", crate::report::plain(line));
+            }
+        }
+    }
 }
 
 /// Runs the guest, with moves between as many of `frequencies` (in kHz) as there are.
@@ -128,10 +151,11 @@ pub(super) fn measure(
         }
         settle(args, &mut vms, tsc_khz)?;
     }
-    Ok(Measured {
-        record: vms.finish(),
-        doings,
-    })
+    let record = vms.finish();
+    if !record.anew.is_empty() {
+        site.show_consoles();
+    }
+    Ok(Measured { record, doings })
 }
 
 /// Ticks of the TSC since the first sample of `run`.

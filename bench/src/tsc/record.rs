@@ -58,7 +58,7 @@ const MOST_SAMPLES: usize = 200_000;
 const MOST_VCPUS: u32 = 1024;
 /// More are forgotten, the oldest first.
 const MOST_LINES: usize = 200;
-/// More are forgotten: a guest acknowledges once a move.
+/// More are forgotten: a guest acknowledges, and starts anew, once a move.
 const MOST_ACKS: usize = 10_000;
 
 /// Takes a stream apart, piece by piece.
@@ -79,6 +79,8 @@ pub(super) struct Recorder {
 #[derive(Debug, Default)]
 pub(super) struct Record {
     pub(super) hello: Option<Hello>,
+    /// Runs in which the guest greeted again: it has started anew.
+    pub(super) anew: Vec<usize>,
     /// In the order of the stream.
     pub(super) samples: Vec<Sample>,
     pub(super) acks: Vec<Acknowledged>,
@@ -125,7 +127,10 @@ impl Recorder {
                     (taken, None)
                 }
                 Next::Said(Said::Hello(hello), taken) => {
-                    self.record.hello.get_or_insert(hello);
+                    let again = self.record.hello.replace(hello).is_some();
+                    if again && self.record.anew.len() < MOST_ACKS {
+                        self.record.anew.push(run);
+                    }
                     (taken, None)
                 }
                 Next::Said(Said::Ack(ack), taken) => (taken, Some(Err(ack))),

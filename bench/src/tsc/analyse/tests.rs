@@ -416,6 +416,28 @@ fn an_unknown_frequency_is_a_drift() {
 }
 
 #[test]
+fn a_guest_that_starts_anew_is_found() {
+    let world = World { moves: 1, ..fine() };
+    let mut recorder = Recorder::default();
+    let doings = world.say(&mut |bytes, at, run| {
+        if run == 1 && recorder.so_far().anew.is_empty() {
+            let hello = Hello::default();
+            recorder.feed(
+                &frame(Hello::NAME, hello.encode(&mut [0; MAX_WORDS])),
+                at,
+                run,
+            );
+        }
+        recorder.feed(bytes, at, run);
+    });
+    let meaning = analyse(&recorder.finish(), &doings).unwrap();
+    assert_eq!(
+        meaning.failures,
+        ["the guest started anew after move 1: it did not survive it"]
+    );
+}
+
+#[test]
 fn an_empty_record_means_nothing() {
     let doings = Doings {
         began: 0,
