@@ -2,13 +2,13 @@
 
 use std::fs::File;
 use std::io::{self, Write as _};
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
-use hypernest_nested::probe::{CONSOLE_PORT, CONSOLE_PRESENT, WIDE_CONSOLE, Width, samples_header};
+use hypernest_nested::probe::{CONSOLE_PORT, CONSOLE_PRESENT, Width, samples_header};
 use nix::sys::termios::{self, SetArg};
 
-use crate::instructions::Port;
 use crate::{ProbeError, io_error};
 
 /// One at a time.
@@ -17,7 +17,9 @@ pub(crate) struct Output(Mutex<To>);
 
 #[derive(Debug)]
 enum To {
-    Console { port: Port, wide: bool },
+    /// The kernel's ports, and which of them is the console's. The kernel writes to it: user space that has the right to do so itself
+    /// loses it in QEMU's emulation when a VM is restored (a busy task's I/O bitmap does not count there).
+    Console(File),
     Serial(File),
     Nowhere,
 }
@@ -25,15 +27,20 @@ enum To {
 impl Output {
     /// The debug console.
     pub(crate) fn debugcon() -> Result<Self, ProbeError> {
-        let port =
-            Port::open(CONSOLE_PORT).map_err(io_error("no access to the debug console's port"))?;
-        let present = port.read32();
-        if present.to_le_bytes()[0] != CONSOLE_PRESENT {
+        let ports = File::options()
+            .read(true)
+            .write(true)
+            .open("/dev/port")
+            .map_err(io_error("no access to the debug console's port"))?;
+        let mut present = [0];
+        ports
+            .read_exact_at(&mut present, CONSOLE_PORT.into())
+            .map_err(io_error("cannot read the debug console's port"))?;
+        if present != [CONSOLE_PRESENT] {
             let missing = io::Error::from(io::ErrorKind::NotFound);
             return Err(io_error("this machine has no debug console")(missing));
         }
-        let wide = present == WIDE_CONSOLE;
-        Ok(Self(Mutex::new(To::Console { port, wide })))
+        Ok(Self(Mutex::new(To::Console(ports))))
     }
 
     /// A serial port, with the bytes as they are.
@@ -85,17 +92,11 @@ impl Output {
 impl To {
     fn bytes(&mut self, bytes: &[u8]) -> Result<(), ProbeError> {
         match self {
-            Self::Console { port, wide } => {
-                let quads = if *wide { bytes.len() / 4 * 4 } else { 0 };
-                let (quads, rest) = bytes.split_at(quads);
-                for quad in quads.chunks_exact(4) {
-                    port.write32(u32::from_le_bytes([quad[0], quad[1], quad[2], quad[3]]));
-                }
-                for byte in rest {
-                    port.write8(*byte);
-                }
-                Ok(())
-            }
+            // More bytes at once would go to the ports that follow.
+            Self::Console(ports) => bytes
+                .iter()
+                .try_for_each(|byte| ports.write_all_at(&[*byte], CONSOLE_PORT.into()))
+                .map_err(io_error("cannot report")),
             Self::Serial(file) => file.write_all(bytes).map_err(io_error("cannot report")),
             Self::Nowhere => Ok(()),
         }
