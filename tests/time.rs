@@ -274,8 +274,9 @@ fn timers() -> TestResult {
                 "deadline" => PUNCTUAL * i128::from(native()?.0) / 10_000,
                 _ => PUNCTUAL,
             };
+            // KVM starts on a deadline a little early (lapic_timer_advance), also without any change.
             assert!(
-                (0..=punctual).contains(&late),
+                late.abs() <= punctual,
                 "{timer} late by {late}\n{}",
                 moved.said
             );
