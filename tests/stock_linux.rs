@@ -2,7 +2,7 @@
 
 use std::error::Error;
 
-use hypernest_lab::host::{Host, Kernel};
+use hypernest_lab::host::Host;
 use hypernest_lab::suite::{Stage, Test, TestResult};
 
 use crate::linux::{Report, initramfs, linux};

@@ -1,6 +1,6 @@
 //! Xen as the guest: multiboot 1 with two modules, up to its first domain's init.
 
-use hypernest_lab::host::{Host, Kernel};
+use hypernest_lab::host::Host;
 use hypernest_lab::suite::{Stage, Test, TestResult};
 
 use crate::linux::{self, Report};
