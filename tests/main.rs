@@ -18,6 +18,7 @@ mod lifecycle;
 mod linux;
 mod micro;
 mod moves;
+mod migration;
 mod needs;
 mod report_page;
 mod state;
@@ -45,6 +46,7 @@ fn main() -> ExitCode {
         stats::TESTS,
         state::TESTS,
         time::TESTS,
+        migration::TESTS,
         differential::TESTS,
         beside_qemu::TESTS,
         golden::TESTS,

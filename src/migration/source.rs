@@ -20,8 +20,8 @@ use super::{DOWNTIME, MigrationError, Origin, STALL};
 use crate::memory::GuestRam;
 use crate::memory::dirty::PageSet;
 
-/// Long for a process to end that has lost its connection.
-const END_OF_PEER: Duration = Duration::from_secs(5);
+/// Longer than a destination that has lost its connection waits before it gives up and ends.
+const END_OF_PEER: Duration = Duration::from_secs(15);
 
 /// What a user can choose.
 #[derive(Clone, Debug)]
