@@ -87,9 +87,25 @@ pub(super) fn measure(
     host: &KvmFacts,
     frequencies: &[u32],
 ) -> Result<Measured, TscError> {
+    let site = Site::new(args, host.vendor())?;
+    let measured = measure_at(&site, args, host, frequencies);
+    let well = measured
+        .as_ref()
+        .is_ok_and(|measured| measured.record.anew.is_empty());
+    if !well {
+        site.show_consoles();
+    }
+    measured
+}
+
+fn measure_at(
+    site: &Site,
+    args: &Args,
+    host: &KvmFacts,
+    frequencies: &[u32],
+) -> Result<Measured, TscError> {
     let khz = frequencies.first().copied().or(host.tsc_khz);
     let khz = f64::from(khz.ok_or(TscError::NoFrequency)?);
-    let site = Site::new(args, host.vendor())?;
     let watch = Stopwatch::start();
     let mut vms = Vms::new(&args.hypernest, site.directory.path(), watch);
     let created = Created {
@@ -97,7 +113,7 @@ pub(super) fn measure(
         scaled: frequencies.first().copied(),
         hv: enlightenments(args, host),
     };
-    vms.start(&run_words(args, &site, &vms.next_name(), &created))?;
+    vms.start(&run_words(args, site, &vms.next_name(), &created))?;
     let vcpus = usize::try_from(args.vcpus).unwrap_or(usize::MAX);
     let patience = args.stuck_after();
     vms.until("report of each vCPU", patience, |record| {
@@ -123,7 +139,7 @@ pub(super) fn measure(
             list => Some(list[number as usize % list.len()]),
         };
         let started = watch.now();
-        move_guest(args, &mut vms, &site, target)?;
+        move_guest(args, &mut vms, site, target)?;
         vms.until_left(patience)?;
         let run = vms.current();
         vms.until("report after a move", patience, |record| {
@@ -151,11 +167,10 @@ pub(super) fn measure(
         }
         settle(args, &mut vms, tsc_khz)?;
     }
-    let record = vms.finish();
-    if !record.anew.is_empty() {
-        site.show_consoles();
-    }
-    Ok(Measured { record, doings })
+    Ok(Measured {
+        record: vms.finish(),
+        doings,
+    })
 }
 
 /// Ticks of the TSC since the first sample of `run`.
@@ -247,13 +262,14 @@ fn words(words: &[&str]) -> Vec<String> {
 
 /// What is of the host and not of the guest.
 fn local(args: &Args, site: &Site, name: &str) -> Vec<String> {
-    let serial = match args.guest {
-        GuestKind::Micro => "none".to_owned(),
+    let console = format!("file:{}", site.path(&format!("{name}.console")));
+    match args.guest {
+        GuestKind::Micro => words(&["--serial", "none", "--debugcon", "stdio"]),
+        // A program may not write to ports, or loses the right to when QEMU's CPU emulation comes between.
         GuestKind::Linux | GuestKind::LinuxL2 => {
-            format!("file:{}", site.path(&format!("{name}.console")))
+            words(&["--serial", &console, "--serial2", "stdio"])
         }
-    };
-    words(&["--serial", &serial, "--debugcon", "stdio"])
+    }
 }
 
 /// What is of the place that the guest comes to.

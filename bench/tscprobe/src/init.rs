@@ -68,8 +68,8 @@ mod tests {
 
     #[test]
     fn only_what_is_after_the_dashes_is_for_init() {
-        let words = after_dashes("quiet rdinit=/init -- --debugcon --beat-us 5\n");
-        assert_eq!(words, ["--debugcon", "--beat-us", "5"]);
+        let words = after_dashes("quiet rdinit=/init -- --serial --beat-us 5\n");
+        assert_eq!(words, ["--serial", "--beat-us", "5"]);
         assert!(after_dashes("quiet").is_empty());
     }
 }

@@ -20,28 +20,24 @@ use output::Output;
 
 /// Samples the clocks of a Linux on every CPU: the TSC, CLOCK_MONOTONIC and CLOCK_MONOTONIC_RAW, in tight loops.
 ///
-/// A report goes out for each CPU now and then, in binary; `hypernest-bench tsc` reads it. Without --debugcon and --serial it
-/// says at the end how often each clock stepped back.
+/// A report goes out for each CPU now and then, in binary; `hypernest-bench tsc` reads it. Without --serial it says at the end how often each clock stepped back.
 #[derive(Debug, Parser)]
 #[command(name = "tscprobe", version)]
 struct Arguments {
-    /// Report on the debug console's port (needs root): reports come out when they are made
-    #[arg(long)]
-    debugcon: bool,
     /// Report on a serial port
-    #[arg(long, value_name = "DEVICE", num_args = 0..=1, default_missing_value = "/dev/ttyS1", conflicts_with = "debugcon")]
+    #[arg(long, value_name = "DEVICE", num_args = 0..=1, default_missing_value = "/dev/ttyS1")]
     serial: Option<PathBuf>,
     /// How often each CPU reports, in us
     #[arg(long, value_name = "US", default_value_t = 5000, value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
     beat_us: u64,
-    /// End after so many seconds [default: never with --debugcon or --serial, else 10]
+    /// End after so many seconds [default: never with --serial, else 10]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     seconds: Option<u64>,
     /// As an init: load all modules in this directory first, in the order of their names
     #[arg(long, value_name = "DIR")]
     modules: Option<PathBuf>,
-    /// Sample nothing: run this command, and hand on to the debug console what it writes to its standard output
-    #[arg(long, value_name = "COMMAND", num_args = 1.., allow_hyphen_values = true, requires = "debugcon")]
+    /// Sample nothing: run this command, and hand on to the serial port what it writes to its standard output
+    #[arg(long, value_name = "COMMAND", num_args = 1.., allow_hyphen_values = true, requires = "serial")]
     relay: Vec<String>,
 }
 
@@ -97,10 +93,9 @@ fn run(arguments: &Arguments) -> Result<bool, ProbeError> {
     if let Some(directory) = &arguments.modules {
         init::load_modules(directory)?;
     }
-    let (output, limit) = match (arguments.debugcon, &arguments.serial) {
-        (true, _) => (Output::debugcon()?, None),
-        (false, Some(device)) => (Output::serial(device)?, None),
-        (false, None) => (Output::nowhere(), Some(10)),
+    let (output, limit) = match &arguments.serial {
+        Some(device) => (Output::serial(device)?, None),
+        None => (Output::nowhere(), Some(10)),
     };
     if let [program, words @ ..] = arguments.relay.as_slice() {
         return relay(program, words, &output);
@@ -168,10 +163,10 @@ mod tests {
         Arguments::command().debug_assert();
         let parsed = Arguments::try_parse_from(["tscprobe", "--serial"]).unwrap();
         assert_eq!(parsed.serial, Some("/dev/ttyS1".into()));
-        assert!(Arguments::try_parse_from(["tscprobe", "--serial", "x", "--debugcon"]).is_err());
         let relay = [
             "tscprobe",
-            "--debugcon",
+            "--serial",
+            "/dev/ttyS1",
             "--relay",
             "/hypernest",
             "run",
@@ -179,6 +174,6 @@ mod tests {
             "/x",
         ];
         let parsed = Arguments::try_parse_from(relay).unwrap();
-        assert_eq!(parsed.relay, relay[3..]);
+        assert_eq!(parsed.relay, relay[4..]);
     }
 }

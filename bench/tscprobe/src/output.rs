@@ -1,12 +1,11 @@
 //! Where reports go.
 
 use std::fs::File;
-use std::io::{self, Write as _};
-use std::os::unix::fs::FileExt as _;
+use std::io::Write as _;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
-use hypernest_nested::probe::{CONSOLE_PORT, CONSOLE_PRESENT, Width, samples_header};
+use hypernest_nested::probe::{Width, samples_header};
 use nix::sys::termios::{self, SetArg};
 
 use crate::{ProbeError, io_error};
@@ -17,32 +16,11 @@ pub(crate) struct Output(Mutex<To>);
 
 #[derive(Debug)]
 enum To {
-    /// The kernel's ports, and which of them is the console's. The kernel writes to it: user space that has the right to do so itself
-    /// loses it in QEMU's emulation when a VM is restored (a busy task's I/O bitmap does not count there).
-    Console(File),
     Serial(File),
     Nowhere,
 }
 
 impl Output {
-    /// The debug console.
-    pub(crate) fn debugcon() -> Result<Self, ProbeError> {
-        let ports = File::options()
-            .read(true)
-            .write(true)
-            .open("/dev/port")
-            .map_err(io_error("no access to the debug console's port"))?;
-        let mut present = [0];
-        ports
-            .read_exact_at(&mut present, CONSOLE_PORT.into())
-            .map_err(io_error("cannot read the debug console's port"))?;
-        if present != [CONSOLE_PRESENT] {
-            let missing = io::Error::from(io::ErrorKind::NotFound);
-            return Err(io_error("this machine has no debug console")(missing));
-        }
-        Ok(Self(Mutex::new(To::Console(ports))))
-    }
-
     /// A serial port, with the bytes as they are.
     pub(crate) fn serial(device: &Path) -> Result<Self, ProbeError> {
         let name = device.display().to_string();
@@ -92,11 +70,6 @@ impl Output {
 impl To {
     fn bytes(&mut self, bytes: &[u8]) -> Result<(), ProbeError> {
         match self {
-            // More bytes at once would go to the ports that follow.
-            Self::Console(ports) => bytes
-                .iter()
-                .try_for_each(|byte| ports.write_all_at(&[*byte], CONSOLE_PORT.into()))
-                .map_err(io_error("cannot report")),
             Self::Serial(file) => file.write_all(bytes).map_err(io_error("cannot report")),
             Self::Nowhere => Ok(()),
         }
