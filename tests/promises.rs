@@ -29,7 +29,7 @@ fn every_test_that_a_promise_names_exists() {
         // A unit-test module of the library.
         Some(("hyperv", module)) => root.join(format!("src/hyperv/{module}.rs")).exists(),
         Some(_) => text.contains(&format!("\"{name}\"")),
-        None => text.contains(&format!("fn {name}()")),
+        None => text.contains(&format!("fn {name}(")),
     };
     let page = fs::read_to_string(root.join("docs/promises.md")).unwrap();
     let named: Vec<_> = page

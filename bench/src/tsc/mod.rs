@@ -1,7 +1,7 @@
 //! `hypernest-bench tsc`: how stable a guest's clocks are, while it runs and across moves.
 //!
 //! All that is done to the guest is done by the `hypernest` command. What it says is decoded by [`record`], means what
-//! [`analyse`] makes of it, and is shown by [`table`] and [`files`].
+//! [`mod@analyse`] makes of it, and is shown by [`mod@table`] and [`files`].
 
 mod analyse;
 mod args;

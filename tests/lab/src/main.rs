@@ -44,6 +44,9 @@ enum Command {
         /// Only these hosts (and not the tests of this machine alone).
         #[arg(long)]
         host: Vec<Host>,
+        /// Run loops at their full length: 20 moves instead of a few, a minute instead of seconds.
+        #[arg(long)]
+        long: bool,
         /// Only tests whose name contains this.
         filter: Option<String>,
     },
@@ -100,8 +103,8 @@ fn run(command: Command) -> Result<u8, Box<dyn std::error::Error>> {
             interactive,
             command,
         } => Ok(exec::exec(&options, &command, interactive)?),
-        Command::Test { host, filter } => {
-            let well = test::test(&host, filter.as_deref())?;
+        Command::Test { host, long, filter } => {
+            let well = test::test(&host, filter.as_deref(), long)?;
             Ok(u8::from(!well))
         }
         Command::Demo { out } => Ok(demo::demo(&out)?),

@@ -16,6 +16,9 @@ pub const LAB_DIR_VARIABLE: &str = "HYPERNEST_LAB_DIR";
 /// The environment variable that names the host: `amd`, `intel` or `here`.
 pub const LAB_HOST_VARIABLE: &str = "HYPERNEST_LAB_HOST";
 
+/// The environment variable that is set where loops are to be run at their full length.
+pub const LAB_LONG_VARIABLE: &str = "HYPERNEST_LAB_LONG";
+
 /// A kernel module to load.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Module {

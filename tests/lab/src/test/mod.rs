@@ -42,8 +42,8 @@ pub enum TestError {
 }
 
 /// Runs the tests whose name contains `filter`, on `hosts` or (if there are none) everywhere, this machine's ordinary
-/// tests first. True if all is well.
-pub fn test(hosts: &[Host], filter: Option<&str>) -> Result<bool, TestError> {
+/// tests first; `long`: loops at their full length. True if all is well.
+pub fn test(hosts: &[Host], filter: Option<&str>, long: bool) -> Result<bool, TestError> {
     let every_host = hosts.is_empty();
     let mut counts = Counts::default();
     let mut results = HostResults::default();
@@ -67,7 +67,7 @@ pub fn test(hosts: &[Host], filter: Option<&str>) -> Result<bool, TestError> {
     let suites = suites(&binaries::build_suites()?, filter)?;
 
     let wanted = |host: Host| every_host || hosts.contains(&host);
-    let run = |host| HostRun::new(host, &cache, &binaries).run(&suites);
+    let run = |host| HostRun::new(host, &cache, &binaries, long).run(&suites);
     if wanted(Host::Here) {
         results.add(run(Host::Here));
     }

@@ -12,7 +12,7 @@ use crate::cache::Cache;
 use crate::exec::{here_environment, plan};
 use crate::host::Host;
 use crate::owned::{OwnedChild, OwnedDirectory, tied};
-use crate::plan::Input;
+use crate::plan::{Input, LAB_LONG_VARIABLE};
 use crate::session::{self, Broken, Sink};
 use crate::setup::chromium::{self, CHROMIUM};
 use crate::suite::protocol::{Event, Listed, Outcome};
@@ -28,6 +28,9 @@ pub(super) struct Suite {
 
 /// The longest one boot of a host may take with all its tests.
 const HOST_LIMIT: Duration = Duration::from_secs(1500);
+
+/// How much longer loops may take at their full length.
+const LONG_PATIENCE: u32 = 8;
 
 /// What came of some hosts.
 #[derive(Debug, Default)]
@@ -53,6 +56,7 @@ pub(super) struct HostRun<'a> {
     host: Host,
     cache: &'a Cache,
     binaries: &'a Binaries,
+    long: bool,
 }
 
 /// The state of one batch: the tests of one stage of one suite.
@@ -64,14 +68,17 @@ struct Batch {
     bytes: Vec<u8>,
     said: Vec<u8>,
     restarts: u32,
+    /// How much longer than usual a test may take.
+    patience: u32,
 }
 
 impl<'a> HostRun<'a> {
-    pub(super) fn new(host: Host, cache: &'a Cache, binaries: &'a Binaries) -> Self {
+    pub(super) fn new(host: Host, cache: &'a Cache, binaries: &'a Binaries, long: bool) -> Self {
         Self {
             host,
             cache,
             binaries,
+            long,
         }
     }
 
@@ -87,6 +94,9 @@ impl<'a> HostRun<'a> {
             }
             for (stage, tests) in stages {
                 let mut batch = Batch::new(self.host, tests);
+                if self.long {
+                    batch.patience = LONG_PATIENCE;
+                }
                 if let Err(error) = self.batch(suite, &mut batch) {
                     let error = format!("{} host, stage {stage}: {error}", self.host);
                     results.trouble.push(error);
@@ -153,7 +163,13 @@ impl<'a> HostRun<'a> {
             .push((suite.binary.clone(), BINARY.to_owned()));
         let mut command = vec![BINARY.to_owned()];
         command.extend(Self::arguments(batch));
-        let plan = plan(self.host, &machine, &command, Input::Nothing);
+        let mut plan = plan(self.host, &machine, &command, Input::Nothing);
+        let mut limit = HOST_LIMIT;
+        if self.long {
+            plan.environment
+                .insert(LAB_LONG_VARIABLE.to_owned(), "1".to_owned());
+            limit *= LONG_PATIENCE;
+        }
         let lab = |error: &dyn std::fmt::Display| Ended::Lab(error.to_string());
         let mut booting = boot::boot(
             self.host,
@@ -164,7 +180,7 @@ impl<'a> HostRun<'a> {
             &self.cache.runs(),
         )
         .map_err(|error| lab(&error))?;
-        let result = session::follow(self.host, &mut booting, None, HOST_LIMIT, batch);
+        let result = session::follow(self.host, &mut booting, None, limit, batch);
         let Err(broken) = result else { return Ok(()) };
         let log = session::keep_logs(self.host, &booting, &self.cache.logs());
         let log = log.map(|log| log.display().to_string()).unwrap_or_default();
@@ -184,6 +200,7 @@ impl<'a> HostRun<'a> {
         command
             .args(Self::arguments(batch))
             .envs(here_environment(self.cache, self.binaries))
+            .envs(self.long.then_some((LAB_LONG_VARIABLE, "1")))
             .current_dir(directory.path())
             .stdin(Stdio::null())
             .stdout(Stdio::piped());
@@ -233,6 +250,7 @@ impl Batch {
             bytes: Vec::new(),
             said: Vec::new(),
             restarts: 0,
+            patience: 1,
         }
     }
 
@@ -343,7 +361,7 @@ impl Sink for Batch {
         } else {
             1
         };
-        let limit = u64::from(test.limit_seconds) * u64::from(patience);
+        let limit = u64::from(test.limit_seconds) * u64::from(patience) * u64::from(self.patience);
         (since.elapsed().as_secs() > limit).then(|| format!("no end after {limit} s"))
     }
 }
