@@ -87,7 +87,7 @@ fn write_l1(to: &Path, l2: &Path, vmlinux: &Path) -> Result<(), Box<dyn Error>> 
 }
 
 /// Where a program of ours is.
-fn program(name: &str) -> Result<PathBuf, Box<dyn Error>> {
+pub(crate) fn program(name: &str) -> Result<PathBuf, Box<dyn Error>> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let mut all = std::env::split_paths(&path).map(|directory| directory.join(name));
     all.find(|program| program.is_file())

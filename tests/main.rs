@@ -20,6 +20,7 @@ mod micro;
 mod migration;
 mod moves;
 mod needs;
+mod reenlightenment;
 mod report_page;
 mod state;
 mod stats;
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
         state::TESTS,
         time::TESTS,
         migration::TESTS,
+        reenlightenment::TESTS,
         differential::TESTS,
         beside_qemu::TESTS,
         golden::TESTS,

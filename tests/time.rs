@@ -13,7 +13,8 @@ use hypernest_lab::suite::{Stage, Test, TestResult};
 
 use crate::needs;
 
-use guest::{Frame, Guest, number, numbers};
+pub(crate) use guest::number;
+use guest::{Frame, Guest, numbers};
 
 pub(crate) const TESTS: &[Test] = &[
     test("time::all_clocks_go_on_when_the_frequency_changes", clocks),
@@ -40,7 +41,7 @@ const EXACT: Stage = Stage {
 
 type Failure = Box<dyn Error>;
 
-fn needs_scaling() -> Result<(), String> {
+pub(crate) fn needs_scaling() -> Result<(), String> {
     needs::hyperv()?;
     let host = HostTsc::from(&needs::caps()?);
     if host.scaling.is_some() && host.native.is_some() {
@@ -56,7 +57,7 @@ fn native() -> Result<TscKhz, Failure> {
 }
 
 /// `percent` of the host's frequency.
-fn of_native(percent: u32) -> Result<TscKhz, Failure> {
+pub(crate) fn of_native(percent: u32) -> Result<TscKhz, Failure> {
     let khz = u64::from(native()?.0) * u64::from(percent) / 100;
     Ok(TscKhz(u32::try_from(khz)?))
 }

@@ -1,7 +1,7 @@
 //! The command line: words, `name=value`, and `name="value with blanks"`.
 
 /// The programs, in the order in which they are listed.
-pub(crate) const PROGRAMS: [&str; 15] = [
+pub(crate) const PROGRAMS: [&str; 16] = [
     "hello",
     "hvdump",
     "hvtest",
@@ -14,6 +14,7 @@ pub(crate) const PROGRAMS: [&str; 15] = [
     "reset",
     "power",
     "keep",
+    "kvmclock",
     "reenlighten",
     "tsc",
     "beat",

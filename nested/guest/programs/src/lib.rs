@@ -16,6 +16,7 @@
 //! | `reset` | resets the machine in the way asked for |
 //! | `power` | waits for the power button and powers off |
 //! | `keep` | keeps all sorts of state, and looks whether it is still there |
+//! | `kvmclock` | reads kvmclock beside the TSC, and says so now and then |
 //! | `reenlighten` | takes part in a change of the TSC's frequency |
 //! | `tsc` | samples its clocks on every processor, for good |
 //!
@@ -38,6 +39,7 @@ mod hvdump;
 mod hvtest;
 mod hypercall;
 mod keep;
+mod kvmclock;
 mod l1;
 mod life;
 mod pages;
@@ -95,6 +97,7 @@ fn run(start: &boot::Start) -> ! {
         Some("reset") => life::reset(&args),
         Some("power") => life::power(&args),
         Some("keep") => keep::run(&args, start.trampoline),
+        Some("kvmclock") => kvmclock::run(&args),
         Some("reenlighten") => reenlighten::run(&args, start.trampoline),
         Some("tsc") => tsc::run(&args, start.trampoline),
         Some("beat") => beat::run(&args),
