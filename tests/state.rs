@@ -60,6 +60,7 @@ pub(crate) const TESTS: &[Test] = &[
         .only_on(&[Host::Here, Host::Amd]),
     micro("state::a_restored_guest_can_be_reset", reset),
     micro("state::what_becomes_of_a_saved_vm_is_as_asked", then),
+    hyperv("state::what_could_not_be_restored_is_not_saved", stays),
     micro("state::damage_is_refused_by_name", damaged),
     with_linux("state::linux_with_4_vcpus_goes_on", || {
         linux_goes_on(&["--cpus", "4"])
@@ -232,6 +233,19 @@ fn then() -> TestResult {
         .expect_error(1, &["already running"])?;
     let mut other = restore(&site, &["--name", "other"])?;
     other.wait_for("keep: ")?;
+    Ok(())
+}
+
+fn stays() -> TestResult {
+    let site = Site::new()?;
+    let mut vm = Vm::start(keeper(&site, "", &["--hv", "passthrough"]))?;
+    vm.wait_for("keep: 1\n")?;
+    site.control(&["save", "test", "saved", "--then", "stop"])?
+        .expect_error(1, &["hv-passthrough", "could not be restored"])?;
+    assert_eq!(site.status()?["state"], "running");
+    let done = laps(&vm.said());
+    vm.wait_for(&format!("keep: {}\n", done + 2))?;
+    assert!(!site.path("saved").exists());
     Ok(())
 }
 

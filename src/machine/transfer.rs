@@ -84,12 +84,23 @@ pub enum TransferError {
         "the guest's clocks are not to be trusted since its TSC's frequency could not be changed"
     )]
     TimeIsLost,
+    /// It could go on nowhere.
+    #[error("this VM stays where it was made, and could not be restored: {}", stays(.0))]
+    Stays(Vec<(Enlightenment, &'static str)>),
     /// The VM ended meanwhile.
     #[error(transparent)]
     Ended(#[from] VmEnded),
     /// The devices of the saved VM cannot be made.
     #[error("the saved VM's devices cannot be made")]
     Devices(#[source] Box<super::MachineError>),
+}
+
+fn stays(blockers: &[(Enlightenment, &str)]) -> String {
+    let each: Vec<_> = blockers
+        .iter()
+        .map(|(id, why)| format!("{id}: {why}"))
+        .collect();
+    each.join("; ")
 }
 
 /// What a saved VM is: what is looked at before anything else of it.
@@ -140,6 +151,10 @@ impl Machine {
 
     /// Everything but RAM. All vCPUs are parked, and stay so until RAM has been dealt with.
     pub(super) fn save_state(&mut self, cycle: &PowerCycle) -> Result<Sections, TransferError> {
+        let blockers = self.plan.hyperv.migration_blockers();
+        if !blockers.is_empty() {
+            return Err(TransferError::Stays(blockers));
+        }
         // Else the new VM would not know that the guest has said that.
         if !self.settle_time(cycle) {
             return Err(TransferError::TimeIsLost);
