@@ -438,7 +438,7 @@ fn linux_moves() -> TestResult {
         let command = linux(&site, "linux-6.12/vmlinux", "loglevel=5");
         initramfs(&site, LOAD)?;
         let mut command = command?;
-        command.args(["--cpus", "4", "--hv", hv, "--name", "test"]);
+        command.args(["--cpus", "4", "--hv", hv]);
         let mut vm = Vm::start(command)?.patient();
         vm.wait_for("tick 5\r\n")?;
         for turn in 0..usize::try_from(times(3))? {
