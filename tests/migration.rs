@@ -452,7 +452,7 @@ fn linux_moves() -> TestResult {
                 "WARNING",
                 "Call Trace",
                 "stall",
-                "nstable",
+                "as unstable",
                 "lockup",
                 "DIFFERENT",
                 "BACKWARDS",
