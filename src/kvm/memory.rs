@@ -18,6 +18,30 @@ pub fn add_ram(vm: &VmFd, ram: &GuestRam) -> Result<(), KvmError> {
     Ok(())
 }
 
+/// Gives the VM all pieces of `more` for a while, in slots behind those of `ram`.
+///
+/// # Errors
+/// If KVM refuses: too high for its addresses, or overlapping.
+pub fn lend(vm: &VmFd, ram: &GuestRam, more: &GuestRam) -> Result<(), KvmError> {
+    for (slot, piece) in (0..).skip(ram.pieces().count()).zip(more.pieces()) {
+        set_slot(vm, slot, piece, 0, "give the guest pages for a while")?;
+    }
+    Ok(())
+}
+
+/// Takes from the VM what [`lend`] gave it.
+///
+/// # Errors
+/// If KVM refuses.
+pub fn take_back(vm: &VmFd, ram: &GuestRam, more: &GuestRam) -> Result<(), KvmError> {
+    for (slot, piece) in (0..).skip(ram.pieces().count()).zip(more.pieces()) {
+        // A slot of no length is deleted.
+        let none = RamPiece { len: 0, ..piece };
+        set_slot(vm, slot, none, 0, "take pages from the guest again")?;
+    }
+    Ok(())
+}
+
 /// Begins or ends to log which pages of `ram` are written, by the guest and by KVM.
 ///
 /// # Errors

@@ -17,6 +17,7 @@ mod restore;
 mod running;
 mod save;
 mod signals;
+mod stand_in;
 mod throttle;
 mod time;
 pub(crate) mod transfer;
@@ -63,6 +64,7 @@ use lines::{CurrentVm, KernelLines, Messages};
 use moving::Moving;
 use plan::Plan;
 use signals::SignalThread;
+use stand_in::StandIns;
 
 /// How many of a guest's crashes are logged in one power cycle.
 const CRASHES_LOGGED: u32 = 8;
@@ -119,6 +121,8 @@ pub struct Machine {
     exit_counters: Option<ExitCounters>,
     /// Restored, and not running yet.
     restored: Option<PowerCycle>,
+    /// What KVM has of enlightened VMCSs since the VM was restored.
+    stand_ins: StandIns,
     /// What it does while it is moved.
     moving: Moving,
     started: (SystemTime, Instant),
@@ -237,6 +241,7 @@ impl Machine {
             readers: Vec::new(),
             exit_counters: None,
             restored: None,
+            stand_ins: StandIns::default(),
             moving: Moving::default(),
             started,
             board: StatusBoard::new(status, started.1),
@@ -350,6 +355,7 @@ impl Machine {
             counters.clear();
         }
         drop(cycle);
+        self.stand_ins = StandIns::default();
         // What the old guest still said, e.g. a second write to the reset port, must not hit the new one.
         self.pending
             .extend(self.events.try_iter().filter(LifeEvent::is_from_user));

@@ -20,6 +20,7 @@ use thiserror::Error;
 use super::Machine;
 use super::cycle::{PowerCycle, VcpuGone};
 use super::promise::{self, Promise};
+use super::stand_in::{StandIns, Wanted};
 use crate::bus;
 use crate::config::{ConfigError, Irqchip, VmConfig};
 use crate::devices;
@@ -27,6 +28,7 @@ use crate::hyperv::{Enlightenment, Partition, SavedMsrs};
 use crate::kvm::KvmError;
 use crate::kvm::state::{self, Extent, NestedCpu, VcpuState, VmState, decode_msrs, encode_msrs};
 use crate::life::{LifeEvent, VmEnded};
+use crate::memory::{MemoryError, NoRam};
 use crate::state::snapshot::SnapshotError;
 use crate::state::{Decoder, Encoder, Sections, StateError};
 use crate::time::{SavedTime, TimeError, apply, capture};
@@ -76,6 +78,12 @@ pub enum TransferError {
     /// The guest did something that decides what becomes of the VM.
     #[error("the guest has just {0}; what was to be saved is no more")]
     Decided(&'static str),
+    /// Pages for a stand-in.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// Guest RAM that was there is gone.
+    #[error(transparent)]
+    NoRam(#[from] NoRam),
     /// The clocks.
     #[error(transparent)]
     Time(#[from] TimeError),
@@ -180,6 +188,7 @@ impl Machine {
         }
         sections.push(VM, VERSION, e.into_body());
 
+        self.stand_ins.refresh(&self.platform.ram)?;
         for vp in cycle.vps() {
             let extent = extent.clone();
             let state = cycle.on_vcpu(vp, move |fd| VcpuState::save(vp, fd, &extent))??;
@@ -193,7 +202,7 @@ impl Machine {
 
     /// Gives a new VM, whose vCPUs have not run, the state in `sections`: its time first; then what KVM has once for the VM and
     /// through a vCPU; the vCPUs in the order of [`state::order`]; the interrupt controllers that deliver to them; the devices
-    /// that drive these.
+    /// that drive these; at last what KVM makes of a nested state before it lets the guest run.
     pub(super) fn load_state(
         &mut self,
         cycle: &PowerCycle,
@@ -229,6 +238,8 @@ impl Machine {
         cycle.on_vcpu(FIRST, move |fd| {
             state::restore_hyperv_msrs(FIRST, fd, &writes)
         })??;
+        let wanted = vcpus.iter().filter_map(|(vp, state)| Wanted::by(*vp, state));
+        let wanted: Vec<_> = wanted.collect();
         for (vp, state) in vcpus {
             let (extent, cpu) = (extent.clone(), self.nested_cpu());
             cycle.on_vcpu(vp, move |fd| state.restore(vp, fd, &extent, cpu))??;
@@ -242,7 +253,9 @@ impl Machine {
             let _has_kvmclock = cycle.on_vcpu(vp, |fd| fd.kvmclock_ctrl())?;
         }
         self.load_devices(missed, &mut sections)?;
-        Ok(sections.finish()?)
+        sections.finish()?;
+        self.stand_ins = StandIns::put(cycle, &self.platform.ram, &wanted)?;
+        Ok(())
     }
 
     fn load_partition(&self, d: &mut Decoder<'_>) -> Result<(), StateError> {

@@ -150,6 +150,12 @@ impl Fields for Enlightened {
             self.unclean(clean::MSR_BITMAP);
         }
     }
+
+    #[inline(always)]
+    fn all_clean(&mut self) {
+        let at = offset_of!(Evmcs, hv_clean_fields);
+        self.page.write32(at, self.page.read32(at) | clean::ALL);
+    }
 }
 
 impl Enlightened {

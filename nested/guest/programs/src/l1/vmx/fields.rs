@@ -28,6 +28,9 @@ pub(crate) trait Fields: Sized {
 
     /// The content of the MSR bitmap has changed.
     fn msr_bitmap_changed(&mut self);
+
+    /// Nothing has been written since the last entry.
+    fn all_clean(&mut self);
 }
 
 /// VMREAD and VMWRITE.
@@ -98,6 +101,9 @@ impl Fields for Classic {
 
     #[inline(always)]
     fn msr_bitmap_changed(&mut self) {}
+
+    #[inline(always)]
+    fn all_clean(&mut self) {}
 }
 
 /// VMREAD, come what may.

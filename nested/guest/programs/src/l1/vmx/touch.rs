@@ -40,6 +40,8 @@ impl<F: Fields> Vmx<F> {
     fn touch_like_kvm(&mut self, cause: Cause) {
         // vmx_vcpu_enter_exit.
         self.look(Field::IDT_VECTORING_INFO);
+        // vmx_vcpu_run, though L0 has marked them too.
+        self.fields.all_clean();
         if self.logs_pages {
             // vmx_flush_pml_buffer.
             self.look(Field::PML_INDEX);

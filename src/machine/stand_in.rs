@@ -1,0 +1,172 @@
+//! Stand-ins for the enlightened VMCSs of an L1 that was saved while it, and not its L2, ran.
+//!
+//! When KVM takes up such a page again it clears its clean bits, since the VMCS by which it will run L2 is empty, and L1's next
+//! entry must load all of it (`nested_vmx_handle_enlightened_vmptrld`). But L1 runs before that entry. Linux's KVM marks all as clean when it
+//! comes out of L2 (`vmx_vcpu_run`); saved between its exit and that, it undoes what KVM did, L2's segments are not loaded, and
+//! the entry fails (Linux 6.12). Nor is it rare: a vCPU that is stopped while KVM carries out an exit to L1 stops right there.
+//!
+//! So KVM takes up another page, of the same content, that L1 does not know. At L1's next entry it then finds that L1 has changed to a
+//! page that it does not know yet, and reads all of it. Until then KVM holds the stand-in, and saving again reads that:
+//! [`StandIns::refresh`] brings it up to date.
+
+use std::mem::offset_of;
+
+use hypernest_nested::assist::{PAGE, VpAssist};
+use hypernest_nested::evmcs::{Evmcs, clean};
+use hypernest_nested::nested_state::{NestedState, Vmx};
+use tracing::warn;
+
+use super::cycle::PowerCycle;
+use super::transfer::TransferError;
+use crate::config::MemoryConfig;
+use crate::hyperv::msr;
+use crate::kvm::state::VcpuState;
+use crate::kvm::{KvmError, memory, requests};
+use crate::memory::{GuestRam, NoRam};
+use crate::units::{Gpa, VpIndex};
+
+/// VP_ASSIST_PAGE: the page is in use; where it is, in 63:12.
+const ENABLED: u64 = 1;
+const FRAME: u64 = !0xfff;
+/// KVM_MP_STATE_RUNNABLE. A halted L1 is long past its exit, and KVM does nothing for it before it wakes.
+const RUNNABLE: u32 = 0;
+/// A page above all RAM that the guest may have, and above the hole for devices.
+const ABOVE_4_GIB: u64 = 1 << 32;
+
+/// A vCPU whose L1 is to enter by an enlightened VMCS again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Wanted {
+    vp: VpIndex,
+    assist: Gpa,
+}
+
+impl Wanted {
+    /// Whether the vCPU needs a stand-in: its L1 runs, and works on an enlightened VMCS.
+    pub(super) fn by(vp: VpIndex, state: &VcpuState) -> Option<Self> {
+        let Ok(NestedState::Vmx(Vmx::On(on))) = NestedState::parse(&state.nested) else {
+            return None;
+        };
+        let enlightened = on.current.is_some_and(|current| current.address.is_none());
+        let mut msrs = state.hyperv_msrs.iter();
+        let assist = msrs.find(|(msr, _)| *msr == msr::VP_ASSIST_PAGE)?.1;
+        let wanted = enlightened
+            && !on.guest_mode
+            && state.mp_state.mp_state == RUNNABLE
+            && assist & ENABLED != 0;
+        wanted.then_some(Self {
+            vp,
+            assist: Gpa(assist & FRAME),
+        })
+    }
+}
+
+/// One of them.
+#[derive(Clone, Copy, Debug)]
+struct StandIn {
+    /// L1's page.
+    original: Gpa,
+    /// Ours.
+    copy: Gpa,
+}
+
+/// All of a VM's. They are in use until their vCPUs enter L2, which nobody is told of, so they are kept as long as the VM.
+#[derive(Debug, Default)]
+pub(super) struct StandIns {
+    pages: Option<GuestRam>,
+    each: Vec<StandIn>,
+}
+
+impl StandIns {
+    /// Has KVM take up a stand-in on each of these vCPUs, which have all of their state and have not run.
+    pub(super) fn put(
+        cycle: &PowerCycle,
+        ram: &GuestRam,
+        wanted: &[Wanted],
+    ) -> Result<Self, TransferError> {
+        if wanted.is_empty() {
+            return Ok(Self::default());
+        }
+        let end = ram.pieces().map(|piece| piece.gpa.0 + piece.len).max();
+        let first = end.unwrap_or(0).max(ABOVE_4_GIB);
+        let config = MemoryConfig {
+            size: 0,
+            hugepages: None,
+        };
+        let len = (wanted.len() * PAGE) as u64;
+        let pages = GuestRam::new(&config, &[(Gpa(first), len)])?;
+        memory::lend(cycle.vm(), ram, &pages)?;
+        let copies = (first..).step_by(PAGE).map(Gpa);
+        let each: Result<Vec<_>, _> = wanted
+            .iter()
+            .zip(copies)
+            .map(|(wanted, copy)| put(cycle, ram, &pages, *wanted, copy))
+            .collect();
+        // KVM holds the pages that it took up, not their place among the guest's addresses, where no vCPU may find them.
+        memory::take_back(cycle.vm(), ram, &pages)?;
+        Ok(Self {
+            pages: Some(pages),
+            each: each?.into_iter().flatten().collect(),
+        })
+    }
+
+    /// Brings the stand-ins up to date with L1's pages: before KVM's nested state is read.
+    pub(super) fn refresh(&self, ram: &GuestRam) -> Result<(), NoRam> {
+        let Some(pages) = &self.pages else {
+            return Ok(());
+        };
+        for stand_in in &self.each {
+            copy(ram, stand_in.original, pages, stand_in.copy)?;
+        }
+        Ok(())
+    }
+}
+
+/// For one vCPU; `None` if L1 has no enlightened VMCS that KVM would take up.
+fn put(
+    cycle: &PowerCycle,
+    ram: &GuestRam,
+    pages: &GuestRam,
+    wanted: Wanted,
+    stand_in: Gpa,
+) -> Result<Option<StandIn>, TransferError> {
+    let switch = Gpa(wanted.assist.0 + offset_of!(VpAssist, enlighten_vm_entry) as u64);
+    let pointer = Gpa(wanted.assist.0 + offset_of!(VpAssist, current_nested_vmcs) as u64);
+    let mut on = [0];
+    let mut current = [0; 8];
+    // The guest may have written anything there.
+    if ram.read(switch, &mut on).is_err() || ram.read(pointer, &mut current).is_err() || on == [0] {
+        return Ok(None);
+    }
+    let original = Gpa(u64::from_le_bytes(current) & FRAME);
+    if copy(ram, original, pages, stand_in).is_err() {
+        return Ok(None);
+    }
+    // KVM clears these bits when it takes up the page, which shows that it did.
+    let clean_fields = Gpa(stand_in.0 + offset_of!(Evmcs, hv_clean_fields) as u64);
+    pages.write(clean_fields, &clean::ALL.to_le_bytes())?;
+    ram.write(pointer, &stand_in.0.to_le_bytes())?;
+    let processed: Result<bool, KvmError> = cycle.on_vcpu(wanted.vp, requests::process)?;
+    ram.write(pointer, &current)?;
+    processed?;
+    let mut bits = [0; 4];
+    pages.read(clean_fields, &mut bits)?;
+    if u32::from_le_bytes(bits) & clean::ALL != 0 {
+        warn!(
+            "vCPU {}: KVM has not taken up the enlightened VMCS yet: its next entry into a guest of its own may fail",
+            wanted.vp
+        );
+        return Ok(None);
+    }
+    // KVM has brought the page up to date: exits that it had carried out when the VM was saved are in it.
+    copy(pages, stand_in, ram, original)?;
+    Ok(Some(StandIn {
+        original,
+        copy: stand_in,
+    }))
+}
+
+fn copy(from: &GuestRam, at: Gpa, to: &GuestRam, there: Gpa) -> Result<(), NoRam> {
+    let mut page = [0; PAGE];
+    from.read(at, &mut page)?;
+    to.write(there, &page)
+}
