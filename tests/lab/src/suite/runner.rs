@@ -81,7 +81,7 @@ fn run(tests: &[Test], arguments: &Arguments) -> io::Result<ExitCode> {
             continue;
         }
         let outcome = run_one(test)?;
-        println!("{}", describe(test.name, &outcome));
+        println!("{}", describe(test.name, &outcome, ""));
         match outcome {
             Outcome::Passed => counts.passed += 1,
             Outcome::Failed(_) => counts.failed += 1,
@@ -109,13 +109,13 @@ fn ambiguous_stage(tests: &[Test]) -> Option<&'static str> {
     None
 }
 
-/// One line, and for a failed test what it printed.
-pub(crate) fn describe(name: &str, outcome: &Outcome) -> String {
+/// One line that ends with `took`, and for a failed test what it printed.
+pub(crate) fn describe(name: &str, outcome: &Outcome, took: &str) -> String {
     match outcome {
-        Outcome::Passed => format!("test {name} ... ok"),
+        Outcome::Passed => format!("test {name} ... ok{took}"),
         Outcome::Skipped(missing) => format!("test {name} ... skipped: needs {missing}"),
         Outcome::Failed(output) => {
-            let mut text = format!("test {name} ... FAILED");
+            let mut text = format!("test {name} ... FAILED{took}");
             for line in output.lines() {
                 text.push_str("\n    ");
                 text.push_str(line);
@@ -207,13 +207,16 @@ mod tests {
 
     #[test]
     fn lines_of_the_report() {
-        assert_eq!(describe("a::b", &Outcome::Passed), "test a::b ... ok");
         assert_eq!(
-            describe("a", &Outcome::Skipped("VMX".to_owned())),
+            describe("a::b", &Outcome::Passed, " (2 s)"),
+            "test a::b ... ok (2 s)"
+        );
+        assert_eq!(
+            describe("a", &Outcome::Skipped("VMX".to_owned()), ""),
             "test a ... skipped: needs VMX"
         );
         assert_eq!(
-            describe("a", &Outcome::Failed("x\ny".to_owned())),
+            describe("a", &Outcome::Failed("x\ny".to_owned()), ""),
             "test a ... FAILED\n    x\n    y"
         );
     }

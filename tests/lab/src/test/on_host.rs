@@ -254,8 +254,10 @@ impl Batch {
         }
     }
 
-    fn record(&mut self, name: String, outcome: Outcome) {
-        println!("{:5} {}", self.host.name(), describe(&name, &outcome));
+    fn record(&mut self, name: String, outcome: Outcome, took: Option<Duration>) {
+        let took = took.map_or(String::new(), |took| format!(" ({} s)", took.as_secs()));
+        let said = describe(&name, &outcome, &took);
+        println!("{:5} {said}", self.host.name());
         self.records.push(Record {
             host: self.host,
             name,
@@ -275,7 +277,8 @@ impl Batch {
         let (elsewhere, here) = self.waiting.drain(..).partition(wants);
         self.waiting = here;
         for test in Vec::from(elsewhere) {
-            self.record(test.name, Outcome::Skipped(format!("Chromium: {error}")));
+            let missing = format!("Chromium: {error}");
+            self.record(test.name, Outcome::Skipped(missing), None);
         }
     }
 
@@ -290,7 +293,7 @@ impl Batch {
                 "{} set, as only emulated hosts do",
                 test.parameters.join(" ")
             );
-            self.record(test.name, Outcome::Skipped(missing));
+            self.record(test.name, Outcome::Skipped(missing), None);
         }
     }
 
@@ -306,8 +309,9 @@ impl Batch {
     fn fail_running(&mut self, why: &str) -> bool {
         self.bytes.clear();
         match self.running.take() {
-            Some((test, _)) => {
-                self.record(test.name, Outcome::Failed(why.to_owned()));
+            Some((test, since)) => {
+                let failed = Outcome::Failed(why.to_owned());
+                self.record(test.name, failed, Some(since.elapsed()));
                 true
             }
             None => false,
@@ -322,13 +326,9 @@ impl Batch {
                 self.running = test.map(|test| (test, Instant::now()));
             }
             Event::Ended { name, outcome } => {
-                if self
-                    .running
-                    .as_ref()
-                    .is_some_and(|(test, _)| test.name == name)
-                {
-                    self.running = None;
-                    self.record(name, outcome);
+                let ended = self.running.take_if(|(test, _)| test.name == name);
+                if let Some((_, since)) = ended {
+                    self.record(name, outcome, Some(since.elapsed()));
                 }
             }
         }
