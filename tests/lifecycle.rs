@@ -10,7 +10,7 @@ use hypernest_lab::suite::{Test, TestResult};
 use nix::sys::signal::Signal;
 
 use crate::needs;
-use crate::vm::{PATIENCE, Site, Vm};
+use crate::vm::{Site, Vm, patience};
 
 const fn test(name: &'static str, run: fn() -> TestResult) -> Test {
     Test::new(name, run).needs(needs::guests)
@@ -152,7 +152,7 @@ fn paused() -> TestResult {
         site.control(&["resume", "test"])?.expect_code(0)?;
         let start = Instant::now();
         while exits()? == at_pause {
-            assert!(start.elapsed() < PATIENCE, "no exits after resume");
+            assert!(start.elapsed() < patience(), "no exits after resume");
         }
     }
     Ok(())

@@ -10,18 +10,34 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use hypernest_lab::host::Host;
 use hypernest_lab::plan::LAB_HOST_VARIABLE;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
 /// How long a test waits for anything, by the host's own clock: what takes so long has failed.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(50);
+const PATIENCE: Duration = Duration::from_secs(50);
 /// The same for a whole operating system.
 const PATIENCE_WITH_LINUX: Duration = Duration::from_secs(180);
+/// By how much less a test waits in the Intel lab, where a second of the host's is half a minute, and all is done in few of
+/// them.
+const INTEL_HASTE: u32 = 10;
 const STEP: Duration = Duration::from_millis(10);
 
 type Failure = Box<dyn Error>;
+
+/// How long a test waits for anything.
+pub(crate) fn patience() -> Duration {
+    on_this_host(PATIENCE)
+}
+
+fn on_this_host(patience: Duration) -> Duration {
+    match std::env::var(LAB_HOST_VARIABLE).as_deref() {
+        Ok(name) if name == Host::Intel.name() => patience / INTEL_HASTE,
+        _ => patience,
+    }
+}
 
 /// The directory of one test: its files, its VMs' working directory, and their run directories.
 pub(crate) struct Site(TempDir);
@@ -174,7 +190,7 @@ impl Vm {
     fn following(mut child: Child, stdout: Option<Stream>) -> io::Result<Self> {
         let stderr = child.stderr.take().ok_or(io::ErrorKind::BrokenPipe)?;
         Ok(Self {
-            patience: PATIENCE,
+            patience: patience(),
             child,
             stdout,
             stderr: Stream::follow(stderr),
@@ -183,7 +199,7 @@ impl Vm {
 
     /// It takes longer than others.
     pub(crate) fn patient(mut self) -> Self {
-        self.patience = PATIENCE_WITH_LINUX;
+        self.patience = on_this_host(PATIENCE_WITH_LINUX);
         self
     }
 

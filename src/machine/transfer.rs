@@ -238,7 +238,9 @@ impl Machine {
         cycle.on_vcpu(FIRST, move |fd| {
             state::restore_hyperv_msrs(FIRST, fd, &writes)
         })??;
-        let wanted = vcpus.iter().filter_map(|(vp, state)| Wanted::by(*vp, state));
+        let wanted = vcpus
+            .iter()
+            .filter_map(|(vp, state)| Wanted::by(*vp, state));
         let wanted: Vec<_> = wanted.collect();
         for (vp, state) in vcpus {
             let (extent, cpu) = (extent.clone(), self.nested_cpu());

@@ -1,15 +1,20 @@
 //! `cargo lab test`: the tests of this machine, and the suites on every host.
 
+mod boots;
 mod on_host;
 
+use std::collections::VecDeque;
 use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::{Mutex, PoisonError};
+use std::thread;
 use std::time::Instant;
 
 use thiserror::Error;
 
-use self::on_host::{HostResults, HostRun, Suite};
+use self::boots::{Boot, Suite, boots};
+use self::on_host::{HostResults, HostRun};
 use crate::binaries::{self, BuildError};
 use crate::cache::Cache;
 use crate::exec::ExecError;
@@ -66,26 +71,20 @@ pub fn test(hosts: &[Host], filter: Option<&str>, long: bool) -> Result<bool, Te
     let binaries = binaries::build()?;
     let suites = suites(&binaries::build_suites()?, filter)?;
 
-    let wanted = |host: Host| every_host || hosts.contains(&host);
-    let run = |host| HostRun::new(host, &cache, &binaries, long).run(&suites);
-    if wanted(Host::Here) {
-        results.add(run(Host::Here));
-    }
-    std::thread::scope(|scope| {
-        let labs: Vec<_> = [Host::Amd, Host::Intel]
-            .into_iter()
-            .filter(|host| wanted(*host))
-            .map(|host| (host, scope.spawn(move || run(host))))
-            .collect();
-        for (host, lab) in labs {
-            match lab.join() {
-                Ok(more) => results.add(more),
-                Err(_) => results
-                    .trouble
-                    .push(format!("the runner of the {host} lab panicked")),
-            }
+    let wanted = |host: &Host| every_host || hosts.contains(host);
+    let run = |boot: Boot<'_>| {
+        HostRun::new(boot.host, &cache, &binaries, long).run(boot.binary, boot.tests)
+    };
+    for boot in boots(&suites, &[Host::Here]) {
+        if wanted(&boot.host) {
+            results.add(run(boot));
         }
-    });
+    }
+    let emulated: Vec<Host> = [Host::Amd, Host::Intel]
+        .into_iter()
+        .filter(wanted)
+        .collect();
+    results.add(side_by_side(boots(&suites, &emulated), run));
 
     let verdict = verdict(&results.records, every_host);
     for (name, hosts) in &verdict.ran_nowhere {
@@ -112,6 +111,42 @@ pub fn test(hosts: &[Host], filter: Option<&str>, long: bool) -> Result<bool, Te
     }
     println!("{counts}");
     Ok(counts.failed == 0)
+}
+
+/// Runs as many boots at once as there are CPUs: an emulator keeps one busy.
+fn side_by_side<'a>(
+    boots: Vec<Boot<'a>>,
+    run: impl Fn(Boot<'a>) -> HostResults + Sync,
+) -> HostResults {
+    let at_once = thread::available_parallelism().map_or(1, usize::from);
+    let waiting = Mutex::new(VecDeque::from(boots));
+    let next = || {
+        let mut waiting = waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.pop_front()
+    };
+    let mut results = HostResults::default();
+    thread::scope(|scope| {
+        let runners: Vec<_> = (0..at_once)
+            .map(|_| {
+                scope.spawn(|| {
+                    let mut results = HostResults::default();
+                    while let Some(boot) = next() {
+                        results.add(run(boot));
+                    }
+                    results
+                })
+            })
+            .collect();
+        for runner in runners {
+            match runner.join() {
+                Ok(more) => results.add(more),
+                Err(_) => results
+                    .trouble
+                    .push("a runner of emulated hosts panicked".to_owned()),
+            }
+        }
+    });
+    results
 }
 
 /// The ordinary tests, shown as they run.

@@ -1,11 +1,12 @@
-//! All suites on one host.
+//! Tests on one host, in one boot of it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::io::{self, Read as _};
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use super::boots::limit;
 use crate::binaries::Binaries;
 use crate::boot;
 use crate::cache::Cache;
@@ -15,19 +16,12 @@ use crate::owned::{OwnedChild, OwnedDirectory, tied};
 use crate::plan::{Input, LAB_LONG_VARIABLE};
 use crate::session::{self, Broken, Sink};
 use crate::setup::chromium::{self, CHROMIUM};
+use crate::suite::describe;
 use crate::suite::protocol::{Event, Listed, Outcome};
 use crate::suite::verdict::Record;
-use crate::suite::{INTEL_PATIENCE, describe};
 
-/// A test binary and those of its tests that are wanted.
-#[derive(Debug)]
-pub(super) struct Suite {
-    pub(super) binary: PathBuf,
-    pub(super) tests: Vec<Listed>,
-}
-
-/// The longest one boot of a host may take with all its tests.
-const HOST_LIMIT: Duration = Duration::from_secs(1500);
+/// How long a host may take beside its tests, each of which has its own limit.
+const BESIDE_TESTS: Duration = Duration::from_secs(600);
 
 /// How much longer loops may take at their full length.
 const LONG_PATIENCE: u32 = 8;
@@ -82,42 +76,35 @@ impl<'a> HostRun<'a> {
         }
     }
 
-    /// Runs all.
-    pub(super) fn run(self, suites: &[Suite]) -> HostResults {
-        let mut results = HostResults::default();
-        for suite in suites {
-            let mut stages: BTreeMap<&str, Vec<Listed>> = BTreeMap::new();
-            for test in &suite.tests {
-                if test.hosts.iter().any(|host| host == self.host.name()) {
-                    stages.entry(&test.stage).or_default().push(test.clone());
-                }
-            }
-            for (stage, tests) in stages {
-                let mut batch = Batch::new(self.host, tests);
-                if self.long {
-                    batch.patience = LONG_PATIENCE;
-                }
-                if let Err(error) = self.batch(suite, &mut batch) {
-                    let error = format!("{} host, stage {stage}: {error}", self.host);
-                    results.trouble.push(error);
-                }
-                results.records.extend(batch.records);
-                results.restarts += batch.restarts;
-            }
+    /// Runs `tests` of `binary`.
+    pub(super) fn run(self, binary: &Path, tests: Vec<Listed>) -> HostResults {
+        let mut batch = Batch::new(self.host, tests);
+        if self.long {
+            batch.patience = LONG_PATIENCE;
         }
-        results
+        let stage = batch.waiting.front().map(|test| test.stage.clone());
+        let ended = self.batch(binary, &mut batch);
+        let trouble = ended.err().map(|error| {
+            let stage = stage.unwrap_or_default();
+            format!("{} host, stage {stage}: {error}", self.host)
+        });
+        HostResults {
+            records: batch.records,
+            trouble: trouble.into_iter().collect(),
+            restarts: batch.restarts,
+        }
     }
 
-    fn batch(self, suite: &Suite, batch: &mut Batch) -> Result<(), String> {
+    fn batch(self, binary: &Path, batch: &mut Batch) -> Result<(), String> {
         if self.host == Host::Here {
             batch.skip_what_needs_parameters();
             batch.skip_what_needs_chromium(self.cache);
         }
         while !batch.waiting.is_empty() {
             let ended = if self.host == Host::Here {
-                self.once_here(suite, batch)
+                self.once_here(binary, batch)
             } else {
-                self.once_emulated(suite, batch)
+                self.once_emulated(binary, batch)
             };
             match ended {
                 Ok(()) if batch.running.is_none() && batch.waiting.is_empty() => {}
@@ -152,24 +139,21 @@ impl<'a> HostRun<'a> {
         arguments
     }
 
-    fn once_emulated(self, suite: &Suite, batch: &mut Batch) -> Result<(), Ended> {
+    fn once_emulated(self, binary: &Path, batch: &mut Batch) -> Result<(), Ended> {
         const BINARY: &str = "/bin/suite";
         let Some(first) = batch.waiting.front() else {
             return Ok(());
         };
         let mut machine = first.machine().map_err(Ended::Lab)?;
-        machine
-            .files
-            .push((suite.binary.clone(), BINARY.to_owned()));
+        machine.files.push((binary.to_owned(), BINARY.to_owned()));
         let mut command = vec![BINARY.to_owned()];
         command.extend(Self::arguments(batch));
         let mut plan = plan(self.host, &machine, &command, Input::Nothing);
-        let mut limit = HOST_LIMIT;
         if self.long {
             plan.environment
                 .insert(LAB_LONG_VARIABLE.to_owned(), "1".to_owned());
-            limit *= LONG_PATIENCE;
         }
+        let limit: Duration = batch.waiting.iter().map(|test| batch.limit(test)).sum();
         let lab = |error: &dyn std::fmt::Display| Ended::Lab(error.to_string());
         let mut booting = boot::boot(
             self.host,
@@ -180,7 +164,7 @@ impl<'a> HostRun<'a> {
             &self.cache.runs(),
         )
         .map_err(|error| lab(&error))?;
-        let result = session::follow(self.host, &mut booting, None, limit, batch);
+        let result = session::follow(self.host, &mut booting, None, BESIDE_TESTS + limit, batch);
         let Err(broken) = result else { return Ok(()) };
         let log = session::keep_logs(self.host, &booting, &self.cache.logs());
         let log = log.map(|log| log.display().to_string()).unwrap_or_default();
@@ -193,10 +177,10 @@ impl<'a> HostRun<'a> {
         })
     }
 
-    fn once_here(self, suite: &Suite, batch: &mut Batch) -> Result<(), Ended> {
+    fn once_here(self, binary: &Path, batch: &mut Batch) -> Result<(), Ended> {
         let lab = |error: io::Error| Ended::Lab(error.to_string());
         let directory = OwnedDirectory::new(&self.cache.runs(), "here").map_err(lab)?;
-        let mut command = tied(&suite.binary).map_err(lab)?;
+        let mut command = tied(binary).map_err(lab)?;
         command
             .args(Self::arguments(batch))
             .envs(here_environment(self.cache, self.binaries))
@@ -297,6 +281,10 @@ impl Batch {
         }
     }
 
+    fn limit(&self, test: &Listed) -> Duration {
+        limit(self.host, test) * self.patience
+    }
+
     /// The test that was running waits again.
     fn put_back(&mut self) {
         if let Some((test, _)) = self.running.take() {
@@ -356,13 +344,8 @@ impl Sink for Batch {
 
     fn overdue(&mut self) -> Option<String> {
         let (test, since) = self.running.as_ref()?;
-        let patience = if self.host == Host::Intel {
-            INTEL_PATIENCE
-        } else {
-            1
-        };
-        let limit = u64::from(test.limit_seconds) * u64::from(patience) * u64::from(self.patience);
-        (since.elapsed().as_secs() > limit).then(|| format!("no end after {limit} s"))
+        let limit = self.limit(test);
+        (since.elapsed() > limit).then(|| format!("no end after {} s", limit.as_secs()))
     }
 }
 

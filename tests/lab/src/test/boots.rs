@@ -1,0 +1,153 @@
+//! Which boots of which hosts the tests take, and which first: pure.
+
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::host::Host;
+use crate::suite::INTEL_PATIENCE;
+use crate::suite::protocol::Listed;
+
+/// A test binary and those of its tests that are wanted.
+#[derive(Debug)]
+pub(super) struct Suite {
+    pub(super) binary: PathBuf,
+    pub(super) tests: Vec<Listed>,
+}
+
+/// Tests that run one after the other in one boot of a host: those of one stage, or some of them.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Boot<'a> {
+    pub(super) host: Host,
+    pub(super) binary: &'a Path,
+    pub(super) tests: Vec<Listed>,
+}
+
+/// Tests whose limits come to more than this are worth another boot, which takes half a minute. Most tests take a tenth of
+/// their limit.
+const MOST_SECONDS: u32 = 2400;
+
+impl Boot<'_> {
+    /// What its tests may take.
+    fn limit(&self) -> Duration {
+        self.tests.iter().map(|test| limit(self.host, test)).sum()
+    }
+}
+
+/// What a test may take on `host`.
+pub(super) fn limit(host: Host, test: &Listed) -> Duration {
+    let patience = match host {
+        Host::Intel => INTEL_PATIENCE,
+        Host::Here | Host::Amd => 1,
+    };
+    Duration::from_secs(test.limit_seconds.into()) * patience
+}
+
+/// The boots of emulated `hosts` that the tests of `suites` take, the longest first: several run at once, and a long one that
+/// began last would run alone in the end. This machine itself has one a stage.
+pub(super) fn boots<'a>(suites: &'a [Suite], hosts: &[Host]) -> Vec<Boot<'a>> {
+    let mut boots = Vec::new();
+    for &host in hosts {
+        for suite in suites {
+            let mut stages: BTreeMap<&str, Vec<Listed>> = BTreeMap::new();
+            for test in &suite.tests {
+                if test.hosts.iter().any(|name| name == host.name()) {
+                    stages.entry(&test.stage).or_default().push(test.clone());
+                }
+            }
+            for tests in stages.into_values() {
+                let seconds: u32 = tests.iter().map(|test| test.limit_seconds).sum();
+                let parts = match host {
+                    Host::Here => 1,
+                    Host::Amd | Host::Intel => seconds.div_ceil(MOST_SECONDS).max(1),
+                };
+                boots.extend(shares(tests, parts).into_iter().map(|tests| Boot {
+                    host,
+                    binary: &suite.binary,
+                    tests,
+                }));
+            }
+        }
+    }
+    boots.sort_by_key(|boot| Reverse(boot.limit()));
+    boots
+}
+
+/// `tests` in their order, in at most `parts` shares whose limits come to about as much.
+fn shares(tests: Vec<Listed>, parts: u32) -> Vec<Vec<Listed>> {
+    let all: u32 = tests.iter().map(|test| test.limit_seconds).sum();
+    let share = all.div_ceil(parts).max(1);
+    let mut shares: BTreeMap<u32, Vec<Listed>> = BTreeMap::new();
+    let mut before = 0;
+    for test in tests {
+        let number = (before / share).min(parts - 1);
+        before += test.limit_seconds;
+        shares.entry(number).or_default().push(test);
+    }
+    shares.into_values().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn test(name: &str, host: Host, stage: &str, limit_seconds: u32) -> Listed {
+        Listed {
+            name: name.to_owned(),
+            hosts: vec![host.name().to_owned()],
+            stage: stage.to_owned(),
+            cpus: 1,
+            memory_mib: 1024,
+            kernel: "linux-6.12".to_owned(),
+            intel: "skylake".to_owned(),
+            with: Vec::new(),
+            parameters: Vec::new(),
+            limit_seconds,
+        }
+    }
+
+    fn names(boot: &Boot<'_>) -> Vec<String> {
+        boot.tests.iter().map(|test| test.name.clone()).collect()
+    }
+
+    #[test]
+    fn each_stage_has_its_boots_and_the_longest_is_first() {
+        let suites = [Suite {
+            binary: "/suite".into(),
+            tests: vec![
+                test("a", Host::Amd, "plain", 60),
+                test("b", Host::Intel, "plain", 60),
+                test("c", Host::Intel, "linux", 300),
+                test("d", Host::Intel, "plain", 60),
+                test("e", Host::Here, "plain", 9000),
+            ],
+        }];
+        let boots = boots(&suites, &[Host::Amd, Host::Intel]);
+        let seen: Vec<_> = boots.iter().map(names).collect();
+        assert_eq!(seen, [vec!["c"], vec!["b", "d"], vec!["a"]]);
+        assert_eq!(boots[0].host, Host::Intel);
+        assert_eq!(boots[0].limit(), Duration::from_secs(1500));
+        assert_eq!(super::boots(&suites, &[Host::Here]).len(), 1);
+    }
+
+    #[test]
+    fn what_would_take_long_is_divided_and_nothing_is_lost() {
+        let tests: Vec<_> = (0..50)
+            .map(|number| test(&number.to_string(), Host::Amd, "plain", 60 + number))
+            .collect();
+        let suites = [Suite {
+            binary: "/suite".into(),
+            tests: tests.clone(),
+        }];
+        let boots = boots(&suites, &[Host::Amd]);
+        assert_eq!(boots.len(), 2);
+        let mut all: Vec<_> = boots.iter().flat_map(names).collect();
+        all.sort_by_key(|name| name.parse::<u32>().unwrap());
+        let expected: Vec<_> = tests.iter().map(|test| test.name.clone()).collect();
+        assert_eq!(all, expected);
+        for boot in &boots {
+            assert!(boot.limit() <= Duration::from_secs(MOST_SECONDS.into()));
+        }
+    }
+}
