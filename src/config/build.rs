@@ -169,6 +169,7 @@ impl<'a> Build<'a> {
         });
         let debug_exit = self.debug_exit();
         let time = self.time();
+        let dirty_ring_size = self.one("dirty-ring-size", parse::dirty_ring_size);
         let stats = self.path("stats");
         let kvm_leaves = self.switch("kvm-leaves");
         let hv = self.hv();
@@ -184,6 +185,7 @@ impl<'a> Build<'a> {
             irqchip: irqchip.unwrap_or(Irqchip::Kernel),
             debug_exit,
             debugcon,
+            dirty_ring_size,
             hpet,
             on_crash: on_crash.unwrap_or(OnCrash::Continue),
             time,

@@ -159,6 +159,16 @@ pub(super) fn choice<T: Copy>(value: &Scalar, choices: &[(&str, T)]) -> Result<T
 }
 
 /// A TSC frequency.
+/// A dirty ring: KVM takes powers of two, and wants room for what a processor may log at once.
+pub(super) fn dirty_ring_size(value: &Scalar) -> Result<u32, Wrong> {
+    let expected = "a power of two from 1024 to 65536, or 0 for a bitmap";
+    match u32::try_from(number(value, expected)?) {
+        Ok(0) => Ok(0),
+        Ok(entries @ 1024..=65536) if entries.is_power_of_two() => Ok(entries),
+        _ => Err(Wrong::new(format!("{value} is no such size"), expected)),
+    }
+}
+
 pub(super) fn tsc_khz(value: &Scalar) -> Result<TscKhz, Wrong> {
     // What KVM can count (`max_guest_tsc_khz`), and a floor below which Linux distrusts its clock.
     let expected = "a frequency in kHz, from 100000 (0.1 GHz) to 2147483646";

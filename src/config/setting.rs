@@ -20,12 +20,13 @@ pub struct Setting {
 }
 
 /// What is of the host that a saved VM goes on at, and not of the guest.
-pub(super) const LOCAL: [&str; 9] = [
+pub(super) const LOCAL: [&str; 10] = [
     "name",
     "serial",
     "serial2",
     "debugcon",
     "on-crash",
+    "dirty-ring-size",
     "tsc-khz",
     "on-tsc-change",
     "clock",
@@ -333,6 +334,14 @@ pub static SETTINGS: &[Setting] = &[
         help: "Write exit statistics to FILE (JSON) and FILE.hlog (HDR log) at the end and on SIGUSR1",
         flag_example: " exits.json",
         file_example: "stats = \"exits.json\"",
+    },
+    Setting {
+        key: "dirty-ring-size",
+        shape: Shape::One,
+        value: "ENTRIES",
+        help: "How many pages a vCPU may write to until hypernest must look, while the VM is moved; 0: a bitmap of all RAM instead [default: 4096 where KVM has rings]",
+        flag_example: " 8192",
+        file_example: "dirty-ring-size = 8192",
     },
     Setting {
         key: "hpet",

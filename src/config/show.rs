@@ -94,6 +94,9 @@ impl VmConfig {
         if let Some(stats) = &self.stats {
             put("stats", path(stats));
         }
+        if let Some(entries) = self.dirty_ring_size {
+            put("dirty-ring-size", number(entries));
+        }
         put("hpet", Value::Boolean(self.hpet));
         table.to_string()
     }

@@ -1,10 +1,11 @@
 //! Capabilities that are off until user space asks for them.
 
 use kvm_bindings::{
-    KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_HYPERV_ENFORCE_CPUID, KVM_CAP_HYPERV_ENLIGHTENED_VMCS,
-    KVM_CAP_HYPERV_SYNIC, KVM_CAP_HYPERV_SYNIC2, KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API,
-    KVM_CAP_X86_TRIPLE_FAULT_EVENT, KVM_CAP_X86_USER_SPACE_MSR,
-    KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK, KVM_X2APIC_API_USE_32BIT_IDS, kvm_enable_cap,
+    KVM_CAP_DIRTY_LOG_RING_ACQ_REL, KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_HYPERV_ENFORCE_CPUID,
+    KVM_CAP_HYPERV_ENLIGHTENED_VMCS, KVM_CAP_HYPERV_SYNIC, KVM_CAP_HYPERV_SYNIC2,
+    KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API, KVM_CAP_X86_TRIPLE_FAULT_EVENT,
+    KVM_CAP_X86_USER_SPACE_MSR, KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK,
+    KVM_X2APIC_API_USE_32BIT_IDS, kvm_enable_cap,
 };
 use kvm_ioctls::{MsrExitReason, VcpuFd, VmFd};
 
@@ -43,6 +44,19 @@ fn on_vcpu(vcpu: &VcpuFd, what: &Named, arg: u64) -> Result<(), KvmError> {
         advice: what.advice,
         source: e.into(),
     })
+}
+
+/// Gives vCPUs that are created later a ring of `bytes` for the pages that they dirty.
+///
+/// # Errors
+/// If KVM refuses.
+pub fn dirty_ring(vm: &VmFd, bytes: u64) -> Result<(), KvmError> {
+    let what = Named {
+        cap: KVM_CAP_DIRTY_LOG_RING_ACQ_REL,
+        name: "KVM_CAP_DIRTY_LOG_RING_ACQ_REL",
+        advice: "the ring is too small or too large, or the kernel is older than 6.1: `--dirty-ring-size 0` does without",
+    };
+    on_vm(vm, &what, bytes)
 }
 
 /// Splits the interrupt controllers: local APICs in KVM, I/O APIC in user space. `pins` routes are reserved for the latter,

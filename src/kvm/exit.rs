@@ -94,6 +94,8 @@ pub enum Exit<'a> {
         /// The vector.
         vector: u8,
     },
+    /// The vCPU's dirty ring has no more room (`KVM_EXIT_DIRTY_RING_FULL`).
+    DirtyRingFull,
     /// KVM_RUN ended early: a signal, or `immediate_exit`.
     Interrupted,
     /// KVM cannot go on (`KVM_EXIT_INTERNAL_ERROR`).
@@ -226,6 +228,7 @@ fn other(run: &mut kvm_run) -> Exit<'_> {
                 }
             }
         }
+        kvm_bindings::KVM_EXIT_DIRTY_RING_FULL => Exit::DirtyRingFull,
         reason @ (kvm_bindings::KVM_EXIT_X86_RDMSR | kvm_bindings::KVM_EXIT_X86_WRMSR) => {
             // SAFETY: the exit reason says that `msr` is the valid member of the union.
             let exit = unsafe { &mut run.__bindgen_anon_1.msr };

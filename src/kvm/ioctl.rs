@@ -9,6 +9,7 @@ nix::ioctl_readwrite!(get_supported_hv_cpuid, KVMIO, 0xc1, kvm_cpuid2);
 nix::ioctl_write_ptr!(set_signal_mask, KVMIO, 0x8b, kvm_signal_mask);
 nix::ioctl_write_int_bad!(set_tsc_khz, nix::request_code_none!(KVMIO, 0xa2));
 nix::ioctl_none!(get_tsc_khz, KVMIO, 0xa3);
+nix::ioctl_none!(reset_dirty_rings, KVMIO, 0xc7);
 nix::ioctl_read!(get_sregs2, KVMIO, 0xcc, Sregs);
 nix::ioctl_write_ptr!(set_sregs2, KVMIO, 0xcd, Sregs);
 nix::ioctl_none!(get_stats_fd, KVMIO, 0xce);

@@ -3,6 +3,7 @@
 //! - [`cap`]: capabilities to switch on, by name; the version word of eVMCS
 //! - [`clock`]: KVM's clock of a VM
 //! - [`cpuid`]: the Hyper-V leaves that KVM can give
+//! - [`dirty_ring`]: which pages a vCPU has written
 //! - [`exit`]: one `KVM_RUN`, and why it ended
 //! - [`internal_error`]: the payload of `KVM_EXIT_INTERNAL_ERROR`
 //! - [`kick`]: how another thread gets a vCPU out of `KVM_RUN`
@@ -30,6 +31,7 @@ use thiserror::Error;
 pub mod cap;
 pub mod clock;
 pub mod cpuid;
+pub mod dirty_ring;
 pub mod exit;
 pub mod host;
 pub mod internal_error;

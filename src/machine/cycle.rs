@@ -14,16 +14,22 @@ use crate::boot::Entry;
 use crate::config::VmConfig;
 use crate::cpuid::{CpuidEntry, feature_msrs};
 use crate::hyperv::VcpuSetup;
-use crate::kvm::{cap, tsc};
+use crate::kvm::{KvmError, cap, dirty_ring, memory, tsc};
+use crate::memory::GuestRam;
+use crate::memory::dirty::PageSet;
 use crate::units::{TscKhz, VpIndex};
 use crate::vcpu::control::Control;
 use crate::vcpu::create::{self, CreateError};
 use crate::vcpu::platform::Platform;
+use crate::vcpu::ring::Ring;
 use crate::vcpu::stats::{Clock, Reader, Recorder};
 use crate::vcpu::thread::{Vcpu, VcpuThread};
 
 /// KVM_CPUID_FLAG_SIGNIFCANT_INDEX: the sub-leaf matters.
 const SIGNIFICANT_INDEX: u32 = 1;
+
+/// Entries of a vCPU's dirty ring, if nothing else is asked for: 64 KiB.
+const DIRTY_RING: u32 = 4096;
 
 /// A vCPU cannot be reached.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
@@ -37,6 +43,8 @@ pub struct VcpuGone {
 #[derive(Debug)]
 pub struct PowerCycle {
     vcpus: Vec<VcpuThread>,
+    /// A dirty ring of each vCPU, or none.
+    rings: Vec<Arc<Ring>>,
     vm: Arc<VmFd>,
     host_khz: Option<TscKhz>,
 }
@@ -61,7 +69,9 @@ impl PowerCycle {
             // Before the first vCPU: all then are created with this frequency and with equal offsets.
             tsc::set_vm_khz(&vm, khz)?;
         }
+        let ring_size = dirty_rings(&vm, config.dirty_ring_size)?;
         let mut vcpus = Vec::new();
+        let mut rings = Vec::new();
         let mut readers = Vec::new();
         let mut clock = Clock::new(None);
         for vp in (0..config.cpus.count).map(VpIndex) {
@@ -86,7 +96,10 @@ impl PowerCycle {
             }
             let recorder = Recorder::new(clock)?;
             readers.push(recorder.reader());
-            let vcpu = Vcpu::new(vp, fd, Arc::clone(platform), recorder);
+            let ring = ring_size.map(|entries| Ring::of(&fd, &vm, entries).map(Arc::new));
+            let ring = ring.transpose()?;
+            rings.extend(ring.clone());
+            let vcpu = Vcpu::new(vp, fd, Arc::clone(platform), recorder, ring);
             let thread = vcpu.spawn().map_err(|source| MachineError::Thread {
                 what: "vCPU",
                 source,
@@ -95,6 +108,7 @@ impl PowerCycle {
         }
         let cycle = Self {
             vcpus,
+            rings,
             vm,
             host_khz,
         };
@@ -133,6 +147,31 @@ impl PowerCycle {
         done.and_then(Result::ok).ok_or(VcpuGone { vp })
     }
 
+    /// Adds the pages of `ram` that were written since the last call, or since the log began, to `set` or to those that `ram`
+    /// itself knows of.
+    pub(super) fn take_log(&self, ram: &GuestRam, set: &mut PageSet) -> Result<(), KvmError> {
+        if self.rings.is_empty() {
+            return memory::take_log(&self.vm, ram, set);
+        }
+        self.empty_rings(ram)
+    }
+
+    /// Has `ram` know of the pages that the vCPUs' rings hold, if there are any.
+    pub(super) fn empty_rings(&self, ram: &GuestRam) -> Result<(), KvmError> {
+        if self.rings.is_empty() {
+            return Ok(());
+        }
+        for vp in self.vps() {
+            // What a vCPU in the guest has written may be in its processor until it comes out. One whose thread has ended is out.
+            let _out = self.on_vcpu(vp, |_| ());
+        }
+        for ring in &self.rings {
+            ring.harvest(ram.written());
+        }
+        // Before anybody reads these pages: what is written then is written down again.
+        dirty_ring::reset(&self.vm)
+    }
+
     /// The vCPUs' steering.
     pub(super) fn controls(&self) -> Vec<Arc<Control<VcpuFd>>> {
         let each = self.vcpus.iter();
@@ -164,6 +203,18 @@ impl Drop for PowerCycle {
             vcpu.control().leave();
         }
     }
+}
+
+/// Gives the vCPUs that `vm` will have dirty rings of the size that was asked for, or of a good one where KVM has rings; how large.
+fn dirty_rings(vm: &VmFd, asked: Option<u32>) -> Result<Option<u32>, KvmError> {
+    let entries = match asked {
+        Some(0) => return Ok(None),
+        Some(entries) => entries,
+        None if dirty_ring::most(vm) >= DIRTY_RING => DIRTY_RING,
+        None => return Ok(None),
+    };
+    dirty_ring::enable(vm, entries)?;
+    Ok(Some(entries))
 }
 
 /// KVM's vCPU id is the initial APIC id; the creation order is the VP index.

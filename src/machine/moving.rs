@@ -84,7 +84,7 @@ impl Running<'_> {
     /// If KVM refuses.
     pub fn take_log(&mut self, set: &mut PageSet) -> Result<(), KvmError> {
         let ram = self.ram();
-        memory::take_log(self.cycle().vm(), &ram, set)?;
+        self.cycle().take_log(&ram, set)?;
         ram.written().collect(set);
         Ok(())
     }
@@ -93,10 +93,12 @@ impl Running<'_> {
     pub fn stop_log(&mut self) {
         self.throttle(0);
         let ram = self.ram();
-        if std::mem::take(&mut self.machine().moving.logs)
-            && let Err(e) = memory::log_writes(self.cycle().vm(), &ram, false)
-        {
-            error!("KVM goes on to log which pages the guest writes: {e}");
+        if std::mem::take(&mut self.machine().moving.logs) {
+            let off = memory::log_writes(self.cycle().vm(), &ram, false);
+            // What is still in a ring would be taken for written when the log begins again.
+            if let Err(e) = off.and_then(|()| self.cycle().empty_rings(&ram)) {
+                error!("KVM goes on to log which pages the guest writes: {e}");
+            }
         }
         ram.written().switch(false);
     }

@@ -101,6 +101,7 @@ fn config(hv: &str) -> VmConfig {
         irqchip: Irqchip::Kernel,
         debug_exit: None,
         debugcon: None,
+        dirty_ring_size: None,
         hpet: false,
         on_crash: OnCrash::Continue,
         time: TimeConfig::default(),

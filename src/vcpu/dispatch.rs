@@ -23,6 +23,8 @@ pub enum Next {
     Crash(CrashReport),
     /// The guest reports a crash, and the parameters are in KVM's own registers.
     CrashInKvm,
+    /// What the vCPU wrote has to be taken out of its dirty ring.
+    DirtyRingFull,
     /// The guest needs its old TSC frequency no longer.
     EmulationEnded,
     /// Nothing can be done.
@@ -111,6 +113,7 @@ pub fn dispatch(exit: Exit<'_>, platform: &Platform) -> Next {
                 ioapic.eoi(vector);
             }
         }
+        Exit::DirtyRingFull => return Next::DirtyRingFull,
         Exit::Interrupted => return Next::Interrupted,
         Exit::SystemEvent {
             kind: SYSTEM_EVENT_RESET,

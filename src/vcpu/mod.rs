@@ -5,5 +5,6 @@ pub mod create;
 pub mod dispatch;
 mod failure;
 pub mod platform;
+pub mod ring;
 pub mod stats;
 pub mod thread;

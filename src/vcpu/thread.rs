@@ -10,6 +10,7 @@ use super::create;
 use super::dispatch::{Next, dispatch};
 use super::failure;
 use super::platform::Platform;
+use super::ring::Ring;
 use super::stats::{ExitReason, Recorder};
 use crate::hyperv::{CrashReport, msr};
 use crate::kvm::exit;
@@ -34,19 +35,27 @@ pub struct Vcpu {
     platform: Arc<Platform>,
     control: Arc<Control<VcpuFd>>,
     recorder: Recorder,
+    ring: Option<Arc<Ring>>,
     /// KVM has not carried out the instruction that the last exit came from.
     exit_pending: bool,
 }
 
 impl Vcpu {
-    /// A vCPU around its KVM file descriptor, in its initial state.
-    pub fn new(index: VpIndex, fd: VcpuFd, platform: Arc<Platform>, recorder: Recorder) -> Self {
+    /// A vCPU around its KVM file descriptor, in its initial state; with its dirty ring, if it has one.
+    pub fn new(
+        index: VpIndex,
+        fd: VcpuFd,
+        platform: Arc<Platform>,
+        recorder: Recorder,
+        ring: Option<Arc<Ring>>,
+    ) -> Self {
         Self {
             index,
             fd,
             platform,
             control: Arc::new(Control::new()),
             recorder,
+            ring,
             exit_pending: false,
         }
     }
@@ -130,6 +139,13 @@ impl Vcpu {
                 }
             }
             Next::Crash(report) => self.crash(&report),
+            Next::DirtyRingFull => {
+                let ring = self.ring.as_ref();
+                let written = self.platform.ram.written();
+                if let Some(Err(e)) = ring.map(|ring| ring.make_room(written)) {
+                    self.fail(&format!("vCPU {}: {e}", self.index));
+                }
+            }
             Next::EmulationEnded => self.report(LifeEvent::TscEmulationEnded),
             Next::CrashInKvm => match create::get_msrs(self.index, &self.fd, &CRASH_PARAMS) {
                 Ok(params) => self.crash(&CrashReport::from_kvm(params)),

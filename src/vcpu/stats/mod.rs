@@ -49,6 +49,8 @@ pub enum ExitReason {
     SystemEvent,
     /// End of interrupt for the user-space I/O APIC.
     IoapicEoi,
+    /// The vCPU's dirty ring was full.
+    DirtyRingFull,
     /// A signal, or somebody wants the vCPU to stop.
     Interrupted,
     /// KVM could not go on.
@@ -65,7 +67,7 @@ pub enum ExitReason {
 
 impl ExitReason {
     /// All of them, in order.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::PortIn,
         Self::PortOut,
         Self::MmioRead,
@@ -79,6 +81,7 @@ impl ExitReason {
         Self::Shutdown,
         Self::SystemEvent,
         Self::IoapicEoi,
+        Self::DirtyRingFull,
         Self::Interrupted,
         Self::InternalError,
         Self::EntryFailed,
@@ -103,6 +106,7 @@ impl ExitReason {
             Exit::Shutdown => Self::Shutdown,
             Exit::SystemEvent { .. } => Self::SystemEvent,
             Exit::IoapicEoi { .. } => Self::IoapicEoi,
+            Exit::DirtyRingFull => Self::DirtyRingFull,
             Exit::Interrupted => Self::Interrupted,
             Exit::InternalError(_) => Self::InternalError,
             Exit::FailEntry { .. } => Self::EntryFailed,
@@ -128,6 +132,7 @@ impl ExitReason {
             Self::Shutdown => "shutdown",
             Self::SystemEvent => "system-event",
             Self::IoapicEoi => "ioapic-eoi",
+            Self::DirtyRingFull => "dirty-ring-full",
             Self::Interrupted => "interrupted",
             Self::InternalError => "internal-error",
             Self::EntryFailed => "entry-failed",

@@ -1,0 +1,44 @@
+//! A vCPU's dirty ring, emptied by its own thread when it is full and by the machine's when somebody wants to know.
+
+use std::sync::{Arc, Mutex};
+
+use kvm_ioctls::{VcpuFd, VmFd};
+
+use crate::bus;
+use crate::kvm::KvmError;
+use crate::kvm::dirty_ring::{self, DirtyRing};
+use crate::memory::dirty::WrittenPages;
+
+/// A vCPU's ring, and the VM that takes back what was harvested.
+#[derive(Debug)]
+pub struct Ring {
+    ring: Mutex<DirtyRing>,
+    vm: Arc<VmFd>,
+}
+
+impl Ring {
+    /// The ring of `vcpu`, a vCPU of `vm` with rings of `entries`.
+    ///
+    /// # Errors
+    /// If it cannot be mapped.
+    pub fn of(vcpu: &VcpuFd, vm: &Arc<VmFd>, entries: u32) -> Result<Self, KvmError> {
+        Ok(Self {
+            ring: Mutex::new(DirtyRing::map(vcpu, entries)?),
+            vm: Arc::clone(vm),
+        })
+    }
+
+    /// Marks what the vCPU, which is out of the guest, has written. KVM gets it back with [`dirty_ring::reset`].
+    pub fn harvest(&self, written: &WrittenPages) {
+        bus::lock(&self.ring).harvest(written);
+    }
+
+    /// The same, and gives it back.
+    ///
+    /// # Errors
+    /// If KVM refuses.
+    pub fn make_room(&self, written: &WrittenPages) -> Result<(), KvmError> {
+        self.harvest(written);
+        dirty_ring::reset(&self.vm)
+    }
+}
