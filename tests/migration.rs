@@ -16,6 +16,7 @@ use nix::unistd::Pid;
 
 use crate::linux::{initramfs, linux};
 use crate::needs;
+use crate::stats;
 use crate::stock_linux;
 use crate::vm::{Ended, Site, Vm};
 
@@ -42,9 +43,7 @@ pub(crate) const TESTS: &[Test] = &[
     micro("migration::with_bitmaps_and_not_rings", || {
         moves(&["--hv", "none", "--dirty-ring-size", "0"])
     }),
-    micro("migration::with_rings_that_run_full", || {
-        moves(&["--hv", "none", "--dirty-ring-size", "1024"])
-    }),
+    micro("migration::with_rings_that_run_full", full_rings),
     micro("migration::by_several_connections_and_compressed", || {
         let more = ["--connections", "3", "--zstd", "--downtime-ms", "100"];
         moves_by(&["--hv", "none"], &more)
@@ -172,6 +171,18 @@ fn moves_by(arguments: &[&str], how: &[&str]) -> TestResult {
         assert_eq!(site.run_directories()?.len(), 1);
     }
     Ok(())
+}
+
+/// Each lap writes to more pages than a ring has entries.
+fn full_rings() -> TestResult {
+    let site = Site::new()?;
+    let small = ["--dirty-ring-size", "1024", "--stats", "exits.json"];
+    let mut vm = keeper(&site, &[&["--hv", "none"], &small[..]].concat())?;
+    expect_more_laps(&mut vm, 0)?;
+    let (ended, mut there) = move_on(&site, vm, 0, &[])?;
+    let exits = stats::json(&site.path("exits.json"))?;
+    assert!(stats::count(&exits, "dirty-ring-full") > 0, "{exits:#}");
+    expect_more_laps(&mut there, laps(&ended.stdout))
 }
 
 fn each_profile() -> TestResult {

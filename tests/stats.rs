@@ -19,7 +19,7 @@ pub(crate) const TESTS: &[Test] = &[
     Test::new("stats::written_by_signal_at_any_time", by_signal).needs(needs::guests),
 ];
 
-fn json(path: &Path) -> Result<Value, Box<dyn Error>> {
+pub(crate) fn json(path: &Path) -> Result<Value, Box<dyn Error>> {
     let json: Value = serde_json::from_slice(&fs::read(path)?)?;
     assert_eq!(json["format"], "hypernest-exits");
     assert_eq!(json["version"], 1);
@@ -27,7 +27,7 @@ fn json(path: &Path) -> Result<Value, Box<dyn Error>> {
     Ok(json)
 }
 
-fn count(json: &Value, reason: &str) -> u64 {
+pub(crate) fn count(json: &Value, reason: &str) -> u64 {
     json["all"][reason]["count"].as_u64().unwrap_or(0)
 }
 
