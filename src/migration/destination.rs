@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::channel::{Channel, Parts, visible};
 use super::pages::Unpacker;
@@ -118,8 +118,10 @@ impl Course<'_> {
         let more = self.wait_for_the_others(listener, main, &session)?;
         let state = self.take_in(main, more, &ram, &session)?;
         self.running = state.1;
+        debug!("RAM and state are here");
         let loaded = self.target.load(state.0, state.1);
         loaded.map_err(MigrationError::vm("build the VM from the state that came"))?;
+        debug!("the VM could run");
         self.advance(DestinationEvent::Complete);
         main.send(Kind::Ready, &[])?;
         main.hear_kind(Kind::Commit, "Commit")?;

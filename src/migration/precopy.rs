@@ -74,9 +74,8 @@ impl Convergence {
         self.rounds += 1;
         let pages_budget = self.budget - FIXED.min(self.budget / 2);
         let shrinks = round.dirtied.saturating_mul(100) <= round.pages.saturating_mul(SHRINKS);
-        let may_stop = transfer_time(round).is_some_and(|time| {
-            time <= pages_budget && (time <= pages_budget / SHORT || !shrinks)
-        });
+        let may_stop = transfer_time(round)
+            .is_some_and(|time| time <= pages_budget && (time <= pages_budget / SHORT || !shrinks));
         if round.dirtied == 0 || self.rounds >= MAX_ROUNDS || may_stop {
             return Next::Stop;
         }

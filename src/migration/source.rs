@@ -5,7 +5,7 @@ use std::io::Read;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::channel::Channel;
 use super::pace::Pace;
@@ -147,6 +147,7 @@ impl Course<'_> {
             .stop()
             .map_err(MigrationError::vm("save the VM"))?;
         self.collect(&mut dirty)?;
+        debug!("stopped, with {} pages left", dirty.count());
         // What is left was counted against the downtime, so no limit holds it up.
         let free = Pace::new(None, Instant::now());
         self.send_round(&mut channels, &ram, &dirty, true, &free)?;
@@ -159,6 +160,7 @@ impl Course<'_> {
             len: stopped.state.len() as u64,
             running: stopped.running,
         })?;
+        debug!("all is sent");
         main.hear_kind(Kind::Ready, "Ready")?;
         if self.cancel.is_set() {
             return Err(MigrationError::Cancelled);
@@ -258,6 +260,12 @@ impl Course<'_> {
                 dirtied: dirty.count(),
             };
             self.progress.round_ends(round, self.options.downtime);
+            debug!(
+                "{} pages in {} ms, {} written meanwhile",
+                round.pages,
+                round.took.as_millis(),
+                round.dirtied
+            );
             match convergence.after(round) {
                 Next::GoOn => {}
                 Next::Throttle(percent) => {
