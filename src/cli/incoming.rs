@@ -8,7 +8,7 @@ use super::{CliError, Exit, chain};
 use crate::api::{RunDir, RunDirs, Server};
 use crate::config::{HostLimits, LocalFlags, adapt};
 use crate::kvm::host::HostCaps;
-use crate::machine::{Identity, Local, Machine, layout, outlook};
+use crate::machine::{Identity, Local, Machine, Unloaded, layout, outlook};
 use crate::memory::GuestRam;
 use crate::migration::wire::{MAX_PROMISE, MAX_STATE};
 use crate::migration::{
@@ -75,6 +75,8 @@ struct Prepared {
     local: Local,
     dir: RunDir,
     ram: GuestRam,
+    /// Made while RAM is on its way, so that the guest need not wait for it.
+    unloaded: Option<Unloaded>,
 }
 
 impl Incoming {
@@ -103,7 +105,13 @@ impl Incoming {
             .map_err(|e| one(&e))?;
         let memory = &local.config.memory;
         let ram = GuestRam::new(memory, &layout::ram_ranges(memory.size)).map_err(|e| one(&e))?;
-        Ok(Prepared { local, dir, ram })
+        let unloaded = Unloaded::new(&identity, ram.clone(), local.clone(), &[]);
+        Ok(Prepared {
+            local,
+            dir,
+            ram,
+            unloaded: Some(unloaded.map_err(|e| one(&e))?),
+        })
     }
 }
 
@@ -116,13 +124,22 @@ impl Target for Incoming {
     }
 
     fn load(&mut self, state: Vec<u8>, running: bool) -> Result<(), VmError> {
-        let prepared = self.prepared.as_ref().ok_or("nothing was prepared")?;
+        let prepared = self.prepared.as_mut().ok_or("nothing was prepared")?;
         let mut sections = Sections::decode(Cursor::new(state), MAX_STATE as u64)?;
         let identity = Identity::take(&mut sections)?;
-        let mut local = prepared.local.clone();
-        local.paused |= !running;
-        let ram = prepared.ram.clone();
-        let machine = Machine::restore(&identity, sections, ram, local, &[])?;
+        let unloaded = match prepared.unloaded.take() {
+            Some(unloaded) if unloaded.is(&identity) => unloaded,
+            // Its devices hold files and sockets that the next one wants.
+            before => {
+                drop(before);
+                let (ram, local) = (prepared.ram.clone(), prepared.local.clone());
+                Unloaded::new(&identity, ram, local, &[])?
+            }
+        };
+        let machine = unloaded.load(&identity, sections)?;
+        if !running {
+            machine.stay_paused();
+        }
         self.machine = Some(machine);
         Ok(())
     }

@@ -36,7 +36,7 @@ pub use counters::ExitCounters;
 pub use cycle::{PowerCycle, VcpuGone};
 pub use dry::check_devices;
 pub use error::{Impossible, MachineError};
-pub use restore::{Local, Outlook, outlook};
+pub use restore::{Local, Outlook, Unloaded, outlook};
 pub use running::Running;
 pub use save::{AfterSave, save};
 pub use transfer::{Identity, TransferError};

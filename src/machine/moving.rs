@@ -136,6 +136,11 @@ impl Machine {
         }
     }
 
+    /// Has a restored machine wait until its user lets it run.
+    pub fn stay_paused(&self) {
+        self.board.set_state(State::Paused);
+    }
+
     pub(super) fn is_held(&self) -> bool {
         if self.moving.held {
             warn!("the VM is being handed over to another process, and may run there");

@@ -1,9 +1,9 @@
 //! A machine made from a saved one.
 
+use super::cycle::PowerCycle;
 use super::plan::Plan;
 use super::transfer::{Identity, TransferError};
 use super::{ExtraPorts, Impossible, Machine, MachineError, layout};
-use crate::api::State;
 use crate::config::VmConfig;
 use crate::kvm::host::HostCaps;
 use crate::memory::GuestRam;
@@ -70,15 +70,23 @@ pub fn outlook(
     }
 }
 
-impl Machine {
-    /// Builds the VM that is `saved`, whose state is in `sections`, with its `ram`, and `extra` devices as it had them.
-    /// [`Machine::run`] has it go on from where it was; until then it can be dropped, and nothing has happened.
+/// A VM with everything but its state: what takes time and can be had before the state is known.
+#[derive(Debug)]
+pub struct Unloaded {
+    machine: Machine,
+    cycle: PowerCycle,
+    saved: Identity,
+    local: Local,
+    host: HostCaps,
+}
+
+impl Unloaded {
+    /// Builds the VM that is `saved` around its `ram`, and `extra` devices as it had them.
     ///
     /// # Errors
-    /// If this host cannot go on with it, or what was saved is damaged.
-    pub fn restore(
+    /// If this host cannot go on with it.
+    pub fn new(
         saved: &Identity,
-        sections: Sections,
         ram: GuestRam,
         local: Local,
         extra: &[ExtraPorts],
@@ -91,11 +99,47 @@ impl Machine {
         let (mut host, kvm) = HostCaps::for_a_vm()?;
         host.ask_tsc_khz(&kvm)?;
         let outlook = outlook(saved, &local, &host).map_err(MachineError::Impossible)?;
-        let khz = outlook.time.khz(&saved.time, &outlook.tsc);
-        let mut machine = Self::assemble(local.config, outlook.plan, &host, kvm, ram, extra)?;
-        machine.tsc = outlook.tsc;
-        machine.keeps_frequency = outlook.time == TimePlan::Scale;
+        let config = local.config.clone();
+        let mut machine = Machine::assemble(config, outlook.plan, &host, kvm, ram, extra)?;
         let cycle = machine.create_vm(None)?;
+        Ok(Self {
+            machine,
+            cycle,
+            saved: saved.clone(),
+            local,
+            host,
+        })
+    }
+
+    /// Whether this is the VM that is `saved`. What a guest says while it is on its way may make it another one: its TSC's
+    /// frequency changes when it has adapted to one.
+    pub fn is(&self, saved: &Identity) -> bool {
+        let (before, now) = (&self.saved, saved);
+        before.config == now.config
+            && before.promise == now.promise
+            && before.time.khz == now.time.khz
+            && before.time.guest == now.time.guest
+    }
+
+    /// Gives it the state in `sections`. It [is](Self::is) `saved`, whose clocks are in it.
+    ///
+    /// # Errors
+    /// If the state is damaged, or another VM's.
+    pub fn load(self, saved: &Identity, sections: Sections) -> Result<Machine, MachineError> {
+        let Self {
+            mut machine,
+            cycle,
+            local,
+            host,
+            ..
+        } = self;
+        let outlook = outlook(saved, &local, &host).map_err(MachineError::Impossible)?;
+        let khz = outlook.time.khz(&saved.time, &outlook.tsc);
+        machine.tsc = HostTsc {
+            native: machine.tsc.native,
+            ..outlook.tsc
+        };
+        machine.keeps_frequency = outlook.time == TimePlan::Scale;
         machine
             .load_state(&cycle, &saved.time, khz, sections)
             .map_err(Box::new)?;
@@ -110,8 +154,25 @@ impl Machine {
         machine.show_time(false);
         machine.restored = Some(cycle);
         if local.paused {
-            machine.board.set_state(State::Paused);
+            machine.stay_paused();
         }
         Ok(machine)
+    }
+}
+
+impl Machine {
+    /// Builds the VM that is `saved`, whose state is in `sections`, with its `ram`, and `extra` devices as it had them.
+    /// [`Machine::run`] has it go on from where it was; until then it can be dropped, and nothing has happened.
+    ///
+    /// # Errors
+    /// If this host cannot go on with it, or what was saved is damaged.
+    pub fn restore(
+        saved: &Identity,
+        sections: Sections,
+        ram: GuestRam,
+        local: Local,
+        extra: &[ExtraPorts],
+    ) -> Result<Self, MachineError> {
+        Unloaded::new(saved, ram, local, extra)?.load(saved, sections)
     }
 }
