@@ -158,7 +158,7 @@ pub enum WireError {
 /// Writes frames.
 #[derive(Debug, Default)]
 pub struct FrameWriter {
-    /// Header and body of the frame being written.
+    /// Header and, if it is short, body of the frame being written.
     frame: Vec<u8>,
 }
 
@@ -179,10 +179,16 @@ impl FrameWriter {
         self.frame.extend_from_slice(&[0; 2]);
         let crc = crc32c::crc32c_append(crc32c::crc32c(&self.frame), body);
         self.frame.extend_from_slice(&crc.to_le_bytes());
-        self.frame.extend_from_slice(body);
-        to.write_all(&self.frame)?;
+        if body.len() <= MAX_TALK {
+            self.frame.extend_from_slice(body);
+            to.write_all(&self.frame)?;
+        } else {
+            // Another system call takes less than copying so much.
+            to.write_all(&self.frame)?;
+            to.write_all(body)?;
+        }
         to.flush()?;
-        Ok(self.frame.len() as u64)
+        Ok((HEADER + body.len()) as u64)
     }
 }
 

@@ -99,6 +99,7 @@ fn in_the_lab(here: &Here<'_>, out: &Path) -> Result<u8, DemoError> {
         memory: DEFAULT_MEMORY_MIB,
         kernel: Kernel::default(),
         intel: IntelCpu::default(),
+        without: Vec::new(),
         parameters: Vec::new(),
         with: ["vmlinux", "modules"]
             .map(|part| format!("{}/{part}", Kernel::default().directory()))

@@ -12,7 +12,9 @@ use thiserror::Error;
 use crate::binaries::{self, Binaries, BuildError};
 use crate::boot::{self, BootError, initramfs::modules};
 use crate::cache::Cache;
-use crate::host::{DEFAULT_MEMORY_MIB, Host, IntelCpu, Kernel, Machine, ModuleParameter};
+use crate::host::{
+    CpuFeature, DEFAULT_MEMORY_MIB, Host, IntelCpu, Kernel, Machine, ModuleParameter,
+};
 use crate::owned::{OwnedChild, OwnedDirectory, RawTerminal, tied};
 use crate::plan::{self, Input, Plan};
 use crate::session::{self, Broken, Sink};
@@ -74,6 +76,9 @@ pub struct HostOptions {
     /// The CPU of the emulated Intel host: ice-lake has exact timers.
     #[arg(long, value_name = "MODEL", default_value = "skylake")]
     pub intel: IntelCpu,
+    /// What the CPU of the emulated AMD host is to lack, by QEMU's name, as sse4.2.
+    #[arg(long, value_name = "FEATURE", value_delimiter = ',')]
+    pub without: Vec<CpuFeature>,
     /// A parameter of a KVM module in an emulated host, as kvm_intel.enable_shadow_vmcs=0.
     #[arg(long = "module-param", value_name = "MODULE.NAME=VALUE")]
     pub parameters: Vec<ModuleParameter>,
@@ -131,6 +136,7 @@ impl HostOptions {
             memory_mib: self.memory,
             kernel: self.kernel,
             intel: self.intel,
+            without: self.without.clone(),
             parameters: self.parameters.clone(),
             with: self.with.clone(),
             files: self

@@ -99,6 +99,30 @@ impl IntelCpu {
     }
 }
 
+/// A feature of a CPU by QEMU's name, as `sse4.2`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct CpuFeature(String);
+
+impl CpuFeature {
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::str::FromStr for CpuFeature {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let named = |c: char| c.is_ascii_alphanumeric() || ".-_".contains(c);
+        if !text.is_empty() && text.chars().all(named) {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err("want the name of a feature, as sse4.2".to_owned())
+        }
+    }
+}
+
 /// A parameter of a kernel module in the host, as `kvm_intel.enable_shadow_vmcs=0`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ModuleParameter {
@@ -140,6 +164,8 @@ pub struct Machine {
     pub kernel: Kernel,
     /// Its CPU, if it is the Intel host.
     pub intel: IntelCpu,
+    /// What the CPU of the AMD host lacks, by QEMU's names.
+    pub without: Vec<CpuFeature>,
     /// Module parameters.
     pub parameters: Vec<ModuleParameter>,
     /// What of the lab's directory is wanted in the host, as `linux-6.12/vmlinux` or `qemu`.
@@ -155,6 +181,7 @@ impl Default for Machine {
             memory_mib: DEFAULT_MEMORY_MIB,
             kernel: Kernel::default(),
             intel: IntelCpu::default(),
+            without: Vec::new(),
             parameters: Vec::new(),
             with: Vec::new(),
             files: Vec::new(),
@@ -168,6 +195,15 @@ pub const DEFAULT_MEMORY_MIB: u32 = 1536;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn features() {
+        let feature: CpuFeature = "sse4.2".parse().unwrap();
+        assert_eq!(feature.name(), "sse4.2");
+        for bad in ["", "sse4.2,svm=off", "a=b"] {
+            assert!(bad.parse::<CpuFeature>().is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn module_parameters() {

@@ -29,6 +29,11 @@ pub(super) fn command(
             machine.memory_mib
         )));
     }
+    if !machine.without.is_empty() {
+        return Err(BootError::TooMuch(
+            "the Intel lab's CPUs have what they have: --without is for the AMD lab".to_owned(),
+        ));
+    }
     let program = files.held("Bochs", "bochs/bochs")?;
     let share = files.held("Bochs firmware", "bochs/share")?;
     let iso = iso(files, &kernel(machine, files)?, machine.intel)?;

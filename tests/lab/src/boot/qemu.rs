@@ -15,6 +15,8 @@ pub(super) fn command(
     let kernel = files.held("kernel", &format!("{}/vmlinux", machine.kernel.directory()))?;
     let socket = files.run.join("line");
     let listener = UnixListener::bind(&socket).map_err(at(&socket))?;
+    let without = machine.without.iter();
+    let without: String = without.map(|f| format!(",{}=off", f.name())).collect();
     let mut command = tied(program).map_err(at(files.run))?;
     command
         .args([
@@ -26,7 +28,8 @@ pub(super) fn command(
             "none",
             "-no-reboot",
         ])
-        .args(["-accel", "tcg,thread=multi", "-cpu", "EPYC,svm=on,npt=on"])
+        .args(["-accel", "tcg,thread=multi"])
+        .args(["-cpu", &format!("EPYC,svm=on,npt=on{without}")])
         .args(["-smp", &machine.cpus.to_string()])
         .args(["-m", &format!("{}M", machine.memory_mib)])
         .arg("-kernel")

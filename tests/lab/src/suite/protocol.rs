@@ -66,6 +66,7 @@ impl Listed {
             memory_mib: self.memory_mib,
             kernel,
             intel: IntelCpu::from_str(&self.intel, false)?,
+            without: Vec::new(),
             parameters: self
                 .parameters
                 .iter()
