@@ -43,7 +43,7 @@ pub(crate) const TESTS: &[Test] = &[
     micro("migration::with_bitmaps_and_not_rings", || {
         moves(&["--hv", "none", "--dirty-ring-size", "0"])
     }),
-    micro("migration::with_rings_that_run_full", full_rings),
+    micro("migration::with_rings_that_run_full", full_rings).needs(needs::dirty_rings),
     micro("migration::by_several_connections_and_compressed", || {
         let more = ["--connections", "3", "--zstd", "--downtime-ms", "100"];
         moves_by(&["--hv", "none"], &more)

@@ -5,6 +5,7 @@ use std::process::Command;
 use std::sync::OnceLock;
 
 use hypernest::hyperv::CpuVendor;
+use hypernest::kvm::dirty_ring;
 use hypernest::kvm::host::HostCaps;
 use hypernest_lab::suite::needs_kvm;
 use nix::unistd::Uid;
@@ -59,6 +60,16 @@ pub(crate) fn kvm_for_root_only() -> Result<(), String> {
         Ok(())
     } else {
         Err("a /dev/kvm that is not for everybody".to_owned())
+    }
+}
+
+/// A KVM whose dirty rings hold what a vCPU writes.
+pub(crate) fn dirty_rings() -> Result<(), String> {
+    guests()?;
+    if dirty_ring::suit_this_host() {
+        Ok(())
+    } else {
+        Err("VMX or SVM: a KVM that interprets the guest overflows dirty rings".to_owned())
     }
 }
 

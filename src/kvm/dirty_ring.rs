@@ -2,9 +2,12 @@
 //! all RAM (Documentation/virt/kvm/api.rst, 8.29). Finding out what was written then takes as long as what was written is
 //! large, and not as RAM is.
 //!
-//! Only while a slot logs its writes is anything written down. A ring that is full stops its vCPU until it has been
-//! [harvested](DirtyRing::harvest) and [`reset`].
+//! Only while a slot logs its writes is anything written down. A ring that is nearly full stops its vCPU, before it enters the guest
+//! again, until it has been [harvested](DirtyRing::harvest) and [`reset`]. KVM keeps room for what a vCPU can still write down until then,
+//! which is little if the processor runs the guest. A KVM that interprets the guest's code writes down more, over what is there; so there
+//! rings are [not to be used](suit_this_host), and a ring that is full to the last entry is taken for one that [has lost some](Harvest).
 
+use std::arch::x86_64::__cpuid;
 use std::mem::offset_of;
 use std::num::NonZeroUsize;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -45,6 +48,14 @@ const _: () = {
     assert!(offset_of!(Entry, page) == offset_of!(kvm_dirty_gfn, offset));
 };
 
+/// Whether the processor has VMX or SVM, so that it and not KVM runs guests' code.
+pub fn suit_this_host() -> bool {
+    const VMX: u32 = 1 << 5;
+    const SVM: u32 = 1 << 2;
+    let has_svm = || __cpuid(0x8000_0000).eax > 0x8000_0000 && __cpuid(0x8000_0001).ecx & SVM != 0;
+    __cpuid(1).ecx & VMX != 0 || has_svm()
+}
+
 /// The largest ring of this KVM, in entries; 0 if it has none.
 pub fn most(vm: &VmFd) -> u32 {
     let bytes = vm.check_extension_raw(KVM_CAP_DIRTY_LOG_RING_ACQ_REL.into());
@@ -68,6 +79,15 @@ pub fn reset(vm: &VmFd) -> Result<(), KvmError> {
     unsafe { ioctl::reset_dirty_rings(vm.as_raw_fd()) }
         .map(drop)
         .map_err(|e| ioctl_error("KVM_RESET_DIRTY_RINGS", "log which pages the guest writes")(e))
+}
+
+/// What was in a ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Harvest {
+    /// So many entries, each once.
+    All(usize),
+    /// No entry was free: KVM may have written over some.
+    Overflowed,
 }
 
 /// One vCPU's ring.
@@ -113,26 +133,24 @@ impl DirtyRing {
         })
     }
 
-    /// Marks the pages that KVM has written down since the last call in `written`, whose pieces are the slots; how many. The vCPU
-    /// is out of the guest, else some are still in its processor (page-modification logging).
-    pub fn harvest(&mut self, written: &WrittenPages) -> u32 {
-        let mut found = 0;
+    /// Marks the pages that KVM has written down since the last call in `written`, whose pieces are the slots. The vCPU is out of the
+    /// guest, else some are still in its processor (page-modification logging).
+    pub fn harvest(&mut self, written: &WrittenPages) -> Harvest {
         // SAFETY: so many entries are mapped as long as `self` lives, and they are made of atomics.
         let entries = unsafe { std::slice::from_raw_parts(self.entries.as_ptr(), self.len.get()) };
         // Once around at most: KVM goes on filling while this reads, but not what it has not got back.
-        for _ in 0..entries.len() {
+        for found in 0..entries.len() {
             let entry = &entries[self.next];
             if entry.flags.load(Ordering::Acquire) & (DIRTY | RESET) != DIRTY {
-                break;
+                return Harvest::All(found);
             }
             let slot = entry.slot.load(Ordering::Relaxed) & SLOT;
             let page = entry.page.load(Ordering::Relaxed);
             written.mark_page(usize::try_from(slot).unwrap_or(usize::MAX), page);
             entry.flags.store(RESET, Ordering::Release);
             self.next = (self.next + 1) % entries.len();
-            found += 1;
         }
-        found
+        Harvest::Overflowed
     }
 }
 
@@ -211,8 +229,9 @@ mod tests {
                 .runs(PAGES)
                 .map(|run| (run.gpa, run.pages))
                 .collect();
-            assert_eq!((found, pages), (16, vec![(Gpa(0x1_0000), 16)]));
-            assert_eq!(ring.harvest(ram.written()), 0);
+            assert_eq!(found, Harvest::All(16));
+            assert_eq!(pages, [(Gpa(0x1_0000), 16)]);
+            assert_eq!(ring.harvest(ram.written()), Harvest::All(0));
         }
     }
 }

@@ -71,6 +71,11 @@ pub enum KvmError {
         /// The kernel's answer.
         source: io::Error,
     },
+    /// KVM wrote more down than a ring holds.
+    #[error(
+        "it is not known which pages the guest wrote: KVM's dirty ring overflowed. `--dirty-ring-size 0` does without"
+    )]
+    DirtyRingOverflowed,
     /// More interrupt routes than KVM takes.
     #[error(
         "cannot set {count} interrupt routes: KVM takes {} at most",
@@ -99,7 +104,9 @@ impl KvmError {
     pub fn raw_os_error(&self) -> Option<i32> {
         match self {
             Self::EnableCap { source, .. } | Self::Ioctl { source, .. } => source.raw_os_error(),
-            Self::TooManyRoutes { .. } | Self::TooManyMsrs { .. } => None,
+            Self::DirtyRingOverflowed | Self::TooManyRoutes { .. } | Self::TooManyMsrs { .. } => {
+                None
+            }
         }
     }
 }

@@ -168,6 +168,9 @@ impl PowerCycle {
         for ring in &self.rings {
             ring.harvest(ram.written());
         }
+        if self.rings.iter().any(|ring| ring.has_overflowed()) {
+            return Err(KvmError::DirtyRingOverflowed);
+        }
         // Before anybody reads these pages: what is written then is written down again.
         dirty_ring::reset(&self.vm)
     }
@@ -210,7 +213,7 @@ fn dirty_rings(vm: &VmFd, asked: Option<u32>) -> Result<Option<u32>, KvmError> {
     let entries = match asked {
         Some(0) => return Ok(None),
         Some(entries) => entries,
-        None if dirty_ring::most(vm) >= DIRTY_RING => DIRTY_RING,
+        None if dirty_ring::suit_this_host() && dirty_ring::most(vm) >= DIRTY_RING => DIRTY_RING,
         None => return Ok(None),
     };
     dirty_ring::enable(vm, entries)?;

@@ -1,12 +1,13 @@
 //! A vCPU's dirty ring, emptied by its own thread when it is full and by the machine's when somebody wants to know.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use kvm_ioctls::{VcpuFd, VmFd};
 
 use crate::bus;
 use crate::kvm::KvmError;
-use crate::kvm::dirty_ring::{self, DirtyRing};
+use crate::kvm::dirty_ring::{self, DirtyRing, Harvest};
 use crate::memory::dirty::WrittenPages;
 
 /// A vCPU's ring, and the VM that takes back what was harvested.
@@ -14,6 +15,8 @@ use crate::memory::dirty::WrittenPages;
 pub struct Ring {
     ring: Mutex<DirtyRing>,
     vm: Arc<VmFd>,
+    /// Nobody knows any more what the vCPU wrote, and KVM's end of the ring and ours do not meet again.
+    overflowed: AtomicBool,
 }
 
 impl Ring {
@@ -25,12 +28,20 @@ impl Ring {
         Ok(Self {
             ring: Mutex::new(DirtyRing::map(vcpu, entries)?),
             vm: Arc::clone(vm),
+            overflowed: AtomicBool::new(false),
         })
     }
 
     /// Marks what the vCPU, which is out of the guest, has written. KVM gets it back with [`dirty_ring::reset`].
     pub fn harvest(&self, written: &WrittenPages) {
-        bus::lock(&self.ring).harvest(written);
+        if bus::lock(&self.ring).harvest(written) == Harvest::Overflowed {
+            self.overflowed.store(true, Ordering::SeqCst);
+        }
+    }
+
+    /// Whether it has ever lost what the vCPU wrote.
+    pub fn has_overflowed(&self) -> bool {
+        self.overflowed.load(Ordering::SeqCst)
     }
 
     /// The same, and gives it back.
