@@ -4,7 +4,7 @@ use std::error::Error;
 use std::process::{Command, Stdio};
 
 use hypernest_lab::host::Host;
-use hypernest_lab::suite::{Test, TestResult};
+use hypernest_lab::suite::{Stage, Test, TestResult};
 use serde_json::Value;
 
 use crate::l2_exit::{BENCH, L1_PARAMETERS};
@@ -31,6 +31,7 @@ pub(crate) const TESTS: &[Test] = &[
         "tsc_bench::no_clock_of_a_linux_steps_back_across_migrations",
         || linux("migrate"),
     ),
+    amd("tsc_bench::no_clock_of_a_guests_guest_steps_back", of_an_l2).stage(ROOMY),
     intel(
         "tsc_bench::a_guest_adapts_to_other_frequencies_and_no_clock_steps_back",
         || other_frequencies(1),
@@ -44,6 +45,14 @@ pub(crate) const TESTS: &[Test] = &[
         unanswered,
     ),
 ];
+
+/// With room for a hypervisor that is saved, and for what was saved.
+const ROOMY: Stage = Stage {
+    name: "roomy",
+    memory_mib: 4096,
+    with: &["linux-6.12/vmlinux", "linux-6.12/modules"],
+    ..Stage::PLAIN
+};
 
 const fn amd(name: &'static str, run: fn() -> TestResult) -> Test {
     Test::new(name, run)
@@ -155,6 +164,15 @@ fn linux(by: &str) -> TestResult {
     ]
     .concat();
     let (report, well) = measure(&arguments, moves(2))?;
+    expect_forward(&report, &OF_LINUX);
+    assert!(well);
+    Ok(())
+}
+
+/// A Linux in a Linux with KVM, which is saved and restored with it.
+fn of_an_l2() -> TestResult {
+    let guest = ["--guest", "linux-l2", "--append", L1_PARAMETERS];
+    let (report, well) = measure(&[&AMD[..], &guest].concat(), moves(1))?;
     expect_forward(&report, &OF_LINUX);
     assert!(well);
     Ok(())

@@ -30,6 +30,8 @@ pub(crate) fn start() -> io::Result<Vec<String>> {
             eprintln!("tscprobe: cannot mount {target}: {error}");
         }
     }
+    // For the run directory of a hypernest.
+    fs::create_dir_all("/tmp")?;
     Ok(after_dashes(&fs::read_to_string("/proc/cmdline")?))
 }
 
