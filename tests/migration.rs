@@ -10,6 +10,7 @@ use std::thread::JoinHandle;
 
 use hypernest::migration::wire::Kind;
 use hypernest_lab::host::Host;
+use hypernest_lab::plan::LAB_LONG_VARIABLE;
 use hypernest_lab::suite::{Test, TestResult};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -92,7 +93,7 @@ pub(crate) const TESTS: &[Test] = &[
 
 /// How often a guest is moved: some times, or as often as the long runs ask for.
 fn times(short: u32) -> u32 {
-    match std::env::var_os("HYPERNEST_LAB_LONG") {
+    match std::env::var_os(LAB_LONG_VARIABLE) {
         Some(_) => 50,
         None => short,
     }
@@ -456,12 +457,19 @@ fn ticks(said: &str) -> u64 {
 }
 
 fn linux_moves() -> TestResult {
-    for hv in ["windows", "none"] {
+    let profiles: &[_] = match std::env::var_os(LAB_LONG_VARIABLE) {
+        Some(_) => &["windows", "nested,-evmcs", "all", "none"],
+        None => &["windows", "none"],
+    };
+    for hv in profiles {
         let site = Site::new()?;
         let command = linux(&site, "linux-6.12/vmlinux", "loglevel=5");
         initramfs(&site, LOAD)?;
         let mut command = command?;
         command.args(["--cpus", "4", "--hv", hv]);
+        if hv.starts_with("nested") {
+            command.arg("--nested");
+        }
         let mut vm = Vm::start(command)?.patient();
         vm.wait_for("tick 5\r\n")?;
         for turn in 0..usize::try_from(times(3))? {
