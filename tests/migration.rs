@@ -10,7 +10,6 @@ use std::thread::JoinHandle;
 
 use hypernest::migration::wire::Kind;
 use hypernest_lab::host::Host;
-use hypernest_lab::plan::LAB_LONG_VARIABLE;
 use hypernest_lab::suite::{Test, TestResult};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -19,7 +18,7 @@ use crate::linux::{initramfs, linux};
 use crate::needs;
 use crate::stats;
 use crate::stock_linux;
-use crate::vm::{Ended, Site, Vm};
+use crate::vm::{Ended, Site, Vm, is_long_run};
 
 /// In the Intel lab a second of a migration is half a minute; what is Intel's own is moved there.
 const fn micro(name: &'static str, run: fn() -> TestResult) -> Test {
@@ -93,10 +92,7 @@ pub(crate) const TESTS: &[Test] = &[
 
 /// How often a guest is moved: some times, or as often as the long runs ask for.
 fn times(short: u32) -> u32 {
-    match std::env::var_os(LAB_LONG_VARIABLE) {
-        Some(_) => 50,
-        None => short,
-    }
+    if is_long_run() { 50 } else { short }
 }
 
 /// The names that a VM has in turn, so that both ends can be on one host.
@@ -457,9 +453,10 @@ fn ticks(said: &str) -> u64 {
 }
 
 fn linux_moves() -> TestResult {
-    let profiles: &[_] = match std::env::var_os(LAB_LONG_VARIABLE) {
-        Some(_) => &["windows", "nested,-evmcs", "all", "none"],
-        None => &["windows", "none"],
+    let profiles: &[_] = if is_long_run() {
+        &["windows", "nested,-evmcs", "all", "none"]
+    } else {
+        &["windows", "none"]
     };
     for hv in profiles {
         let site = Site::new()?;

@@ -14,7 +14,7 @@ use hypernest_nested::tsc::{Clock, Next, Report, Said, next_said};
 use crate::linux::held;
 use crate::needs;
 use crate::time::{needs_scaling, number, of_native};
-use crate::vm::{Site, Vm};
+use crate::vm::{Site, Vm, is_long_run};
 
 /// Short seconds, exact timers, a Linux.
 const INTEL: Stage = Stage {
@@ -145,11 +145,7 @@ fn drift_ppm(lines: &[[i128; 4]], khz: u32) -> Result<i128, Failure> {
 }
 
 fn moves() -> TestResult {
-    let count = if std::env::var_os("HYPERNEST_LAB_LONG").is_some() {
-        20
-    } else {
-        2
-    };
+    let count = if is_long_run() { 20 } else { 2 };
     let native = of_native(100)?.0;
     let site = Site::new()?;
     initramfs(&site)?;

@@ -12,6 +12,7 @@ use hypernest_lab::host::{Host, IntelCpu};
 use hypernest_lab::suite::{Stage, Test, TestResult};
 
 use crate::needs;
+use crate::vm::is_long_run;
 
 pub(crate) use guest::number;
 use guest::{Frame, Guest, numbers};
@@ -236,11 +237,7 @@ fn steps() -> TestResult {
 
 /// A minute at the old frequency, where there is the time for it: what the page has gained by then goes on.
 fn long() -> TestResult {
-    let seconds = if std::env::var_os("HYPERNEST_LAB_LONG").is_some() {
-        60
-    } else {
-        3
-    };
+    let seconds = if is_long_run() { 60 } else { 3 };
     for percent in [70, 120] {
         let hold = format!("hold={}", seconds * 10_000_000);
         let moved = Moved::new(of_native(percent)?, 1, &hold, &[])?;

@@ -8,6 +8,7 @@ use hypernest_lab::suite::{Stage, Test, TestResult};
 use serde_json::Value;
 
 use crate::l2_exit::{BENCH, L1_PARAMETERS};
+use crate::vm::is_long_run;
 use crate::{needs, stock_linux};
 
 pub(crate) const TESTS: &[Test] = &[
@@ -72,11 +73,7 @@ const fn intel(name: &'static str, run: fn() -> TestResult) -> Test {
 
 /// How often guests are moved: `few` times, or as often as it takes to be sure.
 fn moves(few: u32) -> u32 {
-    if std::env::var_os("HYPERNEST_LAB_LONG").is_some() {
-        20
-    } else {
-        few
-    }
+    if is_long_run() { 20 } else { few }
 }
 
 /// A result, and whether it is content with itself.

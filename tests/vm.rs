@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use hypernest_lab::host::Host;
-use hypernest_lab::plan::LAB_HOST_VARIABLE;
+use hypernest_lab::plan::{LAB_HOST_VARIABLE, LAB_LONG_VARIABLE};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
@@ -26,6 +26,11 @@ const INTEL_HASTE: u32 = 10;
 const STEP: Duration = Duration::from_millis(10);
 
 type Failure = Box<dyn Error>;
+
+/// Whether loops are to be run at their full length.
+pub(crate) fn is_long_run() -> bool {
+    std::env::var_os(LAB_LONG_VARIABLE).is_some()
+}
 
 /// How long a test waits for anything.
 pub(crate) fn patience() -> Duration {
