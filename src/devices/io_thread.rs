@@ -98,6 +98,7 @@ pub struct IoThread {
     wires: Vec<(Wire, SharedChar)>,
     timed: Vec<SharedTimed>,
     stdio_taken: bool,
+    keeps_files: bool,
 }
 
 impl IoThread {
@@ -112,7 +113,14 @@ impl IoThread {
             wires: Vec::new(),
             timed: Vec::new(),
             stdio_taken: false,
+            keeps_files: false,
         })
+    }
+
+    /// Files that are connected from now on keep what is in them: a VM that goes on adds to what it wrote before, and what another
+    /// process still writes is not lost.
+    pub fn keep_files(&mut self) {
+        self.keeps_files = true;
     }
 
     /// For devices that have something to tell the thread.
@@ -147,7 +155,7 @@ impl IoThread {
                 self.stdio_taken = true;
                 Wire::stdio(name, self.life.clone())?
             }
-            CharBackend::File(path) => Wire::file(name, path)?,
+            CharBackend::File(path) => Wire::file(name, path, self.keeps_files)?,
             CharBackend::Pty => {
                 let (wire, path) = Wire::pty(name)?;
                 pty = Some(path);

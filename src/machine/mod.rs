@@ -146,10 +146,10 @@ impl Machine {
             info!("{note}");
         }
         let ram = GuestRam::new(&config.memory, &layout::ram_ranges(config.memory.size))?;
-        Self::assemble(config, plan, &host, kvm, ram, extra)
+        Self::assemble(config, plan, &host, kvm, ram, extra, false)
     }
 
-    /// Wires everything together; what runs in it is another matter.
+    /// Wires everything together; what runs in it is another matter. With `goes_on`, it ran before.
     fn assemble(
         config: VmConfig,
         plan: Plan,
@@ -157,6 +157,7 @@ impl Machine {
         kvm: Kvm,
         ram: GuestRam,
         extra: &[ExtraPorts],
+        goes_on: bool,
     ) -> Result<Self, MachineError> {
         kick::install_handler().map_err(|e| MachineError::Thread {
             what: "vCPU",
@@ -180,6 +181,9 @@ impl Machine {
             source,
         };
         let mut io = IoThread::new(life.clone()).map_err(io_failed)?;
+        if goes_on {
+            io.keep_files();
+        }
         let wired = wiring::wire(&config, extra, &sink, ioapic.as_ref(), &life, &mut io)?;
         for (device, path) in &wired.ptys {
             warn!("{device} is at {}", path.display());

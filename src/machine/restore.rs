@@ -100,7 +100,7 @@ impl Unloaded {
         host.ask_tsc_khz(&kvm)?;
         let outlook = outlook(saved, &local, &host).map_err(MachineError::Impossible)?;
         let config = local.config.clone();
-        let mut machine = Machine::assemble(config, outlook.plan, &host, kvm, ram, extra)?;
+        let mut machine = Machine::assemble(config, outlook.plan, &host, kvm, ram, extra, true)?;
         let cycle = machine.create_vm(None)?;
         Ok(Self {
             machine,

@@ -66,10 +66,16 @@ impl Wire {
         Ok(wire)
     }
 
-    /// A file, truncated; output only.
-    pub(in crate::devices) fn file(device: &str, path: &Path) -> Result<Self, CharError> {
+    /// A file, truncated unless what is in it is to be kept; output only.
+    pub(in crate::devices) fn file(
+        device: &str,
+        path: &Path,
+        keep: bool,
+    ) -> Result<Self, CharError> {
         let mut wire = Self::new(device);
-        let file = File::create(path).map_err(|source| CharError::Path {
+        let mut how = OpenOptions::new();
+        how.create(true).write(true).append(keep).truncate(!keep);
+        let file = how.open(path).map_err(|source| CharError::Path {
             device: device.to_owned(),
             action: "creating the file",
             path: path.to_owned(),

@@ -106,6 +106,30 @@ fn a_file_gets_the_output_and_what_was_there_goes() {
 }
 
 #[test]
+fn a_file_that_is_kept_gets_the_output_at_its_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("log");
+    std::fs::write(&path, "from before, ").unwrap();
+    let mut b = bench();
+    b.io.keep_files();
+    let backend = CharBackend::File(path.clone());
+    b.io.connect("serial0", &backend, b.probe.clone()).unwrap();
+    let running = b.io.start().unwrap();
+    // Whoever had it before may still write.
+    let mut other = std::fs::OpenOptions::new()
+        .append(true)
+        .open(&path)
+        .unwrap();
+    std::io::Write::write_all(&mut other, b"and still, ").unwrap();
+    say(&b.probe, b"hello");
+    running.stop();
+    assert_eq!(
+        std::fs::read(&path).unwrap(),
+        b"from before, and still, hello"
+    );
+}
+
+#[test]
 fn a_full_disk_does_not_stop_anything() {
     let mut b = bench();
     let backend = CharBackend::File("/dev/full".into());
