@@ -506,14 +506,26 @@ fn l2_moves(mode: &str, hv: &str, n: u32, kinds: &[&str]) -> TestResult {
         if moves == usize::try_from(times(3))? {
             break vm.end()?;
         }
+        let is_there = vm.wait_until("its control socket", |_| {
+            let status = site.control(&["status", from]);
+            status.is_ok_and(|ended| ended.status.success())
+        });
+        if is_there.is_err() {
+            break vm.end()?;
+        }
         let there = destination(&site, to, &[])?;
         let moved = migrate(&site, from, to, &[])?;
+        if !moved.status.success() {
+            // It came to its end before it could be moved again; nothing else may keep it.
+            let gone = moved.stderr.contains("no running VM");
+            if !gone && !vm.said().contains("l1: done") {
+                return Err(moved.wrong("a move, or an L1 that has come to its end"));
+            }
+            break vm.end()?;
+        }
+        moved.expect_code(0)?;
         let ended = vm.end()?;
         ended.expect_code(0)?;
-        if moved.expect_code(0).is_err() {
-            // It came to its end before it could be moved again.
-            break ended;
-        }
         said.push_str(&ended.stdout);
         vm = there.patient();
         moves += 1;
