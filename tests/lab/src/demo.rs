@@ -105,6 +105,7 @@ fn in_the_lab(here: &Here<'_>, out: &Path) -> Result<u8, DemoError> {
             .map(|part| format!("{}/{part}", Kernel::default().directory()))
             .to_vec(),
         files: Vec::new(),
+        fetch: Vec::new(),
         timeout: 900,
     };
     let command: Vec<_> = ["hypernest-bench"]

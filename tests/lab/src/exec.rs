@@ -1,8 +1,9 @@
 //! `cargo lab exec` and `cargo lab shell`.
 
 use std::collections::BTreeMap;
-use std::io::{self, IsTerminal as _, Write};
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::{self, IsTerminal as _, Seek as _, Write};
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use thiserror::Error;
 use crate::binaries::{self, Binaries, BuildError};
 use crate::boot::{self, BootError, initramfs::modules};
 use crate::cache::Cache;
+use crate::fetch::{self, Fetch};
 use crate::host::{
     CpuFeature, DEFAULT_MEMORY_MIB, Host, IntelCpu, Kernel, Machine, ModuleParameter,
 };
@@ -51,6 +53,12 @@ pub enum ExecError {
     /// A command on this machine took too long.
     #[error("no end after {0} s, gave up")]
     TimedOut(u64),
+    /// A file to be fetched.
+    #[error("cannot copy what was fetched from the host: {0}")]
+    Fetch(io::Error),
+    /// A file to be fetched that is not there.
+    #[error("the command succeeded, but {0} of the files to be fetched could not be read")]
+    NotFetched(u32),
     /// A file for this machine with a place of its own.
     #[error(
         "--file {0}: on this machine files can only go below the command's directory, so use a relative name"
@@ -85,9 +93,12 @@ pub struct HostOptions {
     /// Parts of the lab's directory wanted in an emulated host, as linux-6.12/vmlinux, qemu, xen, iasl.
     #[arg(long, value_name = "PART", value_delimiter = ',')]
     pub with: Vec<String>,
-    /// A file for the command, put into its directory, or at DST.
+    /// A file or directory for the command, put into its directory, or at DST.
     #[arg(long = "file", value_name = "SRC[:DST]")]
     pub files: Vec<String>,
+    /// A file or directory to copy out of the host after the command has ended, into the current directory or to LOCAL.
+    #[arg(long = "fetch", value_name = "PATH[:LOCAL]")]
+    pub fetch: Vec<Fetch>,
     /// Give up after this many seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 900)]
     pub timeout: u64,
@@ -179,6 +190,7 @@ pub fn plan(host: Host, machine: &Machine, command: &[String], input: Input) -> 
         command: command.to_vec(),
         environment,
         input,
+        fetch: Vec::new(),
     }
 }
 
@@ -193,6 +205,30 @@ impl Sink for PassOn {
 
     fn stderr(&mut self, bytes: &[u8]) -> io::Result<()> {
         io::stderr().lock().write_all(bytes)
+    }
+}
+
+/// Passes on what the command says and keeps the archive of fetched files.
+struct Receiving<'a> {
+    archive: File,
+    sink: &'a mut dyn Sink,
+}
+
+impl Sink for Receiving<'_> {
+    fn stdout(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.sink.stdout(bytes)
+    }
+
+    fn stderr(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.sink.stderr(bytes)
+    }
+
+    fn fetched(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.archive.write_all(bytes)
+    }
+
+    fn overdue(&mut self) -> Option<String> {
+        self.sink.overdue()
     }
 }
 
@@ -262,7 +298,12 @@ fn run(
     }
     let machine = options.machine();
     let limit = Duration::from_secs(options.timeout);
-    let plan = plan(options.host, &machine, command, input);
+    let mut plan = plan(options.host, &machine, command, input);
+    plan.fetch = options
+        .fetch
+        .iter()
+        .map(|fetch| fetch.path.clone())
+        .collect();
     let raw = match input {
         Input::Terminal { .. } => RawTerminal::new().ok(),
         _ => None,
@@ -281,8 +322,21 @@ fn run(
             Input::Nothing => None,
             Input::Line | Input::Terminal { .. } => Some(Box::new(io::stdin())),
         };
-        let result = session::follow(options.host, &mut booting, input, limit, sink);
+        let mut sink = Receiving {
+            archive: tempfile::tempfile().map_err(ExecError::Fetch)?,
+            sink: &mut *sink,
+        };
+        let result = session::follow(options.host, &mut booting, input, limit, &mut sink);
+        if let Ok(finished) = &result
+            && finished.fetched > 0
+        {
+            sink.archive.rewind().map_err(ExecError::Fetch)?;
+            fetch::unpack(&sink.archive, &options.fetch).map_err(ExecError::Fetch)?;
+        }
         let broken = match result {
+            Ok(finished) if finished.status == 0 && finished.unfetched > 0 => {
+                return Err(ExecError::NotFetched(finished.unfetched));
+            }
             Ok(finished) if finished.status == 0 => return Ok(0),
             Ok(finished) => {
                 drop(raw);
@@ -331,10 +385,7 @@ fn here(
         if to.starts_with('/') || to.split('/').any(|part| part == "..") {
             return Err(ExecError::Absolute(to));
         }
-        if let Some(parent) = target.parent() {
-            std::fs::create_dir_all(parent).map_err(failed(&to))?;
-        }
-        std::fs::copy(&from, target).map_err(failed(&from.display().to_string()))?;
+        copy_all(&from, &target).map_err(failed(&from.display().to_string()))?;
     }
     let (program, arguments) = command
         .split_first()
@@ -354,16 +405,42 @@ fn here(
             use std::os::unix::process::ExitStatusExt as _;
             let code = status
                 .code()
-                .or_else(|| status.signal().map(|signal| 128 + signal));
-            return Ok(code
+                .or_else(|| status.signal().map(|signal| 128 + signal))
                 .and_then(|code| u8::try_from(code).ok())
-                .unwrap_or(u8::MAX));
+                .unwrap_or(u8::MAX);
+            let mut unfetched = 0;
+            for Fetch { path, local } in &options.fetch {
+                if let Err(error) = copy_all(&directory.path().join(path), local) {
+                    eprintln!("lab: cannot fetch {path}: {error}");
+                    unfetched += 1;
+                }
+            }
+            return match code {
+                0 if unfetched > 0 => Err(ExecError::NotFetched(unfetched)),
+                code => Ok(code),
+            };
         }
         if std::time::Instant::now() > deadline && !matches!(input, Input::Terminal { .. }) {
             return Err(ExecError::TimedOut(options.timeout));
         }
         std::thread::sleep(Duration::from_millis(20));
     }
+}
+
+/// Copies a file, or a directory with all that is in it.
+fn copy_all(from: &Path, to: &Path) -> io::Result<()> {
+    if let Some(parent) = to.parent() {
+        std::fs::create_dir_all(parent)?;
+    }
+    if !from.is_dir() {
+        return std::fs::copy(from, to).map(drop);
+    }
+    std::fs::create_dir_all(to)?;
+    for entry in std::fs::read_dir(from)? {
+        let entry = entry?;
+        copy_all(&entry.path(), &to.join(entry.file_name()))?;
+    }
+    Ok(())
 }
 
 /// The environment of a command on this machine: as in an emulated host, as far as it goes.

@@ -7,6 +7,7 @@ pub mod cache;
 pub mod cpio;
 pub mod demo;
 pub mod exec;
+pub mod fetch;
 pub mod host;
 pub mod owned;
 pub mod plan;

@@ -55,4 +55,7 @@ pub struct Plan {
     pub environment: BTreeMap<String, String>,
     /// Its input.
     pub input: Input,
+    /// Files and directories that are sent back once the command has ended.
+    #[serde(default)]
+    pub fetch: Vec<String>,
 }

@@ -21,6 +21,10 @@ pub trait Sink {
     fn stdout(&mut self, bytes: &[u8]) -> io::Result<()>;
     /// Standard error.
     fn stderr(&mut self, bytes: &[u8]) -> io::Result<()>;
+    /// A piece of the archive of fetched files.
+    fn fetched(&mut self, _bytes: &[u8]) -> io::Result<()> {
+        Ok(())
+    }
     /// Called a few times a second; `Some` ends the run, with the reason.
     fn overdue(&mut self) -> Option<String> {
         None
@@ -198,6 +202,7 @@ struct Session<'a> {
     limit: Duration,
     progress: Progress,
     arrived: u64,
+    fetched: u64,
     last_look: Instant,
 }
 
@@ -217,6 +222,7 @@ pub fn follow(
         limit,
         progress: Progress::Booting,
         arrived: 0,
+        fetched: 0,
         last_look: now,
     };
     session.run(input, sink)
@@ -290,6 +296,10 @@ impl Session<'_> {
                 self.arrived += frame.payload.len() as u64;
                 sink.stderr(&frame.payload).map_err(self.io())?;
             }
+            Kind::Fetched => {
+                self.fetched += frame.payload.len() as u64;
+                sink.fetched(&frame.payload).map_err(self.io())?;
+            }
             Kind::Note => {
                 let note = String::from_utf8_lossy(&frame.payload);
                 let note = format!("lab host {}: {note}\n", self.host);
@@ -298,12 +308,13 @@ impl Session<'_> {
             Kind::Finished => {
                 let finished: Finished = serde_json::from_slice(&frame.payload)
                     .map_err(|error| self.io()(error.into()))?;
-                let sent = finished.stdout + finished.stderr;
-                if sent != self.arrived {
+                let sent = finished.stdout + finished.stderr + finished.fetched;
+                let arrived = self.arrived + self.fetched;
+                if sent != arrived {
                     return Err(Broken::Short {
                         host: self.host,
                         sent,
-                        arrived: self.arrived,
+                        arrived,
                     });
                 }
                 return Ok(Some(finished));

@@ -30,6 +30,8 @@ pub enum Kind {
     Stderr,
     /// Host: a message from init itself.
     Note,
+    /// Host: a piece of the archive of fetched files.
+    Fetched,
     /// Host: the command is over; the payload is a [`Finished`] in JSON.
     Finished,
     /// Host: the last input frame was taken.
@@ -40,12 +42,13 @@ pub enum Kind {
     StdinEnd,
 }
 
-const KINDS: [(Kind, u8); 9] = [
+const KINDS: [(Kind, u8); 10] = [
     (Kind::Hello, b'H'),
     (Kind::Started, b'S'),
     (Kind::Stdout, b'o'),
     (Kind::Stderr, b'e'),
     (Kind::Note, b'n'),
+    (Kind::Fetched, b'f'),
     (Kind::Finished, b'F'),
     (Kind::Taken, b't'),
     (Kind::Stdin, b'i'),
@@ -77,6 +80,12 @@ pub struct Finished {
     pub stdout: u64,
     /// Bytes of standard error sent.
     pub stderr: u64,
+    /// Bytes of the archive of fetched files sent.
+    #[serde(default)]
+    pub fetched: u64,
+    /// How many of the files to be fetched could not be read.
+    #[serde(default)]
+    pub unfetched: u32,
 }
 
 /// One message.

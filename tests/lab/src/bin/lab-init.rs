@@ -2,13 +2,15 @@
 
 use std::ffi::CString;
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, BufWriter, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
+use hypernest_lab::fetch;
 use hypernest_lab::plan::{self, Input, Plan};
 use hypernest_lab::wire::{self, Decoder, Finished, Kind};
 use nix::kmod::{ModuleInitFlags, finit_module};
@@ -21,6 +23,9 @@ use nix::unistd::Pid;
 /// The status of a run in which the lab itself failed.
 const LAB_FAILED: u8 = 125;
 
+/// The directory the command starts in.
+const HOME: &str = "/root";
+
 type Line = Arc<Mutex<File>>;
 
 fn main() {
@@ -32,6 +37,8 @@ fn main() {
                     status: LAB_FAILED,
                     stdout: 0,
                     stderr: 0,
+                    fetched: 0,
+                    unfetched: 0,
                 }
             });
             let report = serde_json::to_vec(&finished).unwrap_or_default();
@@ -146,11 +153,53 @@ fn run(line: &Line) -> io::Result<Finished> {
             totals[usize::from(kind == Kind::Stderr)] += bytes;
         }
     }
+    let (fetched, unfetched) = send_fetched(&plan.fetch, line)?;
     Ok(Finished {
         status: code(status),
         stdout: totals[0],
         stderr: totals[1],
+        fetched,
+        unfetched,
     })
+}
+
+/// Sends the files that are to be fetched; returns the bytes sent and how many files could not be read.
+fn send_fetched(wanted: &[String], line: &Line) -> io::Result<(u64, u32)> {
+    if wanted.is_empty() {
+        return Ok((0, 0));
+    }
+    // Absolute names stay as they are.
+    let paths: Vec<_> = wanted
+        .iter()
+        .map(|path| Path::new(HOME).join(path))
+        .collect();
+    let mut sent = FetchedFrames { line, bytes: 0 };
+    let failed = fetch::pack(
+        &paths,
+        BufWriter::with_capacity(wire::MAX_PAYLOAD, &mut sent),
+    )?;
+    for why in &failed {
+        say(line, Kind::Note, why.as_bytes());
+    }
+    Ok((sent.bytes, u32::try_from(failed.len()).unwrap_or(u32::MAX)))
+}
+
+/// Sends what is written to it as frames.
+struct FetchedFrames<'a> {
+    line: &'a Line,
+    bytes: u64,
+}
+
+impl Write for FetchedFrames<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        say(self.line, Kind::Fetched, bytes);
+        self.bytes += bytes.len() as u64;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 fn context_json(error: serde_json::Error) -> io::Error {
@@ -182,7 +231,7 @@ fn spawn(plan: &Plan) -> io::Result<(Child, Option<OwnedFd>)> {
         .args(arguments)
         .env_clear()
         .envs(&plan.environment)
-        .current_dir("/root");
+        .current_dir(HOME);
     let terminal = match plan.input {
         Input::Nothing => {
             command.stdin(Stdio::null());

@@ -58,7 +58,13 @@ pub(super) fn write(
         }
     }
     for (from, to) in &machine.files {
-        copy(to, from)?;
+        for file in files_below(from)? {
+            let below = file.strip_prefix(from).unwrap_or(Path::new(""));
+            let to = Path::new(to).join(below);
+            // Joining an empty path would append a slash.
+            let to = to.display().to_string();
+            copy(to.trim_end_matches('/'), &file)?;
+        }
     }
     let own = |error| at(into)(error);
     for applet in [

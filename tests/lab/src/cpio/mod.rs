@@ -3,10 +3,14 @@
 //!
 //! Archives may simply be written one after the other; Linux takes them all, later files winning.
 
+mod read;
+
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::Path;
+
+pub use read::{EntryKind, Reader};
 
 const MAGIC: &str = "070701";
 const TRAILER: &str = "TRAILER!!!";
@@ -224,32 +228,18 @@ mod tests {
     }
 
     fn parse(archive: &[u8]) -> Vec<Parsed> {
+        let mut reader = Reader::new(archive);
         let mut entries = Vec::new();
-        let mut at = 0;
-        loop {
-            assert_eq!(&archive[at..at + 6], MAGIC.as_bytes());
-            let field = |n: usize| {
-                let start = at + 6 + n * 8;
-                u32::from_str_radix(std::str::from_utf8(&archive[start..start + 8]).unwrap(), 16)
-                    .unwrap()
-            };
-            let name_size = field(11) as usize;
-            let name = &archive[at + 110..at + 110 + name_size - 1];
-            assert_eq!(archive[at + 110 + name_size - 1], 0);
-            let data = (at + 110 + name_size).next_multiple_of(4);
-            let size = field(6) as usize;
-            let name = String::from_utf8(name.to_vec()).unwrap();
-            if name == TRAILER {
-                assert_eq!(archive.len(), data);
-                return entries;
-            }
+        while let Some(entry) = reader.next_entry().unwrap() {
+            let mut data = Vec::new();
+            reader.contents().read_to_end(&mut data).unwrap();
             entries.push(Parsed {
-                name,
-                mode: field(1),
-                data: archive[data..data + size].to_vec(),
+                name: entry.name,
+                mode: entry.mode,
+                data,
             });
-            at = (data + size).next_multiple_of(4);
         }
+        entries
     }
 
     #[test]
