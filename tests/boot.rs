@@ -5,12 +5,15 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use hypernest::boot::BootConfig;
+use hypernest::boot::BootModule;
 use hypernest::boot::acpi::{self, AcpiConfig};
 use hypernest::boot::entry::Mode;
 use hypernest::boot::{self, Entry, Platform};
-use hypernest::config::{BootConfig, BootModule, MemoryConfig, Topology};
-use hypernest::machine::layout;
+use hypernest::cpuid::Topology;
+use hypernest::layout;
 use hypernest::memory::GuestRam;
+use hypernest::memory::MemoryConfig;
 use hypernest::units::Gpa;
 use hypernest_lab::host::Host;
 use hypernest_lab::plan::LAB_DIR_VARIABLE;

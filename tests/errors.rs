@@ -6,7 +6,7 @@ use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 
-use hypernest::hyperv::CpuVendor;
+use hypernest::cpuid::CpuVendor;
 use hypernest_lab::suite::{Test, TestResult, needs_kvm};
 use nix::unistd::{Uid, pipe};
 

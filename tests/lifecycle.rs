@@ -5,7 +5,7 @@ use std::fs;
 use std::process::Command;
 use std::time::Instant;
 
-use hypernest::machine::layout;
+use hypernest::layout;
 use hypernest_lab::suite::{Test, TestResult};
 use nix::sys::signal::Signal;
 

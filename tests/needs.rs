@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
 use std::sync::OnceLock;
 
-use hypernest::hyperv::CpuVendor;
+use hypernest::cpuid::CpuVendor;
 use hypernest::kvm::dirty_ring;
 use hypernest::kvm::host::HostCaps;
 use hypernest_lab::suite::needs_kvm;

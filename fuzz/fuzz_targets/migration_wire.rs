@@ -1,7 +1,7 @@
 //! What comes over a migration's connection: frames, messages, and pages put into RAM.
 #![no_main]
 
-use hypernest::config::MemoryConfig;
+use hypernest::memory::MemoryConfig;
 use hypernest::memory::GuestRam;
 use hypernest::migration::pages::Unpacker;
 use hypernest::migration::wire::{

@@ -4,9 +4,11 @@ use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use super::protocol::{Command, Reply, Status};
+use super::protocol::{Command, Reply};
 use super::{ApiError, RunDirs};
-use crate::config::{is_name, nearest};
+use crate::config::is_name;
+use crate::machine::Status;
+use crate::text::nearest;
 
 /// A VM answers at once or is in trouble.
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -5,10 +5,10 @@ use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{Receiver, sync_channel};
 
 use super::protocol::Job;
-use crate::cli::chain;
+use crate::error::chain;
 use crate::life::LifeHandle;
+use crate::machine::migrate;
 use crate::machine::save;
-use crate::migration::live;
 
 /// Done, or why not.
 pub(super) type Done = Result<(), String>;
@@ -35,7 +35,7 @@ pub(super) fn start(job: Job, life: &LifeHandle, wake: &UnixStream) -> Receiver<
 fn carry_out(job: Job, life: &LifeHandle) -> Done {
     match job {
         Job::Save(args) => save(life, &args.dir, args.then).map_err(|e| chain(&e)),
-        Job::Migrate(args) => live::migrate(life, &args),
-        Job::CancelMigration => live::cancel(life),
+        Job::Migrate(args) => migrate::migrate(life, &args),
+        Job::CancelMigration => migrate::cancel(life),
     }
 }

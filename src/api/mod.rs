@@ -3,7 +3,6 @@
 //! Each VM has a directory with a socket, `control.sock`. A request is a line of JSON, `{"command":"status"}`, and so is its
 //! answer, `{"ok":...}` or `{"error":"..."}`. docs/control-socket.md describes both.
 
-mod board;
 mod client;
 mod job;
 mod protocol;
@@ -15,9 +14,8 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
-pub use board::StatusBoard;
 pub use client::{Found, call, list};
-pub use protocol::{Command, Crash, Job, Migrate, Save, State, Status, TscStatus};
+pub use protocol::{Command, Job, Save};
 pub use rundir::{RunDir, RunDirs};
 pub use server::Server;
 

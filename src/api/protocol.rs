@@ -1,15 +1,13 @@
 //! What is said over the control socket.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::config::nearest;
 use crate::life::Request;
-use crate::machine::AfterSave;
-use crate::migration::Report;
+use crate::machine::{AfterSave, Migrate, Status};
+use crate::text::nearest;
 
 /// The longest line of a request.
 pub(super) const MAX_REQUEST: usize = 4096;
@@ -34,46 +32,6 @@ pub enum Job {
     Migrate(Box<Migrate>),
     /// Let a migration be.
     CancelMigration,
-}
-
-/// How to move a VM.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Migrate {
-    /// Where to.
-    pub to: String,
-    /// How long the guest may be stopped.
-    #[serde(default = "downtime")]
-    pub downtime_ms: u64,
-    /// Bytes per second at most.
-    #[serde(default)]
-    pub bandwidth: Option<u64>,
-    /// How many connections.
-    #[serde(default = "one")]
-    pub connections: u16,
-    /// Whether pages are compressed.
-    #[serde(default)]
-    pub zstd: bool,
-    /// This end's certificate; absolute, as the next two.
-    #[serde(default)]
-    pub tls_cert: Option<PathBuf>,
-    /// Its key.
-    #[serde(default)]
-    pub tls_key: Option<PathBuf>,
-    /// The CA of the other end's certificate.
-    #[serde(default)]
-    pub tls_ca: Option<PathBuf>,
-    /// Without TLS, within this host.
-    #[serde(default)]
-    pub plaintext: bool,
-}
-
-fn downtime() -> u64 {
-    300
-}
-
-fn one() -> u16 {
-    1
 }
 
 /// How to save a VM.
@@ -176,84 +134,4 @@ pub(super) enum Reply {
     Ok(Option<Box<Status>>),
     /// Refused.
     Error(String),
-}
-
-/// How a VM is.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Status {
-    /// Its name.
-    pub name: String,
-    /// Its process.
-    pub pid: u32,
-    /// The version of hypernest that runs it.
-    pub version: String,
-    /// Whether it runs.
-    pub state: State,
-    /// Milliseconds since it was started.
-    pub uptime_ms: u64,
-    /// How often it was reset.
-    pub resets: u64,
-    /// Virtual processors.
-    pub vcpus: u32,
-    /// Guest RAM in bytes.
-    pub memory: u64,
-    /// The enlightenments in force.
-    pub hv: Vec<String>,
-    /// The guest's TSC.
-    #[serde(default)]
-    pub tsc: TscStatus,
-    /// The guest's last crash report.
-    pub crash: Option<Crash>,
-    /// Device -> the pseudo-terminal that it is connected to.
-    pub ptys: BTreeMap<String, String>,
-    /// The last migration away from here.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub migration: Option<Report>,
-}
-
-/// A guest's TSC.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TscStatus {
-    /// The frequency that the guest has; `None` where KVM knows none.
-    pub khz: Option<u32>,
-    /// The host's.
-    pub host_khz: Option<u32>,
-    /// The guest has its old frequency until it says that it has adapted to this host.
-    pub emulating: bool,
-    /// How often the guest has adapted here.
-    pub changes: u32,
-}
-
-/// Whether a VM runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum State {
-    /// Its vCPUs run.
-    Running,
-    /// A user has stopped them.
-    Paused,
-    /// They were stopped because the guest crashed.
-    Crashed,
-}
-
-impl State {
-    /// One word.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Running => "running",
-            Self::Paused => "paused",
-            Self::Crashed => "crashed",
-        }
-    }
-}
-
-/// What the guest said when it crashed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Crash {
-    /// By what means: `hyper-v` or `pvpanic`.
-    pub by: String,
-    /// Hyper-V's P0..P4; Windows puts the bug check's code and parameters there.
-    pub params: Option<[u64; 5]>,
-    /// The guest's words.
-    pub message: Option<String>,
 }

@@ -11,9 +11,10 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::job::{self, Done};
-use super::protocol::{Command, MAX_REQUEST, Reply, Status};
+use super::protocol::{Command, MAX_REQUEST, Reply};
 use super::{ApiError, RunDir};
 use crate::life::{LifeEvent, LifeHandle};
+use crate::machine::Status;
 
 /// Clients at a time; others wait in the socket's queue.
 const MAX_CLIENTS: usize = 16;

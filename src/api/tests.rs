@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::*;
 use crate::life::{LifeEvent, LifeHandle, Request};
 use crate::machine::AfterSave;
+use crate::machine::{State, Status};
 
 struct Vm {
     server: Server,
@@ -30,7 +31,7 @@ fn status(name: &str) -> Status {
         memory: 1 << 30,
         hv: vec!["hv-time".to_owned()],
         crash: None,
-        tsc: crate::api::TscStatus::default(),
+        tsc: crate::machine::TscStatus::default(),
         ptys: [("serial".to_owned(), "/dev/pts/9".to_owned())].into(),
         migration: None,
     }

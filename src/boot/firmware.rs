@@ -6,8 +6,8 @@ use super::acpi::{self, AcpiConfig};
 use super::error::BootError;
 use super::memory_map::{MemoryKind, MemoryRange, low_ram_end, memory_map};
 use super::smbios::{self, SmbiosConfig};
-use crate::config::Topology;
-use crate::machine::layout;
+use crate::cpuid::Topology;
+use crate::layout;
 use crate::memory::GuestRam;
 use crate::units::Gpa;
 

@@ -9,7 +9,7 @@ use vm_memory::ByteValued;
 
 use super::claims::{ClaimError, Claims};
 use super::memory_map::MemoryRange;
-use crate::machine::layout;
+use crate::layout;
 use crate::units::Gpa;
 
 /// Where the setup header begins in the file and in the zero page.

@@ -11,8 +11,9 @@ use super::linux;
 use super::memory_map::MemoryRange;
 use super::multiboot;
 use super::pvh::{self, LoadedModule};
-use crate::config::{BootConfig, BootModule};
-use crate::machine::layout;
+use crate::boot::BootConfig;
+use crate::boot::BootModule;
+use crate::layout;
 use crate::memory::GuestRam;
 use crate::units::Gpa;
 

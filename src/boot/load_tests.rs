@@ -9,9 +9,12 @@ use tempfile::TempDir;
 
 use super::entry::Mode;
 use super::{BootError, Entry, Platform, load};
-use crate::config::{BootConfig, BootModule, MemoryConfig, Topology};
-use crate::machine::layout;
+use crate::boot::BootConfig;
+use crate::boot::BootModule;
+use crate::cpuid::Topology;
+use crate::layout;
 use crate::memory::GuestRam;
+use crate::memory::MemoryConfig;
 use crate::units::Gpa;
 
 const MIB: u64 = 1 << 20;

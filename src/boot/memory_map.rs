@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::machine::layout;
+use crate::layout;
 use crate::units::Gpa;
 
 /// What a range of guest-physical addresses is. The values are those of ACPI 6.5, table 15.6, and the same in all protocols.

@@ -14,6 +14,7 @@
 
 pub mod acpi;
 pub mod claims;
+mod config;
 pub mod elf;
 pub mod entry;
 pub mod error;
@@ -29,6 +30,7 @@ pub mod multiboot;
 pub mod pvh;
 pub mod smbios;
 
+pub use config::{BootConfig, BootModule};
 pub use entry::Entry;
 pub use error::BootError;
 pub use firmware::Platform;

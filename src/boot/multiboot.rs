@@ -5,7 +5,7 @@ use thiserror::Error;
 use super::claims::{ClaimError, Claims};
 use super::memory_map::{MemoryKind, MemoryRange};
 use super::pvh::{Block, LoadedModule};
-use crate::machine::layout;
+use crate::layout;
 use crate::units::Gpa;
 
 /// The header lies within this many bytes (3.1).

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::config::Topology;
+use crate::cpuid::Topology;
 use crate::units::Gpa;
 
 /// What the structures depend on.
@@ -311,7 +311,7 @@ fn memory(table: &mut Table, ram: &[(Gpa, u64)]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::machine::layout;
+    use crate::layout;
 
     fn config(sockets: u32, cores: u32) -> SmbiosConfig {
         SmbiosConfig {

@@ -3,8 +3,9 @@
 use std::time::{Duration, Instant};
 
 use super::{CliError, Exit};
-use crate::api::{ApiError, Command, RunDirs, State, call};
+use crate::api::{ApiError, Command, RunDirs, call};
 use crate::life::Request;
+use crate::machine::State;
 
 /// How long is waited until a request shows.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
@@ -70,8 +71,9 @@ mod tests {
     use std::sync::{Arc, Mutex};
 
     use super::*;
-    use crate::api::{Server, Status};
+    use crate::api::Server;
     use crate::life::{LifeEvent, LifeHandle};
+    use crate::machine::Status;
 
     fn status(state: State) -> Status {
         Status {
@@ -85,7 +87,7 @@ mod tests {
             memory: 0,
             hv: Vec::new(),
             crash: None,
-            tsc: crate::api::TscStatus::default(),
+            tsc: crate::machine::TscStatus::default(),
             ptys: std::collections::BTreeMap::new(),
             migration: None,
         }

@@ -4,15 +4,18 @@ use std::io::Cursor;
 
 use super::migrate::SecurityArgs;
 use super::run::to_its_end;
-use super::{CliError, Exit, chain};
+use super::{CliError, Exit};
 use crate::api::{RunDir, RunDirs, Server};
 use crate::config::{HostLimits, LocalFlags, adapt};
+use crate::error::chain;
 use crate::kvm::host::HostCaps;
-use crate::machine::{Identity, Local, Machine, Unloaded, layout, outlook};
+use crate::layout;
+use crate::machine::{Identity, Local, Machine, Unloaded, outlook};
 use crate::memory::GuestRam;
+use crate::migration::transport::Security;
 use crate::migration::wire::{MAX_PROMISE, MAX_STATE};
 use crate::migration::{
-    Address, Cancel, Listener, MigrationError, STALL, Target, VmError, destination, live, receive,
+    Address, Cancel, Listener, MigrationError, STALL, Target, VmError, destination, receive,
 };
 use crate::state::Sections;
 
@@ -30,7 +33,7 @@ pub(super) fn run(
     let address: Address = address
         .parse()
         .map_err(|e: crate::migration::transport::BadAddress| wrong(e.to_string()))?;
-    let security = live::security(
+    let security = Security::from_flags(
         security.tls_cert.as_ref(),
         security.tls_key.as_ref(),
         security.tls_ca.as_ref(),

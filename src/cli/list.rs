@@ -4,8 +4,10 @@ use std::fmt::Write;
 
 use super::status::show_time;
 use super::{CliError, Exit, print, to_json};
-use crate::api::{Found, RunDirs, State, Status, list};
+use crate::api::{Found, RunDirs, list};
 use crate::config::show_size;
+use crate::machine::State;
+use crate::machine::Status;
 use crate::migration::phase::Source;
 
 /// List your running VMs
@@ -28,7 +30,7 @@ pub fn run(args: &Args) -> Result<Exit, CliError> {
         .collect();
     for vm in &found {
         if let Err(e) = &vm.status {
-            tracing::warn!("{}", super::chain(e));
+            tracing::warn!("{}", crate::error::chain(e));
         }
     }
     print(&if args.json {
@@ -105,7 +107,7 @@ mod tests {
             memory: 8 << 30,
             hv: Vec::new(),
             crash: None,
-            tsc: crate::api::TscStatus::default(),
+            tsc: crate::machine::TscStatus::default(),
             ptys: std::collections::BTreeMap::new(),
             migration: None,
         };

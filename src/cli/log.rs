@@ -6,7 +6,7 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::time::uptime;
 
 use super::CliError;
-use crate::config::nearest;
+use crate::text::nearest;
 
 const VARIABLE: &str = "HYPERNEST_LOG";
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];

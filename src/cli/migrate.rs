@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use super::status::describe_migration;
 use super::{CliError, Exit, to_stderr};
-use crate::api::{Command, Job, Migrate, RunDirs, call};
+use crate::api::{Command, Job, RunDirs, call};
 use crate::config::parse_size;
+use crate::machine::Migrate;
 
 /// How often progress is shown.
 const STEP: Duration = Duration::from_millis(500);

@@ -10,6 +10,7 @@ use thiserror::Error;
 
 use crate::api::ApiError;
 use crate::config::ConfigError;
+use crate::error::chain;
 use crate::life::Request;
 use crate::migration::MigrationError;
 
@@ -274,17 +275,6 @@ fn report(e: &CliError) -> String {
     let mut text = format!("hypernest: {}", chain(e));
     if let Some(help) = e.help() {
         text.push_str(&format!("\n  {help}"));
-    }
-    text
-}
-
-/// The error and its causes in one line.
-pub(crate) fn chain(e: &dyn std::error::Error) -> String {
-    let mut text = e.to_string();
-    let mut cause = e.source();
-    while let Some(e) = cause {
-        text.push_str(&format!(": {e}"));
-        cause = e.source();
     }
     text
 }

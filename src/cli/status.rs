@@ -3,8 +3,9 @@
 use std::fmt::Write;
 
 use super::{CliError, Exit, print, to_json};
-use crate::api::{Command, RunDirs, Status, call};
+use crate::api::{Command, RunDirs, call};
 use crate::config::show_size;
+use crate::machine::Status;
 use crate::migration::Report;
 
 /// Tell how a running VM is
@@ -168,7 +169,8 @@ pub(super) fn show_time(ms: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::{Crash, State};
+    use crate::machine::Crash;
+    use crate::machine::State;
 
     #[test]
     fn a_status_for_people() {
@@ -187,7 +189,7 @@ mod tests {
                 params: Some([0x7e, 1, 2, 3, 4]),
                 message: Some("dead\u{1b}[2J\nend".to_owned()),
             }),
-            tsc: crate::api::TscStatus::default(),
+            tsc: crate::machine::TscStatus::default(),
             ptys: [("serial".to_owned(), "/dev/pts/3".to_owned())].into(),
             migration: None,
         };

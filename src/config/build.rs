@@ -10,13 +10,16 @@ use super::host::HostLimits;
 use super::parse::{self, BackendKind, Wrong};
 use super::problem::{ConfigError, Origin, Problem};
 use super::setting::{self, Part, Scalar, Setting, Shape};
-use super::suggest::nearest;
 use super::topology::{MAX_CPUS, topology};
-use super::{
-    BootConfig, BootModule, CharBackend, CpuConfig, CpuModel, HugePageSize, Irqchip, MemoryConfig,
-    OnCrash, TimeConfig, VmConfig, show,
-};
-use crate::machine::layout;
+use super::{CpuConfig, Irqchip, OnCrash, TimeConfig, VmConfig, show};
+use crate::boot::BootConfig;
+use crate::boot::BootModule;
+use crate::cpuid::CpuModel;
+use crate::devices::char::CharBackend;
+use crate::layout;
+use crate::memory::HugePageSize;
+use crate::memory::MemoryConfig;
+use crate::text::nearest;
 use crate::units::TscKhz;
 
 /// Less than this holds no kernel worth the name, beside the tables that every guest gets.

@@ -1,6 +1,6 @@
 use super::*;
 use crate::config::SETTINGS;
-use crate::config::Topology;
+use crate::cpuid::Topology;
 use crate::time::{Downtime, Policy};
 use crate::units::TscKhz;
 use proptest::prelude::*;

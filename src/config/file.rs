@@ -11,7 +11,7 @@ use toml::de::{DeTable, DeValue};
 use super::draft::Draft;
 use super::problem::{ConfigError, Origin, Problem};
 use super::setting::{Entry, Part, SETTINGS, Scalar, Setting, Shape};
-use super::suggest::nearest;
+use crate::text::nearest;
 
 /// Far more than any configuration needs.
 const MAX_BYTES: u64 = 1 << 20;

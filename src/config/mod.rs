@@ -12,7 +12,6 @@ mod parse;
 mod problem;
 mod setting;
 mod show;
-mod suggest;
 mod topology;
 
 pub use build::{Adapted, Checked, adapt, build};
@@ -22,8 +21,11 @@ pub use host::HostLimits;
 pub use parse::{is_name, parse_size, show_size};
 pub use problem::{ConfigError, Origin, Problem};
 pub use setting::{SETTINGS, Setting, Shape};
-pub use suggest::nearest;
 
+use crate::boot::BootConfig;
+use crate::cpuid::{CpuModel, Topology};
+use crate::devices::char::CharBackend;
+use crate::memory::MemoryConfig;
 use crate::time::{Downtime, Policy};
 use crate::units::TscKhz;
 
@@ -62,24 +64,6 @@ pub struct VmConfig {
     pub kvm_leaves: bool,
 }
 
-/// Guest RAM.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MemoryConfig {
-    /// Bytes; a multiple of the page size in use.
-    pub size: u64,
-    /// Back the RAM with huge pages of this size.
-    pub hugepages: Option<HugePageSize>,
-}
-
-/// The sizes of huge pages that x86 has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum HugePageSize {
-    /// 2 MiB.
-    Size2M,
-    /// 1 GiB.
-    Size1G,
-}
-
 /// Virtual processors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CpuConfig {
@@ -102,67 +86,6 @@ pub struct TimeConfig {
     pub on_change: Policy,
     /// What becomes of the time during which the VM is saved or on its way.
     pub downtime: Downtime,
-}
-
-/// How the vCPUs are grouped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Topology {
-    /// Packages.
-    pub sockets: u32,
-    /// Cores per package.
-    pub cores: u32,
-    /// Threads per core.
-    pub threads: u32,
-}
-
-/// The CPU that the guest sees.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CpuModel {
-    /// Everything the host's KVM supports, less what is masked by name.
-    Host,
-    /// The x86-64-v2 level: for migration between different hosts.
-    X86_64V2,
-    /// The x86-64-v3 level.
-    X86_64V3,
-    /// The x86-64-v4 level.
-    X86_64V4,
-}
-
-/// What starts in the guest.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BootConfig {
-    /// A bzImage, an ELF file with a PVH note, or a multiboot 1 image; told apart by content.
-    pub kernel: PathBuf,
-    /// Handed to a Linux kernel (or as the first module to PVH and multiboot).
-    pub initrd: Option<PathBuf>,
-    /// The kernel's command line.
-    pub cmdline: String,
-    /// Further modules for PVH and multiboot, in order.
-    pub modules: Vec<BootModule>,
-}
-
-/// A file handed to the kernel as it is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BootModule {
-    /// The file.
-    pub path: PathBuf,
-    /// Its own command line.
-    pub cmdline: String,
-}
-
-/// Where a character device's bytes come from and go to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum CharBackend {
-    /// Nothing is connected; output is dropped.
-    None,
-    /// hypernest's own terminal or pipe; Ctrl-A x ends the VM, Ctrl-A Ctrl-A sends Ctrl-A. One device at most.
-    Stdio,
-    /// Output is written to a file, truncated at the start; no input.
-    File(PathBuf),
-    /// A new pseudo-terminal; its path is printed.
-    Pty,
-    /// A Unix stream socket to listen on; one client at a time.
-    Socket(PathBuf),
 }
 
 /// Where the interrupt controllers live.

@@ -5,7 +5,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use super::setting::Scalar;
-use super::suggest::nearest;
+use crate::text::nearest;
 use crate::units::TscKhz;
 
 /// What is wrong with a value.

@@ -4,9 +4,10 @@ use std::path::Path;
 
 use toml::{Table, Value};
 
-use super::{
-    CharBackend, ConfigError, ConfigFile, CpuModel, HugePageSize, Irqchip, OnCrash, VmConfig,
-};
+use super::{ConfigError, ConfigFile, Irqchip, OnCrash, VmConfig};
+use crate::cpuid::CpuModel;
+use crate::devices::char::CharBackend;
+use crate::memory::HugePageSize;
 use crate::time::{Downtime, Policy};
 
 impl VmConfig {

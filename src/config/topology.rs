@@ -1,7 +1,7 @@
 //! How the vCPUs are grouped, when only some of it was said.
 
-use super::Topology;
 use super::parse::Wrong;
+use crate::cpuid::Topology;
 
 /// xAPIC ids are 8 bits, and 255 is the broadcast.
 pub(super) const MAX_CPUS: u32 = 255;

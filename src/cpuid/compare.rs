@@ -4,7 +4,7 @@ use thiserror::Error;
 
 use super::CpuidEntry;
 use super::feature::{self as f, Feature};
-use crate::hyperv::enlightenment::Reg;
+use crate::cpuid::Reg;
 
 /// Something that a guest was shown and a host cannot give.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::CpuidEntry;
-use crate::hyperv::enlightenment::Reg;
+use crate::cpuid::Reg;
 
 /// One feature bit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

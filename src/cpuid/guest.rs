@@ -5,9 +5,12 @@ use thiserror::Error;
 use super::feature::{self as f, Feature};
 use super::level::Level;
 use super::{CpuidEntry, topology};
-use crate::config::{CpuModel, Topology};
-use crate::hyperv::CpuVendor;
-use crate::hyperv::cpuid::KVM_LEAVES_BESIDE_HYPERV;
+use crate::cpuid::CpuModel;
+use crate::cpuid::CpuVendor;
+use crate::cpuid::Topology;
+
+/// Where KVM's own leaves go beside Hyper-V's.
+pub const KVM_LEAVES_BESIDE_HYPERV: u32 = 0x4000_0100;
 
 /// What the guest's processors are to be.
 #[derive(Clone, Debug, PartialEq, Eq)]

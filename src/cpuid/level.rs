@@ -7,8 +7,8 @@
 use super::CpuidEntry;
 use super::feature::{self as f, Feature};
 use super::topology::{DATA_CACHE, INSTRUCTION_CACHE, UNIFIED_CACHE};
-use crate::config::CpuModel;
-use crate::hyperv::CpuVendor;
+use crate::cpuid::CpuModel;
+use crate::cpuid::CpuVendor;
 
 /// What all levels have.
 const V2: [Feature; 32] = [

@@ -7,12 +7,16 @@ mod compare;
 pub mod feature;
 mod guest;
 mod level;
+mod model;
 pub mod msrs;
+mod register;
 pub mod topology;
 
 pub use compare::{CpuLack, lacks};
-pub use guest::{CpuSpec, CpuidProblem, GuestCpuid};
+pub use guest::{CpuSpec, CpuidProblem, GuestCpuid, KVM_LEAVES_BESIDE_HYPERV};
+pub use model::{CpuModel, CpuVendor, Topology};
 pub use msrs::feature_msrs;
+pub use register::Reg;
 
 pub(crate) use guest::vendor;
 
@@ -20,8 +24,6 @@ pub(crate) use guest::vendor;
 pub(crate) mod tests;
 
 use serde::{Deserialize, Serialize};
-
-use crate::hyperv::enlightenment::Reg;
 
 /// One CPUID leaf or sub-leaf, as plain values.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

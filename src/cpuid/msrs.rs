@@ -4,8 +4,8 @@ use thiserror::Error;
 
 use super::CpuidEntry;
 use super::feature as f;
-use crate::config::CpuModel;
-use crate::hyperv::CpuVendor;
+use crate::cpuid::CpuModel;
+use crate::cpuid::CpuVendor;
 use crate::units::Msr;
 
 /// Locked by the firmware, with what it allows.

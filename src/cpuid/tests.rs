@@ -4,8 +4,9 @@ use proptest::prelude::*;
 
 use super::feature::{self as f, Feature};
 use super::{CpuSpec, CpuidEntry, CpuidProblem, GuestCpuid};
-use crate::config::{CpuModel, Topology};
-use crate::hyperv::CpuVendor;
+use crate::cpuid::CpuModel;
+use crate::cpuid::CpuVendor;
+use crate::cpuid::Topology;
 
 fn leaf(function: u32, index: u32, [eax, ebx, ecx, edx]: [u32; 4]) -> CpuidEntry {
     CpuidEntry {

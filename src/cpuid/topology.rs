@@ -2,8 +2,8 @@
 
 use super::CpuidEntry;
 use super::feature as f;
-use crate::config::Topology;
-use crate::hyperv::CpuVendor;
+use crate::cpuid::CpuVendor;
+use crate::cpuid::Topology;
 
 pub(super) const DATA_CACHE: u32 = 1;
 pub(super) const INSTRUCTION_CACHE: u32 = 2;

@@ -20,7 +20,7 @@ use tracing::error;
 use super::char::{CharDevice, CharError, SLOTS, Wire, set_nonblocking};
 use super::clock::Timed;
 use crate::bus::lock;
-use crate::config::CharBackend;
+use crate::devices::char::CharBackend;
 use crate::life::LifeHandle;
 
 /// How long the thread, told to stop, waits for a reader that takes nothing.

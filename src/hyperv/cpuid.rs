@@ -20,8 +20,6 @@ pub const RECOMMENDATIONS: u32 = 0x4000_0004;
 pub const LIMITS: u32 = 0x4000_0005;
 /// What a hypervisor inside may use.
 pub const NESTED_FEATURES: u32 = 0x4000_000a;
-/// Where KVM's own leaves go beside Hyper-V's.
-pub const KVM_LEAVES_BESIDE_HYPERV: u32 = 0x4000_0100;
 
 /// "Hv#1": a guest, and KVM itself (`kvm_cpuid_has_hyperv`), takes this for Hyper-V.
 const INTERFACE_SIGNATURE: u32 = 0x3123_7648;

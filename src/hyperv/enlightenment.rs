@@ -1,9 +1,11 @@
 //! The vocabulary of the table of enlightenments: what a row says.
 
+use crate::cpuid::Reg;
 use std::fmt;
 
-use super::host::{CpuVendor, HvCap, KernelVersion};
+use super::host::{HvCap, KernelVersion};
 use super::table::TABLE;
+use crate::cpuid::CpuVendor;
 use crate::units::Msr;
 
 /// One enlightenment. The order is the table's order.
@@ -200,27 +202,6 @@ pub enum Argument {
     },
     /// `on`, `off` or `auto`.
     OnOffAuto,
-}
-
-/// A CPUID output register.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs, reason = "the registers' names say it")]
-pub enum Reg {
-    Eax,
-    Ebx,
-    Ecx,
-    Edx,
-}
-
-impl fmt::Display for Reg {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Eax => "EAX",
-            Self::Ebx => "EBX",
-            Self::Ecx => "ECX",
-            Self::Edx => "EDX",
-        })
-    }
 }
 
 /// One bit of a hypervisor CPUID leaf.

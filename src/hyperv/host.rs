@@ -1,5 +1,6 @@
 //! What a host can do for Hyper-V guests, as plain values.
 
+use crate::cpuid::CpuVendor;
 use std::collections::BTreeSet;
 use std::fmt;
 
@@ -80,47 +81,6 @@ impl HvCap {
 impl fmt::Display for HvCap {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
-    }
-}
-
-/// Whose processor it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CpuVendor {
-    /// `GenuineIntel`: VMX.
-    Intel,
-    /// `AuthenticAMD` or `HygonGenuine`: SVM.
-    Amd,
-    /// Anybody else's.
-    Other,
-}
-
-impl CpuVendor {
-    /// From the twelve bytes of CPUID leaf 0 in EBX, EDX, ECX.
-    pub fn from_id(id: &[u8; 12]) -> Self {
-        match id {
-            b"GenuineIntel" => Self::Intel,
-            b"AuthenticAMD" | b"HygonGenuine" => Self::Amd,
-            _ => Self::Other,
-        }
-    }
-
-    /// The KVM module for it.
-    pub fn module(self) -> &'static str {
-        match self {
-            Self::Intel => "kvm_intel",
-            Self::Amd => "kvm_amd",
-            Self::Other => "kvm",
-        }
-    }
-}
-
-impl fmt::Display for CpuVendor {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Intel => "Intel",
-            Self::Amd => "AMD",
-            Self::Other => "other",
-        })
     }
 }
 

@@ -36,7 +36,7 @@ mod table;
 pub use crash::CrashReport;
 pub use enlightenment::{Enlightenment, EnlightenmentSet, Row};
 pub use explicit::ToldEvmcs;
-pub use host::{CpuVendor, HostHv, HvCap, KernelVersion};
+pub use host::{HostHv, HvCap, KernelVersion};
 pub use hypercall::{GuestBytes, UserHypercalls};
 pub use outcome::{Lack, Note, Problem};
 pub use partition::{Partition, WriteOutcome};

@@ -3,8 +3,9 @@
 use thiserror::Error;
 
 use super::enlightenment::{CpuidBits, Enlightenment as E};
-use super::host::{CpuVendor, HvCap, KernelVersion};
+use super::host::{HvCap, KernelVersion};
 use super::profile::Profile;
+use crate::cpuid::CpuVendor;
 
 /// Something that was decided on the user's behalf.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]

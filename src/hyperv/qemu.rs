@@ -5,10 +5,11 @@
 //! version, hv-enforce-cpuid or hv-no-nonarch-coresharing is set. hypernest shows Hyper-V as soon as anything of it is asked for.
 
 use super::cpuid::{FEATURES, NESTED_FEATURES};
-use super::enlightenment::{Enlightenment as E, Reg};
+use super::enlightenment::Enlightenment as E;
 use super::msr;
 use super::request::{Request, Value};
 use super::resolve::Resolved;
+use crate::cpuid::Reg;
 use crate::units::Msr;
 
 /// One difference.

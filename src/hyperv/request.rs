@@ -8,7 +8,7 @@ use thiserror::Error;
 use super::enlightenment::{Argument, Enlightenment, EnlightenmentSet, normalize};
 use super::profile::Profile;
 use super::table::TABLE;
-use crate::config::nearest;
+use crate::text::nearest;
 
 /// What stands after an enlightenment's `=`.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -5,10 +5,11 @@ use std::fmt;
 
 use super::cpuid::{Identity, RECOMMENDATIONS};
 use super::enlightenment::{CpuidBits, Enlightenment as E, EnlightenmentSet, Migration, Need};
-use super::host::{CpuVendor, HostHv, HvCap};
+use super::host::{HostHv, HvCap};
 use super::outcome::{Lack, Note, Problem};
 use super::profile::{Otherwise, Profile};
 use super::request::{Request, Value};
+use crate::cpuid::CpuVendor;
 
 /// What a VM gets: the outcome of [`fn@resolve`].
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -5,11 +5,13 @@
 
 use super::cpuid::{FEATURES, NESTED_FEATURES, RECOMMENDATIONS};
 use super::enlightenment::{
-    Argument, CpuidBits, Enlightenment as E, Migration, MsrRange, Need, Owner, Reg, Requirement,
-    Row, Scope,
+    Argument, CpuidBits, Enlightenment as E, Migration, MsrRange, Need, Owner, Requirement, Row,
+    Scope,
 };
-use super::host::{CpuVendor, HvCap, KernelVersion};
+use super::host::{HvCap, KernelVersion};
 use super::msr;
+use crate::cpuid::CpuVendor;
+use crate::cpuid::Reg;
 use crate::units::Msr;
 
 const fn bit(leaf: u32, reg: Reg, bit: u8) -> CpuidBits {

@@ -170,10 +170,10 @@ impl Drop for DirtyRing {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::MemoryConfig;
     use crate::kvm::exit::{self, Exit};
     use crate::kvm::memory;
     use crate::memory::GuestRam;
+    use crate::memory::MemoryConfig;
     use crate::memory::dirty::{PAGE, PageSet};
     use crate::units::Gpa;
 

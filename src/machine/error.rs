@@ -8,6 +8,7 @@ use crate::boot::BootError;
 use crate::bus::BusError;
 use crate::cpuid::CpuidProblem;
 use crate::devices::char::CharError;
+use crate::error::bullets;
 use crate::hyperv;
 use crate::kvm::KvmError;
 use crate::kvm::host::HostError;
@@ -22,7 +23,7 @@ pub enum MachineError {
     #[error("cannot use KVM")]
     Host(#[from] HostError),
     /// The host cannot give what was asked for.
-    #[error("this host cannot run the VM as asked:{}", list(.0))]
+    #[error("this host cannot run the VM as asked:{}", bullets(.0))]
     Impossible(Vec<Impossible>),
     /// Guest RAM.
     #[error(transparent)]
@@ -89,8 +90,4 @@ impl MachineError {
     pub fn is_host(&self) -> bool {
         matches!(self, Self::Host(_) | Self::Impossible(_))
     }
-}
-
-fn list(items: &[Impossible]) -> String {
-    items.iter().map(|item| format!("\n  - {item}")).collect()
 }

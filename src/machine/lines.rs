@@ -5,10 +5,10 @@ use std::sync::{Arc, PoisonError, RwLock};
 use kvm_bindings::{KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE};
 use kvm_ioctls::VmFd;
 
-use super::layout::{IOAPIC_PINS, TIMER_IRQ, TIMER_PIN};
 use crate::irq::IrqSink;
 use crate::irq::ioapic::{MsiRoute, MsiSink};
 use crate::kvm::route::{self, Msi, Route, Target};
+use crate::layout::{IOAPIC_PINS, TIMER_IRQ, TIMER_PIN};
 use crate::units::Gsi;
 
 /// The VM that is running now, for whoever injects interrupts. Empty between power cycles: interrupts raised then are lost,

@@ -6,8 +6,8 @@ use super::cycle::PowerCycle;
 use super::throttle::Throttle;
 use super::transfer::TransferError;
 use super::{Machine, Outcome, Running};
-use crate::api::State;
 use crate::kvm::{KvmError, memory};
+use crate::machine::State;
 use crate::memory::dirty::PageSet;
 use crate::state::Sections;
 

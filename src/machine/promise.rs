@@ -10,11 +10,10 @@ use thiserror::Error;
 
 use super::plan::{self, Plan};
 use crate::config::{Irqchip, VmConfig};
+use crate::cpuid::CpuVendor;
 use crate::cpuid::msrs::{self, MsrLack};
 use crate::cpuid::{self, CpuLack, CpuidEntry, GuestCpuid, feature_msrs};
-use crate::hyperv::{
-    self, CpuVendor, Enlightenment, EnlightenmentSet, HostHv, Profile, Request, ToldEvmcs,
-};
+use crate::hyperv::{self, Enlightenment, EnlightenmentSet, HostHv, Profile, Request, ToldEvmcs};
 use crate::kvm::host::HostCaps;
 use crate::units::Msr;
 
@@ -220,7 +219,7 @@ impl Promise {
 
     /// KVM's paravirtual features that the guest was shown, if any.
     fn kvm_features(&self, config: &VmConfig) -> u32 {
-        let beside = hyperv::cpuid::KVM_LEAVES_BESIDE_HYPERV;
+        let beside = crate::cpuid::KVM_LEAVES_BESIDE_HYPERV;
         let is_beside = self.cpuid.iter().any(|e| e.function == beside);
         match (config.kvm_leaves, is_beside) {
             (false, _) => 0,

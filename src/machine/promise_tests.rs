@@ -3,13 +3,16 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
-use crate::config::{
-    BootConfig, CharBackend, CpuConfig, CpuModel, MemoryConfig, OnCrash, TimeConfig, Topology,
-};
+use crate::boot::BootConfig;
+use crate::config::{CpuConfig, OnCrash, TimeConfig};
+use crate::cpuid::CpuModel;
+use crate::cpuid::Topology;
 use crate::cpuid::{feature as f, tests as leaves};
+use crate::devices::char::CharBackend;
 use crate::hyperv::HvCap;
 use crate::hyperv::host::tests as hv;
 use crate::kvm::host::{KvmCaps, KvmFacts, System};
+use crate::memory::MemoryConfig;
 
 /// VMX's capabilities as KVM on some host has them.
 fn vmx() -> BTreeMap<u32, u64> {

@@ -3,9 +3,10 @@
 use super::cycle::PowerCycle;
 use super::plan::Plan;
 use super::transfer::{Identity, TransferError};
-use super::{ExtraPorts, Impossible, Machine, MachineError, layout};
+use super::{ExtraPorts, Impossible, Machine, MachineError};
 use crate::config::VmConfig;
 use crate::kvm::host::HostCaps;
+use crate::layout;
 use crate::memory::GuestRam;
 use crate::state::Sections;
 use crate::time::{HostTsc, TimePlan, plan};

@@ -3,9 +3,9 @@
 use super::cycle::PowerCycle;
 use super::transfer::TransferError;
 use super::{Machine, Outcome, Then};
-use crate::api::State;
 use crate::kvm::KvmError;
 use crate::life::Job;
+use crate::machine::State;
 use crate::memory::GuestRam;
 use crate::state::Sections;
 

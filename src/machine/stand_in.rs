@@ -18,10 +18,10 @@ use tracing::warn;
 
 use super::cycle::PowerCycle;
 use super::transfer::TransferError;
-use crate::config::MemoryConfig;
 use crate::hyperv::msr;
 use crate::kvm::state::VcpuState;
 use crate::kvm::{KvmError, memory, requests};
+use crate::memory::MemoryConfig;
 use crate::memory::{GuestRam, NoRam};
 use crate::units::{Gpa, VpIndex};
 

@@ -4,11 +4,12 @@ use tracing::{error, info, warn};
 
 use super::Machine;
 use super::cycle::PowerCycle;
-use crate::api::TscStatus;
 use crate::bus;
+use crate::error::chain;
 use crate::hyperv::reenlightenment::Target;
 use crate::kvm::KvmError;
 use crate::kvm::route::{self, Msi};
+use crate::machine::TscStatus;
 use crate::time::switch::{self, Step, Switched};
 use crate::time::{HostTsc, TimeError};
 
@@ -158,12 +159,6 @@ fn message(id: u32, vector: u8) -> Msi {
         address: high << 32 | MSI_BASE | low << 12,
         data: vector.into(),
     }
-}
-
-/// An error and its causes.
-fn chain(error: &TimeError) -> String {
-    let causes = std::iter::successors(std::error::Error::source(error), |e| e.source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
 #[cfg(test)]

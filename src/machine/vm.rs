@@ -9,11 +9,11 @@ use kvm_bindings::{KVM_CAP_X86_TRIPLE_FAULT_EVENT, KVM_PIT_SPEAKER_DUMMY, kvm_pi
 use kvm_ioctls::{Kvm, MsrExitReason, VmFd};
 use thiserror::Error;
 
-use super::layout;
 use super::lines::pc_routes;
 use crate::config::Irqchip;
 use crate::kvm::msr::MsrRange;
 use crate::kvm::{KvmError, cap, memory, msr, route};
+use crate::layout;
 use crate::memory::GuestRam;
 
 /// Why a VM could not be made.

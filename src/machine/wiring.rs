@@ -4,7 +4,6 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use super::error::MachineError;
-use super::layout;
 use crate::bus::{Bus, BusError, Device, SharedDevice};
 use crate::config::{Irqchip, VmConfig};
 use crate::devices::acpi_pm::{self, AcpiPm};
@@ -20,6 +19,7 @@ use crate::devices::pvpanic::Pvpanic;
 use crate::devices::serial::Serial;
 use crate::irq::ioapic::{IoApic, IoApicMmio};
 use crate::irq::{IrqLine, IrqSink};
+use crate::layout;
 use crate::life::LifeHandle;
 use crate::pci::PciHost;
 use crate::units::Gsi;

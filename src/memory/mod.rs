@@ -1,6 +1,7 @@
 //! Guest RAM: one memfd per piece, optionally of huge pages, mapped shared so that it can be handed on; or, after a lazy
 //! restore, the saved RAM's file mapped privately ([`GuestRam::map_saved`]).
 
+mod config;
 pub mod dirty;
 mod saved;
 
@@ -17,8 +18,8 @@ use vm_memory::{
     GuestRegionMmap,
 };
 
-use crate::config::{HugePageSize, MemoryConfig};
 use crate::units::Gpa;
+pub use config::{HugePageSize, MemoryConfig};
 use dirty::WrittenPages;
 pub(crate) use saved::data_of;
 
@@ -246,7 +247,7 @@ fn map_piece(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::machine::layout;
+    use crate::layout;
 
     fn ram(ranges: &[(Gpa, u64)]) -> GuestRam {
         let config = MemoryConfig {

@@ -136,7 +136,7 @@ mod tests {
     use std::io::{Read, Seek, Write};
 
     use super::*;
-    use crate::config::MemoryConfig;
+    use crate::memory::MemoryConfig;
 
     const RANGES: [(Gpa, u64); 2] = [(Gpa(0), 0x4000), (Gpa(0x10_0000), 0x2000)];
 

@@ -9,7 +9,6 @@ mod channel;
 pub mod destination;
 #[cfg(test)]
 mod fault_tests;
-pub mod live;
 pub mod pace;
 pub mod pages;
 pub mod peer;
@@ -22,7 +21,6 @@ mod testing;
 pub mod transport;
 pub mod wire;
 
-use std::error::Error;
 use std::time::Duration;
 
 use thiserror::Error;
@@ -33,6 +31,7 @@ pub use progress::{Progress, Report};
 pub use source::{End, migrate};
 pub use transport::{Address, Cancel, Dialer, Listener, Security};
 
+use crate::error::{bullets, chain};
 use crate::memory::GuestRam;
 use crate::memory::dirty::PageSet;
 use pages::PagesError;
@@ -47,7 +46,7 @@ pub const DOWNTIME: Duration = Duration::from_millis(300);
 pub const MAX_CONNECTIONS: u16 = 64;
 
 /// What goes wrong with a VM, in its own words.
-pub type VmError = Box<dyn Error + Send + Sync>;
+pub type VmError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Why a migration did not succeed.
 #[derive(Debug, Error)]
@@ -75,7 +74,7 @@ pub enum MigrationError {
     #[error("the source needs {0:?}, which this version does not know")]
     Unknown(String),
     /// The destination cannot keep what the guest was promised.
-    #[error("the destination cannot run this VM:{}", list(.0))]
+    #[error("the destination cannot run this VM:{}", bullets(.0))]
     Refused(Vec<String>),
     /// The other end gave up and said why.
     #[error("the other end gave up: {0}")]
@@ -108,18 +107,8 @@ impl MigrationError {
 
     /// The error and its causes in one line.
     pub fn chain(&self) -> String {
-        let mut text = self.to_string();
-        let mut cause = self.source();
-        while let Some(e) = cause {
-            text.push_str(&format!(": {e}"));
-            cause = e.source();
-        }
-        text
+        chain(self)
     }
-}
-
-fn list(items: &[String]) -> String {
-    items.iter().map(|item| format!("\n  - {item}")).collect()
 }
 
 /// What the source needs of its VM.

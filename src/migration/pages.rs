@@ -273,7 +273,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::config::MemoryConfig;
+    use crate::memory::MemoryConfig;
 
     fn ram(pages: u64) -> GuestRam {
         let config = MemoryConfig {

@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 
 use super::peer::Process;
 use super::*;
-use crate::config::MemoryConfig;
+use crate::memory::MemoryConfig;
 use crate::memory::dirty::PAGE;
 use crate::units::Gpa;
 

@@ -18,6 +18,7 @@ mod access;
 mod apply;
 mod capture;
 mod error;
+mod host;
 pub mod page;
 mod plan;
 pub mod ratio;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use hypernest::hyperv::enlightenment::Reg;
+use hypernest::cpuid::Reg;
 use hypernest::hyperv::qemu::{MOVING, Place};
 use hypernest::units::Msr;
 use hypernest_lab::suite::TestResult;

@@ -5,7 +5,8 @@ use std::io::Read as _;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use hypernest::hyperv::{CpuVendor, HostHv};
+use hypernest::cpuid::CpuVendor;
+use hypernest::hyperv::HostHv;
 use hypernest_nested::l2exit::Mode;
 use l2probe::document::{Document, MAX_LEN};
 

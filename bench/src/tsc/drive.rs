@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use hypernest::hyperv::CpuVendor;
+use hypernest::cpuid::CpuVendor;
 use hypernest::kvm::host::KvmFacts;
 use hypernest_nested::tsc::Clock;
 

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use hypernest::hyperv::CpuVendor;
+use hypernest::cpuid::CpuVendor;
 use hypernest_lab::cpio::Writer;
 use hypernest_lab::plan::LAB_DIR_VARIABLE;
 

@@ -8,7 +8,7 @@ use hypernest::config::{Flags, HostLimits, build};
 use hypernest::hyperv::msr::REENLIGHTENMENT_CONTROL;
 use hypernest::kvm::msr::{MsrRange, send_to_user_space};
 use hypernest::kvm::{cap, memory};
-use hypernest::machine::layout;
+use hypernest::layout;
 use hypernest::memory::GuestRam;
 use hypernest::units::VpIndex;
 use hypernest::vcpu::create;

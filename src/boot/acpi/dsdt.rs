@@ -8,7 +8,7 @@ use acpi_tables::aml::{
 };
 
 use super::{AcpiConfig, bytes, table};
-use crate::machine::layout;
+use crate::layout;
 use crate::units::Gsi;
 
 /// Integers have 64 bits from revision 2 on.

@@ -3,7 +3,7 @@
 use acpi_tables::madt::{EnabledStatus, IoApic, ProcessorLocalApic};
 
 use super::{AcpiConfig, Entries, XAPIC_ID_MAX, table};
-use crate::machine::layout;
+use crate::layout;
 
 const REVISION: u8 = 5;
 /// The machine has 8259 controllers too.

@@ -19,7 +19,7 @@ use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
 use acpi_tables::{Aml, AmlSink};
 
-use crate::machine::layout;
+use crate::layout;
 use crate::units::Gpa;
 
 pub use dsdt::pci_interrupt;

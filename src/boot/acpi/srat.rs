@@ -1,7 +1,7 @@
 //! The System Resource Affinity Table (5.2.16): one node with all processors and all RAM.
 
 use super::{AcpiConfig, Entries, XAPIC_ID_MAX, table};
-use crate::machine::layout;
+use crate::layout;
 
 const REVISION: u8 = 3;
 

@@ -1,7 +1,7 @@
 //! Character devices: the two sides of a serial line.
 //!
 //! The guest's side is a [`CharDevice`] (a UART, the debug console). The user's side is a [`Wire`] made from a
-//! [`CharBackend`](crate::config::CharBackend). The [`IoThread`](super::io_thread::IoThread) carries bytes between them; neither
+//! [`CharBackend`]. The [`IoThread`](super::io_thread::IoThread) carries bytes between them; neither
 //! side ever waits for the other:
 //!
 //! * **Output.** The device puts bytes into its [`TxQueue`], which has a fixed size. While a slow reader keeps it full, the
@@ -10,12 +10,14 @@
 //! * **Input.** The source is read only while the device has room, so nothing is lost and nothing piles up. A terminal is
 //!   the exception: it is read always, for Ctrl-A x must work with a guest that has stopped listening.
 
+mod backend;
 mod escape;
 mod open;
 mod socket;
 mod terminal;
 mod wire;
 
+pub use backend::CharBackend;
 pub(in crate::devices) use open::set_nonblocking;
 pub use terminal::restore as restore_terminal;
 pub(in crate::devices) use wire::SLOTS;

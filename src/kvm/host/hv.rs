@@ -1,6 +1,7 @@
 //! The host's facts as what the enlightenments are resolved against.
 
-use crate::hyperv::{CpuVendor, HostHv, HvCap, KernelVersion};
+use crate::cpuid::CpuVendor;
+use crate::hyperv::{HostHv, HvCap, KernelVersion};
 
 use super::HostCaps;
 

@@ -16,11 +16,8 @@ use thiserror::Error;
 pub use caps::KvmCaps;
 pub use system::{Clock, Cpu, Device, HugePages, KernelConfig, System};
 
+use crate::cpuid::CpuVendor;
 use crate::cpuid::CpuidEntry;
-use crate::hyperv::CpuVendor;
-use crate::time::HostTsc;
-use crate::time::ratio::Scaling;
-use crate::units::TscKhz;
 
 use super::{KvmError, cap, cpuid, ioctl_error, tsc};
 
@@ -223,22 +220,6 @@ impl HostCaps {
         };
         self.kvm.tsc_khz = khz.filter(|khz| *khz > 0);
         Ok(())
-    }
-}
-
-impl From<&HostCaps> for HostTsc {
-    fn from(host: &HostCaps) -> Self {
-        let caps = &host.kvm.caps;
-        // Without the VM's own frequency, a vCPU that comes later would have another than the first.
-        let scales = caps.tsc_control && caps.vm_tsc_control;
-        Self {
-            native: host.kvm.tsc_khz.map(TscKhz),
-            instead: None,
-            scaling: scales.then(|| match host.kvm.vendor() {
-                CpuVendor::Amd => Scaling::Svm,
-                _ => Scaling::Vmx,
-            }),
-        }
     }
 }
 

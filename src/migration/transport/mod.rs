@@ -2,6 +2,7 @@
 
 mod address;
 mod link;
+
 #[cfg(test)]
 mod tests;
 mod tls;
@@ -38,6 +39,32 @@ pub enum Security {
     Tls(TlsFiles),
     /// Not at all, within this host.
     Plaintext,
+}
+
+impl Security {
+    /// What protects a TCP connection, from the flags that ask for it.
+    ///
+    /// # Errors
+    /// If the flags exclude each other or are incomplete.
+    pub fn from_flags<P: Clone + Into<std::path::PathBuf>>(
+        cert: Option<&P>,
+        key: Option<&P>,
+        ca: Option<&P>,
+        plaintext: bool,
+    ) -> Result<Self, String> {
+        let path = |path: &P| path.clone().into();
+        match (cert, key, ca, plaintext) {
+            (Some(cert), Some(key), Some(ca), false) => Ok(Self::Tls(TlsFiles {
+                cert: path(cert),
+                key: path(key),
+                ca: path(ca),
+            })),
+            (None, None, None, true) => Ok(Self::Plaintext),
+            (None, None, None, false) => Ok(Self::Unsaid),
+            (.., true) => Err("--plaintext excludes certificates".to_owned()),
+            _ => Err("--tls-cert, --tls-key and --tls-ca belong together".to_owned()),
+        }
+    }
 }
 
 /// Why the other end cannot be reached, or waited for.

@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 use super::{RAM_VERSION, SnapshotError};
-use crate::config::MemoryConfig;
+use crate::memory::MemoryConfig;
 use crate::memory::{GuestRam, data_of};
 use crate::state::{Encoder, Section, StateError};
 use crate::units::Gpa;

@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex};
 use proptest::prelude::*;
 
 use super::*;
-use crate::config::MemoryConfig;
 use crate::memory::GuestRam;
+use crate::memory::MemoryConfig;
 use crate::state::{Encoder, Section, StateError};
 use crate::units::Gpa;
 

@@ -215,8 +215,8 @@ mod tests {
     use super::*;
     use crate::l2_exit::micro::record::{Ending, Record, Taken};
     use crate::progress::Steps;
-    use hypernest::config::MemoryConfig;
     use hypernest::memory::GuestRam;
+    use hypernest::memory::MemoryConfig;
     use hypernest::units::Gpa;
     use hypernest_nested::board::{Board, Status};
     use hypernest_nested::l2exit::Kind;

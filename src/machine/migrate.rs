@@ -1,29 +1,70 @@
 //! A running machine as the source of a migration.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
-use super::source::{self, End};
-use super::transport::{Address, Cancel, Dialer, Security, TlsFiles};
-use super::{MAX_CONNECTIONS, MigrationError, Origin, Progress, STALL, Stopped, VmError};
-use crate::api::Migrate;
+use serde::{Deserialize, Serialize};
+
+use super::{Running, TransferError};
 use crate::life::LifeHandle;
-use crate::machine::{Running, TransferError};
 use crate::memory::GuestRam;
 use crate::memory::dirty::PageSet;
+use crate::migration::source::{self, End};
+use crate::migration::transport::{Address, BadAddress, Dialer, Security};
+use crate::migration::{
+    Cancel, MAX_CONNECTIONS, MigrationError, Origin, Progress, STALL, Stopped, VmError,
+};
 use crate::state::Sections;
 
 /// The least bandwidth: below it nothing would ever end.
 const MIN_BANDWIDTH: u64 = 64 << 10;
+
+/// How to move a VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Migrate {
+    /// Where to.
+    pub to: String,
+    /// How long the guest may be stopped.
+    #[serde(default = "downtime")]
+    pub downtime_ms: u64,
+    /// Bytes per second at most.
+    #[serde(default)]
+    pub bandwidth: Option<u64>,
+    /// How many connections.
+    #[serde(default = "one")]
+    pub connections: u16,
+    /// Whether pages are compressed.
+    #[serde(default)]
+    pub zstd: bool,
+    /// This end's certificate; absolute, as the next two.
+    #[serde(default)]
+    pub tls_cert: Option<PathBuf>,
+    /// Its key.
+    #[serde(default)]
+    pub tls_key: Option<PathBuf>,
+    /// The CA of the other end's certificate.
+    #[serde(default)]
+    pub tls_ca: Option<PathBuf>,
+    /// Without TLS, within this host.
+    #[serde(default)]
+    pub plaintext: bool,
+}
+
+fn downtime() -> u64 {
+    300
+}
+
+fn one() -> u16 {
+    1
+}
 
 /// Moves the VM that `life` leads to. Called on a thread of its own; it returns when the VM runs there, or why it does not.
 ///
 /// # Errors
 /// What the user is to be told.
 pub fn migrate(life: &LifeHandle, how: &Migrate) -> Result<(), String> {
-    let address: Address = how
-        .to
-        .parse()
-        .map_err(|e: super::transport::BadAddress| e.to_string())?;
+    let address: Address = how.to.parse().map_err(|e: BadAddress| e.to_string())?;
     if !(1..=MAX_CONNECTIONS).contains(&how.connections) {
         return Err(format!("1 to {MAX_CONNECTIONS} connections can be made"));
     }
@@ -35,7 +76,7 @@ pub fn migrate(life: &LifeHandle, how: &Migrate) -> Result<(), String> {
             "the bandwidth is {MIN_BANDWIDTH} bytes per second at least"
         ));
     }
-    let security = security(
+    let security = Security::from_flags(
         how.tls_cert.as_ref(),
         how.tls_key.as_ref(),
         how.tls_ca.as_ref(),
@@ -88,30 +129,6 @@ pub fn cancel(life: &LifeHandle) -> Result<(), String> {
         Ok(true) => Ok(()),
         Ok(false) => Err("it is not being moved".to_owned()),
         Err(e) => Err(e.to_string()),
-    }
-}
-
-/// What protects a TCP connection, as it was asked for.
-///
-/// # Errors
-/// If that does not fit together.
-pub fn security<P: Clone + Into<std::path::PathBuf>>(
-    cert: Option<&P>,
-    key: Option<&P>,
-    ca: Option<&P>,
-    plaintext: bool,
-) -> Result<Security, String> {
-    let path = |path: &P| path.clone().into();
-    match (cert, key, ca, plaintext) {
-        (Some(cert), Some(key), Some(ca), false) => Ok(Security::Tls(TlsFiles {
-            cert: path(cert),
-            key: path(key),
-            ca: path(ca),
-        })),
-        (None, None, None, true) => Ok(Security::Plaintext),
-        (None, None, None, false) => Ok(Security::Unsaid),
-        (.., true) => Err("--plaintext excludes certificates".to_owned()),
-        _ => Err("--tls-cert, --tls-key and --tls-ca belong together".to_owned()),
     }
 }
 

@@ -1,10 +1,12 @@
-//! Where a VM's status is written up, for whoever asks.
+//! A VM's status: the values that the control socket reports, and the board that the machine keeps current.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use super::protocol::{Crash, State, Status, TscStatus};
-use crate::migration::{Cancel, Progress};
+use serde::{Deserialize, Serialize};
+
+use crate::migration::{Cancel, Progress, Report};
 
 /// A VM's status, kept current by its machine and read by others. Clones are of the same board.
 #[derive(Clone, Debug)]
@@ -92,4 +94,84 @@ impl StatusBoard {
         // Every change is a single assignment: there is no half of one.
         self.status.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// How a VM is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// Its name.
+    pub name: String,
+    /// Its process.
+    pub pid: u32,
+    /// The version of hypernest that runs it.
+    pub version: String,
+    /// Whether it runs.
+    pub state: State,
+    /// Milliseconds since it was started.
+    pub uptime_ms: u64,
+    /// How often it was reset.
+    pub resets: u64,
+    /// Virtual processors.
+    pub vcpus: u32,
+    /// Guest RAM in bytes.
+    pub memory: u64,
+    /// The enlightenments in force.
+    pub hv: Vec<String>,
+    /// The guest's TSC.
+    #[serde(default)]
+    pub tsc: TscStatus,
+    /// The guest's last crash report.
+    pub crash: Option<Crash>,
+    /// Device -> the pseudo-terminal that it is connected to.
+    pub ptys: BTreeMap<String, String>,
+    /// The last migration away from here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub migration: Option<Report>,
+}
+
+/// A guest's TSC.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TscStatus {
+    /// The frequency that the guest has; `None` where KVM knows none.
+    pub khz: Option<u32>,
+    /// The host's.
+    pub host_khz: Option<u32>,
+    /// The guest has its old frequency until it says that it has adapted to this host.
+    pub emulating: bool,
+    /// How often the guest has adapted here.
+    pub changes: u32,
+}
+
+/// Whether a VM runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// Its vCPUs run.
+    Running,
+    /// A user has stopped them.
+    Paused,
+    /// They were stopped because the guest crashed.
+    Crashed,
+}
+
+impl State {
+    /// One word.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Crashed => "crashed",
+        }
+    }
+}
+
+/// What the guest said when it crashed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Crash {
+    /// By what means: `hyper-v` or `pvpanic`.
+    pub by: String,
+    /// Hyper-V's P0..P4; Windows puts the bug check's code and parameters there.
+    pub params: Option<[u64; 5]>,
+    /// The guest's words.
+    pub message: Option<String>,
 }
