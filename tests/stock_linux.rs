@@ -62,6 +62,13 @@ pub(crate) const TESTS: &[Test] = &[
     amd("stock_linux::6_1_bzimage_1_vcpu", || {
         enlightened("linux-6.1/vmlinuz", 1, &[]).map(drop)
     }),
+    // The command of the README, with no other flag about enlightenments.
+    amd("stock_linux::nested_on_an_amd_host", || {
+        let report = enlightened("linux-6.12/vmlinux", 1, &["--nested"])?;
+        assert!(report.has_flag("svm"), "the guest sees no SVM");
+        Ok(())
+    })
+    .needs(needs::nested_svm),
     amd("stock_linux::with_a_cpu_model", model),
     amd("stock_linux::without_enlightenments", plain),
     amd("stock_linux::reboots_once", reboots),

@@ -10,7 +10,7 @@ use crate::hyperv::enlightenment::MsrRange;
 use crate::hyperv::request::did_mean;
 use crate::hyperv::{Enlightenment, Profile, Row};
 
-/// List the Hyper-V enlightenments and profiles, or tell all about one
+/// List the Hyper-V enlightenments and profiles, or describe one
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// An enlightenment or a profile, with or without `hv-`
@@ -75,7 +75,7 @@ fn list(out: &mut impl Write) -> io::Result<()> {
     }
     writeln!(
         out,
-        "\n`hypernest enlightenments NAME` tells all about one, `hypernest doctor` which this host can have."
+        "\n`hypernest enlightenments NAME` describes one; `hypernest doctor` lists which this host has."
     )
 }
 
@@ -151,6 +151,7 @@ fn row_as_json(row: &Row) -> Value {
             "name": r.id.name(), "only_on": r.only.map(|v| v.to_string()),
         })).collect::<Vec<_>>(),
         "recommends": names(row.recommends),
+        "used_with": row.used_with.iter().map(|any| names(any)).collect::<Vec<_>>(),
         "conflicts": names(row.conflicts),
         "since_linux": row.since.to_string(),
         "owner": row.owner.to_string(),

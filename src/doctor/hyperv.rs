@@ -85,8 +85,13 @@ fn evmcs(system: &System, kvm: &KvmFacts) -> Check {
         )
     };
     if system.cpu.svm || kvm.guest_svm() {
-        missing("none: it belongs to Intel's VMX, and this CPU has SVM")
-            .cure("none on this host; everything else of the profile works: --hv nested,-evmcs")
+        check(
+            "evmcs",
+            title,
+            Status::Info,
+            "none: it belongs to Intel's VMX, and this CPU has SVM",
+        )
+        .means("the profiles leave hv-evmcs out on this CPU, and start with everything else that they hold")
     } else if !kvm.caps.any_hyperv() {
         missing("none: KVM has no Hyper-V")
             .cure("a kernel built with CONFIG_KVM_HYPERV=y, on an Intel CPU that shows VMX")

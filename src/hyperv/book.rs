@@ -24,13 +24,18 @@ An enlightenment is a piece of Hyper-V's interface that a guest may use in place
 | `hv-time`, `hv_time`, `time` | an enlightenment; upper or lower case |
 | `-time`, `time=off` | without this one, wherever it stands in the list |
 | `spinlocks=0xfff` | one with a value |
+| `evmcs=auto` | with this one where the host has it; elsewhere without it, with a warning |
 
 A list that names no profile stands for itself: `--hv time,relaxed` is these two. A list that only removes things takes them
 from the default profile: `--hv -runtime` is everything but hv-runtime. All mistakes in a list are reported at once.
 
 A request is carried out or refused. What one enlightenment requires is added, with a note, when it takes nothing away from the
 guest; when it was removed, the list is refused, unless it is a profile's member that would need it: that one goes too, with a note.
-What the host cannot do is refused, with what would give it.
+What the host cannot do is refused, with what would give it. What no host of its vendor can do, as the enlightened VMCS on AMD, is left
+out of a profile with a warning, and refused only when asked for by name.
+
+A list that no known guest would use is accepted with a warning that names what to add: no guest takes a hypervisor for Hyper-V without
+hv-vpindex, for example.
 
 KVM's own leaves are hidden: a Linux guest that finds both takes KVM. `--kvm-leaves` shows them at 0x40000100, or at 0x40000000
 with `--hv none`.
@@ -82,7 +87,7 @@ fn profiles(out: &mut String) {
     }
     out.push_str(
         "Members of `windows` and `nested`, and why. Where the last column says \"left out\", a host that cannot have the member \
-         gives the profile without it, with a note; else the profile is refused there, and the message says how to go without.\n\n\
+         starts the VM without it, with a note; else the VM is refused there, and the message names the list without it.\n\n\
          | Member | In | Why | On a host without |\n|---|---|---|---|\n",
     );
     let windows = Profile::Windows.members();
@@ -98,6 +103,9 @@ fn profiles(out: &mut String) {
             if both { "both" } else { "`nested`" },
             member.why,
             match member.otherwise {
+                Otherwise::Refuse if member.id.row().needs.contains(&Need::Intel) => {
+                    "refused; left out on AMD"
+                }
                 Otherwise::Refuse => "refused",
                 Otherwise::LeaveOut => "left out",
             }
@@ -168,6 +176,7 @@ pub fn facts(row: &Row) -> Vec<(&'static str, String)> {
         ("Needs", join(row.needs.iter())),
         ("Requires", requires),
         ("Better with", names(row.recommends)),
+        ("Used with", used_with(row)),
         ("Not with", names(row.conflicts)),
         ("Work done by", row.owner.to_string()),
         ("Since Linux", row.since.to_string()),
@@ -179,6 +188,13 @@ pub fn facts(row: &Row) -> Vec<(&'static str, String)> {
     .collect()
 }
 
+fn used_with(row: &Row) -> String {
+    join(row.used_with.iter().map(|any| {
+        let names: Vec<&str> = any.iter().map(|id| id.name()).collect();
+        names.join(" or ")
+    }))
+}
+
 fn join(items: impl Iterator<Item = impl fmt::Display>) -> String {
     let items: Vec<String> = items.map(|item| item.to_string()).collect();
     items.join(", ")
@@ -187,7 +203,7 @@ fn join(items: impl Iterator<Item = impl fmt::Display>) -> String {
 impl fmt::Display for Argument {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::None => f.write_str("no value but `on` or `off`"),
+            Self::None => f.write_str("no value but `on`, `off` or `auto`"),
             Self::Number { min, max } => {
                 write!(f, "a number from {min} to {max:#x}, decimal or 0x…")
             }
@@ -266,6 +282,7 @@ mod tests {
                         .to_owned()
                 ),
                 ("Requires", "hv-evmcs (on Intel)".to_owned()),
+                ("Used with", "hv-vpindex".to_owned()),
                 ("Work done by", "KVM".to_owned()),
                 ("Since Linux", "5.17".to_owned()),
                 ("In profiles", "nested, all, passthrough".to_owned()),

@@ -160,6 +160,8 @@ pub struct Row {
     pub requires: &'static [Requirement],
     /// What should be on as well, or it is of little use.
     pub recommends: &'static [Enlightenment],
+    /// What a guest must find as well to use it: one of each group. Without it no known guest uses the enlightenment.
+    pub used_with: &'static [&'static [Enlightenment]],
     /// What must not be on at the same time.
     pub conflicts: &'static [Enlightenment],
     /// Whether it may be added by itself for another one that requires it: it takes nothing away from the guest.
@@ -177,6 +179,11 @@ pub struct Row {
 }
 
 impl Row {
+    /// Whether the host can lack it, so that `=auto` has a meaning.
+    pub(super) fn takes_auto(&self) -> bool {
+        self.argument == Argument::OnOffAuto || !self.needs.is_empty()
+    }
+
     /// Every name under which it is accepted, normalized.
     pub(super) fn spellings(&self) -> impl Iterator<Item = &'static str> {
         std::iter::once(&self.name["hv-".len()..]).chain(self.aliases.iter().copied())

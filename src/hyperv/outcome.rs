@@ -18,15 +18,17 @@ pub enum Note {
         /// What needs it.
         by: E,
     },
-    /// A profile's member was left out, as the profile says it may be.
-    #[error("{id} is left out of the profile: {lack}")]
+    /// A profile's member, or one asked for as `=auto`, was left out.
+    #[error("{id} is left out: {lack}")]
     LeftOut {
-        /// Which member.
+        /// Which one.
         id: E,
         /// Why.
         lack: Lack,
+        /// Whether the user expects it: it was named, or the profile is refused on other hosts without it.
+        expected: bool,
     },
-    /// A profile's member was left out together with what it needs.
+    /// One was left out together with what it needs.
     #[error("{id} is left out with {without}, which it needs")]
     LeftOutWith {
         /// Which member.
@@ -42,6 +44,17 @@ pub enum Note {
         /// What is not.
         missing: E,
     },
+    /// What no known guest will use.
+    #[error(
+        "{} will have no effect: no known guest uses {} without {}; add {} to --hv",
+        names(.ids, " and "), if .ids.len() == 1 { "it" } else { "them" }, names(.without, " or "), names(.without, " or ")
+    )]
+    Unused {
+        /// Which ones.
+        ids: Vec<E>,
+        /// One of these would do.
+        without: &'static [E],
+    },
     /// `auto` came out as off.
     #[error(
         "{id}=auto is off here: KVM cannot rule out that vCPUs share a core (SMT is possible on this host)"
@@ -52,17 +65,40 @@ pub enum Note {
     },
 }
 
+impl Note {
+    /// Whether the guest gets less than the user may expect.
+    pub fn is_warning(&self) -> bool {
+        match self {
+            Self::LeftOut { expected, .. } => *expected,
+            Self::Unused { .. } => true,
+            Self::Added { .. }
+            | Self::LeftOutWith { .. }
+            | Self::LittleUse { .. }
+            | Self::AutoIsOff { .. } => false,
+        }
+    }
+}
+
+fn names(ids: &[E], last: &str) -> String {
+    let names: Vec<&str> = ids.iter().map(|id| id.name()).collect();
+    match names.as_slice() {
+        [] => String::new(),
+        [one] => (*one).to_owned(),
+        [most @ .., end] => format!("{}{last}{end}", most.join(", ")),
+    }
+}
+
 /// Why a request cannot be carried out.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum Problem {
-    /// The host's KVM knows nothing of Hyper-V.
+    /// The host's KVM has no Hyper-V.
     #[error(
-        "this host's KVM does no Hyper-V (KVM_CAP_HYPERV is 0), so none of the {asked} enlightenments asked for can be had: \
-         use a kernel built with CONFIG_KVM_HYPERV=y, or run without them: --hv none"
+        "this host's KVM has no Hyper-V support (KVM_CAP_HYPERV is 0), so {} cannot be had: \
+         use a kernel built with CONFIG_KVM_HYPERV=y, or run without enlightenments: --hv none", names(.asked, " and ")
     )]
     NoHyperv {
-        /// How many were asked for.
-        asked: usize,
+        /// What was asked for.
+        asked: Vec<E>,
     },
     /// An enlightenment lacks something.
     #[error("{id} cannot be had: {lack}{}", cure(.id, .profile))]
@@ -186,6 +222,13 @@ pub enum Lack {
     /// hypernest cannot do it so far.
     #[error("hypernest cannot do it yet")]
     NotYet,
+}
+
+impl Lack {
+    /// Whether no host of this vendor can have it, whatever its kernel and settings.
+    pub(super) fn is_vendors(&self) -> bool {
+        matches!(self, Self::NotIntel { .. })
+    }
 }
 
 fn newer(since: &KernelVersion, running: &Option<KernelVersion>) -> String {

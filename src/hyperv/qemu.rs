@@ -119,7 +119,11 @@ pub fn flags(request: &Request, resolved: &Resolved) -> String {
     for id in resolved.enabled().iter() {
         let number = || numbers.iter().find(|(of, _)| *of == id);
         let value = match (request.wanted.get(&id), number()) {
-            (Some(Value::Auto), _) => "auto".to_owned(),
+            (Some(Value::Auto), _) if id == E::NoNonarchCoresharing => "auto".to_owned(),
+            // hypernest's `auto` came out as on.
+            (Some(Value::Auto), _) if id == E::Spinlocks => resolved
+                .spin_count
+                .map_or_else(|| "on".to_owned(), |count| count.to_string()),
             (Some(Value::Number(number)), _) | (None, Some((_, number))) => number.to_string(),
             (Some(Value::Text(text)), _) => text.clone(),
             // Passed through by the one flag.

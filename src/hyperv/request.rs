@@ -5,7 +5,7 @@ use std::fmt;
 
 use thiserror::Error;
 
-use super::enlightenment::{Argument, Enlightenment, EnlightenmentSet, normalize};
+use super::enlightenment::{Argument, Enlightenment, EnlightenmentSet, Row, normalize};
 use super::profile::Profile;
 use super::table::TABLE;
 use crate::text::nearest;
@@ -15,7 +15,7 @@ use crate::text::nearest;
 pub enum Value {
     /// It is on.
     On,
-    /// It is on if the host says so (only hv-no-nonarch-coresharing).
+    /// It is on if the host has it. (hv-no-nonarch-coresharing: if the host's KVM reports that it is true.)
     Auto,
     /// It has this number.
     Number(u32),
@@ -252,7 +252,7 @@ fn read_item(item: &str) -> Result<Item, RequestProblem> {
             item: own(),
             name: row.name,
         }),
-        (false, value) => read_value(row.argument, value)
+        (false, value) => read_value(row, value)
             .map(|value| Item::Set(id, value))
             .ok_or(RequestProblem::Value {
                 item: own(),
@@ -263,16 +263,16 @@ fn read_item(item: &str) -> Result<Item, RequestProblem> {
 }
 
 /// `Some(None)` for `off`; `None` if the argument is not of the kind.
-fn read_value(argument: Argument, value: Option<&str>) -> Option<Option<Value>> {
+fn read_value(row: &Row, value: Option<&str>) -> Option<Option<Value>> {
     let lower = value.map(str::to_ascii_lowercase);
-    match (argument, lower.as_deref()) {
+    match (row.argument, lower.as_deref()) {
         // A vendor string may well be "off".
         (Argument::Text { max }, _) => value
             .filter(|v| (1..=max).contains(&v.len()))
             .map(|v| Some(Value::Text(v.to_owned()))),
         (_, Some("off")) => Some(None),
         (Argument::None | Argument::OnOffAuto, None | Some("on")) => Some(Some(Value::On)),
-        (Argument::OnOffAuto, Some("auto")) => Some(Some(Value::Auto)),
+        (_, Some("auto")) if row.takes_auto() => Some(Some(Value::Auto)),
         (Argument::Number { min, max }, Some(text)) => {
             let number = match text.strip_prefix("0x") {
                 Some(hex) => u32::from_str_radix(hex, 16),
@@ -392,7 +392,7 @@ mod tests {
             "vendor-id=",
             "vendor-id",
             "time=maybe",
-            "time=auto",
+            "version-id-build=auto",
             "no-nonarch-coresharing=maybe",
         ] {
             assert!(
@@ -439,6 +439,7 @@ mod tests {
                 }
                 items.push(match (how, row.argument) {
                     (0, _) => format!("-{}", row.name),
+                    (1, _) if row.takes_auto() => format!("{}=auto", row.name),
                     (_, Argument::None) => row.name.to_owned(),
                     (_, Argument::OnOffAuto) => format!("{}=auto", row.name),
                     (_, Argument::Number { min, .. }) => format!("{}={min}", row.name),

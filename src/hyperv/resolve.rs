@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use super::cpuid::{Identity, RECOMMENDATIONS};
-use super::enlightenment::{CpuidBits, Enlightenment as E, EnlightenmentSet, Migration, Need};
+use super::enlightenment::{
+    Argument, CpuidBits, Enlightenment as E, EnlightenmentSet, Migration, Need,
+};
 use super::host::{HostHv, HvCap};
 use super::outcome::{Lack, Note, Problem};
 use super::profile::{Otherwise, Profile};
@@ -128,38 +130,48 @@ struct Candidate {
     otherwise: Otherwise,
 }
 
+impl Candidate {
+    /// Whether the VM starts without it where it lacks `lack`.
+    fn may_lack(&self, lack: &Lack) -> bool {
+        self.otherwise == Otherwise::LeaveOut || self.profile.is_some() && lack.is_vendors()
+    }
+
+    /// Whether it goes with a requirement that the user removed or the host lacks.
+    fn is_optional(&self) -> bool {
+        self.profile.is_some() || self.otherwise == Otherwise::LeaveOut
+    }
+
+    /// Whether it was asked for by name, as `=auto`.
+    fn is_auto(&self) -> bool {
+        self.profile.is_none() && self.otherwise == Otherwise::LeaveOut
+    }
+}
+
 /// Decides what the guest gets. `nested`: the guest is shown VMX or SVM.
 ///
 /// # Errors
 /// Everything that keeps the request from being carried out, at once.
 pub fn resolve(request: &Request, host: &HostHv, nested: bool) -> Result<Resolved, Vec<Problem>> {
     let mut candidates = collect(request);
-    if candidates.is_empty() {
-        return Ok(Resolved::none());
-    }
-    let mut notes = Vec::new();
-    let mut problems = Vec::new();
+    let mut settled = Settled::default();
     let no_hyperv = !host.caps.contains(&HvCap::Hyperv);
-    if no_hyperv {
-        problems.push(Problem::NoHyperv {
-            asked: candidates.len(),
+    if no_hyperv && !candidates.values().all(Candidate::is_auto) {
+        settled.problems.push(Problem::NoHyperv {
+            asked: candidates.keys().copied().collect(),
         });
     }
-    settle_requirements(request, host, &mut candidates, &mut notes, &mut problems);
-    let mut left_out = BTreeSet::new();
+    leave_out(host, nested, &mut candidates, &mut settled);
+    settle_requirements(request, host, nested, &mut candidates, &mut settled);
+    let Settled {
+        mut notes,
+        mut problems,
+        ..
+    } = settled;
     for (id, candidate) in &candidates {
-        let passthrough = *id == E::Avic && candidate.profile == Some(Profile::Passthrough);
-        let Some(lack) = lack(*id, host, nested) else {
+        let Some(lack) = lack_of(*id, candidate, host, nested) else {
             continue;
         };
-        // What KVM reports is passed through whether or not it is of use here.
-        if passthrough && matches!(lack, Lack::NoApicv { .. }) {
-            continue;
-        }
-        if candidate.otherwise == Otherwise::LeaveOut {
-            left_out.insert(*id);
-            notes.push(Note::LeftOut { id: *id, lack });
-        } else if !no_hyperv || matches!(lack, Lack::NotYet | Lack::GuestDoesNotNest) {
+        if !no_hyperv || matches!(lack, Lack::NotYet | Lack::GuestDoesNotNest) {
             problems.push(Problem::Lacks {
                 id: *id,
                 lack,
@@ -167,7 +179,6 @@ pub fn resolve(request: &Request, host: &HostHv, nested: bool) -> Result<Resolve
             });
         }
     }
-    drop_dependents(host, &mut candidates, left_out, &mut notes);
     for id in candidates.keys() {
         for other in id.row().conflicts {
             if id < other && candidates.contains_key(other) {
@@ -192,6 +203,46 @@ pub fn resolve(request: &Request, host: &HostHv, nested: bool) -> Result<Resolve
         }
     }
     Ok(finish(&candidates, host, notes))
+}
+
+/// What was decided beside the candidates themselves.
+#[derive(Default)]
+struct Settled {
+    notes: Vec<Note>,
+    problems: Vec<Problem>,
+    /// What the host lacks and the VM starts without.
+    left_out: BTreeMap<E, Lack>,
+}
+
+/// What keeps `candidate` from being had.
+fn lack_of(id: E, candidate: &Candidate, host: &HostHv, nested: bool) -> Option<Lack> {
+    lack(id, host, nested).filter(|lack| {
+        // What KVM reports is passed through whether or not it is of use here.
+        let passthrough = id == E::Avic && candidate.profile == Some(Profile::Passthrough);
+        !(passthrough && matches!(lack, Lack::NoApicv { .. }))
+    })
+}
+
+/// Takes out what the host lacks and the VM may start without.
+fn leave_out(
+    host: &HostHv,
+    nested: bool,
+    candidates: &mut BTreeMap<E, Candidate>,
+    settled: &mut Settled,
+) {
+    candidates.retain(|id, candidate| {
+        let lack = lack_of(*id, candidate, host, nested).filter(|lack| candidate.may_lack(lack));
+        let Some(lack) = lack else {
+            return true;
+        };
+        settled.notes.push(Note::LeftOut {
+            id: *id,
+            lack: lack.clone(),
+            expected: candidate.is_auto() || candidate.otherwise == Otherwise::Refuse,
+        });
+        settled.left_out.insert(*id, lack);
+        false
+    });
 }
 
 fn collect(request: &Request) -> BTreeMap<E, Candidate> {
@@ -226,12 +277,23 @@ fn collect(request: &Request) -> BTreeMap<E, Candidate> {
         }
     }
     for (id, value) in &request.wanted {
+        // `auto` of the one that takes it as a value is decided by finish.
+        let auto = *value == Value::Auto && id.row().argument != Argument::OnOffAuto;
+        let of_profile = candidates.get(id).map(|there| there.value.clone());
         candidates.insert(
             *id,
             Candidate {
-                value: value.clone(),
+                value: match of_profile {
+                    Some(value) if auto => value,
+                    _ if auto => Value::On,
+                    _ => value.clone(),
+                },
                 profile: None,
-                otherwise: Otherwise::Refuse,
+                otherwise: if auto {
+                    Otherwise::LeaveOut
+                } else {
+                    Otherwise::Refuse
+                },
             },
         );
     }
@@ -247,81 +309,90 @@ fn requirements(id: E, host: &HostHv) -> impl Iterator<Item = E> {
         .map(|r| r.id)
 }
 
-/// Adds what is required and harmless, drops members of profiles whose requirement the user removed, and finds what can
-/// be neither.
+/// Adds what is required and harmless, drops optional ones whose requirement the user removed or the host lacks, and finds
+/// what can be neither.
 fn settle_requirements(
     request: &Request,
     host: &HostHv,
+    nested: bool,
     candidates: &mut BTreeMap<E, Candidate>,
-    notes: &mut Vec<Note>,
-    problems: &mut Vec<Problem>,
+    settled: &mut Settled,
 ) {
     let mut pending: Vec<E> = candidates.keys().copied().collect();
     let mut removed = BTreeSet::new();
+    let mut refused = BTreeSet::new();
     while let Some(id) = pending.pop() {
+        let Some(candidate) = candidates.get(&id) else {
+            continue;
+        };
+        let optional = candidate.is_optional();
+        let gone: BTreeSet<E> = settled.left_out.keys().chain(&removed).copied().collect();
+        let missing =
+            |requirement: E| request.removed.contains(requirement) || gone.contains(&requirement);
+        let available = |requirement: E| {
+            candidates.contains_key(&requirement)
+                || !missing(requirement)
+                    && requirement.row().harmless
+                    && lack(requirement, host, nested).is_none()
+        };
+        if optional && let Some(without) = first_unavailable(id, host, &available) {
+            candidates.remove(&id);
+            removed.insert(id);
+            settled.notes.push(Note::LeftOutWith { id, without });
+            // Those that were fine as long as this one was there.
+            pending.extend(candidates.keys().copied());
+            continue;
+        }
         for requirement in requirements(id, host) {
-            let Some(candidate) = candidates.get(&id) else {
-                break;
-            };
-            if candidates.contains_key(&requirement) || problems.iter().any(|p| {
-                matches!(p, Problem::RequirementRemoved { id: i, requirement: r } | Problem::RequirementUnasked { id: i, requirement: r } if *i == id && *r == requirement)
-            }) {
+            if candidates.contains_key(&requirement) {
                 continue;
             }
-            if request.removed.contains(requirement) || removed.contains(&requirement) {
-                if candidate.profile.is_some() {
-                    candidates.remove(&id);
-                    removed.insert(id);
-                    notes.push(Note::LeftOutWith {
-                        id,
-                        without: requirement,
-                    });
-                    // Those that were fine as long as this one was there.
-                    pending.extend(candidates.keys().copied());
-                } else {
-                    problems.push(Problem::RequirementRemoved { id, requirement });
+            let left_out = settled.left_out.get(&requirement);
+            let problem = if let Some(lack) = left_out {
+                Problem::Lacks {
+                    id: requirement,
+                    lack: lack.clone(),
+                    profile: None,
                 }
-            } else if requirement.row().harmless {
-                notes.push(Note::Added {
+            } else if request.removed.contains(requirement) || removed.contains(&requirement) {
+                Problem::RequirementRemoved { id, requirement }
+            } else if !requirement.row().harmless {
+                Problem::RequirementUnasked { id, requirement }
+            } else {
+                settled.notes.push(Note::Added {
                     added: requirement,
                     by: id,
                 });
                 let added = Candidate {
                     value: Value::On,
                     profile: None,
-                    otherwise: candidate.otherwise,
+                    otherwise: Otherwise::Refuse,
                 };
                 candidates.insert(requirement, added);
                 pending.push(requirement);
-            } else {
-                problems.push(Problem::RequirementUnasked { id, requirement });
+                continue;
+            };
+            if refused.insert((id, requirement)) {
+                settled.problems.push(problem);
             }
         }
     }
 }
 
-/// Takes out what the host cannot have, and what needs it.
-fn drop_dependents(
-    host: &HostHv,
-    candidates: &mut BTreeMap<E, Candidate>,
-    mut left_out: BTreeSet<E>,
-    notes: &mut Vec<Note>,
-) {
-    candidates.retain(|id, _| !left_out.contains(id));
-    // Those that are not to be left out have already been refused for what their requirement lacks.
-    while let Some((id, without)) = candidates.keys().find_map(|id| {
-        requirements(*id, host)
-            .find(|r| left_out.contains(r))
-            .map(|r| (*id, r))
-    }) {
-        candidates.remove(&id);
-        left_out.insert(id);
-        notes.push(Note::LeftOutWith { id, without });
-    }
+/// The first requirement of `id` that is not `available`, or that has such a requirement itself.
+fn first_unavailable(id: E, host: &HostHv, available: &impl Fn(E) -> bool) -> Option<E> {
+    requirements(id, host)
+        .find(|r| !available(*r) || first_unavailable(*r, host, available).is_some())
 }
 
 fn finish(candidates: &BTreeMap<E, Candidate>, host: &HostHv, mut notes: Vec<Note>) -> Resolved {
     let mut enabled: EnlightenmentSet = candidates.keys().copied().collect();
+    if enabled.is_empty() {
+        return Resolved {
+            notes,
+            ..Resolved::none()
+        };
+    }
     let passthrough = enabled.contains(E::Passthrough);
     let value = |id: E| candidates.get(&id).map(|c| &c.value);
 
@@ -338,6 +409,7 @@ fn finish(candidates: &BTreeMap<E, Candidate>, host: &HostHv, mut notes: Vec<Not
         Some(_) => Some(host.leaf(RECOMMENDATIONS).ebx),
         None => None,
     };
+    notes.extend(unused(enabled));
     let mut identity = if passthrough {
         Identity::of_host(host)
     } else {
@@ -364,6 +436,27 @@ fn finish(candidates: &BTreeMap<E, Candidate>, host: &HostHv, mut notes: Vec<Not
         perf_global_ctrl: evmcs && host.leaf(super::cpuid::NESTED_FEATURES).ebx & 1 != 0,
         notes,
     }
+}
+
+/// What no known guest uses in `enabled`, grouped by what is missing.
+fn unused(enabled: EnlightenmentSet) -> Vec<Note> {
+    let mut groups: Vec<(&'static [E], Vec<E>)> = Vec::new();
+    for id in enabled.iter() {
+        let mut alternatives = id.row().used_with.iter().copied();
+        let Some(missing) =
+            alternatives.find(|any| !any.iter().any(|with| enabled.contains(*with)))
+        else {
+            continue;
+        };
+        match groups.iter_mut().find(|(without, _)| *without == missing) {
+            Some((_, ids)) => ids.push(id),
+            None => groups.push((missing, vec![id])),
+        }
+    }
+    let notes = groups.into_iter();
+    notes
+        .map(|(without, ids)| Note::Unused { ids, without })
+        .collect()
 }
 
 /// Whether a guest can reach a row's MSRs in KVM: without hv-enforce-cpuid KVM serves all it has, but for those of the

@@ -70,6 +70,11 @@ const fn linux(major: u16, minor: u16) -> KernelVersion {
     KernelVersion::new(major, minor)
 }
 
+/// Guests take a hypervisor for Hyper-V only if it has the hypercall MSRs, which every VM with an enlightenment gets, and
+/// the VP index: the minimal interface of "Requirements for Implementing the Microsoft Hypervisor Interface", and Linux'
+/// ms_hyperv_platform in arch/x86/kernel/cpu/mshyperv.c.
+const RECOGNITION: &[E] = &[E::VpIndex];
+
 /// What most rows say; a row names only what differs.
 const PLAIN: Row = Row {
     id: E::Relaxed,
@@ -82,6 +87,7 @@ const PLAIN: Row = Row {
     needs: &[Need::Bits],
     requires: &[],
     recommends: &[],
+    used_with: &[RECOGNITION],
     conflicts: &[],
     harmless: true,
     since: linux(2, 34),
@@ -147,6 +153,7 @@ pub(super) static TABLE: [Row; 34] = [
         bits: &[bit(FEATURES, Reg::Eax, 6)],
         msrs: &[vcpu(msr::VP_INDEX, NO_STATE)],
         needs: &[Need::Cap(HvCap::VpIndex), Need::Bits],
+        used_with: &[],
         since: linux(4, 14),
         owner: Owner::Both,
         summary: "Each vCPU can ask for its number.",
@@ -361,6 +368,8 @@ pub(super) static TABLE: [Row; 34] = [
         id: E::XmmInput,
         name: "hv-xmm-input",
         bits: &[bit(FEATURES, Reg::Edx, 4)],
+        // No other hypercall takes its input in XMM registers (is_xmm_fast_hypercall in arch/x86/kvm/hyperv.c).
+        used_with: &[RECOGNITION, &[E::TlbFlush, E::Ipi]],
         since: linux(5, 14),
         summary: "Flush and IPI hypercalls may carry their input in XMM registers.",
         ..PLAIN
@@ -383,6 +392,8 @@ pub(super) static TABLE: [Row; 34] = [
         aliases: &["apicv"],
         bits: &[bit(RECOMMENDATIONS, Reg::Eax, 9)],
         needs: &[Need::Bits, Need::ActiveApicv],
+        // AutoEOI is a mode of the SynIC's interrupt sources.
+        used_with: &[RECOGNITION, &[E::Synic]],
         harmless: false,
         since: linux(5, 15),
         owner: Owner::Guest,

@@ -146,7 +146,11 @@ impl Machine {
         }
         let plan = Plan::new(&config, &host).map_err(MachineError::Impossible)?;
         for note in plan.hyperv.notes() {
-            info!("{note}");
+            if note.is_warning() {
+                warn!("{note}");
+            } else {
+                info!("{note}");
+            }
         }
         let ram = GuestRam::new(&config.memory, &layout::ram_ranges(config.memory.size))?;
         Self::assemble(config, plan, &host, kvm, ram, extra, false)

@@ -45,17 +45,175 @@ fn profiles_on_a_host_that_has_everything() {
     assert!(!all.has(E::Avic));
 }
 
+const NOT_ON_AMD: &str =
+    "it needs Intel's VMX, and this host's processor is AMD's; nothing on this host gives it";
+
 #[test]
-fn on_amd_the_nested_profile_lacks_evmcs_alone_and_says_how_to_go_without() {
+fn on_amd_the_nested_profile_leaves_out_evmcs_alone_with_a_warning() {
+    let resolved = run("nested", &amd(), true).unwrap();
+    assert!(resolved.has(E::EmsrBitmap) && resolved.has(E::TlbFlushDirect));
+    let warnings: Vec<String> = resolved
+        .notes()
+        .iter()
+        .filter(|note| note.is_warning())
+        .map(ToString::to_string)
+        .collect();
+    assert_eq!(warnings, [format!("hv-evmcs is left out: {NOT_ON_AMD}")]);
+    let asked = run("nested,-evmcs", &amd(), true).unwrap();
+    assert_eq!(asked.enabled(), resolved.enabled());
+    assert!(!asked.notes().iter().any(Note::is_warning));
+    // Asked for by name, it is refused.
     assert_eq!(
-        problems("nested", &amd(), true),
-        [
-            "hv-evmcs cannot be had: it needs Intel's VMX, and this host's processor is AMD's; nothing on this host \
-          gives it. To go without it: --hv nested,-evmcs"
-        ]
+        problems("nested,evmcs", &amd(), true),
+        [format!("hv-evmcs cannot be had: {NOT_ON_AMD}")]
     );
-    let without = run("nested,-evmcs", &amd(), true).unwrap();
-    assert!(without.has(E::EmsrBitmap) && without.has(E::TlbFlushDirect));
+}
+
+#[test]
+fn what_an_intel_host_lacks_of_the_nested_profile_is_refused() {
+    let mut host = intel();
+    host.caps.remove(&HvCap::EnlightenedVmcs);
+    let found = problems("nested", &host, true);
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(
+        found[0].starts_with("hv-evmcs cannot be had: KVM lacks KVM_CAP_HYPERV_ENLIGHTENED_VMCS")
+            && found[0].ends_with(". To go without it: --hv nested,-evmcs"),
+        "{found:?}"
+    );
+    // What needs it goes with it where it may be missing, and is refused where it was asked for by name.
+    let resolved = run("nested,evmcs=auto", &host, true).unwrap();
+    assert!(!resolved.has(E::Evmcs) && !resolved.has(E::EmsrBitmap));
+    let named = problems("nested,evmcs=auto,emsr-bitmap", &host, true);
+    assert!(named[0].starts_with("hv-evmcs cannot be had"), "{named:?}");
+}
+
+#[test]
+fn auto_takes_what_is_there_and_notes_what_is_not() {
+    for (list, host, nested, on, warned) in [
+        (
+            "vpindex,evmcs=auto",
+            intel(),
+            true,
+            "hv-vapic,hv-vpindex,hv-evmcs",
+            None,
+        ),
+        (
+            "vpindex,evmcs=auto",
+            amd(),
+            true,
+            "hv-vpindex",
+            Some(format!("hv-evmcs is left out: {NOT_ON_AMD}")),
+        ),
+        (
+            "vpindex,evmcs=auto",
+            intel(),
+            false,
+            "hv-vpindex",
+            Some(
+                "hv-evmcs is left out: it serves hypervisors inside the guest only: add --nested"
+                    .to_owned(),
+            ),
+        ),
+        (
+            "vpindex,spinlocks=AUTO",
+            intel(),
+            false,
+            "hv-spinlocks,hv-vpindex",
+            None,
+        ),
+        (
+            "vpindex,syndbg=auto",
+            intel(),
+            false,
+            "hv-vpindex",
+            Some("hv-syndbg is left out: hypernest cannot do it yet".to_owned()),
+        ),
+        // Its requirement has a price and was not asked for.
+        (
+            "vpindex,emsr-bitmap=auto",
+            intel(),
+            true,
+            "hv-vpindex",
+            None,
+        ),
+        (
+            "vpindex,emsr-bitmap=auto",
+            amd(),
+            true,
+            "hv-vpindex,hv-emsr-bitmap",
+            None,
+        ),
+        (
+            "vpindex,stimer=auto,-time",
+            intel(),
+            true,
+            "hv-vpindex",
+            None,
+        ),
+        (
+            "evmcs=auto",
+            amd(),
+            true,
+            "",
+            Some(format!("hv-evmcs is left out: {NOT_ON_AMD}")),
+        ),
+    ] {
+        let resolved = run(list, &host, nested).unwrap();
+        assert_eq!(resolved.to_string(), on, "{list}");
+        let warning = resolved.notes().iter().find(|note| note.is_warning());
+        assert_eq!(warning.map(ToString::to_string), warned, "{list}");
+    }
+    let auto = run("windows,spinlocks=auto", &intel(), false).unwrap();
+    assert_eq!(auto.spin_count, Some(0x1fff), "the profile's value");
+    // A KVM without Hyper-V lacks each of them.
+    assert_eq!(names("evmcs=auto,time=auto", &without_hyperv(), false), "");
+}
+
+#[test]
+fn what_no_known_guest_uses_is_warned_about_with_what_to_add() {
+    let alone =
+        "will have no effect: no known guest uses it without hv-vpindex; add hv-vpindex to --hv";
+    for (list, nested, warned) in [
+        ("relaxed", false, vec![format!("hv-relaxed {alone}")]),
+        ("vendor-id=Microsoft Hv", false, vec![format!("hv-vendor-id {alone}")]),
+        (
+            "evmcs",
+            true,
+            vec![
+                "hv-vapic and hv-evmcs will have no effect: no known guest uses them without hv-vpindex; add hv-vpindex \
+                 to --hv"
+                    .to_owned(),
+            ],
+        ),
+        (
+            "vpindex,xmm-input",
+            false,
+            vec![
+                "hv-xmm-input will have no effect: no known guest uses it without hv-tlbflush or hv-ipi; add hv-tlbflush \
+                 or hv-ipi to --hv"
+                    .to_owned(),
+            ],
+        ),
+        ("none", false, vec![]),
+        ("windows,-tlbflush,xmm-input", false, vec![]),
+        ("vpindex,relaxed", false, vec![]),
+        ("evmcs,vpindex", true, vec![]),
+        ("synic", false, vec![]),
+    ] {
+        let resolved = run(list, &intel(), nested).unwrap();
+        let warnings: Vec<String> = resolved
+            .notes()
+            .iter()
+            .filter(|note| note.is_warning())
+            .map(ToString::to_string)
+            .collect();
+        assert_eq!(warnings, warned, "{list}");
+    }
+    // No profile warns about itself.
+    for profile in Profile::ALL {
+        let resolved = run(profile.name(), &intel(), true).unwrap();
+        assert!(!resolved.notes().iter().any(Note::is_warning), "{profile}");
+    }
 }
 
 #[test]
@@ -138,6 +296,8 @@ fn a_kvm_without_hyperv_is_named_once() {
     assert_eq!(problems("all", &without_hyperv(), false).len(), 1);
     assert_eq!(problems("time,syndbg", &without_hyperv(), false).len(), 2);
     assert_eq!(names("none", &without_hyperv(), false), "");
+    // A short list is spelled out.
+    assert!(problems("time", &without_hyperv(), false)[0].contains(", so hv-time cannot be had: "));
 }
 
 #[test]
