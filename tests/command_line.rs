@@ -112,7 +112,21 @@ fn wrong_use_is_2() {
             &["run", "--kernel", "vmlinuz", "--hv", "time,-time"],
             "named twice",
         ),
-        (&["run", "--kernel", "vmlinuz", "--hpet"], "KVM has none"),
+        (
+            &["run", "--kernel", "vmlinuz", "--hpet"],
+            "--hpet: there is no HPET, as KVM has none",
+        ),
+        (
+            &["run", "-kernel", "vmlinuz", "-m", "2048", "-enable-kvm"],
+            "  -kernel vmlinuz: write --kernel vmlinuz\n  -m 2048: write --memory 2048M\n  -enable-kvm: leave it out",
+        ),
+        (&["run", "-hda", "disk.img"], "there are no disks yet"),
+        (&["-kernel", "vmlinuz"], "write --kernel vmlinuz"),
+        (
+            &["run", "--kernel", "vmlinuz", "--plaintext"],
+            "cannot use the value of --plaintext: it protects an incoming migration",
+        ),
+        (&["completions", "cmd"], "possible values: bash"),
         (
             &["run", "--config", "nowhere"],
             "cannot read the configuration file nowhere",
@@ -160,6 +174,105 @@ fn help_and_version_are_0_on_stdout() {
     let said = run(&dir, &["run", "--help"]);
     assert_eq!((said.code, said.err.as_str()), (Some(0), ""));
     assert!(said.out.contains("--kernel <FILE>"));
+}
+
+/// QEMU's names for the same settings.
+#[test]
+fn append_and_smp_are_taken() {
+    let dir = dir();
+    let args = [
+        "config",
+        "--kernel",
+        "vmlinuz",
+        "--append",
+        "-quiet",
+        "--smp",
+        "4,cores=2",
+    ];
+    let said = run(&dir, &args);
+    assert_eq!((said.code, said.err.as_str()), (Some(0), ""));
+    for line in ["cmdline = \"-quiet\"", "count = 4", "cores = 2"] {
+        assert!(
+            said.out.lines().any(|l| l == line),
+            "{line} in {}",
+            said.out
+        );
+    }
+}
+
+#[test]
+fn a_configuration_of_an_earlier_version_is_read_without_its_hpet() {
+    let dir = dir();
+    let config = |hpet: &str| {
+        let text = format!("kernel = 'vmlinuz'\nhpet = {hpet}\n");
+        fs::write(dir.path().join("vm.toml"), text).unwrap();
+        run(&dir, &["config", "--config", "vm.toml"])
+    };
+    let said = config("false");
+    assert_eq!((said.code, said.err.as_str()), (Some(0), ""));
+    assert!(!said.out.contains("hpet"), "{}", said.out);
+    let said = config("true");
+    assert_eq!(said.code, Some(2));
+    assert!(
+        said.err.contains("vm.toml:2:8: hpet: there is no HPET"),
+        "{}",
+        said.err
+    );
+    assert!(said.err.contains("remove the line"), "{}", said.err);
+}
+
+/// A missing /dev/kvm does not hide a file that no host could start.
+#[test]
+fn what_the_host_lacks_does_not_hide_a_wrong_kernel() {
+    let dir = dir();
+    // No host can have it so far, with or without KVM.
+    let args = ["run", "--kernel", "vmlinuz", "--hv", "syndbg", "--nested"];
+    let said = run(&dir, &args);
+    assert_eq!(said.code, Some(3), "{}", said.err);
+    assert!(
+        said.err
+            .contains("vmlinuz is not a kernel that hypernest can start"),
+        "{}",
+        said.err
+    );
+    assert!(
+        said.err
+            .contains("it has no bzImage, ELF or multiboot header"),
+        "{}",
+        said.err
+    );
+}
+
+#[test]
+fn what_is_no_saved_vm_is_named_as_such() {
+    let dir = dir();
+    let said = run(&dir, &["inspect", "."]);
+    assert_eq!(said.code, Some(1));
+    assert!(
+        said.err
+            .starts_with("hypernest: cannot read . as a saved VM: "),
+        "{}",
+        said.err
+    );
+}
+
+#[test]
+fn completions_are_scripts() {
+    let dir = dir();
+    for (shell, says) in [
+        ("bash", "complete -F"),
+        ("zsh", "#compdef"),
+        ("fish", "complete -c"),
+    ] {
+        let said = run(&dir, &["completions", shell]);
+        assert_eq!((said.code, said.err.as_str()), (Some(0), ""), "{shell}");
+        assert!(
+            said.out.contains(says) && said.out.contains("on-crash"),
+            "{shell}"
+        );
+    }
+    let said = run(&dir, &["man"]);
+    assert!(said.out.contains(".TH hypernest"), "{}", said.out);
 }
 
 #[test]

@@ -134,7 +134,7 @@ fn no_kernel() -> TestResult {
         (
             "text",
             1,
-            &["text is no kernel that hypernest can start", takes][..],
+            &["text is not a kernel that hypernest can start", takes][..],
         ),
         ("cut", 1, &["cannot start the Linux kernel cut: "]),
         (

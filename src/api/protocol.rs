@@ -1,6 +1,6 @@
 //! What is said over the control socket.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -58,6 +58,18 @@ const SAVE: &str = "save";
 const MIGRATE: &str = "migrate";
 const CANCEL: &str = "cancel-migration";
 
+/// A relative path would mean another file to the client than to the VM's process.
+fn absolute(name: &str, path: &Path) -> Result<(), String> {
+    if path.is_absolute() {
+        Ok(())
+    } else {
+        Err(format!(
+            "`{name}` is the relative path {:?}: give an absolute one, as the VM's working directory is not yours",
+            path.display().to_string()
+        ))
+    }
+}
+
 impl Command {
     /// Reads a request's line; else what is wrong with it.
     pub(super) fn read(line: &[u8]) -> Result<Self, String> {
@@ -71,12 +83,27 @@ impl Command {
             (Some((_, command)), _) => serde_json::from_value(arguments)
                 .map(|Nothing {}| command)
                 .map_err(no_request),
-            (None, SAVE) => serde_json::from_value(arguments)
-                .map(|save| Self::Job(Job::Save(save)))
-                .map_err(no_request),
-            (None, MIGRATE) => serde_json::from_value(arguments)
-                .map(|migrate| Self::Job(Job::Migrate(Box::new(migrate))))
-                .map_err(no_request),
+            (None, SAVE) => {
+                let save: Save = serde_json::from_value(arguments).map_err(no_request)?;
+                absolute("dir", &save.dir)?;
+                Ok(Self::Job(Job::Save(save)))
+            }
+            (None, MIGRATE) => {
+                let migrate: Migrate = serde_json::from_value(arguments).map_err(no_request)?;
+                let files = [
+                    ("tls_cert", &migrate.tls_cert),
+                    ("tls_key", &migrate.tls_key),
+                    ("tls_ca", &migrate.tls_ca),
+                ];
+                for (name, path) in files {
+                    path.as_deref()
+                        .map_or(Ok(()), |path| absolute(name, path))?;
+                }
+                if let Some(path) = migrate.to.strip_prefix("unix:") {
+                    absolute("to", Path::new(path))?;
+                }
+                Ok(Self::Job(Job::Migrate(Box::new(migrate))))
+            }
             (None, CANCEL) => serde_json::from_value(arguments)
                 .map(|Nothing {}| Self::Job(Job::CancelMigration))
                 .map_err(no_request),

@@ -119,6 +119,18 @@ fn what_is_no_request_is_refused() {
             "did you mean \\\"status\\\"?",
         ),
         (b"{\"command\":\"x\"}\n", "the commands are status, pause"),
+        (
+            b"{\"command\":\"save\",\"dir\":\"saved\"}\n",
+            "`dir` is the relative path",
+        ),
+        (
+            b"{\"command\":\"migrate\",\"to\":\"unix:socket\"}\n",
+            "`to` is the relative path",
+        ),
+        (
+            b"{\"command\":\"migrate\",\"to\":\"tcp:h:1\",\"tls_key\":\"./key\"}\n",
+            "`tls_key` is the relative path",
+        ),
         (&[b'['; 4095], ""),
         (&[b'x'; 5000], "longer than 4096 bytes"),
     ] {

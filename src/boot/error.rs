@@ -78,7 +78,7 @@ pub enum BootError {
         source: vm_memory::GuestMemoryError,
     },
     /// No kernel format is recognized.
-    #[error("{} is no kernel that hypernest can start ({reason}): it takes a bzImage, an ELF file with a PVH note, or a multiboot 1 image", .path.display())]
+    #[error("{} is not a kernel that hypernest can start ({reason}): it takes a bzImage, an ELF file with a PVH note, or a multiboot 1 image", .path.display())]
     NoKernel {
         /// The file.
         path: PathBuf,

@@ -35,9 +35,11 @@ pub fn kind(head: &[u8]) -> Result<Kind, &'static str> {
         Err(OTHERS
             .iter()
             .find(|(magic, _)| head.starts_with(magic))
-            .map_or("its beginning is that of no kernel", |(_, what)| what))
+            .map_or(NO_HEADER, |(_, what)| what))
     }
 }
+
+const NO_HEADER: &str = "it has no bzImage, ELF or multiboot header";
 
 const OTHERS: [(&[u8], &str); 7] = [
     (
@@ -50,7 +52,7 @@ const OTHERS: [(&[u8], &str); 7] = [
     (b"0707", "it is a cpio archive: was the initrd meant?"),
     (
         b"MZ",
-        "it is an EFI program for another machine, or none of Linux",
+        "it is an EFI program, but not a Linux kernel for x86",
     ),
     (b"QFI\xfb", "it is a qcow2 disk image"),
 ];
@@ -79,8 +81,11 @@ mod tests {
                 b"070701",
                 Err("it is a cpio archive: was the initrd meant?"),
             ),
-            (b"#!/bin/sh\n", Err("its beginning is that of no kernel")),
-            (b"", Err("its beginning is that of no kernel")),
+            (
+                b"#!/bin/sh\n",
+                Err("it has no bzImage, ELF or multiboot header"),
+            ),
+            (b"", Err("it has no bzImage, ELF or multiboot header")),
         ] {
             assert_eq!(kind(head), expected);
         }

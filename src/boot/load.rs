@@ -22,6 +22,36 @@ const PAGE: u64 = 0x1000;
 /// Bounds the strings in low memory; real kernels take 1 to 4 KiB.
 const MULTIBOOT_CMDLINE_MAX: usize = 4095;
 
+/// Whether the kernel of `boot` is one that [`load`] can start, as far as its format shows it.
+///
+/// # Errors
+/// If the file is missing, damaged, or of another format.
+pub fn check(boot: &BootConfig, most: u64) -> Result<(), BootError> {
+    open(boot, most).map(drop)
+}
+
+/// The kernel of `boot`, unpacked to at most `most` bytes, with its first bytes and its format.
+fn open(boot: &BootConfig, most: u64) -> Result<(Image, Vec<u8>, Kind), BootError> {
+    let mut kernel = Image::open(Role::Kernel, &boot.kernel)?;
+    let mut head = kernel.head(kind::HEAD)?;
+    let mut found = kind::kind(&head);
+    if found == Ok(Kind::Gzip) {
+        kernel = kernel.gunzip(most)?;
+        head = kernel.head(kind::HEAD)?;
+        found = match kind::kind(&head) {
+            Ok(Kind::Gzip) => Err("it is gzipped twice"),
+            found => found,
+        };
+    }
+    match found {
+        Ok(found) => Ok((kernel, head, found)),
+        Err(reason) => Err(BootError::NoKernel {
+            path: boot.kernel.clone(),
+            reason,
+        }),
+    }
+}
+
 /// Makes `ram` ready for the kernel of `boot`: firmware tables for `platform`, the kernel, and what it is given.
 ///
 /// `ram` must be all zero, as it is when it is new: what a kernel file wants cleared is not written. To start again after a
@@ -30,19 +60,8 @@ const MULTIBOOT_CMDLINE_MAX: usize = 4095;
 /// # Errors
 /// If a file is missing, damaged, or not startable, or something does not fit into RAM.
 pub fn load(boot: &BootConfig, ram: &GuestRam, platform: &Platform) -> Result<Entry, BootError> {
-    let mut kernel = Image::open(Role::Kernel, &boot.kernel)?;
-    let mut head = kernel.head(kind::HEAD)?;
-    let mut found = kind::kind(&head);
-    if found == Ok(Kind::Gzip) {
-        let ram_size: u64 = ram.pieces().map(|piece| piece.len).sum();
-        kernel = kernel.gunzip(ram_size)?;
-        head = kernel.head(kind::HEAD)?;
-        found = kind::kind(&head);
-    }
-    let found = found.map_err(|reason| BootError::NoKernel {
-        path: boot.kernel.clone(),
-        reason,
-    })?;
+    let ram_size: u64 = ram.pieces().map(|piece| piece.len).sum();
+    let (kernel, head, found) = open(boot, ram_size)?;
     let firmware = firmware::install(ram, platform)?;
     let mut loader = Loader {
         boot,
@@ -60,14 +79,11 @@ pub fn load(boot: &BootConfig, ram: &GuestRam, platform: &Platform) -> Result<En
     match found {
         Kind::BzImage => loader.linux(&head),
         Kind::Elf => loader.elf(&head),
-        Kind::Multiboot => {
+        // `open` has unpacked it.
+        Kind::Multiboot | Kind::Gzip => {
             let header = multiboot::Header::find(&head);
             loader.multiboot(header, None)
         }
-        Kind::Gzip => Err(BootError::NoKernel {
-            path: boot.kernel.clone(),
-            reason: "it is gzipped twice",
-        }),
     }
 }
 

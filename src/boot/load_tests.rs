@@ -449,7 +449,7 @@ fn files_that_are_no_kernels_are_refused() {
     assert!(
         files
             .refused(64 * MIB)
-            .contains("is no kernel that hypernest can start")
+            .contains("is not a kernel that hypernest can start")
     );
     files.boot.kernel = dir.path().to_owned();
     assert!(files.refused(64 * MIB).contains("is not a regular file"));

@@ -34,4 +34,4 @@ pub use config::{BootConfig, BootModule};
 pub use entry::Entry;
 pub use error::BootError;
 pub use firmware::Platform;
-pub use load::load;
+pub use load::{check, load};

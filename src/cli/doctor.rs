@@ -13,7 +13,7 @@ use crate::doctor::{Diagnosis, diagnose};
 use crate::hyperv::Profile;
 use crate::kvm::host::{KvmFacts, System};
 
-/// Tell why nested Hyper-V will or will not work on this host, and what to do about it
+/// Check whether nested Hyper-V works on this host, and what would make it work
 ///
 /// Looks at KVM, the CPU and the clock, at every enlightenment, and says for each profile whether a VM that asks for it
 /// starts here. Exits with 0 if the profile asked for works, and with 3 if not.

@@ -6,7 +6,7 @@ use super::{CliError, Exit, print, to_json};
 use crate::inspect::{InspectError, Report, render};
 use crate::state::snapshot::Snapshot;
 
-/// Tell what is in a saved VM, and whether it is whole
+/// Show what a saved VM holds, and check that it is complete
 ///
 /// Needs no KVM. All of the VM's state is read and checked; its RAM by its size only, unless --check is given.
 #[derive(Debug, clap::Args)]

@@ -26,7 +26,7 @@ pub struct Args {
     #[arg(value_name = "ADDRESS", required_unless_present = "cancel")]
     to: Option<String>,
 
-    /// Let the migration under way be: the VM goes on here
+    /// Cancel the migration under way: the VM goes on here
     #[arg(long, conflicts_with = "to")]
     cancel: bool,
 
@@ -76,6 +76,20 @@ pub struct SecurityArgs {
     /// No TLS, for tcp: within this host
     #[arg(long)]
     pub plaintext: bool,
+}
+
+impl SecurityArgs {
+    /// The first flag that was given, if one was.
+    pub(super) fn first_given(&self) -> Option<&'static str> {
+        [
+            ("--tls-cert", self.tls_cert.is_some()),
+            ("--tls-key", self.tls_key.is_some()),
+            ("--tls-ca", self.tls_ca.is_some()),
+            ("--plaintext", self.plaintext),
+        ]
+        .into_iter()
+        .find_map(|(flag, given)| given.then_some(flag))
+    }
 }
 
 /// Has the VM moved, and waits for it.

@@ -5,7 +5,8 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser, Subcommand};
 use thiserror::Error;
 
 use crate::api::ApiError;
@@ -16,6 +17,7 @@ use crate::migration::MigrationError;
 
 use crate::machine::{MachineError, TransferError};
 
+mod completions;
 pub mod config;
 pub mod control;
 pub mod doctor;
@@ -25,6 +27,7 @@ pub mod inspect;
 pub mod list;
 mod log;
 pub mod migrate;
+mod qemu_flags;
 mod restore;
 mod run;
 pub mod save;
@@ -48,7 +51,7 @@ impl Exit {
     pub const HOST: Self = Self(3);
 }
 
-/// Runs virtual machines in which hypervisors run: nested virtualization on KVM with Hyper-V enlightenments.
+/// Run virtual machines that run hypervisors: nested virtualization on KVM with Hyper-V enlightenments
 #[derive(Debug, Parser)]
 #[command(name = "hypernest", version, propagate_version = true)]
 struct Cli {
@@ -72,18 +75,20 @@ enum Command {
     List(list::Args),
     Status(status::Args),
     Migrate(Box<migrate::Args>),
-    /// Stop a VM's vCPUs and keep everything
+    /// Stop a VM's vCPUs and keep everything else
     Pause(control::Args),
-    /// Let a paused VM run again
+    /// Resume a paused VM
     Resume(control::Args),
     /// Reset a VM as its reset button would
     Reset(control::Args),
-    /// Press a VM's power button: the guest shuts down if it listens
+    /// Press a VM's power button: a guest that handles it shuts down
     #[command(visible_alias = "powerdown")]
     PowerButton(control::Args),
     /// End a VM at once, as if its power cord were pulled
     #[command(visible_alias = "kill")]
     Stop(control::Args),
+    Completions(completions::CompletionsArgs),
+    Man(completions::ManArgs),
 }
 
 /// Why a command did not do its job.
@@ -104,7 +109,7 @@ pub enum CliError {
         done: &'static str,
     },
     /// `--log` or `HYPERNEST_LOG`.
-    #[error("cannot log as {from} says: {what}")]
+    #[error("invalid log filter in {from}: {what}")]
     Log {
         /// The flag or the variable.
         from: &'static str,
@@ -133,6 +138,22 @@ pub enum CliError {
     /// The VM could not be built or could not go on.
     #[error(transparent)]
     Machine(#[from] MachineError),
+    /// The host cannot run the VM, and the kernel could not be started on any other.
+    #[error("{}\n  - {}", chain(.host), chain(.kernel))]
+    HostAndKernel {
+        /// What the host lacks.
+        host: MachineError,
+        /// What is wrong with the kernel.
+        kernel: crate::boot::BootError,
+    },
+    /// A file that was to be written.
+    #[error("cannot write {}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// A path that means nothing.
     #[error("cannot use the path {}", path.display())]
     Path {
@@ -149,8 +170,8 @@ pub enum CliError {
         /// Why.
         source: Box<TransferError>,
     },
-    /// What was saved is not whole.
-    #[error("the VM saved in {} is not whole", dir.display())]
+    /// It is no saved VM, or is damaged.
+    #[error("cannot read {} as a saved VM", dir.display())]
     Inspect {
         /// The directory.
         dir: PathBuf,
@@ -177,11 +198,13 @@ impl CliError {
             | Self::Log { .. }
             | Self::NoSuchEnlightenment { .. } => Exit::USAGE,
             Self::Machine(e) if e.is_host() => Exit::HOST,
+            Self::HostAndKernel { .. } => Exit::HOST,
             Self::Incoming(e) if matches!(**e, MigrationError::Refused(_)) => Exit::HOST,
             Self::Incoming(_)
             | Self::Machine(_)
             | Self::GuestCrashed
             | Self::Path { .. }
+            | Self::Write { .. }
             | Self::Saved { .. }
             | Self::Inspect { .. }
             | Self::VcpuFailed(_)
@@ -220,9 +243,10 @@ impl CliError {
 
 /// The whole program: arguments in, exit code out, and at most one error on stderr.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let cli = match Cli::try_parse_from(args) {
+    let args: Vec<OsString> = args.into_iter().collect();
+    let cli = match Cli::try_parse_from(&args) {
         Ok(cli) => cli,
-        Err(e) => return ExitCode::from(explain(&e).0),
+        Err(e) => return ExitCode::from(explain(&e, &args).0),
     };
     let exit = log::start(cli.log.as_deref())
         .and_then(|()| run(cli.command))
@@ -252,11 +276,32 @@ fn run(command: Command) -> Result<Exit, CliError> {
         Command::PowerButton(args) => control::run(&args, Request::PowerButton),
         Command::Stop(args) => control::run(&args, Request::Kill),
         Command::Enlightenments(args) => enlightenments::run(&args),
+        Command::Completions(args) => completions::completions(&args),
+        Command::Man(args) => completions::man(&args),
     }
 }
 
-/// `--help`, `--version`, or what clap has to say about wrong use.
-fn explain(e: &clap::Error) -> Exit {
+/// The command tree: every subcommand and flag.
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
+/// `--help`, `--version`, or clap's message about wrong use; with hints for flags of QEMU.
+fn explain(e: &clap::Error, args: &[OsString]) -> Exit {
+    // `-hda` begins with the short form of `--help`.
+    let asked = |arg: &OsString| arg == "-h" || arg == "--help" || arg == "help";
+    let hints = match e.kind() {
+        ErrorKind::DisplayHelp if args.iter().any(asked) => Vec::new(),
+        ErrorKind::UnknownArgument | ErrorKind::DisplayHelp | ErrorKind::InvalidSubcommand => {
+            qemu_flags::hints(args)
+        }
+        _ => Vec::new(),
+    };
+    if !hints.is_empty() {
+        let text = "hypernest: these are flags of QEMU; for `hypernest run`:";
+        to_stderr(&format!("{text}\n  {}", hints.join("\n  ")));
+        return Exit::USAGE;
+    }
     match (e.print(), e.use_stderr()) {
         (_, true) => Exit::USAGE,
         (Ok(()), false) => Exit::DONE,

@@ -10,7 +10,7 @@ use crate::machine::{Identity, Local, Machine, TransferError};
 use crate::state::Sections;
 use crate::state::snapshot::{RamImage, Snapshot};
 
-/// Has a saved VM go on from where it was, and stays until it ends.
+/// Restore a saved VM and stay until it ends
 ///
 /// What the VM is was saved with it; flags say how it goes on here. What was saved stays as it is, and must not be changed while
 /// the VM runs, which reads its RAM when it needs it. The exit code is that of `hypernest run`.

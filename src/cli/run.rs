@@ -3,28 +3,32 @@
 use super::migrate::SecurityArgs;
 use super::{CliError, Exit, VmArgs, incoming};
 use crate::api::{RunDirs, Server};
+use crate::boot;
 use crate::machine::{Machine, Outcome};
 
-/// Starts a VM and stays until it ends.
+/// The heading of the flags for a VM that comes from another process.
+const MIGRATION: &str = "Incoming migration";
+
+/// Start a VM and stay until it ends
 ///
 /// The exit code is 0 if the guest powered off or a user ended it, the byte that the guest wrote to the debug-exit port if it
 /// wrote one, 1 if something failed, 2 if the configuration is wrong and 3 if this host cannot run it.
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct Args {
+    #[command(flatten)]
+    vm: VmArgs,
+
     /// Wait for a VM that `hypernest migrate` moves here; what it is comes with it: unix:PATH, tcp:HOST:PORT, exec:COMMAND,
     /// fd:N or fd:IN,OUT
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, value_name = "ADDRESS", help_heading = MIGRATION)]
     incoming: Option<String>,
 
     /// With --incoming: do not let the VM run until `hypernest resume`
-    #[arg(long, requires = "incoming")]
+    #[arg(long, requires = "incoming", help_heading = MIGRATION)]
     paused: bool,
 
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = MIGRATION)]
     security: SecurityArgs,
-
-    #[command(flatten)]
-    vm: VmArgs,
 }
 
 /// Carries it out.
@@ -32,9 +36,19 @@ pub(super) fn run(args: &Args) -> Result<Exit, CliError> {
     if let Some(address) = &args.incoming {
         return incoming::run(address, &args.security, args.vm.local()?, args.paused);
     }
+    if let Some(flag) = args.security.first_given() {
+        return Err(CliError::Argument {
+            flag,
+            why: "it protects an incoming migration, and there is no --incoming".to_owned(),
+        });
+    }
     let config = args.vm.check()?;
     let dir = RunDirs::of_user().claim(&config.name)?;
-    let machine = Machine::new(config, &[])?;
+    let (boot, memory) = (config.boot.clone(), config.memory.size);
+    let machine = Machine::new(config, &[]).map_err(|e| match boot::check(&boot, memory) {
+        Err(kernel) if e.is_host() => CliError::HostAndKernel { host: e, kernel },
+        _ => e.into(),
+    })?;
     let board = machine.board();
     let _server = Server::start(dir, machine.life(), move || board.status())?;
     to_its_end(machine)

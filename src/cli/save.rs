@@ -6,7 +6,7 @@ use super::{CliError, Exit};
 use crate::api::{Command, Job, RunDirs, Save, call};
 use crate::machine::AfterSave;
 
-/// Save a running VM into a directory, from which `hypernest restore` has it go on
+/// Save a running VM into a directory, for `hypernest restore`
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The VM's name

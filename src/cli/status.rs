@@ -8,7 +8,7 @@ use crate::config::show_size;
 use crate::machine::Status;
 use crate::migration::Report;
 
-/// Tell how a running VM is
+/// Show the state of a running VM
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The VM's name

@@ -10,6 +10,49 @@ fn the_command_tree_is_sound() {
     Cli::command().debug_assert();
 }
 
+/// Summaries are in the imperative, as git's: "Start a VM", neither "Starts" nor "Starts a VM.".
+#[test]
+fn command_summaries_have_one_form() {
+    let command = Cli::command();
+    for c in command.get_subcommands().chain([&command]) {
+        let about = c.get_about().map(ToString::to_string).unwrap_or_default();
+        let first = about.split(' ').next().unwrap_or_default();
+        let verb = first.ends_with("ss") || !first.ends_with('s');
+        assert!(verb && !first.is_empty(), "{}: {about}", c.get_name());
+        assert!(!about.ends_with('.'), "{}: {about}", c.get_name());
+    }
+}
+
+/// A help text begins with what every VM needs.
+#[test]
+fn the_help_of_run_begins_with_the_kernel() {
+    let mut command = Cli::command();
+    let run = command.find_subcommand_mut("run").unwrap();
+    let help = run.render_help().to_string();
+    let at = |flag: &str| help.find(&format!("{flag} <")).unwrap();
+    assert!(at("--kernel") < at("--memory"), "{help}");
+    assert!(at("--memory") < at("--incoming"), "{help}");
+    assert!(at("--incoming") < at("--tls-cert"), "{help}");
+}
+
+#[test]
+fn completions_and_pages_are_made_for_every_command() {
+    let dir = tempfile::tempdir().unwrap();
+    let cli = Cli::parse_from(["hypernest", "man", "--out", &dir.path().to_string_lossy()]);
+    run(cli.command).unwrap();
+    for command in Cli::command().get_subcommands() {
+        let page = dir
+            .path()
+            .join(format!("hypernest-{}.1", command.get_name()));
+        let text = std::fs::read_to_string(&page).unwrap();
+        assert!(text.contains(".TH"), "{}", page.display());
+    }
+    let page = std::fs::read_to_string(dir.path().join("hypernest-run.1")).unwrap();
+    assert!(page.contains("kernel") && page.contains("incoming"));
+    assert!(Cli::try_parse_from(["hypernest", "completions", "bash"]).is_ok());
+    assert!(Cli::try_parse_from(["hypernest", "completions", "cmd"]).is_err());
+}
+
 /// Every `--flag` in the text exists, and every setting has its heading.
 #[test]
 fn the_documentation_names_what_exists() {
@@ -32,6 +75,18 @@ fn the_documentation_names_what_exists() {
     for setting in SETTINGS {
         let heading = format!("\n### `{}`\n", setting.key);
         assert!(BOOK.contains(&heading), "{} has no heading", setting.key);
+    }
+    let mut section = "";
+    for line in BOOK.lines() {
+        if let Some(heading) = line.strip_prefix("## ") {
+            section = heading;
+        } else if let Some(key) = line.strip_prefix("### `") {
+            let key = key.trim_end_matches('`');
+            let run = command.find_subcommand("run").unwrap();
+            let arg = run.get_arguments().find(|a| a.get_long() == Some(key));
+            let heading = arg.and_then(|a| a.get_help_heading());
+            assert_eq!(heading, Some(section), "the help's heading of --{key}");
+        }
     }
     for heading in BOOK.lines().filter_map(|l| l.strip_prefix("### `")) {
         let key = heading.trim_end_matches('`');

@@ -151,11 +151,6 @@ impl<'a> Build<'a> {
             ("serial2", serial2.as_ref().unwrap_or(&CharBackend::None)),
             ("debugcon", debugcon.as_ref().unwrap_or(&CharBackend::None)),
         ]);
-        let hpet = self.switch("hpet");
-        if hpet && let Some(part) = self.part("hpet") {
-            let what = "there is no HPET: KVM has none";
-            self.push("hpet", &part.origin, Wrong::new(what, "false"));
-        }
         let irqchip = self.one("irqchip", |v| {
             parse::choice(v, &[("kernel", Irqchip::Kernel), ("split", Irqchip::Split)])
         });
@@ -189,7 +184,6 @@ impl<'a> Build<'a> {
             debug_exit,
             debugcon,
             dirty_ring_size,
-            hpet,
             on_crash: on_crash.unwrap_or(OnCrash::Continue),
             time,
             stats,

@@ -57,7 +57,7 @@ fn the_defaults() {
     assert_eq!(config.memory.hugepages, None);
     assert_eq!(config.cpus.count, 1);
     assert_eq!(config.cpus.model, CpuModel::Host);
-    assert!(!config.cpus.nested && !config.hpet && !config.kvm_leaves);
+    assert!(!config.cpus.nested && !config.kvm_leaves);
     assert_eq!(config.serial, [CharBackend::Stdio, CharBackend::None]);
     assert_eq!(config.irqchip, Irqchip::Kernel);
     assert_eq!(config.on_crash, OnCrash::Continue);
@@ -274,7 +274,6 @@ fn every_refusal() {
         ("tsc-khz", "2147483647", "is out of range"),
         ("tsc-khz", "fast", "is not a number"),
         ("stats", "", "the path is empty"),
-        ("hpet", "true", "KVM has none"),
     ] {
         let problems = with_flags(&[(key, value)]).expect_err(value);
         assert_eq!(problems.len(), 1, "{key} {value}: {problems:#?}");

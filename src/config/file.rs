@@ -86,10 +86,25 @@ impl ConfigFile {
             let name = key.get_ref().as_ref();
             match super::setting::find(name) {
                 Some(setting) => self.setting(setting, value, &mut draft),
+                None if name == "hpet" => self.hpet(value, &mut draft),
                 None => self.unknown_key(key.span().start, name, &mut draft),
             }
         }
         draft
+    }
+
+    /// A key of earlier versions, which wrote `hpet = false` into every saved VM and refused anything else.
+    fn hpet(&self, value: &Spanned<DeValue<'_>>, draft: &mut Draft) {
+        if !matches!(value.get_ref(), DeValue::Boolean(false)) {
+            draft.problems.push(Problem {
+                origin: self.origin(value.span().start),
+                what: "hpet: there is no HPET, as KVM has none".to_owned(),
+                help: Some(
+                    "remove the line: Windows and Linux take the TSC and Hyper-V's timers instead"
+                        .to_owned(),
+                ),
+            });
+        }
     }
 
     fn unknown_key(&self, offset: usize, name: &str, draft: &mut Draft) {

@@ -6,7 +6,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
 use super::draft::Draft;
 use super::problem::{Origin, Problem};
-use super::setting::{Entry, LOCAL, SETTINGS, Scalar, Setting, Shape};
+use super::setting::{self, Entry, LOCAL, SETTINGS, Scalar, Setting, Shape};
 
 /// The flags that were given, not yet understood: clap knows which there are, this module's parent what they mean, so
 /// that all mistakes are reported together.
@@ -92,6 +92,9 @@ fn arguments(settings: impl Iterator<Item = &'static Setting>) -> impl Iterator<
             } else {
                 ArgAction::Set
             });
+        let arg = arg
+            .aliases(setting::aliases(setting.key))
+            .help_heading(setting::heading(setting.key));
         match setting.shape {
             Shape::Switch | Shape::Optional => arg
                 .num_args(0..=1)

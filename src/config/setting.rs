@@ -50,6 +50,26 @@ pub enum Shape {
     List,
 }
 
+/// QEMU's names for flags that mean the same here, values and all.
+pub(super) fn aliases(key: &str) -> &'static [&'static str] {
+    match key {
+        "cmdline" => &["append"],
+        "cpus" => &["smp"],
+        _ => &[],
+    }
+}
+
+/// The heading above a flag in the help: that of docs/configuration.md.
+pub(super) fn heading(key: &str) -> &'static str {
+    match key {
+        "name" | "kernel" | "initrd" | "cmdline" | "module" => "What starts",
+        "memory" | "cpus" | "cpu" | "nested" | "hv" | "kvm-leaves" => "Memory and processors",
+        "tsc-khz" | "on-tsc-change" | "clock" => "Time",
+        "on-crash" | "stats" => "What happens when",
+        _ => "Devices",
+    }
+}
+
 impl Setting {
     /// Whether each use adds to those before.
     pub(super) fn repeats(&self) -> bool {
@@ -342,13 +362,5 @@ pub static SETTINGS: &[Setting] = &[
         help: "How many pages a vCPU may write to until hypernest must look, while the VM is moved; 0: a bitmap of all RAM instead [default: 4096 where KVM has rings]",
         flag_example: " 8192",
         file_example: "dirty-ring-size = 8192",
-    },
-    Setting {
-        key: "hpet",
-        shape: Shape::Switch,
-        value: "BOOL",
-        help: "A High Precision Event Timer: KVM has none, so this is refused",
-        flag_example: "=false",
-        file_example: "hpet = false",
     },
 ];

@@ -98,7 +98,6 @@ impl VmConfig {
         if let Some(entries) = self.dirty_ring_size {
             put("dirty-ring-size", number(entries));
         }
-        put("hpet", Value::Boolean(self.hpet));
         table.to_string()
     }
 }

@@ -62,7 +62,7 @@ fn hugepages(system: &System) -> Check {
         .collect();
     if pools.is_empty() {
         check("hugepages", title, Status::Info, "none reserved")
-            .means("--hugepages cannot be used; nested guests gain most from them, as their page walks are the longest")
+            .means("--memory SIZE,hugepages=2M cannot be used; nested guests gain most from them, as their page walks are the longest")
             .cure("as root: `sysctl vm.nr_hugepages=N`, N = half the guest's memory in MiB")
     } else {
         check("hugepages", title, Status::Ok, pools.join(", "))
@@ -79,7 +79,7 @@ fn thp(system: &System) -> Option<Check> {
     );
     Some(match chosen {
         "never" | "deny" => check
-            .means("guest memory is in small pages unless --hugepages is given")
+            .means("guest memory is in small pages unless --memory SIZE,hugepages=2M is given")
             .cure("as root: `echo always > /sys/kernel/mm/transparent_hugepage/shmem_enabled`"),
         _ => check,
     })

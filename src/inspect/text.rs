@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{Report, Vcpu};
+use super::{Cpu, Report, Vcpu};
 use crate::config::show_size;
 
 /// The report in lines.
@@ -21,8 +21,9 @@ pub fn render(report: &Report) -> String {
     line(
         "CPU",
         &format!(
-            "{} ({}), {} bits of physical address",
-            cpu.brand, cpu.vendor, cpu.physical_bits
+            "{}, {} bits of physical address",
+            name(cpu),
+            cpu.physical_bits
         ),
     );
     line("features", &cpu.features.join(" "));
@@ -80,6 +81,14 @@ pub fn render(report: &Report) -> String {
         }
     }
     text
+}
+
+/// KVM gives guests no brand string of its own, so there is often none.
+fn name(cpu: &Cpu) -> String {
+    match cpu.brand.as_str() {
+        "" => format!("{} processor without a brand string", cpu.vendor),
+        brand => format!("{brand} ({})", cpu.vendor),
+    }
 }
 
 fn describe(vcpu: &Vcpu) -> String {

@@ -105,7 +105,6 @@ fn config(hv: &str) -> VmConfig {
         debug_exit: None,
         debugcon: None,
         dirty_ring_size: None,
-        hpet: false,
         on_crash: OnCrash::Continue,
         time: TimeConfig::default(),
         stats: None,

@@ -1,0 +1,57 @@
+//! `hypernest completions` and `hypernest man`: files for a shell and for man, made from the command tree.
+
+use std::path::PathBuf;
+
+use clap_complete::{Shell, generate};
+use clap_mangen::Man;
+
+use super::{CliError, Exit, command, print};
+
+/// Print a shell's completions for hypernest
+#[derive(Debug, clap::Args)]
+pub(super) struct CompletionsArgs {
+    /// The shell
+    #[arg(value_enum)]
+    shell: Shell,
+}
+
+/// Print the manual page of hypernest, or write those of all commands
+#[derive(Debug, clap::Args)]
+pub(super) struct ManArgs {
+    /// Write hypernest.1 and a page for each command into this directory
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+}
+
+pub(super) fn completions(args: &CompletionsArgs) -> Result<Exit, CliError> {
+    let mut script = Vec::new();
+    generate(args.shell, &mut command(), "hypernest", &mut script);
+    print(&String::from_utf8_lossy(&script))?;
+    Ok(Exit::DONE)
+}
+
+pub(super) fn man(args: &ManArgs) -> Result<Exit, CliError> {
+    let mut root = command().disable_help_subcommand(true);
+    // Gives each command its name, as `hypernest-run`, and the flags of all.
+    root.build();
+    let commands: Vec<_> = root.get_subcommands().cloned().collect();
+    let page = |command: clap::Command| {
+        let page = Man::new(command);
+        let mut text = Vec::new();
+        // Writing to memory cannot fail.
+        let _written = page.render(&mut text);
+        (page.get_filename(), text)
+    };
+    let root = page(root);
+    match &args.out {
+        None => print(&String::from_utf8_lossy(&root.1))?,
+        Some(dir) => {
+            let pages = commands.into_iter().map(page);
+            for (name, text) in std::iter::once(root).chain(pages) {
+                let path = dir.join(name);
+                std::fs::write(&path, text).map_err(|source| CliError::Write { path, source })?;
+            }
+        }
+    }
+    Ok(Exit::DONE)
+}
