@@ -12,6 +12,8 @@ mod l1_agent;
 mod l2;
 mod l2_exit;
 mod migration;
+#[cfg(test)]
+mod named_flags;
 mod progress;
 mod qemu;
 mod report;
@@ -27,7 +29,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// Measures nested virtualization on this host.
+/// Measure nested virtualization on this host
 #[derive(Debug, Parser)]
 #[command(name = "hypernest-bench", version)]
 struct Arguments {
@@ -109,8 +111,12 @@ fn run(command: &Command) -> Result<u8, (u8, Box<dyn Error>)> {
             print(&text).map_err(|e| failed(e.into()))?;
             Ok(0)
         }
-        Command::Report { file, out, .. } if tsc::is_ours(file) => {
+        Command::Report { file, out, kind } if tsc::is_ours(file) => {
             let failed = |error: Box<dyn Error>| (FAILED, error);
+            if kind.is_some() {
+                let why = "--kind names a kind of exits, and a result of `tsc` has none";
+                return Err((WRONG_USE, why.into()));
+            }
             let report = tsc::read(file).map_err(|e| failed(e.into()))?;
             print(&tsc::table(&report)).map_err(|e| failed(e.into()))?;
             let Some(out) = out else { return Ok(0) };
@@ -122,6 +128,9 @@ fn run(command: &Command) -> Result<u8, (u8, Box<dyn Error>)> {
         Command::Report { file, kind, out } => {
             let failed = |error: Box<dyn Error>| (FAILED, error);
             let report = report::read(file).map_err(|e| failed(e.into()))?;
+            if let Some(kind) = kind {
+                report::check_kind(&report, kind).map_err(|why| (WRONG_USE, why.into()))?;
+            }
             print(&report::table(&report, kind.as_deref())).map_err(|e| failed(e.into()))?;
             let Some(out) = out else { return Ok(0) };
             for path in report::write(&report, out).map_err(|e| failed(e.into()))? {

@@ -1,6 +1,7 @@
 //! `hypernest-bench compare`: what differs between two reports, and whether it matters.
 
 mod expression;
+mod json;
 mod table;
 
 use std::path::PathBuf;
@@ -13,7 +14,7 @@ use crate::report::{
     FileError, Group, Measured, PARTS, Report, groups, number, plain, ratio, read,
 };
 
-/// Compares two results of l2-exit: B in parts of A.
+/// Compare two results of l2-exit: B in parts of A
 ///
 /// The exit code is 0, or 1 if a condition holds or cannot be judged because B lacks what A has, or 2 if the reports cannot be compared.
 #[derive(Clone, Debug, Args)]
@@ -29,6 +30,9 @@ pub(crate) struct CompareArgs {
     /// parts: round-trip l2-to-l1 l1 l1-to-l2
     #[arg(long, value_name = "CONDITION")]
     fail_if: Vec<Expression>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
 }
 
 /// Two reports cannot be compared.
@@ -48,18 +52,48 @@ pub(crate) enum CompareError {
     /// A condition about something that neither report has.
     #[error("neither report has what the condition {0} is about")]
     Unknown(Expression),
+    /// The JSON form.
+    #[error("cannot write the comparison as JSON")]
+    Json(#[from] serde_json::Error),
 }
 
 /// The text to show, and whether a condition holds.
 pub(crate) fn run(args: &CompareArgs) -> Result<(String, bool), CompareError> {
-    compare(&read(&args.a)?, &read(&args.b)?, &args.fail_if)
+    let (a, b) = (read(&args.a)?, read(&args.b)?);
+    if args.json {
+        compare_as_json(&a, &b, &args.fail_if)
+    } else {
+        compare(&a, &b, &args.fail_if)
+    }
 }
 
-fn compare(
+fn compare_as_json(
     a: &Report,
     b: &Report,
     conditions: &[Expression],
 ) -> Result<(String, bool), CompareError> {
+    let (judged, failed) = judge_all(a, b, conditions)?;
+    let mut comparison = json::Comparison::of(a, b);
+    comparison.failed = failed;
+    comparison.conditions = judged
+        .into_iter()
+        .map(|(condition, judgement)| json::Condition {
+            condition: condition.to_string(),
+            failed: judgement.fails,
+            why: judgement.why,
+        })
+        .collect();
+    let mut text = serde_json::to_string_pretty(&comparison)?;
+    text.push('\n');
+    Ok((text, failed))
+}
+
+/// Each condition for each L1 that it is about, and whether one fails.
+fn judge_all<'a>(
+    a: &Report,
+    b: &Report,
+    conditions: &'a [Expression],
+) -> Result<(Vec<(&'a Expression, Judgement)>, bool), CompareError> {
     if a.unit.name != b.unit.name {
         let name = |report: &Report| plain(&report.unit.name).into_owned();
         return Err(CompareError::Units {
@@ -67,18 +101,28 @@ fn compare(
             b: name(b),
         });
     }
-    let mut text = table::table(a, b);
-    let mut failed = false;
+    let mut all = Vec::new();
     for condition in conditions {
         let judged = judge(condition, a, b);
         if judged.is_empty() {
             return Err(CompareError::Unknown(condition.clone()));
         }
-        for judgement in judged {
-            failed |= judgement.fails;
-            let verdict = if judgement.fails { "FAILED" } else { "ok" };
-            text.push_str(&format!("{verdict}: {condition}: {}\n", judgement.why));
-        }
+        all.extend(judged.into_iter().map(|judgement| (condition, judgement)));
+    }
+    let failed = all.iter().any(|(_, judgement)| judgement.fails);
+    Ok((all, failed))
+}
+
+fn compare(
+    a: &Report,
+    b: &Report,
+    conditions: &[Expression],
+) -> Result<(String, bool), CompareError> {
+    let (judged, failed) = judge_all(a, b, conditions)?;
+    let mut text = table::table(a, b);
+    for (condition, judgement) in judged {
+        let verdict = if judgement.fails { "FAILED" } else { "ok" };
+        text.push_str(&format!("{verdict}: {condition}: {}\n", judgement.why));
     }
     Ok((text, failed))
 }
@@ -216,6 +260,35 @@ mod tests {
             assert_eq!(fails(&a, &b, condition), Ok(wanted), "{condition}");
         }
         assert_eq!(fails(&a, &a, "evmcs.cpuid.p50 > 1x"), Ok(false));
+    }
+
+    #[test]
+    fn json_holds_the_same_medians_and_conditions() {
+        let condition: Expression = "evmcs.cpuid.p50 > 1.05x".parse().unwrap();
+        let (text, failed) = compare_as_json(&one(1000.0), &one(1100.0), &[condition]).unwrap();
+        let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert!(failed && json["failed"] == true, "{text}");
+        assert_eq!(json["version"], 1);
+        let change = &json["changes"][0];
+        assert_eq!(change["mode"], "evmcs");
+        assert_eq!(change["kind"], "cpuid");
+        let median = |name: &str| change[name].as_f64().unwrap();
+        assert!(median("b") > median("a"), "{text}");
+        let ratio = median("b") / median("a");
+        assert!((median("ratio") - ratio).abs() < 1e-9, "{text}");
+        assert_eq!(
+            json["conditions"][0]["condition"],
+            "evmcs.cpuid.p50 > 1.05x"
+        );
+        assert_eq!(json["conditions"][0]["failed"], true);
+        let nothing = report_of(Vec::new());
+        let (text, _) = compare_as_json(&nothing, &one(1.0), &[]).unwrap();
+        let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(
+            json["only_in_b"].as_array().map(Vec::len),
+            Some(1),
+            "{text}"
+        );
     }
 
     #[test]

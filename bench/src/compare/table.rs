@@ -45,7 +45,7 @@ fn write_all(a: &Report, b: &Report, out: &mut String) -> std::fmt::Result {
 }
 
 /// What makes differences that the figures do not tell of.
-fn warnings(a: &Report, b: &Report) -> Vec<String> {
+pub(super) fn warnings(a: &Report, b: &Report) -> Vec<String> {
     let (host_a, host_b) = (&a.environment, &b.environment);
     let mut warnings = Vec::new();
     if host_a.cpu_model != host_b.cpu_model || host_a.lab != host_b.lab {
@@ -75,16 +75,16 @@ fn warnings(a: &Report, b: &Report) -> Vec<String> {
 
 /// A median's change.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Change {
+pub(super) struct Change {
     before: f64,
     after: f64,
-    ratio: f64,
+    pub(super) ratio: f64,
     /// From the 95 % intervals of both.
-    interval: Option<[f64; 2]>,
+    pub(super) interval: Option<[f64; 2]>,
 }
 
 impl Change {
-    fn of(before: &Measured, after: &Measured) -> Option<Self> {
+    pub(super) fn of(before: &Measured, after: &Measured) -> Option<Self> {
         let (a, b) = (&before.parts.round_trip, &after.parts.round_trip);
         let interval = |[a_low, a_high]: [f64; 2], [b_low, b_high]: [f64; 2]| {
             Some([ratio(b_low, a_high)?, ratio(b_high, a_low)?])
@@ -98,7 +98,7 @@ impl Change {
     }
 
     /// Whether the interval leaves no room for "the same".
-    fn is_significant(&self) -> bool {
+    pub(super) fn is_significant(&self) -> bool {
         self.interval
             .is_some_and(|[low, high]| low > 1.0 || high < 1.0)
     }

@@ -16,7 +16,7 @@ use crate::kvm_module::Source;
 use crate::qemu::{Qemu, QemuError};
 use crate::report::Vmm;
 
-/// Times exits of an L2 from inside, with L1 in several modes.
+/// Time exits of an L2 from inside, with L1 in several modes
 ///
 /// The exit code is 0 if all that was tried went well, 1 if something failed or the run was interrupted, 3 if this host can do
 /// nothing of it.

@@ -96,12 +96,20 @@ pub(crate) enum L2ExitError {
 }
 
 fn list(items: &[LeftOut]) -> String {
-    let mut lines: Vec<_> = items
-        .iter()
-        .map(|(_, mode, why)| format!("\n  - {mode}: {why}"))
-        .collect();
-    lines.dedup();
-    lines.concat()
+    // One line for all modes that lack the same.
+    let mut reasons: Vec<(&str, Vec<String>)> = Vec::new();
+    for (_, mode, why) in items {
+        let mode = mode.to_string();
+        match reasons.iter_mut().find(|(known, _)| known == why) {
+            Some((_, modes)) if modes.contains(&mode) => {}
+            Some((_, modes)) => modes.push(mode),
+            None => reasons.push((why, vec![mode])),
+        }
+    }
+    let lines = reasons.iter();
+    lines
+        .map(|(why, modes)| format!("\n  - {}: {why}", modes.join(", ")))
+        .collect()
 }
 
 impl L2ExitError {

@@ -47,15 +47,21 @@ pub(crate) enum FileError {
         path: PathBuf,
     },
     /// Not a report.
-    #[error("{} is no report of l2-exit", path.display())]
+    #[error("{} is not a result of `hypernest-bench l2-exit` (l2-exit.json)", path.display())]
     NoReport {
         /// The file.
         path: PathBuf,
         /// Why.
         source: serde_json::Error,
     },
+    /// A result of `tsc`.
+    #[error("{} is a result of `hypernest-bench tsc`, and an l2-exit.json is needed here", path.display())]
+    OfTsc {
+        /// The file.
+        path: PathBuf,
+    },
     /// Another version.
-    #[error("{} is a report of version {found}; this program knows version {VERSION}", path.display())]
+    #[error("{} is a report of version {found}; this program reads version {VERSION}", path.display())]
     Version {
         /// The file.
         path: PathBuf,
@@ -83,6 +89,7 @@ pub(crate) fn read(path: &Path) -> Result<Report, FileError> {
             path,
             found: report.version,
         }),
+        Err(_) if crate::tsc::is_ours(&path) => Err(FileError::OfTsc { path }),
         Err(source) => Err(FileError::NoReport { path, source }),
     }
 }

@@ -31,7 +31,7 @@ pub(crate) use page::STYLE;
 pub(crate) use recommend::recommend;
 #[cfg(test)]
 pub(crate) use schema::matches_schema;
-pub(crate) use table::{grid, table};
+pub(crate) use table::{check_kind, grid, table};
 
 #[cfg(test)]
 pub(crate) mod tests {

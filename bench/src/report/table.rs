@@ -13,6 +13,30 @@ use crate::l2_exit::modes::title;
 /// Columns of the terminal that a line may take.
 const WIDTH: usize = 110;
 
+/// Whether the report has exits of `kind`.
+///
+/// # Errors
+/// The nearest kind, or all that there are.
+pub(crate) fn check_kind(report: &Report, kind: &str) -> Result<(), String> {
+    let groups = groups(report);
+    let mut kinds: Vec<&str> = Vec::new();
+    for known in groups.iter().flat_map(Group::kinds) {
+        if !kinds.contains(&known) {
+            kinds.push(known);
+        }
+    }
+    if kinds.contains(&kind) {
+        return Ok(());
+    }
+    let known = match hypernest::text::nearest(kind, kinds.iter().copied()) {
+        Some(meant) => format!("did you mean {}?", plain(meant)),
+        None => format!("the kinds are {}", plain(&kinds.join(", "))),
+    };
+    Err(format!(
+        "--kind: the report has no exits of kind {kind:?}; {known}"
+    ))
+}
+
 /// The report as text. The parts of the round trip are shown for `kind`, or for the only one there is.
 pub(crate) fn table(report: &Report, kind: Option<&str>) -> String {
     let mut text = String::new();
@@ -331,7 +355,7 @@ fn said(group: &Group<'_>) -> Vec<String> {
     lines
 }
 
-/// What was not tried, a line for each mode and reason.
+/// What was not tried, a line for each reason.
 fn left_out(group: &Group<'_>, out: &mut String) -> std::fmt::Result {
     let mut reasons: Vec<(Mode, &str, Vec<&str>)> = Vec::new();
     for entry in group.entries() {
@@ -346,13 +370,21 @@ fn left_out(group: &Group<'_>, out: &mut String) -> std::fmt::Result {
             None => reasons.push((entry.mode, why, vec![&entry.kind])),
         }
     }
+    // Modes that lack the same for the same kinds share a line.
+    let mut lines: Vec<(String, Vec<&str>)> = Vec::new();
     for (mode, why, kinds) in reasons {
         let text = if kinds.contains(&ALL_KINDS) {
             plain(why).into_owned()
         } else {
             format!("{} ({})", plain(why), plain(&kinds.join(", ")))
         };
-        wrap(out, &format!("{}: left out: ", mode.name()), &text)?;
+        match lines.iter_mut().find(|(known, _)| *known == text) {
+            Some((_, modes)) => modes.push(mode.name()),
+            None => lines.push((text, vec![mode.name()])),
+        }
+    }
+    for (text, modes) in lines {
+        wrap(out, &format!("{}: left out: ", modes.join(", ")), &text)?;
     }
     Ok(())
 }
@@ -481,6 +513,45 @@ mod tests {
                 mode.name()
             );
         }
+    }
+
+    #[test]
+    fn a_kind_that_is_not_there_is_refused_with_the_nearest() {
+        let report = report_of(vec![
+            measured(Mode::Classic, "cpuid", 1000.0),
+            measured(Mode::Classic, "hlt", 1000.0),
+        ]);
+        assert_eq!(check_kind(&report, "hlt"), Ok(()));
+        for (kind, says) in [
+            ("cpuidd", "no exits of kind \"cpuidd\"; did you mean cpuid?"),
+            ("dance", "the kinds are cpuid, hlt"),
+            ("", "the kinds are cpuid, hlt"),
+        ] {
+            let error = check_kind(&report, kind).unwrap_err();
+            assert!(error.contains(says), "{error}");
+        }
+    }
+
+    #[test]
+    fn modes_that_lack_the_same_share_a_line() {
+        let left_out = |mode, kind: &str, why: &str| {
+            super::super::sample::entry(mode, kind, Outcome::LeftOut { why: why.into() })
+        };
+        let text = table(
+            &report_of(vec![
+                measured(Mode::Classic, "cpuid", 1000.0),
+                left_out(Mode::Evmcs, ALL_KINDS, "no eVMCS here"),
+                left_out(Mode::EvmcsEmsr, ALL_KINDS, "no eVMCS here"),
+                left_out(Mode::Svm, ALL_KINDS, "no SVM here"),
+            ]),
+            None,
+        );
+        assert_eq!(text.matches("no eVMCS here").count(), 1, "{text}");
+        assert!(
+            text.contains("evmcs, evmcs+emsr: left out: no eVMCS here"),
+            "{text}"
+        );
+        assert!(text.contains("svm: left out: no SVM here"), "{text}");
     }
 
     #[test]

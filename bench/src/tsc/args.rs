@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::model::{GuestKind, Way};
 
-/// Measures how stable a guest's clocks are, while it runs and across moves.
+/// Measure how stable the clocks of a guest are, while it runs and across moves
 ///
 /// A guest reads its clocks in a tight loop on every vCPU. It is moved, by `hypernest save` and `restore` or by live migration,
 /// between hosts of different TSC frequencies, which --tsc-khz lets this one host play. The exit code is 0 if no clock stepped back
