@@ -27,6 +27,7 @@ const FOREIGN: &[(&str, &[&str])] = &[
     ("wsl.exe", &["list", "shutdown", "verbose"]),
     ("docker run", &["device"]),
     ("ld.so", &["library-path"]),
+    ("perf", &["filter"]),
 ];
 
 fn files(dir: &Path, extension: &str, found: &mut Vec<PathBuf>) {

@@ -139,12 +139,12 @@ pub enum CliError {
     #[error(transparent)]
     Machine(#[from] MachineError),
     /// The host cannot run the VM, and the kernel could not be started on any other.
-    #[error("{}\n  - {}", chain(.host), chain(.kernel))]
+    #[error("{}\n  - {}", chain(&**.host), chain(&**.kernel))]
     HostAndKernel {
         /// What the host lacks.
-        host: MachineError,
+        host: Box<MachineError>,
         /// What is wrong with the kernel.
-        kernel: crate::boot::BootError,
+        kernel: Box<crate::boot::BootError>,
     },
     /// A file that was to be written.
     #[error("cannot write {}", path.display())]

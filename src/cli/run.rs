@@ -46,7 +46,10 @@ pub(super) fn run(args: &Args) -> Result<Exit, CliError> {
     let dir = RunDirs::of_user().claim(&config.name)?;
     let (boot, memory) = (config.boot.clone(), config.memory.size);
     let machine = Machine::new(config, &[]).map_err(|e| match boot::check(&boot, memory) {
-        Err(kernel) if e.is_host() => CliError::HostAndKernel { host: e, kernel },
+        Err(kernel) if e.is_host() => CliError::HostAndKernel {
+            host: Box::new(e),
+            kernel: Box::new(kernel),
+        },
         _ => e.into(),
     })?;
     let board = machine.board();

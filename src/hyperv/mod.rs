@@ -22,6 +22,7 @@ pub mod enlightenment;
 mod explicit;
 pub mod host;
 pub mod hypercall;
+pub mod libvirt;
 pub mod msr;
 pub mod outcome;
 pub mod partition;
