@@ -107,6 +107,9 @@ pub const PVPANIC_PORT: u16 = 0x505;
 /// The debug console's port.
 pub const DEBUGCON_PORT: u16 = 0x402;
 
+/// The firmware configuration device's selector port; data is one above it.
+pub const FW_CFG_PORT: u16 = 0x510;
+
 /// The debug-exit device's port unless told otherwise.
 pub const DEBUG_EXIT_PORT: u16 = 0xf4;
 

@@ -72,6 +72,7 @@ fn iasl_accepts_every_table() -> TestResult {
         pic,
         ram: layout::ram_ranges(ram),
         pci_mmio64: layout::pci_mmio64(ram, 40),
+        fw_cfg: true,
     };
     let small = machine(vec![0], true, 128 << 20);
     // As large as it can get: some APIC ids are past 254, and there is RAM above 4 GiB.
@@ -142,6 +143,7 @@ fn load(
         },
         pic: true,
         phys_bits: 40,
+        fw_cfg: true,
     };
     let entry = boot::load(&config, &ram, &platform)?;
     Ok((entry, ram))

@@ -10,6 +10,7 @@ mod doctor;
 mod enlightenments;
 mod errors;
 mod evmcs;
+mod fw_cfg;
 mod golden;
 mod host;
 mod l2_exit;
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
         evmcs::TESTS,
         svm::TESTS,
         lifecycle::TESTS,
+        fw_cfg::TESTS,
         terminal::TESTS,
         tsc_bench::TESTS,
         errors::TESTS,

@@ -24,6 +24,8 @@ pub struct Platform {
     pub pic: bool,
     /// How many physical address bits the vCPUs have.
     pub phys_bits: u8,
+    /// Whether there is a firmware configuration device.
+    pub fw_cfg: bool,
 }
 
 /// What was installed.
@@ -94,6 +96,7 @@ fn place_acpi(
         pic: platform.pic,
         ram: pieces.to_vec(),
         pci_mmio64: layout::pci_mmio64(ram_size, platform.phys_bits),
+        fw_cfg: platform.fw_cfg,
     };
     // Only addresses in the tables depend on where they are, not their length.
     let len = acpi::build(&config, Gpa(0), Gpa(0))

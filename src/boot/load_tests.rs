@@ -98,6 +98,7 @@ fn platform() -> Platform {
         },
         pic: true,
         phys_bits: 40,
+        fw_cfg: true,
     }
 }
 

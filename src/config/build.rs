@@ -166,6 +166,7 @@ impl<'a> Build<'a> {
             )
         });
         let debug_exit = self.debug_exit();
+        let fw_cfg = self.one("fw-cfg", parse::boolean);
         let time = self.time();
         let dirty_ring_size = self.one("dirty-ring-size", parse::dirty_ring_size);
         let stats = self.path("stats");
@@ -183,6 +184,8 @@ impl<'a> Build<'a> {
             irqchip: irqchip.unwrap_or(Irqchip::Kernel),
             debug_exit,
             debugcon,
+            // A VM that was saved before there was this setting has no such device.
+            fw_cfg: fw_cfg.unwrap_or(self.files == Files::MustBeThere),
             dirty_ring_size,
             on_crash: on_crash.unwrap_or(OnCrash::Continue),
             time,

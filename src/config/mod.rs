@@ -48,6 +48,8 @@ pub struct VmConfig {
     pub debug_exit: Option<u16>,
     /// The debug console at port 0x402, if wanted.
     pub debugcon: Option<CharBackend>,
+    /// The firmware configuration device (fw_cfg).
+    pub fw_cfg: bool,
     /// Entries of each vCPU's dirty ring; 0: none, KVM keeps bitmaps; none said: a ring where KVM has them.
     pub dirty_ring_size: Option<u32>,
     /// What to do when the guest reports a crash through Hyper-V's crash MSRs or pvpanic.

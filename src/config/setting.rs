@@ -308,6 +308,14 @@ pub static SETTINGS: &[Setting] = &[
         file_example: "debug-exit = 0xf4",
     },
     Setting {
+        key: "fw-cfg",
+        shape: Shape::Switch,
+        value: "BOOL",
+        help: "QEMU's firmware configuration device at I/O port 0x510, with the number of CPUs and the size of RAM [default: true]",
+        flag_example: "=false",
+        file_example: "fw-cfg = false",
+    },
+    Setting {
         key: "irqchip",
         shape: Shape::One,
         value: "WHERE",

@@ -71,6 +71,7 @@ impl VmConfig {
             self.debug_exit
                 .map_or(Value::Boolean(false), |port| number(port.into())),
         );
+        put("fw-cfg", Value::Boolean(self.fw_cfg));
         put(
             "irqchip",
             text(match self.irqchip {

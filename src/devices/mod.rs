@@ -13,6 +13,7 @@ pub mod char;
 pub mod clock;
 pub mod cmos;
 pub mod debug;
+pub mod fw_cfg;
 pub mod i8042;
 pub mod io_thread;
 pub mod port61;

@@ -333,6 +333,7 @@ impl Machine {
             topology: self.config.cpus.topology,
             pic: self.config.irqchip == Irqchip::Kernel,
             phys_bits: self.plan.phys_bits(),
+            fw_cfg: self.config.fw_cfg,
         };
         let entry = boot::load(&self.config.boot, &self.platform.ram, &platform)?;
         self.create_vm(Some(&entry))

@@ -104,6 +104,7 @@ fn config(hv: &str) -> VmConfig {
         irqchip: Irqchip::Kernel,
         debug_exit: None,
         debugcon: None,
+        fw_cfg: true,
         dirty_ring_size: None,
         on_crash: OnCrash::Continue,
         time: TimeConfig::default(),

@@ -6,10 +6,12 @@ use std::sync::{Arc, Mutex};
 use super::error::MachineError;
 use crate::bus::{Bus, BusError, Device, SharedDevice};
 use crate::config::{Irqchip, VmConfig};
+use crate::cpuid::topology::apic_id;
 use crate::devices::acpi_pm::{self, AcpiPm};
 use crate::devices::clock::HostClock;
 use crate::devices::cmos::{self, Cmos, MemorySizes};
 use crate::devices::debug::{DebugExit, Debugcon};
+use crate::devices::fw_cfg::{self, FwCfg, Items};
 use crate::devices::i8042::I8042;
 use crate::devices::io_thread::IoThread;
 use crate::devices::port61::Port61;
@@ -159,6 +161,11 @@ pub(super) fn wire(
     wired.place(Port92::new(port, life.clone()), &[(port, 1)])?;
     let port = layout::PVPANIC_PORT;
     wired.place(Pvpanic::new(port, life.clone()), &[(port, 1)])?;
+    if config.fw_cfg {
+        let port = layout::FW_CFG_PORT;
+        let device = FwCfg::new(port, fw_cfg_items(config));
+        wired.place(device, &[(port, fw_cfg::PORTS)])?;
+    }
     let port = layout::POST_PORT;
     wired.place(PostPort::new(port), &[(port, 1)])?;
     let ecam = layout::PCI_ECAM;
@@ -186,4 +193,12 @@ pub(super) fn wire(
         wired.devices.push(extra.device.clone());
     }
     Ok(wired)
+}
+
+fn fw_cfg_items(config: &VmConfig) -> Items {
+    let cpus = config.cpus;
+    // APIC ids rise with the vCPU's index.
+    let limit = apic_id(cpus.topology, cpus.count - 1) + 1;
+    let [cpus, limit] = [cpus.count, limit].map(|n| u16::try_from(n).unwrap_or(u16::MAX));
+    Items::of_machine(config.memory.size, cpus, limit)
 }

@@ -55,6 +55,7 @@ fn loop_around(kernel: &Path, cmdline: &str) -> Result<Vec<u8>, Box<dyn std::err
         topology: config.cpus.topology,
         pic: true,
         phys_bits: 36,
+        fw_cfg: false,
     };
     let entry = boot::load(&config.boot, &ram, &platform)?;
     create::set_entry(VP, &vcpu, &entry)?;

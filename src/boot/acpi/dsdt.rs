@@ -15,6 +15,8 @@ use crate::units::Gsi;
 const REVISION: u8 = 2;
 /// Present, enabled, shown, working (6.3.7).
 const STATUS_GOOD: u8 = 0xf;
+/// The same, but not shown: Windows has no driver for it and would list it as an unknown device.
+const STATUS_HIDDEN: u8 = 0xb;
 
 /// The interrupt line of pin `pin` (0 is INTA) of the PCI device `device` on the root bus: the lines above the legacy ones, so
 /// that neighbours do not share.
@@ -27,7 +29,7 @@ pub fn pci_interrupt(device: u8, pin: u8) -> Gsi {
 pub(super) fn dsdt(config: &AcpiConfig) -> Vec<u8> {
     let [com1, com2] = layout::SERIAL;
     let processors: Vec<_> = (0..config.apic_ids.len()).map(processor).collect();
-    let devices = [
+    let mut devices = vec![
         motherboard(),
         pci_root(config),
         serial("COM1", 1, com1),
@@ -37,6 +39,9 @@ pub(super) fn dsdt(config: &AcpiConfig) -> Vec<u8> {
         power_button(),
         pvpanic(),
     ];
+    if config.fw_cfg {
+        devices.push(fw_cfg());
+    }
     let children = devices.iter().chain(&processors).map(|raw| raw as &dyn Aml);
     let mut aml = bytes(&Scope::new("_SB_".into(), children.collect()));
     // SLP_TYPa, SLP_TYPb, and two reserved (7.4.2).
@@ -273,6 +278,19 @@ fn pvpanic() -> Raw {
             &Name::new("_HID".into(), &AmlString::from("QEMU0001")),
             &Name::new("_STA".into(), &STATUS_GOOD),
             &resources(vec![&ports(layout::PVPANIC_PORT, 1)]),
+        ],
+    )
+}
+
+/// The firmware configuration device, by the id that Linux's driver for it has.
+fn fw_cfg() -> Raw {
+    let len = u8::try_from(crate::devices::fw_cfg::PORTS).unwrap_or(u8::MAX);
+    device(
+        "FWCF",
+        vec![
+            &Name::new("_HID".into(), &AmlString::from("QEMU0002")),
+            &Name::new("_STA".into(), &STATUS_HIDDEN),
+            &resources(vec![&ports(layout::FW_CFG_PORT, len)]),
         ],
     )
 }

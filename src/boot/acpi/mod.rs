@@ -35,6 +35,8 @@ pub struct AcpiConfig {
     pub ram: Vec<(Gpa, u64)>,
     /// The window for PCI BARs above 4 GiB.
     pub pci_mmio64: Option<Range<u64>>,
+    /// Whether there is a firmware configuration device.
+    pub fw_cfg: bool,
 }
 
 /// One table and where it lies.

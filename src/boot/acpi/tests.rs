@@ -9,6 +9,7 @@ fn config(apic_ids: Vec<u32>, pic: bool, ram: u64) -> AcpiConfig {
         pic,
         ram: layout::ram_ranges(ram),
         pci_mmio64: layout::pci_mmio64(ram, 40),
+        fw_cfg: true,
     }
 }
 

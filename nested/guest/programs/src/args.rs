@@ -1,7 +1,7 @@
 //! The command line: words, `name=value`, and `name="value with blanks"`.
 
 /// The programs, in the order in which they are listed.
-pub(crate) const PROGRAMS: [&str; 16] = [
+pub(crate) const PROGRAMS: [&str; 17] = [
     "hello",
     "hvdump",
     "hvtest",
@@ -18,6 +18,7 @@ pub(crate) const PROGRAMS: [&str; 16] = [
     "reenlighten",
     "tsc",
     "beat",
+    "fwcfg",
 ];
 
 /// A command line. Words before the program's name (loaders put the image's file name there) are left out.

@@ -95,6 +95,14 @@ pub(crate) fn out8(port: u16, value: u8) {
 }
 
 #[inline(always)]
+pub(crate) fn out16(port: u16, value: u16) {
+    // SAFETY: as in `out8`.
+    unsafe {
+        asm!("out dx, ax", in("dx") port, in("ax") value, options(nostack, preserves_flags));
+    }
+}
+
+#[inline(always)]
 pub(crate) fn out32(port: u16, value: u32) {
     // SAFETY: as in `out8`.
     unsafe {
@@ -108,6 +116,20 @@ pub(crate) fn in8(port: u16) -> u8 {
     // SAFETY: as in `out8`.
     unsafe { asm!("in al, dx", in("dx") port, out("al") value, options(nostack, preserves_flags)) }
     value
+}
+
+/// Reads `bytes` from a port, one after the other, in one string instruction.
+pub(crate) fn in8_string(port: u16, bytes: &mut [u8]) {
+    // SAFETY: writes as many bytes as the slice has, upwards: the ABI keeps the direction flag clear.
+    unsafe {
+        asm!(
+            "rep insb",
+            in("dx") port,
+            inout("rdi") bytes.as_mut_ptr() => _,
+            inout("rcx") bytes.len() => _,
+            options(nostack, preserves_flags),
+        );
+    }
 }
 
 #[inline(always)]

@@ -19,6 +19,7 @@
 //! | `kvmclock` | reads kvmclock beside the TSC, and says so now and then |
 //! | `reenlighten` | takes part in a change of the TSC's frequency |
 //! | `tsc` | samples its clocks on every processor, for good |
+//! | `fwcfg` | prints the numbers that the firmware configuration device offers |
 //!
 //! A program reports on the debug console ([`hypernest_nested::probe`]) and ends by the debug-exit port.
 //!
@@ -35,6 +36,7 @@ mod console;
 mod cpu;
 mod exits;
 mod fault;
+mod fwcfg;
 mod hvdump;
 mod hvtest;
 mod hypercall;
@@ -101,6 +103,7 @@ fn run(start: &boot::Start) -> ! {
         Some("reenlighten") => reenlighten::run(&args, start.trampoline),
         Some("tsc") => tsc::run(&args, start.trampoline),
         Some("beat") => beat::run(&args),
+        Some("fwcfg") => fwcfg::run(),
         _ => {
             say!(
                 "no program in the command line {:?}; there are {:?}",
