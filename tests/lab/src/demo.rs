@@ -13,6 +13,7 @@ use crate::cache::Cache;
 use crate::exec::{self, ExecError, HostOptions, here_environment};
 use crate::host::{DEFAULT_MEMORY_MIB, Host, IntelCpu, Kernel};
 use crate::owned::{OwnedChild, tied};
+use crate::progress::Steps;
 use crate::session::Sink;
 use crate::setup::{self, SetupError};
 
@@ -70,9 +71,24 @@ const L1_PARAMETERS: &str =
 /// Measures, shows the table, and writes the files into `out`. The result is the exit status.
 pub fn demo(out: &Path) -> Result<u8, DemoError> {
     let start = Instant::now();
+    eprintln!(
+        "lab: the demo takes about 2 min on two cores, and 3 min more the first time: it then fetches emulators and kernels \
+         (0.4 GB in the user's cache) and builds the programs (0.5 GB in target/lab)"
+    );
+    let mut steps = Steps::new(
+        "lab demo",
+        &[
+            ("emulators and kernels", 1),
+            ("building the programs", 5),
+            ("measuring", 110),
+        ],
+    );
     let cache = Cache::locate().map_err(SetupError::Cache)?;
+    steps.begin();
     setup::ensure(&cache)?;
+    steps.begin();
     let binaries = binaries::build()?;
+    steps.begin();
     let here = Here {
         cache: &cache,
         binaries: &binaries,
@@ -88,6 +104,7 @@ pub fn demo(out: &Path) -> Result<u8, DemoError> {
             in_the_lab(&here, out)?
         }
     };
+    drop(steps);
     eprintln!("lab: took {} s", start.elapsed().as_secs());
     Ok(status)
 }

@@ -8,7 +8,7 @@ use clap::{Parser, Subcommand};
 use hypernest_lab::cache::Cache;
 use hypernest_lab::exec::HostOptions;
 use hypernest_lab::host::Host;
-use hypernest_lab::{demo, exec, owned, setup, test};
+use hypernest_lab::{demo, exec, isolated, owned, setup, test};
 
 /// Hosts with real KVM, VMX and eVMCS or SVM, emulated with a stock kernel, on any machine.
 #[derive(Debug, Parser)]
@@ -74,6 +74,19 @@ fn main() -> ExitCode {
     if arguments.get(1).is_some_and(|first| first == owned::TIED) {
         eprintln!("lab: {}", owned::become_tied(&arguments[2..]));
         return ExitCode::from(LAB_FAILED);
+    }
+    // Before there is a second thread: a process with several cannot enter a user namespace.
+    if arguments
+        .get(1)
+        .is_some_and(|first| first == isolated::ISOLATED)
+    {
+        return match isolated::run(&arguments[2..]) {
+            Ok(status) => ExitCode::from(status),
+            Err(error) => {
+                eprintln!("{error}");
+                ExitCode::from(LAB_FAILED)
+            }
+        };
     }
     let arguments = Arguments::parse();
     match owned::give_back_on_signals()

@@ -2,12 +2,15 @@
 
 use std::fs;
 use std::net::TcpListener;
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::Command;
+use std::sync::Once;
 
 use super::flat::flat_image;
 use super::{BootError, Files, KERNEL_PARAMETERS, Listener, at, run_program};
 use crate::host::{IntelCpu, Machine};
+use crate::isolated;
 use crate::owned::{OwnedChild, tied};
 
 /// The most memory Bochs takes.
@@ -37,9 +40,12 @@ pub(super) fn command(
     let program = files.held("Bochs", "bochs/bochs")?;
     let share = files.held("Bochs firmware", "bochs/share")?;
     let iso = iso(files, &kernel(machine, files)?, machine.intel)?;
-    let listener = TcpListener::bind(("127.0.0.1", 0)).map_err(at(files.run))?;
-    let port = listener.local_addr().map_err(at(files.run))?.port();
     let debugger = has_debugger(&program)?;
+    let Line {
+        listener,
+        port,
+        mut command,
+    } = line(&program, debugger, files)?;
     let mut configuration = format!(
         "megs: {memory}\n\
          cpu: model={model}, count={cpus}, ips=25000000, reset_on_triple_fault=0\n\
@@ -71,7 +77,6 @@ pub(super) fn command(
     });
     let configuration_file = files.run.join("bochsrc");
     fs::write(&configuration_file, configuration).map_err(at(&configuration_file))?;
-    let mut command = tied(program).map_err(at(files.run))?;
     command
         .env("TERM", "dumb")
         .arg("-q")
@@ -82,7 +87,55 @@ pub(super) fn command(
         fs::write(&script, "c\n").map_err(at(&script))?;
         command.arg("-rc").arg(script);
     }
-    Ok((Listener::Tcp(listener), command))
+    Ok((listener, command))
+}
+
+/// The control line's far end, and the program that connects to it at a TCP port.
+struct Line {
+    listener: Listener,
+    port: u16,
+    command: Command,
+}
+
+/// The port in a namespace of Bochs's own; VNC takes those from 5900 on.
+const ISOLATED_PORT: u16 = 7000;
+
+/// A Bochs with its debugger opens VNC to all interfaces, so it gets a network namespace of its own if this machine has any.
+fn line(program: &Path, debugger: bool, files: &Files<'_>) -> Result<Line, BootError> {
+    let busybox = files.held("busybox", "busybox")?;
+    let isolated = if debugger {
+        isolated::available(&busybox)
+    } else {
+        Err("")
+    };
+    if isolated.is_ok() {
+        let socket = files.run.join("line");
+        let listener = UnixListener::bind(&socket).map_err(at(&socket))?;
+        return Ok(Line {
+            listener: Listener::Unix(listener),
+            port: ISOLATED_PORT,
+            command: isolated::command(&busybox, &socket, ISOLATED_PORT, program)
+                .map_err(at(files.run))?,
+        });
+    }
+    if let Err(why) = isolated
+        && debugger
+    {
+        static WARNED: Once = Once::new();
+        WARNED.call_once(|| {
+            eprintln!(
+                "lab: warning: while the Intel lab runs, Bochs serves its screen by VNC at port 5900 or the next free one of \
+                 all interfaces, without a password; this machine gives it no network namespace of its own ({why}). Close the \
+                 port to strangers, or name a Bochs built with nogui by HYPERNEST_LAB_BOCHS"
+            );
+        });
+    }
+    let listener = TcpListener::bind(("127.0.0.1", 0)).map_err(at(files.run))?;
+    Ok(Line {
+        port: listener.local_addr().map_err(at(files.run))?.port(),
+        listener: Listener::Tcp(listener),
+        command: tied(program).map_err(at(files.run))?,
+    })
 }
 
 /// A Bochs built with its debugger waits for commands, and knows the option that gives them.

@@ -68,7 +68,7 @@ fn at(path: &Path) -> impl FnOnce(io::Error) -> BootError {
 pub enum Listener {
     /// QEMU's.
     Unix(UnixListener),
-    /// Bochs knows only TCP.
+    /// That of a Bochs that is not isolated: it connects by TCP only.
     Tcp(TcpListener),
 }
 

@@ -19,6 +19,7 @@ use self::tree::{Tree, Unpackers, at, copy};
 use crate::bzimage::BzImageError;
 use crate::cache::{Cache, Manifest};
 use crate::owned::OwnedDirectory;
+use crate::progress::Steps;
 
 /// QEMU as an AMD host: older ones corrupt EFLAGS under nested SVM (7.2) or abort on CR8 writes (10.0).
 const QEMU_SUITES: [&str; 2] = ["trixie", "trixie-backports"];
@@ -169,6 +170,21 @@ fn from_packages(
     given: &Given,
     manifest: &mut Manifest,
 ) -> Result<(), SetupError> {
+    say(&format!(
+        "downloads packages from this machine's archive, takes about 2 min on two cores and 0.4 GB below {}; nothing is \
+         installed",
+        making.parent().unwrap_or(making).display()
+    ));
+    let mut steps = Steps::new(
+        "lab setup",
+        &[
+            ("reading package lists", 15),
+            ("downloading QEMU and tools", 15),
+            ("downloading Bochs", 10),
+            ("downloading kernels and Xen", 20),
+            ("unpacking", 60),
+        ],
+    );
     let archives = match &given.mirror {
         Some(uri) => sources::Archives {
             main: Archive {
@@ -180,14 +196,14 @@ fn from_packages(
         },
         None => apt::archives()?,
     };
-    say("reading package lists");
+    steps.begin();
     let new = Area::open(&making.join("apt-new"), &archives, &QEMU_SUITES)?;
     let old = Area::open(&making.join("apt-old"), &archives, &BOCHS_SUITES)?;
     let (linux_612, linux_612_version) = new.kernel("linux-image-cloud-amd64", "6.12")?;
     let (linux_61, linux_61_version) = old.kernel("linux-image-cloud-amd64", "6.1")?;
     let (linux_dom0, linux_dom0_version) = old.kernel("linux-image-amd64", "6.1")?;
 
-    say("downloading QEMU and tools");
+    steps.begin();
     new.closure(
         Some("trixie-backports"),
         &[
@@ -204,13 +220,13 @@ fn from_packages(
             "xz-utils",
         ],
     )?;
-    say("downloading Bochs");
+    steps.begin();
     old.closure(None, &["bochs", "bochs-term"])?;
-    say("downloading kernels and Xen");
+    steps.begin();
     new.download(&[&linux_612])?;
     old.download(&[&linux_61, &linux_dom0, "xen-hypervisor-4.17-amd64"])?;
 
-    say("unpacking");
+    steps.begin();
     let is_kernel = |package: &str| package.starts_with("linux-image-");
     let (new_root, old_root) = (making.join("new"), making.join("old"));
     new.unpack(&new_root, |package| !is_kernel(package))?;

@@ -44,6 +44,15 @@ pub(super) fn limit(host: Host, test: &Listed) -> Duration {
     Duration::from_secs(test.limit_seconds.into()) * patience
 }
 
+/// The time limit of a test that takes as long as the start and the end of `host`: a test takes a tenth of its limit.
+pub(super) fn start_up(host: Host) -> Duration {
+    Duration::from_secs(match host {
+        Host::Here => 0,
+        Host::Amd => 120,
+        Host::Intel => 450,
+    })
+}
+
 /// The boots of emulated `hosts` that the tests of `suites` take, the longest first: several run at once, and a long one that
 /// began last would run alone in the end. This machine itself has one a stage.
 pub(super) fn boots<'a>(suites: &'a [Suite], hosts: &[Host]) -> Vec<Boot<'a>> {

@@ -2,24 +2,26 @@
 
 mod boots;
 mod on_host;
+mod retry;
 
 use std::collections::VecDeque;
 use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Instant;
 
 use thiserror::Error;
 
-use self::boots::{Boot, Suite, boots};
+use self::boots::{Boot, Suite, boots, limit};
 use self::on_host::{HostResults, HostRun};
 use crate::binaries::{self, BuildError};
 use crate::cache::Cache;
 use crate::exec::ExecError;
 use crate::host::Host;
 use crate::owned::OwnedChild;
+use crate::progress;
 use crate::setup::{self, SetupError};
 use crate::suite::protocol::Listed;
 use crate::suite::verdict::{Counts, cargo_test_counts, verdict};
@@ -53,6 +55,10 @@ pub fn test(hosts: &[Host], filter: Option<&str>, long: bool) -> Result<bool, Te
     let mut counts = Counts::default();
     let mut results = HostResults::default();
     if every_host {
+        eprintln!(
+            "lab: all tests take about 25 min on two cores, and 4 GB of disk for what is built; a part of a test's name \
+             after `cargo lab test`, or --host, chooses some"
+        );
         let start = Instant::now();
         let (of_cargo, ended_well) = cargo_test(filter)?;
         eprintln!(
@@ -72,19 +78,33 @@ pub fn test(hosts: &[Host], filter: Option<&str>, long: bool) -> Result<bool, Te
     let suites = suites(&binaries::build_suites()?, filter)?;
 
     let wanted = |host: &Host| every_host || hosts.contains(host);
-    let run = |boot: Boot<'_>| {
-        HostRun::new(boot.host, &cache, &binaries, long).run(boot.binary, boot.tests)
-    };
-    for boot in boots(&suites, &[Host::Here]) {
-        if wanted(&boot.host) {
-            results.add(run(boot));
-        }
-    }
     let emulated: Vec<Host> = [Host::Amd, Host::Intel]
         .into_iter()
         .filter(wanted)
         .collect();
-    results.add(side_by_side(boots(&suites, &emulated), run));
+    let here = if wanted(&Host::Here) {
+        boots(&suites, &[Host::Here])
+    } else {
+        Vec::new()
+    };
+    let emulated = boots(&suites, &emulated);
+    let limits = here.iter().chain(&emulated);
+    let limits = limits.flat_map(|boot| boot.tests.iter().map(|test| limit(boot.host, test)));
+    let starts = here.iter().chain(&emulated).map(|boot| boot.host);
+    let progress = progress::Tests::new(limits, starts.map(boots::start_up), at_once());
+    let progress = Arc::new(progress);
+    let reports = Arc::clone(&progress).report();
+    let run = |boot: Boot<'_>| {
+        let host = HostRun::new(boot.host, &cache, &binaries, long, &progress);
+        let results = host.run(boot.binary, boot.tests);
+        progress.boot_ended(boots::start_up(boot.host));
+        results
+    };
+    for boot in here {
+        results.add(run(boot));
+    }
+    results.add(side_by_side(emulated, run));
+    drop(reports);
 
     let verdict = verdict(&results.records, every_host);
     for (name, hosts) in &verdict.ran_nowhere {
@@ -103,22 +123,29 @@ pub fn test(hosts: &[Host], filter: Option<&str>, long: bool) -> Result<bool, Te
         println!("FAILED: {trouble}");
         counts.failed += 1;
     }
-    if results.restarts > 0 {
+    if !results.restarts.is_empty() {
         println!(
-            "an emulator failed and was started again: {} times",
-            results.restarts
+            "an emulator died and was started again {} times:",
+            results.restarts.len()
         );
+        for restart in &results.restarts {
+            println!("    {restart}");
+        }
     }
     println!("{counts}");
     Ok(counts.failed == 0)
 }
 
-/// Runs as many boots at once as there are CPUs: an emulator keeps one busy.
+/// As many boots as there are CPUs: an emulator keeps one busy.
+fn at_once() -> usize {
+    thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// Runs several boots at once.
 fn side_by_side<'a>(
     boots: Vec<Boot<'a>>,
     run: impl Fn(Boot<'a>) -> HostResults + Sync,
 ) -> HostResults {
-    let at_once = thread::available_parallelism().map_or(1, usize::from);
     let waiting = Mutex::new(VecDeque::from(boots));
     let next = || {
         let mut waiting = waiting.lock().unwrap_or_else(PoisonError::into_inner);
@@ -126,7 +153,7 @@ fn side_by_side<'a>(
     };
     let mut results = HostResults::default();
     thread::scope(|scope| {
-        let runners: Vec<_> = (0..at_once)
+        let runners: Vec<_> = (0..at_once())
             .map(|_| {
                 scope.spawn(|| {
                     let mut results = HostResults::default();

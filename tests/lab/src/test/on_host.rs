@@ -7,6 +7,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use super::boots::limit;
+use super::retry::Retries;
 use crate::binaries::Binaries;
 use crate::boot;
 use crate::cache::Cache;
@@ -14,6 +15,7 @@ use crate::exec::{here_environment, plan};
 use crate::host::Host;
 use crate::owned::{OwnedChild, OwnedDirectory, tied};
 use crate::plan::{Input, LAB_LONG_VARIABLE};
+use crate::progress;
 use crate::session::{self, Broken, Sink};
 use crate::setup::chromium::{self, CHROMIUM};
 use crate::suite::describe;
@@ -32,15 +34,15 @@ pub(super) struct HostResults {
     pub(super) records: Vec<Record>,
     /// What went wrong beside the tests.
     pub(super) trouble: Vec<String>,
-    /// How often an emulator failed and was started again.
-    pub(super) restarts: u32,
+    /// Why emulators were started again, and during which test.
+    pub(super) restarts: Vec<String>,
 }
 
 impl HostResults {
     pub(super) fn add(&mut self, other: HostResults) {
         self.records.extend(other.records);
         self.trouble.extend(other.trouble);
-        self.restarts += other.restarts;
+        self.restarts.extend(other.restarts);
     }
 }
 
@@ -51,34 +53,44 @@ pub(super) struct HostRun<'a> {
     cache: &'a Cache,
     binaries: &'a Binaries,
     long: bool,
+    progress: &'a progress::Tests,
 }
 
 /// The state of one batch: the tests of one stage of one suite.
-struct Batch {
+struct Batch<'a> {
     host: Host,
     waiting: VecDeque<Listed>,
     running: Option<(Listed, Instant)>,
     records: Vec<Record>,
     bytes: Vec<u8>,
     said: Vec<u8>,
-    restarts: u32,
+    retries: Retries,
+    restarts: Vec<String>,
+    progress: &'a progress::Tests,
     /// How much longer than usual a test may take.
     patience: u32,
 }
 
 impl<'a> HostRun<'a> {
-    pub(super) fn new(host: Host, cache: &'a Cache, binaries: &'a Binaries, long: bool) -> Self {
+    pub(super) fn new(
+        host: Host,
+        cache: &'a Cache,
+        binaries: &'a Binaries,
+        long: bool,
+        progress: &'a progress::Tests,
+    ) -> Self {
         Self {
             host,
             cache,
             binaries,
             long,
+            progress,
         }
     }
 
     /// Runs `tests` of `binary`.
     pub(super) fn run(self, binary: &Path, tests: Vec<Listed>) -> HostResults {
-        let mut batch = Batch::new(self.host, tests);
+        let mut batch = Batch::new(self.host, tests, self.progress);
         if self.long {
             batch.patience = LONG_PATIENCE;
         }
@@ -95,7 +107,7 @@ impl<'a> HostRun<'a> {
         }
     }
 
-    fn batch(self, binary: &Path, batch: &mut Batch) -> Result<(), String> {
+    fn batch(self, binary: &Path, batch: &mut Batch<'_>) -> Result<(), String> {
         if self.host == Host::Here {
             batch.skip_what_needs_parameters();
             batch.skip_what_needs_chromium(self.cache);
@@ -117,11 +129,7 @@ impl<'a> HostRun<'a> {
                         return Err(format!("the test binary ended early\n{said}"));
                     }
                 }
-                Err(Ended::Emulator(why)) if batch.restarts == 0 => {
-                    batch.restarts += 1;
-                    eprintln!("lab: {why}; booting it once more for the tests that have not run");
-                    batch.put_back();
-                }
+                Err(Ended::Emulator(why)) if batch.may_retry() => batch.put_back(&why),
                 Err(Ended::Emulator(why) | Ended::Test(why)) => {
                     if !batch.fail_running(&why) {
                         return Err(why);
@@ -133,13 +141,13 @@ impl<'a> HostRun<'a> {
         Ok(())
     }
 
-    fn arguments(batch: &Batch) -> Vec<String> {
+    fn arguments(batch: &Batch<'_>) -> Vec<String> {
         let mut arguments = vec!["--run-json".to_owned()];
         arguments.extend(batch.waiting.iter().map(|test| test.name.clone()));
         arguments
     }
 
-    fn once_emulated(self, binary: &Path, batch: &mut Batch) -> Result<(), Ended> {
+    fn once_emulated(self, binary: &Path, batch: &mut Batch<'_>) -> Result<(), Ended> {
         const BINARY: &str = "/bin/suite";
         let Some(first) = batch.waiting.front() else {
             return Ok(());
@@ -177,7 +185,7 @@ impl<'a> HostRun<'a> {
         })
     }
 
-    fn once_here(self, binary: &Path, batch: &mut Batch) -> Result<(), Ended> {
+    fn once_here(self, binary: &Path, batch: &mut Batch<'_>) -> Result<(), Ended> {
         let lab = |error: io::Error| Ended::Lab(error.to_string());
         let directory = OwnedDirectory::new(&self.cache.runs(), "here").map_err(lab)?;
         let mut command = tied(binary).map_err(lab)?;
@@ -224,8 +232,8 @@ enum Ended {
     Lab(String),
 }
 
-impl Batch {
-    fn new(host: Host, tests: Vec<Listed>) -> Self {
+impl<'a> Batch<'a> {
+    fn new(host: Host, tests: Vec<Listed>, progress: &'a progress::Tests) -> Self {
         Self {
             host,
             waiting: tests.into(),
@@ -233,12 +241,16 @@ impl Batch {
             records: Vec::new(),
             bytes: Vec::new(),
             said: Vec::new(),
-            restarts: 0,
+            retries: Retries::default(),
+            restarts: Vec::new(),
+            progress,
             patience: 1,
         }
     }
 
-    fn record(&mut self, name: String, outcome: Outcome, took: Option<Duration>) {
+    fn record(&mut self, test: &Listed, outcome: Outcome, took: Option<Duration>) {
+        self.progress.ended(limit(self.host, test));
+        let name = test.name.clone();
         let took = took.map_or(String::new(), |took| format!(" ({} s)", took.as_secs()));
         let said = describe(&name, &outcome, &took);
         println!("{:5} {said}", self.host.name());
@@ -262,7 +274,7 @@ impl Batch {
         self.waiting = here;
         for test in Vec::from(elsewhere) {
             let missing = format!("Chromium: {error}");
-            self.record(test.name, Outcome::Skipped(missing), None);
+            self.record(&test, Outcome::Skipped(missing), None);
         }
     }
 
@@ -277,7 +289,7 @@ impl Batch {
                 "{} set, as only emulated hosts do",
                 test.parameters.join(" ")
             );
-            self.record(test.name, Outcome::Skipped(missing), None);
+            self.record(&test, Outcome::Skipped(missing), None);
         }
     }
 
@@ -285,8 +297,21 @@ impl Batch {
         limit(self.host, test) * self.patience
     }
 
-    /// The test that was running waits again.
-    fn put_back(&mut self) {
+    fn may_retry(&mut self) -> bool {
+        let running = self.running.as_ref();
+        self.retries
+            .allow(running.map(|(test, _)| test.name.as_str()))
+    }
+
+    /// The test that was running waits again, for the next boot of an emulator that died.
+    fn put_back(&mut self, why: &str) {
+        let during = match &self.running {
+            Some((test, _)) => format!("during {}", test.name),
+            None => "while no test ran".to_owned(),
+        };
+        eprintln!("lab: {why}, {during}; booting it once more for the tests that have not run");
+        self.restarts
+            .push(format!("{} host, {during}: {why}", self.host));
         if let Some((test, _)) = self.running.take() {
             self.waiting.push_front(test);
         }
@@ -299,7 +324,7 @@ impl Batch {
         match self.running.take() {
             Some((test, since)) => {
                 let failed = Outcome::Failed(why.to_owned());
-                self.record(test.name, failed, Some(since.elapsed()));
+                self.record(&test, failed, Some(since.elapsed()));
                 true
             }
             None => false,
@@ -315,15 +340,15 @@ impl Batch {
             }
             Event::Ended { name, outcome } => {
                 let ended = self.running.take_if(|(test, _)| test.name == name);
-                if let Some((_, since)) = ended {
-                    self.record(name, outcome, Some(since.elapsed()));
+                if let Some((test, since)) = ended {
+                    self.record(&test, outcome, Some(since.elapsed()));
                 }
             }
         }
     }
 }
 
-impl Sink for Batch {
+impl Sink for Batch<'_> {
     fn stdout(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.bytes.extend(bytes);
         while let Some(end) = self.bytes.iter().position(|byte| *byte == b'\n') {
@@ -376,9 +401,11 @@ mod tests {
 
     #[test]
     fn a_run_that_breaks_off_blames_the_test_it_was_at_and_keeps_the_rest() {
+        let progress = progress::Tests::new([], [], 1);
         let mut batch = Batch::new(
             Host::Here,
             vec![listed("a", &[]), listed("b", &[]), listed("c", &[])],
+            &progress,
         );
         let mut stream = line(&Event::Started {
             name: "a".to_owned(),
@@ -414,21 +441,37 @@ mod tests {
 
     #[test]
     fn a_test_the_emulator_took_along_runs_again() {
-        let mut batch = Batch::new(Host::Amd, vec![listed("a", &[]), listed("b", &[])]);
+        let progress = progress::Tests::new([], [], 1);
+        let mut batch = Batch::new(
+            Host::Amd,
+            vec![listed("a", &[]), listed("b", &[])],
+            &progress,
+        );
         batch
             .stdout(&line(&Event::Started {
                 name: "a".to_owned(),
             }))
             .unwrap();
-        batch.put_back();
+        assert!(batch.may_retry());
+        batch.put_back("gone");
         assert_eq!(HostRun::arguments(&batch), ["--run-json", "a", "b"]);
+        assert_eq!(batch.restarts, ["amd host, during a: gone"]);
+        batch
+            .stdout(&line(&Event::Started {
+                name: "a".to_owned(),
+            }))
+            .unwrap();
+        // Once, and no more.
+        assert!(!batch.may_retry());
     }
 
     #[test]
     fn parameters_are_for_emulated_hosts() {
+        let progress = progress::Tests::new([], [], 1);
         let mut batch = Batch::new(
             Host::Here,
             vec![listed("a", &["kvm_intel.ept=0"]), listed("b", &[])],
+            &progress,
         );
         batch.skip_what_needs_parameters();
         assert_eq!(HostRun::arguments(&batch), ["--run-json", "b"]);
