@@ -71,8 +71,11 @@ fn absolute(name: &str, path: &Path) -> Result<(), String> {
 }
 
 impl Command {
-    /// Reads a request's line; else what is wrong with it.
-    pub(super) fn read(line: &[u8]) -> Result<Self, String> {
+    /// Reads a request's line.
+    ///
+    /// # Errors
+    /// What is wrong with it, for people.
+    pub fn read(line: &[u8]) -> Result<Self, String> {
         let no_request = |e: serde_json::Error| {
             format!("not a request: {e}; a request is a line like {{\"command\":\"status\"}}")
         };
@@ -122,7 +125,7 @@ impl Command {
     }
 
     /// The request's line.
-    pub(super) fn write(&self) -> String {
+    pub fn write(&self) -> String {
         let (name, arguments) = match self {
             Self::Job(Job::Save(save)) => (SAVE, serde_json::to_value(save)),
             Self::Job(Job::Migrate(migrate)) => (MIGRATE, serde_json::to_value(migrate)),

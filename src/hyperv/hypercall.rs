@@ -52,9 +52,12 @@ pub struct UserHypercalls {
 impl UserHypercalls {
     /// For a VM with what `resolved` turned on.
     pub fn new(resolved: &Resolved) -> Self {
-        Self {
-            extended: resolved.has(E::ExtHypercalls),
-        }
+        Self::with_extended(resolved.has(E::ExtHypercalls))
+    }
+
+    /// With or without extended hypercalls.
+    pub fn with_extended(extended: bool) -> Self {
+        Self { extended }
     }
 
     /// Carries out a call: `input` and `params` as in `kvm_hyperv_exit`. What it returns goes into its `result`.

@@ -1,11 +1,12 @@
-//! A machine's devices without a VM: to see whether a saved state is one of theirs.
+//! A machine's devices without a VM: to check whether a saved state is one of theirs, and what accesses do to them.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::error::MachineError;
 use super::lines::{CurrentVm, KernelLines, Messages};
-use super::wiring;
+use super::wiring::{self, Wired};
+use crate::bus;
 use crate::config::{Irqchip, VmConfig};
 use crate::devices;
 use crate::devices::char::CharBackend;
@@ -14,36 +15,109 @@ use crate::irq::IrqSink;
 use crate::irq::ioapic::IoApic;
 use crate::life::LifeHandle;
 use crate::machine::TransferError;
-use crate::state::Sections;
+use crate::state::{Sections, StateError};
+
+/// The devices of a machine, connected to nothing.
+pub struct DevicesWithoutVm {
+    wired: Wired,
+    /// What wakes it must be there; it does not run.
+    _io: IoThread,
+}
+
+impl std::fmt::Debug for DevicesWithoutVm {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("DevicesWithoutVm").finish_non_exhaustive()
+    }
+}
+
+impl DevicesWithoutVm {
+    /// Those of a VM of `config`.
+    ///
+    /// # Errors
+    /// If the system has no descriptors left.
+    pub fn new(config: &VmConfig) -> Result<Self, MachineError> {
+        let nothing = || CharBackend::None;
+        let config = VmConfig {
+            serial: [nothing(), nothing()],
+            debugcon: config.debugcon.as_ref().map(|_| nothing()),
+            ..config.clone()
+        };
+        let life = LifeHandle::channel().0;
+        let lines = CurrentVm::default();
+        let ioapic = (config.irqchip == Irqchip::Split)
+            .then(|| Arc::new(IoApic::new(Arc::new(Messages(lines.clone())))));
+        let sink: Arc<dyn IrqSink> = match &ioapic {
+            Some(ioapic) => Arc::clone(ioapic) as _,
+            None => Arc::new(KernelLines(lines)),
+        };
+        let mut io = IoThread::new(life.clone()).map_err(|source| MachineError::Thread {
+            what: "I/O",
+            source,
+        })?;
+        let wired = wiring::wire(&config, &[], &sink, ioapic.as_ref(), &life, &mut io)?;
+        Ok(Self { wired, _io: io })
+    }
+
+    /// The ports or, with `mmio`, the addresses that devices answer: first and last of each range.
+    pub fn ranges(&self, mmio: bool) -> Vec<(u64, u64)> {
+        let ranges = self.bus(mmio).ranges();
+        ranges.map(|(first, last, _)| (first, last)).collect()
+    }
+
+    /// A guest reads at a port or an address; false if there is no device.
+    pub fn read(&self, mmio: bool, addr: u64, data: &mut [u8]) -> bool {
+        self.bus(mmio).read(addr, data)
+    }
+
+    /// A guest writes to a port or an address; false if there is no device.
+    pub fn write(&self, mmio: bool, addr: u64, data: &[u8]) -> bool {
+        self.bus(mmio).write(addr, data)
+    }
+
+    fn bus(&self, mmio: bool) -> &bus::Bus {
+        if mmio {
+            &self.wired.mmio
+        } else {
+            &self.wired.ports
+        }
+    }
+
+    /// Back to power-on.
+    pub fn reset(&self) {
+        for device in &self.wired.devices {
+            bus::lock(device).reset();
+        }
+    }
+
+    /// The state of all of them.
+    ///
+    /// # Errors
+    /// If two devices have one name.
+    pub fn save(&self) -> Result<Sections, StateError> {
+        let mut sections = Sections::new();
+        devices::state::save(&self.wired.devices, &self.wired.clock, &mut sections)?;
+        Ok(sections)
+    }
+
+    /// Loads all of them from their sections, which are taken out.
+    ///
+    /// # Errors
+    /// If a section is missing or invalid.
+    pub fn load(&self, sections: &mut Sections) -> Result<(), StateError> {
+        devices::state::load(
+            &self.wired.devices,
+            &self.wired.clock,
+            Duration::ZERO,
+            sections,
+        )
+    }
+}
 
 /// Loads the devices of a VM of `config`, which are connected to nothing, from their sections and takes these out.
 ///
 /// # Errors
-/// If a section is missing, or cannot be what it says.
+/// If a section is missing or invalid.
 pub fn check_devices(config: &VmConfig, sections: &mut Sections) -> Result<(), TransferError> {
-    let nobody = || CharBackend::None;
-    let config = VmConfig {
-        serial: [nobody(), nobody()],
-        debugcon: config.debugcon.as_ref().map(|_| nobody()),
-        ..config.clone()
-    };
-    let failed = |e: MachineError| TransferError::Devices(Box::new(e));
-    let life = LifeHandle::channel().0;
-    let lines = CurrentVm::default();
-    let ioapic = (config.irqchip == Irqchip::Split)
-        .then(|| Arc::new(IoApic::new(Arc::new(Messages(lines.clone())))));
-    let sink: Arc<dyn IrqSink> = match &ioapic {
-        Some(ioapic) => Arc::clone(ioapic) as _,
-        None => Arc::new(KernelLines(lines)),
-    };
-    let mut io = IoThread::new(life.clone()).map_err(|source| {
-        failed(MachineError::Thread {
-            what: "I/O",
-            source,
-        })
-    })?;
-    let wired =
-        wiring::wire(&config, &[], &sink, ioapic.as_ref(), &life, &mut io).map_err(failed)?;
-    devices::state::load(&wired.devices, &wired.clock, Duration::ZERO, sections)?;
-    Ok(())
+    let devices = DevicesWithoutVm::new(config).map_err(|e| TransferError::Devices(Box::new(e)))?;
+    Ok(devices.load(sections)?)
 }

@@ -35,7 +35,7 @@ use tracing::{error, info, warn};
 
 pub use counters::ExitCounters;
 pub use cycle::{PowerCycle, VcpuGone};
-pub use dry::check_devices;
+pub use dry::{DevicesWithoutVm, check_devices};
 pub use error::{Impossible, MachineError};
 pub use migrate::Migrate;
 pub use restore::{Local, Outlook, Unloaded, outlook};

@@ -9,7 +9,8 @@ use std::path::PathBuf;
 use clap::Args;
 use thiserror::Error;
 
-use self::expression::{Expression, Statistic};
+pub(crate) use self::expression::Expression;
+use self::expression::Statistic;
 use crate::report::{
     FileError, Group, Measured, PARTS, Report, groups, number, plain, ratio, read,
 };

@@ -27,7 +27,7 @@ pub(crate) use model::{
     ALL_KINDS, Entry, Environment, L1, L1Facts, Measured, Outcome, Part, Parts, Report, StoppedBy,
     VERSION, Vmm,
 };
-pub(crate) use page::STYLE;
+pub(crate) use page::{STYLE, page};
 pub(crate) use recommend::recommend;
 #[cfg(test)]
 pub(crate) use schema::matches_schema;

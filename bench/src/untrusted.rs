@@ -1,0 +1,43 @@
+//! What this program reads of files that anybody may have written, for the fuzz targets. Each returns whether it was understood.
+
+use std::path::Path;
+
+use crate::compare::Expression;
+use crate::{histogram as histograms, report as reports, tsc};
+
+/// A condition of `compare --fail-if`, which is written as it was read.
+pub fn fail_condition(text: &str) -> bool {
+    let Ok(condition) = text.parse::<Expression>() else {
+        return false;
+    };
+    assert_eq!(condition.to_string().parse(), Ok(condition));
+    true
+}
+
+/// A histogram in a report.
+pub fn histogram(text: &str) -> bool {
+    let Ok(one) = histograms::decode(text) else {
+        return false;
+    };
+    let _sum = histograms::sum([&one, &one]);
+    true
+}
+
+/// `l2-exit.json`: read, and shown as a table and as a page.
+pub fn report(file: &Path) -> bool {
+    let Ok(report) = reports::read(file) else {
+        return false;
+    };
+    let _table = reports::table(&report, None);
+    let _page = reports::page(&report);
+    true
+}
+
+/// `tsc.json`: read and shown as a table.
+pub fn tsc_report(file: &Path) -> bool {
+    let Ok(report) = tsc::read(file) else {
+        return false;
+    };
+    let _table = tsc::table(&report);
+    true
+}

@@ -1,0 +1,108 @@
+//! Every device as a guest and a saved state reach it.
+
+use hypernest::config::VmConfig;
+use hypernest::machine::DevicesWithoutVm;
+use hypernest::state::Sections;
+
+use crate::Input;
+
+/// All devices that do not depend on the interrupt controller; the second part chooses that.
+const CONFIG: &str = "name = \"fuzz\"\nmemory = \"64M\"\nkernel = \"/nowhere\"\nhv = \"none\"\n\
+                      serial = \"none\"\nserial2 = \"none\"\ndebugcon = \"none\"\ndebug-exit = 0xf4\nfw-cfg = true\n";
+
+thread_local! {
+    /// With the kernel's interrupt controllers, and with the I/O APIC.
+    static DEVICES: [DevicesWithoutVm; 2] = ["kernel", "split"].map(devices);
+}
+
+fn devices(irqchip: &str) -> DevicesWithoutVm {
+    let config = format!("{CONFIG}irqchip = \"{irqchip}\"\n");
+    let config = VmConfig::from_saved(config).expect("a configuration");
+    DevicesWithoutVm::new(&config).expect("devices can be made without a VM")
+}
+
+/// `irqchip`, then accesses of `what, place, offset, data u64`: bits 1:0 of `what` are the size's logarithm, bit 2 writes, bit 3
+/// is memory, bit 4 takes the address from the data; else `place` is the number of a device's range.
+pub(crate) fn accesses(bytes: &[u8]) -> bool {
+    let mut input = Input::new(bytes);
+    let which = usize::from(input.u8() & 1);
+    DEVICES.with(|all| {
+        let devices = &all[which];
+        devices.reset();
+        let mut found = false;
+        while !input.is_empty() {
+            found |= access(devices, &mut input);
+        }
+        // Whatever the guest did can be saved and loaded again.
+        let saved = devices.save().expect("devices can be saved");
+        devices
+            .load(&mut saved.clone())
+            .expect("what was saved is loaded");
+        assert_eq!(
+            devices.save().map(|again| bodies(&again)).ok(),
+            Some(bodies(&saved))
+        );
+        found
+    })
+}
+
+/// The devices' sections; their clock runs on.
+fn bodies(sections: &Sections) -> Vec<(String, Vec<u8>)> {
+    let devices = sections
+        .iter()
+        .filter(|section| section.name.starts_with("device/"));
+    devices
+        .map(|section| (section.name.clone(), section.body.clone()))
+        .collect()
+}
+
+fn access(devices: &DevicesWithoutVm, input: &mut Input<'_>) -> bool {
+    let (what, place, offset, data) = (input.u8(), input.u8(), input.u8(), input.u64());
+    let memory = what & 8 != 0;
+    // Port accesses have four bytes at most.
+    let len = 1 << (what & 3).min(if memory { 3 } else { 2 });
+    let mut bytes = data.to_le_bytes();
+    let bytes = &mut bytes[..len];
+    let ranges = devices.ranges(memory);
+    let address = match ranges.get(usize::from(place) % ranges.len().max(1)) {
+        Some(&(first, last)) if what & 16 == 0 => first + u64::from(offset) % (last - first + 1),
+        _ if memory => data,
+        _ => data & 0xffff,
+    };
+    if what & 4 != 0 {
+        devices.write(memory, address, bytes)
+    } else {
+        devices.read(memory, address, bytes)
+    }
+}
+
+/// `irqchip, section u8, position u16`, and bytes that replace the section's from there: each device's own section, damaged. Then
+/// a guest's accesses.
+pub(crate) fn state(bytes: &[u8]) -> bool {
+    let mut input = Input::new(bytes);
+    let which = usize::from(input.u8() & 1);
+    let (section, position, len) = (input.u8(), input.u16(), input.u8());
+    let replacement = input.bytes(len.into());
+    DEVICES.with(|all| {
+        let devices = &all[which];
+        devices.reset();
+        let whole = devices.save().expect("devices can be saved");
+        let count = whole.iter().count();
+        let mut damaged = Sections::new();
+        for (index, section_there) in whole.iter().enumerate() {
+            let mut body = section_there.body.clone();
+            if index == usize::from(section) % count {
+                let at = usize::from(position).min(body.len());
+                for (byte, new) in body[at..].iter_mut().zip(replacement) {
+                    *byte = *new;
+                }
+            }
+            damaged.push(section_there.name.clone(), section_there.version, body);
+        }
+        let loaded = devices.load(&mut damaged).is_ok();
+        while !input.is_empty() {
+            access(devices, &mut input);
+        }
+        loaded
+    })
+}

@@ -1,0 +1,59 @@
+//! What the fuzz targets do. `fuzz/` runs them under libFuzzer; the test of this crate runs them on the seeds that are
+//! committed in `fuzz/seeds`, in every `cargo test`.
+//!
+//! A target takes bytes from a hostile guest, file, client or peer. It panics when something that must hold does not, and
+//! returns whether the bytes got past the first checks: a target none of whose seeds does tests nothing.
+
+mod boot;
+mod devices;
+mod enlightened;
+mod input;
+mod migration;
+mod nested;
+mod reports;
+mod requests;
+mod saved;
+mod tls;
+
+pub use input::Input;
+
+/// A target.
+pub type Target = fn(&[u8]) -> bool;
+
+/// Every target by the name of its program in `fuzz/` and of its directory of seeds.
+pub const TARGETS: &[(&str, Target)] = &[
+    ("board", nested::board),
+    ("boot-image", boot::image),
+    ("boot-load", boot::load),
+    ("config-file", requests::config_file),
+    ("control-request", requests::control_request),
+    ("crash-message", enlightened::crash_message),
+    ("devices", devices::accesses),
+    ("device-state", devices::state),
+    ("enlightenments", requests::enlightenments),
+    ("fail-condition", reports::fail_condition),
+    ("histogram", reports::histogram),
+    ("hypercalls", enlightened::hypercalls),
+    ("l2probe-document", reports::l2probe_document),
+    ("migration-wire", migration::wire),
+    ("nested-state", nested::nested_state),
+    ("probe-stream", nested::probe_stream),
+    ("promise", saved::promise),
+    ("report", reports::report),
+    ("saved-sections", saved::sections),
+    ("state-file", saved::state_file),
+    ("synthetic-msrs", enlightened::msrs),
+    ("tls-handshake", tls::handshake),
+    ("tsc-report", reports::tsc_report),
+    ("tsc-stream", nested::tsc_stream),
+];
+
+/// Runs the target called `name` on `bytes`.
+///
+/// # Panics
+/// If there is no such target, or something that must hold does not.
+pub fn run(name: &str, bytes: &[u8]) -> bool {
+    let target = TARGETS.iter().find(|(known, _)| *known == name);
+    let (_, target) = target.unwrap_or_else(|| panic!("no target {name}"));
+    target(bytes)
+}

@@ -1,0 +1,49 @@
+//! What users and clients send.
+
+use std::path::Path;
+
+use hypernest::api::Command;
+use hypernest::config::{ConfigFile, Flags, HostLimits, build};
+use hypernest::hyperv::{Profile, Request};
+
+/// Configuration files.
+pub(crate) fn config_file(bytes: &[u8]) -> bool {
+    let Ok(text) = std::str::from_utf8(bytes) else {
+        return false;
+    };
+    let file = ConfigFile::new(Path::new("fuzz.toml"), text.to_owned());
+    build(Some(&file), &Flags::default(), HostLimits::default()).is_ok()
+}
+
+/// Lists of enlightenments.
+pub(crate) fn enlightenments(bytes: &[u8]) -> bool {
+    let request = std::str::from_utf8(bytes)
+        .ok()
+        .and_then(|list| Request::parse(list, Profile::Windows).ok());
+    let Some(request) = request else {
+        return false;
+    };
+    let shown = request.to_string();
+    assert_eq!(
+        Request::parse(&shown, Profile::None).as_ref(),
+        Ok(&request),
+        "{shown}"
+    );
+    true
+}
+
+/// Lines of the control socket.
+pub(crate) fn control_request(bytes: &[u8]) -> bool {
+    match Command::read(bytes) {
+        Ok(command) => {
+            let line = command.write();
+            // A path that is no text has no form in JSON, but none comes out of JSON either.
+            assert_eq!(Command::read(line.as_bytes()), Ok(command), "{line}");
+            true
+        }
+        Err(why) => {
+            assert!(!why.is_empty());
+            false
+        }
+    }
+}
