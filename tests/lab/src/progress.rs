@@ -19,6 +19,19 @@ fn estimate(elapsed: Duration, done: u64, total: u64, unit: Duration) -> Duratio
     }
 }
 
+/// A remaining time.
+struct Left(Duration);
+
+impl fmt::Display for Left {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_zero() {
+            f.write_str("longer than estimated")
+        } else {
+            write!(f, "about {} left", Human(self.0))
+        }
+    }
+}
+
 /// A time for people: seconds, and minutes from two on.
 struct Human(Duration);
 
@@ -66,10 +79,7 @@ impl Steps {
         let (number, of) = (self.next + 1, self.steps.len());
         let left = estimate(self.start.elapsed(), done, total, Duration::from_secs(1));
         let command = self.command;
-        eprintln!(
-            "{command}: step {number} of {of}, {step} (about {} left)",
-            Human(left)
-        );
+        eprintln!("{command}: step {number} of {of}, {step} ({})", Left(left));
         self.next += 1;
         let begun = Instant::now();
         self.ticker = Some(Ticker::start(move || {
@@ -134,9 +144,9 @@ impl Tests {
         let line = move || {
             let done = self.done.lock().unwrap_or_else(PoisonError::into_inner).0;
             format!(
-                "lab: {done} of {} tests on hosts have run, about {} left",
+                "lab: {done} of {} tests on hosts have run, {}",
                 self.total.0,
-                Human(self.left())
+                Left(self.left())
             )
         };
         eprintln!("{}", line());
