@@ -49,6 +49,10 @@ pub(crate) const TESTS: &[Test] = &[
         moves_by(&["--hv", "none"], &more)
     }),
     micro("migration::a_guest_that_has_moved_can_be_reset", reset),
+    micro(
+        "migration::progress_ends_with_how_the_migration_ended",
+        progress,
+    ),
     micro("migration::a_paused_vm_moves_and_stays_paused", paused),
     micro(
         "migration::a_destination_that_lacks_something_is_told_apart",
@@ -127,6 +131,15 @@ fn move_on(
     let (from, to) = (NAMES[turn % 2], NAMES[(turn + 1) % 2]);
     let there = destination(site, to, &[])?;
     migrate(site, from, to, arguments)?.expect_code(0)?;
+    // From now on the VM is at its destination, for everybody who looks.
+    let listed = site.control(&["list"])?.stdout;
+    let names: Vec<_> = listed
+        .lines()
+        .skip(1)
+        .filter_map(|l| l.split(' ').next())
+        .collect();
+    assert_eq!(names, [to], "{listed}");
+    site.control(&["status", to])?.expect_code(0)?;
     let ended = vm.end()?;
     ended.expect_code(0)?;
     Ok((ended, there))
@@ -211,6 +224,24 @@ fn reset() -> TestResult {
     // And the new boot moves, too.
     let (_, mut vm) = move_on(&site, vm, 1, &[])?;
     expect_more_laps(&mut vm, 1)
+}
+
+fn progress() -> TestResult {
+    let last_phase = |ended: &Ended| -> Result<serde_json::Value, Box<dyn Error>> {
+        let last = ended.stdout.lines().last().ok_or("nothing was shown")?;
+        Ok(serde_json::from_str::<serde_json::Value>(last)?["phase"].clone())
+    };
+    let site = Site::new()?;
+    let mut vm = keeper(&site, &["--hv", "none"])?;
+    expect_more_laps(&mut vm, 0)?;
+    let ended = migrate(&site, "test", "nobody", &["--json"])?;
+    ended.expect_code(1)?;
+    assert_eq!(last_phase(&ended)?, "kept");
+    let _there = destination(&site, "other", &[])?;
+    let ended = migrate(&site, "test", "other", &["--json"])?;
+    ended.expect_code(0)?;
+    assert_eq!(last_phase(&ended)?, "gone");
+    Ok(())
 }
 
 fn paused() -> TestResult {

@@ -1,8 +1,10 @@
 //! The VM's side of the control socket: one thread, which waits for all clients at once, so that none can hold up another.
 
+use std::cell::Cell;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -11,13 +13,17 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::job::{self, Done};
-use super::protocol::{Command, MAX_REQUEST, Reply};
+use super::protocol::{Command, Job, MAX_REQUEST, Reply};
 use super::{ApiError, RunDir};
 use crate::life::{LifeEvent, LifeHandle};
 use crate::machine::Status;
 
-/// Clients at a time; others wait in the socket's queue.
+/// Clients at a time. One more takes the place of the one that has been idle for longest.
 const MAX_CLIENTS: usize = 16;
+/// Clients at a time whose jobs are being done, fewer than clients: status and pause are always answered.
+const MAX_JOBS: usize = 8;
+/// What a client has at least to send its request, however many others come.
+const GRACE: Duration = Duration::from_millis(100);
 /// A client that neither sends a request nor takes its answer for so long is let go.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -38,7 +44,7 @@ impl Server {
     pub fn start(
         dir: RunDir,
         life: LifeHandle,
-        status: impl Fn() -> Status + Send + 'static,
+        status: impl Fn() -> Status + Send + Sync + 'static,
     ) -> Result<Self, ApiError> {
         Self::start_with_patience(dir, life, status, PATIENCE)
     }
@@ -46,7 +52,7 @@ impl Server {
     pub(super) fn start_with_patience(
         dir: RunDir,
         life: LifeHandle,
-        status: impl Fn() -> Status + Send + 'static,
+        status: impl Fn() -> Status + Send + Sync + 'static,
         patience: Duration,
     ) -> Result<Self, ApiError> {
         let start = || {
@@ -57,6 +63,7 @@ impl Server {
             woken.set_nonblocking(true)?;
             // A job that is done need not wait until it is heard: one byte there is as good as two.
             wake.set_nonblocking(true)?;
+            let status: Arc<dyn Fn() -> Status + Send + Sync> = Arc::new(status);
             let mut service = Service {
                 listener,
                 stopped,
@@ -69,7 +76,7 @@ impl Server {
                         life.send(LifeEvent::Request(request));
                         Answer::Now(None)
                     }
-                    Command::Job(job) => Answer::Later(job::start(job, &life, &wake)),
+                    Command::Job(job) => Answer::Later(job::start(job, &life, &wake, &status)),
                 },
             };
             let thread = std::thread::Builder::new()
@@ -107,6 +114,7 @@ impl Drop for Server {
 /// What is answered to a command.
 enum Answer {
     Now(Option<Box<Status>>),
+    Refused(String),
     /// When the job is done.
     Later(Receiver<Done>),
 }
@@ -126,13 +134,8 @@ impl<A: Fn(Command) -> Answer> Service<A> {
         while self.wait() {
             let mut bytes = [0; 64];
             while let Ok(Some(1..)) = now(self.woken.read(&mut bytes)) {}
-            let (answer, patience) = (&self.answer, self.patience);
-            self.clients.retain_mut(|client| {
-                client
-                    .go_on(|line| reply(line, answer), patience)
-                    .unwrap_or(false)
-            });
-            while self.clients.len() < MAX_CLIENTS {
+            self.serve();
+            while self.has_room(Instant::now()) {
                 let stream = match self.listener.accept() {
                     Ok((stream, _)) => stream,
                     Err(e) if e.kind() == ErrorKind::WouldBlock => break,
@@ -141,9 +144,15 @@ impl<A: Fn(Command) -> Answer> Service<A> {
                         break;
                     }
                 };
-                if stream.set_nonblocking(true).is_ok() {
-                    self.clients.push(Client::new(stream, self.patience));
+                if stream.set_nonblocking(true).is_err() {
+                    continue;
                 }
+                if self.clients.len() == MAX_CLIENTS
+                    && let Some(idle) = self.longest_idle()
+                {
+                    self.clients.swap_remove(idle);
+                }
+                self.clients.push(Client::new(stream, self.patience));
             }
         }
         // The VM has ended, and so each job is about to, if that was not what it did: whoever waits is told.
@@ -152,19 +161,66 @@ impl<A: Fn(Command) -> Answer> Service<A> {
         }
     }
 
+    /// Does for each client what can be done without waiting.
+    fn serve(&mut self) {
+        let (answer, patience) = (&self.answer, self.patience);
+        let jobs = self.clients.iter().filter(|client| client.job.is_some());
+        let jobs = Cell::new(jobs.count());
+        let answer = |command| match command {
+            Command::Job(Job::Save(_) | Job::Migrate(_)) if jobs.get() >= MAX_JOBS => {
+                Answer::Refused(format!("{MAX_JOBS} jobs are being done already"))
+            }
+            Command::Job(_) => {
+                jobs.set(jobs.get() + 1);
+                answer(command)
+            }
+            other => answer(other),
+        };
+        self.clients.retain_mut(|client| {
+            client
+                .go_on(|line| reply(line, answer), patience)
+                .unwrap_or(false)
+        });
+    }
+
+    /// When another client can be taken, at the latest when one has been idle for [`GRACE`]; `None`: when a job is done.
+    fn room_at(&self, now: Instant) -> Option<Instant> {
+        if self.clients.len() < MAX_CLIENTS {
+            return Some(now);
+        }
+        let idle = &self.clients[self.longest_idle()?];
+        Some(idle.active + GRACE)
+    }
+
+    fn has_room(&self, now: Instant) -> bool {
+        self.room_at(now).is_some_and(|at| at <= now)
+    }
+
+    /// The client without a job that has been idle for longest.
+    fn longest_idle(&self) -> Option<usize> {
+        let idle = self.clients.iter().enumerate();
+        let idle = idle.filter(|(_, client)| client.job.is_none());
+        idle.min_by_key(|(_, client)| client.active)
+            .map(|(index, _)| index)
+    }
+
     /// Waits until there is something to do; `false` when the server is to end.
     fn wait(&self) -> bool {
         let mut fds = vec![
             PollFd::new(self.stopped.as_fd(), PollFlags::POLLIN),
             PollFd::new(self.woken.as_fd(), PollFlags::POLLIN),
         ];
-        if self.clients.len() < MAX_CLIENTS {
+        let now = Instant::now();
+        let room = self.room_at(now);
+        if room.is_some_and(|at| at <= now) {
             fds.push(PollFd::new(self.listener.as_fd(), PollFlags::POLLIN));
         }
         // Those with a job wait for nothing but the job.
         let idle = || self.clients.iter().filter(|client| client.job.is_none());
         fds.extend(idle().map(Client::waits_for));
-        let timeout = match idle().map(|client| client.deadline).min() {
+        let room = room.filter(|at| *at > now);
+        let deadlines = idle().map(|client| client.deadline).chain(room);
+        let timeout = match deadlines.min() {
             // Rounded up, so as not to wake up just before the deadline again and again.
             Some(deadline) => PollTimeout::try_from(
                 deadline.saturating_duration_since(Instant::now()) + Duration::from_millis(1),
@@ -192,6 +248,7 @@ fn reply(line: &[u8], answer: impl Fn(Command) -> Answer) -> Result<Vec<u8>, Rec
     let reply = match Command::read(line).map(answer) {
         Ok(Answer::Now(status)) => Reply::Ok(status),
         Ok(Answer::Later(job)) => return Err(job),
+        Ok(Answer::Refused(why)) => Reply::Error(why),
         Err(why) => Reply::Error(why),
     };
     Ok(encode(&reply))
@@ -213,6 +270,8 @@ struct Client {
     /// It is let go when the output is written.
     last: bool,
     deadline: Instant,
+    /// When it last did something.
+    active: Instant,
 }
 
 impl Client {
@@ -224,7 +283,14 @@ impl Client {
             job: None,
             last: false,
             deadline: Instant::now() + patience,
+            active: Instant::now(),
         }
+    }
+
+    /// It has done what it is given time for.
+    fn renew(&mut self, patience: Duration) {
+        self.active = Instant::now();
+        self.deadline = self.active + patience;
     }
 
     fn waits_for(&self) -> PollFd<'_> {
@@ -238,9 +304,9 @@ impl Client {
 
     fn job_is_done(&mut self, done: Done, patience: Duration) {
         self.job = None;
-        self.deadline = Instant::now() + patience;
+        self.renew(patience);
         self.output = encode(&match done {
-            Ok(()) => Reply::Ok(None),
+            Ok(status) => Reply::Ok(status),
             Err(why) => Reply::Error(why),
         });
     }
@@ -281,7 +347,7 @@ impl Client {
                     if self.last {
                         return Ok(false);
                     }
-                    self.deadline = Instant::now() + patience;
+                    self.renew(patience);
                 }
             } else if let Some(end) = self.input.iter().position(|b| *b == b'\n') {
                 let line: Vec<u8> = self.input.drain(..=end).collect();
@@ -310,7 +376,7 @@ impl Client {
 }
 
 fn panicked() -> Done {
-    Err("it stopped for an error in hypernest, which the VM's log tells".to_owned())
+    Err("internal error (the job panicked); see the VM's log".to_owned())
 }
 
 /// `None` if it would have to wait.

@@ -74,6 +74,48 @@ fn commands_arrive_and_are_answered() {
 }
 
 #[test]
+fn idle_clients_keep_no_other_waiting() {
+    let tmp = tempfile::tempdir().unwrap();
+    let dirs = dirs(&tmp);
+    let (life, _events) = LifeHandle::channel();
+    // They are let go long after this test has ended.
+    let patience = Duration::from_secs(3600);
+    let dir = dirs.claim("a").unwrap();
+    let _server = Server::start_with_patience(dir, life, || status("a"), patience).unwrap();
+    let idle: Vec<_> = (0..64)
+        .map(|_| UnixStream::connect(dirs.socket("a")).unwrap())
+        .collect();
+    for _ in 0..3 {
+        assert!(call(&dirs, "a", &Command::Status).unwrap().is_some());
+    }
+    drop(idle);
+}
+
+#[test]
+fn jobs_keep_no_status_waiting() {
+    let tmp = tempfile::tempdir().unwrap();
+    let dirs = dirs(&tmp);
+    // No machine takes these jobs up.
+    let vm = start(&dirs, "a");
+    let migrate = b"{\"command\":\"migrate\",\"to\":\"fd:0\"}\n";
+    let mut jobs: Vec<_> = (0..16)
+        .map(|_| {
+            let mut stream = UnixStream::connect(dirs.socket("a")).unwrap();
+            stream.write_all(migrate).unwrap();
+            stream
+        })
+        .collect();
+    assert!(call(&dirs, "a", &Command::Status).unwrap().is_some());
+    let mut refused = String::new();
+    let last = jobs.pop().unwrap();
+    BufReader::new(last).read_line(&mut refused).unwrap();
+    assert!(refused.contains("jobs are being done already"), "{refused}");
+    // The machine ends before its server does.
+    drop(vm.events);
+    drop(vm.server);
+}
+
+#[test]
 fn one_connection_takes_many_requests() {
     let tmp = tempfile::tempdir().unwrap();
     let dirs = dirs(&tmp);

@@ -3,16 +3,19 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use super::control::PATIENCE;
 use super::status::describe_migration;
 use super::{CliError, Exit, to_stderr};
-use crate::api::{Command, Job, RunDirs, call};
+use crate::api::{ApiError, Command, Job, RunDirs, call};
 use crate::config::parse_size;
-use crate::machine::Migrate;
+use crate::machine::{Migrate, Status};
 
 /// How often progress is shown.
 const STEP: Duration = Duration::from_millis(500);
+/// How often is looked whether the VM's process here has ended.
+const PAUSE: Duration = Duration::from_millis(5);
 
 /// Move a running VM to another process, which `hypernest run --incoming ADDRESS` started, here or on another host
 ///
@@ -121,7 +124,8 @@ pub fn run(args: &Args) -> Result<Exit, CliError> {
         plaintext: security.plaintext,
     })));
     if !args.progress && !args.json {
-        call(&dirs, &args.name, &job)?;
+        let last = call(&dirs, &args.name, &job)?;
+        wait_until_gone(&dirs, &args.name, last.as_deref())?;
         return Ok(Exit::DONE);
     }
     std::thread::scope(|scope| {
@@ -129,30 +133,59 @@ pub fn run(args: &Args) -> Result<Exit, CliError> {
         let shown = scope.spawn(|| {
             let over = over;
             while over.recv_timeout(STEP) == Err(RecvTimeoutError::Timeout) {
-                show(&dirs, args);
+                if let Ok(Some(status)) = call(&dirs, &args.name, &Command::Status) {
+                    show(&status, args);
+                }
             }
         });
         let moved = call(&dirs, &args.name, &job);
         drop(done);
         // A panic there has said so itself.
         let _panicked = shown.join();
-        moved?;
-        Ok(Exit::DONE)
+        match moved {
+            Ok(last) => {
+                // The last line is how it ended, which its process says as it goes.
+                last.iter().for_each(|status| show(status, args));
+                wait_until_gone(&dirs, &args.name, last.as_deref())?;
+                Ok(Exit::DONE)
+            }
+            Err(e) => {
+                if let Ok(Some(status)) = call(&dirs, &args.name, &Command::Status) {
+                    show(&status, args);
+                }
+                Err(e.into())
+            }
+        }
     })
 }
 
-/// Whatever is in the way of showing it is no reason to stop.
-fn show(dirs: &RunDirs, args: &Args) {
-    let Ok(Some(status)) = call(dirs, &args.name, &Command::Status) else {
-        return;
-    };
-    let Some(migration) = status.migration else {
+/// Waits until the VM's process here is no longer listed: until then `list` would show the VM twice.
+fn wait_until_gone(dirs: &RunDirs, name: &str, last: Option<&Status>) -> Result<(), CliError> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match call(dirs, name, &Command::Status) {
+            Err(ApiError::NoSuchVm { .. }) => return Ok(()),
+            // Another VM has its name already.
+            Ok(Some(status)) if last.is_some_and(|last| last.pid != status.pid) => return Ok(()),
+            _ if Instant::now() >= deadline => {
+                return Err(CliError::NotDone {
+                    name: name.to_owned(),
+                    done: "ended here, though it runs at its destination",
+                });
+            }
+            _ => std::thread::sleep(PAUSE),
+        }
+    }
+}
+
+fn show(status: &Status, args: &Args) {
+    let Some(migration) = &status.migration else {
         return;
     };
     if !args.json {
-        to_stderr(&describe_migration(&migration));
-    } else if let Ok(json) = serde_json::to_string(&migration) {
-        // Whoever reads it may have had enough.
+        to_stderr(&describe_migration(migration));
+    } else if let Ok(json) = serde_json::to_string(migration) {
+        // The reader may have closed the pipe, which does not stop the migration.
         let _gone = writeln!(std::io::stdout(), "{json}");
     }
 }
