@@ -40,3 +40,5 @@ pub mod text;
 pub mod time;
 pub mod units;
 pub mod vcpu;
+
+pub use sys::end_with_parent;

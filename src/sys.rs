@@ -2,17 +2,100 @@
 
 #![allow(
     unsafe_code,
-    reason = "descriptors given by number on the command line"
+    reason = "descriptors given by number on the command line, and what happens between fork and exec"
 )]
 
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// A duplicate of the descriptor numbered `fd`, which this process inherited. It is closed on exec.
+use nix::sys::signal::Signal;
+
+/// A descriptor that this process was started with: its number, and the device and inode of what is behind it. The number alone
+/// would not do, since it may have been closed and given to something else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Inherited {
+    fd: RawFd,
+    device: u64,
+    inode: u64,
+}
+
+static INHERITED: Mutex<Vec<Inherited>> = Mutex::new(Vec::new());
+
+fn recorded() -> MutexGuard<'static, Vec<Inherited>> {
+    INHERITED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Records the sockets and pipes that this process was started with: [`inherited`] duplicates no others. To be called before the
+/// program opens anything.
+pub(crate) fn record_inherited() {
+    // Without /proc there are none to be named.
+    let entries = fs::read_dir("/proc/self/fd")
+        .into_iter()
+        .flatten()
+        .flatten();
+    let numbers = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    numbers.for_each(record);
+}
+
+/// Records descriptor `fd`, if it is a socket or a pipe.
+pub(crate) fn record(fd: RawFd) {
+    if let Some(found) = duplicate(fd).ok().and_then(|own| identity(fd, &own)) {
+        recorded().push(found);
+    }
+}
+
+/// What is behind `own`, a duplicate of `fd`, if that is a socket or a pipe.
+fn identity(fd: RawFd, own: &OwnedFd) -> Option<Inherited> {
+    let metadata = File::from(own.try_clone().ok()?).metadata().ok()?;
+    let kind = metadata.file_type();
+    (kind.is_socket() || kind.is_fifo()).then(|| Inherited {
+        fd,
+        device: metadata.dev(),
+        inode: metadata.ino(),
+    })
+}
+
+/// A duplicate of the socket or pipe numbered `fd`, which this process was started with.
+///
+/// # Errors
+/// If it was started with no socket or pipe of this number: no user can name its other descriptors, such as guest memory and KVM.
+pub(crate) fn inherited(fd: RawFd) -> io::Result<OwnedFd> {
+    let own = duplicate(fd)?;
+    match identity(fd, &own) {
+        Some(found) if recorded().contains(&found) => Ok(own),
+        _ => Err(io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            format!("descriptor {fd} is no socket or pipe that this process was started with"),
+        )),
+    }
+}
+
+/// Has the kernel kill the process that `command` starts when this thread ends, in whatever way: a VM is not left behind by a
+/// program that was killed. To be started by a thread that lives as long as the VM is to.
+pub fn end_with_parent(command: &mut Command) {
+    let parent = nix::unistd::getpid();
+    let before_exec = move || {
+        nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
+        match nix::unistd::getppid() == parent {
+            true => Ok(()),
+            // The parent ended before the kernel was asked.
+            false => Err(io::Error::from_raw_os_error(libc::ESRCH)),
+        }
+    };
+    // SAFETY: the closure makes two system calls (prctl, getppid), allocates nothing and takes no lock.
+    unsafe { command.pre_exec(before_exec) };
+}
+
+/// A duplicate of the descriptor numbered `fd`. It is closed on exec.
 ///
 /// # Errors
 /// If there is no such descriptor, or no more can be had.
-pub(crate) fn duplicate(fd: RawFd) -> io::Result<OwnedFd> {
+fn duplicate(fd: RawFd) -> io::Result<OwnedFd> {
     // SAFETY: the call takes and returns numbers, whatever is behind them.
     let new = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3) };
     if new < 0 {
@@ -31,5 +114,46 @@ mod tests {
         let e = duplicate(1 << 20).unwrap_err();
         assert_eq!(e.raw_os_error(), Some(libc::EBADF));
         duplicate(0).unwrap();
+    }
+
+    #[test]
+    fn a_child_ends_with_the_thread_that_started_it() {
+        use std::os::unix::process::ExitStatusExt;
+
+        let mut child = std::thread::spawn(|| {
+            let mut command = Command::new("sleep");
+            end_with_parent(command.arg("600"));
+            command.spawn().unwrap()
+        })
+        .join()
+        .unwrap();
+        assert_eq!(child.wait().unwrap().signal(), Some(libc::SIGKILL));
+    }
+
+    #[test]
+    fn only_sockets_and_pipes_from_the_start_are_given_away() {
+        use std::os::fd::AsRawFd;
+
+        let (before, _other_end) = std::io::pipe().unwrap();
+        record_inherited();
+        record(File::open("/dev/null").unwrap().as_raw_fd());
+        inherited(before.as_raw_fd()).unwrap();
+        let (after, _other_end) = std::io::pipe().unwrap();
+        let file = File::open("/proc/self/exe").unwrap();
+        for fd in [after.as_raw_fd(), file.as_raw_fd()] {
+            let e = inherited(fd).unwrap_err();
+            assert_eq!(e.kind(), io::ErrorKind::PermissionDenied);
+        }
+        let e = inherited(1 << 20).unwrap_err();
+        assert_eq!(e.raw_os_error(), Some(libc::EBADF));
+        // The number goes to another pipe.
+        let number = before.as_raw_fd();
+        drop(before);
+        let mut later = Vec::new();
+        for _ in 0..64 {
+            let (reader, writer) = std::io::pipe().unwrap();
+            later.push((reader, writer));
+        }
+        assert!(inherited(number).is_err());
     }
 }

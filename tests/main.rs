@@ -29,6 +29,7 @@ mod stock_linux;
 mod svm;
 mod terminal;
 mod time;
+mod trust;
 mod tsc_bench;
 mod vm;
 mod xen;
@@ -50,6 +51,7 @@ fn main() -> ExitCode {
         state::TESTS,
         time::TESTS,
         migration::TESTS,
+        trust::TESTS,
         reenlightenment::TESTS,
         differential::TESTS,
         beside_qemu::TESTS,

@@ -43,6 +43,26 @@ pub enum BootError {
         /// The file.
         path: PathBuf,
     },
+    /// A saved VM's or a migration's boot files are not those of its configuration.
+    #[error("{found} boot files came with the VM, and its configuration names {expected}")]
+    OtherFiles {
+        /// How many there are.
+        found: usize,
+        /// How many there should be.
+        expected: usize,
+    },
+    /// A saved boot file's content is not what was saved.
+    #[error("the {role} {} is damaged in the saved VM: its CRC32C is {found:#010x} and should be {expected:#010x}", .path.display())]
+    Damaged {
+        /// What it is for.
+        role: Role,
+        /// Its name when the VM was started.
+        path: PathBuf,
+        /// As it was saved.
+        expected: u32,
+        /// As computed.
+        found: u32,
+    },
     /// The gzip data are damaged.
     #[error("cannot unpack the {role} {}: its gzip data are damaged", .path.display())]
     Gzip {

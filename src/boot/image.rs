@@ -5,12 +5,14 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use flate2::read::MultiGzDecoder;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::error::BootError;
 use crate::memory::GuestRam;
+use crate::state::snapshot::SavedFile;
 use crate::units::Gpa;
 
 /// What a file is for.
@@ -66,7 +68,7 @@ impl Content for [u8] {
     }
 }
 
-/// An open file, or what it unpacked to.
+/// An open file, a part of one, or bytes in memory.
 #[derive(Debug)]
 pub struct Image {
     role: Role,
@@ -76,7 +78,12 @@ pub struct Image {
 
 #[derive(Debug)]
 enum Source {
-    File { file: File, len: u64 },
+    File {
+        file: File,
+        len: u64,
+    },
+    /// In the file of a saved VM's boot files.
+    Part(Arc<File>, SavedFile),
     Memory(Vec<u8>),
 }
 
@@ -114,6 +121,49 @@ impl Image {
         })
     }
 
+    /// The file that was at `path` when a VM was started, now in its saved state.
+    pub fn part(role: Role, path: &Path, file: &Arc<File>, entry: SavedFile) -> Self {
+        Self {
+            role,
+            path: path.to_owned(),
+            source: Source::Part(Arc::clone(file), entry),
+        }
+    }
+
+    /// The file that was at `path` when a VM was started, as `bytes`.
+    pub fn in_memory(role: Role, path: &Path, bytes: Vec<u8>) -> Self {
+        Self {
+            role,
+            path: path.to_owned(),
+            source: Source::Memory(bytes),
+        }
+    }
+
+    /// Compares the content with its checksum, where it has one.
+    ///
+    /// # Errors
+    /// If it cannot be read, or is another.
+    pub fn check(&self) -> Result<(), BootError> {
+        let Source::Part(file, entry) = &self.source else {
+            return Ok(());
+        };
+        let found = entry.checksum(file).map_err(|e| self.unreadable(e))?;
+        if found == entry.crc32c {
+            return Ok(());
+        }
+        Err(BootError::Damaged {
+            role: self.role,
+            path: self.path.clone(),
+            expected: entry.crc32c,
+            found,
+        })
+    }
+
+    /// The content from the beginning.
+    pub fn reader(&self) -> impl Read + '_ {
+        Reader { image: self, at: 0 }
+    }
+
     /// What the file is for.
     pub fn role(&self) -> Role {
         self.role
@@ -148,39 +198,31 @@ impl Image {
     ///
     /// # Errors
     /// If the file is damaged or unpacks to more than `most` bytes.
-    pub fn gunzip(self, most: u64) -> Result<Self, BootError> {
+    pub fn gunzip(&self, most: u64) -> Result<Self, BootError> {
         let damaged = |source| BootError::Gzip {
             role: self.role,
             path: self.path.clone(),
             source,
         };
         let mut unpacked = Vec::new();
-        match &self.source {
-            Source::File { file, .. } => MultiGzDecoder::new(io::BufReader::new(file))
-                .take(most.saturating_add(1))
-                .read_to_end(&mut unpacked),
-            Source::Memory(bytes) => MultiGzDecoder::new(bytes.as_slice())
-                .take(most.saturating_add(1))
-                .read_to_end(&mut unpacked),
-        }
-        .map_err(damaged)?;
+        MultiGzDecoder::new(io::BufReader::new(self.reader()))
+            .take(most.saturating_add(1))
+            .read_to_end(&mut unpacked)
+            .map_err(damaged)?;
         if unpacked.len() as u64 > most {
             return Err(BootError::UnpacksTooLarge {
                 role: self.role,
-                path: self.path,
+                path: self.path.clone(),
                 most,
             });
         }
         if unpacked.is_empty() {
             return Err(BootError::Empty {
                 role: self.role,
-                path: self.path,
+                path: self.path.clone(),
             });
         }
-        Ok(Self {
-            source: Source::Memory(unpacked),
-            ..self
-        })
+        Ok(Self::in_memory(self.role, &self.path, unpacked))
     }
 
     /// Copies `len` bytes from `offset` on into guest RAM at `gpa`; from a file without a copy in between.
@@ -203,14 +245,21 @@ impl Image {
         let address = GuestAddress(gpa.0);
         let size = usize::try_from(len)
             .map_err(|_| self.unreadable(io::ErrorKind::FileTooLarge.into()))?;
+        let copy = |mut file: &File, offset| {
+            file.seek(SeekFrom::Start(offset))
+                .map_err(|e| self.unreadable(e))?;
+            ram.mmap()
+                .read_exact_volatile_from(address, &mut file, size)
+                .map_err(failed)
+        };
         match &self.source {
-            Source::File { file, .. } => {
-                let mut file = file;
-                file.seek(SeekFrom::Start(offset))
-                    .map_err(|e| self.unreadable(e))?;
-                ram.mmap()
-                    .read_exact_volatile_from(address, &mut file, size)
-                    .map_err(failed)
+            Source::File { file, .. } => copy(file, offset),
+            Source::Part(file, entry) => {
+                let end = offset.checked_add(len);
+                if end.is_none_or(|end| end > entry.range.end - entry.range.start) {
+                    return Err(self.unreadable(io::ErrorKind::UnexpectedEof.into()));
+                }
+                copy(file, entry.range.start + offset)
             }
             Source::Memory(bytes) => {
                 let from = usize::try_from(offset)
@@ -236,6 +285,7 @@ impl Content for Image {
     fn len(&self) -> u64 {
         match &self.source {
             Source::File { len, .. } => *len,
+            Source::Part(_, entry) => entry.range.end - entry.range.start,
             Source::Memory(bytes) => bytes.len() as u64,
         }
     }
@@ -243,7 +293,30 @@ impl Content for Image {
     fn read_exact_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         match &self.source {
             Source::File { file, .. } => FileExt::read_exact_at(file, buffer, offset),
+            Source::Part(file, entry) => {
+                let end = offset.checked_add(buffer.len() as u64);
+                if end.is_none_or(|end| end > self.len()) {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
+                FileExt::read_exact_at(&**file, buffer, entry.range.start + offset)
+            }
             Source::Memory(bytes) => Content::read_exact_at(bytes.as_slice(), offset, buffer),
         }
+    }
+}
+
+/// Reads an image from its beginning to its end, without a file offset that others could move.
+struct Reader<'a> {
+    image: &'a Image,
+    at: u64,
+}
+
+impl Read for Reader<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let left = self.image.len().saturating_sub(self.at);
+        let len = usize::try_from(left).map_or(buffer.len(), |left| left.min(buffer.len()));
+        self.image.read_exact_at(self.at, &mut buffer[..len])?;
+        self.at += len as u64;
+        Ok(len)
     }
 }

@@ -4,6 +4,7 @@ use super::claims::{ClaimError, Claims};
 use super::elf::{self, Elf};
 use super::entry::{self, Entry};
 use super::error::BootError;
+use super::files::BootFiles;
 use super::firmware::{self, Platform};
 use super::image::{Content, Image, Role};
 use super::kind::{self, Kind};
@@ -12,7 +13,6 @@ use super::memory_map::MemoryRange;
 use super::multiboot;
 use super::pvh::{self, LoadedModule};
 use crate::boot::BootConfig;
-use crate::boot::BootModule;
 use crate::layout;
 use crate::memory::GuestRam;
 use crate::units::Gpa;
@@ -27,26 +27,26 @@ const MULTIBOOT_CMDLINE_MAX: usize = 4095;
 /// # Errors
 /// If the file is missing, damaged, or of another format.
 pub fn check(boot: &BootConfig, most: u64) -> Result<(), BootError> {
-    open(boot, most).map(drop)
+    identify(&Image::open(Role::Kernel, &boot.kernel)?, most).map(drop)
 }
 
-/// The kernel of `boot`, unpacked to at most `most` bytes, with its first bytes and its format.
-fn open(boot: &BootConfig, most: u64) -> Result<(Image, Vec<u8>, Kind), BootError> {
-    let mut kernel = Image::open(Role::Kernel, &boot.kernel)?;
+/// The first bytes and the format of `kernel`, and what it unpacks to, at most `most` bytes, if it is packed.
+fn identify(kernel: &Image, most: u64) -> Result<(Option<Image>, Vec<u8>, Kind), BootError> {
+    let mut unpacked = None;
     let mut head = kernel.head(kind::HEAD)?;
     let mut found = kind::kind(&head);
     if found == Ok(Kind::Gzip) {
-        kernel = kernel.gunzip(most)?;
-        head = kernel.head(kind::HEAD)?;
+        let inner = unpacked.insert(kernel.gunzip(most)?);
+        head = inner.head(kind::HEAD)?;
         found = match kind::kind(&head) {
             Ok(Kind::Gzip) => Err("it is gzipped twice"),
             found => found,
         };
     }
     match found {
-        Ok(found) => Ok((kernel, head, found)),
+        Ok(found) => Ok((unpacked, head, found)),
         Err(reason) => Err(BootError::NoKernel {
-            path: boot.kernel.clone(),
+            path: kernel.path().to_owned(),
             reason,
         }),
     }
@@ -60,13 +60,29 @@ fn open(boot: &BootConfig, most: u64) -> Result<(Image, Vec<u8>, Kind), BootErro
 /// # Errors
 /// If a file is missing, damaged, or not startable, or something does not fit into RAM.
 pub fn load(boot: &BootConfig, ram: &GuestRam, platform: &Platform) -> Result<Entry, BootError> {
+    load_files(boot, &BootFiles::open(boot)?, ram, platform)
+}
+
+/// The same with the `files` of `boot`, which are open already.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_files(
+    boot: &BootConfig,
+    files: &BootFiles,
+    ram: &GuestRam,
+    platform: &Platform,
+) -> Result<Entry, BootError> {
+    files.all().try_for_each(Image::check)?;
     let ram_size: u64 = ram.pieces().map(|piece| piece.len).sum();
-    let (kernel, head, found) = open(boot, ram_size)?;
+    let (unpacked, head, found) = identify(files.kernel(), ram_size)?;
+    let kernel = unpacked.as_ref().unwrap_or(files.kernel());
     let firmware = firmware::install(ram, platform)?;
     let mut loader = Loader {
         boot,
+        files,
         ram,
-        kernel: &kernel,
+        kernel,
         claims: Claims::new(&firmware.map),
         map: &firmware.map,
         rsdp: firmware.rsdp,
@@ -89,6 +105,7 @@ pub fn load(boot: &BootConfig, ram: &GuestRam, platform: &Platform) -> Result<En
 
 struct Loader<'a> {
     boot: &'a BootConfig,
+    files: &'a BootFiles,
     ram: &'a GuestRam,
     kernel: &'a Image,
     claims: Claims,
@@ -96,7 +113,7 @@ struct Loader<'a> {
     rsdp: Gpa,
 }
 
-impl Loader<'_> {
+impl<'a> Loader<'a> {
     fn linux(mut self, head: &[u8]) -> Result<Entry, BootError> {
         let path = &self.boot.kernel;
         let refused = |source| BootError::Linux {
@@ -109,16 +126,13 @@ impl Loader<'_> {
         let header = linux::Header::parse(head, self.kernel.len()).map_err(refused)?;
         header.check_cmdline(&self.boot.cmdline).map_err(refused)?;
         self.check_cmdline(&self.boot.cmdline, usize::MAX)?;
-        let initrd = match &self.boot.initrd {
-            Some(initrd) => Some(Image::open(Role::Initrd, initrd)?),
-            None => None,
-        };
+        let initrd = self.files.initrd();
 
         let kernel = header.place(&mut self.claims).map_err(refused)?;
         let cmdline = self.claim_low("the command line", self.boot.cmdline.len() as u64 + 1)?;
         let zero_page = self.claim_low("the zero page", PAGE)?;
         let page_tables = self.claim_low("page tables", entry::PAGE_TABLES_LEN)?;
-        let initrd_at = match &initrd {
+        let initrd_at = match initrd {
             Some(image) => Some((
                 header
                     .place_initrd(&mut self.claims, image.len())
@@ -130,7 +144,7 @@ impl Loader<'_> {
 
         self.kernel
             .copy_to(self.ram, kernel, header.kernel_offset, header.kernel_len)?;
-        if let (Some(image), Some((gpa, len))) = (&initrd, initrd_at) {
+        if let (Some(image), Some((gpa, len))) = (initrd, initrd_at) {
             image.copy_to(self.ram, gpa, 0, len)?;
         }
         let params = header
@@ -172,7 +186,7 @@ impl Loader<'_> {
         };
         self.check_cmdline(&self.boot.cmdline, pvh::CMDLINE_MAX)?;
         elf.claim(&mut self.claims).map_err(|e| self.no_room(e))?;
-        let files = self.open_modules()?;
+        let files = self.modules();
         // Below 4 GiB, because the kernel is entered without paging; high, where they are in nobody's way.
         let modules = self.place_modules(&files, |claims, what, len| {
             claims.highest(
@@ -228,7 +242,7 @@ impl Loader<'_> {
         if entry.0 >= layout::RAM_ABOVE_4G.0 {
             return Err(refused(multiboot::MultibootError::Entry(entry.0)));
         }
-        let mut files = self.open_modules()?;
+        let mut files = self.modules();
         for (image, cmdline) in &mut files {
             *cmdline = with_name(image, cmdline);
             self.check_cmdline(cmdline, MULTIBOOT_CMDLINE_MAX)?;
@@ -264,22 +278,16 @@ impl Loader<'_> {
     }
 
     /// The initrd, if any, and the modules, with their command lines.
-    fn open_modules(&self) -> Result<Vec<(Image, String)>, BootError> {
-        let initrd = self.boot.initrd.iter().map(|path| (Role::Initrd, path, ""));
-        let modules = self
-            .boot
-            .modules
-            .iter()
-            .map(|BootModule { path, cmdline }| (Role::Module, path, cmdline.as_str()));
-        initrd
-            .chain(modules)
-            .map(|(role, path, cmdline)| Ok((Image::open(role, path)?, cmdline.to_owned())))
-            .collect()
+    fn modules(&self) -> Vec<(&'a Image, String)> {
+        let initrd = self.boot.initrd.iter().map(|_| String::new());
+        let modules = self.boot.modules.iter().map(|m| m.cmdline.clone());
+        let files = self.files.others().iter();
+        files.zip(initrd.chain(modules)).collect()
     }
 
     fn place_modules(
         &mut self,
-        files: &[(Image, String)],
+        files: &[(&Image, String)],
         place: impl Fn(&mut Claims, &str, u64) -> Result<Gpa, ClaimError>,
     ) -> Result<Vec<LoadedModule>, BootError> {
         let mut modules = Vec::new();
@@ -298,7 +306,7 @@ impl Loader<'_> {
 
     fn copy_modules(
         &self,
-        files: &[(Image, String)],
+        files: &[(&Image, String)],
         modules: &[LoadedModule],
     ) -> Result<(), BootError> {
         for ((image, _), module) in files.iter().zip(modules) {

@@ -5,7 +5,8 @@ use std::io::Cursor;
 use super::migrate::SecurityArgs;
 use super::run::to_its_end;
 use super::{CliError, Exit};
-use crate::api::{RunDir, RunDirs, Server};
+use crate::api::{ApiError, RunDir, RunDirs, Server};
+use crate::boot::BootFiles;
 use crate::config::{HostLimits, LocalFlags, adapt};
 use crate::error::chain;
 use crate::kvm::host::HostCaps;
@@ -54,16 +55,23 @@ pub(super) fn run(
         paused,
         prepared: None,
         machine: None,
+        server: None,
     };
     let options = destination::Options::default();
     receive(&mut incoming, &mut listener, &options, &cancel).map_err(failed)?;
     drop(listener);
     // Both are there once it has been received.
-    let (Some(prepared), Some(machine)) = (incoming.prepared, incoming.machine) else {
+    let (Some(server), Some(machine)) = (incoming.server, incoming.machine) else {
         return Ok(Exit::FAILED);
     };
-    let board = machine.board();
-    let _server = Server::start(prepared.dir, machine.life(), move || board.status())?;
+    let _server = match server {
+        Ok(server) => Some(server),
+        // The VM runs nowhere else any more, so it goes on without.
+        Err(e) => {
+            tracing::error!("the VM runs, but cannot be controlled: {}", chain(&e));
+            None
+        }
+    };
     to_its_end(machine)
 }
 
@@ -72,6 +80,8 @@ struct Incoming {
     paused: bool,
     prepared: Option<Prepared>,
     machine: Option<Machine>,
+    /// Since the VM belongs to this process.
+    server: Option<Result<Server, ApiError>>,
 }
 
 struct Prepared {
@@ -94,10 +104,13 @@ impl Incoming {
         for warning in &adapted.checked.warnings {
             tracing::warn!("{warning}");
         }
+        let boot_is_local = adapted.boot_is_local;
+        let boot = boot_is_local.then(|| BootFiles::open(&adapted.checked.config.boot));
         let local = Local {
             config: adapted.checked.config,
             host_khz: adapted.host_khz,
             paused: self.paused,
+            boot: boot.transpose().map_err(|e| one(&e))?,
         };
         let (mut host, kvm) = HostCaps::for_a_vm().map_err(|e| one(&e))?;
         host.ask_tsc_khz(&kvm).map_err(|e| one(&e))?;
@@ -126,6 +139,19 @@ impl Target for Incoming {
         Ok(ram)
     }
 
+    fn keep_boot_files(&mut self, files: Vec<Vec<u8>>) -> Result<(), VmError> {
+        let prepared = self.prepared.as_mut().ok_or("nothing was prepared")?;
+        // Those that the user of this host names win.
+        if prepared.local.boot.is_none() {
+            let files = BootFiles::received(&prepared.local.config.boot, files)?;
+            prepared.local.boot = Some(files.clone());
+            if let Some(unloaded) = &mut prepared.unloaded {
+                unloaded.boot_from(files);
+            }
+        }
+        Ok(())
+    }
+
     fn load(&mut self, state: Vec<u8>, running: bool) -> Result<(), VmError> {
         let prepared = self.prepared.as_mut().ok_or("nothing was prepared")?;
         let mut sections = Sections::decode(Cursor::new(state), MAX_STATE as u64)?;
@@ -148,8 +174,12 @@ impl Target for Incoming {
     }
 
     fn run(&mut self) {
-        if let Some(machine) = &self.machine {
+        if let (Some(machine), Some(prepared)) = (&self.machine, self.prepared.take()) {
             machine.start();
+            // Before the source is told: whoever sees the migration's end can control the VM here.
+            let board = machine.board();
+            let server = Server::start(prepared.dir, machine.life(), move || board.status());
+            self.server = Some(server);
         }
     }
 }

@@ -132,8 +132,8 @@ pub enum CliError {
         /// What is wrong.
         why: String,
     },
-    /// A VM that was to come.
-    #[error("no VM came")]
+    /// A migration from another process.
+    #[error("incoming migration failed")]
     Incoming(#[source] Box<MigrationError>),
     /// The VM could not be built or could not go on.
     #[error(transparent)]
@@ -243,6 +243,7 @@ impl CliError {
 
 /// The whole program: arguments in, exit code out, and at most one error on stderr.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    crate::sys::record_inherited();
     let args: Vec<OsString> = args.into_iter().collect();
     let cli = match Cli::try_parse_from(&args) {
         Ok(cli) => cli,

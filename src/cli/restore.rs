@@ -5,14 +5,16 @@ use std::path::{Path, PathBuf};
 use super::run::to_its_end;
 use super::{CliError, Exit, print};
 use crate::api::{RunDirs, Server};
+use crate::boot::BootFiles;
 use crate::config::{HostLimits, LocalFlags, adapt};
-use crate::machine::{Identity, Local, Machine, TransferError};
+use crate::machine::{Identity, Local, Machine, MachineError, TransferError};
 use crate::state::Sections;
-use crate::state::snapshot::{RamImage, Snapshot};
+use crate::state::snapshot::{RamImage, SavedFiles, Snapshot};
 
 /// Restore a saved VM and stay until it ends
 ///
-/// What the VM is was saved with it; flags say how it goes on here. What was saved stays as it is, and must not be changed while
+/// What the VM is was saved with it; flags say how it goes on here. No file, socket or pseudo-terminal of this host is opened that
+/// no flag names; a reset boots the kernel that was saved with the VM. What was saved stays as it is, and must not be changed while
 /// the VM runs, which reads its RAM when it needs it. The exit code is that of `hypernest run`.
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct Args {
@@ -38,6 +40,10 @@ pub(super) struct Args {
 /// Carries it out.
 pub(super) fn run(args: &Args) -> Result<Exit, CliError> {
     let saved = Saved::open(&args.dir).map_err(|source| broken(&args.dir, source))?;
+    if args.check || args.eager {
+        let boot = saved.boot.as_ref().map_or(Ok(()), SavedFiles::verify);
+        boot.map_err(|source| broken(&args.dir, source.into()))?;
+    }
     if args.check {
         let checked = saved.ram.verify().map_err(TransferError::from);
         checked.map_err(|source| broken(&args.dir, source))?;
@@ -48,10 +54,17 @@ pub(super) fn run(args: &Args) -> Result<Exit, CliError> {
     for warning in &adapted.checked.warnings {
         tracing::warn!("{warning}");
     }
+    let boot = match (&saved.boot, adapted.boot_is_local) {
+        (_, true) => Some(BootFiles::open(&adapted.checked.config.boot)),
+        (Some(files), false) => Some(BootFiles::saved(&adapted.checked.config.boot, files)),
+        (None, false) => None,
+    };
+    let boot = boot.transpose().map_err(MachineError::from)?;
     let local = Local {
         config: adapted.checked.config,
         host_khz: adapted.host_khz,
         paused: args.paused,
+        boot,
     };
     let dir = RunDirs::of_user().claim(&local.config.name)?;
     let ram = if args.eager {
@@ -70,15 +83,19 @@ struct Saved {
     identity: Identity,
     sections: Sections,
     ram: RamImage,
+    boot: Option<SavedFiles>,
 }
 
 impl Saved {
     fn open(dir: &Path) -> Result<Self, TransferError> {
-        let (mut sections, ram) = Snapshot::open(dir)?.into_parts();
+        let snapshot = Snapshot::open(dir)?;
+        let boot = snapshot.boot().cloned();
+        let (mut sections, ram) = snapshot.into_parts();
         Ok(Self {
             identity: Identity::take(&mut sections)?,
             sections,
             ram,
+            boot,
         })
     }
 }

@@ -513,3 +513,80 @@ fn a_saved_vm_is_the_same_but_for_what_is_local() {
     let refused = adapt(&without, &flags, HOST).unwrap_err().to_string();
     assert!(refused.contains("debug console"), "{refused}");
 }
+
+#[test]
+fn a_saved_vm_opens_nothing_on_the_host_unless_a_flag_says_so() {
+    let saved = VmConfig::from_saved(
+        with_file(
+            "serial = 'file:/victim/a'\nserial2 = 'socket:/victim/b'\ndebugcon = 'pty'\nstats = '/victim/c'",
+        )
+        .unwrap()
+        .to_saved(),
+    )
+    .unwrap();
+    let local = |flags: &[(&str, &str)]| {
+        adapt(
+            &saved,
+            &LocalFlags(Flags::from_pairs(flags.iter().copied())),
+            HOST,
+        )
+    };
+    let asked: Vec<_> = saved.endpoints().iter().map(|e| e.setting).collect();
+    assert_eq!(asked, ["serial", "serial2", "debugcon", "stats"]);
+
+    let alone = local(&[]).unwrap();
+    assert_eq!(alone.checked.config.endpoints(), []);
+    // The device is still there: the guest has it.
+    assert_eq!(alone.checked.config.debugcon, Some(CharBackend::None));
+    let warnings: Vec<_> = alone
+        .checked
+        .warnings
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    assert_eq!(warnings.len(), 4, "{warnings:?}");
+    assert!(
+        warnings[0].starts_with("--serial: \"file:/victim/a\""),
+        "{warnings:?}"
+    );
+
+    let given = local(&[("serial2", "socket:/ours"), ("stats", "ours")]).unwrap();
+    let values: Vec<_> = given
+        .checked
+        .config
+        .endpoints()
+        .into_iter()
+        .map(|e| e.value)
+        .collect();
+    assert_eq!(values, ["socket:/ours", "ours"]);
+    assert_eq!(given.checked.warnings.len(), 2);
+}
+
+#[test]
+fn boot_files_of_a_saved_vm_are_replaced_as_a_whole() {
+    let saved = VmConfig::from_saved(
+        with_file("initrd = '/proc/self/exe'\ncmdline = 'quiet'")
+            .unwrap()
+            .to_saved(),
+    )
+    .unwrap();
+    let local = |flags: &[(&str, &str)]| {
+        adapt(
+            &saved,
+            &LocalFlags(Flags::from_pairs(flags.iter().copied())),
+            HOST,
+        )
+    };
+    assert!(!local(&[]).unwrap().boot_is_local);
+    let own = local(&[("kernel", "/proc/self/exe")]).unwrap();
+    assert!(own.boot_is_local);
+    assert_eq!(own.checked.config.boot.kernel, Path::new("/proc/self/exe"));
+    assert_eq!(own.checked.config.boot.initrd, None);
+    assert_eq!(own.checked.config.boot.cmdline, "quiet");
+    for key in ["initrd", "module"] {
+        let refused = local(&[(key, "/proc/self/exe")]).unwrap_err().to_string();
+        assert!(refused.contains("--kernel"), "{refused}");
+    }
+    let missing = local(&[("kernel", "/nowhere/kernel")]).unwrap_err();
+    assert!(missing.to_string().contains("/nowhere/kernel"));
+}

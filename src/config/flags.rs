@@ -161,6 +161,13 @@ impl clap::Args for LocalFlags {
                 "tsc-khz" => {
                     "Take this host's TSC for one of this frequency [default: what it has]"
                 }
+                "kernel" => {
+                    "After a reset boot this kernel [default: the one that was saved with the VM]"
+                }
+                "initrd" | "module" => "After a reset, for the kernel of --kernel: as for `run`",
+                "serial" | "serial2" | "debugcon" => {
+                    "none, stdio, pty, file:PATH or socket:PATH [default: stdio if it was that, or none]"
+                }
                 _ => help,
             };
             let help = help.to_owned();

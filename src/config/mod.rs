@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 mod build;
 mod draft;
+mod endpoints;
 mod file;
 mod flags;
 mod host;
@@ -15,6 +16,7 @@ mod show;
 mod topology;
 
 pub use build::{Adapted, Checked, adapt, build};
+pub use endpoints::Endpoint;
 pub use file::ConfigFile;
 pub use flags::{Flags, LocalFlags};
 pub use host::HostLimits;

@@ -20,8 +20,11 @@ pub struct Setting {
 }
 
 /// What is of the host that a saved VM goes on at, and not of the guest.
-pub(super) const LOCAL: [&str; 10] = [
+pub(super) const LOCAL: [&str; 13] = [
     "name",
+    "kernel",
+    "initrd",
+    "module",
     "serial",
     "serial2",
     "debugcon",

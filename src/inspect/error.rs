@@ -1,6 +1,7 @@
 use hypernest_nested::nested_state::{Malformed, Refused};
 use thiserror::Error;
 
+use crate::boot::BootError;
 use crate::machine::TransferError;
 use crate::state::StateError;
 use crate::state::snapshot::SnapshotError;
@@ -12,6 +13,9 @@ pub enum InspectError {
     /// Its files.
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
+    /// The boot files are not those of the configuration.
+    #[error("section boot of the saved state does not fit section config")]
+    Boot(#[source] BootError),
     /// A section.
     #[error(transparent)]
     State(#[from] StateError),

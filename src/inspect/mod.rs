@@ -16,13 +16,14 @@ pub use error::InspectError;
 pub use text::render;
 pub use vcpu::{Nested, Vcpu};
 
+use crate::boot::{BootConfig, BootError, BootFiles};
 use crate::config::{Irqchip, VmConfig};
 use crate::hyperv::{Partition, msr};
 use crate::kvm::state::{VcpuState, VmState, decode_msrs};
 use crate::layout;
 use crate::machine::promise::Promise;
 use crate::machine::{Identity, check_devices, transfer};
-use crate::state::snapshot::{RamImage, Snapshot};
+use crate::state::snapshot::{RamImage, SavedFiles, Snapshot};
 use crate::state::{FORMAT_VERSION, Sections};
 use crate::time::SavedTime;
 use crate::units::{Gpa, Msr, VpIndex};
@@ -68,6 +69,10 @@ pub struct Report {
     pub devices: Vec<Part>,
     /// Its RAM.
     pub ram: Ram,
+    /// What its configuration names on the host that saved it. A restore opens none of it unless a flag says so.
+    pub endpoints: Vec<Endpoint>,
+    /// What a reset boots.
+    pub boot: Vec<BootFile>,
     /// All sections.
     pub sections: Vec<Part>,
 }
@@ -90,6 +95,26 @@ pub struct Register {
     pub name: String,
     /// Its value.
     pub value: Hex,
+}
+
+/// Something on the host that the configuration names.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Endpoint {
+    /// The setting.
+    pub setting: String,
+    /// Its value.
+    pub value: String,
+}
+
+/// A kernel, an initrd or a module.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct BootFile {
+    /// Which of these.
+    pub role: String,
+    /// Its path on the host that started the VM, which is not opened.
+    pub path: String,
+    /// Its length in bytes if it was saved with the VM; else a reset needs it on the command line.
+    pub bytes: Option<u64>,
 }
 
 /// RAM.
@@ -120,8 +145,30 @@ impl Report {
     /// # Errors
     /// The first thing that is wrong with it.
     pub fn read(snapshot: Snapshot, check_ram: bool) -> Result<Self, InspectError> {
+        let files = snapshot.boot().cloned();
         let (sections, image) = snapshot.into_parts();
-        Self::of(sections, |config| ram(config, &image, check_ram))
+        let mut report = Self::of(sections, |config| ram(config, &image, check_ram))?;
+        if let Some(files) = files {
+            report.add_boot_files(&files, check_ram)?;
+        }
+        Ok(report)
+    }
+
+    fn add_boot_files(&mut self, files: &SavedFiles, check: bool) -> Result<(), InspectError> {
+        let (found, expected) = (files.entries().len(), self.boot.len());
+        if found != expected {
+            return Err(InspectError::Boot(BootError::OtherFiles {
+                found,
+                expected,
+            }));
+        }
+        for (file, entry) in self.boot.iter_mut().zip(files.entries()) {
+            file.bytes = Some(entry.range.end - entry.range.start);
+        }
+        if check {
+            files.verify()?;
+        }
+        Ok(())
     }
 
     /// The same of a state whose RAM is elsewhere.
@@ -172,6 +219,8 @@ impl Report {
             vcpus,
             devices: devices.collect(),
             ram,
+            endpoints: endpoints(&config),
+            boot: boot_files(&config.boot),
             sections: parts,
         })
     }
@@ -212,6 +261,25 @@ fn ram(config: &VmConfig, image: &RamImage, check: bool) -> Result<Ram, InspectE
             .collect(),
         checked: check,
     })
+}
+
+fn endpoints(config: &VmConfig) -> Vec<Endpoint> {
+    let all = config.endpoints().into_iter();
+    all.map(|endpoint| Endpoint {
+        setting: endpoint.setting.to_owned(),
+        value: endpoint.value,
+    })
+    .collect()
+}
+
+fn boot_files(boot: &BootConfig) -> Vec<BootFile> {
+    BootFiles::named(boot)
+        .map(|(role, path)| BootFile {
+            role: role.to_string(),
+            path: path.display().to_string(),
+            bytes: None,
+        })
+        .collect()
 }
 
 /// The sections `hyperv` and `vm`.

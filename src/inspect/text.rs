@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{Cpu, Report, Vcpu};
+use super::{Cpu, Endpoint, Report, Vcpu};
 use crate::config::show_size;
 
 /// The report in lines.
@@ -71,6 +71,20 @@ pub fn render(report: &Report) -> String {
     );
     let devices: Vec<_> = report.devices.iter().map(|d| d.name.as_str()).collect();
     line("devices", &devices.join(" "));
+    for endpoint in &report.endpoints {
+        let Endpoint { setting, value } = endpoint;
+        line(
+            "names",
+            &format!("{setting} {value} (not opened unless --{setting} is given)"),
+        );
+    }
+    for file in &report.boot {
+        let saved = match file.bytes {
+            Some(bytes) => format!("{} KiB are saved with the VM", bytes.div_ceil(1024)),
+            None => "not saved: a reset needs --kernel".to_owned(),
+        };
+        line("boots", &format!("{} {} ({saved})", file.role, file.path));
+    }
     for vcpu in &report.vcpus {
         line(&format!("vCPU {}", vcpu.index), &describe(vcpu));
         if let Some(nested) = &vcpu.nested {

@@ -40,6 +40,11 @@ pub enum MachineError {
     /// The kernel, the initrd or a module.
     #[error(transparent)]
     Boot(#[from] BootError),
+    /// A restored VM whose boot files were not saved with it.
+    #[error(
+        "cannot reset the VM: it came without its kernel, and no file of this host is taken for it; give `hypernest restore` or `hypernest run --incoming` the flag --kernel FILE (with --initrd and --module as it needs them)"
+    )]
+    NoBootFiles,
     /// The VM in KVM.
     #[error(transparent)]
     Vm(#[from] VmError),

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::{Running, TransferError};
+use crate::boot::BootFiles;
 use crate::life::LifeHandle;
 use crate::memory::GuestRam;
 use crate::memory::dirty::PageSet;
@@ -158,6 +159,10 @@ impl Origin for Live {
     fn promise(&mut self) -> Result<Vec<u8>, VmError> {
         let sections = self.have_done(|vm| vm.identity())??;
         Ok(encode(&sections)?)
+    }
+
+    fn boot_files(&mut self) -> Result<Option<BootFiles>, VmError> {
+        self.have_done(|vm| vm.boot_files())
     }
 
     fn ram(&self) -> GuestRam {

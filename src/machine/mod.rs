@@ -45,7 +45,7 @@ pub use status::{Crash, State, Status, StatusBoard, TscStatus};
 pub use transfer::{Identity, TransferError};
 pub use wiring::ExtraPorts;
 
-use crate::boot;
+use crate::boot::{self, BootFiles};
 use crate::bus::{self, SharedDevice};
 use crate::config::{Irqchip, OnCrash, VmConfig};
 use crate::devices::acpi_pm::AcpiPm;
@@ -98,6 +98,8 @@ pub struct Machine {
     devices: Vec<SharedDevice>,
     device_clock: Arc<HostClock>,
     acpi: Arc<Mutex<AcpiPm>>,
+    /// What a reset boots; none if the VM came without it.
+    boot: Option<BootFiles>,
     lines: CurrentVm,
     life: LifeHandle,
     events: Receiver<LifeEvent>,
@@ -152,8 +154,11 @@ impl Machine {
                 info!("{note}");
             }
         }
+        let boot = Some(BootFiles::open(&config.boot)?);
         let ram = GuestRam::new(&config.memory, &layout::ram_ranges(config.memory.size))?;
-        Self::assemble(config, plan, &host, kvm, ram, extra, false)
+        let mut machine = Self::assemble(config, plan, &host, kvm, ram, extra, false)?;
+        machine.boot = boot;
+        Ok(machine)
     }
 
     /// Wires everything together; what runs in it is another matter. With `goes_on`, it ran before.
@@ -242,6 +247,7 @@ impl Machine {
             devices: wired.devices,
             device_clock: wired.clock,
             acpi: wired.acpi,
+            boot: None,
             lines,
             life,
             events,
@@ -322,6 +328,7 @@ impl Machine {
     }
 
     fn power_on(&mut self) -> Result<PowerCycle, MachineError> {
+        let files = self.boot.clone().ok_or(MachineError::NoBootFiles)?;
         for device in &self.devices {
             bus::lock(device).reset();
         }
@@ -335,7 +342,7 @@ impl Machine {
             phys_bits: self.plan.phys_bits(),
             fw_cfg: self.config.fw_cfg,
         };
-        let entry = boot::load(&self.config.boot, &self.platform.ram, &platform)?;
+        let entry = boot::load_files(&self.config.boot, &files, &self.platform.ram, &platform)?;
         self.create_vm(Some(&entry))
     }
 
@@ -438,6 +445,9 @@ impl Machine {
             LifeEvent::Request(Request::Resume) => self.resume(cycle),
             LifeEvent::Job(job) => return Running::work(self, cycle, &job),
             LifeEvent::Request(Request::Reset) if self.is_held() => {}
+            LifeEvent::Request(Request::Reset) if self.boot.is_none() => {
+                error!("{}", MachineError::NoBootFiles);
+            }
             LifeEvent::Request(Request::Reset) => return Then::Reset,
             LifeEvent::Request(Request::PowerButton) => bus::lock(&self.acpi).power_button(),
             LifeEvent::Request(Request::Kill) => return Then::End(Outcome::Killed),

@@ -4,6 +4,7 @@ use super::cycle::PowerCycle;
 use super::plan::Plan;
 use super::transfer::{Identity, TransferError};
 use super::{ExtraPorts, Impossible, Machine, MachineError};
+use crate::boot::BootFiles;
 use crate::config::VmConfig;
 use crate::kvm::host::HostCaps;
 use crate::layout;
@@ -21,6 +22,8 @@ pub struct Local {
     pub host_khz: Option<TscKhz>,
     /// Not until it is told to.
     pub paused: bool,
+    /// What a reset boots: from the saved VM, or named by this host's user.
+    pub boot: Option<BootFiles>,
 }
 
 /// How a saved VM can go on here.
@@ -102,6 +105,7 @@ impl Unloaded {
         let outlook = outlook(saved, &local, &host).map_err(MachineError::Impossible)?;
         let config = local.config.clone();
         let mut machine = Machine::assemble(config, outlook.plan, &host, kvm, ram, extra, true)?;
+        machine.boot = local.boot.clone();
         let cycle = machine.create_vm(None)?;
         Ok(Self {
             machine,
@@ -120,6 +124,11 @@ impl Unloaded {
             && before.promise == now.promise
             && before.time.khz == now.time.khz
             && before.time.guest == now.time.guest
+    }
+
+    /// From now on a reset boots `files`.
+    pub fn boot_from(&mut self, files: BootFiles) {
+        self.machine.boot = Some(files);
     }
 
     /// Gives it the state in `sections`. It [is](Self::is) `saved`, whose clocks are in it.
@@ -154,6 +163,9 @@ impl Unloaded {
         machine.plan.tsc_khz = asked.filter(|khz| outlook.tsc.runs_at(*khz).is_ok());
         machine.show_time(false);
         machine.restored = Some(cycle);
+        if machine.boot.is_none() {
+            tracing::warn!("{}", super::MachineError::NoBootFiles);
+        }
         if local.paused {
             machine.stay_paused();
         }

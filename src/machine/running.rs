@@ -3,6 +3,7 @@
 use super::cycle::PowerCycle;
 use super::transfer::TransferError;
 use super::{Machine, Outcome, Then};
+use crate::boot::BootFiles;
 use crate::kvm::KvmError;
 use crate::life::Job;
 use crate::machine::State;
@@ -46,6 +47,11 @@ impl<'a> Running<'a> {
     /// The guest's RAM.
     pub fn ram(&self) -> GuestRam {
         self.machine.ram()
+    }
+
+    /// What a reset boots, if it can boot anything.
+    pub fn boot_files(&self) -> Option<BootFiles> {
+        self.machine.boot.clone()
     }
 
     /// Whether the vCPUs run, as far as it is up to the user.

@@ -29,6 +29,10 @@ pub enum AfterSave {
 /// If it cannot be saved; then the VM does what it did before, and a VM that was saved in `dir` is still there.
 pub fn save(life: &LifeHandle, dir: &Path, after: AfterSave) -> Result<(), TransferError> {
     let mut saving = Saving::begin(dir)?;
+    // Before the guest is stopped: an initrd may be large, and does not change.
+    if let Some(files) = life.have_done(|machine: &mut Running<'_>| machine.boot_files())? {
+        saving.write_boot_files(files.all().map(|image| Box::new(image.reader()) as _))?;
+    }
     let written = life.have_done(move |machine: &mut Running<'_>| {
         let ran = machine.is_running();
         machine.pause();

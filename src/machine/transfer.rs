@@ -76,7 +76,7 @@ pub enum TransferError {
         expected: Vec<(Gpa, u64)>,
     },
     /// The guest did something that decides what becomes of the VM.
-    #[error("the guest has just {0}; what was to be saved is no more")]
+    #[error("cannot save the VM: the guest has just {0}")]
     Decided(&'static str),
     /// Pages for a stand-in.
     #[error(transparent)]
@@ -89,11 +89,11 @@ pub enum TransferError {
     Time(#[from] TimeError),
     /// The guest's clocks are wrong already.
     #[error(
-        "the guest's clocks are not to be trusted since its TSC's frequency could not be changed"
+        "cannot save the VM: its guest's clocks are wrong since a change of its TSC's frequency failed"
     )]
     TimeIsLost,
     /// It could go on nowhere.
-    #[error("this VM stays where it was made, and could not be restored: {}", stays(.0))]
+    #[error("this VM cannot be saved or migrated: {}", stays(.0))]
     Stays(Vec<(Enlightenment, &'static str)>),
     /// The VM ended meanwhile.
     #[error(transparent)]

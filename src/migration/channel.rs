@@ -7,7 +7,7 @@ use super::transport::Stream;
 use super::wire::{Failed, Frame, FrameReader, FrameWriter, Kind, MAX_BODY, Message, WireError};
 
 /// The most bytes in a [`Kind::Part`].
-const PART: usize = 1 << 20;
+pub(super) const PART: usize = 1 << 20;
 
 /// One connection.
 #[derive(Debug)]
@@ -36,7 +36,7 @@ impl Channel {
     ///
     /// # Errors
     /// If the connection fails.
-    pub fn send(&mut self, kind: Kind, body: &[u8]) -> Result<u64, WireError> {
+    pub fn send_frame(&mut self, kind: Kind, body: &[u8]) -> Result<u64, WireError> {
         Ok(self.writer.write(&mut self.stream, kind, body)?)
     }
 
@@ -44,8 +44,8 @@ impl Channel {
     ///
     /// # Errors
     /// If the connection fails.
-    pub fn say<M: Message>(&mut self, message: &M) -> Result<u64, WireError> {
-        self.send(M::KIND, &message.body())
+    pub fn send<M: Message>(&mut self, message: &M) -> Result<u64, WireError> {
+        self.send_frame(M::KIND, &message.body())
     }
 
     /// Sends `bytes` in pieces; how many bytes it took.
@@ -56,7 +56,7 @@ impl Channel {
         const { assert!(PART <= MAX_BODY) };
         let mut sent = 0;
         for part in bytes.chunks(PART) {
-            sent += self.send(Kind::Part, part)?;
+            sent += self.send_frame(Kind::Part, part)?;
         }
         Ok(sent)
     }
@@ -78,7 +78,7 @@ impl Channel {
     ///
     /// # Errors
     /// If something else comes, or nothing.
-    pub fn hear<M: Message>(&mut self, wanted: &'static str) -> Result<M, MigrationError> {
+    pub fn recv<M: Message>(&mut self, wanted: &'static str) -> Result<M, MigrationError> {
         Ok(self.frame()?.message(wanted)?)
     }
 
@@ -86,7 +86,7 @@ impl Channel {
     ///
     /// # Errors
     /// If something else comes, or nothing.
-    pub fn hear_kind(&mut self, kind: Kind, wanted: &'static str) -> Result<(), MigrationError> {
+    pub fn recv_kind(&mut self, kind: Kind, wanted: &'static str) -> Result<(), MigrationError> {
         let frame = self.frame()?;
         if frame.kind != kind {
             return Err(WireError::OutOfTurn {
@@ -113,7 +113,7 @@ impl Channel {
     /// Tells the other end why this one gives up, as far as it still listens.
     pub fn give_up(&mut self, why: &str) {
         self.stream.cannot_be_cancelled(Duration::from_secs(1));
-        let _gone = self.say(&Failed {
+        let _gone = self.send(&Failed {
             why: why.to_owned(),
         });
     }

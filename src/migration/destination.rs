@@ -5,14 +5,15 @@ use std::time::{Duration, Instant};
 
 use tracing::{debug, info, warn};
 
+use super::arrivals::Arrivals;
 use super::channel::{Channel, Parts, visible};
 use super::pages::Unpacker;
 use super::peer::Process;
 use super::phase::{Destination, DestinationEvent, Vm};
 use super::transport::{Cancel, Listener};
 use super::wire::{
-    Accept, Hello, Kind, MAX_PROMISE, MAX_STATE, Promise, Refuse, State, VERSIONS, Versions,
-    Welcome, WireError,
+    Accept, BOOT_FILES, BootFile, Hello, Kind, MAX_BOOT, MAX_PROMISE, MAX_STATE, Promise, Refuse,
+    State, VERSIONS, Versions, Welcome, WireError,
 };
 use super::{MAX_CONNECTIONS, MigrationError, STALL, Target};
 use crate::memory::GuestRam;
@@ -21,6 +22,8 @@ use crate::memory::GuestRam;
 const END_OF_PEER: Duration = Duration::from_secs(5);
 /// How often is looked whether the first connection is still there, while others are waited for.
 const LOOK: Duration = Duration::from_millis(100);
+/// The most files that a reset boots: no boot protocol is used with more modules.
+const MAX_BOOT_FILES: usize = 256;
 /// What this version knows beyond the basics.
 const KNOWN: [&str; 1] = ["zstd"];
 
@@ -65,7 +68,7 @@ pub fn receive(
     options: &Options,
     cancel: &Cancel,
 ) -> Result<Received, MigrationError> {
-    let mut course = Course {
+    let mut session = DestinationSession {
         target,
         options,
         cancel,
@@ -74,8 +77,8 @@ pub fn receive(
         running: false,
     };
     let mut main = None;
-    let result = course.run(listener, &mut main);
-    course.end(result, main)
+    let result = session.run(listener, &mut main);
+    session.end(result, main)
 }
 
 /// What the first connection said, which the others have to match.
@@ -85,7 +88,7 @@ struct Session {
     zstd: bool,
 }
 
-struct Course<'a> {
+struct DestinationSession<'a> {
     target: &'a mut dyn Target,
     options: &'a Options,
     cancel: &'a Cancel,
@@ -94,7 +97,7 @@ struct Course<'a> {
     running: bool,
 }
 
-impl Course<'_> {
+impl DestinationSession<'_> {
     fn advance(&mut self, event: DestinationEvent) {
         match self.phase.after(event) {
             Some(next) => self.phase = next,
@@ -107,59 +110,72 @@ impl Course<'_> {
         listener: &mut Listener,
         main: &mut Option<Channel>,
     ) -> Result<(), MigrationError> {
-        let (channel, session) = self.wait_for_source(listener)?;
+        let mut arrivals = Arrivals::at(listener);
+        let (channel, session) = self.wait_for_source(&mut arrivals)?;
         let main = main.insert(channel);
         self.advance(DestinationEvent::Hello);
 
         let ram = self.compare(main)?;
         self.advance(DestinationEvent::PromiseKept);
-        main.say(&Accept {})?;
+        main.send(&Accept {})?;
 
-        let more = self.wait_for_the_others(listener, main, &session)?;
-        let state = self.take_in(main, more, &ram, &session)?;
-        self.running = state.1;
+        let more = self.wait_for_the_others(&mut arrivals, main, &session)?;
+        drop(arrivals);
+        let taken = self.take_in(main, more, &ram, &session)?;
+        self.running = taken.running;
         debug!("RAM and state are here");
-        let loaded = self.target.load(state.0, state.1);
+        let Taken {
+            state,
+            running,
+            boot_files,
+        } = taken;
+        let loaded = match boot_files.is_empty() {
+            true => Ok(()),
+            false => self.target.keep_boot_files(boot_files),
+        };
+        let loaded = loaded.and_then(|()| self.target.load(state, running));
         loaded.map_err(MigrationError::vm("build the VM from the state that came"))?;
         debug!("the VM could run");
         self.advance(DestinationEvent::Complete);
-        main.send(Kind::Ready, &[])?;
-        main.hear_kind(Kind::Commit, "Commit")?;
+        main.send_frame(Kind::Ready, &[])?;
+        main.recv_kind(Kind::Commit, "Commit")?;
         self.advance(DestinationEvent::Commit);
         Ok(())
     }
 
-    /// Who is not a source of this VM does not end the waiting, where others can come.
+    /// A connection that is not a source's does not end the waiting, where others can come.
     fn wait_for_source(
         &mut self,
-        listener: &mut Listener,
+        arrivals: &mut Arrivals<'_>,
     ) -> Result<(Channel, Session), MigrationError> {
         loop {
-            let mut channel = Channel::new(listener.accept(self.cancel, None)?);
-            match self.first_hello(&mut channel) {
+            let Some((mut channel, hello)) = arrivals.next(self.cancel, None)? else {
+                continue;
+            };
+            match self.first_hello(&mut channel, hello) {
                 Ok(session) => return Ok((channel, session)),
-                Err(e) if self.cancel.is_set() || !listener.takes_many() => {
-                    channel.give_up(&e.chain());
-                    return Err(e);
-                }
                 Err(e) => {
-                    warn!("whoever connected is not a source: {}", e.chain());
                     channel.give_up(&e.chain());
                     channel.drain(1);
-                    // A source that this version cannot serve is told, and so is the user here.
-                    if matches!(
+                    // The user here sees it too if this version cannot serve the source.
+                    let of_version = matches!(
                         e,
                         MigrationError::Versions { .. } | MigrationError::Unknown(_)
-                    ) {
+                    );
+                    if of_version || self.cancel.is_set() || !arrivals.takes_many() {
                         return Err(e);
                     }
+                    arrivals.stranger(&e.chain());
                 }
             }
         }
     }
 
-    fn first_hello(&mut self, channel: &mut Channel) -> Result<Session, MigrationError> {
-        let hello: Hello = channel.hear("Hello")?;
+    fn first_hello(
+        &mut self,
+        channel: &mut Channel,
+        hello: Hello,
+    ) -> Result<Session, MigrationError> {
         let nonsense = |why: &str| WireError::Nonsense {
             kind: Kind::Hello,
             why: why.to_owned(),
@@ -178,9 +194,10 @@ impl Course<'_> {
         if hello.connection != 0 || !(1..=MAX_CONNECTIONS).contains(&hello.connections) {
             return Err(nonsense("not the first of 1 to 64 connections").into());
         }
-        channel.say(&Welcome {
+        channel.send(&Welcome {
             version,
             process: self.options.process.clone(),
+            takes: vec![BOOT_FILES.to_owned()],
         })?;
         self.peer = hello.process;
         Ok(Session {
@@ -211,14 +228,14 @@ impl Course<'_> {
         });
         prepared.map_err(|reasons| {
             let refuse = Refuse { reasons };
-            let _gone = main.say(&refuse);
+            let _gone = main.send(&refuse);
             MigrationError::Refused(refuse.reasons)
         })
     }
 
     fn wait_for_the_others(
         &self,
-        listener: &mut Listener,
+        arrivals: &mut Arrivals<'_>,
         main: &mut Channel,
         session: &Session,
     ) -> Result<Vec<Channel>, MigrationError> {
@@ -226,28 +243,26 @@ impl Course<'_> {
         let deadline = Instant::now() + self.options.stall;
         while more.iter().any(Option::is_none) {
             let soon = deadline.min(Instant::now() + LOOK);
-            let stream = match listener.accept(self.cancel, Some(soon)) {
-                Ok(stream) => stream,
+            let Some((mut channel, hello)) = arrivals.next(self.cancel, Some(soon))? else {
                 // The source sends nothing before all are there, so what has come is the end.
-                Err(_) if main.stream().has_input() => {
+                if main.stream().has_input() {
                     return Err(WireError::OutOfTurn {
                         got: main.frame()?.kind,
                         wanted: "another connection",
                     }
                     .into());
                 }
-                Err(e) if Instant::now() >= deadline || self.cancel.is_set() => {
-                    return Err(e.into());
+                if Instant::now() >= deadline {
+                    return Err(MigrationError::MissingConnections {
+                        missing: more.iter().filter(|channel| channel.is_none()).count(),
+                    });
                 }
-                Err(_) => continue,
+                continue;
             };
-            let mut channel = Channel::new(stream);
-            match self.further_hello(&mut channel, session, &mut more) {
+            match self.further_hello(&mut channel, &hello, session, &mut more) {
                 Ok(index) => more[index] = Some(channel),
-                Err(e) if self.cancel.is_set() => return Err(e),
-                // Not one of ours.
                 Err(e) => {
-                    warn!("a connection that does not belong here: {}", e.chain());
+                    arrivals.stranger(&e.chain());
                     channel.give_up(&e.chain());
                 }
             }
@@ -258,18 +273,19 @@ impl Course<'_> {
     fn further_hello(
         &self,
         channel: &mut Channel,
+        hello: &Hello,
         session: &Session,
         more: &mut [Option<Channel>],
     ) -> Result<usize, MigrationError> {
-        let hello: Hello = channel.hear("Hello")?;
         let index = usize::from(hello.connection).checked_sub(1);
         let free = index.filter(|&index| more.get(index).is_some_and(Option::is_none));
         let version = self.options.versions.common(hello.versions);
         match (free, version) {
             (Some(index), Some(version)) if hello.session == session.session => {
-                channel.say(&Welcome {
+                channel.send(&Welcome {
                     version,
                     process: self.options.process.clone(),
+                    takes: Vec::new(),
                 })?;
                 Ok(index)
             }
@@ -288,7 +304,7 @@ impl Course<'_> {
         more: Vec<Channel>,
         ram: &GuestRam,
         session: &Session,
-    ) -> Result<(Vec<u8>, bool), MigrationError> {
+    ) -> Result<Taken, MigrationError> {
         // The first thing that goes wrong ends all waiting.
         let wrong: Arc<Mutex<Option<MigrationError>>> = Arc::default();
         let note = |e: MigrationError| {
@@ -358,7 +374,7 @@ impl Course<'_> {
         self.target.run();
         if let Some(main) = &mut main {
             main.stream().cannot_be_cancelled(Duration::from_secs(5));
-            match main.send(Kind::Running, &[]) {
+            match main.send_frame(Kind::Running, &[]) {
                 Ok(_) => info!("the VM has arrived"),
                 Err(e) => warn!("the VM has arrived, but the source could not be told: {e}"),
             }
@@ -412,12 +428,57 @@ fn pages_until_end(
     }
 }
 
-fn take_in_main(
+/// What came beside RAM.
+struct Taken {
+    state: Vec<u8>,
+    running: bool,
+    boot_files: Vec<Vec<u8>>,
+}
+
+/// The files of a reset, until the first pages come. They take at most as much memory here as the guest has.
+fn boot_files_until_pages(
     main: &mut Channel,
     ram: &GuestRam,
     zstd: bool,
-) -> Result<(Vec<u8>, bool), MigrationError> {
-    pages_until_end(main, ram, zstd)?;
+    boot_files: &mut Vec<Vec<u8>>,
+) -> Result<bool, MigrationError> {
+    let size: u64 = ram.pieces().map(|piece| piece.len).sum();
+    let mut room = usize::try_from(size).unwrap_or(MAX_BOOT).min(MAX_BOOT);
+    loop {
+        let mut parts = Parts::new(room);
+        let file: BootFile = loop {
+            let frame = main.frame()?;
+            match frame.kind {
+                Kind::Part => parts.add(frame.body)?,
+                Kind::Pages => {
+                    unpacker(zstd)?.unpack(frame.body, ram)?;
+                    return Ok(true);
+                }
+                Kind::EndOfPages => return Ok(false),
+                _ => break frame.message("Part, BootFile, Pages or EndOfPages")?,
+            }
+        };
+        if boot_files.len() == MAX_BOOT_FILES {
+            return Err(nonsense(format!("more than {MAX_BOOT_FILES} files")).into());
+        }
+        let bytes = parts.finish(file.len, Kind::BootFile)?;
+        room -= bytes.len();
+        boot_files.push(bytes);
+    }
+}
+
+fn nonsense(why: String) -> WireError {
+    WireError::Nonsense {
+        kind: Kind::BootFile,
+        why,
+    }
+}
+
+fn take_in_main(main: &mut Channel, ram: &GuestRam, zstd: bool) -> Result<Taken, MigrationError> {
+    let mut boot_files = Vec::new();
+    if boot_files_until_pages(main, ram, zstd, &mut boot_files)? {
+        pages_until_end(main, ram, zstd)?;
+    }
     let mut parts = Parts::new(MAX_STATE);
     loop {
         let frame = main.frame()?;
@@ -426,6 +487,10 @@ fn take_in_main(
             continue;
         }
         let state: State = frame.message("Part or State")?;
-        return Ok((parts.finish(state.len, Kind::State)?, state.running));
+        return Ok(Taken {
+            state: parts.finish(state.len, Kind::State)?,
+            running: state.running,
+            boot_files,
+        });
     }
 }

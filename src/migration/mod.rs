@@ -5,6 +5,7 @@
 //! never two. [`source`] and [`destination`] carry it out over [`transport`] in the frames of [`wire`]; what they need of the
 //! VM are the traits [`Origin`] and [`Target`]. docs/migration.md describes it for users, with the format on the wire.
 
+mod arrivals;
 mod channel;
 pub mod destination;
 #[cfg(test)]
@@ -16,6 +17,8 @@ pub mod phase;
 pub mod precopy;
 pub mod progress;
 pub mod source;
+#[cfg(test)]
+mod stranger_tests;
 #[cfg(test)]
 mod testing;
 pub mod transport;
@@ -31,6 +34,7 @@ pub use progress::{Progress, Report};
 pub use source::{End, migrate};
 pub use transport::{Address, Cancel, Dialer, Listener, Security};
 
+use crate::boot::BootFiles;
 use crate::error::{bullets, chain};
 use crate::memory::GuestRam;
 use crate::memory::dirty::PageSet;
@@ -95,6 +99,12 @@ pub enum MigrationError {
         /// Why not.
         source: std::io::Error,
     },
+    /// Further connections of the source have not come.
+    #[error("{missing} of the source's further connections have not come in time")]
+    MissingConnections {
+        /// How many.
+        missing: usize,
+    },
     /// A user wants no more of it.
     #[error("the migration was cancelled")]
     Cancelled,
@@ -118,6 +128,12 @@ pub trait Origin {
     /// # Errors
     /// If it cannot be told.
     fn promise(&mut self) -> Result<Vec<u8>, VmError>;
+
+    /// What a reset boots, if the VM has it.
+    ///
+    /// # Errors
+    /// If the VM has ended.
+    fn boot_files(&mut self) -> Result<Option<BootFiles>, VmError>;
 
     /// The guest's RAM.
     fn ram(&self) -> GuestRam;
@@ -166,6 +182,12 @@ pub trait Target {
     /// # Errors
     /// Every reason why it cannot be.
     fn prepare(&mut self, promise: &[u8]) -> Result<GuestRam, Vec<String>>;
+
+    /// Keeps what a reset boots, in the order of [`BootFiles::all`]; called at most once, after [`Target::prepare`].
+    ///
+    /// # Errors
+    /// If these are not the files of the VM that was promised.
+    fn keep_boot_files(&mut self, files: Vec<Vec<u8>>) -> Result<(), VmError>;
 
     /// Builds the VM around the RAM, which is complete. It could run then; its vCPUs will only if they ran at the source.
     ///

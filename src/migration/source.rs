@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tracing::{debug, info, warn};
 
-use super::channel::Channel;
+use super::channel::{Channel, PART};
 use super::pace::Pace;
 use super::pages::{MAX_RUN, Packer};
 use super::peer::Process;
@@ -15,8 +15,11 @@ use super::phase::{Source, SourceEvent, Vm};
 use super::precopy::{Convergence, Next, Round};
 use super::progress::Progress;
 use super::transport::{Cancel, Dialer, TransportError};
-use super::wire::{Accept, Hello, Kind, Promise, Refuse, State, VERSIONS, Versions, Welcome};
+use super::wire::{
+    Accept, BOOT_FILES, BootFile, Hello, Kind, Promise, Refuse, State, VERSIONS, Versions, Welcome,
+};
 use super::{DOWNTIME, MigrationError, Origin, STALL};
+use crate::boot::BootFiles;
 use crate::memory::GuestRam;
 use crate::memory::dirty::PageSet;
 
@@ -78,7 +81,7 @@ pub fn migrate(
     progress: &Progress,
     cancel: &Cancel,
 ) -> End {
-    let mut course = Course {
+    let mut session = SourceSession {
         origin,
         dialer,
         options,
@@ -88,17 +91,17 @@ pub fn migrate(
         peer: None,
     };
     let mut channel = None;
-    let result = course.run(&mut channel);
-    let end = course.end(result, channel.as_mut());
+    let result = session.run(&mut channel);
+    let end = session.end(result, channel.as_mut());
     match &end {
         End::Gone => info!("the VM runs at {}", dialer.address()),
         End::Kept(e) | End::Undecided(e) => progress.error(e.chain()),
     }
-    progress.phase(course.phase);
+    progress.phase(session.phase);
     end
 }
 
-struct Course<'a> {
+struct SourceSession<'a> {
     origin: &'a mut dyn Origin,
     dialer: &'a Dialer,
     options: &'a Options,
@@ -108,7 +111,7 @@ struct Course<'a> {
     peer: Option<Process>,
 }
 
-impl Course<'_> {
+impl SourceSession<'_> {
     fn advance(&mut self, event: SourceEvent) {
         match self.phase.after(event) {
             Some(next) => self.phase = next,
@@ -122,7 +125,8 @@ impl Course<'_> {
     fn run(&mut self, main: &mut Option<Channel>) -> Result<(), MigrationError> {
         let session = session()?;
         let main = main.insert(Channel::new(self.dialer.dial(self.cancel)?));
-        self.peer = self.greet(main, &session, 0)?;
+        let welcome = self.greet(main, &session, 0)?;
+        self.peer = welcome.process;
         self.advance(SourceEvent::Welcome);
 
         let ram = self.origin.ram();
@@ -140,6 +144,13 @@ impl Course<'_> {
         channels.extend(more.iter_mut());
         let pace = Pace::new(self.options.bandwidth, Instant::now());
 
+        if let Some(main) = channels.first_mut()
+            && welcome.takes.iter().any(|what| what == BOOT_FILES)
+        {
+            let files = self.origin.boot_files();
+            let files = files.map_err(MigrationError::vm("ask what a reset boots"))?;
+            self.send_boot_files(main, files, &pace)?;
+        }
         let mut dirty = self.copy(&mut channels, &ram, &pace)?;
         self.advance(SourceEvent::Stop);
         let stopped = self
@@ -152,24 +163,25 @@ impl Course<'_> {
         let free = Pace::new(None, Instant::now());
         self.send_round(&mut channels, &ram, &dirty, true, &free)?;
         for channel in &mut channels {
-            self.progress.sent(channel.send(Kind::EndOfPages, &[])?);
+            self.progress
+                .sent(channel.send_frame(Kind::EndOfPages, &[])?);
         }
         let main = &mut *channels[0];
         self.progress.sent(main.send_parts(&stopped.state)?);
-        main.say(&State {
+        main.send(&State {
             len: stopped.state.len() as u64,
             running: stopped.running,
         })?;
         debug!("all is sent");
-        main.hear_kind(Kind::Ready, "Ready")?;
+        main.recv_kind(Kind::Ready, "Ready")?;
         if self.cancel.is_set() {
             return Err(MigrationError::Cancelled);
         }
         // From here on it is too late to cancel.
         self.advance(SourceEvent::Ready);
         main.stream().cannot_be_cancelled(self.options.stall);
-        main.send(Kind::Commit, &[])?;
-        main.hear_kind(Kind::Running, "Running")?;
+        main.send_frame(Kind::Commit, &[])?;
+        main.recv_kind(Kind::Running, "Running")?;
         self.advance(SourceEvent::Running);
         Ok(())
     }
@@ -179,8 +191,8 @@ impl Course<'_> {
         channel: &mut Channel,
         session: &str,
         connection: u16,
-    ) -> Result<Option<Process>, MigrationError> {
-        channel.say(&Hello {
+    ) -> Result<Welcome, MigrationError> {
+        channel.send(&Hello {
             protocol: Hello::PROTOCOL.to_owned(),
             versions: self.options.versions,
             needs: match self.options.zstd {
@@ -192,7 +204,7 @@ impl Course<'_> {
             connections: self.options.connections,
             process: self.options.process.clone(),
         })?;
-        let welcome: Welcome = channel.hear("Welcome")?;
+        let welcome: Welcome = channel.recv("Welcome")?;
         let spoken = self.options.versions;
         if !(spoken.min..=spoken.max).contains(&welcome.version) {
             return Err(MigrationError::Versions {
@@ -203,7 +215,8 @@ impl Course<'_> {
                 },
             });
         }
-        Ok(welcome.process)
+        channel.stream().check_peer()?;
+        Ok(welcome)
     }
 
     /// Before any RAM is sent the destination says whether it can keep what the guest was promised.
@@ -213,7 +226,7 @@ impl Course<'_> {
             .promise()
             .map_err(MigrationError::vm("tell what the guest was promised"))?;
         self.progress.sent(main.send_parts(&promise)?);
-        main.say(&Promise {
+        main.send(&Promise {
             len: promise.len() as u64,
             ram: ram.pieces().map(|piece| (piece.gpa.0, piece.len)).collect(),
         })?;
@@ -225,6 +238,37 @@ impl Course<'_> {
             return Err(MigrationError::Refused(visible.collect()));
         }
         let Accept {} = answer.message("Accept or Refuse")?;
+        Ok(())
+    }
+
+    /// Sends what a reset boots while the guest runs.
+    fn send_boot_files(
+        &self,
+        channel: &mut Channel,
+        files: Option<BootFiles>,
+        pace: &Pace,
+    ) -> Result<(), MigrationError> {
+        let mut buffer = vec![0; PART];
+        for image in files.iter().flat_map(BootFiles::all) {
+            let unreadable = |source| {
+                MigrationError::vm("read what a reset boots")(Box::new(image.unreadable(source)))
+            };
+            let mut content = image.reader();
+            let mut len = 0;
+            loop {
+                let read = content.read(&mut buffer).map_err(unreadable)?;
+                if read == 0 {
+                    break;
+                }
+                let bytes = channel.send_frame(Kind::Part, &buffer[..read])?;
+                self.progress.sent(bytes);
+                len += read as u64;
+                if self.cancel.sleep(pace.sent(bytes, Instant::now())) {
+                    return Err(MigrationError::Cancelled);
+                }
+            }
+            self.progress.sent(channel.send(&BootFile { len })?);
+        }
         Ok(())
     }
 
@@ -448,7 +492,7 @@ impl Share<'_> {
             }
             .into());
         }
-        let bytes = channel.send(Kind::Pages, body)?;
+        let bytes = channel.send_frame(Kind::Pages, body)?;
         packer.clear();
         self.progress.pages_sent(std::mem::take(pages), bytes);
         let wait = self.pace.sent(bytes, Instant::now());

@@ -10,6 +10,7 @@ use std::thread::JoinHandle;
 
 use super::peer::Process;
 use super::*;
+use crate::boot::{BootConfig, BootFiles};
 use crate::memory::MemoryConfig;
 use crate::memory::dirty::PAGE;
 use crate::units::Gpa;
@@ -17,6 +18,7 @@ use crate::units::Gpa;
 /// Pages of the fake guest: three pieces of 1 MiB, so that two connections both have something to do.
 pub(super) const PAGES: u64 = 3 * 256;
 pub(super) const STATE: &[u8] = b"everything else";
+pub(super) const BOOT: [&[u8]; 2] = [b"kernel", b"initrd"];
 pub(super) const PROMISE: &[u8] = b"what the guest was promised";
 
 pub(super) fn ram() -> GuestRam {
@@ -123,6 +125,17 @@ impl Origin for FakeOrigin {
         Ok(PROMISE.to_vec())
     }
 
+    fn boot_files(&mut self) -> Result<Option<BootFiles>, VmError> {
+        let config = BootConfig {
+            kernel: "kernel".into(),
+            initrd: Some("initrd".into()),
+            cmdline: String::new(),
+            modules: Vec::new(),
+        };
+        let files = BOOT.map(<[u8]>::to_vec).into();
+        Ok(Some(BootFiles::received(&config, files)?))
+    }
+
     fn ram(&self) -> GuestRam {
         self.ram.clone()
     }
@@ -191,6 +204,7 @@ pub(super) struct FakeTarget {
     pub(super) ram: Option<GuestRam>,
     pub(super) ran: Option<bool>,
     loaded: bool,
+    has_boot_files: bool,
 }
 
 impl FakeTarget {
@@ -201,6 +215,7 @@ impl FakeTarget {
             ram: None,
             ran: None,
             loaded: false,
+            has_boot_files: false,
         }
     }
 }
@@ -223,12 +238,19 @@ impl Target for FakeTarget {
         Ok(ram)
     }
 
+    fn keep_boot_files(&mut self, files: Vec<Vec<u8>>) -> Result<(), VmError> {
+        assert_eq!(files, BOOT);
+        self.has_boot_files = true;
+        Ok(())
+    }
+
     fn load(&mut self, state: Vec<u8>, running: bool) -> Result<(), VmError> {
         self.loaded = running;
         if self.fails == Fails::Load {
             return Err(fail());
         }
         assert_eq!(state, STATE);
+        assert!(self.has_boot_files);
         Ok(())
     }
 

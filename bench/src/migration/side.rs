@@ -42,6 +42,7 @@ impl Side {
         limit: Duration,
     ) -> Result<Self, MigrationError> {
         command.stdin(Stdio::null()).stdout(Stdio::piped());
+        hypernest::end_with_parent(command);
         let started = Instant::now();
         let mut child = command.spawn().map_err(|source| MigrationError::Start {
             who: who.name(),

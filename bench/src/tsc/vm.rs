@@ -178,6 +178,7 @@ impl Vms {
             .args(arguments)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
+        hypernest::end_with_parent(&mut command);
         let mut child = command.spawn().map_err(|source| VmError::Start {
             program: self.hypernest.display().to_string(),
             source,

@@ -134,6 +134,7 @@ impl Running {
 }
 
 fn spawn(command: &mut Command) -> std::io::Result<(Child, ChildStdout)> {
+    hypernest::end_with_parent(command);
     let mut child = command.spawn()?;
     let stdout = child.stdout.take().ok_or(ErrorKind::BrokenPipe)?;
     Ok((child, stdout))

@@ -1,6 +1,7 @@
 //! Two descriptors as a connection that never waits for longer than it may, and not after it was cancelled.
 
 use std::io::{self, ErrorKind, Read, Write};
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::Child;
 use std::sync::Arc;
@@ -108,7 +109,11 @@ pub struct Link {
     input: OwnedFd,
     output: OwnedFd,
     stall: Duration,
+    /// When waiting for input ends, however much came before.
+    deadline: Option<Instant>,
     cancel: Option<Cancel>,
+    /// Of a TCP connection without TLS: this end and the other.
+    pub(super) loopback: Option<(SocketAddr, SocketAddr)>,
     child: Option<Child>,
 }
 
@@ -131,6 +136,8 @@ impl Link {
             input,
             output,
             stall,
+            deadline: None,
+            loopback: None,
             cancel: Some(cancel.clone()),
             child: None,
         })
@@ -152,9 +159,16 @@ impl Link {
         self
     }
 
+    /// From now on `cancel` ends waiting, and so does `deadline`, if there is one, however much has come until then.
+    pub fn greet_until(&mut self, cancel: &Cancel, deadline: Option<Instant>) {
+        self.cancel = Some(cancel.clone());
+        self.deadline = deadline;
+    }
+
     /// From now on waiting takes at most `stall`, and cancelling does not end it.
     pub fn cannot_be_cancelled(&mut self, stall: Duration) {
         self.cancel = None;
+        self.deadline = None;
         self.stall = stall;
     }
 
@@ -171,9 +185,16 @@ impl Link {
         };
         let mut fds = vec![PollFd::new(fd.as_fd(), flags)];
         fds.extend(self.cancel.as_ref().map(readable));
-        let ready = wait(&mut fds, Some(Instant::now() + self.stall))?;
+        let stalled = Instant::now() + self.stall;
+        let until = self
+            .deadline
+            .map_or(stalled, |deadline| deadline.min(stalled));
+        let ready = wait(&mut fds, Some(until))?;
         if self.cancel.as_ref().is_some_and(Cancel::is_set) {
             return Err(io::Error::new(ErrorKind::ConnectionAborted, "cancelled"));
+        }
+        if !ready && until < stalled {
+            return Err(late());
         }
         if !ready {
             let why = format!("the other end {what} for {} s", self.stall.as_secs_f32());
@@ -183,8 +204,19 @@ impl Link {
     }
 }
 
+fn late() -> io::Error {
+    io::Error::new(ErrorKind::TimedOut, "its first message took too long")
+}
+
 impl Read for Link {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        // Input that is always there is no reason to wait without end for what it should be.
+        if self
+            .deadline
+            .is_some_and(|deadline| Instant::now() >= deadline)
+        {
+            return Err(late());
+        }
         loop {
             match nix::unistd::read(&self.input, buffer) {
                 Ok(read) => return Ok(read),

@@ -2,7 +2,7 @@
 
 mod address;
 mod link;
-
+mod owner;
 #[cfg(test)]
 mod tests;
 mod tls;
@@ -94,9 +94,38 @@ pub enum TransportError {
     /// No more connections come this way.
     #[error("{0} is a single connection")]
     Single(Address),
+    /// Another user's process, without TLS.
+    #[error(
+        "the process at {peer} belongs to user {uid}, and this one to user {ours}: --plaintext is for one user's processes; give both ends TLS certificates, or use a unix: address"
+    )]
+    OtherUser {
+        /// The other end.
+        peer: SocketAddr,
+        /// Its user.
+        uid: u32,
+        /// This process's user.
+        ours: u32,
+    },
+    /// The kernel does not say whose the other end is.
+    #[error(
+        "cannot find out which user the process at {peer} belongs to, and --plaintext is for one user's processes; give both ends TLS certificates, or use a unix: address"
+    )]
+    UnknownUser {
+        /// The other end.
+        peer: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
     /// A user wants no more of it.
     #[error("cancelled")]
     Cancelled,
+}
+
+impl TransportError {
+    /// Whether a deadline has passed, and nothing else is wrong.
+    pub fn is_timeout(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if source.kind() == ErrorKind::TimedOut)
+    }
 }
 
 const TLS_OR_PLAINTEXT: &str =
@@ -127,6 +156,32 @@ impl Stream {
     /// From now on waiting takes at most `stall`, and cancelling does not end it.
     pub fn cannot_be_cancelled(&mut self, stall: Duration) {
         self.link().cannot_be_cancelled(stall);
+    }
+
+    /// Until [`Stream::greeted`] the other end has until `deadline` for all that it sends, and `cancel` alone ends waiting.
+    pub fn greet_until(&mut self, cancel: &Cancel, deadline: Option<Instant>) {
+        self.link().greet_until(cancel, deadline);
+    }
+
+    /// The first message has come.
+    pub fn greeted(&mut self, cancel: &Cancel) {
+        self.link().greet_until(cancel, None);
+    }
+
+    /// Without TLS: whether the other end is a process of the same user. Something must have come from it.
+    ///
+    /// # Errors
+    /// If it is not, or that is not known.
+    pub fn check_peer(&mut self) -> Result<(), TransportError> {
+        let Some((local, peer)) = self.link().loopback else {
+            return Ok(());
+        };
+        let ours = nix::unistd::geteuid().as_raw();
+        match owner::of_peer(local, peer) {
+            Ok(uid) if uid == ours => Ok(()),
+            Ok(uid) => Err(TransportError::OtherUser { peer, uid, ours }),
+            Err(source) => Err(TransportError::UnknownUser { peer, source }),
+        }
     }
 
     /// Whether something has come, or the other end is gone.
@@ -217,7 +272,7 @@ impl Dialer {
             }
             Address::Tcp { host, port } => {
                 let stream = self.dial_tcp(host, *port)?;
-                Link::over(stream, self.stall, cancel).map_err(failed)?
+                over_tcp(stream, self.tls.is_none(), self.stall, cancel).map_err(failed)?
             }
             address => single(address, self.stall, cancel).map_err(failed)?,
         };
@@ -270,6 +325,18 @@ fn check(address: &Address, security: &Security) -> Result<(), TransportError> {
     })
 }
 
+/// A TCP connection; a `plain` one will be asked whose the other end is.
+fn over_tcp(stream: TcpStream, plain: bool, stall: Duration, cancel: &Cancel) -> io::Result<Link> {
+    let ends = stream
+        .local_addr()
+        .and_then(|a| Ok((a, stream.peer_addr()?)));
+    let mut link = Link::over(stream, stall, cancel)?;
+    if plain {
+        link.loopback = Some(ends?);
+    }
+    Ok(link)
+}
+
 /// `exec:` and `fd:`: the same at both ends.
 fn single(address: &Address, stall: Duration, cancel: &Cancel) -> io::Result<Link> {
     match address {
@@ -285,8 +352,8 @@ fn single(address: &Address, stall: Duration, cancel: &Cancel) -> io::Result<Lin
             Ok(Link::over(ours, stall, cancel)?.with_child(child))
         }
         Address::Fd { input, output } => Link::new(
-            sys::duplicate(*input)?,
-            sys::duplicate(*output)?,
+            sys::inherited(*input)?,
+            sys::inherited(*output)?,
             stall,
             cancel,
         ),
@@ -400,8 +467,9 @@ impl Listener {
                 let stream = accept(listener, cancel, deadline, |l| l.accept().map(|(s, _)| s));
                 let stream = stream.map_err(failed.clone())?;
                 let stream = stream.ok_or(TransportError::Cancelled)?;
-                stream.set_nodelay(true).map_err(failed.clone())?;
-                Link::over(stream, self.stall, cancel).map_err(failed)?
+                // Of one that is gone already this fails, and so will reading.
+                let _gone = stream.set_nodelay(true);
+                over_tcp(stream, self.tls.is_none(), self.stall, cancel).map_err(failed)?
             }
         };
         Ok(match &self.tls {

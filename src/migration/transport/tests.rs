@@ -148,7 +148,12 @@ fn commands_and_descriptors() {
 
     let (ours, theirs) = UnixStream::pair().unwrap();
     let fd = std::os::fd::AsRawFd::as_raw_fd(&theirs);
-    let address = format!("fd:{fd}").parse().unwrap();
+    let address: Address = format!("fd:{fd}").parse().unwrap();
+    let unknown = Listener::new(address.clone(), &Security::Unsaid, LONG, &cancel).unwrap_err();
+    assert!(
+        matches!(unknown, TransportError::Io { source, .. } if source.kind() == ErrorKind::PermissionDenied)
+    );
+    sys::record(fd);
     let mut listener = Listener::new(address, &Security::Unsaid, LONG, &cancel).unwrap();
     let mut stream = listener.accept(&cancel, None).unwrap();
     drop(theirs);

@@ -73,7 +73,15 @@ pub struct Welcome {
     pub version: u16,
     /// The destination's process.
     pub process: Option<Process>,
+    /// What the destination takes beyond the basics, by name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub takes: Vec<String>,
 }
+
+/// The name in [`Welcome::takes`] of a destination that takes [`BootFile`]s.
+pub const BOOT_FILES: &str = "boot-files";
+/// The most bytes of all boot files, beside the size of the guest's RAM, which they have to fit into.
+pub const MAX_BOOT: usize = 4 << 30;
 
 /// Ends the pieces of a promise.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -93,6 +101,13 @@ pub struct Accept {}
 pub struct Refuse {
     /// Each reason, for people.
     pub reasons: Vec<String>,
+}
+
+/// Ends the pieces of a file that a reset boots.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootFile {
+    /// Bytes in all pieces.
+    pub len: u64,
 }
 
 /// Ends the pieces of a state.
@@ -153,6 +168,10 @@ impl Message for Refuse {
         };
         serde_json::to_vec(&short).unwrap_or_default()
     }
+}
+
+impl Message for BootFile {
+    const KIND: Kind = Kind::BootFile;
 }
 
 impl Message for State {

@@ -18,8 +18,8 @@ use std::io::{self, ErrorKind, Read, Write};
 use thiserror::Error;
 
 pub use message::{
-    Accept, Failed, Hello, MAX_PROMISE, MAX_STATE, Message, Promise, Refuse, State, VERSIONS,
-    Versions, Welcome,
+    Accept, BOOT_FILES, BootFile, Failed, Hello, MAX_BOOT, MAX_PROMISE, MAX_STATE, Message,
+    Promise, Refuse, State, VERSIONS, Versions, Welcome,
 };
 
 /// The longest body: 1 MiB of pages and their headers.
@@ -58,10 +58,12 @@ pub enum Kind {
     Running = 12,
     /// Either end: gives up, and why.
     Failed = 13,
+    /// Source: the pieces were a file that a reset boots. Only to a destination whose [`Welcome`] says that it takes them.
+    BootFile = 14,
 }
 
 impl Kind {
-    const ALL: [Self; 13] = [
+    const ALL: [Self; 14] = [
         Self::Hello,
         Self::Welcome,
         Self::Part,
@@ -75,6 +77,7 @@ impl Kind {
         Self::Commit,
         Self::Running,
         Self::Failed,
+        Self::BootFile,
     ];
 
     /// All of them.
@@ -101,6 +104,7 @@ impl Kind {
             | Self::Accept
             | Self::Refuse
             | Self::State
+            | Self::BootFile
             | Self::Failed => MAX_TALK,
             Self::EndOfPages | Self::Ready | Self::Commit | Self::Running => 0,
         }

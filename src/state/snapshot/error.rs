@@ -1,5 +1,5 @@
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
@@ -75,7 +75,37 @@ pub enum SnapshotError {
         /// As computed.
         found: u32,
     },
+    /// The file of boot files has another size than the state says.
+    #[error("the saved boot files in {} are cut off or do not belong to their state: {found} bytes instead of {expected}", .path.display())]
+    BootSize {
+        /// The file.
+        path: PathBuf,
+        /// By the state.
+        expected: u64,
+        /// Of the file.
+        found: u64,
+    },
+    /// A boot file's content is not what was saved.
+    #[error("the saved boot files in {} are damaged: the CRC32C of one is {found:#010x} and should be {expected:#010x}", .path.display())]
+    BootDamaged {
+        /// The file.
+        path: PathBuf,
+        /// By the state.
+        expected: u32,
+        /// As computed.
+        found: u32,
+    },
     /// Guest RAM.
     #[error(transparent)]
     Memory(#[from] MemoryError),
+}
+
+/// The error of a file that cannot be read.
+pub(super) fn read_failed(path: &Path) -> impl Fn(io::Error) -> SnapshotError + use<> {
+    let path = path.to_owned();
+    move |source| SnapshotError::File {
+        doing: "read",
+        path: path.clone(),
+        source,
+    }
 }

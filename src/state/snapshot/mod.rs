@@ -1,23 +1,30 @@
-//! A saved VM on disk: a directory with two files.
+//! A saved VM on disk: a directory with two or three files.
 //!
 //! - `state`: the [`Sections`], among them `ram`, which says where the pieces of RAM lie and holds a checksum per 2 MiB
 //! - `ram`: the pieces of RAM one after the other, as they are; pages of zeroes are holes
+//! - `boot`: the kernel, initrd and modules, which a reset of the restored VM boots; the section `boot` has their lengths and
+//!   checksums. A VM that was restored without them is saved without them
+//!
+//! None of them may be a symbolic link: a saved VM chooses no files of the host.
 //!
 //! [`Saving`] writes it beside its place, under a hidden name, brings it to the disk and then puts it in place in one step: a
 //! crash at any moment leaves what was there before, or nothing. [`Snapshot`] reads it.
 
 mod error;
+mod files;
 mod image;
 mod write;
 
 use std::fs::File;
-use std::io::BufReader;
-use std::path::{Path, PathBuf};
+use std::io::{self, BufReader};
+use std::path::Path;
 
+use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::Mode;
 
 pub use error::SnapshotError;
+pub use files::{SavedFile, SavedFiles};
 pub use image::{CHUNK, RamImage, RamIndex};
 pub use write::{Saving, Step};
 
@@ -28,6 +35,15 @@ pub const STATE_FILE: &str = "state";
 
 /// The file with the RAM.
 pub const RAM_FILE: &str = "ram";
+
+/// The file with the kernel, the initrd and the modules.
+pub const BOOT_FILE: &str = "boot";
+
+/// The section that describes the file of boot files.
+pub const BOOT_SECTION: &str = "boot";
+
+/// The version of that section that is written.
+pub const BOOT_VERSION: u32 = 1;
 
 /// The section that describes the RAM file.
 pub const RAM_SECTION: &str = "ram";
@@ -43,6 +59,7 @@ const STATE_LIMIT: u64 = 256 << 20;
 pub struct Snapshot {
     sections: Sections,
     ram: RamImage,
+    boot: Option<SavedFiles>,
 }
 
 impl Snapshot {
@@ -51,30 +68,40 @@ impl Snapshot {
     /// # Errors
     /// If it is not there, not whole, or damaged in its state; RAM is checked by its size only ([`RamImage::verify`]).
     pub fn open(dir: &Path) -> Result<Self, SnapshotError> {
-        let read = |path: PathBuf| {
-            move |source| SnapshotError::File {
-                doing: "read",
-                path,
-                source,
-            }
-        };
-        // Both files by way of one directory: that at `dir` may be replaced between the two.
-        let directory = File::open(dir).map_err(read(dir.to_owned()))?;
+        // All files by way of one directory: that at `dir` may be replaced meanwhile.
+        let directory = File::open(dir).map_err(error::read_failed(dir))?;
         let open = |name: &str| {
-            // Not to wait for a writer, should it be a pipe.
-            let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
-            openat(&directory, name, flags, Mode::empty())
-                .map(File::from)
-                .map_err(|e| read(dir.join(name))(e.into()))
+            // O_NONBLOCK: not to wait for a writer, should it be a pipe.
+            let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOFOLLOW;
+            let failed = error::read_failed(&dir.join(name));
+            match openat(&directory, name, flags, Mode::empty()) {
+                Ok(file) => Ok(File::from(file)),
+                Err(Errno::ELOOP) => Err(failed(io::Error::other(
+                    "it is a symbolic link, and a saved VM consists of regular files",
+                ))),
+                Err(errno) => Err(failed(errno.into())),
+            }
         };
         let state = open(STATE_FILE)?;
         let mut sections = Sections::decode(BufReader::new(state), STATE_LIMIT)?;
         let index = RamIndex::load(&sections.take(RAM_SECTION)?)?;
         let ram = RamImage::new(open(RAM_FILE)?, dir.join(RAM_FILE), index)?;
-        Ok(Self { sections, ram })
+        let boot = match sections.take_optional(BOOT_SECTION) {
+            Some(section) => {
+                let entries = files::load(&section)?;
+                let file = open(BOOT_FILE)?;
+                Some(SavedFiles::new(file, dir.join(BOOT_FILE), entries)?)
+            }
+            None => None,
+        };
+        Ok(Self {
+            sections,
+            ram,
+            boot,
+        })
     }
 
-    /// All sections but that of the RAM.
+    /// All sections but those of the RAM and of the boot files.
     pub fn sections(&self) -> &Sections {
         &self.sections
     }
@@ -84,7 +111,12 @@ impl Snapshot {
         &self.ram
     }
 
-    /// Both.
+    /// What the guest boots from, if it was saved too.
+    pub fn boot(&self) -> Option<&SavedFiles> {
+        self.boot.as_ref()
+    }
+
+    /// The sections and the RAM.
     pub fn into_parts(self) -> (Sections, RamImage) {
         (self.sections, self.ram)
     }

@@ -50,15 +50,32 @@ fn save_watched(
     watch: Box<dyn FnMut(Step) -> io::Result<()> + Send>,
 ) -> Result<(), SnapshotError> {
     let mut saving = Saving::begin_watched(dir, watch)?;
+    let files = boot_files(mark);
+    saving.write_boot_files(files.iter().map(|file| Box::new(file.as_slice()) as _))?;
     saving.write(sections(mark), &ram(mark))?;
     saving.commit()
+}
+
+/// A kernel of more than what is copied at a time, and an initrd.
+fn boot_files(mark: u8) -> [Vec<u8>; 2] {
+    [vec![mark; 3 << 20], vec![mark; 5]]
 }
 
 /// The mark of a saved VM that is whole in every respect.
 fn mark(dir: &Path) -> u8 {
     let snapshot = Snapshot::open(dir).unwrap();
     snapshot.ram().verify().unwrap();
+    let boot = snapshot.boot().unwrap();
+    boot.verify().unwrap();
     let mark = snapshot.sections().get("mark").unwrap().body[0];
+    let content = |entry: &SavedFile| {
+        let mut bytes = vec![0; usize::try_from(entry.range.end - entry.range.start).unwrap()];
+        let (file, at) = (boot.file(), entry.range.start);
+        file.read_exact_at(&mut bytes, at).unwrap();
+        bytes
+    };
+    let files: Vec<_> = boot.entries().iter().map(content).collect();
+    assert_eq!(files, boot_files(mark));
     for ram in [
         snapshot.ram().map().unwrap(),
         snapshot.ram().read(&config()).unwrap(),
@@ -432,6 +449,59 @@ proptest! {
         let section = Section { name: RAM_SECTION.to_owned(), version: RAM_VERSION, body };
         if let Ok(index) = RamIndex::load(&section) {
             prop_assert_eq!(index.save(), section.body);
+        }
+    }
+}
+
+#[test]
+fn boot_files_that_are_damaged_cut_off_or_gone_are_named() {
+    let parent = tempfile::tempdir().unwrap();
+    let dir = parent.path().join("vm");
+    save(&dir, 3).unwrap();
+    let file = fs::OpenOptions::new()
+        .write(true)
+        .open(dir.join(BOOT_FILE))
+        .unwrap();
+    file.write_all_at(&[4], 3 << 20).unwrap();
+    let snapshot = Snapshot::open(&dir).unwrap();
+    let damaged = snapshot.boot().unwrap().verify().unwrap_err();
+    assert!(matches!(damaged, SnapshotError::BootDamaged { .. }));
+    file.set_len(3 << 20).unwrap();
+    let cut = Snapshot::open(&dir).unwrap_err();
+    assert!(matches!(cut, SnapshotError::BootSize { .. }), "{cut}");
+    fs::remove_file(dir.join(BOOT_FILE)).unwrap();
+    let gone = Snapshot::open(&dir).unwrap_err().to_string();
+    assert!(gone.ends_with("vm/boot"), "{gone}");
+}
+
+#[test]
+fn no_file_of_a_saved_vm_may_be_a_symbolic_link() {
+    let parent = tempfile::tempdir().unwrap();
+    let (dir, elsewhere) = (parent.path().join("vm"), parent.path().join("elsewhere"));
+    save(&dir, 3).unwrap();
+    for name in [STATE_FILE, RAM_FILE, BOOT_FILE] {
+        fs::rename(dir.join(name), &elsewhere).unwrap();
+        std::os::unix::fs::symlink(&elsewhere, dir.join(name)).unwrap();
+        let error = Snapshot::open(&dir).unwrap_err();
+        let source = std::error::Error::source(&error).unwrap().to_string();
+        assert!(error.to_string().ends_with(name) && source.contains("symbolic link"));
+        fs::remove_file(dir.join(name)).unwrap();
+        fs::rename(&elsewhere, dir.join(name)).unwrap();
+    }
+    assert_eq!(mark(&dir), 3);
+}
+
+proptest! {
+    #[test]
+    fn no_lengths_of_boot_files_reach_beyond_their_file(body in proptest::collection::vec(any::<u8>(), 0..80)) {
+        let section = Section { name: BOOT_SECTION.to_owned(), version: BOOT_VERSION, body };
+        if let Ok(entries) = files::load(&section) {
+            let mut end = 0;
+            for entry in entries {
+                prop_assert_eq!(entry.range.start, end);
+                prop_assert!(entry.range.end > end);
+                end = entry.range.end;
+            }
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Writing a saved VM beside its place, and putting it there in one step.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -9,15 +9,23 @@ use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, Flock, FlockArg, OFlag, RenameFlags, renameat2};
 use nix::unistd::geteuid;
 
-use super::{RAM_FILE, RAM_SECTION, RAM_VERSION, STATE_FILE, SnapshotError, image};
+use super::{
+    BOOT_FILE, BOOT_SECTION, BOOT_VERSION, RAM_FILE, RAM_SECTION, RAM_VERSION, STATE_FILE,
+    SavedFile, SnapshotError, files, image,
+};
 use crate::memory::GuestRam;
 use crate::state::Sections;
+
+/// All files of a saved VM.
+const FILES: [&str; 3] = [STATE_FILE, RAM_FILE, BOOT_FILE];
 
 /// What is done next. Tests let the writer fail or die there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
     /// Making the directory beside the place.
     Create,
+    /// Writing the boot files.
+    Boot,
     /// Writing one more chunk of the RAM file.
     Ram,
     /// Writing the state file.
@@ -46,6 +54,8 @@ pub struct Saving {
     beside: PathBuf,
     /// Held until the end. A lock on the directory itself, so that it ends with the process.
     lock: Option<Flock<File>>,
+    /// The boot files and where they lie in their file.
+    boot: Option<(File, Vec<SavedFile>)>,
     files: Option<(File, File)>,
     watch: Watch,
 }
@@ -84,6 +94,7 @@ impl Saving {
             place,
             parent,
             lock: None,
+            boot: None,
             files: None,
             watch,
         };
@@ -129,24 +140,41 @@ impl Saving {
         }
     }
 
-    /// Writes everything; the guest must not run meanwhile. It may go on afterwards.
+    /// Writes what the guest boots from. The guest may run meanwhile.
+    ///
+    /// # Errors
+    /// If a file cannot be read, or written.
+    pub fn write_boot_files<'a>(
+        &mut self,
+        mut contents: impl Iterator<Item = Box<dyn Read + 'a>>,
+    ) -> Result<(), SnapshotError> {
+        self.step(Step::Boot, "write")?;
+        let path = self.beside.join(BOOT_FILE);
+        let file = create(&path).map_err(file_error("write", &path))?;
+        let entries = files::write(&file, &mut contents);
+        let entries = entries.map_err(file_error("copy the boot files to", &path))?;
+        self.boot = Some((file, entries));
+        Ok(())
+    }
+
+    /// Writes everything else; the guest must not run meanwhile. It may go on afterwards.
     ///
     /// # Errors
     /// If the files cannot be written, e.g. because the disk is full.
     ///
     /// # Panics
-    /// If `sections` has one called `ram`: that is added here.
+    /// If `sections` has one called `ram` or `boot`: those are added here.
     pub fn write(&mut self, mut sections: Sections, ram: &GuestRam) -> Result<(), SnapshotError> {
         let path = self.beside.join(RAM_FILE);
         let failed = file_error("write", &path);
-        let create = |path: &Path| {
-            let mut options = OpenOptions::new();
-            options.write(true).create_new(true).mode(0o600).open(path)
-        };
         let ram_file = create(&path).map_err(&failed)?;
         let watch = &mut self.watch;
         let index = image::write(&ram_file, ram, &mut || watch(Step::Ram)).map_err(&failed)?;
         sections.push(RAM_SECTION, RAM_VERSION, index.save());
+        if let Some((_, entries)) = &self.boot {
+            // Only a reset needs it, so a reader may ignore it.
+            sections.push_optional(BOOT_SECTION, BOOT_VERSION, files::save(entries));
+        }
 
         let path = self.beside.join(STATE_FILE);
         let failed = file_error("write", &path);
@@ -172,7 +200,9 @@ impl Saving {
     pub fn commit(mut self) -> Result<(), SnapshotError> {
         let (state, ram) = self.files.take().expect("written before it is committed");
         self.step(Step::SyncFiles, "write")?;
-        for (name, file) in [(RAM_FILE, ram), (STATE_FILE, state)] {
+        let boot = self.boot.take().map(|(file, _)| (BOOT_FILE, file));
+        let files = [(RAM_FILE, ram), (STATE_FILE, state)];
+        for (name, file) in boot.into_iter().chain(files) {
             let failed = file_error("write", &self.beside.join(name));
             file.sync_all().map_err(failed)?;
         }
@@ -243,6 +273,11 @@ impl Drop for Saving {
     }
 }
 
+fn create(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true).mode(0o600).open(path)
+}
+
 fn file_error(doing: &'static str, path: &Path) -> impl Fn(io::Error) -> SnapshotError + use<> {
     let path = path.to_owned();
     move |source| SnapshotError::File {
@@ -281,7 +316,7 @@ fn check_replaceable(place: &Path) -> Result<(), SnapshotError> {
         let name = entry
             .map_err(file_error("read the directory", place))?
             .file_name();
-        if name != STATE_FILE && name != RAM_FILE {
+        if !FILES.iter().any(|file| name == *file) {
             return Err(SnapshotError::NotOurs {
                 path: place.to_owned(),
                 other: name.display().to_string(),
@@ -315,7 +350,7 @@ fn remove(directory: &Path) -> io::Result<()> {
 }
 
 fn remove_files(directory: &Path) -> io::Result<()> {
-    for name in [STATE_FILE, RAM_FILE] {
+    for name in FILES {
         match fs::remove_file(directory.join(name)) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
             _ => {}

@@ -117,6 +117,7 @@ impl Process {
         command.stderr(stderr.try_clone().map_err(VmError::Qemu)?);
         // The terminal's signals are this program's to act on.
         command.process_group(0);
+        hypernest::end_with_parent(&mut command);
         let mut child = command.spawn().map_err(VmError::Qemu)?;
         // Its threads inherit this: they are not there yet, and which of them are vCPUs is QEMU's to know.
         let count = usize::try_from(job.cpus).unwrap_or(usize::MAX);

@@ -1,0 +1,165 @@
+//! The files that a guest boots from: opened once and held, so that every reset boots what the VM was started with.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::image::{Image, Role};
+use super::{BootConfig, BootError};
+use crate::state::snapshot::SavedFiles;
+
+/// A kernel and what is handed to it. Clones share the files.
+#[derive(Clone, Debug)]
+pub struct BootFiles(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    kernel: Image,
+    /// The initrd, if any, then the modules.
+    others: Vec<Image>,
+}
+
+/// The files that `boot` names beside the kernel.
+fn others(boot: &BootConfig) -> impl Iterator<Item = (Role, &Path)> {
+    let initrd = boot.initrd.iter();
+    let initrd = initrd.map(|path| (Role::Initrd, path.as_path()));
+    let modules = boot.modules.iter();
+    initrd.chain(modules.map(|m| (Role::Module, m.path.as_path())))
+}
+
+impl BootFiles {
+    /// Opens the files that `boot` names on this host.
+    ///
+    /// # Errors
+    /// If one is not a readable regular file, or empty.
+    pub fn open(boot: &BootConfig) -> Result<Self, BootError> {
+        let others = others(boot).map(|(role, path)| Image::open(role, path));
+        Ok(Self(Arc::new(Inner {
+            kernel: Image::open(Role::Kernel, &boot.kernel)?,
+            others: others.collect::<Result<_, _>>()?,
+        })))
+    }
+
+    /// The files of a saved VM. Their content is checked when it is used.
+    ///
+    /// # Errors
+    /// If there are not as many as `boot` names.
+    pub fn saved(boot: &BootConfig, files: &SavedFiles) -> Result<Self, BootError> {
+        Self::of(boot, files.entries().to_vec(), |role, path, entry| {
+            Image::part(role, path, files.file(), entry)
+        })
+    }
+
+    /// The files that a migration's source sent.
+    ///
+    /// # Errors
+    /// If there are not as many as `boot` names.
+    pub fn received(boot: &BootConfig, files: Vec<Vec<u8>>) -> Result<Self, BootError> {
+        Self::of(boot, files, Image::in_memory)
+    }
+
+    fn of<T>(
+        boot: &BootConfig,
+        contents: Vec<T>,
+        image: impl Fn(Role, &Path, T) -> Image,
+    ) -> Result<Self, BootError> {
+        let (found, expected) = (contents.len(), Self::named(boot).count());
+        let mut contents = contents.into_iter();
+        match contents.next() {
+            Some(first) if found == expected => Ok(Self(Arc::new(Inner {
+                kernel: image(Role::Kernel, &boot.kernel, first),
+                others: others(boot)
+                    .zip(contents)
+                    .map(|((role, path), content)| image(role, path, content))
+                    .collect(),
+            }))),
+            _ => Err(BootError::OtherFiles { found, expected }),
+        }
+    }
+
+    /// The files that `boot` names, in the order of [`BootFiles::all`].
+    pub fn named(boot: &BootConfig) -> impl Iterator<Item = (Role, &Path)> {
+        std::iter::once((Role::Kernel, boot.kernel.as_path())).chain(others(boot))
+    }
+
+    /// The kernel.
+    pub fn kernel(&self) -> &Image {
+        &self.0.kernel
+    }
+
+    /// The initrd, if any, then the modules.
+    pub fn others(&self) -> &[Image] {
+        &self.0.others
+    }
+
+    /// The initrd.
+    pub fn initrd(&self) -> Option<&Image> {
+        self.others()
+            .first()
+            .filter(|image| image.role() == Role::Initrd)
+    }
+
+    /// All of them, in the order in which they are saved and sent.
+    pub fn all(&self) -> impl Iterator<Item = &Image> {
+        std::iter::once(self.kernel()).chain(self.others())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::boot::BootModule;
+    use crate::boot::image::Content;
+
+    fn config(dir: &Path) -> BootConfig {
+        let file = |name: &str| {
+            let path = dir.join(name);
+            fs::write(&path, name).unwrap();
+            path
+        };
+        BootConfig {
+            kernel: file("kernel"),
+            initrd: Some(file("initrd")),
+            cmdline: String::new(),
+            modules: vec![BootModule {
+                path: file("module"),
+                cmdline: String::new(),
+            }],
+        }
+    }
+
+    fn content(image: &Image) -> String {
+        let mut bytes = vec![0; usize::try_from(image.len()).unwrap()];
+        image.read_exact_at(0, &mut bytes).unwrap();
+        String::from_utf8(bytes).unwrap()
+    }
+
+    #[test]
+    fn open_files_are_held_when_others_take_their_names() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = config(dir.path());
+        let files = BootFiles::open(&config).unwrap();
+        fs::remove_file(&config.kernel).unwrap();
+        fs::write(&config.kernel, "another").unwrap();
+        let all: Vec<_> = files.all().map(content).collect();
+        assert_eq!(all, ["kernel", "initrd", "module"]);
+        assert_eq!(files.initrd().map(content).as_deref(), Some("initrd"));
+    }
+
+    #[test]
+    fn received_files_must_be_those_of_the_configuration() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = config(dir.path());
+        let sent = |n: usize| (0..n).map(|n| vec![u8::try_from(n).unwrap(); 3]).collect();
+        for other in [0, 1, 2, 4] {
+            let error = BootFiles::received(&config, sent(other)).unwrap_err();
+            assert!(
+                matches!(error, BootError::OtherFiles { found, expected: 3 } if found == other)
+            );
+        }
+        let files = BootFiles::received(&config, sent(3)).unwrap();
+        assert_eq!(files.kernel().role(), Role::Kernel);
+        assert_eq!(content(&files.others()[1]), "\u{2}\u{2}\u{2}");
+    }
+}

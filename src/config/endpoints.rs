@@ -1,0 +1,53 @@
+//! What a configuration opens on the host. A saved VM and a migration's source are not trusted with any of it.
+
+use super::{CharBackend, VmConfig};
+
+/// Something on the host that a configuration opens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// The setting that names it.
+    pub setting: &'static str,
+    /// As the setting's value.
+    pub value: String,
+}
+
+impl VmConfig {
+    /// The files, sockets and pseudo-terminals that the VM's devices and its statistics open. Standard input and output are not
+    /// among them: they belong to the process already. Nor are the boot files, which are only read.
+    pub fn endpoints(&self) -> Vec<Endpoint> {
+        self.clone().remove_endpoints(|_| true)
+    }
+
+    /// Removes those of [`VmConfig::endpoints`] whose setting is to `go`: the devices stay, and are connected to nothing.
+    pub(super) fn remove_endpoints(&mut self, go: impl Fn(&str) -> bool) -> Vec<Endpoint> {
+        let [serial, serial2] = &mut self.serial;
+        let consoles = [
+            ("serial", Some(serial)),
+            ("serial2", Some(serial2)),
+            ("debugcon", self.debugcon.as_mut()),
+        ];
+        let mut removed = Vec::new();
+        for (setting, backend) in consoles {
+            let Some(backend) = backend.filter(|_| go(setting)) else {
+                continue;
+            };
+            let value = match backend {
+                CharBackend::None | CharBackend::Stdio => continue,
+                CharBackend::Pty => "pty".to_owned(),
+                CharBackend::File(path) => format!("file:{}", path.display()),
+                CharBackend::Socket(path) => format!("socket:{}", path.display()),
+            };
+            *backend = CharBackend::None;
+            removed.push(Endpoint { setting, value });
+        }
+        if go("stats")
+            && let Some(path) = self.stats.take()
+        {
+            removed.push(Endpoint {
+                setting: "stats",
+                value: path.display().to_string(),
+            });
+        }
+        removed
+    }
+}

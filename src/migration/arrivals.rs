@@ -1,0 +1,244 @@
+//! Connections on their way to becoming part of a migration: the TLS handshake and the first message of each are waited for side
+//! by side, so that a stranger who says nothing keeps no source waiting.
+
+use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
+use std::time::{Duration, Instant};
+
+use tracing::warn;
+
+use super::MigrationError;
+use super::channel::Channel;
+use super::transport::{Cancel, Listener, Stream};
+use super::wire::Hello;
+
+/// How long a connection may take until its Hello is there.
+const HELLO: Duration = Duration::from_secs(10);
+/// Connections that are waited for at a time.
+const MAX_WAITING: usize = 64;
+/// With that many, one that has taken longer than this makes room for the next.
+const PATIENT: Duration = Duration::from_secs(2);
+/// How often is looked at those that are waited for.
+const STEP: Duration = Duration::from_millis(10);
+/// Warnings about strangers that are logged within a [`WINDOW`].
+const WARNINGS: u32 = 8;
+const WINDOW: Duration = Duration::from_secs(60);
+
+/// A connection whose Hello has not come yet.
+#[derive(Debug)]
+struct Waiting {
+    since: Instant,
+    cancel: Cancel,
+    result: Receiver<Result<(Channel, Hello), MigrationError>>,
+}
+
+/// The connections that come to a listener.
+#[derive(Debug)]
+pub(super) struct Arrivals<'a> {
+    listener: &'a mut Listener,
+    waiting: Vec<Waiting>,
+    warnings: Warnings,
+    hello: Duration,
+}
+
+impl<'a> Arrivals<'a> {
+    /// Those that come to `listener`.
+    pub(super) fn at(listener: &'a mut Listener) -> Self {
+        Self {
+            listener,
+            waiting: Vec::new(),
+            warnings: Warnings::default(),
+            hello: HELLO,
+        }
+    }
+
+    /// Whether another connection can come after one that was of no use.
+    pub(super) fn takes_many(&self) -> bool {
+        self.listener.takes_many()
+    }
+
+    /// The next connection whose Hello has come; `None` if none has until `deadline`.
+    ///
+    /// # Errors
+    /// If no connection can come any more, or it was cancelled.
+    pub(super) fn next(
+        &mut self,
+        cancel: &Cancel,
+        deadline: Option<Instant>,
+    ) -> Result<Option<(Channel, Hello)>, MigrationError> {
+        loop {
+            if let Some((mut channel, hello)) = self.arrived()? {
+                channel.stream().greeted(cancel);
+                return Ok(Some((channel, hello)));
+            }
+            if cancel.is_set() {
+                return Err(MigrationError::Cancelled);
+            }
+            let now = Instant::now();
+            if deadline.is_some_and(|deadline| now >= deadline) {
+                return Ok(None);
+            }
+            let step = (!self.waiting.is_empty()).then(|| now + STEP);
+            let until = step.into_iter().chain(deadline).min();
+            let single_is_here = !self.takes_many() && !self.waiting.is_empty();
+            if single_is_here || !self.has_room() {
+                // Further connections wait in the listener's queue.
+                let _cancelled = cancel.sleep(STEP);
+                continue;
+            }
+            match self.listener.accept(cancel, until) {
+                Ok(stream) => self.wait_for(stream)?,
+                Err(e) if e.is_timeout() => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+    }
+
+    /// Warns of a connection that is of no use.
+    pub(super) fn stranger(&mut self, why: &str) {
+        self.warnings.stranger(why);
+    }
+
+    /// Whether another connection can be waited for.
+    fn has_room(&mut self) -> bool {
+        if self.waiting.len() < MAX_WAITING {
+            return true;
+        }
+        // The oldest is the first.
+        if self.waiting[0].since.elapsed() < PATIENT {
+            return false;
+        }
+        self.waiting.remove(0).cancel.set();
+        self.warnings
+            .stranger("it said nothing while others waited");
+        true
+    }
+
+    fn wait_for(&mut self, mut stream: Stream) -> Result<(), MigrationError> {
+        let failed = |source| MigrationError::Resources {
+            doing: "wait for a connection's first message",
+            source,
+        };
+        let since = Instant::now();
+        let cancel = Cancel::new().map_err(failed)?;
+        let until = self.takes_many().then(|| since + self.hello);
+        stream.greet_until(&cancel, until);
+        let (done, result) = sync_channel(1);
+        std::thread::Builder::new()
+            .name("arrival".to_owned())
+            .spawn(move || hello(stream, &done))
+            .map_err(failed)?;
+        self.waiting.push(Waiting {
+            since,
+            cancel,
+            result,
+        });
+        Ok(())
+    }
+
+    fn arrived(&mut self) -> Result<Option<(Channel, Hello)>, MigrationError> {
+        let mut at = 0;
+        while let Some(waiting) = self.waiting.get(at) {
+            let result = match waiting.result.try_recv() {
+                Err(TryRecvError::Empty) => {
+                    at += 1;
+                    continue;
+                }
+                // The thread has panicked, and the panic hook has reported it.
+                Err(TryRecvError::Disconnected) => {
+                    self.waiting.remove(at);
+                    continue;
+                }
+                Ok(result) => result,
+            };
+            self.waiting.remove(at);
+            match result {
+                Ok(arrived) => return Ok(Some(arrived)),
+                Err(e) if !self.takes_many() => return Err(e),
+                Err(e) => self.warnings.stranger(&e.chain()),
+            }
+        }
+        Ok(None)
+    }
+}
+
+impl Drop for Arrivals<'_> {
+    fn drop(&mut self) {
+        for waiting in &self.waiting {
+            waiting.cancel.set();
+        }
+    }
+}
+
+/// On a thread of its own: the handshake happens as the Hello is read.
+fn hello(stream: Stream, done: &SyncSender<Result<(Channel, Hello), MigrationError>>) {
+    let mut channel = Channel::new(stream);
+    let hello = channel.recv::<Hello>("Hello").and_then(|hello| {
+        channel.stream().check_peer()?;
+        Ok(hello)
+    });
+    let result = match hello {
+        Ok(hello) => Ok((channel, hello)),
+        Err(e) => {
+            channel.give_up(&e.chain());
+            channel.drain(1);
+            Err(e)
+        }
+    };
+    // Nothing may be waited for any more.
+    let _no_longer_wanted = done.send(result);
+}
+
+/// Strangers can come without end; the log gets a few of them a minute, and how many more there were.
+#[derive(Debug, Default)]
+struct Warnings {
+    window: Option<Instant>,
+    in_window: u32,
+    suppressed: u64,
+}
+
+impl Warnings {
+    fn stranger(&mut self, why: &str) {
+        if let Some(suppressed) = self.admit(Instant::now()) {
+            if suppressed > 0 {
+                warn!("{suppressed} more connections did not come from a source");
+            }
+            warn!("a connection did not come from a source: {why}");
+        }
+    }
+
+    /// Whether a warning at `now` is logged: with how many there were since the last that were not.
+    fn admit(&mut self, now: Instant) -> Option<u64> {
+        if self
+            .window
+            .is_none_or(|start| now.duration_since(start) >= WINDOW)
+        {
+            self.window = Some(now);
+            self.in_window = 0;
+        }
+        if self.in_window == WARNINGS {
+            self.suppressed += 1;
+            return None;
+        }
+        self.in_window += 1;
+        Some(std::mem::take(&mut self.suppressed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn warnings_are_limited_and_what_was_left_out_is_counted() {
+        let start = Instant::now();
+        let mut warnings = Warnings::default();
+        for _ in 0..WARNINGS {
+            assert_eq!(warnings.admit(start), Some(0));
+        }
+        for _ in 0..25_000 {
+            assert_eq!(warnings.admit(start + WINDOW / 2), None);
+        }
+        assert_eq!(warnings.admit(start + WINDOW), Some(25_000));
+        assert_eq!(warnings.admit(start + WINDOW), Some(0));
+    }
+}
