@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use hypernest::bus::Device;
-use hypernest::life::{LifeEvent, LifeHandle, Request};
+use hypernest::life::{MachineHandle, Request};
 use hypernest::machine::{ExitCounters, ExtraPorts};
 use hypernest::state::{Decoder, Encoder, StateError};
 use hypernest::units::VpIndex;
@@ -23,24 +23,24 @@ pub(crate) const SIGNATURE: u32 = u32::from_le_bytes(*b"HNXC");
 /// Ends the VM when L1 resets itself: a measurement that begins again by itself is none.
 #[derive(Debug, Default)]
 pub(crate) struct ResetWatch {
-    life: OnceLock<LifeHandle>,
+    handle: OnceLock<MachineHandle>,
     power_ons: AtomicU32,
 }
 
 impl ResetWatch {
     /// The VM to end.
-    pub(crate) fn of(&self, life: LifeHandle) {
+    pub(crate) fn of(&self, handle: MachineHandle) {
         // It is set once, by whoever made the VM.
-        let _first = self.life.set(life);
+        let _first = self.handle.set(handle);
     }
 
     /// A device of the VM is powered on: the second time ends the VM.
     pub(crate) fn power_on(&self) {
         self.power_ons.fetch_add(1, Ordering::Relaxed);
         if self.saw_reset()
-            && let Some(life) = self.life.get()
+            && let Some(handle) = self.handle.get()
         {
-            life.send(LifeEvent::Request(Request::Kill));
+            handle.request(Request::Kill);
         }
     }
 
@@ -111,6 +111,7 @@ impl Device for ExitPort {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use hypernest::life::UserRequest;
 
     fn read(device: &mut ExitPort, offset: u16, len: usize) -> Vec<u8> {
         let mut data = vec![0xff; len];
@@ -130,14 +131,14 @@ mod tests {
 
     #[test]
     fn the_second_power_on_ends_the_vm() {
-        let (life, events) = LifeHandle::channel();
+        let (_, handle, inbox) = hypernest::life::channel();
         let resets = Arc::new(ResetWatch::default());
         let mut device = ExitPort::new(&ExitCounters::default(), &resets);
-        resets.of(life);
+        resets.of(handle);
         device.reset();
-        assert!(events.try_recv().is_err() && !resets.saw_reset());
+        assert!(inbox.next_request().is_none() && !resets.saw_reset());
         device.reset();
         assert!(resets.saw_reset());
-        assert_eq!(events.try_recv(), Ok(LifeEvent::Request(Request::Kill)));
+        assert_eq!(inbox.next_request(), Some(UserRequest::Life(Request::Kill)));
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use hypernest::bus::Device;
 use hypernest::config::{ConfigError, Flags, HostLimits, build};
-use hypernest::life::{LifeEvent, Request};
+use hypernest::life::Request;
 use hypernest::machine::{ExtraPorts, Machine, MachineError, Outcome};
 use hypernest::state::{Decoder, Encoder, StateError};
 use hypernest_nested::probe::{CONSOLE_PORT, EXIT_PORT, Item, Malformed, WIDE_CONSOLE, next_item};
@@ -128,14 +128,14 @@ pub(crate) fn run_at_most(
     machine: Machine,
     limit: Duration,
 ) -> Result<(Outcome, bool), MachineError> {
-    let life = machine.life();
+    let handle = machine.handle();
     let (done, ended) = mpsc::channel::<()>();
     std::thread::scope(|scope| {
         let watchdog = scope.spawn(move || {
             // The other end is dropped when the VM has ended.
             let in_time = ended.recv_timeout(limit) != Err(mpsc::RecvTimeoutError::Timeout);
             if !in_time {
-                life.send(LifeEvent::Request(Request::Kill));
+                handle.request(Request::Kill);
             }
             in_time
         });

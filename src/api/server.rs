@@ -15,7 +15,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use super::job::{self, Done};
 use super::protocol::{Command, Job, MAX_REQUEST, Reply};
 use super::{ApiError, RunDir};
-use crate::life::{LifeEvent, LifeHandle};
+use crate::life::MachineHandle;
 use crate::machine::Status;
 
 /// Clients at a time. One more takes the place of the one that has been idle for longest.
@@ -37,21 +37,21 @@ pub struct Server {
 }
 
 impl Server {
-    /// Serves in `dir`. Requests go to `life`; `status` is asked on the server's thread and must not wait for anything.
+    /// Serves in `dir`. Requests go to `handle`; `status` is asked on the server's thread and must not wait for anything.
     ///
     /// # Errors
     /// If there is no socket or thread to be had.
     pub fn start(
         dir: RunDir,
-        life: LifeHandle,
+        handle: MachineHandle,
         status: impl Fn() -> Status + Send + Sync + 'static,
     ) -> Result<Self, ApiError> {
-        Self::start_with_patience(dir, life, status, PATIENCE)
+        Self::start_with_patience(dir, handle, status, PATIENCE)
     }
 
     pub(super) fn start_with_patience(
         dir: RunDir,
-        life: LifeHandle,
+        handle: MachineHandle,
         status: impl Fn() -> Status + Send + Sync + 'static,
         patience: Duration,
     ) -> Result<Self, ApiError> {
@@ -64,6 +64,7 @@ impl Server {
             // A job that is done need not wait until it is heard: one byte there is as good as two.
             wake.set_nonblocking(true)?;
             let status: Arc<dyn Fn() -> Status + Send + Sync> = Arc::new(status);
+            let watch = handle.watch_thread("api");
             let mut service = Service {
                 listener,
                 stopped,
@@ -73,15 +74,18 @@ impl Server {
                 answer: move |command| match command {
                     Command::Status => Answer::Now(Some(Box::new(status()))),
                     Command::Life(request) => {
-                        life.send(LifeEvent::Request(request));
+                        handle.request(request);
                         Answer::Now(None)
                     }
-                    Command::Job(job) => Answer::Later(job::start(job, &life, &wake, &status)),
+                    Command::Job(job) => Answer::Later(job::start(job, &handle, &wake, &status)),
                 },
             };
             let thread = std::thread::Builder::new()
                 .name("api".to_owned())
-                .spawn(move || service.run())?;
+                .spawn(move || {
+                    let _watch = watch;
+                    service.run();
+                })?;
             Ok((stop, thread))
         };
         let (stop, thread) = start().map_err(|source| ApiError::Serve {

@@ -2,17 +2,16 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
 use super::*;
-use crate::life::{LifeEvent, LifeHandle, Request};
+use crate::life::{Inbox, Request, UserRequest, channel};
 use crate::machine::AfterSave;
 use crate::machine::{State, Status};
 
 struct Vm {
     server: Server,
-    events: Receiver<LifeEvent>,
+    events: Inbox,
 }
 
 fn dirs(dir: &tempfile::TempDir) -> RunDirs {
@@ -38,11 +37,16 @@ fn status(name: &str) -> Status {
 }
 
 fn start(dirs: &RunDirs, name: &'static str) -> Vm {
-    let (life, events) = LifeHandle::channel();
+    let (_, handle, events) = channel();
     let dir = dirs.claim(name).unwrap();
     let patience = Duration::from_millis(300);
-    let server = Server::start_with_patience(dir, life, move || status(name), patience).unwrap();
+    let server = Server::start_with_patience(dir, handle, move || status(name), patience).unwrap();
     Vm { server, events }
+}
+
+fn next(vm: &Vm) -> UserRequest {
+    vm.events.wait();
+    vm.events.next_request().unwrap()
 }
 
 /// Sends `text` as it is, and reads a line.
@@ -69,7 +73,7 @@ fn commands_arrive_and_are_answered() {
         Request::Kill,
     ] {
         assert!(call(&dirs, "a", &Command::Life(request)).unwrap().is_none());
-        assert_eq!(vm.events.recv().unwrap(), LifeEvent::Request(request));
+        assert_eq!(next(&vm), UserRequest::Life(request));
     }
 }
 
@@ -77,11 +81,11 @@ fn commands_arrive_and_are_answered() {
 fn idle_clients_keep_no_other_waiting() {
     let tmp = tempfile::tempdir().unwrap();
     let dirs = dirs(&tmp);
-    let (life, _events) = LifeHandle::channel();
+    let (_, handle, _events) = channel();
     // They are let go long after this test has ended.
     let patience = Duration::from_secs(3600);
     let dir = dirs.claim("a").unwrap();
-    let _server = Server::start_with_patience(dir, life, || status("a"), patience).unwrap();
+    let _server = Server::start_with_patience(dir, handle, || status("a"), patience).unwrap();
     let idle: Vec<_> = (0..64)
         .map(|_| UnixStream::connect(dirs.socket("a")).unwrap())
         .collect();
@@ -135,14 +139,8 @@ fn one_connection_takes_many_requests() {
             .unwrap()
             .starts_with("{\"ok\":{\"name\":\"a\"")
     );
-    assert_eq!(
-        vm.events.recv().unwrap(),
-        LifeEvent::Request(Request::Pause)
-    );
-    assert_eq!(
-        vm.events.recv().unwrap(),
-        LifeEvent::Request(Request::Resume)
-    );
+    assert_eq!(next(&vm), UserRequest::Life(Request::Pause));
+    assert_eq!(next(&vm), UserRequest::Life(Request::Resume));
 }
 
 #[test]
@@ -185,7 +183,7 @@ fn what_is_no_request_is_refused() {
         );
         assert!(line.contains(says), "{line}");
     }
-    assert!(vm.events.try_recv().is_err());
+    assert!(vm.events.next_request().is_none());
     assert!(call(&dirs, "a", &Command::Status).is_ok());
 }
 
@@ -203,7 +201,7 @@ fn a_job_is_answered_when_it_is_done_and_holds_up_nobody() {
     let place = tmp.path().join("saved");
     let (dirs_of_job, job) = (dirs.clone(), save(&place));
     let waiting = std::thread::spawn(move || call(&dirs_of_job, "a", &job));
-    let LifeEvent::Job(job) = vm.events.recv().unwrap() else {
+    let UserRequest::Job(job) = next(&vm) else {
         panic!("the machine was not asked");
     };
     // Longer than clients are waited for.
@@ -231,7 +229,7 @@ fn a_job_is_answered_when_it_is_done_and_holds_up_nobody() {
         );
         assert!(line.contains("not a request"), "{line}");
     }
-    assert!(vm.events.try_recv().is_err());
+    assert!(vm.events.next_request().is_none());
 }
 
 #[test]

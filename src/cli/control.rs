@@ -72,7 +72,7 @@ mod tests {
 
     use super::*;
     use crate::api::Server;
-    use crate::life::{LifeEvent, LifeHandle};
+    use crate::life::{Inbox, UserRequest, channel};
     use crate::machine::Status;
 
     fn status(state: State) -> Status {
@@ -93,23 +93,28 @@ mod tests {
         }
     }
 
+    fn next(inbox: &Inbox) -> UserRequest {
+        inbox.wait();
+        inbox.next_request().unwrap()
+    }
+
     /// Ends when what was asked for shows in the status, or the VM is gone.
     #[test]
     fn requests_are_waited_for() {
         let tmp = tempfile::tempdir().unwrap();
         let dirs = RunDirs::at(tmp.path().join("hypernest"));
-        let (life, events) = LifeHandle::channel();
+        let (_, handle, events) = channel();
         let state = Arc::new(Mutex::new(State::Running));
         let told = Arc::clone(&state);
-        let server = Server::start(dirs.claim("vm").unwrap(), life, move || {
+        let server = Server::start(dirs.claim("vm").unwrap(), handle, move || {
             status(*told.lock().unwrap())
         })
         .unwrap();
         let shown = Arc::clone(&state);
         let vm = std::thread::spawn(move || {
             let mut seen = Vec::new();
-            for event in events {
-                let LifeEvent::Request(request) = event else {
+            loop {
+                let UserRequest::Life(request) = next(&events) else {
                     continue;
                 };
                 seen.push(request);
@@ -149,26 +154,26 @@ mod tests {
     fn a_vm_that_ends_as_soon_as_it_goes_on_has_been_resumed() {
         let tmp = tempfile::tempdir().unwrap();
         let dirs = RunDirs::at(tmp.path().join("hypernest"));
-        let (life, events) = LifeHandle::channel();
+        let (_, handle, events) = channel();
         let dir = dirs.claim("vm").unwrap();
-        let server = Server::start(dir, life, || status(State::Paused)).unwrap();
+        let server = Server::start(dir, handle, || status(State::Paused)).unwrap();
         let vm = std::thread::spawn(move || {
-            let resumed = events.recv();
+            let resumed = next(&events);
             drop(server);
             resumed
         });
         carry_out(&dirs, "vm", Request::Resume, PATIENCE).unwrap();
-        let resumed = vm.join().unwrap().unwrap();
-        assert!(matches!(resumed, LifeEvent::Request(Request::Resume)));
+        let resumed = vm.join().unwrap();
+        assert!(matches!(resumed, UserRequest::Life(Request::Resume)));
     }
 
     #[test]
     fn a_vm_that_does_nothing_is_told() {
         let tmp = tempfile::tempdir().unwrap();
         let dirs = RunDirs::at(tmp.path().join("hypernest"));
-        let (life, _events) = LifeHandle::channel();
+        let (_, handle, _inbox) = channel();
         let dir = dirs.claim("vm").unwrap();
-        let _server = Server::start(dir, life, || status(State::Running)).unwrap();
+        let _server = Server::start(dir, handle, || status(State::Running)).unwrap();
         assert!(matches!(
             carry_out(&dirs, "vm", Request::Pause, Duration::ZERO),
             Err(CliError::NotDone { done: "paused", .. })

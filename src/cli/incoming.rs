@@ -165,7 +165,7 @@ impl Target for Incoming {
                 Unloaded::new(&identity, ram, local, &[])?
             }
         };
-        let machine = unloaded.load(&identity, sections)?;
+        let mut machine = unloaded.load(&identity, sections)?;
         if !running {
             machine.stay_paused();
         }
@@ -178,7 +178,7 @@ impl Target for Incoming {
             machine.start();
             // Before the source is told: whoever sees the migration's end can control the VM here.
             let board = machine.board();
-            let server = Server::start(prepared.dir, machine.life(), move || board.status());
+            let server = Server::start(prepared.dir, machine.handle(), move || board.status());
             self.server = Some(server);
         }
     }

@@ -75,7 +75,7 @@ pub(super) fn run(args: &Args) -> Result<Exit, CliError> {
     let ram = ram.map_err(|source| broken(&args.dir, source.into()))?;
     let machine = Machine::restore(&saved.identity, saved.sections, ram, local, &[])?;
     let board = machine.board();
-    let _server = Server::start(dir, machine.life(), move || board.status())?;
+    let _server = Server::start(dir, machine.handle(), move || board.status())?;
     to_its_end(machine)
 }
 

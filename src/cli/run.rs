@@ -53,7 +53,7 @@ pub(super) fn run(args: &Args) -> Result<Exit, CliError> {
         _ => e.into(),
     })?;
     let board = machine.board();
-    let _server = Server::start(dir, machine.life(), move || board.status())?;
+    let _server = Server::start(dir, machine.handle(), move || board.status())?;
     to_its_end(machine)
 }
 

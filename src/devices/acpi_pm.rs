@@ -10,7 +10,7 @@ use super::clock::{Clock, Timed};
 use super::io_thread::Waker;
 use crate::bus::Device;
 use crate::irq::IrqLine;
-use crate::life::{LifeEvent, LifeHandle};
+use crate::life::{GuestEvent, GuestEvents};
 use crate::state::{Decoder, Encoder, StateError};
 
 /// Offset of the PM1a event block: status and enable, two bytes each.
@@ -49,7 +49,7 @@ pub struct AcpiPm {
     base: u64,
     sleep_type_s5: u16,
     sci: IrqLine,
-    life: LifeHandle,
+    events: GuestEvents,
     clock: Arc<dyn Clock>,
     waker: Waker,
     status: u16,
@@ -69,7 +69,7 @@ impl AcpiPm {
         base: u16,
         sleep_type_s5: u8,
         sci: IrqLine,
-        life: LifeHandle,
+        events: GuestEvents,
         clock: Arc<dyn Clock>,
         waker: Waker,
     ) -> Self {
@@ -77,7 +77,7 @@ impl AcpiPm {
             base: u64::from(base),
             sleep_type_s5: u16::from(sleep_type_s5),
             sci,
-            life,
+            events,
             clock,
             waker,
             status: 0,
@@ -174,7 +174,7 @@ impl AcpiPm {
                 if value & SLEEP_ENABLE != 0
                     && self.sleep_type >> SLEEP_TYPE_SHIFT == self.sleep_type_s5
                 {
-                    self.life.send(LifeEvent::GuestPowerOff);
+                    self.events.report(GuestEvent::PowerOff);
                 }
             }
             0x20..=0x21 => self.gpe_status &= !value,
@@ -284,8 +284,8 @@ mod tests {
         HandClock, LineRecorder, accesses, assert_comes_back, hostile, inb, inl, inw, outb, outl,
         outw, replay,
     };
+    use crate::life::{Inbox, channel};
     use proptest::prelude::*;
-    use std::sync::mpsc::Receiver;
 
     const BASE: u64 = 0x600;
 
@@ -293,15 +293,15 @@ mod tests {
         pm: AcpiPm,
         sci: Arc<LineRecorder>,
         clock: Arc<HandClock>,
-        events: Receiver<LifeEvent>,
+        events: Inbox,
     }
 
     fn bench() -> Bench {
         let (sci, line) = LineRecorder::line();
-        let (life, events) = LifeHandle::channel();
+        let (guest, handle, events) = channel();
         let clock = HandClock::at_wall(Duration::ZERO);
-        let io = IoThread::new(life.clone()).unwrap();
-        let pm = AcpiPm::new(0x600, 5, line, life, clock.clone(), io.waker());
+        let io = IoThread::new(handle).unwrap();
+        let pm = AcpiPm::new(0x600, 5, line, guest, clock.clone(), io.waker());
         Bench {
             pm,
             sci,
@@ -345,18 +345,18 @@ mod tests {
         let mut b = bench();
         assert_eq!(inw(&mut b.pm, BASE + 4), SCI_ENABLE);
         outw(&mut b.pm, BASE + 4, 5 << 10);
-        assert!(b.events.try_recv().is_err(), "SLP_EN not set");
+        assert!(b.events.take_guest_events().is_empty(), "SLP_EN not set");
         outw(&mut b.pm, BASE + 4, SLEEP_ENABLE | (3 << 10));
-        assert!(b.events.try_recv().is_err(), "S3 does not exist");
+        assert!(b.events.take_guest_events().is_empty(), "S3 does not exist");
         outw(&mut b.pm, BASE + 4, SLEEP_ENABLE | (5 << 10) | SCI_ENABLE);
-        assert_eq!(b.events.try_recv(), Ok(LifeEvent::GuestPowerOff));
+        assert_eq!(b.events.take_guest_events(), [GuestEvent::PowerOff]);
         assert_eq!(
             inw(&mut b.pm, BASE + 4),
             (5 << 10) | SCI_ENABLE,
             "SLP_EN reads as zero"
         );
         outb(&mut b.pm, BASE + 5, 0x34);
-        assert_eq!(b.events.try_recv(), Ok(LifeEvent::GuestPowerOff));
+        assert_eq!(b.events.take_guest_events(), [GuestEvent::PowerOff]);
     }
 
     #[test]

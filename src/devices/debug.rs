@@ -3,7 +3,7 @@
 use super::char::{CharDevice, TxQueue};
 use super::io_thread::Waker;
 use crate::bus::Device;
-use crate::life::{LifeEvent, LifeHandle};
+use crate::life::{GuestEvent, GuestEvents};
 use crate::state::{Decoder, Encoder, StateError};
 
 /// What the debug console's port reads as: how firmware finds out that it is there.
@@ -13,15 +13,15 @@ const DEBUGCON_SIGNATURE: u8 = 0xe9;
 #[derive(Debug)]
 pub struct DebugExit {
     port: u64,
-    life: LifeHandle,
+    events: GuestEvents,
 }
 
 impl DebugExit {
     /// At `port`.
-    pub fn new(port: u16, life: LifeHandle) -> Self {
+    pub fn new(port: u16, events: GuestEvents) -> Self {
         Self {
             port: u64::from(port),
-            life,
+            events,
         }
     }
 }
@@ -39,7 +39,7 @@ impl Device for DebugExit {
         if addr == self.port
             && let Some(&code) = data.first()
         {
-            self.life.send(LifeEvent::DebugExit { code });
+            self.events.report(GuestEvent::DebugExit { code });
         }
     }
 
@@ -118,28 +118,27 @@ mod tests {
     use super::*;
     use crate::devices::io_thread::IoThread;
     use crate::devices::testing::{inb, inl, outb, outl};
+    use crate::life::channel;
     use hypernest_nested::probe::WIDE_CONSOLE;
 
     #[test]
     fn debug_exit_carries_the_byte() {
-        let (life, events) = LifeHandle::channel();
-        let mut device = DebugExit::new(0xf4, life);
-        outb(&mut device, 0xf4, 3);
-        outl(&mut device, 0xf4, 0x1234_5607);
-        outb(&mut device, 0xf5, 9);
-        let codes: Vec<_> = events.try_iter().collect();
-        assert_eq!(
-            codes,
-            [
-                LifeEvent::DebugExit { code: 3 },
-                LifeEvent::DebugExit { code: 7 }
-            ]
-        );
+        let (guest, _, events) = channel();
+        let mut device = DebugExit::new(0xf4, guest);
+        for (port, value, code) in [
+            (0xf4, 3, Some(3)),
+            (0xf4, 0x1234_5607, Some(7)),
+            (0xf5, 9, None),
+        ] {
+            outl(&mut device, port, value);
+            let reported = code.map(|code| GuestEvent::DebugExit { code });
+            assert_eq!(events.take_guest_events().pop(), reported);
+        }
     }
 
     #[test]
     fn debugcon_shows_its_signature_and_takes_bytes_and_strings() {
-        let io = IoThread::new(LifeHandle::channel().0).unwrap();
+        let io = IoThread::new(channel().1).unwrap();
         let mut device = Debugcon::new(0x402, Some(io.waker()));
         assert_eq!(inb(&mut device, 0x402), 0xe9);
         assert_eq!(inl(&mut device, 0x402), WIDE_CONSOLE);
@@ -152,7 +151,7 @@ mod tests {
 
     #[test]
     fn debugcon_without_a_reader_stays_within_its_queue() {
-        let io = IoThread::new(LifeHandle::channel().0).unwrap();
+        let io = IoThread::new(channel().1).unwrap();
         let mut device = Debugcon::new(0x402, Some(io.waker()));
         for _ in 0..TxQueue::CAPACITY + 5 {
             outb(&mut device, 0x402, b'x');

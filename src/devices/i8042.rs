@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 
 use crate::bus::Device;
 use crate::irq::IrqLine;
-use crate::life::{LifeEvent, LifeHandle};
+use crate::life::{GuestEvent, GuestEvents};
 use crate::state::{Decoder, Encoder, StateError};
 
 /// Status and command port, relative to the data port (0x60 and 0x64).
@@ -92,7 +92,7 @@ enum KeyboardArgument {
 pub struct I8042 {
     data_port: u16,
     irq: IrqLine,
-    life: LifeHandle,
+    events: GuestEvents,
     ram: [u8; 32],
     output_port: u8,
     /// What the data port shows, if its "output full" bit is set.
@@ -116,11 +116,11 @@ struct Byte {
 
 impl I8042 {
     /// The controller with its data port at `data_port` and its command port 4 above.
-    pub fn new(data_port: u16, irq: IrqLine, life: LifeHandle) -> Self {
+    pub fn new(data_port: u16, irq: IrqLine, events: GuestEvents) -> Self {
         let mut controller = Self {
             data_port,
             irq,
-            life,
+            events,
             ram: [0; 32],
             output_port: OUTPUT_PORT_POWER_ON,
             output: None,
@@ -261,7 +261,7 @@ impl I8042 {
     }
 
     fn reset_machine(&self) {
-        self.life.send(LifeEvent::GuestReset {
+        self.events.report(GuestEvent::Reset {
             by: "keyboard controller",
         });
     }
@@ -311,7 +311,7 @@ impl Device for I8042 {
     }
 
     fn reset(&mut self) {
-        *self = Self::new(self.data_port, self.irq.clone(), self.life.clone());
+        *self = Self::new(self.data_port, self.irq.clone(), self.events.clone());
         self.update();
     }
 
@@ -423,14 +423,14 @@ mod tests {
     use crate::devices::testing::{
         LineRecorder, accesses, assert_comes_back, hostile, inb, outb, replay,
     };
+    use crate::life::{Inbox, channel};
     use proptest::prelude::*;
     use std::sync::Arc;
-    use std::sync::mpsc::Receiver;
 
-    fn controller() -> (I8042, Arc<LineRecorder>, Receiver<LifeEvent>) {
+    fn controller() -> (I8042, Arc<LineRecorder>, Inbox) {
         let (line, irq) = LineRecorder::line();
-        let (life, events) = LifeHandle::channel();
-        (I8042::new(0x60, irq, life), line, events)
+        let (guest, _, events) = channel();
+        (I8042::new(0x60, irq, guest), line, events)
     }
 
     fn drain(c: &mut I8042) -> Vec<u8> {
@@ -538,21 +538,24 @@ mod tests {
 
     #[test]
     fn the_ways_to_reset_the_machine() {
-        let reset = LifeEvent::GuestReset {
+        let reset = GuestEvent::Reset {
             by: "keyboard controller",
         };
         let (mut c, _, events) = controller();
         outb(&mut c, 0x64, 0xff);
         outb(&mut c, 0x64, 0xfd);
-        assert!(events.try_recv().is_err(), "other lines are pulsed");
+        assert!(
+            events.take_guest_events().is_empty(),
+            "other lines are pulsed"
+        );
         outb(&mut c, 0x64, 0xfe);
-        assert_eq!(events.try_recv(), Ok(reset.clone()));
+        assert_eq!(events.take_guest_events(), [reset.clone()]);
         outb(&mut c, 0x64, 0xd1);
         outb(&mut c, 0x60, 0xdf);
-        assert!(events.try_recv().is_err());
+        assert!(events.take_guest_events().is_empty());
         outb(&mut c, 0x64, 0xd1);
         outb(&mut c, 0x60, 0xde);
-        assert_eq!(events.try_recv(), Ok(reset));
+        assert_eq!(events.take_guest_events(), [reset]);
     }
 
     #[test]

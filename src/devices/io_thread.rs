@@ -21,7 +21,7 @@ use super::char::{CharDevice, CharError, SLOTS, Wire, set_nonblocking};
 use super::clock::Timed;
 use crate::bus::lock;
 use crate::devices::char::CharBackend;
-use crate::life::LifeHandle;
+use crate::life::MachineHandle;
 
 /// How long the thread, told to stop, waits for a reader that takes nothing.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(1);
@@ -94,7 +94,7 @@ type SharedTimed = Arc<Mutex<dyn Timed>>;
 /// The thread before it runs: devices are connected to it first.
 pub struct IoThread {
     waker: Waker,
-    life: LifeHandle,
+    handle: MachineHandle,
     wires: Vec<(Wire, SharedChar)>,
     timed: Vec<SharedTimed>,
     stdio_taken: bool,
@@ -102,14 +102,14 @@ pub struct IoThread {
 }
 
 impl IoThread {
-    /// With nothing connected. Ctrl-A x on the console is reported to `life`.
+    /// With nothing connected. Ctrl-A x on the console ends the VM through `handle`.
     ///
     /// # Errors
     /// If no pipe can be had.
-    pub fn new(life: LifeHandle) -> io::Result<Self> {
+    pub fn new(handle: MachineHandle) -> io::Result<Self> {
         Ok(Self {
             waker: Waker::new()?,
-            life,
+            handle,
             wires: Vec::new(),
             timed: Vec::new(),
             stdio_taken: false,
@@ -153,7 +153,7 @@ impl IoThread {
             }
             CharBackend::Stdio => {
                 self.stdio_taken = true;
-                Wire::stdio(name, self.life.clone())?
+                Wire::stdio(name, self.handle.clone())?
             }
             CharBackend::File(path) => Wire::file(name, path, self.keeps_files)?,
             CharBackend::Pty => {
@@ -183,6 +183,7 @@ impl IoThread {
         let thread = std::thread::Builder::new()
             .name("io".to_owned())
             .spawn(move || {
+                let _watch = self.handle.watch_thread("io");
                 if let Err(error) = self.run(&told) {
                     error!(%error, "the I/O thread failed: consoles and the clock's interrupts are dead");
                 }

@@ -1,7 +1,7 @@
 //! System control port A (0x92): fast A20 and fast reset.
 
 use crate::bus::Device;
-use crate::life::{LifeEvent, LifeHandle};
+use crate::life::{GuestEvent, GuestEvents};
 use crate::state::{Decoder, Encoder, StateError};
 
 const FAST_RESET: u8 = 1 << 0;
@@ -13,16 +13,16 @@ const A20: u8 = 1 << 1;
 pub struct Port92 {
     port: u64,
     value: u8,
-    life: LifeHandle,
+    events: GuestEvents,
 }
 
 impl Port92 {
     /// At `port`.
-    pub fn new(port: u16, life: LifeHandle) -> Self {
+    pub fn new(port: u16, events: GuestEvents) -> Self {
         Self {
             port: u64::from(port),
             value: A20,
-            life,
+            events,
         }
     }
 }
@@ -49,7 +49,7 @@ impl Device for Port92 {
             return;
         };
         if value & !self.value & FAST_RESET != 0 {
-            self.life.send(LifeEvent::GuestReset {
+            self.events.report(GuestEvent::Reset {
                 by: "system control port A",
             });
         }
@@ -70,22 +70,23 @@ impl Device for Port92 {
 mod tests {
     use super::*;
     use crate::devices::testing::{inb, outb};
+    use crate::life::channel;
 
     #[test]
     fn a_rising_reset_bit_resets_once() {
-        let (life, events) = LifeHandle::channel();
-        let mut port = Port92::new(0x92, life);
+        let (guest, _, events) = channel();
+        let mut port = Port92::new(0x92, guest);
         assert_eq!(inb(&mut port, 0x92), 0x02);
         outb(&mut port, 0x92, 0x00);
         assert_eq!(inb(&mut port, 0x92), 0x00);
-        assert!(events.try_recv().is_err());
+        assert!(events.take_guest_events().is_empty());
         outb(&mut port, 0x92, 0x03);
         assert!(matches!(
-            events.try_recv(),
-            Ok(LifeEvent::GuestReset { .. })
+            events.take_guest_events()[..],
+            [GuestEvent::Reset { .. }]
         ));
         outb(&mut port, 0x92, 0x03);
-        assert!(events.try_recv().is_err());
+        assert!(events.take_guest_events().is_empty());
         port.reset();
         assert_eq!(inb(&mut port, 0x92), 0x02);
     }

@@ -1,7 +1,7 @@
 //! pvpanic: how a guest's panic handler tells the host (QEMU's docs/specs/pvpanic).
 
 use crate::bus::Device;
-use crate::life::{LifeEvent, LifeHandle};
+use crate::life::{GuestEvent, GuestEvents};
 use crate::state::{Decoder, Encoder, StateError};
 
 const PANICKED: u8 = 1 << 0;
@@ -14,15 +14,15 @@ const SUPPORTED: u8 = PANICKED | CRASH_LOADED;
 #[derive(Debug)]
 pub struct Pvpanic {
     port: u64,
-    life: LifeHandle,
+    events: GuestEvents,
 }
 
 impl Pvpanic {
     /// At `port`.
-    pub fn new(port: u16, life: LifeHandle) -> Self {
+    pub fn new(port: u16, events: GuestEvents) -> Self {
         Self {
             port: u64::from(port),
-            life,
+            events,
         }
     }
 }
@@ -47,9 +47,9 @@ impl Device for Pvpanic {
             return;
         };
         if value & PANICKED != 0 {
-            self.life.send(LifeEvent::GuestPanicked);
+            self.events.report(GuestEvent::Panicked);
         } else if value & CRASH_LOADED != 0 {
-            self.life.send(LifeEvent::GuestCrashLoaded);
+            self.events.report(GuestEvent::CrashKernelLoaded);
         }
     }
 
@@ -64,21 +64,22 @@ impl Device for Pvpanic {
 mod tests {
     use super::*;
     use crate::devices::testing::{inb, outb};
+    use crate::life::channel;
 
     #[test]
     fn each_event_is_reported() {
-        let (life, events) = LifeHandle::channel();
-        let mut device = Pvpanic::new(0x505, life);
+        let (guest, _, events) = channel();
+        let mut device = Pvpanic::new(0x505, guest);
         assert_eq!(inb(&mut device, 0x505), 0x03);
         for (value, event) in [
-            (0x01, Some(LifeEvent::GuestPanicked)),
-            (0x02, Some(LifeEvent::GuestCrashLoaded)),
-            (0x03, Some(LifeEvent::GuestPanicked)),
+            (0x01, Some(GuestEvent::Panicked)),
+            (0x02, Some(GuestEvent::CrashKernelLoaded)),
+            (0x03, Some(GuestEvent::Panicked)),
             (0x00, None),
             (0xfc, None),
         ] {
             outb(&mut device, 0x505, value);
-            assert_eq!(events.try_recv().ok(), event, "{value:#x}");
+            assert_eq!(events.take_guest_events().pop(), event, "{value:#x}");
         }
     }
 }

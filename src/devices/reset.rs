@@ -1,7 +1,7 @@
 //! The reset control register (0xcf9), which lies inside PCI's configuration ports and is therefore part of
 //! [`PciHost`](crate::pci::PciHost). ACPI's reset register points to it.
 
-use crate::life::{LifeEvent, LifeHandle};
+use crate::life::{GuestEvent, GuestEvents};
 use crate::state::{Decoder, Encoder, StateError};
 
 /// Hard instead of soft reset, once the CPU reset bit rises. We have only the hard one.
@@ -15,13 +15,13 @@ const FULL_RESET: u8 = 1 << 3;
 #[derive(Debug)]
 pub struct ResetControl {
     value: u8,
-    life: LifeHandle,
+    events: GuestEvents,
 }
 
 impl ResetControl {
     /// At rest.
-    pub fn new(life: LifeHandle) -> Self {
-        Self { value: 0, life }
+    pub fn new(events: GuestEvents) -> Self {
+        Self { value: 0, events }
     }
 
     /// Back to rest.
@@ -37,7 +37,7 @@ impl ResetControl {
     /// Resets the machine when the CPU reset bit rises.
     pub fn write(&mut self, value: u8) {
         if value & !self.value & RESET_CPU != 0 {
-            self.life.send(LifeEvent::GuestReset {
+            self.events.report(GuestEvent::Reset {
                 by: "reset control register",
             });
         }
@@ -62,11 +62,12 @@ impl ResetControl {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::life::channel;
 
     #[test]
     fn the_rising_edge_of_bit_2_resets() {
-        let (life, events) = LifeHandle::channel();
-        let mut register = ResetControl::new(life);
+        let (guest, _, events) = channel();
+        let mut register = ResetControl::new(guest);
         for (value, resets) in [
             (0x02, false),
             (0x06, true),
@@ -76,7 +77,7 @@ mod tests {
             (0xf1, false),
         ] {
             register.write(value);
-            assert_eq!(events.try_recv().is_ok(), resets, "{value:#x}");
+            assert_eq!(!events.take_guest_events().is_empty(), resets, "{value:#x}");
             assert_eq!(register.read(), value & 0x0e);
         }
     }

@@ -89,7 +89,7 @@ mod tests {
     use crate::devices::post::PostPort;
     use crate::devices::pvpanic::Pvpanic;
     use crate::devices::testing::{accesses, assert_comes_back, hostile, inb, replay};
-    use crate::life::LifeHandle;
+    use crate::life::channel;
 
     proptest! {
         #[test]
@@ -97,13 +97,13 @@ mod tests {
             seq in accesses(4),
             body in hostile(),
         ) {
-            let life = || LifeHandle::channel().0;
+            let events = || channel().0;
             let pairs: [(u64, [Box<dyn Device>; 2]); 6] = [
                 (0x61, [(); 2].map(|()| Box::new(Port61::new(0x61)) as _)),
                 (0x80, [(); 2].map(|()| Box::new(PostPort::new(0x80)) as _)),
-                (0x92, [(); 2].map(|()| Box::new(Port92::new(0x92, life())) as _)),
-                (0x505, [(); 2].map(|()| Box::new(Pvpanic::new(0x505, life())) as _)),
-                (0xf4, [(); 2].map(|()| Box::new(DebugExit::new(0xf4, life())) as _)),
+                (0x92, [(); 2].map(|()| Box::new(Port92::new(0x92, events())) as _)),
+                (0x505, [(); 2].map(|()| Box::new(Pvpanic::new(0x505, events())) as _)),
+                (0xf4, [(); 2].map(|()| Box::new(DebugExit::new(0xf4, events())) as _)),
                 (0x402, [(); 2].map(|()| Box::new(Debugcon::new(0x402, None)) as _)),
             ];
             for (base, [mut device, mut fresh]) in pairs {
@@ -117,10 +117,10 @@ mod tests {
     }
 
     fn devices() -> Vec<SharedDevice> {
-        let life = LifeHandle::channel().0;
+        let events = channel().0;
         vec![
             Arc::new(Mutex::new(PostPort::new(0x80))),
-            Arc::new(Mutex::new(Port92::new(0x92, life))),
+            Arc::new(Mutex::new(Port92::new(0x92, events))),
         ]
     }
 

@@ -130,8 +130,9 @@ impl PowerCycle {
         (0..).map(VpIndex).take(self.vcpus.len())
     }
 
-    /// Has `work` done with a vCPU on its own thread, and waits for the result. KVM has completed the vCPU's last exit by then.
-    /// The vCPU need not be paused; what it works out about one that runs is soon out of date.
+    /// Runs `work` with a vCPU on its own thread, and waits for the result. KVM has completed the vCPU's last exit by then,
+    /// unless that waits for the main thread's decision on a guest event. The vCPU need not be paused; what `work` reads of
+    /// one that runs is soon out of date.
     ///
     /// # Errors
     /// If there is no such vCPU, or its thread has ended or ends meanwhile.
@@ -143,7 +144,7 @@ impl PowerCycle {
         let thread = usize::try_from(vp.0)
             .ok()
             .and_then(|index| self.vcpus.get(index));
-        let done = thread.map(|thread| thread.control().have_done(work));
+        let done = thread.map(|thread| thread.control().run_on_vcpu(work));
         done.and_then(Result::ok).ok_or(VcpuGone { vp })
     }
 
@@ -185,6 +186,15 @@ impl PowerCycle {
     pub(super) fn resume(&self) {
         for vcpu in &self.vcpus {
             vcpu.control().resume();
+        }
+    }
+
+    /// Has KVM complete the instructions that the parked vCPUs' last exits came from: until then their registers are those
+    /// before it. That may reach devices (a repeated string instruction exits per element), and so cause guest events.
+    pub(super) fn complete_exits(&self) {
+        for vp in self.vps() {
+            // A vCPU whose thread has ended has no state to be completed.
+            let _ended = self.on_vcpu(vp, |_| ());
         }
     }
 

@@ -13,7 +13,7 @@ use crate::devices::char::CharBackend;
 use crate::devices::io_thread::IoThread;
 use crate::irq::IrqSink;
 use crate::irq::ioapic::IoApic;
-use crate::life::LifeHandle;
+use crate::life;
 use crate::machine::TransferError;
 use crate::state::{Sections, StateError};
 
@@ -42,7 +42,7 @@ impl DevicesWithoutVm {
             debugcon: config.debugcon.as_ref().map(|_| nothing()),
             ..config.clone()
         };
-        let life = LifeHandle::channel().0;
+        let (events, handle, _) = life::channel();
         let lines = CurrentVm::default();
         let ioapic = (config.irqchip == Irqchip::Split)
             .then(|| Arc::new(IoApic::new(Arc::new(Messages(lines.clone())))));
@@ -50,11 +50,11 @@ impl DevicesWithoutVm {
             Some(ioapic) => Arc::clone(ioapic) as _,
             None => Arc::new(KernelLines(lines)),
         };
-        let mut io = IoThread::new(life.clone()).map_err(|source| MachineError::Thread {
+        let mut io = IoThread::new(handle).map_err(|source| MachineError::Thread {
             what: "I/O",
             source,
         })?;
-        let wired = wiring::wire(&config, &[], &sink, ioapic.as_ref(), &life, &mut io)?;
+        let wired = wiring::wire(&config, &[], &sink, ioapic.as_ref(), &events, &mut io)?;
         Ok(Self { wired, _io: io })
     }
 

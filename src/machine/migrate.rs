@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Running, TransferError};
 use crate::boot::BootFiles;
-use crate::life::LifeHandle;
+use crate::life::MachineHandle;
 use crate::memory::GuestRam;
 use crate::memory::dirty::PageSet;
 use crate::migration::source::{self, End};
@@ -60,11 +60,11 @@ fn one() -> u16 {
     1
 }
 
-/// Moves the VM that `life` leads to. Called on a thread of its own; it returns when the VM runs there, or why it does not.
+/// Moves the VM that `handle` leads to. Called on a thread of its own; it returns when the VM runs there, or why it does not.
 ///
 /// # Errors
 /// What the user is to be told.
-pub fn migrate(life: &LifeHandle, how: &Migrate) -> Result<(), String> {
+pub fn migrate(handle: &MachineHandle, how: &Migrate) -> Result<(), String> {
     let address: Address = how.to.parse().map_err(|e: BadAddress| e.to_string())?;
     if !(1..=MAX_CONNECTIONS).contains(&how.connections) {
         return Err(format!("1 to {MAX_CONNECTIONS} connections can be made"));
@@ -88,8 +88,8 @@ pub fn migrate(life: &LifeHandle, how: &Migrate) -> Result<(), String> {
     let cancel = Cancel::new().map_err(|e| e.to_string())?;
     let progress = Progress::new(how.to.clone());
     let (ours, our_cancel) = (progress.clone(), cancel.clone());
-    let ram = life
-        .have_done(move |vm: &mut Running<'_>| {
+    let ram = handle
+        .run_on_main(move |vm: &mut Running<'_>| {
             let begun = vm.machine().board().begin_migration(&ours, &our_cancel);
             begun.then(|| vm.ram())
         })
@@ -103,13 +103,12 @@ pub fn migrate(life: &LifeHandle, how: &Migrate) -> Result<(), String> {
         ..source::Options::default()
     };
     let mut origin = Live {
-        life: life.clone(),
+        handle: handle.clone(),
         ram,
-        ran: false,
     };
     match source::migrate(&mut origin, &dialer, &options, &progress, &cancel) {
-        End::Gone => life
-            .have_done(|vm| vm.has_moved())
+        End::Gone => handle
+            .run_on_main(|vm| vm.has_moved())
             .map_err(|e| e.to_string()),
         End::Kept(e) => Err(format!("{}; the VM stays here", e.chain())),
         End::Undecided(e) => Err(format!(
@@ -120,12 +119,13 @@ pub fn migrate(life: &LifeHandle, how: &Migrate) -> Result<(), String> {
     }
 }
 
-/// Ends the migration of the VM that `life` leads to.
+/// Ends the migration of the VM that `handle` leads to.
 ///
 /// # Errors
 /// If there is none.
-pub fn cancel(life: &LifeHandle) -> Result<(), String> {
-    let cancelled = life.have_done(|vm: &mut Running<'_>| vm.machine().board().cancel_migration());
+pub fn cancel(handle: &MachineHandle) -> Result<(), String> {
+    let cancelled =
+        handle.run_on_main(|vm: &mut Running<'_>| vm.machine().board().cancel_migration());
     match cancelled {
         Ok(true) => Ok(()),
         Ok(false) => Err("it is not being moved".to_owned()),
@@ -134,18 +134,16 @@ pub fn cancel(life: &LifeHandle) -> Result<(), String> {
 }
 
 struct Live {
-    life: LifeHandle,
+    handle: MachineHandle,
     ram: GuestRam,
-    /// The vCPUs ran when it was stopped.
-    ran: bool,
 }
 
 impl Live {
-    fn have_done<R: Send + 'static>(
+    fn run_on_main<R: Send + 'static>(
         &self,
         job: impl FnOnce(&mut Running<'_>) -> R + Send + 'static,
     ) -> Result<R, VmError> {
-        Ok(self.life.have_done(job)?)
+        Ok(self.handle.run_on_main(job)?)
     }
 }
 
@@ -157,12 +155,12 @@ fn encode(sections: &Sections) -> Result<Vec<u8>, TransferError> {
 
 impl Origin for Live {
     fn promise(&mut self) -> Result<Vec<u8>, VmError> {
-        let sections = self.have_done(|vm| vm.identity())??;
+        let sections = self.run_on_main(|vm| vm.identity())??;
         Ok(encode(&sections)?)
     }
 
     fn boot_files(&mut self) -> Result<Option<BootFiles>, VmError> {
-        self.have_done(|vm| vm.boot_files())
+        self.run_on_main(|vm| vm.boot_files())
     }
 
     fn ram(&self) -> GuestRam {
@@ -170,12 +168,12 @@ impl Origin for Live {
     }
 
     fn start_log(&mut self) -> Result<(), VmError> {
-        Ok(self.have_done(|vm| vm.start_log())??)
+        Ok(self.run_on_main(|vm| vm.start_log())??)
     }
 
     fn collect(&mut self, dirty: &mut PageSet) -> Result<(), VmError> {
         let mut set = std::mem::take(dirty);
-        let (set, taken) = self.have_done(move |vm| {
+        let (set, taken) = self.run_on_main(move |vm| {
             let taken = vm.take_log(&mut set);
             (set, taken)
         })?;
@@ -185,36 +183,32 @@ impl Origin for Live {
 
     fn throttle(&mut self, percent: u8) {
         // A VM that has ended shows at the next step.
-        let _ended = self.have_done(move |vm| vm.throttle(percent));
+        let _ended = self.run_on_main(move |vm| vm.throttle(percent));
     }
 
     fn stop(&mut self) -> Result<Stopped, VmError> {
-        let (ran, sections) = self.have_done(|vm| {
-            let ran = vm.is_running();
+        let (sections, running) = self.run_on_main(|vm| {
             vm.hold();
-            (ran, vm.sections())
+            // A crash that is found only now may have paused it.
+            (vm.sections(), vm.is_running())
         })?;
-        self.ran = ran;
         Ok(Stopped {
             state: encode(&sections?)?,
-            running: ran,
+            running,
         })
     }
 
     fn go_on(&mut self) {
-        let ran = self.ran;
-        let _ended = self.have_done(move |vm| {
+        let _ended = self.run_on_main(|vm| {
             vm.stop_log();
             vm.release();
-            if ran {
-                vm.resume();
-            }
         });
     }
 
     fn keep_stopped(&mut self) {
-        let _ended = self.have_done(|vm| {
+        let _ended = self.run_on_main(|vm| {
             vm.stop_log();
+            vm.pause();
             vm.release();
         });
     }

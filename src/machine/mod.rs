@@ -9,6 +9,7 @@ mod cycle;
 mod dry;
 mod error;
 mod lines;
+mod main_loop;
 pub mod migrate;
 mod moving;
 pub mod plan;
@@ -25,13 +26,11 @@ pub(crate) mod transfer;
 mod vm;
 mod wiring;
 
-use std::collections::VecDeque;
-use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex};
 use std::time::{Instant, SystemTime};
 
 use kvm_ioctls::Kvm;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 pub use counters::ExitCounters;
 pub use cycle::{PowerCycle, VcpuGone};
@@ -47,7 +46,7 @@ pub use wiring::ExtraPorts;
 
 use crate::boot::{self, BootFiles};
 use crate::bus::{self, SharedDevice};
-use crate::config::{Irqchip, OnCrash, VmConfig};
+use crate::config::{Irqchip, VmConfig};
 use crate::devices::acpi_pm::AcpiPm;
 use crate::devices::clock::HostClock;
 use crate::devices::io_thread::{IoThread, RunningIo};
@@ -57,7 +56,8 @@ use crate::irq::ioapic::IoApic;
 use crate::kvm::host::HostCaps;
 use crate::kvm::kick;
 use crate::layout;
-use crate::life::{LifeEvent, LifeHandle, Request};
+pub use crate::life::Outcome;
+use crate::life::{self, Inbox, LifeState, MachineHandle};
 use crate::memory::GuestRam;
 use crate::time::HostTsc;
 use crate::time::switch::{Step, Switched};
@@ -68,26 +68,6 @@ use moving::Moving;
 use plan::Plan;
 use signals::SignalThread;
 use stand_in::StandIns;
-
-/// How many of a guest's crashes are logged in one power cycle.
-const CRASHES_LOGGED: u32 = 8;
-
-/// How a VM ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// The guest powered itself off.
-    PowerOff,
-    /// The guest wrote this to the debug-exit port.
-    DebugExit(u8),
-    /// A user ended it.
-    Killed,
-    /// It runs in another process.
-    Moved,
-    /// The guest crashed, and `on_crash` says stop.
-    Crashed,
-    /// A vCPU could not go on; the report is for humans.
-    Failed(String),
-}
 
 /// A VM that is built and not yet powered on.
 pub struct Machine {
@@ -101,10 +81,9 @@ pub struct Machine {
     /// What a reset boots; none if the VM came without it.
     boot: Option<BootFiles>,
     lines: CurrentVm,
-    life: LifeHandle,
-    events: Receiver<LifeEvent>,
-    /// Events that were taken from the channel and still have to be acted on.
-    pending: VecDeque<LifeEvent>,
+    handle: MachineHandle,
+    inbox: Inbox,
+    life: LifeState,
     /// Crashes that the guest reported in this power cycle.
     crashes: u32,
     /// Delivers the consoles' output until the end.
@@ -175,12 +154,13 @@ impl Machine {
             what: "vCPU",
             source: e.into(),
         })?;
-        let (life, events) = LifeHandle::channel();
+        let (events, handle, inbox) = life::channel();
         // All threads must inherit the signal mask, and the terminal is set up below: so this comes before.
-        let signals = SignalThread::start(life.clone()).map_err(|source| MachineError::Thread {
-            what: "signal",
-            source,
-        })?;
+        let signals =
+            SignalThread::start(handle.clone()).map_err(|source| MachineError::Thread {
+                what: "signal",
+                source,
+            })?;
         let lines = CurrentVm::default();
         let ioapic = (config.irqchip == Irqchip::Split)
             .then(|| Arc::new(IoApic::new(Arc::new(Messages(lines.clone())))));
@@ -192,11 +172,11 @@ impl Machine {
             what: "I/O",
             source,
         };
-        let mut io = IoThread::new(life.clone()).map_err(io_failed)?;
+        let mut io = IoThread::new(handle.clone()).map_err(io_failed)?;
         if goes_on {
             io.keep_files();
         }
-        let wired = wiring::wire(&config, extra, &sink, ioapic.as_ref(), &life, &mut io)?;
+        let wired = wiring::wire(&config, extra, &sink, ioapic.as_ref(), &events, &mut io)?;
         for (device, path) in &wired.ptys {
             warn!("{device} is at {}", path.display());
         }
@@ -206,7 +186,7 @@ impl Machine {
             ram,
             partition: Mutex::new(Partition::new(&plan.hyperv)),
             hypercalls: UserHypercalls::new(&plan.hyperv),
-            life: life.clone(),
+            events,
             ioapic,
         };
         let vcpus = usize::try_from(config.cpus.count).expect("at most 255");
@@ -249,9 +229,9 @@ impl Machine {
             acpi: wired.acpi,
             boot: None,
             lines,
-            life,
-            events,
-            pending: VecDeque::new(),
+            handle,
+            inbox,
+            life: LifeState::new(),
             crashes: 0,
             _io: io.start().map_err(io_failed)?,
             past: vec![Snapshot::default(); vcpus],
@@ -273,8 +253,8 @@ impl Machine {
     }
 
     /// Where requests for this VM are sent, from any thread.
-    pub fn life(&self) -> LifeHandle {
-        self.life.clone()
+    pub fn handle(&self) -> MachineHandle {
+        self.handle.clone()
     }
 
     /// Where its status can be read, from any thread.
@@ -291,40 +271,6 @@ impl Machine {
     /// Fills `counters` at each power-on.
     pub fn count_exits(&mut self, counters: &ExitCounters) {
         self.exit_counters = Some(counters.clone());
-    }
-
-    /// Powers on and acts on what happens until the VM ends. Signals are handled meanwhile, as `signals.rs` says.
-    ///
-    /// # Errors
-    /// If the VM cannot be created or, after a reset, created again; or if the statistics cannot be written at the end.
-    pub fn run(mut self) -> Result<Outcome, MachineError> {
-        let mut cycle = match self.restored.take() {
-            Some(restored) => restored,
-            None => self.power_on()?,
-        };
-        if self.board.status().state == State::Running {
-            cycle.resume();
-        }
-        let outcome = loop {
-            // The machine itself holds a sender, so there is always somebody to wait for.
-            let Some(event) = self.pending.pop_front().or_else(|| self.events.recv().ok()) else {
-                break Outcome::Killed;
-            };
-            match self.act(event, &cycle) {
-                Then::GoOn => {}
-                Then::Reset => {
-                    self.power_off(cycle);
-                    self.platform.ram.discard().map_err(MachineError::Discard)?;
-                    cycle = self.power_on()?;
-                    self.board.count_reset();
-                    cycle.resume();
-                }
-                Then::End(outcome) => break outcome,
-            }
-        };
-        self.power_off(cycle);
-        self.write_stats()?;
-        Ok(outcome)
     }
 
     fn power_on(&mut self) -> Result<PowerCycle, MachineError> {
@@ -375,116 +321,11 @@ impl Machine {
         }
         drop(cycle);
         self.stand_ins = StandIns::default();
-        // What the old guest still said, e.g. a second write to the reset port, must not hit the new one.
-        self.pending
-            .extend(self.events.try_iter().filter(LifeEvent::is_from_user));
+        // What the old guest reported besides, e.g. a reset by two vCPUs at once, must not hit the new one.
+        drop(self.inbox.take_guest_events());
         self.crashes = 0;
         for (past, reader) in self.past.iter_mut().zip(self.readers.drain(..)) {
             past.add(&reader.snapshot());
-        }
-    }
-
-    fn act(&mut self, event: LifeEvent, cycle: &PowerCycle) -> Then {
-        match event {
-            LifeEvent::GuestReset { by } => {
-                info!("the guest asked for a reset ({by})");
-                return Then::Reset;
-            }
-            LifeEvent::GuestPowerOff => return Then::End(Outcome::PowerOff),
-            LifeEvent::DebugExit { code } => return Then::End(Outcome::DebugExit(code)),
-            LifeEvent::TscEmulationEnded => {
-                if self.board.state() == State::Running {
-                    self.resume(cycle);
-                }
-            }
-            LifeEvent::VcpuFailed { report, .. } => {
-                cycle.pause();
-                return Then::End(Outcome::Failed(report));
-            }
-            LifeEvent::GuestPanicked => {
-                if self.crash_is_worth_a_line() {
-                    warn!("the guest panicked (pvpanic)");
-                }
-                self.board.report_crash(Crash {
-                    by: "pvpanic".to_owned(),
-                    params: None,
-                    message: None,
-                });
-                return self.crashed(cycle);
-            }
-            LifeEvent::GuestCrashLoaded => {
-                if self.crash_is_worth_a_line() {
-                    warn!("the guest panicked and runs its crash kernel");
-                }
-            }
-            LifeEvent::HypervCrash(crash) => {
-                if self.crash_is_worth_a_line() {
-                    let [p0, p1, p2, p3, p4] = crash.params;
-                    let message = crash.message.as_ref();
-                    error!(
-                        "the guest crashed: P0 {p0:#x} P1 {p1:#x} P2 {p2:#x} P3 {p3:#x} P4 {p4:#x}{}",
-                        message.map(|m| format!(": {m:?}")).unwrap_or_default()
-                    );
-                }
-                self.board.report_crash(Crash {
-                    by: "hyper-v".to_owned(),
-                    params: Some(crash.params),
-                    message: crash.message,
-                });
-                return self.crashed(cycle);
-            }
-            LifeEvent::WriteStats => {
-                if let Err(e) = self.write_stats() {
-                    error!("{e}");
-                }
-            }
-            LifeEvent::Request(Request::Pause) => {
-                cycle.pause();
-                self.board.set_state(State::Paused);
-            }
-            LifeEvent::Request(Request::Resume) => self.resume(cycle),
-            LifeEvent::Job(job) => return Running::work(self, cycle, &job),
-            LifeEvent::Request(Request::Reset) if self.is_held() => {}
-            LifeEvent::Request(Request::Reset) if self.boot.is_none() => {
-                error!("{}", MachineError::NoBootFiles);
-            }
-            LifeEvent::Request(Request::Reset) => return Then::Reset,
-            LifeEvent::Request(Request::PowerButton) => bus::lock(&self.acpi).power_button(),
-            LifeEvent::Request(Request::Kill) => return Then::End(Outcome::Killed),
-        }
-        Then::GoOn
-    }
-
-    /// A guest may report crashes without end; the log gets the first few of a power cycle, the status always the last.
-    fn crash_is_worth_a_line(&mut self) -> bool {
-        self.crashes = self.crashes.saturating_add(1);
-        self.crashes <= CRASHES_LOGGED
-    }
-
-    /// The vCPU that reported the crash is parked.
-    fn crashed(&mut self, cycle: &PowerCycle) -> Then {
-        match self.config.on_crash {
-            OnCrash::Continue => self.resume(cycle),
-            OnCrash::Pause => {
-                cycle.pause();
-                self.board.set_state(State::Crashed);
-            }
-            OnCrash::Reset => return Then::Reset,
-            OnCrash::Stop => return Then::End(Outcome::Crashed),
-        }
-        Then::GoOn
-    }
-
-    /// Lets all vCPUs run, once what their clocks wait for is done.
-    fn resume(&mut self, cycle: &PowerCycle) {
-        if self.is_held() {
-            return;
-        }
-        if self.settle_time(cycle) {
-            cycle.resume();
-            self.board.set_state(State::Running);
-        } else {
-            self.board.set_state(State::Paused);
         }
     }
 
@@ -512,11 +353,4 @@ impl std::fmt::Debug for Machine {
             .field("config", &self.config)
             .finish_non_exhaustive()
     }
-}
-
-/// What the main loop does after an event.
-enum Then {
-    GoOn,
-    Reset,
-    End(Outcome),
 }

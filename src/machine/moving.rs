@@ -6,8 +6,9 @@ use super::cycle::PowerCycle;
 use super::throttle::Throttle;
 use super::transfer::TransferError;
 use super::{Machine, Outcome, Running};
+use crate::error::chain;
 use crate::kvm::{KvmError, memory};
-use crate::machine::State;
+use crate::life::Request;
 use crate::memory::dirty::PageSet;
 use crate::state::Sections;
 
@@ -16,8 +17,6 @@ use crate::state::Sections;
 pub(super) struct Moving {
     /// Written pages are logged.
     logs: bool,
-    /// It may belong to somebody else already: it must not run, whoever asks.
-    pub(super) held: bool,
     percent: u8,
     throttle: Option<Throttle>,
 }
@@ -50,7 +49,7 @@ impl Machine {
         }
         match Throttle::start(cycle.controls(), percent) {
             Ok(throttle) => self.moving.throttle = Some(throttle),
-            Err(e) => warn!("the vCPUs cannot be slowed down: {e}"),
+            Err(e) => warn!("the vCPUs cannot be slowed down: {}", chain(&e)),
         }
     }
 }
@@ -97,7 +96,10 @@ impl Running<'_> {
             let off = memory::log_writes(self.cycle().vm(), &ram, false);
             // What is still in a ring would be taken for written when the log begins again.
             if let Err(e) = off.and_then(|()| self.cycle().empty_rings(&ram)) {
-                error!("KVM goes on to log which pages the guest writes: {e}");
+                error!(
+                    "KVM goes on to log which pages the guest writes: {}",
+                    chain(&e)
+                );
             }
         }
         ram.written().switch(false);
@@ -107,17 +109,6 @@ impl Running<'_> {
     pub fn throttle(&mut self, percent: u8) {
         let (machine, cycle) = self.parts();
         machine.throttle(cycle, percent);
-    }
-
-    /// Stops the vCPUs and holds them: nobody can make them run, or reset the VM, until [`Running::release`].
-    pub fn hold(&mut self) {
-        self.pause();
-        self.machine().moving.held = true;
-    }
-
-    /// Whoever wants to may make the vCPUs run again.
-    pub fn release(&mut self) {
-        self.machine().moving.held = false;
     }
 
     /// The VM runs elsewhere: it ends here.
@@ -130,21 +121,15 @@ impl Machine {
     /// Has a restored machine run, unless it is to be paused. [`Machine::run`] does everything else.
     pub fn start(&self) {
         if let Some(cycle) = &self.restored
-            && self.board.state() == State::Running
+            && self.life.may_run()
         {
             cycle.resume();
         }
     }
 
     /// Has a restored machine wait until its user lets it run.
-    pub fn stay_paused(&self) {
-        self.board.set_state(State::Paused);
-    }
-
-    pub(super) fn is_held(&self) -> bool {
-        if self.moving.held {
-            warn!("the VM is being handed over to another process, and may run there");
-        }
-        self.moving.held
+    pub fn stay_paused(&mut self) {
+        self.life.user(Request::Pause);
+        self.show_state();
     }
 }

@@ -2,10 +2,10 @@
 
 use super::cycle::PowerCycle;
 use super::transfer::TransferError;
-use super::{Machine, Outcome, Then};
+use super::{Machine, Outcome};
 use crate::boot::BootFiles;
 use crate::kvm::KvmError;
-use crate::life::Job;
+use crate::life::{Job, Request};
 use crate::machine::State;
 use crate::memory::GuestRam;
 use crate::state::Sections;
@@ -15,19 +15,12 @@ use crate::state::Sections;
 pub struct Running<'a> {
     machine: &'a mut Machine,
     cycle: &'a PowerCycle,
-    end: Option<Outcome>,
 }
 
 impl<'a> Running<'a> {
-    /// Does `job` with `machine`, and says what follows.
-    pub(super) fn work(machine: &'a mut Machine, cycle: &'a PowerCycle, job: &Job) -> Then {
-        let mut running = Self {
-            machine,
-            cycle,
-            end: None,
-        };
-        job.run(&mut running);
-        running.end.map_or(Then::GoOn, Then::End)
+    /// Does `job` with `machine`.
+    pub(super) fn work(machine: &'a mut Machine, cycle: &'a PowerCycle, job: &Job) {
+        job.run(&mut Self { machine, cycle });
     }
 
     /// The VM and its vCPUs.
@@ -56,27 +49,33 @@ impl<'a> Running<'a> {
 
     /// Whether the vCPUs run, as far as it is up to the user.
     pub fn is_running(&self) -> bool {
-        self.machine.board.status().state == State::Running
+        self.machine.life.run() == State::Running
     }
 
     /// Stops all vCPUs and waits until none runs guest code. A guest that was stopped for its crash stays so.
     pub fn pause(&mut self) {
+        self.machine.life.user(Request::Pause);
         self.cycle.pause();
-        if self.is_running() {
-            self.machine.board.set_state(State::Paused);
-        }
+        self.machine.show_state();
     }
 
-    /// Lets all vCPUs run. If the guest has done what decides what becomes of the VM, that is acted on first, and runs them.
+    /// Lets all vCPUs run, unless the VM is held. If the guest has reset or ended the VM, that is carried out first.
     pub fn resume(&mut self) {
-        if self.machine.is_held() {
-            return;
-        }
-        if self.machine.decided().is_some() {
-            self.machine.board.set_state(State::Running);
-        } else {
-            self.machine.resume(self.cycle);
-        }
+        self.machine.life.user(Request::Resume);
+        self.machine.resume(self.cycle);
+    }
+
+    /// Stops all vCPUs and holds them: neither guest nor user can run or reset the VM until [`Running::release`].
+    pub fn hold(&mut self) {
+        self.machine.life.hold(true);
+        self.cycle.pause();
+        self.machine.show_state();
+    }
+
+    /// Ends the hold; the vCPUs run if they did before it and no user has paused them since.
+    pub fn release(&mut self) {
+        self.machine.life.hold(false);
+        self.machine.resume(self.cycle);
     }
 
     /// Tells the guest that its host has another TSC frequency than it has, if it wants to know: by TSC scaling it has its old one
@@ -98,6 +97,6 @@ impl<'a> Running<'a> {
 
     /// Ends the VM with this outcome once the work is done.
     pub fn end(&mut self, outcome: Outcome) {
-        self.end = Some(outcome);
+        self.machine.life.end(outcome);
     }
 }

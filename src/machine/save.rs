@@ -5,7 +5,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::{Outcome, Running, TransferError};
-use crate::life::LifeHandle;
+use crate::life::MachineHandle;
 use crate::state::snapshot::Saving;
 
 /// What becomes of a VM that was saved.
@@ -23,27 +23,34 @@ pub enum AfterSave {
     Stop,
 }
 
-/// Saves the VM that `life` leads to into `dir`. Called on a thread of its own: the machine's goes on as soon as it can.
+/// Saves the VM that `handle` leads to into `dir`. Called on a thread of its own: the machine's goes on as soon as it can.
 ///
 /// # Errors
 /// If it cannot be saved; then the VM does what it did before, and a VM that was saved in `dir` is still there.
-pub fn save(life: &LifeHandle, dir: &Path, after: AfterSave) -> Result<(), TransferError> {
+pub fn save(handle: &MachineHandle, dir: &Path, after: AfterSave) -> Result<(), TransferError> {
     let mut saving = Saving::begin(dir)?;
     // Before the guest is stopped: an initrd may be large, and does not change.
-    if let Some(files) = life.have_done(|machine: &mut Running<'_>| machine.boot_files())? {
+    if let Some(files) = handle.run_on_main(|machine: &mut Running<'_>| machine.boot_files())? {
         saving.write_boot_files(files.all().map(|image| Box::new(image.reader()) as _))?;
     }
-    let written = life.have_done(move |machine: &mut Running<'_>| {
+    let written = handle.run_on_main(move |machine: &mut Running<'_>| {
+        machine.hold();
         let ran = machine.is_running();
-        machine.pause();
         let written = machine
             .sections()
             .and_then(|sections| Ok(saving.write(sections, &machine.ram())?));
         match (&written, after) {
-            (Ok(()), AfterSave::Run) => machine.resume(),
-            (Ok(()), AfterSave::Pause | AfterSave::Stop) => {}
-            (Ok(()), AfterSave::AsBefore) | (Err(_), _) if ran => machine.resume(),
-            _ => {}
+            // Held until it ends: what it did meanwhile would be lost.
+            (Ok(()), AfterSave::Stop) => {}
+            (Ok(()), AfterSave::Run) => {
+                machine.release();
+                machine.resume();
+            }
+            (Ok(()), AfterSave::Pause) => {
+                machine.pause();
+                machine.release();
+            }
+            (Ok(()), AfterSave::AsBefore) | (Err(_), _) => machine.release(),
         }
         written.map(|()| (saving, ran))
     })?;
@@ -51,10 +58,9 @@ pub fn save(life: &LifeHandle, dir: &Path, after: AfterSave) -> Result<(), Trans
     // Bringing it to the disk takes long, and the guest need not wait for it.
     let committed = saving.commit();
     match (&committed, after) {
-        (Ok(()), AfterSave::Stop) => life.have_done(|machine| machine.end(Outcome::Killed))?,
-        (Err(_), AfterSave::Pause | AfterSave::Stop) if ran => {
-            life.have_done(|machine| machine.resume())?;
-        }
+        (Ok(()), AfterSave::Stop) => handle.run_on_main(|machine| machine.end(Outcome::Killed))?,
+        (Err(_), AfterSave::Stop) => handle.run_on_main(|machine| machine.release())?,
+        (Err(_), AfterSave::Pause) if ran => handle.run_on_main(|machine| machine.resume())?,
         _ => {}
     }
     Ok(committed?)

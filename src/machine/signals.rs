@@ -10,7 +10,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
-use crate::life::{LifeEvent, LifeHandle, Request};
+use crate::life::{MachineHandle, Request, UserRequest};
 
 /// The thread that waits for signals. Dropping it ends the thread and gives the signals their old meaning back.
 #[derive(Debug)]
@@ -25,7 +25,7 @@ impl SignalThread {
     ///
     /// # Errors
     /// If a descriptor or the thread cannot be had.
-    pub(super) fn start(life: LifeHandle) -> io::Result<Self> {
+    pub(super) fn start(handle: MachineHandle) -> io::Result<Self> {
         let mut signals = SigSet::empty();
         for signal in [
             Signal::SIGTERM,
@@ -40,7 +40,10 @@ impl SignalThread {
         let stop = std::sync::Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC)?);
         let thread = std::thread::Builder::new().name("signals".into()).spawn({
             let stop = std::sync::Arc::clone(&stop);
-            move || wait_for_signals(&fd, &stop, &life)
+            move || {
+                let _watch = handle.watch_thread("signals");
+                wait_for_signals(&fd, &stop, &handle);
+            }
         })?;
         Ok(Self {
             stop,
@@ -61,7 +64,7 @@ impl Drop for SignalThread {
     }
 }
 
-fn wait_for_signals(fd: &SignalFd, stop: &EventFd, life: &LifeHandle) {
+fn wait_for_signals(fd: &SignalFd, stop: &EventFd, handle: &MachineHandle) {
     let mut terminating = false;
     loop {
         let mut fds = [
@@ -80,48 +83,48 @@ fn wait_for_signals(fd: &SignalFd, stop: &EventFd, life: &LifeHandle) {
             let signal = i32::try_from(info.ssi_signo)
                 .ok()
                 .and_then(|n| Signal::try_from(n).ok());
-            life.send(meaning(signal, &mut terminating));
+            handle.send(meaning(signal, &mut terminating));
         }
     }
 }
 
 /// What a signal means, `terminating` being whether a SIGTERM came before.
-fn meaning(signal: Option<Signal>, terminating: &mut bool) -> LifeEvent {
+fn meaning(signal: Option<Signal>, terminating: &mut bool) -> UserRequest {
     match signal {
-        Some(Signal::SIGUSR1) => LifeEvent::WriteStats,
+        Some(Signal::SIGUSR1) => UserRequest::WriteStats,
         Some(Signal::SIGTERM) if !*terminating => {
             *terminating = true;
-            LifeEvent::Request(Request::PowerButton)
+            UserRequest::Life(Request::PowerButton)
         }
-        _ => LifeEvent::Request(Request::Kill),
+        _ => UserRequest::Life(Request::Kill),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::life::channel;
 
     #[test]
     fn the_first_sigterm_presses_the_button_and_the_second_kills() {
         let mut terminating = false;
         let mut next = |signal| meaning(Some(signal), &mut terminating);
-        assert_eq!(next(Signal::SIGUSR1), LifeEvent::WriteStats);
+        assert_eq!(next(Signal::SIGUSR1), UserRequest::WriteStats);
         assert_eq!(
             next(Signal::SIGTERM),
-            LifeEvent::Request(Request::PowerButton)
+            UserRequest::Life(Request::PowerButton)
         );
-        assert_eq!(next(Signal::SIGUSR1), LifeEvent::WriteStats);
-        assert_eq!(next(Signal::SIGTERM), LifeEvent::Request(Request::Kill));
+        assert_eq!(next(Signal::SIGUSR1), UserRequest::WriteStats);
+        assert_eq!(next(Signal::SIGTERM), UserRequest::Life(Request::Kill));
         assert_eq!(
             meaning(Some(Signal::SIGINT), &mut false),
-            LifeEvent::Request(Request::Kill)
+            UserRequest::Life(Request::Kill)
         );
     }
 
     #[test]
     fn the_thread_ends_when_dropped() {
-        let (life, events) = LifeHandle::channel();
-        drop(SignalThread::start(life).unwrap());
-        assert!(events.recv().is_err());
+        // Dropping it joins the thread.
+        drop(SignalThread::start(channel().1).unwrap());
     }
 }

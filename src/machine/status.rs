@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::life::RunState as State;
 use crate::migration::{Cancel, Progress, Report};
 
 /// A VM's status, kept current by its machine and read by others. Clones are of the same board.
@@ -83,11 +84,9 @@ impl StatusBoard {
         self.lock().crash = Some(crash);
     }
 
-    /// The VM was reset, and runs.
+    /// The VM was reset.
     pub fn count_reset(&self) {
-        let mut status = self.lock();
-        status.resets += 1;
-        status.state = State::Running;
+        self.lock().resets += 1;
     }
 
     fn lock(&self) -> MutexGuard<'_, Status> {
@@ -140,29 +139,6 @@ pub struct TscStatus {
     pub emulating: bool,
     /// How often the guest has adapted here.
     pub changes: u32,
-}
-
-/// Whether a VM runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum State {
-    /// Its vCPUs run.
-    Running,
-    /// A user has stopped them.
-    Paused,
-    /// They were stopped because the guest crashed.
-    Crashed,
-}
-
-impl State {
-    /// One word.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Running => "running",
-            Self::Paused => "paused",
-            Self::Crashed => "crashed",
-        }
-    }
 }
 
 /// What the guest said when it crashed.

@@ -27,7 +27,7 @@ use crate::devices;
 use crate::hyperv::{Enlightenment, Partition, SavedMsrs};
 use crate::kvm::KvmError;
 use crate::kvm::state::{self, Extent, NestedCpu, VcpuState, VmState, decode_msrs, encode_msrs};
-use crate::life::{LifeEvent, VmEnded};
+use crate::life::{Due, Outcome, VmEnded};
 use crate::memory::{MemoryError, NoRam};
 use crate::state::snapshot::SnapshotError;
 use crate::state::{Decoder, Encoder, Sections, StateError};
@@ -163,13 +163,14 @@ impl Machine {
         if !blockers.is_empty() {
             return Err(TransferError::Stays(blockers));
         }
-        // Else the new VM would not know that the guest has said that.
-        if !self.settle_time(cycle) {
-            return Err(TransferError::TimeIsLost);
-        }
-        // A saved VM would wait for it in vain.
+        self.park(cycle);
+        // A saved VM would never act on it.
         if let Some(what) = self.decided() {
             return Err(TransferError::Decided(what));
+        }
+        // Otherwise the restored VM would not act on the end of the TSC emulation.
+        if !self.settle_time(cycle) {
+            return Err(TransferError::TimeIsLost);
         }
         let mut sections = self.identity(cycle)?;
         let mut e = Encoder::new();
@@ -285,16 +286,15 @@ impl Machine {
         }
     }
 
-    /// What the guest did just before its vCPUs were parked that decides what becomes of the VM, and is still to be acted on.
-    pub(super) fn decided(&mut self) -> Option<&'static str> {
-        self.pending.extend(self.events.try_iter());
-        self.pending.iter().find_map(|event| match event {
-            LifeEvent::GuestReset { .. } => Some("asked for a reset"),
-            LifeEvent::GuestPowerOff => Some("powered itself off"),
-            LifeEvent::DebugExit { .. } => Some("written to the debug-exit port"),
-            LifeEvent::GuestPanicked | LifeEvent::HypervCrash(_) => Some("reported a crash"),
-            LifeEvent::VcpuFailed { .. } => Some("brought a vCPU to a stop"),
-            _ => None,
+    /// What the guest did before its vCPUs were parked that resets or ends the VM, and is still to be carried out.
+    fn decided(&self) -> Option<&'static str> {
+        Some(match self.life.due()? {
+            Due::Reset => "reset the VM",
+            Due::End(Outcome::PowerOff) => "powered itself off",
+            Due::End(Outcome::DebugExit(_)) => "written to the debug-exit port",
+            Due::End(Outcome::Crashed) => "reported a crash",
+            Due::End(Outcome::Failed(_)) => "brought a vCPU to a stop",
+            Due::End(Outcome::Killed | Outcome::Moved) => "been ended",
         })
     }
 }

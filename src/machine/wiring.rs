@@ -22,7 +22,7 @@ use crate::devices::serial::Serial;
 use crate::irq::ioapic::{IoApic, IoApicMmio};
 use crate::irq::{IrqLine, IrqSink};
 use crate::layout;
-use crate::life::LifeHandle;
+use crate::life::GuestEvents;
 use crate::pci::PciHost;
 use crate::units::Gsi;
 
@@ -82,7 +82,7 @@ pub(super) fn wire(
     extra: &[ExtraPorts],
     lines: &Arc<dyn IrqSink>,
     ioapic: Option<&Arc<IoApic>>,
-    life: &LifeHandle,
+    events: &GuestEvents,
     io: &mut IoThread,
 ) -> Result<Wired, MachineError> {
     let line = |gsi: Gsi| IrqLine::new(Arc::clone(lines), gsi);
@@ -91,7 +91,7 @@ pub(super) fn wire(
         layout::PM1A_EVENT.start,
         layout::SLEEP_TYPE_S5,
         line(layout::SCI),
-        life.clone(),
+        events.clone(),
         clock.clone(),
         io.waker(),
     )));
@@ -132,7 +132,7 @@ pub(super) fn wire(
         }
     }
     if let Some(port) = config.debug_exit {
-        wired.place(DebugExit::new(port, life.clone()), &[(port, 4)])?;
+        wired.place(DebugExit::new(port, events.clone()), &[(port, 4)])?;
     }
     let low = config.memory.size.min(layout::LOW_RAM_MAX);
     let rtc = Cmos::new(
@@ -154,13 +154,13 @@ pub(super) fn wire(
     }
     let [data, command] = layout::I8042_PORTS;
     wired.place(
-        I8042::new(data, line(layout::KEYBOARD_IRQ), life.clone()),
+        I8042::new(data, line(layout::KEYBOARD_IRQ), events.clone()),
         &[(data, 1), (command, 1)],
     )?;
     let port = layout::SYSTEM_CONTROL_A;
-    wired.place(Port92::new(port, life.clone()), &[(port, 1)])?;
+    wired.place(Port92::new(port, events.clone()), &[(port, 1)])?;
     let port = layout::PVPANIC_PORT;
-    wired.place(Pvpanic::new(port, life.clone()), &[(port, 1)])?;
+    wired.place(Pvpanic::new(port, events.clone()), &[(port, 1)])?;
     if config.fw_cfg {
         let port = layout::FW_CFG_PORT;
         let device = FwCfg::new(port, fw_cfg_items(config));
@@ -171,7 +171,7 @@ pub(super) fn wire(
     let ecam = layout::PCI_ECAM;
     let ports = layout::PCI_CONFIG_PORTS;
     let pci = wired.place(
-        PciHost::new(ports.start, ecam.clone(), life.clone()),
+        PciHost::new(ports.start, ecam.clone(), events.clone()),
         &[(ports.start, (ports.end - ports.start).into())],
     )?;
     wired

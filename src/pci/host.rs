@@ -6,7 +6,7 @@ use std::ops::Range;
 use super::{DevFn, HostBridge, PciFunction};
 use crate::bus::Device;
 use crate::devices::reset::ResetControl;
-use crate::life::LifeHandle;
+use crate::life::GuestEvents;
 use crate::state::{Decoder, Encoder, StateError};
 
 /// How many ports configuration mechanism 1 takes.
@@ -35,12 +35,12 @@ pub struct PciHost {
 
 impl PciHost {
     /// With the host bridge alone on bus 0; CONFIG_ADDRESS at `port`.
-    pub fn new(port: u16, ecam: Range<u64>, life: LifeHandle) -> Self {
+    pub fn new(port: u16, ecam: Range<u64>, events: GuestEvents) -> Self {
         let mut host = Self {
             ports: u64::from(port),
             ecam,
             address: 0,
-            reset_control: ResetControl::new(life),
+            reset_control: ResetControl::new(events),
             functions: (0..FUNCTIONS).map(|_| None).collect(),
         };
         host.insert(DevFn::HOST_BRIDGE, Box::new(HostBridge::default()));
@@ -253,15 +253,15 @@ mod tests {
     use crate::devices::testing::{
         accesses, assert_comes_back, hostile, inb, inl, inw, load, outb, outl, outw, replay, saved,
     };
-    use crate::life::LifeEvent;
+    use crate::life::channel;
+    use crate::life::{GuestEvent, Inbox};
     use proptest::prelude::*;
-    use std::sync::mpsc::Receiver;
 
     const ECAM: u64 = 0xe000_0000;
 
-    fn host() -> (PciHost, Receiver<LifeEvent>) {
-        let (life, events) = LifeHandle::channel();
-        (PciHost::new(0xcf8, ECAM..ECAM + (256 << 20), life), events)
+    fn host() -> (PciHost, Inbox) {
+        let (guest, _, events) = channel();
+        (PciHost::new(0xcf8, ECAM..ECAM + (256 << 20), guest), events)
     }
 
     fn by_ports(host: &mut PciHost, bdf: u32, offset: u32) -> u32 {
@@ -354,7 +354,7 @@ mod tests {
         outb(&mut h, 0xcf8, 0x00);
         outb(&mut h, 0xcfa, 0x00);
         assert_eq!((inb(&mut h, 0xcf8), inb(&mut h, 0xcfa)), (0xff, 0xff));
-        assert!(events.try_recv().is_err());
+        assert!(events.take_guest_events().is_empty());
     }
 
     #[test]
@@ -362,14 +362,14 @@ mod tests {
         let (mut h, events) = host();
         // A dword there is an address, whatever its second byte.
         outl(&mut h, 0xcf8, 0x8000_0600);
-        assert!(events.try_recv().is_err());
+        assert!(events.take_guest_events().is_empty());
         assert_eq!(inb(&mut h, 0xcf9), 0);
         outw(&mut h, 0xcf9, 0x0606);
-        assert!(events.try_recv().is_err());
+        assert!(events.take_guest_events().is_empty());
         outb(&mut h, 0xcf9, 0x06);
         assert!(matches!(
-            events.try_recv(),
-            Ok(LifeEvent::GuestReset { .. })
+            events.take_guest_events()[..],
+            [GuestEvent::Reset { .. }]
         ));
         assert_eq!(inb(&mut h, 0xcf9), 0x06);
         assert_eq!(inl(&mut h, 0xcf8), 0x8000_0600, "the address is untouched");
@@ -440,7 +440,7 @@ mod tests {
             replay(&mut h, 0xcf8, ports);
             let (mut fresh, events) = host();
             assert_comes_back(&h, &mut fresh);
-            prop_assert!(events.try_recv().is_err(), "a restore is no reset");
+            prop_assert!(events.take_guest_events().is_empty(), "a restore is no reset");
         }
 
         #[test]

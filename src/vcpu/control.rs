@@ -15,7 +15,17 @@ use crate::kvm::kick::Kicker;
 pub struct Ended;
 
 /// Work with what the thread holds.
-type Work<T> = Box<dyn FnOnce(&mut T) + Send>;
+pub(super) type Work<T> = Box<dyn FnOnce(&mut T) + Send>;
+
+/// What the thread does next.
+pub(super) enum Step<T> {
+    /// Runs guest code.
+    Run,
+    /// Does this, then asks again.
+    Work(Work<T>),
+    /// Ends.
+    Leave,
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Wanted {
@@ -127,12 +137,12 @@ impl<T> Control<T> {
         }
     }
 
-    /// Main thread: has `work` done by the thread with what it holds, and waits for the result. A parked thread does it at
+    /// Main thread: has the vCPU thread do `work` with what it holds, and waits for the result. A parked thread does it at
     /// once and stays parked; one that runs does it between two entries into the guest.
     ///
     /// # Errors
     /// If the thread has ended, or ends before or while it does the work.
-    pub fn have_done<R: Send + 'static>(
+    pub fn run_on_vcpu<R: Send + 'static>(
         &self,
         work: impl FnOnce(&mut T) -> R + Send + 'static,
     ) -> Result<R, Ended> {
@@ -168,7 +178,7 @@ impl<T> Control<T> {
         self.changed.notify_all();
     }
 
-    /// vCPU thread: parks itself, e.g. after it reported what only the main thread can decide.
+    /// vCPU thread: parks itself, because a guest event waits for the main thread's decision.
     pub(super) fn park_self(&self) {
         let mut state = self.lock();
         if state.wanted == Wanted::Run {
@@ -178,39 +188,38 @@ impl<T> Control<T> {
     }
 
     /// vCPU thread: the next KVM_RUN is not to enter the guest.
-    pub(super) fn come_back_at_once(&self) {
+    pub(super) fn request_immediate_exit(&self) {
         if let Some(kicker) = &self.lock().kicker {
             kicker.hold();
         }
     }
 
-    /// vCPU thread: KVM_RUN was interrupted. Whoever kicked has left word before kicking, so the next look finds it.
+    /// vCPU thread: KVM_RUN was interrupted. What it was kicked for was set before, so [`Control::attention`]
+    /// is true by now.
     pub(super) fn interrupted(&self) {
         if let Some(kicker) = &self.lock().kicker {
             kicker.clear();
         }
     }
 
-    /// vCPU thread, before each KVM_RUN: whether [`Control::wait_until_wanted`] has something to say.
+    /// vCPU thread, before each KVM_RUN: whether to ask for the [next step](Control::next_step).
     pub(super) fn attention(&self) -> bool {
         self.attention.load(Ordering::Acquire)
     }
 
-    /// vCPU thread: does what is to be done with `held`, and waits while paused. `false` means leave.
-    pub(super) fn wait_until_wanted(&self, held: &mut T) -> bool {
+    /// vCPU thread: what to do next. Waits while the vCPU is paused and there is no work.
+    pub(super) fn next_step(&self) -> Step<T> {
         let mut state = self.lock();
         loop {
             if state.wanted == Wanted::Leave {
-                return false;
+                return Step::Leave;
             }
             if state.wanted == Wanted::Pause && !state.parked {
                 state.parked = true;
                 self.changed.notify_all();
             }
             if let Some(work) = state.work.pop_front() {
-                drop(state);
-                work(held);
-                state = self.lock();
+                return Step::Work(work);
             } else if state.wanted == Wanted::Run && !state.throttled {
                 state.parked = false;
                 self.attention.store(false, Ordering::Release);
@@ -218,7 +227,7 @@ impl<T> Control<T> {
                 if let Some(kicker) = &state.kicker {
                     kicker.clear();
                 }
-                return true;
+                return Step::Run;
             } else {
                 state = self
                     .changed
@@ -266,6 +275,17 @@ mod tests {
 
     use super::*;
 
+    /// Does all work with `held` and waits while paused; `false` means leave.
+    fn attend<T>(control: &Control<T>, held: &mut T) -> bool {
+        loop {
+            match control.next_step() {
+                Step::Run => return true,
+                Step::Work(work) => work(held),
+                Step::Leave => return false,
+            }
+        }
+    }
+
     #[test]
     fn a_thread_runs_only_while_it_is_wanted_to() {
         let control = Arc::new(Control::new());
@@ -273,7 +293,7 @@ mod tests {
         let thread = std::thread::spawn({
             let (control, laps) = (Arc::clone(&control), Arc::clone(&laps));
             move || {
-                while !control.attention() || control.wait_until_wanted(&mut ()) {
+                while !control.attention() || attend(&control, &mut ()) {
                     laps.fetch_add(1, Ordering::SeqCst);
                 }
                 control.left();
@@ -302,12 +322,12 @@ mod tests {
     fn a_thread_that_parks_itself_waits_for_a_decision() {
         let control = Control::new();
         control.resume();
-        assert!(control.wait_until_wanted(&mut ()));
+        assert!(attend(&control, &mut ()));
         assert!(!control.attention());
         control.park_self();
         assert!(control.attention());
         control.resume();
-        assert!(control.wait_until_wanted(&mut ()));
+        assert!(attend(&control, &mut ()));
     }
 
     #[test]
@@ -315,12 +335,12 @@ mod tests {
         let (control, thread) = adder();
         control.throttle(true);
         control.resume();
-        assert_eq!(control.have_done(|held| *held), Ok(7));
+        assert_eq!(control.run_on_vcpu(|held| *held), Ok(7));
         control.pause();
         control.wait_parked();
         control.throttle(false);
         control.resume();
-        assert_eq!(control.have_done(|held| *held), Ok(7));
+        assert_eq!(control.run_on_vcpu(|held| *held), Ok(7));
         control.throttle(true);
         control.leave();
         thread.join().unwrap();
@@ -333,7 +353,7 @@ mod tests {
             let control = Arc::clone(&control);
             move || {
                 let mut held = 7;
-                while !control.attention() || control.wait_until_wanted(&mut held) {
+                while !control.attention() || attend(&control, &mut held) {
                     std::thread::yield_now();
                 }
                 control.left();
@@ -346,7 +366,7 @@ mod tests {
     fn work_is_done_by_the_thread_parked_or_running() {
         let (control, thread) = adder();
         let add = |n: u32| {
-            control.have_done(move |held| {
+            control.run_on_vcpu(move |held| {
                 *held += n;
                 *held
             })
@@ -358,7 +378,7 @@ mod tests {
         assert_eq!(add(1), Ok(10));
         control.pause();
         assert_eq!(add(1), Ok(11));
-        let whose = control.have_done(|_| std::thread::current().id());
+        let whose = control.run_on_vcpu(|_| std::thread::current().id());
         assert_eq!(whose, Ok(thread.thread().id()));
         control.leave();
         thread.join().unwrap();
@@ -368,8 +388,8 @@ mod tests {
     fn work_for_a_thread_that_has_ended_is_an_error_and_no_wait() {
         let (control, thread) = adder();
         control.leave();
-        assert!(control.have_done(|_| ()).is_err() || control.have_done(|_| ()).is_err());
+        assert!(control.run_on_vcpu(|_| ()).is_err() || control.run_on_vcpu(|_| ()).is_err());
         thread.join().unwrap();
-        assert_eq!(control.have_done(|_| ()), Err(Ended));
+        assert_eq!(control.run_on_vcpu(|_| ()), Err(Ended));
     }
 }

@@ -5,7 +5,7 @@ use crate::bus;
 use crate::hyperv::{CrashReport, WriteOutcome};
 use crate::kvm::exit::Exit;
 use crate::kvm::internal_error::InternalError;
-use crate::life::LifeEvent;
+use crate::life::GuestEvent;
 use crate::units::Msr;
 
 /// What becomes of the vCPU after an exit.
@@ -13,10 +13,10 @@ use crate::units::Msr;
 pub enum Next {
     /// Enter the guest again.
     Run,
-    /// KVM_RUN was interrupted: look whether somebody wants something.
+    /// KVM_RUN was interrupted by a kick.
     Interrupted,
     /// The main thread has to decide.
-    Report(LifeEvent),
+    Report(GuestEvent),
     /// KVM must be told of an MSR before the vCPU goes on.
     Forward(Msr, u64),
     /// The guest reports a crash.
@@ -79,6 +79,11 @@ pub fn dispatch(exit: Exit<'_>, platform: &Platform) -> Next {
         Exit::PortOut { port, size, data } => {
             for element in data.chunks_exact(size) {
                 platform.ports.write(port.into(), element);
+                // The element that ends or resets the VM is the last one. KVM hands up one element of `rep outs` per exit
+                // (em_out in arch/x86/kvm/emulate.c), so no element is lost if the guest runs on.
+                if platform.events.are_pending() {
+                    break;
+                }
             }
         }
         Exit::MmioRead { addr, data } => {
@@ -117,7 +122,7 @@ pub fn dispatch(exit: Exit<'_>, platform: &Platform) -> Next {
         Exit::Interrupted => return Next::Interrupted,
         Exit::SystemEvent {
             kind: SYSTEM_EVENT_RESET,
-        } => return Next::Report(LifeEvent::GuestReset { by: "hv-reset" }),
+        } => return Next::Report(GuestEvent::Reset { by: "hv-reset" }),
         Exit::SystemEvent {
             kind: SYSTEM_EVENT_CRASH,
         } => return Next::CrashInKvm,

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use crate::bus::Bus;
 use crate::hyperv::{GuestBytes, Partition, UserHypercalls};
 use crate::irq::ioapic::IoApic;
-use crate::life::LifeHandle;
+use crate::life::GuestEvents;
 use crate::memory::GuestRam;
 use crate::units::Gpa;
 
@@ -22,8 +22,8 @@ pub struct Platform {
     pub partition: Mutex<Partition>,
     /// The hypercalls that KVM hands up.
     pub hypercalls: UserHypercalls,
-    /// Where life-cycle events go.
-    pub life: LifeHandle,
+    /// What the guest does that concerns the VM as a whole.
+    pub events: GuestEvents,
     /// The user-space I/O APIC of the split irqchip.
     pub ioapic: Option<Arc<IoApic>>,
 }

@@ -1,11 +1,19 @@
 //! The thread of one vCPU: the whole loop.
+//!
+//! Before each KVM_RUN the thread looks at two flags: whether the main thread asks for something, and whether a guest event
+//! is pending. With the second it parks itself until the main thread has decided. So the vCPU whose access ended, reset or
+//! paused the VM executes no further instruction, and any other vCPU none after its next exit.
+//!
+//! A parked vCPU's last exit is not completed: KVM carries out the rest of the instruction (advances RIP, stores what was
+//! read, goes on with a repeated string instruction) in the next KVM_RUN. [`Vcpu::complete_exit`] has it do so, without
+//! entering the guest, before anything reads or writes the vCPU's state; a vCPU that leaves skips it.
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use kvm_ioctls::VcpuFd;
 
-use super::control::Control;
+use super::control::{Control, Step};
 use super::create;
 use super::dispatch::{Next, dispatch};
 use super::failure;
@@ -15,7 +23,7 @@ use super::stats::{ExitReason, Recorder};
 use crate::hyperv::{CrashReport, msr};
 use crate::kvm::exit;
 use crate::kvm::kick::Kicker;
-use crate::life::LifeEvent;
+use crate::life::GuestEvent;
 use crate::units::{Msr, VpIndex};
 
 /// HV_X64_MSR_CRASH_P0..P4.
@@ -76,29 +84,48 @@ impl Vcpu {
     }
 
     fn run(mut self) {
-        // However the thread ends, a panic included: nobody may wait for it.
+        let _watch = self
+            .platform
+            .events
+            .watch_thread(&format!("vcpu{}", self.index));
+        // However the thread ends, a panic included: no other thread may wait for it.
         let _leaves = Leaves(Arc::clone(&self.control));
         match Kicker::for_this_thread(&self.fd) {
             Ok(kicker) => {
                 self.control.enter(kicker);
-                self.enter_guest_until_told_to_leave();
+                self.run_until_left();
             }
-            Err(e) => self.platform.life.send(LifeEvent::VcpuFailed {
+            Err(e) => self.platform.events.report(GuestEvent::VcpuFailed {
                 vcpu: self.index.0,
                 report: format!("vCPU {}: cannot map its run page: {e}", self.index),
             }),
         }
     }
 
-    fn enter_guest_until_told_to_leave(&mut self) {
+    fn run_until_left(&mut self) {
         loop {
-            if self.control.attention() {
-                self.complete_exit();
-                if !self.control.wait_until_wanted(&mut self.fd) {
-                    return;
+            if self.platform.events.are_pending() {
+                self.control.park_self();
+            }
+            if !self.control.attention() {
+                self.enter_guest();
+            } else if !self.attend() {
+                return;
+            }
+        }
+    }
+
+    /// Does what the main thread asks for, and waits while the vCPU is paused. `false` means leave.
+    fn attend(&mut self) -> bool {
+        loop {
+            match self.control.next_step() {
+                Step::Run => return true,
+                Step::Leave => return false,
+                Step::Work(work) => {
+                    self.complete_exit();
+                    work(&mut self.fd);
                 }
             }
-            self.enter_guest();
         }
     }
 
@@ -119,11 +146,12 @@ impl Vcpu {
         }
     }
 
-    /// Has KVM carry out the instruction that the last exit came from (`complete_userspace_io`): until then the registers are
-    /// those before it, and KVM alone knows the rest. It may end in another exit.
+    /// Has KVM complete the instruction that the last exit came from (`complete_userspace_io`), without entering the guest:
+    /// until then the registers are those before it. That may end in another exit. While a guest event is pending nothing
+    /// is completed: the rest of a `rep outs` that reset the VM must not reach a device.
     fn complete_exit(&mut self) {
-        while self.exit_pending {
-            self.control.come_back_at_once();
+        while self.exit_pending && !self.platform.events.are_pending() {
+            self.control.request_immediate_exit();
             self.enter_guest();
         }
     }
@@ -132,7 +160,7 @@ impl Vcpu {
     fn rare(&mut self, next: Next) {
         match next {
             Next::Run | Next::Interrupted => {}
-            Next::Report(event) => self.report(event),
+            Next::Report(event) => self.platform.events.report(event),
             Next::Forward(msr, value) => {
                 if let Err(e) = create::set_msrs(self.index, &self.fd, &[(msr, value)]) {
                     self.fail(&format!("vCPU {}: {e}", self.index));
@@ -146,7 +174,7 @@ impl Vcpu {
                     self.fail(&format!("vCPU {}: {e}", self.index));
                 }
             }
-            Next::EmulationEnded => self.report(LifeEvent::TscEmulationEnded),
+            Next::EmulationEnded => self.platform.events.report(GuestEvent::TscEmulationEnded),
             Next::CrashInKvm => match create::get_msrs(self.index, &self.fd, &CRASH_PARAMS) {
                 Ok(params) => self.crash(&CrashReport::from_kvm(params)),
                 Err(e) => self.fail(&format!("vCPU {}: {e}", self.index)),
@@ -162,24 +190,21 @@ impl Vcpu {
     /// The message is fetched before the guest goes on and reuses its memory.
     fn crash(&self, report: &CrashReport) {
         let crash = report.read(&self.platform.ram);
-        self.report(LifeEvent::HypervCrash(crash));
+        self.platform.events.report(GuestEvent::Crash {
+            vcpu: self.index.0,
+            crash,
+        });
     }
 
     fn fail(&self, report: &str) {
-        self.report(LifeEvent::VcpuFailed {
+        self.platform.events.report(GuestEvent::VcpuFailed {
             vcpu: self.index.0,
             report: report.to_owned(),
         });
     }
-
-    /// Reports what only the main thread can decide, and waits for its decision.
-    fn report(&self, event: LifeEvent) {
-        self.control.park_self();
-        self.platform.life.send(event);
-    }
 }
 
-/// Says that the thread is out of its loop.
+/// Marks the thread as out of its loop.
 struct Leaves(Arc<Control<VcpuFd>>);
 
 impl Drop for Leaves {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use hypernest::config::{Flags, HostLimits, build};
 use hypernest::kvm::tsc;
-use hypernest::life::{LifeHandle, Request};
+use hypernest::life::{MachineHandle, Request};
 use hypernest::machine::{Machine, MachineError, Outcome, Running};
 use hypernest::time::HostTsc;
 use hypernest::time::ratio::Ratio;
@@ -52,7 +52,7 @@ impl Frame {
 
 /// A guest that runs the program `reenlighten`.
 pub(crate) struct Guest {
-    life: LifeHandle,
+    handle: MachineHandle,
     thread: Option<JoinHandle<Result<Outcome, MachineError>>>,
     said: PathBuf,
     _dir: TempDir,
@@ -88,10 +88,10 @@ impl Guest {
         let config = build(None, &flags, HostLimits::default())?.config;
         let mut machine = Machine::new(config, &[])?;
         machine.leave_out(left_out.to_vec());
-        let life = machine.life();
+        let handle = machine.handle();
         let thread = std::thread::spawn(move || machine.run());
         let guest = Self {
-            life,
+            handle,
             thread: Some(thread),
             said,
             _dir: dir,
@@ -131,7 +131,7 @@ impl Guest {
 
     /// What KVM says about each vCPU's TSC.
     pub(crate) fn frames(&self) -> Result<Vec<Frame>, Failure> {
-        let frames = self.life.have_done(|running| {
+        let frames = self.handle.run_on_main(|running| {
             let host = running.machine().host_tsc();
             let vps: Vec<_> = running.cycle().vps().collect();
             vps.into_iter()
@@ -144,16 +144,16 @@ impl Guest {
     /// Tells it of a move.
     pub(crate) fn move_it(&self) -> Result<(), Failure> {
         let told = self
-            .life
-            .have_done(|running| running.reenlighten().map_err(|e| e.to_string()))?;
+            .handle
+            .run_on_main(|running| running.reenlighten().map_err(|e| e.to_string()))?;
         Ok(told?)
     }
 
     /// What the last switch did.
     pub(crate) fn last_switch(&self) -> Result<Option<Switched>, Failure> {
         Ok(self
-            .life
-            .have_done(|running| running.machine().last_switch().cloned())?)
+            .handle
+            .run_on_main(|running| running.machine().last_switch().cloned())?)
     }
 
     /// Waits for its end and gives back what it said.
@@ -173,8 +173,7 @@ impl Guest {
 impl Drop for Guest {
     fn drop(&mut self) {
         if let Some(thread) = self.thread.take() {
-            self.life
-                .send(hypernest::life::LifeEvent::Request(Request::Kill));
+            self.handle.request(Request::Kill);
             let _ended = thread.join();
         }
     }

@@ -177,7 +177,7 @@ pub(crate) fn run(
     let port = ExitPort::new(&counters, &resets).at_its_place();
     let mut machine = Machine::new(config, &[port])?;
     machine.count_exits(&counters);
-    resets.of(machine.life());
+    resets.of(machine.handle());
     let (outcome, in_time) = run_at_most(machine, limit)?;
     let text = |path: &Path, what: &str| {
         let bytes = fs::read(path).map_err(file(what))?;

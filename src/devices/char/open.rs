@@ -18,12 +18,15 @@ use super::escape::EscapeKeys;
 use super::socket::Listener;
 use super::terminal::RawTerminal;
 use super::wire::Wire;
-use crate::life::LifeHandle;
+use crate::life::MachineHandle;
 
 impl Wire {
     /// hypernest's own standard input and output. A terminal goes into raw mode until the wire is dropped.
-    pub(in crate::devices) fn stdio(device: &str, life: LifeHandle) -> Result<Self, CharError> {
-        Self::streams(device, io::stdin().as_fd(), io::stdout().as_fd(), life)
+    pub(in crate::devices) fn stdio(
+        device: &str,
+        handle: MachineHandle,
+    ) -> Result<Self, CharError> {
+        Self::streams(device, io::stdin().as_fd(), io::stdout().as_fd(), handle)
     }
 
     /// Input from `stdin` if that is a terminal, a pipe or a socket; output to `stdout`.
@@ -31,7 +34,7 @@ impl Wire {
         device: &str,
         stdin: BorrowedFd<'_>,
         stdout: BorrowedFd<'_>,
-        life: LifeHandle,
+        handle: MachineHandle,
     ) -> Result<Self, CharError> {
         let failed = |action| {
             move |source| CharError::Terminal {
@@ -62,7 +65,7 @@ impl Wire {
         let input =
             own_description(stdin, Direction::Input).map_err(failed("taking standard input"))?;
         wire.input = Some(Arc::new(input));
-        wire.keys = Some((EscapeKeys::default(), life));
+        wire.keys = Some((EscapeKeys::default(), handle));
         Ok(wire)
     }
 

@@ -14,7 +14,7 @@ use super::CharDevice;
 use super::escape::{EscapeKeys, HELP, Key};
 use super::socket::Listener;
 use super::terminal::RawTerminal;
-use crate::life::{LifeEvent, LifeHandle, Request};
+use crate::life::{MachineHandle, Request};
 
 /// The most that is read or written at once. A pipe that polls writable takes PIPE_BUF (4096) bytes without blocking.
 const CHUNK: usize = 4096;
@@ -38,7 +38,7 @@ pub struct Wire {
     pub(super) listener: Option<Listener>,
     /// The master side; `input` and `output` are it too while somebody has the other side open.
     pub(super) pty: Option<Arc<File>>,
-    pub(super) keys: Option<(EscapeKeys, LifeHandle)>,
+    pub(super) keys: Option<(EscapeKeys, MachineHandle)>,
     /// Holds the terminal in raw mode; such an input is read even if the guest does not listen.
     pub(super) terminal: Option<RawTerminal>,
     /// The client that waits is tried again now and then.
@@ -214,8 +214,8 @@ impl Wire {
             }
             Key::Swallowed => {}
             Key::Quit => {
-                if let Some((_, life)) = &self.keys {
-                    life.send(LifeEvent::Request(Request::Kill));
+                if let Some((_, handle)) = &self.keys {
+                    handle.request(Request::Kill);
                 }
             }
             Key::Help => {

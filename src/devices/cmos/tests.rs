@@ -6,7 +6,7 @@ use crate::devices::testing::{
     HandClock, LineRecorder, accesses, assert_comes_back, hostile, inb, inw, load, outb, outw,
     replay, saved,
 };
-use crate::life::LifeHandle;
+use crate::life::channel;
 
 /// 2024-02-29 12:34:56 UTC.
 const START: u64 = 1_709_210_096;
@@ -20,7 +20,7 @@ struct Bench {
 fn bench() -> Bench {
     let (line, irq) = LineRecorder::line();
     let clock = HandClock::at_wall(Duration::from_secs(START));
-    let io = IoThread::new(LifeHandle::channel().0).unwrap();
+    let io = IoThread::new(channel().1).unwrap();
     let memory = MemorySizes {
         below_4g: 1 << 30,
         above_4g: 0,

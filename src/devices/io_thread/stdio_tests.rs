@@ -6,10 +6,15 @@ use nix::sys::termios::{LocalFlags, tcgetattr};
 use super::tests::{Bench, Heard, bench, hear, read_exactly, say};
 use super::*;
 use crate::devices::char::TxQueue;
-use crate::life::{LifeEvent, Request};
+use crate::life::{Request, UserRequest};
 
 fn connect(b: &mut Bench, stdin: impl AsFd, stdout: impl AsFd) {
-    let wire = Wire::streams("serial0", stdin.as_fd(), stdout.as_fd(), b.io.life.clone());
+    let wire = Wire::streams(
+        "serial0",
+        stdin.as_fd(),
+        stdout.as_fd(),
+        b.io.handle.clone(),
+    );
     b.io.wires.push((wire.unwrap(), b.probe.clone()));
 }
 
@@ -52,9 +57,10 @@ fn a_terminal_is_raw_while_it_is_the_console_and_its_escape_keys_work() {
     lock(&b.probe).room = 0;
     user.write_all(&[b'x'; 100]).unwrap();
     user.write_all(b"\x01x").unwrap();
+    events.wait();
     assert_eq!(
-        events.recv_timeout(Duration::from_secs(60)),
-        Ok(LifeEvent::Request(Request::Kill))
+        events.next_request(),
+        Some(UserRequest::Life(Request::Kill))
     );
     running.stop();
     assert_eq!(tcgetattr(&pty.slave).unwrap(), before);

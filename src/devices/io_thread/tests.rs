@@ -7,7 +7,7 @@ use nix::fcntl::OFlag;
 
 use super::*;
 use crate::devices::char::TxQueue;
-use crate::life::LifeEvent;
+use crate::life::{Inbox, channel as life};
 
 /// A device that hands its input to the test and has as much room as it is given.
 pub(super) struct Probe {
@@ -46,12 +46,12 @@ pub(super) struct Bench {
     pub(super) io: IoThread,
     pub(super) probe: Arc<Mutex<Probe>>,
     pub(super) heard: Receiver<Heard>,
-    pub(super) events: Option<Receiver<LifeEvent>>,
+    pub(super) events: Option<Inbox>,
 }
 
 pub(super) fn bench() -> Bench {
-    let (life, events) = LifeHandle::channel();
-    let io = IoThread::new(life).unwrap();
+    let (_, handle, events) = life();
+    let io = IoThread::new(handle).unwrap();
     let (tx, heard) = channel();
     let probe = Arc::new(Mutex::new(Probe {
         queue: TxQueue::new(Some(io.waker())),

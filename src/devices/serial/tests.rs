@@ -7,7 +7,7 @@ use crate::devices::io_thread::IoThread;
 use crate::devices::testing::{
     LineRecorder, accesses, assert_comes_back, hostile, inb, inw, outb, outw, replay,
 };
-use crate::life::LifeHandle;
+use crate::life::channel;
 
 const COM1: u64 = 0x3f8;
 const LSR_DATA_READY: u8 = 1 << 0;
@@ -16,7 +16,7 @@ const SCRATCH: u8 = 7;
 
 fn serial() -> (Serial, Arc<LineRecorder>) {
     let (recorder, irq) = LineRecorder::line();
-    let io = IoThread::new(LifeHandle::channel().0).unwrap();
+    let io = IoThread::new(channel().1).unwrap();
     (
         Serial::new("serial0", 0x3f8, irq, Some(io.waker())),
         recorder,

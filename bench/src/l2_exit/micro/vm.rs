@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
 use hypernest::config::{ConfigError, Flags, HostLimits, build};
-use hypernest::life::{LifeEvent, Request};
+use hypernest::life::Request;
 use hypernest::machine::{ExitCounters, Machine, MachineError, Outcome};
 use hypernest_nested::l2exit::{Kind, Mode, Touch};
 use hypernest_nested::probe::EXIT_PORT;
@@ -110,7 +110,7 @@ pub(super) fn run(job: &Job<'_>, reasons: Option<Reasons>) -> Result<Run, VmErro
     let ports = devices::ports(Console::new(&record), bell);
     let mut machine = Machine::new(config, &ports)?;
     machine.count_exits(&counters);
-    resets.of(machine.life());
+    resets.of(machine.handle());
     lock(&record).use_ram(machine.ram());
     let (outcome, in_time) = run_while_it_comes_forward(machine, &record, job.limit)?;
     let broken = broken(&outcome, in_time, resets.saw_reset(), job.limit);
@@ -156,14 +156,14 @@ fn run_while_it_comes_forward(
     record: &Shared,
     limit: Duration,
 ) -> Result<(Outcome, bool), MachineError> {
-    let life = machine.life();
+    let handle = machine.handle();
     let (done, ended) = mpsc::channel::<()>();
     std::thread::scope(|scope| {
         let watchdog = scope.spawn(move || {
             loop {
                 let left = limit.saturating_sub(lock(record).progress.elapsed());
                 if left.is_zero() {
-                    life.send(LifeEvent::Request(Request::Kill));
+                    handle.request(Request::Kill);
                     return false;
                 }
                 // The other end is dropped when the VM has ended.

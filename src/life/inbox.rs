@@ -1,0 +1,322 @@
+//! The main thread's inbox and the handles that fill it.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::sync_channel;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use super::{GuestEvent, Job, Request, UserRequest, VmEnded};
+use crate::machine::Running;
+
+/// How many requests of users may wait. A sender waits while there are so many; to end the VM is always taken.
+const MAX_REQUESTS: usize = 64;
+
+/// The handles and the inbox of one machine.
+pub fn channel() -> (GuestEvents, MachineHandle, Inbox) {
+    let shared = Arc::new(Shared::default());
+    (
+        GuestEvents(Arc::clone(&shared)),
+        MachineHandle(Arc::clone(&shared)),
+        Inbox(shared),
+    )
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+    /// Mirrors `!state.guest.is_empty()`, so that the exit path needs no lock.
+    pending: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// In the order of their reports, at most one per slot ([`GuestEvent::same_slot`]).
+    guest: Vec<GuestEvent>,
+    requests: VecDeque<UserRequest>,
+    kill: bool,
+    /// The first thread of hypernest that panicked.
+    panicked: Option<String>,
+    /// The inbox is gone.
+    closed: bool,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        self.changed
+            .wait(state)
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Reports what the guest did that concerns the VM as a whole. Cheap to clone. It never waits for the main thread.
+#[derive(Clone, Debug)]
+pub struct GuestEvents(Arc<Shared>);
+
+impl GuestEvents {
+    /// Reports `event`. A second report in a slot that the main thread has not emptied is dropped: the guest gains
+    /// neither memory of the host's nor attention by repeating it.
+    pub fn report(&self, event: GuestEvent) {
+        let mut state = self.0.lock();
+        if !state.guest.iter().any(|other| other.same_slot(&event)) {
+            state.guest.push(event);
+        }
+        self.0.pending.store(true, Ordering::Release);
+        drop(state);
+        self.0.changed.notify_all();
+    }
+
+    /// Whether an event waits for the main thread's decision. The thread that reported it sees it at once.
+    pub fn are_pending(&self) -> bool {
+        self.0.pending.load(Ordering::Acquire)
+    }
+
+    /// Ends the VM if the calling thread panics while the result lives.
+    pub fn watch_thread(&self, name: &str) -> ThreadWatch {
+        ThreadWatch {
+            name: name.to_owned(),
+            shared: Arc::clone(&self.0),
+        }
+    }
+}
+
+/// Makes requests of a machine's main thread, for a user. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct MachineHandle(Arc<Shared>);
+
+impl MachineHandle {
+    /// Requests a change of the VM's life cycle. A VM that has ended ignores it.
+    pub fn request(&self, request: Request) {
+        self.send(UserRequest::Life(request));
+    }
+
+    /// Asks for the exit statistics so far.
+    pub fn write_stats(&self) {
+        self.send(UserRequest::WriteStats);
+    }
+
+    /// Runs `job` with the running machine on the machine's main thread, and waits for the result. Neither that thread
+    /// itself nor one that it waits for may call this.
+    ///
+    /// # Errors
+    /// If the VM ends before it is done.
+    pub fn run_on_main<R: Send + 'static>(
+        &self,
+        job: impl FnOnce(&mut Running<'_>) -> R + Send + 'static,
+    ) -> Result<R, VmEnded> {
+        let (done, result) = sync_channel(1);
+        self.send(UserRequest::Job(Job::new(Box::new(move |machine| {
+            // The caller waits for it, and the channel has room for one.
+            let _caller_waits = done.send(job(machine));
+        }))));
+        // A machine that has ended drops the job, and the sender with it.
+        result.recv().map_err(|_| VmEnded)
+    }
+
+    /// Ends the VM if the calling thread panics while the result lives.
+    pub fn watch_thread(&self, name: &str) -> ThreadWatch {
+        GuestEvents(Arc::clone(&self.0)).watch_thread(name)
+    }
+
+    /// Queues `request`; waits while the queue is full. One that repeats the last in the queue adds nothing.
+    pub(crate) fn send(&self, request: UserRequest) {
+        let mut state = self.0.lock();
+        if request == UserRequest::Life(Request::Kill) {
+            state.kill = true;
+        } else {
+            while !state.closed && state.requests.len() >= MAX_REQUESTS {
+                state = self.0.wait(state);
+            }
+            if state.closed || state.requests.back() == Some(&request) {
+                return;
+            }
+            state.requests.push_back(request);
+        }
+        drop(state);
+        self.0.changed.notify_all();
+    }
+}
+
+/// While it lives, a panic of the thread that holds it ends the VM.
+#[derive(Debug)]
+pub struct ThreadWatch {
+    name: String,
+    shared: Arc<Shared>,
+}
+
+impl Drop for ThreadWatch {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let name = std::mem::take(&mut self.name);
+            self.shared.lock().panicked.get_or_insert(name);
+            self.shared.changed.notify_all();
+        }
+    }
+}
+
+/// The main thread's end. Dropping it tells waiting senders that the VM has ended.
+#[derive(Debug)]
+pub struct Inbox(Arc<Shared>);
+
+impl Inbox {
+    /// Waits until there is something in it.
+    pub fn wait(&self) {
+        let mut state = self.0.lock();
+        while state.guest.is_empty()
+            && state.requests.is_empty()
+            && !state.kill
+            && state.panicked.is_none()
+        {
+            state = self.0.wait(state);
+        }
+    }
+
+    /// Whether the guest has reported something.
+    pub fn has_guest_events(&self) -> bool {
+        self.0.pending.load(Ordering::Acquire)
+    }
+
+    /// Takes what the guest has reported, in order. All vCPUs must be parked: one that is not would enter the guest
+    /// before the event is acted on.
+    pub fn take_guest_events(&self) -> Vec<GuestEvent> {
+        let mut state = self.0.lock();
+        self.0.pending.store(false, Ordering::Release);
+        std::mem::take(&mut state.guest)
+    }
+
+    /// Takes the next request: to end the VM first, the others in order.
+    pub fn next_request(&self) -> Option<UserRequest> {
+        let mut state = self.0.lock();
+        if std::mem::take(&mut state.kill) {
+            return Some(UserRequest::Life(Request::Kill));
+        }
+        let request = state.requests.pop_front();
+        drop(state);
+        self.0.changed.notify_all();
+        request
+    }
+
+    /// The name of the first thread that panicked.
+    pub fn panicked_thread(&self) -> Option<String> {
+        self.0.lock().panicked.clone()
+    }
+}
+
+impl Drop for Inbox {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        state.closed = true;
+        let requests = std::mem::take(&mut state.requests);
+        drop(state);
+        // Jobs hold what their callers gave them, whose drop may take any lock.
+        drop(requests);
+        self.0.changed.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::life::HypervCrash;
+
+    fn crash(vcpu: u32, p0: u64) -> GuestEvent {
+        GuestEvent::Crash {
+            vcpu,
+            crash: HypervCrash {
+                params: [p0, 0, 0, 0, 0],
+                message: None,
+            },
+        }
+    }
+
+    #[test]
+    fn repeated_reports_keep_one_slot_and_the_first_content() {
+        let (guest, _, inbox) = channel();
+        assert!(!guest.are_pending());
+        for code in 0..100 {
+            guest.report(GuestEvent::Panicked);
+            guest.report(GuestEvent::DebugExit { code });
+            guest.report(crash(1, u64::from(code)));
+            guest.report(crash(0, u64::from(code)));
+        }
+        assert!(guest.are_pending() && inbox.has_guest_events());
+        assert_eq!(
+            inbox.take_guest_events(),
+            [
+                GuestEvent::Panicked,
+                GuestEvent::DebugExit { code: 0 },
+                crash(1, 0),
+                crash(0, 0),
+            ]
+        );
+        assert!(!guest.are_pending() && inbox.take_guest_events().is_empty());
+    }
+
+    #[test]
+    fn guest_events_neither_delay_nor_displace_requests() {
+        let (guest, handle, inbox) = channel();
+        for _ in 0..10 * MAX_REQUESTS {
+            guest.report(GuestEvent::Panicked);
+        }
+        handle.request(Request::Pause);
+        handle.request(Request::Pause);
+        handle.write_stats();
+        handle.request(Request::Pause);
+        handle.request(Request::Kill);
+        let life = UserRequest::Life;
+        for request in [
+            life(Request::Kill),
+            life(Request::Pause),
+            UserRequest::WriteStats,
+            life(Request::Pause),
+        ] {
+            inbox.wait();
+            assert_eq!(inbox.next_request(), Some(request));
+        }
+        assert_eq!(inbox.next_request(), None);
+        assert_eq!(inbox.take_guest_events(), [GuestEvent::Panicked]);
+    }
+
+    #[test]
+    fn a_full_queue_takes_a_kill_and_its_senders_leave_with_the_machine() {
+        let (_, handle, inbox) = channel();
+        for n in 0..MAX_REQUESTS {
+            handle.request([Request::Pause, Request::Resume][n % 2]);
+        }
+        let waiting = std::thread::spawn({
+            let handle = handle.clone();
+            move || {
+                handle.request(Request::Pause);
+                handle.run_on_main(|_| ())
+            }
+        });
+        handle.request(Request::Kill);
+        assert_eq!(inbox.next_request(), Some(UserRequest::Life(Request::Kill)));
+        drop(inbox);
+        assert_eq!(waiting.join().unwrap(), Err(VmEnded));
+        assert_eq!(handle.run_on_main(|_| ()), Err(VmEnded));
+    }
+
+    #[test]
+    fn a_panicking_thread_is_reported_by_name() {
+        let (guest, handle, inbox) = channel();
+        for (name, watch) in [
+            ("vcpu3", guest.watch_thread("vcpu3")),
+            ("io", handle.watch_thread("io")),
+        ] {
+            let thread = std::thread::Builder::new().name(name.to_owned());
+            let panics = thread.spawn(move || {
+                let _watch = watch;
+                panic!("on purpose");
+            });
+            assert!(panics.unwrap().join().is_err());
+            inbox.wait();
+            assert_eq!(inbox.panicked_thread().as_deref(), Some("vcpu3"));
+        }
+        drop(handle.watch_thread("a thread that ends well"));
+    }
+}

@@ -1,0 +1,142 @@
+//! The VM's life cycle: what the guest may report, what a user may request, and what follows from both.
+//!
+//! - [`GuestEvents`] is held by devices and vCPUs. They report that the guest reset, ended or crashed the VM; they cannot
+//!   make requests. From the report until the machine's main thread has decided, no vCPU enters the guest again: the vCPU
+//!   that made the access sees the pending event before its next KVM_RUN, see [`vcpu::thread`](crate::vcpu::thread).
+//! - [`MachineHandle`] is held by whatever acts for a user: signals, the console's escape keys, the control socket.
+//! - [`Inbox`] is the main thread's end of both.
+//! - [`LifeState`] is the decision: a pure state machine.
+
+mod decision;
+mod inbox;
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use thiserror::Error;
+
+pub use decision::{Due, LifeState, Outcome, RunState};
+pub use inbox::{GuestEvents, Inbox, MachineHandle, ThreadWatch, channel};
+
+use crate::machine::Running;
+
+/// What the guest does that concerns the VM as a whole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum GuestEvent {
+    /// It asked for a reset (keyboard controller, reset control register, hv-reset, ...).
+    Reset {
+        /// By what means, for the log.
+        by: &'static str,
+    },
+    /// It powered itself off (ACPI S5).
+    PowerOff,
+    /// It wrote `code` to the debug-exit port: hypernest ends with that exit code.
+    DebugExit {
+        /// The byte written.
+        code: u8,
+    },
+    /// It reported a panic through pvpanic.
+    Panicked,
+    /// It loaded a crash kernel (pvpanic bit 1) and goes on by itself.
+    CrashKernelLoaded,
+    /// It wrote Hyper-V's crash control register.
+    Crash {
+        /// The vCPU that wrote it.
+        vcpu: u32,
+        /// The content of the crash registers.
+        crash: HypervCrash,
+    },
+    /// It no longer needs its old TSC frequency; the vCPU that reported this waits for the new one.
+    TscEmulationEnded,
+    /// A vCPU cannot go on (a triple fault, `KVM_EXIT_INTERNAL_ERROR`, a failed entry, an unknown exit).
+    VcpuFailed {
+        /// Which vCPU.
+        vcpu: u32,
+        /// Registers, code bytes and advice, for the user.
+        report: String,
+    },
+}
+
+impl GuestEvent {
+    /// Whether `other` is reported in the same slot: the same kind, by the same vCPU where the kind belongs to one.
+    fn same_slot(&self, other: &Self) -> bool {
+        let vcpu = |event: &Self| match event {
+            Self::Crash { vcpu, .. } | Self::VcpuFailed { vcpu, .. } => Some(*vcpu),
+            _ => None,
+        };
+        std::mem::discriminant(self) == std::mem::discriminant(other) && vcpu(self) == vcpu(other)
+    }
+}
+
+/// What a user can ask of a running VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// Stop the vCPUs, keep everything.
+    Pause,
+    /// Run again.
+    Resume,
+    /// Reset the machine as its reset button would.
+    Reset,
+    /// Press the power button (ACPI): the guest shuts down if it has enabled the button.
+    PowerButton,
+    /// End the VM now.
+    Kill,
+}
+
+/// What is asked of the machine's main thread from outside the VM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum UserRequest {
+    /// A change of the VM's life cycle.
+    Life(Request),
+    /// Write the exit statistics so far (SIGUSR1).
+    WriteStats,
+    /// Work that needs the running machine as a whole.
+    Job(Job),
+}
+
+type Work = Box<dyn FnOnce(&mut Running<'_>) + Send>;
+
+/// Work for the machine's main thread, done once. Clones are of the same work.
+#[derive(Clone)]
+pub struct Job(Arc<Mutex<Option<Work>>>);
+
+impl Job {
+    fn new(work: Work) -> Self {
+        Self(Arc::new(Mutex::new(Some(work))))
+    }
+
+    /// Does it, unless it has been done.
+    pub(crate) fn run(&self, machine: &mut Running<'_>) {
+        let work = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(work) = work {
+            work(machine);
+        }
+    }
+}
+
+impl PartialEq for Job {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Job {}
+
+impl std::fmt::Debug for Job {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Job")
+    }
+}
+
+/// The VM ended before the work was done.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[error("the VM has ended")]
+pub struct VmEnded;
+
+/// The content of HV_X64_MSR_CRASH_P0..P4, and the message if the guest gave one.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HypervCrash {
+    /// P0..P4.
+    pub params: [u64; 5],
+    /// The text at P3 with length P4, when the guest said that there is one.
+    pub message: Option<String>,
+}

@@ -1,0 +1,198 @@
+//! The machine's main thread: acts on guest events and users' requests until the VM ends.
+//!
+//! Guest events come first, with all vCPUs parked, and then one request: so neither starves the other. What follows from
+//! either is decided by [`LifeState`](crate::life::LifeState).
+
+use tracing::{error, info, warn};
+
+use super::{Crash, Machine, MachineError, Outcome, PowerCycle, Running, State};
+use crate::bus;
+use crate::error::chain;
+use crate::life::{Due, GuestEvent, HypervCrash, Request, UserRequest};
+
+/// How many of a guest's crashes are logged in one power cycle.
+const CRASHES_LOGGED: u32 = 8;
+
+impl Machine {
+    /// Powers on and acts on what happens until the VM ends. Signals are handled meanwhile, as `signals.rs` says.
+    ///
+    /// # Errors
+    /// If the VM cannot be created or, after a reset, created again; or if the statistics cannot be written at the end.
+    pub fn run(mut self) -> Result<Outcome, MachineError> {
+        let mut cycle = match self.restored.take() {
+            Some(restored) => restored,
+            None => self.power_on()?,
+        };
+        if self.life.may_run() {
+            cycle.resume();
+        }
+        let outcome = loop {
+            match self.turn(&cycle) {
+                None => {}
+                Some(Due::Reset) => {
+                    self.power_off(cycle);
+                    self.platform.ram.discard().map_err(MachineError::Discard)?;
+                    cycle = self.power_on()?;
+                    self.board.count_reset();
+                    self.show_state();
+                    if self.life.may_run() {
+                        cycle.resume();
+                    }
+                }
+                Some(Due::End(outcome)) => break outcome,
+            }
+        };
+        self.power_off(cycle);
+        self.write_stats()?;
+        Ok(outcome)
+    }
+
+    /// Waits until there is something to do, and does it; what is left for the caller.
+    fn turn(&mut self, cycle: &PowerCycle) -> Option<Due> {
+        self.inbox.wait();
+        if self.inbox.has_guest_events() {
+            cycle.pause();
+            self.take_guest_events();
+            self.resume(cycle);
+        }
+        if let Some(thread) = self.inbox.panicked_thread() {
+            self.life.end(Outcome::Failed(format!(
+                "the thread {thread} panicked, which is an error in hypernest: please report it with the message above"
+            )));
+        }
+        if let Some(due) = self.life.take_due() {
+            return Some(due);
+        }
+        if let Some(request) = self.inbox.next_request() {
+            self.act(request, cycle);
+        }
+        self.life.take_due()
+    }
+
+    fn act(&mut self, request: UserRequest, cycle: &PowerCycle) {
+        let request = match request {
+            UserRequest::Life(request) => request,
+            UserRequest::Job(job) => return Running::work(self, cycle, &job),
+            UserRequest::WriteStats => {
+                if let Err(e) = self.write_stats() {
+                    error!("{}", chain(&e));
+                }
+                return;
+            }
+        };
+        if request == Request::Reset && self.boot.is_none() {
+            error!("{}", MachineError::NoBootFiles);
+            return;
+        }
+        if !self.life.user(request) {
+            warn!(
+                "the VM's state is being handed over: it is neither run nor reset until that has succeeded or failed"
+            );
+            return;
+        }
+        match request {
+            Request::Pause => {
+                cycle.pause();
+                self.show_state();
+            }
+            Request::Resume => self.resume(cycle),
+            Request::PowerButton => bus::lock(&self.acpi).power_button(),
+            Request::Reset | Request::Kill => {}
+        }
+    }
+
+    /// Acts on what the guest has reported. All vCPUs are parked.
+    fn take_guest_events(&mut self) {
+        for event in self.inbox.take_guest_events() {
+            if self.life.guest(&event, self.config.on_crash) {
+                self.note(event);
+            }
+        }
+        self.show_state();
+    }
+
+    /// Parks all vCPUs with their last exits completed, and acts on everything that the guest has reported until then.
+    pub(super) fn park(&mut self, cycle: &PowerCycle) {
+        loop {
+            cycle.pause();
+            self.take_guest_events();
+            if self.life.due().is_some() {
+                return;
+            }
+            cycle.complete_exits();
+            // Completing repeated string instructions may have reported more: at most once per remaining element.
+            if !self.inbox.has_guest_events() {
+                return;
+            }
+        }
+    }
+
+    /// Lets all vCPUs run if they may, once what their clocks wait for is done.
+    pub(super) fn resume(&mut self, cycle: &PowerCycle) {
+        if self.life.may_run() {
+            if self.settle_time(cycle) {
+                cycle.resume();
+            } else {
+                self.life.user(Request::Pause);
+            }
+        }
+        self.show_state();
+    }
+
+    /// Shows in the status whether the vCPUs run.
+    pub(super) fn show_state(&self) {
+        self.board.set_state(match self.life.run() {
+            State::Running if self.life.is_held() => State::Paused,
+            state => state,
+        });
+    }
+
+    /// Logs what the guest reported and shows it in the status.
+    fn note(&mut self, event: GuestEvent) {
+        match event {
+            GuestEvent::Reset { by } => info!("the guest asked for a reset ({by})"),
+            GuestEvent::Panicked => {
+                if self.crash_is_worth_a_line() {
+                    warn!("the guest panicked (pvpanic)");
+                }
+                self.board.report_crash(Crash {
+                    by: "pvpanic".to_owned(),
+                    params: None,
+                    message: None,
+                });
+            }
+            GuestEvent::CrashKernelLoaded => {
+                if self.crash_is_worth_a_line() {
+                    warn!("the guest panicked and runs its crash kernel");
+                }
+            }
+            GuestEvent::Crash { crash, .. } => self.note_crash(crash),
+            GuestEvent::PowerOff
+            | GuestEvent::DebugExit { .. }
+            | GuestEvent::TscEmulationEnded
+            | GuestEvent::VcpuFailed { .. } => {}
+        }
+    }
+
+    fn note_crash(&mut self, crash: HypervCrash) {
+        if self.crash_is_worth_a_line() {
+            let [p0, p1, p2, p3, p4] = crash.params;
+            let message = crash.message.as_ref();
+            error!(
+                "the guest crashed: P0 {p0:#x} P1 {p1:#x} P2 {p2:#x} P3 {p3:#x} P4 {p4:#x}{}",
+                message.map(|m| format!(": {m:?}")).unwrap_or_default()
+            );
+        }
+        self.board.report_crash(Crash {
+            by: "hyper-v".to_owned(),
+            params: Some(crash.params),
+            message: crash.message,
+        });
+    }
+
+    /// A guest may report crashes without end; the log gets the first few of a power cycle, the status always the last.
+    fn crash_is_worth_a_line(&mut self) -> bool {
+        self.crashes = self.crashes.saturating_add(1);
+        self.crashes <= CRASHES_LOGGED
+    }
+}
