@@ -549,7 +549,7 @@ mod tests {
             "other lines are pulsed"
         );
         outb(&mut c, 0x64, 0xfe);
-        assert_eq!(events.take_guest_events(), [reset.clone()]);
+        assert_eq!(events.take_guest_events(), std::slice::from_ref(&reset));
         outb(&mut c, 0x64, 0xd1);
         outb(&mut c, 0x60, 0xdf);
         assert!(events.take_guest_events().is_empty());
