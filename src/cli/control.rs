@@ -143,7 +143,10 @@ mod tests {
                 _ => {}
             }
         }
-        assert_eq!(vm.join().unwrap(), requests);
+        // A kill may overtake what is not waited for.
+        let seen = vm.join().unwrap();
+        assert_eq!(seen[..2], requests[..2]);
+        assert_eq!(seen.last(), Some(&Request::Kill));
         assert!(matches!(
             carry_out(&dirs, "vm", Request::Kill, PATIENCE),
             Err(CliError::Api(ApiError::NoSuchVm { .. }))

@@ -249,8 +249,10 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(cli) => cli,
         Err(e) => return ExitCode::from(explain(&e, &args).0),
     };
-    let exit = log::start(cli.log.as_deref())
-        .and_then(|()| run(cli.command))
+    let command = || log::start(cli.log.as_deref()).and_then(|()| run(cli.command));
+    // The panic hook has printed the message, and unwinding has removed the run directory.
+    let exit = std::panic::catch_unwind(std::panic::AssertUnwindSafe(command))
+        .unwrap_or(Ok(Exit::FAILED))
         .unwrap_or_else(|e| {
             if !e.is_quiet() {
                 to_stderr(&report(&e));

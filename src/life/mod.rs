@@ -5,10 +5,12 @@
 //!   that made the access sees the pending event before its next KVM_RUN, see [`vcpu::thread`](crate::vcpu::thread).
 //! - [`MachineHandle`] is held by whatever acts for a user: signals, the console's escape keys, the control socket.
 //! - [`Inbox`] is the main thread's end of both.
-//! - [`LifeState`] is the decision: a pure state machine.
+//! - [`LifeState`] is the decision: a pure state machine, tested in all interleavings of a small model.
 
 mod decision;
 mod inbox;
+#[cfg(test)]
+mod model_tests;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -68,7 +70,7 @@ impl GuestEvent {
 }
 
 /// What a user can ask of a running VM.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Request {
     /// Stop the vCPUs, keep everything.
     Pause,

@@ -376,7 +376,10 @@ impl DestinationSession<'_> {
             main.stream().cannot_be_cancelled(Duration::from_secs(5));
             match main.send_frame(Kind::Running, &[]) {
                 Ok(_) => info!("the VM has arrived"),
-                Err(e) => warn!("the VM has arrived, but the source could not be told: {e}"),
+                Err(e) => warn!(
+                    "the VM has arrived, but the source could not be notified: {}",
+                    crate::error::chain(&e)
+                ),
             }
         }
         Ok(Received {
