@@ -7,6 +7,7 @@ mod boot;
 mod cpu;
 mod differential;
 mod doctor;
+mod endings;
 mod enlightenments;
 mod errors;
 mod evmcs;
@@ -44,6 +45,7 @@ fn main() -> ExitCode {
         svm::TESTS,
         lifecycle::TESTS,
         fw_cfg::TESTS,
+        endings::TESTS,
         terminal::TESTS,
         tsc_bench::TESTS,
         errors::TESTS,

@@ -1,7 +1,7 @@
 //! The command line: words, `name=value`, and `name="value with blanks"`.
 
 /// The programs, in the order in which they are listed.
-pub(crate) const PROGRAMS: [&str; 17] = [
+pub(crate) const PROGRAMS: [&str; 19] = [
     "hello",
     "hvdump",
     "hvtest",
@@ -13,6 +13,8 @@ pub(crate) const PROGRAMS: [&str; 17] = [
     "crash",
     "reset",
     "power",
+    "ending",
+    "storm",
     "keep",
     "kvmclock",
     "reenlighten",

@@ -94,6 +94,15 @@ pub(crate) fn out8(port: u16, value: u8) {
     unsafe { asm!("out dx, al", in("dx") port, in("al") value, options(nostack, preserves_flags)) }
 }
 
+/// Writes each of `bytes` to `port` by one `rep outsb`.
+pub(crate) fn out_string8(port: u16, bytes: &[u8]) {
+    // SAFETY: as in `out8`; the instruction reads `bytes` and nothing else, and the ABI has the direction flag clear.
+    unsafe {
+        asm!("rep outsb", in("dx") port, inout("rsi") bytes.as_ptr() => _, inout("rcx") bytes.len() => _,
+            options(nostack, preserves_flags, readonly));
+    }
+}
+
 #[inline(always)]
 pub(crate) fn out16(port: u16, value: u16) {
     // SAFETY: as in `out8`.

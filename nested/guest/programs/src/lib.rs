@@ -14,6 +14,8 @@
 //! | `fault` | breaks in the way asked for |
 //! | `crash` | reports a crash by the crash registers and goes on |
 //! | `reset` | resets the machine in the way asked for |
+//! | `ending` | ends, resets or pauses the machine and marks what it executes after that |
+//! | `storm` | reports crashes on every processor for ever |
 //! | `power` | waits for the power button and powers off |
 //! | `keep` | keeps all sorts of state, and looks whether it is still there |
 //! | `kvmclock` | reads kvmclock beside the TSC, and says so now and then |
@@ -34,6 +36,7 @@ mod boot;
 mod checks;
 mod console;
 mod cpu;
+mod ending;
 mod exits;
 mod fault;
 mod fwcfg;
@@ -97,6 +100,8 @@ fn run(start: &boot::Start) -> ! {
         Some("fault") => fault::run(&args),
         Some("crash") => life::crash(&args),
         Some("reset") => life::reset(&args),
+        Some("ending") => ending::run(&args, start.trampoline),
+        Some("storm") => ending::storm(&args, start.trampoline),
         Some("power") => life::power(&args),
         Some("keep") => keep::run(&args, start.trampoline),
         Some("kvmclock") => kvmclock::run(&args),

@@ -48,17 +48,30 @@ fn set_clock_ram(value: u8) {
     cpu::out8(0x71, value);
 }
 
+/// Marks this boot as the first one.
+pub(crate) fn mark_first_boot() {
+    set_clock_ram(MARK);
+}
+
+/// Whether the boot before was marked as the first; the mark is then gone.
+pub(crate) fn is_second_boot() -> bool {
+    let second = clock_ram() == MARK;
+    if second {
+        set_clock_ram(0);
+    }
+    second
+}
+
 /// `reset via=hv|keyboard|cf9`: by the synthetic register, the keyboard controller, or the chipset's reset port.
 ///
 /// The second boot finds the first one's mark and ends well; without a clock's RAM it resets for good.
 pub(crate) fn reset(args: &Args<'_>) -> Exit {
     let via = args.value("via").unwrap_or("hv");
-    if clock_ram() == MARK {
-        set_clock_ram(0);
+    if is_second_boot() {
         say!("ok reset: by {via}, second boot");
         return Exit::Done;
     }
-    set_clock_ram(MARK);
+    mark_first_boot();
     say!("reset: by {via}");
     match via {
         "hv" => {
@@ -83,12 +96,14 @@ pub(crate) fn reset(args: &Args<'_>) -> Exit {
     Exit::Failed
 }
 
+/// SLP_EN with SLP_TYP 5 in the second byte of PM1 control.
+pub(crate) const SLEEP_5: u8 = 1 << (13 - 8) | 5 << (10 - 8);
+
 /// `power pm1=PORT`: waits until the power button is pressed, then powers off by sleep type 5, both through ACPI's PM1
 /// registers, whose status is at PORT and whose control comes four bytes later (ACPI 6.5, 4.8.4).
 pub(crate) fn power(args: &Args<'_>) -> Exit {
-    /// PWRBTN_STS and SLP_EN with SLP_TYP in the second byte of their registers.
+    /// PWRBTN_STS in the second byte of its register.
     const BUTTON: u8 = 1 << 0;
-    const SLEEP_5: u8 = 1 << (13 - 8) | 5 << (10 - 8);
 
     let Some(pm1) = args.number("pm1").ok().flatten() else {
         say!("wrong use: power wants pm1=PORT");
