@@ -5,6 +5,9 @@
     reason = "descriptors given by number on the command line, and what happens between fork and exec"
 )]
 
+pub(crate) mod fatal;
+pub(crate) mod private;
+
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};

@@ -15,6 +15,7 @@ use nix::unistd::Uid;
 
 use super::ApiError;
 use crate::config::is_name;
+use crate::sys::fatal::OnDeath;
 
 /// sun_path of struct sockaddr_un, less its NUL.
 const MAX_SOCKET_PATH: usize = 107;
@@ -180,11 +181,21 @@ fn read_pid(dir: &Path) -> Option<u32> {
 pub struct RunDir {
     path: PathBuf,
     lock: Flock<File>,
+    on_death: Vec<OnDeath>,
 }
 
 impl RunDir {
     fn new(path: PathBuf, lock: Flock<File>) -> Result<Self, ApiError> {
-        let mut dir = Self { path, lock };
+        let on_death = [
+            OnDeath::remove_file(&path.join(SOCKET)),
+            OnDeath::remove_file(&path.join(PID)),
+            OnDeath::remove_directory(&path),
+        ];
+        let mut dir = Self {
+            path,
+            lock,
+            on_death: on_death.into_iter().flatten().collect(),
+        };
         dir.prepare().map_err(|e| failed(&dir.path, e))?;
         Ok(dir)
     }
@@ -211,6 +222,8 @@ impl RunDir {
 
 impl Drop for RunDir {
     fn drop(&mut self) {
+        // From the next line on the name may be another VM's.
+        self.on_death.clear();
         // What cannot be removed is left over, unlocked, and the next VM of this name takes it.
         let _socket = fs::remove_file(self.socket());
         let _pid = fs::remove_file(self.path.join(PID));

@@ -16,6 +16,7 @@ use crate::life::Request;
 use crate::migration::MigrationError;
 
 use crate::machine::{MachineError, TransferError};
+use crate::sys::fatal;
 
 mod completions;
 pub mod config;
@@ -244,6 +245,10 @@ impl CliError {
 /// The whole program: arguments in, exit code out, and at most one error on stderr.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     crate::sys::record_inherited();
+    if let Err(e) = fatal::install() {
+        to_stderr(&format!("hypernest: cannot install signal handlers: {e}"));
+        return ExitCode::from(Exit::FAILED.0);
+    }
     let args: Vec<OsString> = args.into_iter().collect();
     let cli = match Cli::try_parse_from(&args) {
         Ok(cli) => cli,

@@ -99,6 +99,8 @@ pub struct NoRam {
 pub struct GuestRam {
     mmap: GuestMemoryMmap,
     written: Arc<WrittenPages>,
+    /// The saved image that it is mapped from, if it is.
+    image: Option<Arc<saved::Image>>,
 }
 
 /// One piece of RAM, as KVM wants to know it.
@@ -129,7 +131,11 @@ impl GuestRam {
 
     fn over(mmap: GuestMemoryMmap) -> Self {
         let written = Arc::new(WrittenPages::new(pieces_of(&mmap)));
-        Self { mmap, written }
+        Self {
+            mmap,
+            written,
+            image: None,
+        }
     }
 
     /// Pages that were written other than by the guest itself.
@@ -152,6 +158,9 @@ impl GuestRam {
     /// # Errors
     /// If the host cannot free pages of the memory file.
     pub fn discard(&self) -> io::Result<()> {
+        if let Some(image) = &self.image {
+            image.unmapped();
+        }
         for region in self.mmap.iter() {
             if saved::is_private(region) {
                 saved::map_afresh(region)?;

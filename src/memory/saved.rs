@@ -5,6 +5,9 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};
@@ -14,17 +17,74 @@ use vm_memory::{
     GuestRegionMmap,
 };
 
-use super::{GuestRam, MemoryError};
+use super::{GuestRam, MemoryError, pieces_of};
+use crate::sys::fatal::OnDeath;
 use crate::units::Gpa;
 
+/// The file that RAM is mapped from after a lazy restore. Others can still truncate it, or its disk can fail: an access by this
+/// process then raises SIGBUS, and one by the guest makes KVM_RUN fail with EFAULT.
+#[derive(Debug)]
+pub(super) struct Image {
+    file: File,
+    /// Bytes that are mapped, from its beginning.
+    len: u64,
+    /// What is reported when it cannot be read.
+    message: String,
+    /// RAM is still mapped from it.
+    mapped: AtomicBool,
+    _explained: Vec<OnDeath>,
+}
+
+impl Image {
+    fn new(file: File, path: &Path, mmap: &GuestMemoryMmap) -> Self {
+        let message = format!(
+            "the VM was ended: its saved RAM {} can no longer be read: the file was truncated, or its disk failed; \
+             `hypernest restore --eager` reads all of it before the VM runs",
+            path.display()
+        );
+        let explained = pieces_of(mmap).filter_map(|piece| {
+            let start = usize::try_from(piece.host).ok()?;
+            let end = start.checked_add(usize::try_from(piece.len).ok()?)?;
+            Some(OnDeath::explain(start..end, &message))
+        });
+        Self {
+            _explained: explained.collect(),
+            len: pieces_of(mmap).map(|piece| piece.len).sum(),
+            file,
+            message,
+            mapped: AtomicBool::new(true),
+        }
+    }
+
+    /// RAM has been mapped afresh.
+    pub(super) fn unmapped(&self) {
+        self.mapped.store(false, Ordering::Relaxed);
+    }
+
+    fn is_lost(&self) -> bool {
+        let truncated = || self.file.metadata().map_or(true, |m| m.len() < self.len);
+        self.mapped.load(Ordering::Relaxed) && truncated()
+    }
+}
+
 impl GuestRam {
-    /// Maps `image`, in which `ranges` (first guest address, length) lie one after the other, so that the guest runs before
-    /// it is read. What the guest writes stays in memory: the image does not change. It must not be changed or cut off by
-    /// others either while this RAM is in use; its name may go.
+    /// Why its content cannot be read any more: the saved image that it is mapped from was truncated.
+    pub fn lost(&self) -> Option<&str> {
+        let image = self.image.as_ref().filter(|image| image.is_lost())?;
+        Some(&image.message)
+    }
+
+    /// Maps `image`, which was opened at `path`. `ranges` (first guest address, length) lie one after the other in it. The guest
+    /// runs before it is read, and what the guest writes stays in memory: the image does not change. Others must not change or
+    /// truncate it either while this RAM is in use; its name may go.
     ///
     /// # Errors
     /// If the file cannot be mapped.
-    pub fn map_saved(image: &File, ranges: &[(Gpa, u64)]) -> Result<Self, MemoryError> {
+    pub fn map_saved(
+        image: &File,
+        path: &Path,
+        ranges: &[(Gpa, u64)],
+    ) -> Result<Self, MemoryError> {
         let mut offset = 0;
         let mut pieces = Vec::with_capacity(ranges.len());
         for &(gpa, len) in ranges {
@@ -32,7 +92,16 @@ impl GuestRam {
             offset = u64::saturating_add(offset, len);
         }
         let mmap = GuestMemoryMmap::from_regions(pieces).map_err(MemoryError::Layout)?;
-        Ok(Self::over(mmap))
+        let file = image.try_clone().map_err(|source| MemoryError::MapSaved {
+            gpa: ranges.first().map_or(Gpa(0), |range| range.0),
+            size: offset,
+            source: vm_memory::mmap::MmapRegionError::Mmap(source),
+        })?;
+        let image = Arc::new(Image::new(file, path, &mmap));
+        Ok(Self {
+            image: Some(image),
+            ..Self::over(mmap)
+        })
     }
 
     /// Where something may have been written: everything outside reads as zeroes. Finding that out by looking would give
@@ -159,7 +228,7 @@ mod tests {
     #[test]
     fn a_saved_image_is_ram_and_stays_as_it_is() {
         let mut image = image();
-        let ram = GuestRam::map_saved(&image, &RANGES).unwrap();
+        let ram = GuestRam::map_saved(&image, Path::new("ram"), &RANGES).unwrap();
         assert_eq!(
             [0, 0x1000, 0x10_0000, 0x10_1000].map(|a| at(&ram, a)),
             [0, 1, 2, 0]
@@ -175,7 +244,7 @@ mod tests {
 
     #[test]
     fn discarding_a_saved_image_leaves_zeroes_that_can_be_written() {
-        let ram = GuestRam::map_saved(&image(), &RANGES).unwrap();
+        let ram = GuestRam::map_saved(&image(), Path::new("ram"), &RANGES).unwrap();
         let handle = ram.clone();
         for _ in 0..2 {
             ram.write(Gpa(0x3000), &[7]).unwrap();
@@ -207,7 +276,7 @@ mod tests {
 
     #[test]
     fn all_of_a_saved_image_may_have_been_written() {
-        let ram = GuestRam::map_saved(&image(), &RANGES).unwrap();
+        let ram = GuestRam::map_saved(&image(), Path::new("ram"), &RANGES).unwrap();
         assert_eq!(
             ram.data(),
             [Gpa(0)..Gpa(0x4000), Gpa(0x10_0000)..Gpa(0x10_2000)]

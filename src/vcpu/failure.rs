@@ -67,6 +67,11 @@ impl Failure {
 /// The whole report.
 pub(super) fn report(vcpu: VpIndex, failure: &Failure, fd: &VcpuFd, ram: &GuestRam) -> String {
     let mut text = format!("vCPU {vcpu} stopped: {}\n", failure.what());
+    if let Some(lost) = ram.lost() {
+        // Whatever the vCPU did, this is why; and reading the code bytes would raise SIGBUS.
+        text.push_str(lost);
+        return text;
+    }
     if let Failure::Internal(error) = failure {
         let words: Vec<_> = error.data().iter().map(|w| format!("{w:#x}")).collect();
         writeln!(text, "  KVM adds: {}", words.join(" ")).ok();

@@ -19,6 +19,7 @@ use super::socket::Listener;
 use super::terminal::RawTerminal;
 use super::wire::Wire;
 use crate::life::MachineHandle;
+use crate::sys::private::{self, Existing};
 
 impl Wire {
     /// hypernest's own standard input and output. A terminal goes into raw mode until the wire is dropped.
@@ -76,9 +77,12 @@ impl Wire {
         keep: bool,
     ) -> Result<Self, CharError> {
         let mut wire = Self::new(device);
-        let mut how = OpenOptions::new();
-        how.create(true).write(true).append(keep).truncate(!keep);
-        let file = how.open(path).map_err(|source| CharError::Path {
+        let existing = if keep {
+            Existing::Append
+        } else {
+            Existing::Truncate
+        };
+        let file = private::create(path, existing).map_err(|source| CharError::Path {
             device: device.to_owned(),
             action: "creating the file",
             path: path.to_owned(),

@@ -7,6 +7,8 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use super::CharError;
+use crate::sys::fatal::OnDeath;
+use crate::sys::private;
 
 /// A listening socket and its file.
 #[derive(Debug)]
@@ -15,6 +17,7 @@ pub(super) struct Listener {
     path: PathBuf,
     /// Device and inode of the file made, so that a successor's file is not removed.
     identity: Option<(u64, u64)>,
+    on_death: Option<OnDeath>,
 }
 
 impl Listener {
@@ -43,17 +46,13 @@ impl Listener {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             Err(e) => return Err(failed("looking at", e)),
         }
-        let socket = UnixListener::bind(path).map_err(|e| failed("listening on", e))?;
-        let listener = Self {
+        let socket = private::listen(path).map_err(|e| failed("listening on", e))?;
+        Ok(Self {
             socket,
             path: path.to_owned(),
             identity: identity(path),
-        };
-        listener
-            .socket
-            .set_nonblocking(true)
-            .map_err(|e| failed("listening on", e))?;
-        Ok(listener)
+            on_death: OnDeath::remove_file(path),
+        })
     }
 
     /// The next client, if one waits.
@@ -70,6 +69,8 @@ impl Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
+        // From the next line on the path may be another process's.
+        self.on_death = None;
         if self.identity.is_some() && identity(&self.path) == self.identity {
             // Gone already is as good.
             let _gone = fs::remove_file(&self.path);

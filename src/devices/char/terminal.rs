@@ -1,7 +1,7 @@
 //! The user's terminal in raw mode, and its way back.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, Once};
 
 use nix::sys::termios::{
@@ -10,10 +10,17 @@ use nix::sys::termios::{
 };
 
 use crate::bus::lock;
+use crate::sys::fatal::OnDeath;
 
 /// The terminal and the modes to go back to, while a guard lives. Global, because the panic hook and the last exit path
 /// need it.
-static SAVED: Mutex<Option<(OwnedFd, Termios)>> = Mutex::new(None);
+static SAVED: Mutex<Option<Saved>> = Mutex::new(None);
+
+struct Saved {
+    terminal: OwnedFd,
+    modes: Termios,
+    _on_death: OnDeath,
+}
 
 /// A terminal in raw mode; dropped, the modes are as before. At most one lives at a time.
 #[derive(Debug)]
@@ -33,7 +40,12 @@ impl RawTerminal {
                 previous(info);
             }));
         });
-        *lock(&SAVED) = Some((terminal.try_clone_to_owned()?, before));
+        let terminal_fd = terminal.try_clone_to_owned()?;
+        *lock(&SAVED) = Some(Saved {
+            _on_death: OnDeath::set_terminal(terminal_fd.as_raw_fd(), before.clone().into()),
+            terminal: terminal_fd,
+            modes: before,
+        });
         set(terminal, &raw).inspect_err(|_| restore())?;
         Ok(Self(()))
     }
@@ -48,9 +60,9 @@ impl Drop for RawTerminal {
 /// Brings the terminal back to the modes it had. Does nothing if it is not in raw mode. For paths that end the process
 /// without unwinding; otherwise the guard does it.
 pub fn restore() {
-    if let Some((terminal, before)) = lock(&SAVED).take() {
+    if let Some(saved) = lock(&SAVED).take() {
         // Nothing can be done about a terminal that is gone.
-        let _gone = set(terminal.as_fd(), &before);
+        let _gone = set(saved.terminal.as_fd(), &saved.modes);
     }
 }
 

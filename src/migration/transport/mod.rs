@@ -12,14 +12,10 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket,
-};
-use nix::sys::stat::{Mode, fchmod};
 use rustls::{ClientConnection, ServerConnection, StreamOwned};
 use thiserror::Error;
 
@@ -27,7 +23,8 @@ pub use address::{Address, BadAddress, is_loopback};
 pub use link::{Cancel, Link};
 pub use tls::{TlsError, TlsFiles};
 
-use crate::sys;
+use crate::sys::fatal::OnDeath;
+use crate::sys::{self, private};
 
 /// How a TCP connection is protected.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -363,7 +360,11 @@ fn single(address: &Address, stall: Duration, cancel: &Cancel) -> io::Result<Lin
 
 #[derive(Debug)]
 enum Way {
-    Unix(UnixListener, PathBuf),
+    Unix {
+        listener: UnixListener,
+        path: PathBuf,
+        _on_death: Option<OnDeath>,
+    },
     Tcp(TcpListener),
     Single(Option<Link>),
 }
@@ -403,7 +404,11 @@ impl Listener {
         let way = match &address {
             Address::Unix(path) => {
                 let listener = listen_unix(path).map_err(failed)?;
-                Way::Unix(listener, path.clone())
+                Way::Unix {
+                    listener,
+                    path: path.clone(),
+                    _on_death: OnDeath::remove_file(path),
+                }
             }
             Address::Tcp { host, port } => {
                 let mut all = (host.as_str(), *port).to_socket_addrs().map_err(failed)?;
@@ -457,7 +462,7 @@ impl Listener {
             Way::Single(link) => link
                 .take()
                 .ok_or_else(|| TransportError::Single(self.address.clone()))?,
-            Way::Unix(listener, _) => {
+            Way::Unix { listener, .. } => {
                 let stream = accept(listener, cancel, deadline, |l| l.accept().map(|(s, _)| s));
                 let stream = stream.map_err(failed.clone())?;
                 let stream = stream.ok_or(TransportError::Cancelled)?;
@@ -486,7 +491,7 @@ impl Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        if let Way::Unix(_, path) = &self.way {
+        if let Way::Unix { path, .. } = &self.way {
             // If it is gone already, so much the better.
             let _gone = fs::remove_file(path);
         }
@@ -522,29 +527,17 @@ fn accept<L: std::os::fd::AsFd, S>(
     }
 }
 
-/// Nobody else may connect: the socket is this user's from the moment it is there.
-fn listen_unix(path: &PathBuf) -> io::Result<UnixListener> {
-    let fd = socket(
-        AddressFamily::Unix,
-        SockType::Stream,
-        SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
-        None,
-    )?;
-    // The socket's own mode becomes its file's (unix_bind_bsd in net/unix/af_unix.c).
-    fchmod(&fd, Mode::S_IRUSR | Mode::S_IWUSR)?;
-    let address = UnixAddr::new(path)?;
-    let raw = std::os::fd::AsRawFd::as_raw_fd(&fd);
-    match bind(raw, &address) {
-        // One that was left over has nobody behind it.
-        Err(nix::errno::Errno::EADDRINUSE)
-            if UnixStream::connect(path)
-                .is_err_and(|e| e.kind() == ErrorKind::ConnectionRefused) =>
+/// A socket of this user's alone. One that was left over, with no process behind it, is replaced.
+fn listen_unix(path: &Path) -> io::Result<UnixListener> {
+    match private::listen(path) {
+        Err(e)
+            if e.kind() == ErrorKind::AddrInUse
+                && UnixStream::connect(path)
+                    .is_err_and(|e| e.kind() == ErrorKind::ConnectionRefused) =>
         {
             fs::remove_file(path)?;
-            bind(raw, &address)?;
+            private::listen(path)
         }
-        bound => bound?,
+        listener => listener,
     }
-    listen(&fd, Backlog::new(16)?)?;
-    Ok(UnixListener::from(fd))
 }

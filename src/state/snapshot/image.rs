@@ -251,7 +251,11 @@ impl RamImage {
     /// # Errors
     /// If it cannot be mapped.
     pub fn map(&self) -> Result<GuestRam, SnapshotError> {
-        Ok(GuestRam::map_saved(&self.file, &self.index.pieces)?)
+        Ok(GuestRam::map_saved(
+            &self.file,
+            &self.path,
+            &self.index.pieces,
+        )?)
     }
 
     /// The RAM, read and checked as a whole, in memory as `config` wants it.

@@ -318,7 +318,7 @@ fn a_crash_at_any_step_leaves_the_old_one_or_none() {
 fn a_process_that_may_not_write_much() {
     let dir = given_directory();
     let image = fs::File::open(dir.with_file_name("image")).unwrap();
-    let ram = GuestRam::map_saved(&image, &PIECES).unwrap();
+    let ram = GuestRam::map_saved(&image, Path::new("ram"), &PIECES).unwrap();
     let mut saving = Saving::begin(&dir).unwrap();
     let error = saving.write(sections(1), &ram).unwrap_err().to_string();
     assert!(

@@ -16,6 +16,7 @@ use thiserror::Error;
 
 use super::snapshot::{Snapshot, Summary};
 use super::{ExitReason, bucket};
+use crate::sys::private::{self, Existing};
 
 /// What goes wrong with statistics.
 #[derive(Debug, Error)]
@@ -182,7 +183,9 @@ fn replace(
     let mut name = target.file_name().unwrap_or_default().to_owned();
     name.push(format!(".{}.tmp", std::process::id()));
     let temporary = target.with_file_name(name);
-    File::create(&temporary)
+    // One that a process of this id left behind may have another mode.
+    let _none = fs::remove_file(&temporary);
+    private::create(&temporary, Existing::Truncate)
         .and_then(|out| fill(out, write))
         .and_then(|()| fs::rename(&temporary, &target))
         .map_err(|e| {
