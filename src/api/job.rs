@@ -8,10 +8,19 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use super::protocol::Job;
 use crate::error::chain;
 use crate::life::MachineHandle;
-use crate::machine::{Status, migrate, save};
+use crate::machine::{AfterSave, Status, migrate, save};
 
-/// Done, and after a migration how it ended, or why not.
-pub(super) type Done = Result<Option<Box<Status>>, String>;
+/// What happens to the VM once a job is done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Vm {
+    /// It stays.
+    Stays,
+    /// It ends, and is gone once its run directory is; after a migration, with how that ended.
+    Ends(Option<Box<Status>>),
+}
+
+/// Done, or why not; then the VM stays.
+pub(super) type Done = Result<Vm, String>;
 
 type ReadStatus = Arc<dyn Fn() -> Status + Send + Sync>;
 
@@ -43,10 +52,15 @@ pub(super) fn start(
 fn carry_out(job: Job, handle: &MachineHandle, status: &ReadStatus) -> Done {
     match job {
         Job::Save(args) => save(handle, &args.dir, args.then)
-            .map(|()| None)
+            .map(|()| match args.then {
+                AfterSave::Stop => Vm::Ends(None),
+                AfterSave::AsBefore | AfterSave::Run | AfterSave::Pause => Vm::Stays,
+            })
             .map_err(|e| chain(&e)),
         // The VM ends, and cannot be asked any more.
-        Job::Migrate(args) => migrate::migrate(handle, &args).map(|()| Some(Box::new(status()))),
-        Job::CancelMigration => migrate::cancel(handle).map(|()| None),
+        Job::Migrate(args) => {
+            migrate::migrate(handle, &args).map(|()| Vm::Ends(Some(Box::new(status()))))
+        }
+        Job::CancelMigration => migrate::cancel(handle).map(|()| Vm::Stays),
     }
 }

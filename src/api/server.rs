@@ -12,11 +12,12 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::job::{self, Done};
+use super::job::{self, Done, Vm};
 use super::protocol::{Command, Job, MAX_REQUEST, Reply};
 use super::{ApiError, RunDir};
-use crate::life::MachineHandle;
+use crate::life::{MachineHandle, Request};
 use crate::machine::Status;
+use crate::sys::private;
 
 /// Clients at a time. One more takes the place of the one that has been idle for longest.
 const MAX_CLIENTS: usize = 16;
@@ -27,13 +28,15 @@ const GRACE: Duration = Duration::from_millis(100);
 /// A client that neither sends a request nor takes its answer for so long is let go.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Serves a VM's control socket. Dropping it ends the thread and removes the run directory.
+/// Serves a VM's control socket. Dropping it ends the thread, removes the run directory, and then answers the clients that wait
+/// for the VM's end: with their answer they have its name, too.
 #[derive(Debug)]
 pub struct Server {
     /// Closing it tells the thread to end.
     stop: Option<UnixStream>,
-    thread: Option<JoinHandle<()>>,
-    dir: RunDir,
+    thread: Option<JoinHandle<Vec<Client>>>,
+    /// There until it is dropped.
+    dir: Option<RunDir>,
 }
 
 impl Server {
@@ -56,8 +59,7 @@ impl Server {
         patience: Duration,
     ) -> Result<Self, ApiError> {
         let start = || {
-            let listener = UnixListener::bind(dir.socket())?;
-            listener.set_nonblocking(true)?;
+            let listener = private::listen(&dir.socket())?;
             let (stop, stopped) = UnixStream::pair()?;
             let (wake, woken) = UnixStream::pair()?;
             woken.set_nonblocking(true)?;
@@ -75,7 +77,10 @@ impl Server {
                     Command::Status => Answer::Now(Some(Box::new(status()))),
                     Command::Life(request) => {
                         handle.request(request);
-                        Answer::Now(None)
+                        match request {
+                            Request::Kill => Answer::AtEnd,
+                            _ => Answer::Now(None),
+                        }
                     }
                     Command::Job(job) => Answer::Later(job::start(job, &handle, &wake, &status)),
                 },
@@ -85,6 +90,7 @@ impl Server {
                 .spawn(move || {
                     let _watch = watch;
                     service.run();
+                    service.clients
                 })?;
             Ok((stop, thread))
         };
@@ -95,22 +101,25 @@ impl Server {
         Ok(Self {
             stop: Some(stop),
             thread: Some(thread),
-            dir,
+            dir: Some(dir),
         })
     }
 
     /// The VM's run directory.
-    pub fn dir(&self) -> &RunDir {
-        &self.dir
+    #[cfg(test)]
+    pub(super) fn dir(&self) -> &RunDir {
+        self.dir.as_ref().expect("there until it is dropped")
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
         self.stop = None;
-        if let Some(thread) = self.thread.take() {
-            // If it panicked, the panic hook has said so, and there is nothing left to end.
-            let _panicked = thread.join();
+        let joined = self.thread.take().map(JoinHandle::join);
+        self.dir = None;
+        // If it panicked, the panic hook has said so, and its clients are disconnected.
+        if let Some(Ok(clients)) = joined {
+            clients.into_iter().for_each(Client::answer_at_end);
         }
     }
 }
@@ -121,6 +130,8 @@ enum Answer {
     Refused(String),
     /// When the job is done.
     Later(Receiver<Done>),
+    /// When the VM is gone.
+    AtEnd,
 }
 
 struct Service<A> {
@@ -168,13 +179,18 @@ impl<A: Fn(Command) -> Answer> Service<A> {
     /// Does for each client what can be done without waiting.
     fn serve(&mut self) {
         let (answer, patience) = (&self.answer, self.patience);
-        let jobs = self.clients.iter().filter(|client| client.job.is_some());
+        let jobs = self.clients.iter().filter(|client| client.is_waiting());
         let jobs = Cell::new(jobs.count());
         let answer = |command| match command {
             Command::Job(Job::Save(_) | Job::Migrate(_)) if jobs.get() >= MAX_JOBS => {
                 Answer::Refused(format!("{MAX_JOBS} jobs are being done already"))
             }
-            Command::Job(_) => {
+            // The VM ends all the same; so many clients cannot all wait for it.
+            Command::Life(Request::Kill) if jobs.get() >= MAX_JOBS => {
+                answer(command);
+                Answer::Now(None)
+            }
+            Command::Job(_) | Command::Life(Request::Kill) => {
                 jobs.set(jobs.get() + 1);
                 answer(command)
             }
@@ -203,7 +219,7 @@ impl<A: Fn(Command) -> Answer> Service<A> {
     /// The client without a job that has been idle for longest.
     fn longest_idle(&self) -> Option<usize> {
         let idle = self.clients.iter().enumerate();
-        let idle = idle.filter(|(_, client)| client.job.is_none());
+        let idle = idle.filter(|(_, client)| !client.is_waiting());
         idle.min_by_key(|(_, client)| client.active)
             .map(|(index, _)| index)
     }
@@ -219,8 +235,11 @@ impl<A: Fn(Command) -> Answer> Service<A> {
         if room.is_some_and(|at| at <= now) {
             fds.push(PollFd::new(self.listener.as_fd(), PollFlags::POLLIN));
         }
-        // Those with a job wait for nothing but the job.
-        let idle = || self.clients.iter().filter(|client| client.job.is_none());
+        // Those that wait for a job or the end wait for nothing else.
+        let idle = || {
+            let clients = self.clients.iter();
+            clients.filter(|client| !client.is_waiting())
+        };
         fds.extend(idle().map(Client::waits_for));
         let room = room.filter(|at| *at > now);
         let deadlines = idle().map(|client| client.deadline).chain(room);
@@ -248,10 +267,12 @@ fn out_of_resources() {
     std::thread::sleep(Duration::from_millis(100));
 }
 
-fn reply(line: &[u8], answer: impl Fn(Command) -> Answer) -> Result<Vec<u8>, Receiver<Done>> {
+/// The reply, or what it waits for.
+fn reply(line: &[u8], answer: impl Fn(Command) -> Answer) -> Result<Vec<u8>, Waits> {
     let reply = match Command::read(line).map(answer) {
         Ok(Answer::Now(status)) => Reply::Ok(status),
-        Ok(Answer::Later(job)) => return Err(job),
+        Ok(Answer::Later(job)) => return Err(Waits::Job(job)),
+        Ok(Answer::AtEnd) => return Err(Waits::VmEnd(None)),
         Ok(Answer::Refused(why)) => Reply::Error(why),
         Err(why) => Reply::Error(why),
     };
@@ -265,12 +286,23 @@ fn encode(reply: &Reply) -> Vec<u8> {
     line
 }
 
+/// What a client waits for.
+#[derive(Debug)]
+enum Waits {
+    /// Its own next request, or that it takes the last reply.
+    Request,
+    /// The end of a job.
+    Job(Receiver<Done>),
+    /// The end of the VM; the reply then has this status.
+    VmEnd(Option<Box<Status>>),
+}
+
+#[derive(Debug)]
 struct Client {
     stream: UnixStream,
     input: Vec<u8>,
     output: Vec<u8>,
-    /// What it waits for.
-    job: Option<Receiver<Done>>,
+    waits: Waits,
     /// It is let go when the output is written.
     last: bool,
     deadline: Instant,
@@ -284,7 +316,7 @@ impl Client {
             stream,
             input: Vec::new(),
             output: Vec::new(),
-            job: None,
+            waits: Waits::Request,
             last: false,
             deadline: Instant::now() + patience,
             active: Instant::now(),
@@ -297,6 +329,11 @@ impl Client {
         self.deadline = self.active + patience;
     }
 
+    /// Whether it waits for a job or the VM's end, and for nothing else.
+    fn is_waiting(&self) -> bool {
+        !matches!(self.waits, Waits::Request)
+    }
+
     fn waits_for(&self) -> PollFd<'_> {
         let events = if self.output.is_empty() {
             PollFlags::POLLIN
@@ -307,36 +344,55 @@ impl Client {
     }
 
     fn job_is_done(&mut self, done: Done, patience: Duration) {
-        self.job = None;
-        self.renew(patience);
-        self.output = encode(&match done {
-            Ok(status) => Reply::Ok(status),
+        let reply = match done {
+            Ok(Vm::Ends(status)) => {
+                self.waits = Waits::VmEnd(status);
+                return;
+            }
+            Ok(Vm::Stays) => Reply::Ok(None),
             Err(why) => Reply::Error(why),
-        });
+        };
+        self.waits = Waits::Request;
+        self.renew(patience);
+        self.output = encode(&reply);
     }
 
-    /// Waits for the end of its job, if it has one, and answers as far as that can be done at once.
+    /// Waits for the end of its job, if it has one.
     fn wait_for_job(&mut self, patience: Duration) {
-        if let Some(job) = &self.job {
+        if let Waits::Job(job) = &self.waits {
             let done = job.recv_timeout(patience).unwrap_or_else(|_| panicked());
             self.job_is_done(done, patience);
-            let _written = self.stream.write(&self.output);
         }
+    }
+
+    /// The VM is gone: replies as far as that can be done at once.
+    fn answer_at_end(mut self) {
+        if let Waits::VmEnd(status) = self.waits {
+            self.output = encode(&Reply::Ok(status));
+        }
+        let _written = self.stream.write(&self.output);
     }
 
     /// Does what can be done without waiting; `false` when the client is to be let go.
     fn go_on(
         &mut self,
-        reply: impl Fn(&[u8]) -> Result<Vec<u8>, Receiver<Done>>,
+        reply: impl Fn(&[u8]) -> Result<Vec<u8>, Waits>,
         patience: Duration,
     ) -> io::Result<bool> {
-        if let Some(job) = &self.job {
-            let done = match job.try_recv() {
-                Err(TryRecvError::Empty) => return Ok(true),
-                Err(TryRecvError::Disconnected) => panicked(),
-                Ok(done) => done,
-            };
-            self.job_is_done(done, patience);
+        match &self.waits {
+            Waits::Request => {}
+            Waits::VmEnd(_) => return Ok(true),
+            Waits::Job(job) => {
+                let done = match job.try_recv() {
+                    Err(TryRecvError::Empty) => return Ok(true),
+                    Err(TryRecvError::Disconnected) => panicked(),
+                    Ok(done) => done,
+                };
+                self.job_is_done(done, patience);
+                if matches!(self.waits, Waits::VmEnd(_)) {
+                    return Ok(true);
+                }
+            }
         }
         if Instant::now() >= self.deadline {
             return Ok(false);
@@ -357,8 +413,8 @@ impl Client {
                 let line: Vec<u8> = self.input.drain(..=end).collect();
                 match reply(&line) {
                     Ok(output) => self.output = output,
-                    Err(job) => {
-                        self.job = Some(job);
+                    Err(waits) => {
+                        self.waits = waits;
                         // It may be done already, before anybody waits for it.
                         return self.go_on(reply, patience);
                     }

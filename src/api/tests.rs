@@ -70,11 +70,30 @@ fn commands_arrive_and_are_answered() {
         Request::Resume,
         Request::Reset,
         Request::PowerButton,
-        Request::Kill,
     ] {
         assert!(call(&dirs, "a", &Command::Life(request)).unwrap().is_none());
         assert_eq!(next(&vm), UserRequest::Life(request));
     }
+}
+
+/// The reply to what ends the VM comes when the VM's name is free.
+#[test]
+fn a_kill_is_answered_when_the_vm_is_gone() {
+    let tmp = tempfile::tempdir().unwrap();
+    let dirs = dirs(&tmp);
+    let vm = start(&dirs, "a");
+    let of_client = dirs.clone();
+    let waiting = std::thread::spawn(move || {
+        let reply = call(&of_client, "a", &Command::Life(Request::Kill));
+        reply.map(|_| of_client.claim("a").unwrap())
+    });
+    assert_eq!(next(&vm), UserRequest::Life(Request::Kill));
+    // Longer than idle clients are waited for.
+    std::thread::sleep(Duration::from_millis(600));
+    assert!(call(&dirs, "a", &Command::Status).is_ok());
+    assert!(!waiting.is_finished());
+    drop(vm);
+    assert!(waiting.join().unwrap().is_ok());
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! `hypernest pause`, `resume`, `reset`, `power-button` and `stop`: requests to a running VM.
 
+use std::io::ErrorKind;
 use std::time::{Duration, Instant};
 
 use super::{CliError, Exit};
@@ -32,21 +33,33 @@ fn carry_out(
     request: Request,
     patience: Duration,
 ) -> Result<Exit, CliError> {
-    call(dirs, name, &Command::Life(request))?;
+    match (request, call(dirs, name, &Command::Life(request))) {
+        // The reply comes when the VM is gone and its name is free; without one, its process has died.
+        (Request::Kill, Ok(_)) => return Ok(Exit::DONE),
+        (Request::Kill, Err(ApiError::Talk { source, .. })) => {
+            return match source.kind() {
+                ErrorKind::TimedOut => Err(CliError::NotDone {
+                    name: name.to_owned(),
+                    done: "ended",
+                }),
+                _ => Ok(Exit::DONE),
+            };
+        }
+        (_, reply) => reply?,
+    };
     let done = match request {
         Request::Pause => "paused",
         Request::Resume => "resumed",
-        Request::Kill => "ended",
         // The guest decides what comes of it, and when.
-        Request::Reset | Request::PowerButton => return Ok(Exit::DONE),
+        Request::Reset | Request::PowerButton | Request::Kill => return Ok(Exit::DONE),
     };
     let deadline = Instant::now() + patience;
     loop {
         let state = match call(dirs, name, &Command::Status) {
             Ok(status) => status.map(|s| s.state),
-            // It took the request and is gone: that was asked for, or a guest that went on has ended itself since.
+            // It took the request, and the guest that went on has ended itself since.
             Err(ApiError::NoSuchVm { .. } | ApiError::Talk { .. })
-                if matches!(request, Request::Kill | Request::Resume) =>
+                if request == Request::Resume =>
             {
                 return Ok(Exit::DONE);
             }
@@ -138,6 +151,8 @@ mod tests {
         for request in requests {
             carry_out(&dirs, "vm", request, PATIENCE).unwrap();
             match request {
+                // Its name is free by then.
+                Request::Kill => drop(dirs.claim("vm").unwrap()),
                 Request::Pause => assert_eq!(*state.lock().unwrap(), State::Paused),
                 Request::Resume => assert_eq!(*state.lock().unwrap(), State::Running),
                 _ => {}
