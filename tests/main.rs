@@ -22,6 +22,7 @@ mod micro;
 mod migration;
 mod moves;
 mod needs;
+mod process;
 mod reenlightenment;
 mod report_page;
 mod state;
@@ -46,6 +47,7 @@ fn main() -> ExitCode {
         lifecycle::TESTS,
         fw_cfg::TESTS,
         endings::TESTS,
+        process::TESTS,
         terminal::TESTS,
         tsc_bench::TESTS,
         errors::TESTS,

@@ -205,6 +205,7 @@ impl<'a> Build<'a> {
                 ],
             )
         });
+        let stop_timeout = self.one("stop-timeout", parse::stop_timeout);
         let debug_exit = self.debug_exit();
         let fw_cfg = self.one("fw-cfg", parse::boolean);
         let time = self.time();
@@ -228,6 +229,7 @@ impl<'a> Build<'a> {
             fw_cfg: fw_cfg.unwrap_or(self.files == Files::MustBeThere),
             dirty_ring_size,
             on_crash: on_crash.unwrap_or(OnCrash::Continue),
+            stop_timeout,
             time,
             stats,
             hv: hv?,

@@ -56,6 +56,8 @@ pub struct VmConfig {
     pub dirty_ring_size: Option<u32>,
     /// What to do when the guest reports a crash through Hyper-V's crash MSRs or pvpanic.
     pub on_crash: OnCrash,
+    /// Seconds from SIGTERM, which presses the power button, to the VM's end; none: no limit.
+    pub stop_timeout: Option<u32>,
     /// The guest's TSC and clocks.
     pub time: TimeConfig,
     /// Where the exit statistics are written at the end and on SIGUSR1.

@@ -169,6 +169,15 @@ pub(super) fn dirty_ring_size(value: &Scalar) -> Result<u32, Wrong> {
     }
 }
 
+/// A day at most: a longer one is a slip of the pen, and no limit can be had without the setting.
+pub(super) fn stop_timeout(value: &Scalar) -> Result<u32, Wrong> {
+    let expected = "seconds, from 0 to 86400";
+    match u32::try_from(number(value, expected)?) {
+        Ok(seconds @ 0..=86_400) => Ok(seconds),
+        _ => Err(Wrong::new(format!("{value} is out of range"), expected)),
+    }
+}
+
 pub(super) fn tsc_khz(value: &Scalar) -> Result<TscKhz, Wrong> {
     // What KVM can count (`max_guest_tsc_khz`), and a floor below which Linux distrusts its clock.
     let expected = "a frequency in kHz, from 100000 (0.1 GHz) to 2147483646";

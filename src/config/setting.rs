@@ -20,7 +20,7 @@ pub struct Setting {
 }
 
 /// What is of the host that a saved VM goes on at, and not of the guest.
-pub(super) const LOCAL: [&str; 13] = [
+pub(super) const LOCAL: [&str; 14] = [
     "name",
     "kernel",
     "initrd",
@@ -29,6 +29,7 @@ pub(super) const LOCAL: [&str; 13] = [
     "serial2",
     "debugcon",
     "on-crash",
+    "stop-timeout",
     "dirty-ring-size",
     "tsc-khz",
     "on-tsc-change",
@@ -68,7 +69,7 @@ pub(super) fn heading(key: &str) -> &'static str {
         "name" | "kernel" | "initrd" | "cmdline" | "module" => "What starts",
         "memory" | "cpus" | "cpu" | "nested" | "hv" | "kvm-leaves" => "Memory and processors",
         "tsc-khz" | "on-tsc-change" | "clock" => "Time",
-        "on-crash" | "stats" => "What happens when",
+        "on-crash" | "stop-timeout" | "stats" => "What happens when",
         _ => "Devices",
     }
 }
@@ -333,6 +334,14 @@ pub static SETTINGS: &[Setting] = &[
         help: "When the guest reports a crash: continue, pause, reset or stop [default: continue]",
         flag_example: " pause",
         file_example: "on-crash = \"pause\"",
+    },
+    Setting {
+        key: "stop-timeout",
+        shape: Shape::One,
+        value: "SECONDS",
+        help: "On SIGTERM the power button is pressed: end the VM if it has not powered off after so many seconds [default: wait for as long as it takes]",
+        flag_example: " 90",
+        file_example: "stop-timeout = 90",
     },
     Setting {
         key: "tsc-khz",

@@ -88,6 +88,9 @@ impl VmConfig {
                 OnCrash::Stop => "stop",
             }),
         );
+        if let Some(seconds) = self.stop_timeout {
+            put("stop-timeout", number(seconds));
+        }
         if let Some(khz) = self.time.khz {
             put("tsc-khz", number(khz.0));
         }

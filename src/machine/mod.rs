@@ -27,7 +27,7 @@ mod vm;
 mod wiring;
 
 use std::sync::{Arc, Mutex};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use kvm_ioctls::Kvm;
 use tracing::{info, warn};
@@ -156,11 +156,12 @@ impl Machine {
         })?;
         let (events, handle, inbox) = life::channel();
         // All threads must inherit the signal mask, and the terminal is set up below: so this comes before.
-        let signals =
-            SignalThread::start(handle.clone()).map_err(|source| MachineError::Thread {
-                what: "signal",
-                source,
-            })?;
+        let stop_timeout = config.stop_timeout.map(|s| Duration::from_secs(s.into()));
+        let signals = SignalThread::start(handle.clone(), stop_timeout);
+        let signals = signals.map_err(|source| MachineError::Thread {
+            what: "signal",
+            source,
+        })?;
         let lines = CurrentVm::default();
         let ioapic = (config.irqchip == Irqchip::Split)
             .then(|| Arc::new(IoApic::new(Arc::new(Messages(lines.clone())))));

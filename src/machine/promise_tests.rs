@@ -107,6 +107,7 @@ fn config(hv: &str) -> VmConfig {
         fw_cfg: true,
         dirty_ring_size: None,
         on_crash: OnCrash::Continue,
+        stop_timeout: None,
         time: TimeConfig::default(),
         stats: None,
         hv: Request::parse(hv, Profile::Nested).unwrap(),

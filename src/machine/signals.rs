@@ -1,16 +1,19 @@
-//! Signals -> requests. SIGTERM presses the power button, a second one ends the VM; SIGINT and SIGHUP end it; SIGUSR1 asks
-//! for the statistics.
+//! Signals -> requests. SIGTERM presses the power button; a second one, or the end of the stop timeout, ends the VM. SIGINT and
+//! SIGHUP end it at once; SIGUSR1 asks for the statistics.
 
 use std::io;
 use std::os::fd::AsFd;
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use tracing::warn;
 
 use crate::life::{MachineHandle, Request, UserRequest};
+use crate::sys::fatal;
 
 /// The thread that waits for signals. Dropping it ends the thread and gives the signals their old meaning back.
 #[derive(Debug)]
@@ -21,28 +24,29 @@ pub(super) struct SignalThread {
 }
 
 impl SignalThread {
-    /// Blocks the signals in the calling thread, and so in all that it starts from now on, and starts waiting for them.
+    /// Blocks the signals in the calling thread, and so in all that it starts from now on, and starts waiting for them. A VM that
+    /// was told to power off ends after `stop_timeout`, if there is one.
     ///
     /// # Errors
     /// If a descriptor or the thread cannot be had.
-    pub(super) fn start(handle: MachineHandle) -> io::Result<Self> {
+    pub(super) fn start(handle: MachineHandle, stop_timeout: Option<Duration>) -> io::Result<Self> {
         let mut signals = SigSet::empty();
-        for signal in [
-            Signal::SIGTERM,
-            Signal::SIGINT,
-            Signal::SIGHUP,
-            Signal::SIGUSR1,
-        ] {
+        for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGUSR1] {
             signals.add(signal);
+        }
+        // With `nohup` the VM is to outlive the terminal.
+        if !fatal::is_ignored(Signal::SIGHUP) {
+            signals.add(Signal::SIGHUP);
         }
         let old = signals.thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
         let fd = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
         let stop = std::sync::Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC)?);
+        let termination = Termination::new(stop_timeout);
         let thread = std::thread::Builder::new().name("signals".into()).spawn({
             let stop = std::sync::Arc::clone(&stop);
             move || {
                 let _watch = handle.watch_thread("signals");
-                wait_for_signals(&fd, &stop, &handle);
+                wait_for_signals(&fd, &stop, termination, &handle);
             }
         })?;
         Ok(Self {
@@ -64,14 +68,22 @@ impl Drop for SignalThread {
     }
 }
 
-fn wait_for_signals(fd: &SignalFd, stop: &EventFd, handle: &MachineHandle) {
-    let mut terminating = false;
+fn wait_for_signals(
+    fd: &SignalFd,
+    stop: &EventFd,
+    mut termination: Termination,
+    handle: &MachineHandle,
+) {
     loop {
         let mut fds = [
             PollFd::new(fd.as_fd(), PollFlags::POLLIN),
             PollFd::new(stop.as_fd(), PollFlags::POLLIN),
         ];
-        match poll(&mut fds, PollTimeout::NONE) {
+        let timeout = termination.remaining(Instant::now()).map(|remaining| {
+            // Rounded up, so as not to wake up just before the deadline again and again.
+            PollTimeout::try_from(remaining + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX)
+        });
+        match poll(&mut fds, timeout.unwrap_or(PollTimeout::NONE)) {
             Err(nix::errno::Errno::EINTR) => continue,
             Err(_) => return,
             Ok(_) => {}
@@ -83,20 +95,65 @@ fn wait_for_signals(fd: &SignalFd, stop: &EventFd, handle: &MachineHandle) {
             let signal = i32::try_from(info.ssi_signo)
                 .ok()
                 .and_then(|n| Signal::try_from(n).ok());
-            handle.send(meaning(signal, &mut terminating));
+            handle.send(termination.signal(signal, Instant::now()));
+        }
+        if let Some(event) = termination.expired(Instant::now()) {
+            handle.send(event);
         }
     }
 }
 
-/// What a signal means, `terminating` being whether a SIGTERM came before.
-fn meaning(signal: Option<Signal>, terminating: &mut bool) -> UserRequest {
-    match signal {
-        Some(Signal::SIGUSR1) => UserRequest::WriteStats,
-        Some(Signal::SIGTERM) if !*terminating => {
-            *terminating = true;
-            UserRequest::Life(Request::PowerButton)
+/// How far the VM's termination by SIGTERM has come.
+#[derive(Debug)]
+struct Termination {
+    timeout: Option<Duration>,
+    /// A SIGTERM has come.
+    requested: bool,
+    /// When the VM is ended.
+    deadline: Option<Instant>,
+}
+
+impl Termination {
+    fn new(timeout: Option<Duration>) -> Self {
+        Self {
+            timeout,
+            requested: false,
+            deadline: None,
         }
-        _ => UserRequest::Life(Request::Kill),
+    }
+
+    /// What `signal` means.
+    fn signal(&mut self, signal: Option<Signal>, now: Instant) -> UserRequest {
+        match signal {
+            Some(Signal::SIGUSR1) => UserRequest::WriteStats,
+            Some(Signal::SIGTERM) if !self.requested => {
+                self.requested = true;
+                self.deadline = self.timeout.map(|timeout| now + timeout);
+                match self.timeout {
+                    Some(timeout) => warn!(
+                        "SIGTERM: pressed the power button; the VM is ended if it has not powered off in {} s, or by a second SIGTERM",
+                        timeout.as_secs()
+                    ),
+                    None => warn!(
+                        "SIGTERM: pressed the power button; a second SIGTERM ends the VM, and so does --stop-timeout SECONDS"
+                    ),
+                }
+                UserRequest::Life(Request::PowerButton)
+            }
+            _ => UserRequest::Life(Request::Kill),
+        }
+    }
+
+    fn remaining(&self, now: Instant) -> Option<Duration> {
+        Some(self.deadline?.saturating_duration_since(now))
+    }
+
+    /// What happens at the deadline, once.
+    fn expired(&mut self, now: Instant) -> Option<UserRequest> {
+        self.deadline.take_if(|deadline| *deadline <= now)?;
+        let seconds = self.timeout.unwrap_or_default().as_secs();
+        warn!("the guest has not powered off in {seconds} s (--stop-timeout): the VM is ended");
+        Some(UserRequest::Life(Request::Kill))
     }
 }
 
@@ -105,26 +162,40 @@ mod tests {
     use super::*;
     use crate::life::channel;
 
+    const KILL: UserRequest = UserRequest::Life(Request::Kill);
+    const BUTTON: UserRequest = UserRequest::Life(Request::PowerButton);
+
     #[test]
     fn the_first_sigterm_presses_the_button_and_the_second_kills() {
-        let mut terminating = false;
-        let mut next = |signal| meaning(Some(signal), &mut terminating);
+        let now = Instant::now();
+        let mut termination = Termination::new(None);
+        let mut next = |signal| termination.signal(Some(signal), now);
         assert_eq!(next(Signal::SIGUSR1), UserRequest::WriteStats);
-        assert_eq!(
-            next(Signal::SIGTERM),
-            UserRequest::Life(Request::PowerButton)
-        );
+        assert_eq!(next(Signal::SIGTERM), BUTTON);
         assert_eq!(next(Signal::SIGUSR1), UserRequest::WriteStats);
-        assert_eq!(next(Signal::SIGTERM), UserRequest::Life(Request::Kill));
-        assert_eq!(
-            meaning(Some(Signal::SIGINT), &mut false),
-            UserRequest::Life(Request::Kill)
-        );
+        assert_eq!(next(Signal::SIGTERM), KILL);
+        assert_eq!(termination.remaining(now), None);
+        let interrupted = Termination::new(None).signal(Some(Signal::SIGINT), now);
+        assert_eq!(interrupted, KILL);
+    }
+
+    #[test]
+    fn the_stop_timeout_counts_from_the_first_sigterm_and_expires_once() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut termination = Termination::new(Some(Duration::from_secs(10)));
+        assert_eq!(termination.expired(at(1000)), None);
+        assert_eq!(termination.signal(Some(Signal::SIGTERM), at(5)), BUTTON);
+        assert_eq!(termination.remaining(at(6)), Some(Duration::from_secs(9)));
+        assert_eq!(termination.expired(at(14)), None);
+        assert_eq!(termination.expired(at(15)), Some(KILL));
+        assert_eq!(termination.expired(at(16)), None);
+        assert_eq!(termination.remaining(at(16)), None);
     }
 
     #[test]
     fn the_thread_ends_when_dropped() {
         // Dropping it joins the thread.
-        drop(SignalThread::start(channel().1).unwrap());
+        drop(SignalThread::start(channel().1, None).unwrap());
     }
 }
