@@ -179,7 +179,11 @@ fn impossible() -> TestResult {
 
 fn triple_fault() -> TestResult {
     let site = Site::new()?;
-    let ended = Vm::start(site.guest("fault triple"))?.end()?;
+    let ended = Vm::start(
+        site.guest("fault triple")
+            .args(["--on-triple-fault", "stop"]),
+    )?
+    .end()?;
     ended.expect_error(
         1,
         &[

@@ -41,6 +41,19 @@ pub(crate) const TESTS: &[Test] = &[
     test("lifecycle::guest_resets_with_several_vcpus", || {
         resets_by("cf9", &["--cpus", "4", "--irqchip", "split"])
     }),
+    test("lifecycle::guest_resets_by_a_triple_fault", triple_fault),
+    test(
+        "lifecycle::a_guest_that_only_triple_faults_is_stopped_with_the_report",
+        only_triple_faults,
+    ),
+    test(
+        "lifecycle::on_triple_fault_stop_ends_at_the_first_one",
+        stops_at_a_triple_fault,
+    ),
+    test(
+        "lifecycle::log_lines_by_the_guest_are_limited_over_the_vms_life",
+        log_limits,
+    ),
     hyperv("lifecycle::guest_resets_by_hyper_v", || {
         let site = Site::new()?;
         let mut command = site.enlightened_guest("reset via=hv");
@@ -83,6 +96,105 @@ fn resets(command: &mut Command, via: &str) -> TestResult {
     ])?;
     let asked = ended.stderr.matches("asked for a reset").count();
     assert_eq!(asked, 1, "{}", ended.stderr);
+    Ok(())
+}
+
+const TRIPLE_FAULT: [&str; 3] = ["vCPU 0 stopped: triple fault", "rip 0", "what to try: "];
+
+fn triple_fault() -> TestResult {
+    let site = Site::new()?;
+    for arguments in [&[][..], &["--on-triple-fault", "reset"]] {
+        let ended = Vm::start(site.guest("reset via=triple").args(arguments))?.end()?;
+        ended.expect_error(0, &TRIPLE_FAULT)?;
+        ended.expect_error(0, &["the machine is reset (--on-triple-fault reset)"])?;
+        ended.expect_lines(&["reset: by triple", "ok reset: by triple, second boot"])?;
+    }
+    Ok(())
+}
+
+fn only_triple_faults() -> TestResult {
+    let site = Site::new()?;
+    let ended = Vm::start(site.guest("fault triple").args(["--cpus", "2"]))?.end()?;
+    ended.expect_error(1, &TRIPLE_FAULT)?;
+    ended.expect_error(
+        1,
+        &["the machine was reset 4 times in a row", "got nowhere"],
+    )?;
+    assert_eq!(
+        ended.stdout.matches("fault: triple").count(),
+        5,
+        "{}",
+        ended.stdout
+    );
+    assert!(site.run_directories()?.is_empty());
+    Ok(())
+}
+
+fn stops_at_a_triple_fault() -> TestResult {
+    let site = Site::new()?;
+    site.file(
+        "vm.toml",
+        "kernel = 'guest'\ncmdline = 'fault triple'\nmemory = '64M'\nhv = 'none'\nserial = 'none'\ndebugcon = 'stdio'\n\
+         on-triple-fault = 'stop'\n",
+    )?;
+    let mut by_file = site.hypernest();
+    by_file.args(["run", "--config", "vm.toml"]);
+    let mut by_flag = site.guest("fault triple");
+    by_flag.args(["--on-triple-fault", "stop"]);
+    for command in [&mut by_file, &mut by_flag] {
+        let ended = Vm::start(command)?.end()?;
+        ended.expect_error(1, &TRIPLE_FAULT)?;
+        assert_eq!(
+            ended.stdout.matches("fault: triple").count(),
+            1,
+            "{}",
+            ended.stdout
+        );
+    }
+    for (arguments, line) in [
+        (
+            &["config", "--config", "vm.toml"][..],
+            "on-triple-fault = \"stop\"",
+        ),
+        (
+            &["config", "--kernel", "guest"],
+            "on-triple-fault = \"reset\"",
+        ),
+    ] {
+        site.control(arguments)?
+            .expect_code(0)?
+            .expect_lines(&[line])?;
+    }
+    Ok(())
+}
+
+/// Resets give a guest no new lines: it causes each of these in every power cycle.
+fn log_limits() -> TestResult {
+    const CYCLES: u64 = 40;
+    for (via, line) in [
+        ("panic", "the guest panicked (pvpanic)"),
+        ("cf9", "the guest asked for a reset"),
+    ] {
+        let site = Site::new()?;
+        let mut command = site.guest(&format!("reset via={via} forever"));
+        let mut vm = Vm::start(command.args(["--on-crash", "reset", "--log", "info"]))?;
+        vm.wait_until("many resets", |_| {
+            let resets = |status: serde_json::Value| status["resets"].as_u64();
+            site.status().ok().and_then(resets) >= Some(CYCLES)
+        })?;
+        vm.signal(Signal::SIGINT)?;
+        let ended = vm.end()?;
+        ended.expect_code(0)?;
+        // A burst of 8, and one for each minute that it took.
+        let logged = ended.stderr.matches(line).count();
+        assert!(
+            (1..=16).contains(&logged),
+            "{logged} lines; {}",
+            ended.stderr
+        );
+        let length = ended.stderr.len();
+        assert!(length < 4096, "{length} bytes of log: {}", ended.stderr);
+    }
     Ok(())
 }
 

@@ -1,4 +1,5 @@
-//! The process at its edges: signals, resource limits, the modes of what it creates, and when its name is free again.
+//! The process at its edges: signals, resource limits, the modes of what it creates, and when its name is
+//! free again.
 
 use std::error::Error;
 use std::fs::{self, File};
@@ -117,7 +118,8 @@ fn ram_limit() -> TestResult {
     Ok(())
 }
 
-/// A VM that was restored lazily reads its RAM when `request` makes it, and its file has been truncated meanwhile.
+/// A VM that was restored lazily reads its RAM when `request` makes it, and its file has been truncated
+/// meanwhile.
 fn truncated(request: &[&str]) -> TestResult {
     let site = Site::new()?;
     let mut vm = Vm::start(site.guest("fault spin"))?;

@@ -7,7 +7,7 @@ use hypernest_lab::suite::{Stage, Test, TestResult};
 
 use crate::linux::{Report, initramfs, linux};
 use crate::needs;
-use crate::vm::{Site, Vm};
+use crate::vm::{Ended, Site, Vm};
 
 /// With all kernels, and the modules of one; and with one host CPU: with two, the emulator now and then breaks guests of
 /// several vCPUs, or itself.
@@ -71,7 +71,15 @@ pub(crate) const TESTS: &[Test] = &[
     .needs(needs::nested_svm),
     amd("stock_linux::with_a_cpu_model", model),
     amd("stock_linux::without_enlightenments", plain),
-    amd("stock_linux::reboots_once", reboots),
+    amd("stock_linux::reboots_once", || {
+        reboots("reboot=k").map(drop)
+    }),
+    amd("stock_linux::reboots_by_a_triple_fault", || {
+        // Linux loads an empty IDT and executes INT3 (native_machine_emergency_restart).
+        let ended = reboots("reboot=t")?;
+        ended.expect_error(0, &["stopped: triple fault", "the machine is reset"])?;
+        Ok(())
+    }),
     Test::new("stock_linux::on_an_intel_host", || {
         enlightened("linux-6.12/vmlinux", 1, &["--nested"]).map(drop)
     })
@@ -160,10 +168,10 @@ fn plain() -> TestResult {
     Ok(())
 }
 
-/// A reboot by the keyboard controller, which Linux asks for ten times in a row and must get once.
-fn reboots() -> TestResult {
+/// One reboot: by the keyboard controller Linux asks for it ten times in a row and must get it once.
+fn reboots(how: &str) -> Result<Ended, Box<dyn Error>> {
     let site = Site::new()?;
-    let command = linux(&site, "linux-6.12/vmlinux", "reboot=k")?;
+    let command = linux(&site, "linux-6.12/vmlinux", how)?;
     initramfs(&site, "reboot -f")?;
     let mut vm = Vm::start(command)?.patient();
     vm.wait_for("@log")?;
@@ -175,7 +183,8 @@ fn reboots() -> TestResult {
     let status = site.status()?;
     assert_eq!(status["resets"], 1, "{status}");
     site.control(&["stop", "test"])?.expect_code(0)?;
-    vm.end()?.expect_code(0)?;
+    let ended = vm.end()?;
+    ended.expect_code(0)?;
     assert!(site.run_directories()?.is_empty());
-    Ok(())
+    Ok(ended)
 }

@@ -90,6 +90,7 @@ pub(crate) fn run(job: Job<'_>, host_exits: &HostExits) -> Result<Vec<Block>, L2
         ("hv", "none"),
         ("serial", "none"),
         ("debug-exit", &exit_port),
+        ("on-triple-fault", "stop"),
     ]);
     let config = build(None, &flags, HostLimits::read())?.config;
     let collector = Arc::new(Mutex::new(Collector::new(Arc::clone(host_exits))));

@@ -28,8 +28,8 @@ const GRACE: Duration = Duration::from_millis(100);
 /// A client that neither sends a request nor takes its answer for so long is let go.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Serves a VM's control socket. Dropping it ends the thread, removes the run directory, and then answers the clients that wait
-/// for the VM's end: with their answer they have its name, too.
+/// Serves a VM's control socket. Dropping it ends the thread, removes the run directory, and then replies to the
+/// clients that wait for the VM's end: when they have the reply, the VM's name is free.
 #[derive(Debug)]
 pub struct Server {
     /// Closing it tells the thread to end.

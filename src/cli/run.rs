@@ -14,8 +14,9 @@ const MIGRATION: &str = "Incoming migration";
 /// The exit code is 0 if the guest powered off or a user ended it, the byte that the guest wrote to the debug-exit port if it
 /// wrote one, 1 if something failed, 2 if the configuration is wrong and 3 if this host cannot run it.
 ///
-/// SIGTERM presses the guest's power button, which a guest can ignore; a second SIGTERM ends the VM, and so does --stop-timeout
-/// SECONDS after the first one. SIGINT and SIGHUP end the VM at once. SIGUSR1 writes the exit statistics.
+/// SIGTERM presses the guest's power button, which a guest can ignore; a second SIGTERM ends the VM, and so
+/// does --stop-timeout SECONDS after the first one. SIGINT and SIGHUP end the VM at once. SIGUSR1 writes the
+/// exit statistics.
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]

@@ -12,7 +12,7 @@ use super::parse::{self, BackendKind, Wrong};
 use super::problem::{ConfigError, Origin, Problem};
 use super::setting::{self, Part, Scalar, Setting, Shape};
 use super::topology::{MAX_CPUS, topology};
-use super::{CpuConfig, Irqchip, OnCrash, TimeConfig, VmConfig, show};
+use super::{CpuConfig, Irqchip, OnCrash, OnTripleFault, TimeConfig, VmConfig, show};
 use crate::boot::BootConfig;
 use crate::boot::BootModule;
 use crate::cpuid::CpuModel;
@@ -205,6 +205,13 @@ impl<'a> Build<'a> {
                 ],
             )
         });
+        let on_triple_fault = self.one("on-triple-fault", |v| {
+            let actions = [
+                ("reset", OnTripleFault::Reset),
+                ("stop", OnTripleFault::Stop),
+            ];
+            parse::choice(v, &actions)
+        });
         let stop_timeout = self.one("stop-timeout", parse::stop_timeout);
         let debug_exit = self.debug_exit();
         let fw_cfg = self.one("fw-cfg", parse::boolean);
@@ -229,6 +236,7 @@ impl<'a> Build<'a> {
             fw_cfg: fw_cfg.unwrap_or(self.files == Files::MustBeThere),
             dirty_ring_size,
             on_crash: on_crash.unwrap_or(OnCrash::Continue),
+            on_triple_fault: on_triple_fault.unwrap_or(OnTripleFault::Reset),
             stop_timeout,
             time,
             stats,

@@ -61,6 +61,7 @@ fn the_defaults() {
     assert_eq!(config.serial, [CharBackend::Stdio, CharBackend::None]);
     assert_eq!(config.irqchip, Irqchip::Kernel);
     assert_eq!(config.on_crash, OnCrash::Continue);
+    assert_eq!(config.on_triple_fault, OnTripleFault::Reset);
     assert_eq!(config.stop_timeout, None);
     assert_eq!(config.time, TimeConfig::default());
     assert_eq!(config.time.on_change, Policy::Auto);
@@ -88,6 +89,7 @@ fn everything_in_a_file() {
         debug-exit = 0x501
         irqchip = "split"
         on-crash = "stop"
+        on-triple-fault = "stop"
         stop-timeout = 90
         tsc-khz = 2400000
         on-tsc-change = "reenlighten"
@@ -134,6 +136,7 @@ fn everything_in_a_file() {
     assert_eq!(config.debug_exit, Some(0x501));
     assert_eq!(config.irqchip, Irqchip::Split);
     assert_eq!(config.on_crash, OnCrash::Stop);
+    assert_eq!(config.on_triple_fault, OnTripleFault::Stop);
     assert_eq!(config.stop_timeout, Some(90));
     let time = TimeConfig {
         khz: Some(TscKhz(2_400_000)),
@@ -270,6 +273,7 @@ fn every_refusal() {
         ("debug-exit", "0", "out of range"),
         ("irqchip", "off", "is unknown"),
         ("on-crash", "explode", "is unknown"),
+        ("on-triple-fault", "rest", "did you mean reset?"),
         ("stop-timeout", "soon", "is not a number"),
         ("stop-timeout", "86401", "is out of range"),
         ("on-tsc-change", "scael", "did you mean scale?"),
@@ -424,7 +428,7 @@ fn a_shown_configuration_gives_itself_again() {
                 module = ['dom0-vmlinuz,args=a,b=c', 'initrd.img']\nmemory = '2050M,hugepages=2M'\n\
                 cpus = '8,threads=2'\ncpu = 'x86-64-v4'\nnested = true\nserial = 'file:f'\n\
                 serial2 = 'socket:s'\ndebugcon = 'stdio'\ndebug-exit = 9\nirqchip = 'split'\n\
-                on-crash = 'reset'\nstop-timeout = 0\nclock = 'pause'\non-tsc-change = 'refuse'\ntsc-khz = 3000000\nstats = 's'\nkvm-leaves = true\nhv = 'all,-evmcs,spinlocks=0xfff'";
+                on-crash = 'reset'\non-triple-fault = 'stop'\nstop-timeout = 0\nclock = 'pause'\non-tsc-change = 'refuse'\ntsc-khz = 3000000\nstats = 's'\nkvm-leaves = true\nhv = 'all,-evmcs,spinlocks=0xfff'";
     for text in [minimal, full] {
         let config = build_in(dir.path(), text, &[]).unwrap().config;
         let shown = config.to_toml();

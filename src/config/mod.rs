@@ -56,6 +56,8 @@ pub struct VmConfig {
     pub dirty_ring_size: Option<u32>,
     /// What to do when the guest reports a crash through Hyper-V's crash MSRs or pvpanic.
     pub on_crash: OnCrash,
+    /// What to do when a vCPU has a triple fault.
+    pub on_triple_fault: OnTripleFault,
     /// Seconds from SIGTERM, which presses the power button, to the VM's end; none: no limit.
     pub stop_timeout: Option<u32>,
     /// The guest's TSC and clocks.
@@ -111,5 +113,14 @@ pub enum OnCrash {
     /// Reset the machine.
     Reset,
     /// End the VM.
+    Stop,
+}
+
+/// What to do when a vCPU has a triple fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnTripleFault {
+    /// Reset the machine, as a PC's chipset does.
+    Reset,
+    /// End the VM with a report.
     Stop,
 }

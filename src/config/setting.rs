@@ -20,7 +20,7 @@ pub struct Setting {
 }
 
 /// What is of the host that a saved VM goes on at, and not of the guest.
-pub(super) const LOCAL: [&str; 14] = [
+pub(super) const LOCAL: [&str; 15] = [
     "name",
     "kernel",
     "initrd",
@@ -29,6 +29,7 @@ pub(super) const LOCAL: [&str; 14] = [
     "serial2",
     "debugcon",
     "on-crash",
+    "on-triple-fault",
     "stop-timeout",
     "dirty-ring-size",
     "tsc-khz",
@@ -69,7 +70,7 @@ pub(super) fn heading(key: &str) -> &'static str {
         "name" | "kernel" | "initrd" | "cmdline" | "module" => "What starts",
         "memory" | "cpus" | "cpu" | "nested" | "hv" | "kvm-leaves" => "Memory and processors",
         "tsc-khz" | "on-tsc-change" | "clock" => "Time",
-        "on-crash" | "stop-timeout" | "stats" => "What happens when",
+        "on-crash" | "on-triple-fault" | "stop-timeout" | "stats" => "What happens when",
         _ => "Devices",
     }
 }
@@ -334,6 +335,14 @@ pub static SETTINGS: &[Setting] = &[
         help: "When the guest reports a crash: continue, pause, reset or stop [default: continue]",
         flag_example: " pause",
         file_example: "on-crash = \"pause\"",
+    },
+    Setting {
+        key: "on-triple-fault",
+        shape: Shape::One,
+        value: "ACTION",
+        help: "When a vCPU has a triple fault: reset, as a PC does, or stop with a report. Five in a row within seconds stop the VM, too [default: reset]",
+        flag_example: " stop",
+        file_example: "on-triple-fault = \"stop\"",
     },
     Setting {
         key: "stop-timeout",

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use toml::{Table, Value};
 
-use super::{ConfigError, ConfigFile, Irqchip, OnCrash, VmConfig};
+use super::{ConfigError, ConfigFile, Irqchip, OnCrash, OnTripleFault, VmConfig};
 use crate::cpuid::CpuModel;
 use crate::devices::char::CharBackend;
 use crate::memory::HugePageSize;
@@ -86,6 +86,13 @@ impl VmConfig {
                 OnCrash::Pause => "pause",
                 OnCrash::Reset => "reset",
                 OnCrash::Stop => "stop",
+            }),
+        );
+        put(
+            "on-triple-fault",
+            text(match self.on_triple_fault {
+                OnTripleFault::Reset => "reset",
+                OnTripleFault::Stop => "stop",
             }),
         );
         if let Some(seconds) = self.stop_timeout {

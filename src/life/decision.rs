@@ -2,7 +2,7 @@
 //!
 //! | | Running | Paused, Crashed |
 //! |---|---|---|
-//! | guest resets | reset, runs | reset, stays paused |
+//! | guest resets, triple fault | reset, runs | reset, stays paused |
 //! | guest powers off, debug exit, vCPU fails | end | end |
 //! | guest crashes | as `on-crash` says | the same, but never runs: continue changes nothing |
 //! | pause | Paused | stays |
@@ -119,7 +119,7 @@ impl LifeState {
             return false;
         }
         match event {
-            GuestEvent::Reset { .. } => self.guest_reset(),
+            GuestEvent::Reset { .. } | GuestEvent::TripleFault { .. } => self.guest_reset(),
             GuestEvent::PowerOff => self.due = Some(Due::End(Outcome::PowerOff)),
             GuestEvent::DebugExit { code } => {
                 self.due = Some(Due::End(Outcome::DebugExit(*code)));

@@ -49,7 +49,14 @@ pub enum GuestEvent {
     },
     /// It no longer needs its old TSC frequency; the vCPU that reported this waits for the new one.
     TscEmulationEnded,
-    /// A vCPU cannot go on (a triple fault, `KVM_EXIT_INTERNAL_ERROR`, a failed entry, an unknown exit).
+    /// A vCPU had a triple fault. A PC resets.
+    TripleFault {
+        /// Which vCPU.
+        vcpu: u32,
+        /// Registers, code bytes and advice, for the user.
+        report: String,
+    },
+    /// A vCPU cannot go on (`KVM_EXIT_INTERNAL_ERROR`, a failed entry, an unknown exit).
     VcpuFailed {
         /// Which vCPU.
         vcpu: u32,
@@ -62,7 +69,9 @@ impl GuestEvent {
     /// Whether `other` is reported in the same slot: the same kind, by the same vCPU where the kind belongs to one.
     fn same_slot(&self, other: &Self) -> bool {
         let vcpu = |event: &Self| match event {
-            Self::Crash { vcpu, .. } | Self::VcpuFailed { vcpu, .. } => Some(*vcpu),
+            Self::Crash { vcpu, .. }
+            | Self::TripleFault { vcpu, .. }
+            | Self::VcpuFailed { vcpu, .. } => Some(*vcpu),
             _ => None,
         };
         std::mem::discriminant(self) == std::mem::discriminant(other) && vcpu(self) == vcpu(other)

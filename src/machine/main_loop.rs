@@ -3,15 +3,16 @@
 //! Guest events come first, with all vCPUs parked, and then one request: so neither starves the other. What follows from
 //! either is decided by [`LifeState`](crate::life::LifeState).
 
+use std::time::Instant;
+
 use tracing::{error, info, warn};
 
+use super::guest_log::Kind;
+use super::triple_fault::Consequence;
 use super::{Crash, Machine, MachineError, Outcome, PowerCycle, Running, State};
 use crate::bus;
 use crate::error::chain;
 use crate::life::{Due, GuestEvent, HypervCrash, Request, UserRequest};
-
-/// How many of a guest's crashes are logged in one power cycle.
-const CRASHES_LOGGED: u32 = 8;
 
 impl Machine {
     /// Powers on and acts on what happens until the VM ends. Signals are handled meanwhile, as `signals.rs` says.
@@ -23,6 +24,7 @@ impl Machine {
             Some(restored) => restored,
             None => self.power_on()?,
         };
+        self.powered_on = Instant::now();
         if self.life.may_run() {
             cycle.resume();
         }
@@ -35,6 +37,7 @@ impl Machine {
                     cycle = self.power_on()?;
                     self.board.count_reset();
                     self.show_state();
+                    self.powered_on = Instant::now();
                     if self.life.may_run() {
                         cycle.resume();
                     }
@@ -96,19 +99,50 @@ impl Machine {
                 self.show_state();
             }
             Request::Resume => self.resume(cycle),
-            Request::PowerButton => bus::lock(&self.acpi).power_button(),
-            Request::Reset | Request::Kill => {}
+            Request::PowerButton => {
+                bus::lock(&self.acpi).power_button();
+                if !self.life.may_run() {
+                    warn!(
+                        "the power button was pressed; the guest notices it when the VM is resumed"
+                    );
+                }
+            }
+            Request::Reset => self.triple_faults.other_reset(),
+            Request::Kill => {}
         }
     }
 
     /// Acts on what the guest has reported. All vCPUs are parked.
     fn take_guest_events(&mut self) {
         for event in self.inbox.take_guest_events() {
+            let event = self.limit_triple_faults(event);
             if self.life.guest(&event, self.config.on_crash) {
                 self.note(event);
             }
         }
         self.show_state();
+    }
+
+    /// A triple fault that ends the VM is a failure of the vCPU.
+    fn limit_triple_faults(&mut self, event: GuestEvent) -> GuestEvent {
+        let GuestEvent::TripleFault { vcpu, mut report } = event else {
+            return event;
+        };
+        if self.life.due().is_none() {
+            let ran = self.powered_on.elapsed();
+            match self.triple_faults.next(self.config.on_triple_fault, ran) {
+                Consequence::Reset => {}
+                Consequence::Stop => return GuestEvent::VcpuFailed { vcpu, report },
+                Consequence::GiveUp(resets) => {
+                    report.push_str(&format!(
+                        "\n  the machine was reset {resets} times in a row after such a fault, and the guest \
+                         got nowhere"
+                    ));
+                    return GuestEvent::VcpuFailed { vcpu, report };
+                }
+            }
+        }
+        GuestEvent::TripleFault { vcpu, report }
     }
 
     /// Parks all vCPUs with their last exits completed, and acts on everything that the guest has reported until then.
@@ -147,13 +181,23 @@ impl Machine {
         });
     }
 
-    /// Logs what the guest reported and shows it in the status.
+    /// Logs what the guest reported, as far as its limits allow, and shows it in the status.
     fn note(&mut self, event: GuestEvent) {
         match event {
-            GuestEvent::Reset { by } => info!("the guest asked for a reset ({by})"),
+            GuestEvent::Reset { by } => {
+                self.triple_faults.other_reset();
+                if let Some(suppressed) = self.guest_log.admit(Kind::Reset) {
+                    info!("the guest asked for a reset ({by}){suppressed}");
+                }
+            }
+            GuestEvent::TripleFault { report, .. } => {
+                if let Some(suppressed) = self.guest_log.admit(Kind::TripleFault) {
+                    warn!("{report}\n  the machine is reset (--on-triple-fault reset){suppressed}");
+                }
+            }
             GuestEvent::Panicked => {
-                if self.crash_is_worth_a_line() {
-                    warn!("the guest panicked (pvpanic)");
+                if let Some(suppressed) = self.guest_log.admit(Kind::Panic) {
+                    warn!("the guest panicked (pvpanic){suppressed}");
                 }
                 self.board.report_crash(Crash {
                     by: "pvpanic".to_owned(),
@@ -162,8 +206,8 @@ impl Machine {
                 });
             }
             GuestEvent::CrashKernelLoaded => {
-                if self.crash_is_worth_a_line() {
-                    warn!("the guest panicked and runs its crash kernel");
+                if let Some(suppressed) = self.guest_log.admit(Kind::Panic) {
+                    warn!("the guest panicked and runs its crash kernel{suppressed}");
                 }
             }
             GuestEvent::Crash { crash, .. } => self.note_crash(crash),
@@ -175,11 +219,11 @@ impl Machine {
     }
 
     fn note_crash(&mut self, crash: HypervCrash) {
-        if self.crash_is_worth_a_line() {
+        if let Some(suppressed) = self.guest_log.admit(Kind::Crash) {
             let [p0, p1, p2, p3, p4] = crash.params;
             let message = crash.message.as_ref();
             error!(
-                "the guest crashed: P0 {p0:#x} P1 {p1:#x} P2 {p2:#x} P3 {p3:#x} P4 {p4:#x}{}",
+                "the guest crashed: P0 {p0:#x} P1 {p1:#x} P2 {p2:#x} P3 {p3:#x} P4 {p4:#x}{}{suppressed}",
                 message.map(|m| format!(": {m:?}")).unwrap_or_default()
             );
         }
@@ -188,11 +232,5 @@ impl Machine {
             params: Some(crash.params),
             message: crash.message,
         });
-    }
-
-    /// A guest may report crashes without end; the log gets the first few of a power cycle, the status always the last.
-    fn crash_is_worth_a_line(&mut self) -> bool {
-        self.crashes = self.crashes.saturating_add(1);
-        self.crashes <= CRASHES_LOGGED
     }
 }

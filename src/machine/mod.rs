@@ -8,6 +8,7 @@ mod counters;
 mod cycle;
 mod dry;
 mod error;
+mod guest_log;
 mod lines;
 mod main_loop;
 pub mod migrate;
@@ -23,6 +24,7 @@ mod status;
 mod throttle;
 mod time;
 pub(crate) mod transfer;
+mod triple_fault;
 mod vm;
 mod wiring;
 
@@ -63,11 +65,13 @@ use crate::time::HostTsc;
 use crate::time::switch::{Step, Switched};
 use crate::vcpu::platform::Platform;
 use crate::vcpu::stats::{Reader, Report, Snapshot};
+use guest_log::GuestLog;
 use lines::{CurrentVm, KernelLines, Messages};
 use moving::Moving;
 use plan::Plan;
 use signals::SignalThread;
 use stand_in::StandIns;
+use triple_fault::TripleFaults;
 
 /// A VM that is built and not yet powered on.
 pub struct Machine {
@@ -84,8 +88,10 @@ pub struct Machine {
     handle: MachineHandle,
     inbox: Inbox,
     life: LifeState,
-    /// Crashes that the guest reported in this power cycle.
-    crashes: u32,
+    guest_log: GuestLog,
+    triple_faults: TripleFaults,
+    /// When this power cycle began to run.
+    powered_on: Instant,
     /// Delivers the consoles' output until the end.
     _io: RunningIo,
     /// Exits may be timed by the host's TSC.
@@ -233,7 +239,9 @@ impl Machine {
             handle,
             inbox,
             life: LifeState::new(),
-            crashes: 0,
+            guest_log: GuestLog::default(),
+            triple_faults: TripleFaults::default(),
+            powered_on: started.1,
             _io: io.start().map_err(io_failed)?,
             past: vec![Snapshot::default(); vcpus],
             readers: Vec::new(),
@@ -324,7 +332,6 @@ impl Machine {
         self.stand_ins = StandIns::default();
         // What the old guest reported besides, e.g. a reset by two vCPUs at once, must not hit the new one.
         drop(self.inbox.take_guest_events());
-        self.crashes = 0;
         for (past, reader) in self.past.iter_mut().zip(self.readers.drain(..)) {
             past.add(&reader.snapshot());
         }

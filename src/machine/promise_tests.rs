@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::boot::BootConfig;
-use crate::config::{CpuConfig, OnCrash, TimeConfig};
+use crate::config::{CpuConfig, OnCrash, OnTripleFault, TimeConfig};
 use crate::cpuid::CpuModel;
 use crate::cpuid::Topology;
 use crate::cpuid::{feature as f, tests as leaves};
@@ -107,6 +107,7 @@ fn config(hv: &str) -> VmConfig {
         fw_cfg: true,
         dirty_ring_size: None,
         on_crash: OnCrash::Continue,
+        on_triple_fault: OnTripleFault::Reset,
         stop_timeout: None,
         time: TimeConfig::default(),
         stats: None,

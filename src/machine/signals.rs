@@ -1,5 +1,5 @@
-//! Signals -> requests. SIGTERM presses the power button; a second one, or the end of the stop timeout, ends the VM. SIGINT and
-//! SIGHUP end it at once; SIGUSR1 asks for the statistics.
+//! Signals -> requests. SIGTERM presses the power button; a second one, or the end of the stop timeout, ends
+//! the VM. SIGINT and SIGHUP end it at once; SIGUSR1 asks for the statistics.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -24,8 +24,8 @@ pub(super) struct SignalThread {
 }
 
 impl SignalThread {
-    /// Blocks the signals in the calling thread, and so in all that it starts from now on, and starts waiting for them. A VM that
-    /// was told to power off ends after `stop_timeout`, if there is one.
+    /// Blocks the signals in the calling thread, and so in all that it starts from now on, and starts waiting
+    /// for them. A VM that was told to power off ends after `stop_timeout`, if there is one.
     ///
     /// # Errors
     /// If a descriptor or the thread cannot be had.
@@ -131,11 +131,13 @@ impl Termination {
                 self.deadline = self.timeout.map(|timeout| now + timeout);
                 match self.timeout {
                     Some(timeout) => warn!(
-                        "SIGTERM: pressed the power button; the VM is ended if it has not powered off in {} s, or by a second SIGTERM",
+                        "SIGTERM: pressed the power button; the VM is ended if it has not powered off in {} s, or \
+                         by a second SIGTERM",
                         timeout.as_secs()
                     ),
                     None => warn!(
-                        "SIGTERM: pressed the power button; a second SIGTERM ends the VM, and so does --stop-timeout SECONDS"
+                        "SIGTERM: pressed the power button; a second SIGTERM ends the VM, and so does \
+                         --stop-timeout SECONDS"
                     ),
                 }
                 UserRequest::Life(Request::PowerButton)

@@ -21,8 +21,8 @@ use super::{GuestRam, MemoryError, pieces_of};
 use crate::sys::fatal::OnDeath;
 use crate::units::Gpa;
 
-/// The file that RAM is mapped from after a lazy restore. Others can still truncate it, or its disk can fail: an access by this
-/// process then raises SIGBUS, and one by the guest makes KVM_RUN fail with EFAULT.
+/// The file that RAM is mapped from after a lazy restore. Others can still truncate it, or its disk can fail:
+/// an access by this process then raises SIGBUS, and one by the guest makes KVM_RUN fail with EFAULT.
 #[derive(Debug)]
 pub(super) struct Image {
     file: File,
@@ -38,8 +38,8 @@ pub(super) struct Image {
 impl Image {
     fn new(file: File, path: &Path, mmap: &GuestMemoryMmap) -> Self {
         let message = format!(
-            "the VM was ended: its saved RAM {} can no longer be read: the file was truncated, or its disk failed; \
-             `hypernest restore --eager` reads all of it before the VM runs",
+            "the VM was ended: its saved RAM {} can no longer be read: the file was truncated, or its disk \
+             failed; `hypernest restore --eager` reads all of it before the VM runs",
             path.display()
         );
         let explained = pieces_of(mmap).filter_map(|piece| {
@@ -74,9 +74,10 @@ impl GuestRam {
         Some(&image.message)
     }
 
-    /// Maps `image`, which was opened at `path`. `ranges` (first guest address, length) lie one after the other in it. The guest
-    /// runs before it is read, and what the guest writes stays in memory: the image does not change. Others must not change or
-    /// truncate it either while this RAM is in use; its name may go.
+    /// Maps `image`, which was opened at `path`. `ranges` (first guest address, length) lie one after the
+    /// other in it. The guest runs before it is read, and what the guest writes stays in memory: the image
+    /// does not change. Others must not change or truncate it either while this RAM is in use; its name may
+    /// go.
     ///
     /// # Errors
     /// If the file cannot be mapped.

@@ -1,13 +1,13 @@
 //! Signals whose default action ends the process without a message, and what a VM would leave behind then.
 //!
 //! - SIGXFSZ: ignored, so that a write beyond RLIMIT_FSIZE fails with EFBIG and is reported like a full disk.
-//! - SIGBUS: a page of a mapped file cannot be read, or the host's memory is damaged. Nothing can go on from there: the handler
-//!   cleans up, writes a message and exits with code 1. The same for SIGXCPU (RLIMIT_CPU).
-//! - SIGTERM, SIGINT, SIGHUP and SIGQUIT, where they are not requests to a running VM: the handler cleans up, and the signal then
-//!   has its default action.
+//! - SIGBUS: a page of a mapped file cannot be read, or the host's memory is damaged. Nothing can go on from
+//!   there: the handler cleans up, writes a message and exits with code 1. The same for SIGXCPU (RLIMIT_CPU).
+//! - SIGTERM, SIGINT, SIGHUP and SIGQUIT, where they are not requests to a running VM: the handler cleans up,
+//!   and the signal then has its default action.
 //!
-//! What is to be cleaned up is registered by [`on_death`]; a handler may only call async-signal-safe functions, so everything
-//! that it needs is prepared then.
+//! What is to be cleaned up is registered by [`OnDeath`]; a handler may only call async-signal-safe
+//! functions, so everything that it needs is prepared then.
 
 use std::ffi::{CString, c_int, c_void};
 use std::fmt::{self, Write as _};
@@ -21,8 +21,8 @@ use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
-/// What a handler needs at most at a time: a VM has a run directory with two files, a terminal, three sockets and two pieces of
-/// saved RAM.
+/// What a handler needs at most at a time: a VM has a run directory with two files, a terminal, three sockets
+/// and two pieces of saved RAM.
 const SLOTS: usize = 32;
 /// `Exit::FAILED`.
 const FAILED: c_int = 1;
@@ -91,7 +91,8 @@ impl OnDeath {
 impl Drop for OnDeath {
     fn drop(&mut self) {
         if let Some(slot) = self.slot {
-            // The entry itself stays: a handler on another thread may be reading it. There are few in a process's life.
+            // The entry itself stays: a handler on another thread may be reading it. There are few in a
+            // process's life.
             ENTRIES[slot].store(ptr::null_mut(), Ordering::Release);
         }
     }
@@ -169,7 +170,8 @@ extern "C" fn clean_up_and_die(signal: c_int) {
     if !clean_up() {
         wait_for_exit();
     }
-    // SAFETY: both are async-signal-safe and take numbers. The signal is blocked here, so it takes effect on return.
+    // SAFETY: both are async-signal-safe and take numbers. The signal is blocked here, so it takes effect on
+    // return.
     unsafe { libc::signal(signal, libc::SIG_DFL) };
     // SAFETY: as above.
     unsafe { libc::raise(signal) };
@@ -222,8 +224,8 @@ fn explain_bus_error(address: usize, code: c_int) {
     let mut line = Line::default();
     let _fits = writeln!(
         line,
-        "hypernest: the VM was ended: memory at {address:#x} of this process cannot be read (SIGBUS, code {code}): it is \
-         damaged, or the host has none left for it; see the host's kernel log"
+        "hypernest: the VM was ended: memory at {address:#x} of this process cannot be read (SIGBUS, code \
+         {code}): it is damaged, or the host has none left for it; see the host's kernel log"
     );
     print(&line.bytes[..line.len]);
 }
@@ -254,7 +256,8 @@ impl fmt::Write for Line {
 }
 
 fn print(line: &[u8]) {
-    // SAFETY: the pointer and the length are of one slice; write is async-signal-safe. What cannot be written is lost.
+    // SAFETY: the pointer and the length are of one slice; write is async-signal-safe. What cannot be written
+    // is lost.
     unsafe { libc::write(libc::STDERR_FILENO, line.as_ptr().cast(), line.len()) };
 }
 

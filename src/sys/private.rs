@@ -24,8 +24,8 @@ pub(crate) enum Existing {
     Append,
 }
 
-/// Opens `path` for writing. A new file gets mode 0600; one that exists keeps the mode that its owner gave it, and need not be
-/// a regular file.
+/// Opens `path` for writing. A new file gets mode 0600; one that exists keeps the mode that its owner gave
+/// it, and need not be a regular file.
 ///
 /// # Errors
 /// What the kernel reports.
@@ -52,7 +52,8 @@ pub(crate) fn create(path: &Path, existing: Existing) -> io::Result<File> {
     }
 }
 
-/// A non-blocking Unix socket that listens at `path`, to which only this user can connect from the moment it is there.
+/// A non-blocking Unix socket that listens at `path`, to which only this user can connect from the moment it
+/// is there.
 ///
 /// # Errors
 /// What the kernel reports, e.g. that there is a file at `path`.

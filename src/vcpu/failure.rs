@@ -43,8 +43,9 @@ impl Failure {
     fn advice(&self) -> &'static str {
         match self {
             Self::TripleFault => {
-                "the guest crashed before it could say so, or wanted a reset the hard way: look at its console; on AMD the registers \
-                 are those after the processor's own INIT"
+                "the guest crashed before it could report anything, or resets this way: look at its console, and \
+                 use --on-triple-fault stop to end the VM at the first one; on AMD the registers are those after \
+                 the processor's own INIT"
             }
             Self::Internal(error) if error.suberror == KVM_INTERNAL_ERROR_EMULATION => {
                 "the guest ran into data or device memory, or its CPU model offers an instruction that this host's KVM cannot emulate: \

@@ -15,7 +15,7 @@ use kvm_ioctls::VcpuFd;
 
 use super::control::{Control, Step};
 use super::create;
-use super::dispatch::{Next, dispatch};
+use super::dispatch::{Failure, Next, dispatch};
 use super::failure;
 use super::platform::Platform;
 use super::ring::Ring;
@@ -182,7 +182,15 @@ impl Vcpu {
             Next::Failed(failure) => {
                 self.exit_pending = false;
                 let ram = &self.platform.ram;
-                self.fail(&failure::report(self.index, &failure, &self.fd, ram));
+                let report = failure::report(self.index, &failure, &self.fd, ram);
+                // RAM that cannot be read is no fault of the guest's, and a reset does not help.
+                if failure == Failure::TripleFault && ram.lost().is_none() {
+                    let vcpu = self.index.0;
+                    let event = GuestEvent::TripleFault { vcpu, report };
+                    self.platform.events.report(event);
+                } else {
+                    self.fail(&report);
+                }
             }
         }
     }

@@ -169,7 +169,9 @@ pub(crate) fn run(
     let (console, results) = (directory.join("console"), directory.join("results"));
     let ports = [("serial", &console), ("serial2", &results)]
         .map(|(port, path)| (port, format!("file:{}", path.display())));
-    let flags = flags.iter().chain(&ports);
+    // A second boot would not be the run that is measured.
+    let stop = [("on-triple-fault", "stop".to_owned())];
+    let flags = flags.iter().chain(&ports).chain(&stop);
     let flags = Flags::from_pairs(flags.map(|(key, value)| (*key, value.as_str())));
     let config = build(None, &flags, HostLimits::read())?.config;
     let counters = ExitCounters::default();

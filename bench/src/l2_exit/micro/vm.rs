@@ -100,6 +100,7 @@ pub(super) fn run(job: &Job<'_>, reasons: Option<Reasons>) -> Result<Run, VmErro
         ("hv", modes::hv(job.mode).to_owned()),
         ("serial", "none".to_owned()),
         ("debug-exit", format!("{EXIT_PORT:#x}")),
+        ("on-triple-fault", "stop".to_owned()),
     ];
     let flags = Flags::from_pairs(flags.iter().map(|(key, value)| (*key, value.as_str())));
     let config = build(None, &flags, HostLimits::read())?.config;

@@ -62,12 +62,16 @@ pub(crate) fn is_second_boot() -> bool {
     second
 }
 
-/// `reset via=hv|keyboard|cf9`: by the synthetic register, the keyboard controller, or the chipset's reset port.
+/// `reset via=hv|keyboard|cf9|triple|panic [forever]`: by the synthetic register, the keyboard controller,
+/// the chipset's reset port, a triple fault, or a report to pvpanic, after which the VMM may reset the
+/// machine.
 ///
-/// The second boot finds the first one's mark and ends well; without a clock's RAM it resets for good.
+/// The second boot finds the first one's mark and ends well; without a clock's RAM, or with `forever`, it
+/// resets for good.
 pub(crate) fn reset(args: &Args<'_>) -> Exit {
     let via = args.value("via").unwrap_or("hv");
-    if is_second_boot() {
+    let forever = args.has("forever");
+    if !forever && is_second_boot() {
         say!("ok reset: by {via}, second boot");
         return Exit::Done;
     }
@@ -85,8 +89,11 @@ pub(crate) fn reset(args: &Args<'_>) -> Exit {
         "cf9" => [0x02, 0x06]
             .into_iter()
             .for_each(|value| cpu::out8(0xCF9, value)),
+        "triple" => cpu::triple_fault(),
+        // PVPANIC_PANICKED.
+        "panic" => cpu::out8(0x505, 1),
         _ => {
-            say!("wrong use: reset knows via=hv, via=keyboard, via=cf9");
+            say!("wrong use: reset knows via=hv, via=keyboard, via=cf9, via=triple, via=panic");
             return Exit::WrongUse;
         }
     }
