@@ -140,6 +140,10 @@ fn move_on(
         .collect();
     assert_eq!(names, [to], "{listed}");
     site.control(&["status", to])?.expect_code(0)?;
+    let gone = !site
+        .run_directories()?
+        .contains(&site.path("hypernest").join(from));
+    assert!(gone, "{from} was still there when migrate had returned");
     let ended = vm.end()?;
     ended.expect_code(0)?;
     Ok((ended, there))
