@@ -19,6 +19,7 @@ const FOREIGN: &[(&str, &[&str])] = &[
             "package",
             "path",
             "release",
+            "sanitizer",
             "target",
             "target-dir",
         ],
