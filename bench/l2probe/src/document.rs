@@ -33,6 +33,9 @@ pub struct Document {
     pub measurements: Vec<Measurement>,
     /// What a reader should know.
     pub notes: Vec<String>,
+    /// The only round that this is the result of, counted from 1; `None` if it is the whole result.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub round: Option<u32>,
 }
 
 /// Where it ran, as seen from inside. What could not be found out is empty or `None`.
@@ -169,7 +172,8 @@ impl Document {
         Ok(line)
     }
 
-    /// Reads a document, or the last one among lines of something else, as a serial port gives.
+    /// Reads a document, or the last one among lines of something else, as a serial port gives. Where a run was cut short
+    /// before its whole result was written, its rounds make one.
     ///
     /// # Errors
     /// If there is none, or it is broken.
@@ -179,12 +183,25 @@ impl Document {
         }
         // The whole, or a line; a broken one says more than none.
         let mut broken = None;
+        let mut rounds: Vec<Self> = Vec::new();
         for candidate in std::iter::once(text).chain(text.lines().rev()) {
             let Some(json) = candidate.find('{').map(|at| candidate[at..].trim_end()) else {
                 continue;
             };
             match serde_json::from_str::<serde_json::Value>(json) {
-                Ok(value) if value["format"] == FORMAT => return Self::of(value),
+                Ok(value) if value["format"] == FORMAT => {
+                    let document = Self::of(value)?;
+                    let round = document.round;
+                    match round {
+                        // Before these rounds something else was written.
+                        None if !rounds.is_empty() => break,
+                        None => return Ok(document),
+                        Some(_) => rounds.push(document),
+                    }
+                    if round == Some(1) {
+                        break;
+                    }
+                }
                 Ok(_) => {}
                 Err(error) if json.contains("\"format\":\"l2probe\"") => {
                     broken.get_or_insert(error);
@@ -192,7 +209,37 @@ impl Document {
                 Err(_) => {}
             }
         }
-        Err(broken.map_or(Unreadable::Nothing, Unreadable::Broken))
+        match rounds.into_iter().rev().reduce(Self::and) {
+            Some(document) => Ok(Self {
+                round: None,
+                ..document
+            }),
+            None => Err(broken.map_or(Unreadable::Nothing, Unreadable::Broken)),
+        }
+    }
+
+    /// This one's rounds, and those of a `later` one of the same run, which knows better about everything else.
+    fn and(self, later: Self) -> Self {
+        let mut all = self.measurements;
+        for new in later.measurements {
+            let Some(old) = all.iter_mut().find(|old| old.kind == new.kind) else {
+                all.push(new);
+                continue;
+            };
+            if let Outcome::Measured { unit, rounds } = &mut old.outcome
+                && let Outcome::Measured {
+                    unit: new_unit,
+                    rounds: more,
+                } = new.outcome
+                && *unit == new_unit
+            {
+                rounds.extend(more);
+            }
+        }
+        Self {
+            measurements: all,
+            ..later
+        }
     }
 
     fn of(value: serde_json::Value) -> Result<Self, Unreadable> {
@@ -247,6 +294,7 @@ mod tests {
                 },
             ],
             notes: vec![],
+            round: None,
         }
     }
 
@@ -266,6 +314,45 @@ mod tests {
         assert_eq!(value["measurements"][0]["outcome"], "measured");
         assert_eq!(value["measurements"][0]["rounds"][0][0][0], 100);
         assert_eq!(value["place"]["wsl"], "wsl2");
+    }
+
+    #[test]
+    fn rounds_make_a_result_where_there_is_no_whole_one() {
+        let round = |number: u32, value: u64| {
+            let mut document = document();
+            document.round = Some(number);
+            document.notes = vec![format!("only {number}")];
+            let Outcome::Measured { rounds, .. } = &mut document.measurements[0].outcome else {
+                panic!("{document:?}");
+            };
+            *rounds = vec![[value].into_iter().collect()];
+            document.line().unwrap()
+        };
+        let values = |text: &str| -> Vec<u64> {
+            let document = Document::read(text).unwrap();
+            assert_eq!(document.round, None);
+            let rounds = document.rounds("cpuid").unwrap().1.iter();
+            rounds
+                .map(|counts| counts.iter().next().unwrap().0)
+                .collect()
+        };
+        let (one, two) = (round(1, 100), round(2, 200));
+        assert_eq!(values(&one), [100]);
+        assert_eq!(values(&format!("boot\n{one}noise {{\n{two}")), [100, 200]);
+        assert_eq!(
+            values(&format!("{one}{two}{}", &two[..two.len() / 2])),
+            [100, 200]
+        );
+        // Another run before it does not count, whole or not.
+        assert_eq!(values(&format!("{one}{two}{one}{two}")), [100, 200]);
+        let whole = document().line().unwrap();
+        assert_eq!(values(&format!("{whole}{one}")), [100]);
+        assert_eq!(
+            Document::read(&format!("{one}{two}{whole}")).unwrap(),
+            document()
+        );
+        let read = Document::read(&format!("{one}{two}")).unwrap();
+        assert_eq!(read.notes, ["only 2"]);
     }
 
     #[test]

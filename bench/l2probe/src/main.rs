@@ -6,7 +6,7 @@ mod kinds;
 mod place;
 mod table;
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -101,30 +101,45 @@ fn exit(result: Result<(), ProbeError>) -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> Result<(), ProbeError> {
+    let to_stdout = arguments.serial.is_none() && arguments.out == Path::new("-");
     // Before minutes of work are lost.
-    let to_file = arguments.serial.is_none() && arguments.out != Path::new("-");
-    let file = to_file
-        .then(|| File::create(&arguments.out))
-        .transpose()
-        .map_err(io_error(format!(
-            "cannot create {}",
-            arguments.out.display()
-        )))?;
-    let document = measure(arguments);
-    match (&arguments.serial, file) {
-        (Some(port), _) => to_port(port, &document.line()?)?,
-        (None, Some(mut file)) => {
-            let name = arguments.out.display().to_string();
-            file.write_all(document.line()?.as_bytes())
-                .map_err(io_error(format!("cannot write {name}")))?;
-            print(&format!("{}written: {name}\n", table::table(&document)))?;
+    let mut port = arguments.serial.as_deref().map(open_port).transpose()?;
+    let file = arguments.out.display().to_string();
+    if port.is_none() && !to_stdout {
+        File::create(&arguments.out).map_err(io_error(format!("cannot create {file}")))?;
+    }
+    // A run that is cut short keeps the rounds that were complete: a file holds all so far, and a port gets each, since it is
+    // slow, and at the end all of them once more.
+    let document = measure(arguments, |all, newest| {
+        if let Some((name, port)) = &mut port {
+            let line = newest.unwrap_or(all).line()?;
+            return write_line(name, port, &line);
         }
-        (None, None) => return print(&document.line()?),
+        if to_stdout {
+            return Ok(());
+        }
+        replace(&arguments.out, &all.line()?).map_err(io_error(format!("cannot write {file}")))
+    })?;
+    if to_stdout {
+        return print(&document.line()?);
     }
-    if arguments.serial.is_some() {
-        print(&table::table(&document))?;
+    print(&table::table(&document))?;
+    if port.is_some() {
+        return Ok(());
     }
-    Ok(())
+    print(&format!("written: {file}\n"))
+}
+
+/// Puts `line` into `path` in one step where that is possible: a reader finds this result or the one before it. What is no
+/// regular file (a pipe, /dev/null) is written to as it is.
+fn replace(path: &Path, line: &str) -> io::Result<()> {
+    if !fs::symlink_metadata(path)?.is_file() {
+        return fs::write(path, line);
+    }
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".new");
+    let beside = path.with_file_name(name);
+    fs::write(&beside, line).and_then(|()| fs::rename(&beside, path))
 }
 
 /// To stdout, without a panic when it is closed.
@@ -135,33 +150,42 @@ fn print(text: &str) -> Result<(), ProbeError> {
         .map_err(io_error("cannot write to stdout"))
 }
 
-fn to_port(port: &Path, line: &str) -> Result<(), ProbeError> {
+/// A port that takes bytes as they are, and its name.
+fn open_port(port: &Path) -> Result<(String, File), ProbeError> {
     let name = port.display().to_string();
-    let mut file = File::options()
+    let file = File::options()
         .write(true)
         .open(port)
         .map_err(io_error(format!("cannot open {name}")))?;
-    // As it is, without a carriage return before each line's end. What is no terminal needs nothing.
+    // Without a carriage return before each line's end. What is no terminal needs nothing.
     if let Ok(mut attributes) = termios::tcgetattr(&file) {
         termios::cfmakeraw(&mut attributes);
         termios::tcsetattr(&file, SetArg::TCSANOW, &attributes)
             .map_err(|e| io_error(format!("cannot set up {name}"))(e.into()))?;
     }
+    Ok((name, file))
+}
+
+fn write_line(name: &str, port: &mut File, line: &str) -> Result<(), ProbeError> {
     // The line before it may be somebody else's, without an end.
-    file.write_all(format!("\n{line}").as_bytes())
+    port.write_all(format!("\n{line}").as_bytes())
         .map_err(io_error(format!("cannot write to {name}")))?;
-    match termios::tcdrain(&file) {
+    match termios::tcdrain(&*port) {
         Ok(()) | Err(nix::Error::ENOTTY | nix::Error::EINVAL) => Ok(()),
         Err(error) => Err(io_error(format!("cannot write to {name}"))(error.into())),
     }
 }
 
-fn measure(arguments: &Arguments) -> Document {
+/// Measures all rounds. After each, `keep` gets the result of all so far and, unless it was the last, of the newest alone.
+fn measure(
+    arguments: &Arguments,
+    mut keep: impl FnMut(&Document, Option<&Document>) -> Result<(), ProbeError>,
+) -> Result<Document, ProbeError> {
     let started_unix = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |since| since.as_secs());
     let allowed = instructions::allowed();
-    let mut place = place::look(allowed);
+    let place = place::look(allowed);
     let mut notes = Vec::new();
     if !instructions::exact_timers() {
         notes.push("the kernel does not give exact timers to this process (PR_SET_TIMERSLACK): sleeps end up to 50 us later".to_owned());
@@ -180,37 +204,67 @@ fn measure(arguments: &Arguments) -> Document {
     } else {
         arguments.kinds.clone()
     };
-    // Who watches a serial port watches something slow.
-    let told = arguments.serial.is_some();
-    let measurements = rounds(arguments.rounds, &kinds, &plan, told);
-    let counts = |kind: Kind| {
-        let of = measurements.iter().find(|m| m.kind == kind.name())?;
-        match &of.outcome {
-            Outcome::Measured { rounds, .. } => Some(Counts::sum(rounds)),
-            Outcome::Skipped { .. } => None,
-        }
-    };
-    place.cpuid = place::trapped(counts(Kind::Cpuid).as_ref(), counts(Kind::Empty).as_ref());
-    notes.extend(place::notes(&place, allowed));
-    Document {
+    let mut document = Document {
         format: FORMAT.to_owned(),
         version: VERSION,
         made_by: format!("l2probe {}", env!("CARGO_PKG_VERSION")),
         command_line: std::env::args().collect(),
         started_unix,
         place,
-        measurements,
-        notes,
+        measurements: Vec::new(),
+        notes: Vec::new(),
+        round: None,
+    };
+    let mut rounds = Rounds::new(&kinds);
+    for round in 1..=arguments.rounds {
+        // Who watches a serial port watches something slow.
+        let before = rounds.lengths();
+        rounds.measure(round, &plan, arguments.serial.is_some());
+        document.measurements = rounds.measurements(&vec![0; kinds.len()]);
+        let counts = |kind: Kind| {
+            let (_, rounds) = document.rounds(kind.name())?;
+            Some(Counts::sum(rounds))
+        };
+        document.place.cpuid =
+            place::trapped(counts(Kind::Cpuid).as_ref(), counts(Kind::Empty).as_ref());
+        document.notes.clone_from(&notes);
+        document
+            .notes
+            .extend(place::notes(&document.place, allowed));
+        if round == arguments.rounds {
+            keep(&document, None)?;
+            break;
+        }
+        let cut = format!("only {round} of {} rounds were measured", arguments.rounds);
+        document.notes.push(cut);
+        let newest = Document {
+            measurements: rounds.measurements(&before),
+            round: Some(round),
+            ..document.clone()
+        };
+        keep(&document, Some(&newest))?;
     }
+    Ok(document)
 }
 
-/// All kinds in turn, so that what else the machine does meets all alike. What fails once is not tried again.
-fn rounds(rounds: u32, kinds: &[Kind], plan: &Plan, told: bool) -> Vec<Measurement> {
-    let mut outcomes: Vec<Result<Vec<Counts>, String>> = vec![Ok(Vec::new()); kinds.len()];
-    for round in 1..=rounds {
-        for (kind, outcome) in kinds.iter().zip(&mut outcomes) {
+/// All kinds in turn, so that what else the machine does meets all alike. What fails in the first round is not tried again.
+struct Rounds<'a> {
+    kinds: &'a [Kind],
+    outcomes: Vec<Result<Vec<Counts>, String>>,
+}
+
+impl<'a> Rounds<'a> {
+    fn new(kinds: &'a [Kind]) -> Self {
+        Self {
+            kinds,
+            outcomes: vec![Ok(Vec::new()); kinds.len()],
+        }
+    }
+
+    fn measure(&mut self, round: u32, plan: &Plan, shown: bool) {
+        for (kind, outcome) in self.kinds.iter().zip(&mut self.outcomes) {
             let Ok(rounds) = outcome else { continue };
-            if told {
+            if shown {
                 eprintln!("l2probe: round {round}: {}", kind.name());
             }
             match kind.measure(plan) {
@@ -221,17 +275,28 @@ fn rounds(rounds: u32, kinds: &[Kind], plan: &Plan, told: bool) -> Vec<Measureme
             }
         }
     }
-    let measurement = |(kind, outcome): (&Kind, Result<Vec<Counts>, String>)| Measurement {
-        kind: kind.name().to_owned(),
-        outcome: match outcome {
-            Ok(rounds) => Outcome::Measured {
-                unit: kind.unit(),
-                rounds,
+
+    /// How many rounds each kind has.
+    fn lengths(&self) -> Vec<usize> {
+        let lengths = self.outcomes.iter().map(|o| o.as_ref().map_or(0, Vec::len));
+        lengths.collect()
+    }
+
+    /// All rounds but the first `skipped` ones of each kind.
+    fn measurements(&self, skipped: &[usize]) -> Vec<Measurement> {
+        let all = self.kinds.iter().zip(&self.outcomes).zip(skipped);
+        all.map(|((kind, outcome), &skipped)| Measurement {
+            kind: kind.name().to_owned(),
+            outcome: match outcome {
+                Ok(rounds) => Outcome::Measured {
+                    unit: kind.unit(),
+                    rounds: rounds.iter().skip(skipped).cloned().collect(),
+                },
+                Err(why) => Outcome::Skipped { why: why.clone() },
             },
-            Err(why) => Outcome::Skipped { why },
-        },
-    };
-    kinds.iter().zip(outcomes).map(measurement).collect()
+        })
+        .collect()
+    }
 }
 
 #[cfg(test)]
@@ -269,5 +334,62 @@ mod tests {
         assert_eq!(document.measurements.len(), Kind::ALL.len());
         let (_, rounds) = document.rounds("clock-read").unwrap();
         assert_eq!(rounds.len(), 2);
+        assert!(!document.notes.join(" ").contains("rounds were measured"));
+    }
+
+    #[test]
+    fn a_run_that_is_cut_in_its_last_round_keeps_those_before() {
+        let words = [
+            "l2probe",
+            "--rounds",
+            "3",
+            "--samples",
+            "10",
+            "--kinds",
+            "clock-read",
+        ];
+        let arguments = Arguments::try_parse_from(words).unwrap();
+        let (mut files, mut lines) = (Vec::new(), Vec::new());
+        measure(&arguments, |all, newest| {
+            files.push(all.line()?);
+            lines.push(newest.unwrap_or(all).line()?);
+            Ok(())
+        })
+        .unwrap();
+        let rounds = |text: &str| {
+            let document = Document::read(text).unwrap();
+            let rounds = document.rounds("clock-read").unwrap().1.to_vec();
+            (rounds, document.notes.join(" "))
+        };
+        let (all, notes) = rounds(&files[2]);
+        assert!(
+            all.len() == 3 && !notes.contains("rounds were measured"),
+            "{notes}"
+        );
+        // A port has two rounds then, and the beginning of the third; a file has what it had after the second.
+        let cut = &lines[2][..lines[2].len() - 10];
+        for text in [
+            format!("boot\n{}{}{cut}", lines[0], lines[1]),
+            files[1].clone(),
+        ] {
+            let (kept, notes) = rounds(&text);
+            assert_eq!(kept, all[..2]);
+            assert!(
+                notes.contains("only 2 of 3 rounds were measured"),
+                "{notes}"
+            );
+        }
+        // At the end there is all of it, once.
+        assert_eq!(rounds(&lines.concat()).0, all);
+    }
+
+    #[test]
+    fn a_result_is_replaced_in_one_step_and_a_device_is_written_to() {
+        let path = std::env::temp_dir().join(format!("l2probe-replace-{}", std::process::id()));
+        fs::write(&path, "old").unwrap();
+        replace(&path, "new").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "new");
+        fs::remove_file(&path).unwrap();
+        replace(Path::new("/dev/null"), "new").unwrap();
     }
 }

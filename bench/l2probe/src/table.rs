@@ -137,6 +137,7 @@ mod tests {
                 },
             ],
             notes: vec!["beware".into()],
+            round: None,
         };
         let text = table(&document);
         let line = |name: &str| text.lines().find(|line| line.starts_with(name)).unwrap();
