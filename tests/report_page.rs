@@ -23,6 +23,10 @@ pub(crate) const TESTS: &[Test] = &[
         .only_on(&[Host::Here])
         .needs(browser_is_there)
         .stage(STAGE),
+    Test::new("report_page::it_fits_a_narrow_screen", narrow)
+        .only_on(&[Host::Here])
+        .needs(browser_is_there)
+        .stage(STAGE),
 ];
 
 const STAGE: Stage = Stage {
@@ -144,9 +148,12 @@ fn choices() -> TestResult {
         assert_eq!(seen.console, [""; 0], "{choice}");
         assert_eq!(points(&seen.html, without).len(), curves, "{choice}");
     }
-    // One L1 tells no parts.
+    // With Linux as L1 there are no parts, and no empty plots of them.
     let linux = look(&page, "group=1&kind=cpuid")?;
-    assert!(points(&linux.html, "l1").is_empty() && linux.html.contains("nothing measured"));
+    assert!(points(&linux.html, "l1").is_empty());
+    assert_eq!(linux.html.matches("<figure hidden=\"\">").count(), 3);
+    let micro = look(&page, "group=0&kind=cpuid")?;
+    assert_eq!(micro.html.matches("<figure hidden=\"\">").count(), 0);
     Ok(())
 }
 
@@ -193,6 +200,35 @@ fn zoom() -> TestResult {
         assert_eq!(seen.console, [""; 0], "{plot}");
         let told = "data-told=\"wheel:true:true drag:true:true plus:true:true arrow:true:true\"";
         assert!(seen.html.contains(told), "{plot}");
+    }
+    Ok(())
+}
+
+/// Makes the page as narrow as a telephone, opens all that is folded, and leaves in it what is wider than that, but for what
+/// scrolls by itself.
+const NARROW: &str = r#"<script>
+{
+  document.documentElement.style.width = "420px";
+  document.body.style.width = "420px";
+  for (const folded of document.querySelectorAll("details")) folded.open = true;
+  const scrolls = (one) => one.closest(".wide") !== null;
+  const wide = [...document.body.querySelectorAll("*")]
+    .filter((one) => !scrolls(one) && !one.closest("svg") && one.getBoundingClientRect().right > 420.5)
+    .map((one) => `${one.tagName}.${one.className}`);
+  document.body.setAttribute("data-told", wide.length ? wide.slice(0, 5).join(" ") : "fits");
+}
+</script></body>"#;
+
+fn narrow() -> TestResult {
+    let (_directory, page) = page()?;
+    let html = fs::read_to_string(&page)?;
+    fs::write(&page, html.replace("</body>", NARROW))?;
+    for part in ["group=0&kind=cpuid", "group=1&kind=cpuid"] {
+        let seen = look(&page, part)?;
+        assert_eq!(seen.console, [""; 0], "{part}");
+        let told = seen.html.split("data-told=\"").nth(1).unwrap_or_default();
+        let told = told.split('"').next().unwrap_or_default();
+        assert_eq!(told, "fits", "{part}");
     }
     Ok(())
 }

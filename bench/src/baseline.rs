@@ -58,7 +58,11 @@ pub(crate) fn run(args: &Args) -> Result<(String, bool), BaselineError> {
     };
     let kept = read(against)?;
     let changes = baseline.changes(&kept, args.within / 100.0);
-    let text: String = changes.iter().map(|change| format!("{change}\n")).collect();
+    let lines = baseline
+        .kernel_note(&kept)
+        .into_iter()
+        .chain(changes.iter().cloned());
+    let text: String = lines.map(|line| format!("{line}\n")).collect();
     Ok((text, changes.is_empty()))
 }
 
@@ -76,6 +80,9 @@ fn read(path: &Path) -> Result<Baseline, BaselineError> {
 struct Baseline {
     /// What medians are in.
     unit: String,
+    /// The release of the host's kernel that it was taken on; `None` in those of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    kernel: Option<String>,
     /// By `L1.MODE.TOUCH` and kind.
     results: BTreeMap<String, BTreeMap<String, Figures>>,
 }
@@ -114,8 +121,16 @@ impl Baseline {
         }
         Self {
             unit: report.unit.name.clone(),
+            kernel: Some(report.environment.kernel.clone()),
             results,
         }
+    }
+
+    /// A word about another kernel of the same series, which alone is no change: its figures are held to the same limit.
+    fn kernel_note(&self, kept: &Self) -> Option<String> {
+        let (new, old) = (self.kernel.as_ref()?, kept.kernel.as_ref()?);
+        (new != old && series(new) == series(old))
+            .then(|| format!("note: the host's kernel is {new}, and these figures are of {old}"))
     }
 
     /// What differs from `kept` by more than `within`, in sentences; what is in one only, too.
@@ -123,6 +138,13 @@ impl Baseline {
         let mut changes = Vec::new();
         if self.unit != kept.unit {
             changes.push(format!("{} instead of {}", self.unit, kept.unit));
+        }
+        if let (Some(new), Some(old)) = (&self.kernel, &kept.kernel)
+            && series(new) != series(old)
+        {
+            changes.push(format!(
+                "the host's kernel is {new}, and these figures are of {old}: another series needs a baseline of its own"
+            ));
         }
         for (mode, kinds) in &kept.results {
             for (kind, old) in kinds {
@@ -169,6 +191,12 @@ fn differences(
     median.into_iter().chain(exits)
 }
 
+/// `6.12` of `6.12.95+deb12-cloud-amd64`.
+fn series(release: &str) -> &str {
+    let mut dots = release.match_indices(|c: char| !c.is_ascii_digit());
+    dots.nth(1).map_or(release, |(end, _)| &release[..end])
+}
+
 /// To two decimals, so that a file of them can be read.
 fn round(value: f64) -> f64 {
     (value * 100.0).round() / 100.0
@@ -185,6 +213,7 @@ mod tests {
         };
         Baseline {
             unit: "emulated instructions".to_owned(),
+            kernel: None,
             results: [(
                 "micro.evmcs.kvm-like".to_owned(),
                 [("cpuid".to_owned(), figures)].into(),
@@ -206,6 +235,37 @@ mod tests {
         );
         assert_eq!(baseline(979.0, 2.0).changes(&kept, 0.02).len(), 1);
         assert_eq!(baseline(979.0, 2.0).changes(&kept, 0.03).len(), 0);
+    }
+
+    #[test]
+    fn another_kernel_of_the_series_is_a_note_and_one_of_another_a_change() {
+        let on = |kernel: &str, p50| Baseline {
+            kernel: Some(kernel.to_owned()),
+            ..baseline(p50, 2.0)
+        };
+        let kept = on("6.12.95+deb12-cloud-amd64", 1000.0);
+        assert_eq!(kept.kernel_note(&kept), None);
+        let newer = on("6.12.117+deb12-cloud-amd64", 1010.0);
+        assert_eq!(newer.changes(&kept, 0.02), [""; 0]);
+        assert_eq!(
+            newer.kernel_note(&kept).unwrap(),
+            "note: the host's kernel is 6.12.117+deb12-cloud-amd64, and these figures are of 6.12.95+deb12-cloud-amd64"
+        );
+        assert_eq!(on("6.12.117", 1021.0).changes(&kept, 0.02).len(), 1);
+        let changes = on("7.3.4", 1000.0).changes(&kept, 0.02);
+        assert!(changes[0].contains("another series"), "{changes:?}");
+        assert_eq!(on("7.3.4", 1000.0).kernel_note(&kept), None);
+        assert_eq!(on("6.1.12", 1000.0).changes(&kept, 0.02).len(), 1);
+        // One that does not name its kernel is as it was.
+        assert_eq!(newer.changes(&baseline(1000.0, 2.0), 0.02), [""; 0]);
+        for (release, wanted) in [
+            ("6.12.95+x", "6.12"),
+            ("7.3-rc1", "7.3"),
+            ("6", "6"),
+            ("", ""),
+        ] {
+            assert_eq!(series(release), wanted);
+        }
     }
 
     #[test]

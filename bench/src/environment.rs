@@ -40,7 +40,15 @@ fn below(root: &Path, host: &HostCaps, pinned_to: &[u32]) -> Environment {
         tsc_invariant: host.system.cpu.constant_tsc,
         lab: lab().map(|lab| lab.name().to_owned()),
         pinned_to: pinned_to.to_vec(),
+        timer_resolution_ns: timer_resolution(),
     }
+}
+
+/// How exact the host's timers are. The kernel gives its tick where it has no high-resolution timers (hrtimer_get_res,
+/// kernel/time/hrtimer.c).
+fn timer_resolution() -> Option<u64> {
+    let resolution = nix::time::clock_getres(nix::time::ClockId::CLOCK_MONOTONIC).ok()?;
+    u64::try_from(Duration::from(resolution).as_nanos()).ok()
 }
 
 /// What a reader of the figures must know about `environment`.

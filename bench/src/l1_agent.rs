@@ -95,7 +95,7 @@ pub(crate) fn run(args: &Args) -> io::Error {
 /// The arguments of an init: all after `--` on the kernel's command line. The kernel hands over words that it does not know
 /// as well, so what it hands over is not what was meant for init.
 pub(crate) fn command_line() -> Result<Vec<String>, Box<dyn std::error::Error>> {
-    mount_at("proc", "/proc")?;
+    mount_at("proc", "/proc").map_err(io_error("cannot mount /proc"))?;
     let line = fs::read_to_string("/proc/cmdline").map_err(io_error("/proc/cmdline"))?;
     Ok(after_dashes(&line))
 }
@@ -109,21 +109,16 @@ fn after_dashes(line: &str) -> Vec<String> {
         .collect()
 }
 
-fn mount_at(kind: &str, target: &str) -> Result<(), AgentError> {
-    fs::create_dir_all(target).map_err(io_error(target))?;
-    mount(
-        Some(kind),
-        target,
-        Some(kind),
-        MsFlags::empty(),
-        None::<&str>,
-    )
-    .map_err(|e| io_error(format!("cannot mount {target}"))(e.into()))
+/// Mounts a file system of the kernel's.
+pub(crate) fn mount_at(kind: &str, target: &str) -> io::Result<()> {
+    fs::create_dir_all(target)?;
+    let (flags, data) = (MsFlags::empty(), None::<&str>);
+    mount(Some(kind), target, Some(kind), flags, data).map_err(io::Error::from)
 }
 
 fn measure_all(args: &Args) -> Result<(), AgentError> {
     for (kind, target) in [("sysfs", "/sys"), ("devtmpfs", "/dev")] {
-        mount_at(kind, target)?;
+        mount_at(kind, target).map_err(io_error(format!("cannot mount {target}")))?;
     }
     let mut report = File::options()
         .write(true)

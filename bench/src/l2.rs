@@ -4,13 +4,13 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
-use hypernest::bus::Device;
 use hypernest::config::{ConfigError, Flags, HostLimits, build};
 use hypernest::life::Request;
 use hypernest::machine::{ExtraPorts, Machine, MachineError, Outcome};
-use hypernest::state::{Decoder, Encoder, StateError};
-use hypernest_nested::probe::{CONSOLE_PORT, EXIT_PORT, Item, Malformed, WIDE_CONSOLE, next_item};
+use hypernest_nested::probe::{CONSOLE_PORT, EXIT_PORT, Item, Malformed};
 use thiserror::Error;
+
+use crate::probe_console::{ProbeConsole, Sink};
 
 /// An L2 that gave no measurement.
 #[derive(Debug, Error)]
@@ -93,7 +93,8 @@ pub(crate) fn run(job: Job<'_>, host_exits: &HostExits) -> Result<Vec<Block>, L2
         ("on-triple-fault", "stop"),
     ]);
     let config = build(None, &flags, HostLimits::read())?.config;
-    let collector = Arc::new(Mutex::new(Collector::new(Arc::clone(host_exits))));
+    let collector = Collector::new(Arc::clone(host_exits));
+    let collector = Arc::new(Mutex::new(ProbeConsole::new(collector, MAX_PENDING)));
     let console = ExtraPorts {
         first: CONSOLE_PORT,
         count: 1,
@@ -101,7 +102,10 @@ pub(crate) fn run(job: Job<'_>, host_exits: &HostExits) -> Result<Vec<Block>, L2
     };
     let machine = Machine::new(config, &[console])?;
     let (outcome, in_time) = run_at_most(machine, job.limit)?;
-    let mut collector = collector.lock().unwrap_or_else(PoisonError::into_inner);
+    let collector = &mut collector
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .sink;
     let said = collector.text();
     if !in_time {
         let seconds = job.limit.as_secs();
@@ -155,10 +159,9 @@ pub(crate) fn block<'a>(blocks: &'a [Block], name: &'static str) -> Result<&'a B
         .ok_or(L2Error::Missing(name))
 }
 
-/// The debug console: takes the probe stream apart as it comes, so that each mark is dated.
+/// Takes what L2 reports. Marks are dated when their last byte arrives.
 struct Collector {
     host_exits: HostExits,
-    pending: Vec<u8>,
     malformed: Option<Malformed>,
     lines: Vec<String>,
     begin: Option<u32>,
@@ -169,13 +172,12 @@ struct Collector {
 /// Lines kept: a guest that has more to say has gone wrong at the start.
 const MOST_LINES: usize = 100;
 /// Bytes of an incomplete item kept: more than the samples of one block need.
-const MOST_PENDING: usize = 16 << 20;
+const MAX_PENDING: usize = 16 << 20;
 
 impl Collector {
     fn new(host_exits: HostExits) -> Self {
         Self {
             host_exits,
-            pending: Vec::new(),
             malformed: None,
             lines: Vec::new(),
             begin: None,
@@ -190,75 +192,41 @@ impl Collector {
         }
         self.lines.join(" | ")
     }
-
-    /// The first complete item, and how long it is. A mark is dated before anything else is done.
-    fn take(&mut self) -> Option<usize> {
-        match next_item(&self.pending) {
-            Ok(Some((item, len))) => {
-                match item {
-                    Item::Mark("begin") => self.begin = (self.host_exits)(),
-                    Item::Mark("end") => self.end = (self.host_exits)(),
-                    Item::Mark(_) | Item::Alive => {}
-                    Item::Line(line) => {
-                        if self.lines.len() < MOST_LINES {
-                            self.lines.push(String::from_utf8_lossy(line).into_owned());
-                        }
-                    }
-                    Item::Samples(samples) => self.blocks.push(Block {
-                        name: samples.name.to_owned(),
-                        samples: samples.iter().collect(),
-                        host_exits: self
-                            .begin
-                            .take()
-                            .zip(self.end.take())
-                            .map(|(begin, end)| end.wrapping_sub(begin)),
-                    }),
-                }
-                Some(len)
-            }
-            Ok(None) => None,
-            Err(malformed) => {
-                self.malformed = Some(malformed);
-                self.pending.clear();
-                None
-            }
-        }
-    }
 }
 
-impl Device for Collector {
-    fn name(&self) -> &str {
-        "probe-console"
-    }
-
-    fn reset(&mut self) {}
-
-    fn read(&mut self, _addr: u64, data: &mut [u8]) {
-        for (to, byte) in data.iter_mut().zip(WIDE_CONSOLE.to_le_bytes()) {
-            *to = byte;
+impl Sink for Collector {
+    fn item(&mut self, item: Item<'_>) {
+        match item {
+            // Before anything else is done.
+            Item::Mark("begin") => self.begin = (self.host_exits)(),
+            Item::Mark("end") => self.end = (self.host_exits)(),
+            Item::Mark(_) | Item::Alive => {}
+            Item::Line(line) => {
+                if self.lines.len() < MOST_LINES {
+                    self.lines.push(String::from_utf8_lossy(line).into_owned());
+                }
+            }
+            Item::Samples(samples) => self.blocks.push(Block {
+                name: samples.name.to_owned(),
+                samples: samples.iter().collect(),
+                host_exits: self
+                    .begin
+                    .take()
+                    .zip(self.end.take())
+                    .map(|(begin, end)| end.wrapping_sub(begin)),
+            }),
         }
     }
 
-    fn write(&mut self, _addr: u64, data: &[u8]) {
-        if self.malformed.is_some() || self.pending.len() > MOST_PENDING {
-            return;
-        }
-        self.pending.extend(data);
-        while let Some(len) = self.take() {
-            self.pending.drain(..len);
-        }
-    }
-
-    fn save(&self, _to: &mut Encoder) {}
-
-    fn load(&mut self, _from: &mut Decoder<'_>) -> Result<(), StateError> {
-        Ok(())
+    fn malformed(&mut self, malformed: Malformed) {
+        self.malformed = Some(malformed);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use hypernest::bus::Device as _;
     use hypernest_nested::probe::{Width, mark_header, samples_header};
     use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -277,10 +245,14 @@ mod tests {
         bytes
     }
 
+    fn console(host_exits: HostExits) -> ProbeConsole<Collector> {
+        ProbeConsole::new(Collector::new(host_exits), MAX_PENDING)
+    }
+
     /// Written four bytes at a time, as a guest does.
-    fn write(collector: &mut Collector, bytes: &[u8]) {
+    fn write(console: &mut ProbeConsole<Collector>, bytes: &[u8]) {
         for piece in bytes.chunks(4) {
-            collector.write(CONSOLE_PORT.into(), piece);
+            console.write(CONSOLE_PORT.into(), piece);
         }
     }
 
@@ -288,7 +260,7 @@ mod tests {
     fn marks_are_dated_when_their_last_byte_arrives() {
         let clock = Arc::new(AtomicU32::new(u32::MAX - 1));
         let read = Arc::clone(&clock);
-        let mut collector = Collector::new(Arc::new(move || Some(read.load(Ordering::Relaxed))));
+        let mut collector = console(Arc::new(move || Some(read.load(Ordering::Relaxed))));
         write(&mut collector, b"\0hello\n");
         let begin = mark("begin");
         let (last, rest) = begin.split_last().unwrap();
@@ -301,6 +273,7 @@ mod tests {
         clock.fetch_add(5, Ordering::Relaxed);
         write(&mut collector, &samples("cpuid", &[7, 9]));
         write(&mut collector, &samples("unmarked", &[]));
+        let collector = collector.sink;
         assert_eq!(collector.text(), "hello");
         assert_eq!(
             collector.blocks,
@@ -319,22 +292,5 @@ mod tests {
         );
         assert!(block(&collector.blocks, KIND).is_ok());
         assert!(block(&collector.blocks, EMPTY).is_err());
-    }
-
-    #[test]
-    fn a_malformed_stream_is_remembered_and_not_kept() {
-        let mut collector = Collector::new(Arc::new(|| None));
-        write(&mut collector, &[0xff, 0, 0, 0]);
-        write(&mut collector, &[b'x'; 1000]);
-        assert_eq!(collector.malformed, Some(Malformed::Magic));
-        assert!(collector.pending.is_empty());
-    }
-
-    #[test]
-    fn the_console_says_that_it_is_wide() {
-        let mut collector = Collector::new(Arc::new(|| None));
-        let mut wide = [0; 4];
-        collector.read(CONSOLE_PORT.into(), &mut wide);
-        assert_eq!(u32::from_le_bytes(wide), WIDE_CONSOLE);
     }
 }

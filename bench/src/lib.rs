@@ -7,6 +7,7 @@ mod cpu;
 mod environment;
 mod exit_port;
 mod histogram;
+mod initramfs;
 mod kvm_module;
 mod l1_agent;
 mod l2;
@@ -14,6 +15,8 @@ mod l2_exit;
 mod migration;
 #[cfg(test)]
 mod named_flags;
+mod probe_console;
+mod probe_l1;
 mod progress;
 mod qemu;
 mod report;
@@ -29,6 +32,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+
+use report::Details;
 
 /// Measure nested virtualization on this host
 #[derive(Debug, Parser)]
@@ -51,14 +56,20 @@ enum Command {
         /// Show where the time of this kind of exits goes, too
         #[arg(long, value_name = "KIND")]
         kind: Option<String>,
+        /// Show each answer with all its ratios and its rule
+        #[arg(long)]
+        explain: bool,
         /// Write its files into this directory, too
         #[arg(long, value_name = "DIR")]
         out: Option<PathBuf>,
     },
     Compare(compare::CompareArgs),
     Baseline(baseline::Args),
+    Initramfs(initramfs::Args),
     #[command(hide = true)]
     L1Agent(l1_agent::Args),
+    #[command(hide = true)]
+    ProbeL1(probe_l1::Args),
 }
 
 const FAILED: u8 = 1;
@@ -113,7 +124,9 @@ fn run(command: &Command) -> Result<u8, (u8, Box<dyn Error>)> {
             print(&text).map_err(|e| failed(e.into()))?;
             Ok(0)
         }
-        Command::Report { file, out, kind } if tsc::is_ours(file) => {
+        Command::Report {
+            file, kind, out, ..
+        } if tsc::is_ours(file) => {
             let failed = |error: Box<dyn Error>| (FAILED, error);
             if kind.is_some() {
                 let why = "--kind names a kind of exits, and a result of `tsc` has none";
@@ -127,13 +140,22 @@ fn run(command: &Command) -> Result<u8, (u8, Box<dyn Error>)> {
             }
             Ok(0)
         }
-        Command::Report { file, kind, out } => {
+        Command::Report {
+            file,
+            kind,
+            explain,
+            out,
+        } => {
             let failed = |error: Box<dyn Error>| (FAILED, error);
             let report = report::read(file).map_err(|e| failed(e.into()))?;
             if let Some(kind) = kind {
                 report::check_kind(&report, kind).map_err(|why| (WRONG_USE, why.into()))?;
             }
-            print(&report::table(&report, kind.as_deref())).map_err(|e| failed(e.into()))?;
+            let details = Details {
+                kind: kind.as_deref(),
+                explain: *explain,
+            };
+            print(&report::table(&report, details)).map_err(|e| failed(e.into()))?;
             let Some(out) = out else { return Ok(0) };
             for path in report::write(&report, out).map_err(|e| failed(e.into()))? {
                 print(&format!("written: {}\n", path.display())).map_err(|e| failed(e.into()))?;
@@ -150,7 +172,13 @@ fn run(command: &Command) -> Result<u8, (u8, Box<dyn Error>)> {
             print(&text).map_err(|e| (WRONG_USE, e.into()))?;
             Ok(if well { 0 } else { FAILED })
         }
+        Command::Initramfs(args) => {
+            let text = initramfs::run(args).map_err(|e| (FAILED, e.into()))?;
+            print(&text).map_err(|e| (FAILED, e.into()))?;
+            Ok(0)
+        }
         Command::L1Agent(args) => Err((FAILED, l1_agent::run(args).into())),
+        Command::ProbeL1(args) => Err((FAILED, probe_l1::run(args).into())),
     }
 }
 

@@ -28,7 +28,7 @@ pub fn report(file: &Path) -> bool {
     let Ok(report) = reports::read(file) else {
         return false;
     };
-    let _table = reports::table(&report, None);
+    let _table = reports::table(&report, reports::Details::default());
     let _page = reports::page(&report);
     true
 }

@@ -1,4 +1,4 @@
-//! The differences for programs.
+//! The differences for programs; the form is bench/schema/compare.schema.json.
 
 use serde::Serialize;
 
@@ -110,8 +110,8 @@ fn pair<'a>(a: &Group<'a>, b: &Group<'a>, changes: &mut Vec<MedianChange<'a>>) {
                 kind,
                 a: before.map(|m| m.parts.round_trip.summary.p50),
                 b: after.map(|m| m.parts.round_trip.summary.p50),
-                ratio: change.map(|change| change.ratio),
-                ratio_interval: change.and_then(|change| change.interval),
+                ratio: change.map(|change| change.ratio.value),
+                ratio_interval: change.and_then(|change| change.ratio.interval),
                 significant: change.is_some_and(|change| change.is_significant()),
                 host_exits_a: before.and_then(|m| m.host_exits_per_l2_exit),
                 host_exits_b: after.and_then(|m| m.host_exits_per_l2_exit),

@@ -269,6 +269,8 @@ mod tests {
         let (text, failed) = compare_as_json(&one(1000.0), &one(1100.0), &[condition]).unwrap();
         let json: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert!(failed && json["failed"] == true, "{text}");
+        let schema = include_str!("../../schema/compare.schema.json");
+        assert_eq!(crate::report::matches_schema(schema, &json), Ok(()));
         assert_eq!(json["version"], 1);
         let change = &json["changes"][0];
         assert_eq!(change["mode"], "evmcs");

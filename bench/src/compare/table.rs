@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use hypernest_nested::l2exit::Mode;
 
-use crate::report::{Group, Measured, Report, grid, groups, number, plain, ratio};
+use crate::report::{Group, Measured, Ratio, Report, grid, groups, number, plain, ratio};
 
 /// What B says in parts of what A says.
 pub(super) fn table(a: &Report, b: &Report) -> String {
@@ -78,29 +78,22 @@ pub(super) fn warnings(a: &Report, b: &Report) -> Vec<String> {
 pub(super) struct Change {
     before: f64,
     after: f64,
-    pub(super) ratio: f64,
-    /// From the 95 % intervals of both.
-    pub(super) interval: Option<[f64; 2]>,
+    pub(super) ratio: Ratio,
 }
 
 impl Change {
     pub(super) fn of(before: &Measured, after: &Measured) -> Option<Self> {
         let (a, b) = (&before.parts.round_trip, &after.parts.round_trip);
-        let interval = |[a_low, a_high]: [f64; 2], [b_low, b_high]: [f64; 2]| {
-            Some([ratio(b_low, a_high)?, ratio(b_high, a_low)?])
-        };
         Some(Self {
             before: a.summary.p50,
             after: b.summary.p50,
-            ratio: ratio(b.summary.p50, a.summary.p50)?,
-            interval: a.p50_ci.zip(b.p50_ci).and_then(|(a, b)| interval(a, b)),
+            ratio: Ratio::of(b, a)?,
         })
     }
 
-    /// Whether the interval leaves no room for "the same".
+    /// Whether the interval excludes "the same".
     pub(super) fn is_significant(&self) -> bool {
-        self.interval
-            .is_some_and(|[low, high]| low > 1.0 || high < 1.0)
+        self.ratio.excludes_one()
     }
 }
 
@@ -196,11 +189,12 @@ fn cell(a: &Group<'_>, b: &Group<'_>, mode: Mode, kind: &str, details: &mut Vec<
         details.push(detail(mode, kind, &change, exits));
     }
     let mark = if change.is_significant() { '*' } else { ' ' };
-    format!("{:.3}x{mark}", change.ratio)
+    format!("{:.3}x{mark}", change.ratio.value)
 }
 
 fn detail(mode: Mode, kind: &str, change: &Change, exits: Option<(f64, f64)>) -> String {
     let interval = change
+        .ratio
         .interval
         .map_or_else(String::new, |[low, high]| format!(" [{low:.3}, {high:.3}]"));
     let exits = exits.map_or_else(String::new, |(before, after)| {
@@ -211,7 +205,7 @@ fn detail(mode: Mode, kind: &str, change: &Change, exits: Option<(f64, f64)>) ->
         plain(kind),
         number(change.before),
         number(change.after),
-        change.ratio
+        change.ratio.value
     )
 }
 
@@ -294,8 +288,10 @@ mod tests {
         let change = |low, high| Change {
             before: 1.0,
             after: 1.0,
-            ratio: 1.0,
-            interval: Some([low, high]),
+            ratio: Ratio {
+                value: 1.0,
+                interval: Some([low, high]),
+            },
         };
         assert!(!change(0.99, 1.01).is_significant());
         assert!(!change(1.0, 1.1).is_significant());

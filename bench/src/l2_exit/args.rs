@@ -42,6 +42,9 @@ pub(crate) struct Args {
     /// Print JSON
     #[arg(long)]
     pub(super) json: bool,
+    /// Show each answer with all its ratios and its rule
+    #[arg(long, conflicts_with = "json")]
+    pub(super) explain: bool,
     /// Only say what would be measured
     #[arg(long)]
     pub(super) dry_run: bool,

@@ -136,6 +136,7 @@ fn failed(mode: Mode, why: String, console: String) -> Entry {
         cpus: 1,
         hv: modes::hv(mode).to_owned(),
         shadow_vmcs: mode.shadow_vmcs(),
+        runs: None,
         outcome: Outcome::Failed {
             why,
             console,

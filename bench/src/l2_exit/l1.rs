@@ -13,6 +13,7 @@ use thiserror::Error;
 
 use super::modes::{self, Boot};
 use crate::exit_port::{ExitPort, ResetWatch};
+use crate::initramfs::wants_interpreter;
 use crate::kvm_module::Vendor;
 use crate::l1_agent::MODULES;
 use crate::l2::run_at_most;
@@ -228,44 +229,9 @@ pub(crate) fn write_initrd(
     Ok(())
 }
 
-/// Whether an ELF file has a program header of type PT_INTERP.
-fn wants_interpreter(elf: &[u8]) -> bool {
-    const PT_INTERP: u64 = 3;
-    // e_phoff, e_phentsize, e_phnum of the 64-bit header; p_type of each program header.
-    let number = |at: usize, len: usize| -> Option<u64> {
-        let mut bytes = [0; 8];
-        bytes[..len].copy_from_slice(elf.get(at..at.checked_add(len)?)?);
-        Some(u64::from_le_bytes(bytes))
-    };
-    let headers = || {
-        let (first, size, count) = (number(32, 8)?, number(54, 2)?, number(56, 2)?);
-        let types = (0..count).map_while(move |index| {
-            let at = first.checked_add(index * size)?;
-            number(usize::try_from(at).ok()?, 4)
-        });
-        Some(types.into_iter().any(|kind| kind == PT_INTERP))
-    };
-    headers().unwrap_or(false)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_dynamic_program_is_told_from_a_static_one() {
-        // Test binaries are dynamic unless the whole build is static.
-        let own = fs::read("/proc/self/exe").unwrap();
-        assert_eq!(
-            wants_interpreter(&own),
-            !cfg!(target_feature = "crt-static")
-        );
-        assert!(!wants_interpreter(hypernest_guest::GUEST));
-        assert!(!wants_interpreter(b"\x7fELF"));
-        let mut broken = own;
-        broken[32..40].fill(0xff);
-        assert!(!wants_interpreter(&broken));
-    }
 
     #[test]
     fn the_command_line_has_room_for_more() {

@@ -138,6 +138,7 @@ fn entry(mode: Mode, outcome: Outcome) -> Entry {
         cpus: 1,
         hv: modes::hv(mode).to_owned(),
         shadow_vmcs: mode.shadow_vmcs(),
+        runs: None,
         outcome,
     }
 }

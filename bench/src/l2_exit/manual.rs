@@ -186,6 +186,7 @@ mod tests {
                     },
                 ],
                 notes: vec!["beware".into()],
+                round: None,
             },
         }
     }
@@ -245,7 +246,74 @@ mod tests {
         let warnings = report.warnings.join("\n");
         assert!(warnings.contains("evmcs=a: beware") && warnings.contains("6.6-WSL2"));
         assert!(!warnings.contains("differ"));
-        assert!(report::table(&report, None).contains("cpuid"));
+        assert!(report::table(&report, report::Details::default()).contains("cpuid"));
+    }
+
+    /// Samples around `ticks`, enough of them to be compared.
+    fn many(ticks: u64) -> Vec<u64> {
+        (0..200).map(|n| ticks + ticks * (n % 20) / 4000).collect()
+    }
+
+    #[test]
+    fn two_runs_in_one_vm_under_two_labels_are_undecided_and_offered_is_not_used() {
+        let runs = [
+            run("classic+shadow=a", Some(2e6), &many(10_000), &many(5000)),
+            run("evmcs+emsr=b", Some(2e6), &many(10_500), &many(5010)),
+        ];
+        let report = merge(&runs).unwrap();
+        let text = report::table(&report, report::Details::default());
+        let subject = "- hv-evmcs with hv-emsr-bitmap, against shadow VMCS: ";
+        assert!(
+            text.contains(&format!("{subject}makes no difference here")),
+            "{text}"
+        );
+        assert!(text.contains("1.05x? [1.0"), "{text}");
+        assert!(
+            text.contains("eVMCS offered, with its MSR bitmap") && !text.contains("eVMCS used")
+        );
+        let directory = tempfile::tempdir().unwrap();
+        report::write(&report, directory.path()).unwrap();
+        let page = std::fs::read_to_string(directory.path().join("l2-exit.html")).unwrap();
+        assert!(
+            !page.contains("ratio more") && page.contains("ratio unsure"),
+            "red"
+        );
+        assert!(!page.contains("eVMCS used"));
+
+        let alone = |label| run(label, Some(2e6), &many(10_500), &[]);
+        let undecided = merge(&[
+            run("classic+shadow=a", Some(2e6), &many(10_000), &[]),
+            alone("evmcs+emsr=b"),
+        ]);
+        let text = report::table(&undecided.unwrap(), report::Details::default());
+        assert!(
+            text.contains(&format!("{subject}undecided (CPUID exits 1.05")),
+            "{text}"
+        );
+        assert!(text.contains("run more"), "{text}");
+    }
+
+    #[test]
+    fn an_interval_is_over_runs_where_there_are_several() {
+        let report = merge(&[
+            run("svm=a", Some(2e6), &many(10_000), &[]),
+            run("svm=b", Some(2e6), &many(10_500), &[]),
+        ]);
+        let report = report.unwrap();
+        let entry = report
+            .results
+            .iter()
+            .find(|entry| entry.kind == "cpuid")
+            .unwrap();
+        assert_eq!(entry.runs, Some(2));
+        let [low, high] = entry
+            .measured()
+            .unwrap()
+            .parts
+            .round_trip
+            .interval()
+            .unwrap();
+        assert!(low < 5050.0 && high > 5200.0, "{low} {high}");
     }
 
     #[test]

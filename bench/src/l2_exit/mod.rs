@@ -29,7 +29,9 @@ use crate::environment;
 use crate::histogram::HistogramError;
 use crate::kvm_module::Vendor;
 use crate::qemu::QemuError;
-use crate::report::{self, ALL_KINDS, Entry, FileError, L1, Outcome, Report, StoppedBy, Vmm};
+use crate::report::{
+    self, ALL_KINDS, Details, Entry, FileError, L1, Outcome, Report, StoppedBy, Vmm,
+};
 use crate::unit::{Unit, unit};
 pub(crate) use args::Args;
 use choice::Choice;
@@ -292,7 +294,11 @@ fn print(args: &Args, report: &Report) -> Result<(), L2ExitError> {
         let text = serde_json::to_string(report).map_err(|e| L2ExitError::Stdout(e.into()))?;
         return crate::print(&format!("{text}\n")).map_err(L2ExitError::Stdout);
     }
-    crate::print(&report::table(report, None)).map_err(L2ExitError::Stdout)?;
+    let details = Details {
+        kind: None,
+        explain: args.explain,
+    };
+    crate::print(&report::table(report, details)).map_err(L2ExitError::Stdout)?;
     for file in files.into_iter().flatten() {
         crate::print(&format!("written: {}\n", file.display())).map_err(L2ExitError::Stdout)?;
     }
@@ -353,6 +359,7 @@ impl Chosen {
             cpus: 1,
             hv: modes::hv(mode).to_owned(),
             shadow_vmcs: mode.shadow_vmcs(),
+            runs: None,
             outcome: Outcome::LeftOut { why },
         })
     }

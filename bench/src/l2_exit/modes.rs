@@ -6,8 +6,18 @@ use crate::kvm_module::Vendor;
 use crate::report::L1;
 use crate::wire;
 
-/// In sentences and tables.
-pub(crate) fn title(mode: Mode) -> &'static str {
+/// In sentences and tables. Whether an L1 that is not ours uses what it is offered is not seen.
+pub(crate) fn title(l1: L1, mode: Mode) -> &'static str {
+    if matches!(l1, L1::Manual | L1::Image) {
+        match mode {
+            Mode::Evmcs => return "eVMCS offered",
+            Mode::EvmcsEmsr => return "eVMCS offered, with its MSR bitmap",
+            Mode::EvmcsDirectFlush => return "eVMCS offered, with direct flush",
+            Mode::SvmEmsr => return "SVM; the enlightened MSR bitmap offered",
+            Mode::SvmDirectFlush => return "SVM; direct flush offered",
+            _ => {}
+        }
+    }
     match mode {
         Mode::Classic => "no eVMCS; no shadow VMCS",
         Mode::ClassicShadow => "no eVMCS; shadow VMCS",

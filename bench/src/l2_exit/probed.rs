@@ -168,7 +168,7 @@ fn differences(runs: &[Run]) -> Vec<String> {
     .collect()
 }
 
-/// An entry for each kind that any run of a label has; runs of the same label are rounds of one measurement.
+/// An entry for each kind that any run of a label has; runs of the same label make one measurement.
 pub(super) fn entries(l1: L1, runs: &[Run], scale: &Scale) -> Result<Vec<Entry>, ProbedError> {
     let mut labels: Vec<(Mode, Vmm)> = runs
         .iter()
@@ -220,6 +220,7 @@ pub(super) fn entries(l1: L1, runs: &[Run], scale: &Scale) -> Result<Vec<Entry>,
                 cpus: u32::try_from(cpus.unwrap_or(0)).unwrap_or(u32::MAX),
                 hv: modes::hv(mode).to_owned(),
                 shadow_vmcs: mode.shadow_vmcs(),
+                runs: u32::try_from(of_label().count()).ok(),
                 outcome,
             });
         }
@@ -236,17 +237,18 @@ fn why_not<'a>(runs: impl Iterator<Item = &'a Run>, kind: &str) -> String {
     why.unwrap_or_else(|| "l2probe took no sample".to_owned())
 }
 
-/// All rounds of `kind`; `None` if there is no sample.
+/// All rounds of `kind`, run by run; `None` if there is no sample.
 fn part<'a>(
     runs: impl Iterator<Item = &'a Run>,
     kind: &str,
     scale: &Scale,
 ) -> Result<Option<Part>, ProbedError> {
-    let mut rounds = Vec::new();
+    let mut all = Vec::new();
     for run in runs {
         let Some((probe_unit, counts)) = run.document.rounds(kind) else {
             continue;
         };
+        let mut rounds = Vec::new();
         // Ticks of the report for one of the run.
         let factor = match (probe_unit, rate(run)?) {
             (document::Unit::Ns, _) => scale.ticks_per_ns,
@@ -267,8 +269,9 @@ fn part<'a>(
             }
             rounds.push(encoded(counts, factor)?);
         }
+        all.push(rounds);
     }
-    Ok(Part::of_encoded(rounds, &scale.unit)?)
+    Ok(Part::of_runs(all, &scale.unit)?)
 }
 
 fn encoded(counts: &Counts, factor: f64) -> Result<String, HistogramError> {

@@ -10,8 +10,8 @@ pub(crate) struct Axis {
     logarithmic: bool,
 }
 
-/// Above this ratio of the greatest to the least value an axis is logarithmic.
-const WIDE: f64 = 8.0;
+/// Up to this ratio of its ends a logarithmic axis has round values at equal distances, and beyond 1, 2 and 5.
+const NARROW: f64 = 8.0;
 
 impl Axis {
     /// Evenly from `from` to `to`.
@@ -24,15 +24,14 @@ impl Axis {
         }
     }
 
-    /// For values from `least` to `most`, with a little air; logarithmic if they are far apart.
-    pub(crate) fn of_values(least: f64, most: f64, first: f64, last: f64) -> Self {
-        let logarithmic = least > 0.0 && most / least > WIDE;
-        if logarithmic {
+    /// For values from `least` to `most`, with a little air: logarithmic, but where a value is 0.
+    pub(crate) fn logarithmic(least: f64, most: f64, first: f64, last: f64) -> Self {
+        if least > 0.0 && most >= least && most.is_finite() {
             return Self {
-                from: least / 1.1,
-                to: most * 1.1,
+                from: least / 1.05,
+                to: most * 1.05,
                 places: [first, last],
-                logarithmic,
+                logarithmic: true,
             };
         }
         let air = ((most - least) * 0.06).max(most * 0.005).max(1e-9);
@@ -57,7 +56,7 @@ impl Axis {
     pub(crate) fn ticks(&self) -> Vec<f64> {
         let range = self.to - self.from;
         let mut ticks = Vec::new();
-        if self.logarithmic {
+        if self.logarithmic && self.to / self.from > NARROW {
             let few = (self.to / self.from).log10() > 3.0;
             let steps: &[f64] = if few { &[1.0] } else { &[1.0, 2.0, 5.0] };
             let mut decade = 10_f64.powf(self.from.log10().floor());
@@ -115,10 +114,13 @@ mod tests {
     fn ticks_are_round() {
         let axis = Axis::linear(0.0, 100.0, 0.0, 1.0);
         assert_eq!(axis.ticks(), [0.0, 20.0, 40.0, 60.0, 80.0, 100.0]);
-        let axis = Axis::of_values(100.0, 5000.0, 0.0, 1.0);
+        let axis = Axis::logarithmic(100.0, 5000.0, 0.0, 1.0);
         assert!(axis.is_logarithmic());
         assert_eq!(axis.ticks(), [100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0]);
-        assert!(!Axis::of_values(100.0, 700.0, 0.0, 1.0).is_logarithmic());
+        let narrow = Axis::logarithmic(100.0, 700.0, 0.0, 1.0);
+        assert!(narrow.is_logarithmic());
+        assert_eq!(narrow.ticks(), [200.0, 400.0, 600.0]);
+        assert!(!Axis::logarithmic(0.0, 700.0, 0.0, 1.0).is_logarithmic());
     }
 
     #[test]
@@ -136,7 +138,7 @@ mod tests {
         #[test]
         fn every_value_has_a_place_between_the_ends(least in 0.0..1e12_f64, more in 0.0..1e12_f64, part in 0.0..1.0_f64) {
             let most = least + more;
-            let axis = Axis::of_values(least, most, 400.0, 50.0);
+            let axis = Axis::logarithmic(least, most, 400.0, 50.0);
             let place = axis.place(least + part * more);
             prop_assert!((49.9..=400.1).contains(&place), "{}", place);
             prop_assert!(axis.ticks().len() <= 40);

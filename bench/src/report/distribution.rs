@@ -25,7 +25,8 @@ impl Distribution {
         let recorded: Vec<(f64, u64)> = all
             .iter_recorded()
             .map(|step| {
-                let value = all.median_equivalent(step.value_iterated_to());
+                // The highest value of the bucket, as in the summary's quantiles.
+                let value = step.value_iterated_to();
                 (value as f64 / unit.ticks, step.count_at_value())
             })
             .collect();

@@ -8,7 +8,7 @@ use thiserror::Error;
 
 use super::groups::{Group, groups};
 use super::markup::file_part;
-use super::{Report, VERSION, interval_log, page, svg};
+use super::{Report, VERSION, interval_log, page, recommend, svg};
 
 /// A report with every kind in every mode has some megabytes.
 const MOST_BYTES: u64 = 64 << 20;
@@ -84,7 +84,11 @@ pub(crate) fn read(path: &Path) -> Result<Report, FileError> {
     }
     match serde_json::from_slice::<Report>(&text) {
         Ok(report) if report.results.len() > MOST_RESULTS => Err(FileError::TooMany { path }),
-        Ok(report) if report.version == VERSION => Ok(report),
+        Ok(mut report) if report.version == VERSION => {
+            // They follow from the figures; those in the file are by the rules of the version that wrote it.
+            report.recommendations = recommend(&report);
+            Ok(report)
+        }
         Ok(report) => Err(FileError::Version {
             path,
             found: report.version,
@@ -147,7 +151,7 @@ fn plot_name(group: &Group<'_>, number: usize, kind: &str) -> String {
 mod tests {
     use super::*;
     use crate::report::sample::report;
-    use crate::report::table;
+    use crate::report::{Details, table};
 
     #[test]
     fn files_hold_everything() {
@@ -172,7 +176,13 @@ mod tests {
         );
         // serde_json may take the last bit off a number.
         let back = read(&written[0]).unwrap();
-        assert_eq!(table(&back, Some("cpuid")), table(&report(), Some("cpuid")));
+        let mut kept = report();
+        kept.recommendations = recommend(&kept);
+        let details = Details {
+            kind: Some("cpuid"),
+            explain: true,
+        };
+        assert_eq!(table(&back, details), table(&kept, details));
         for path in written {
             assert!(fs::metadata(path).unwrap().len() > 500);
         }

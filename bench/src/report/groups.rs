@@ -5,7 +5,9 @@ use std::collections::{BTreeSet, HashSet};
 
 use hypernest_nested::l2exit::{Kind, Mode};
 
-use super::model::{ALL_KINDS, Entry, L1, Measured, Outcome, Part, Parts, Report, Vmm};
+use super::model::{
+    ALL_KINDS, Entry, Environment, L1, Measured, Outcome, Part, Parts, Report, Vmm,
+};
 
 /// Entries that differ in nothing but mode and kind.
 #[derive(Debug)]
@@ -16,6 +18,8 @@ pub(crate) struct Group<'a> {
     pub(crate) vmm: Vmm,
     /// How much it touched.
     pub(crate) touch: Option<&'a str>,
+    /// Where it ran.
+    pub(crate) environment: &'a Environment,
     entries: Vec<&'a Entry>,
     /// What stands in it: no mode has a kind twice, as it would with two numbers of vCPUs.
     taken: HashSet<(Mode, &'a str)>,
@@ -38,6 +42,7 @@ pub(crate) fn groups(report: &Report) -> Vec<Group<'_>> {
                 l1: entry.l1,
                 vmm: entry.vmm,
                 touch: entry.touch.as_deref(),
+                environment: &report.environment,
                 entries: vec![entry],
                 taken: HashSet::from([(entry.mode, entry.kind.as_str())]),
             }),

@@ -2,15 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use super::model::Report;
+use super::model::{Environment, Report};
 
 /// The lines of a terminal's heading.
 pub(crate) fn lines(report: &Report) -> Vec<String> {
     let environment = &report.environment;
-    let lab = match &environment.lab {
-        Some(lab) => format!(" (emulated: the {lab} lab)"),
-        None => String::new(),
-    };
+    let lab = emulated(environment);
     let mut lines = vec![format!(
         "host: Linux {} on {}{lab}",
         environment.kernel, environment.cpu_model
@@ -25,6 +22,12 @@ pub(crate) fn lines(report: &Report) -> Vec<String> {
         report.command_line.join(" ")
     ));
     lines
+}
+
+/// ` (emulated: the intel lab)`, or nothing.
+pub(crate) fn emulated(environment: &Environment) -> String {
+    let lab = environment.lab.as_ref();
+    lab.map_or_else(String::new, |lab| format!(" (emulated: the {lab} lab)"))
 }
 
 /// What decides about times.

@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::groups::groups;
 use super::sample::report;
-use super::{Report, interval_log, page, recommend, svg, table};
+use super::{Details, Report, interval_log, page, recommend, svg, table};
 
 /// What anyone may put in place of anything.
 fn replacement() -> impl Strategy<Value = Value> {
@@ -43,7 +43,11 @@ fn leaves(value: &Value, at: &str, found: &mut Vec<String>) {
 /// All that is done with a report that was read.
 fn use_it(mut report: Report) {
     report.recommendations = recommend(&report);
-    let _text = table(&report, Some("cpuid"));
+    let details = Details {
+        kind: Some("cpuid"),
+        explain: true,
+    };
+    let _text = table(&report, details);
     let _log = interval_log::write(&report, &mut Vec::new());
     let _page = page::page(&report);
     for group in groups(&report) {

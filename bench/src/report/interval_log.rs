@@ -12,8 +12,9 @@ use super::groups::{PARTS, groups, plain};
 use super::{Part, Report};
 use crate::histogram;
 
-/// Writes a line for each round, tagged `L1.MODE.KIND.PART` (`L1@qemu.…` under QEMU), values in TSC ticks. It has no time axis:
-/// rounds stand in their order.
+/// Writes a line for each round, tagged `L1.MODE.KIND.PART` (`L1@qemu.…` under QEMU), values in TSC ticks. When a round began
+/// is not kept, so the time axis of each tag is the time spent in its samples: a round is as long as they are together, and
+/// begins where the one before it ends.
 pub(super) fn write(report: &Report, out: &mut dyn Write) -> io::Result<()> {
     // The writer's type wants a sized one.
     let mut out = out;
@@ -21,21 +22,33 @@ pub(super) fn write(report: &Report, out: &mut dyn Write) -> io::Result<()> {
     let unit = &report.unit;
     let mut log = IntervalLogWriterBuilder::new()
         .add_comment(&format!(
-            "[parts of exits of L2 in TSC ticks; {} ticks are 1 of: {}]",
+            "[parts of exits of L2 in TSC ticks; {} ticks are 1 of: {}; time is that spent in the samples of a tag]",
             unit.ticks,
             plain(&unit.name)
         ))
         .with_max_value_divisor(1.0)
         .begin_log_with(&mut out, &mut serializer)?;
+    let khz = report.environment.tsc_khz.filter(|khz| *khz > 0);
+    let ticks_per_second = match khz {
+        Some(khz) => f64::from(khz) * 1e3,
+        // As from inside an L2: the unit is the nanosecond. Where nothing is known, a tick counts as one.
+        None if unit.ticks.is_normal() && unit.ticks > 0.0 => unit.ticks * 1e9,
+        None => 1e9,
+    };
     let mut line = |tag: &str, part: &Part| -> io::Result<()> {
         // A tag has no blanks and commas.
         let tag = tag.replace(
             |c: char| c.is_whitespace() || c.is_control() || c == ',',
             "_",
         );
+        let mut start = Duration::ZERO;
         for round in &part.rounds {
             let histogram = histogram::decode(round).map_err(io::Error::other)?;
-            log.write_histogram(&histogram, Duration::ZERO, Duration::ZERO, Tag::new(&tag))
+            let ticks = histogram.mean() * histogram.len() as f64;
+            let length = Duration::try_from_secs_f64(ticks / ticks_per_second).unwrap_or_default();
+            let from = start;
+            start = start.saturating_add(length);
+            log.write_histogram(&histogram, from, length, Tag::new(&tag))
                 .map_err(|e| match e {
                     IntervalLogWriterError::IoError(e) => e,
                     IntervalLogWriterError::SerializeError(e) => io::Error::other(e),
@@ -104,6 +117,36 @@ mod tests {
         );
         assert_eq!(lines.last(), Some(&tag("linux.evmcs.cpuid.empty")));
         assert!(lines.contains(&tag("micro.classic+shadow.interrupt.l1")));
+    }
+
+    #[test]
+    fn rounds_of_a_tag_follow_each_other_in_time() {
+        let mut bytes = Vec::new();
+        write(&report(), &mut bytes).unwrap();
+        let mut last = ("".to_owned(), Duration::ZERO);
+        let mut later = 0;
+        for entry in IntervalLogIterator::new(&bytes) {
+            let LogEntry::Interval(interval) = entry.unwrap() else {
+                continue;
+            };
+            let tag = interval.tag().unwrap().as_str().to_owned();
+            let histogram = histogram::decode(interval.encoded_histogram()).unwrap();
+            // 2,000,000 kHz; the log has milliseconds.
+            let seconds = histogram.mean() * histogram.len() as f64 / 2e9;
+            let length = interval.duration().as_secs_f64();
+            assert!(
+                (length - seconds).abs() < 0.0011,
+                "{tag}: {length} {seconds}"
+            );
+            if last.0 == tag {
+                assert!(interval.start_timestamp() >= last.1, "{tag}");
+                later += 1;
+            } else {
+                assert_eq!(interval.start_timestamp(), Duration::ZERO);
+            }
+            last = (tag, interval.start_timestamp());
+        }
+        assert!(later > 10);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The result of `l2-exit`, and its forms: JSON, an HDR histogram log, a table.
 
 mod axis;
+mod comparison;
 mod distribution;
 mod files;
 mod groups;
@@ -8,7 +9,9 @@ mod heading;
 #[cfg(test)]
 mod hostile;
 mod interval_log;
+mod left_out;
 mod markup;
+mod matrix;
 mod model;
 mod page;
 mod recommend;
@@ -18,8 +21,10 @@ pub(crate) mod sample;
 mod schema;
 mod svg;
 mod table;
+mod verdict;
 
 pub(crate) use axis::Axis;
+pub(crate) use comparison::Ratio;
 pub(crate) use files::{FileError, read, write};
 pub(crate) use groups::{Group, PARTS, groups, number, plain, ratio};
 pub(crate) use markup::{escape, file_part};
@@ -31,7 +36,7 @@ pub(crate) use page::{STYLE, page};
 pub(crate) use recommend::recommend;
 #[cfg(test)]
 pub(crate) use schema::matches_schema;
-pub(crate) use table::{check_kind, grid, table};
+pub(crate) use table::{Details, check_kind, grid, table};
 
 #[cfg(test)]
 pub(crate) mod tests {
@@ -68,6 +73,7 @@ pub(crate) mod tests {
             cpus: 1,
             hv: modes::hv(mode).into(),
             shadow_vmcs: mode.shadow_vmcs(),
+            runs: None,
             outcome,
         }
     }

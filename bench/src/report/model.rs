@@ -82,6 +82,9 @@ pub(crate) struct Environment {
     pub(crate) lab: Option<String>,
     /// The host CPUs that the vCPUs were bound to, the boot vCPU's first; none if they were not.
     pub(crate) pinned_to: Vec<u32>,
+    /// How exact the host's timers are: 1 ns with high-resolution timers, else its tick.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) timer_resolution_ns: Option<u64>,
 }
 
 /// What runs as L1.
@@ -145,6 +148,9 @@ pub(crate) struct Entry {
     pub(crate) hv: String,
     /// The host's `enable_shadow_vmcs`, where it matters.
     pub(crate) shadow_vmcs: Option<bool>,
+    /// How many results of l2probe it is made of, each from a run of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) runs: Option<u32>,
     /// What came of it.
     #[serde(flatten)]
     pub(crate) outcome: Outcome,
@@ -227,7 +233,8 @@ pub(crate) struct Part {
     pub(crate) rounds: Vec<String>,
 }
 
-/// A histogram in figures.
+/// A histogram in figures. Quantiles are the highest value of their bucket, as in other HDR tools; the least and the greatest
+/// value are the ends of the range, and the mean is that of the buckets' middles.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[allow(missing_docs, reason = "names of statistics")]
 pub(crate) struct Summary {
@@ -264,22 +271,16 @@ impl Part {
         rounds: &[Vec<u64>],
         unit: &Unit,
     ) -> Result<Option<Self>, HistogramError> {
-        let filled = rounds.iter().map(|round| {
-            let (histogram, out_of_range) = histogram::of(round.iter().copied());
-            let text = histogram::encode(&histogram)?;
-            Ok((histogram, out_of_range, text))
-        });
-        let filled = filled.collect::<Result<Vec<_>, HistogramError>>()?;
-        let all = histogram::sum(filled.iter().map(|(histogram, ..)| histogram))?;
-        if all.is_empty() {
-            return Ok(None);
-        }
-        let sorted = bootstrap::Rounds::of_samples(rounds);
-        Ok(Some(Self {
-            summary: Summary::of(&all, unit),
-            p50_ci: sorted.median_interval().map(in_units(unit)),
-            out_of_range: filled.iter().map(|(_, out_of_range, _)| out_of_range).sum(),
-            rounds: filled.into_iter().map(|(.., text)| text).collect(),
+        let filled = rounds
+            .iter()
+            .map(|round| histogram::of(round.iter().copied()));
+        let (filled, out_of_range): (Vec<_>, Vec<u64>) = filled.unzip();
+        let text = filled.iter().map(histogram::encode);
+        let text = text.collect::<Result<Vec<_>, _>>()?;
+        let part = Self::of_histograms(&filled, text, unit)?;
+        Ok(part.map(|part| Self {
+            out_of_range: out_of_range.iter().sum(),
+            ..part
         }))
     }
 
@@ -290,22 +291,51 @@ impl Part {
     ) -> Result<Option<Self>, HistogramError> {
         let decoded = rounds.iter().map(|text| histogram::decode(text));
         let decoded = decoded.collect::<Result<Vec<_>, _>>()?;
-        let all = histogram::sum(&decoded)?;
+        Self::of_histograms(&decoded, rounds, unit)
+    }
+
+    /// The same from runs of several rounds each. Rounds of one run have more in common than those of two, so that the
+    /// median's interval is over runs, and over rounds only if there is one run.
+    pub(crate) fn of_runs(
+        runs: Vec<Vec<String>>,
+        unit: &Unit,
+    ) -> Result<Option<Self>, HistogramError> {
+        if runs.len() < 2 {
+            return Self::of_encoded(runs.concat(), unit);
+        }
+        let decoded = runs.iter().map(|rounds| {
+            let rounds = rounds.iter().map(|text| histogram::decode(text));
+            histogram::sum(&rounds.collect::<Result<Vec<_>, _>>()?)
+        });
+        let decoded = decoded.collect::<Result<Vec<_>, _>>()?;
+        Self::of_histograms(&decoded, runs.concat(), unit)
+    }
+
+    fn of_histograms(
+        clusters: &[Histogram<u64>],
+        rounds: Vec<String>,
+        unit: &Unit,
+    ) -> Result<Option<Self>, HistogramError> {
+        let all = histogram::sum(clusters)?;
         if all.is_empty() {
             return Ok(None);
         }
-        let sorted = bootstrap::Rounds::of_histograms(&decoded);
+        let interval = bootstrap::Rounds::of_histograms(clusters).median_interval();
         Ok(Some(Self {
             summary: Summary::of(&all, unit),
-            p50_ci: sorted.median_interval().map(in_units(unit)),
+            p50_ci: interval.map(|ends| ends.map(|ticks| ticks as f64 / unit.ticks)),
             out_of_range: 0,
             rounds,
         }))
     }
-}
 
-fn in_units(unit: &Unit) -> impl Fn([u64; 2]) -> [f64; 2] {
-    |interval| interval.map(|ticks| ticks as f64 / unit.ticks)
+    /// The median's 95 % interval, which contains the median. Reports of earlier versions took the interval from samples and
+    /// the median from their histogram, so that the median could lie beside it. `None` if it is not known.
+    pub(crate) fn interval(&self) -> Option<[f64; 2]> {
+        let [low, high] = self.p50_ci?;
+        let p50 = self.summary.p50;
+        (low <= high).then(|| [low.min(p50), high.max(p50)])
+    }
 }
 
 /// What a Linux L1 said of itself.
@@ -330,6 +360,31 @@ pub(crate) struct Recommendation {
     pub(crate) text: String,
     /// The rule that made it.
     pub(crate) rule: String,
+    /// What it is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) question: Option<String>,
+    /// Whose figures it is made from, as in file names and tags.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) l1: Option<String>,
+    /// The answer in one word.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) answer: Option<Answer>,
+}
+
+/// The answer to whether something is worth having.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Answer {
+    /// It only gains.
+    Gain,
+    /// It only costs.
+    Cost,
+    /// It gains in some kinds of exits and costs in others.
+    Depends,
+    /// It makes no difference.
+    NoDifference,
+    /// The figures do not support an answer.
+    Undecided,
 }
 
 impl Report {

@@ -8,13 +8,16 @@ use std::fmt::Write as _;
 use hypernest_nested::l2exit::Mode;
 use serde_json::{Value, json};
 
+use super::comparison::{Comparison, Finding, Reason};
 use super::distribution::Distribution;
 use super::groups::{Group, PARTS, groups, in_words, number};
 use super::heading;
+use super::left_out::left_out;
 use super::markup::{escape, script_json};
 use super::model::{ALL_KINDS, Measured, Outcome, Part, Report};
 use super::svg::stroke;
 use super::table::by_count;
+use super::verdict::{decided_by_ticks, verdicts};
 use crate::histogram::HistogramError;
 use crate::l2_exit::modes::title;
 use crate::unit::Unit;
@@ -53,6 +56,7 @@ fn write_page(
         mode_styles()
     )?;
     writeln!(out, "<header>\n<h1>What an exit of L2 costs</h1>")?;
+    answers(report, out)?;
     for line in heading::lines(report) {
         writeln!(out, "<p class=\"soft\">{}</p>", escape(&line))?;
     }
@@ -66,13 +70,13 @@ fn write_page(
         writeln!(out, "<p class=\"warning\">{}</p>", escape(warning))?;
     }
     writeln!(out, "</header>\n<main>")?;
-    advice(report, out)?;
     for (number, group) in drawn.iter().enumerate() {
         matrix(number, group, &report.unit, out)?;
     }
     if !drawn.is_empty() {
         out.push_str(CHOSEN);
     }
+    advice(report, out)?;
     failures(groups, out)?;
     environment(report, out)?;
     writeln!(
@@ -94,6 +98,7 @@ const CHOSEN: &str = r#"<section id="chosen">
 <div class="choice" id="modes" role="group" aria-label="Modes that are shown"></div>
 <p class="hint">Drag over a plot to look closer; once it is chosen, the wheel, + and - zoom, arrows move, 0 or a double click shows all again.</p>
 <div class="plots" id="plots"></div>
+<p class="soft" id="no-parts" hidden>Of this kind only the parts shown were measured.</p>
 <h3>Host exits for each exit of L2, by reason</h3>
 <div id="exits"></div>
 <h3>In figures</h3>
@@ -115,23 +120,53 @@ fn mode_styles() -> String {
     format!("{light}@media (prefers-color-scheme: dark) {{\n{dark}}}\n")
 }
 
+/// The short answers, before anything else.
+fn answers(report: &Report, out: &mut String) -> std::fmt::Result {
+    let (verdicts, ticks) = (verdicts(report), decided_by_ticks(report));
+    if verdicts.is_empty() && ticks.is_empty() {
+        return Ok(());
+    }
+    writeln!(out, "<ul class=\"advice\">")?;
+    for verdict in verdicts {
+        let why = verdict.why.map_or_else(String::new, |why| {
+            format!("<br><span class=\"soft\">{}</span>", escape(&why))
+        });
+        writeln!(
+            out,
+            "<li><b>{}</b>: {}{why}</li>",
+            escape(&verdict.subject),
+            escape(&verdict.text)
+        )?;
+    }
+    if !ticks.is_empty() {
+        writeln!(
+            out,
+            "<li class=\"soft\">no answer from {}: {}</li>",
+            escape(&ticks.join(", ")),
+            Reason::Ticks.text()
+        )?;
+    }
+    writeln!(out, "</ul>")
+}
+
+/// Each answer with its rule, folded.
 fn advice(report: &Report, out: &mut String) -> std::fmt::Result {
     if report.recommendations.is_empty() {
         return Ok(());
     }
     writeln!(
         out,
-        "<section>\n<h2>What follows</h2>\n<ul class=\"advice\">"
+        "<section>\n<h2>What follows</h2>\n<details><summary>each answer with all its ratios and its rule</summary>\n<ul class=\"advice\">"
     )?;
     for recommendation in &report.recommendations {
         writeln!(
             out,
-            "<li>{}<details><summary>by which rule</summary><p class=\"soft\">{}</p></details></li>",
+            "<li>{}<p class=\"soft\">{}</p></li>",
             escape(&recommendation.text),
             escape(&recommendation.rule)
         )?;
     }
-    writeln!(out, "</ul>\n</section>")
+    writeln!(out, "</ul>\n</details>\n</section>")
 }
 
 fn matrix(number: usize, group: &Group<'_>, unit: &Unit, out: &mut String) -> std::fmt::Result {
@@ -154,7 +189,7 @@ fn matrix(number: usize, group: &Group<'_>, unit: &Unit, out: &mut String) -> st
         writeln!(
             out,
             "<th scope=\"col\" title=\"{}\">{mode}</th>",
-            escape(title(*mode))
+            escape(title(group.l1, *mode))
         )?;
     }
     writeln!(out, "</tr></thead>\n<tbody>")?;
@@ -187,13 +222,23 @@ fn cell(group: &Group<'_>, mode: Mode, kind: &str) -> String {
     } else {
         ""
     };
+    let baseline = group.baseline().filter(|baseline| *baseline != mode);
+    let compared = baseline.and_then(|baseline| Comparison::of(group, mode, baseline, kind));
     let ratio = group.ratio(mode, kind).map_or_else(String::new, |ratio| {
-        let (class, arrow) = match ratio {
-            ratio if ratio <= 0.97 => (" less", "▾"),
-            ratio if ratio >= 1.03 => (" more", "▴"),
-            _ => ("", ""),
+        let (class, arrow, why) = match compared.map(|compared| compared.finding) {
+            Some(Finding::Gain) => (" less", "▾", ""),
+            Some(Finding::Cost) => (" more", "▴", ""),
+            Some(Finding::Undecided(reason)) => (" unsure", "?", reason.text()),
+            Some(Finding::Same) | None => ("", "", ""),
         };
-        format!("<span class=\"ratio{class}\">{arrow}{ratio:.2}x</span>")
+        let hint = match compared.and_then(|compared| compared.ratio.interval) {
+            Some([low, high]) => format!("95 % interval {low:.3} to {high:.3}. {why}"),
+            None => why.to_owned(),
+        };
+        format!(
+            "<span class=\"ratio{class}\" title=\"{}\">{arrow}{ratio:.2}x</span>",
+            escape(hint.trim_end())
+        )
     });
     let exits = measured
         .host_exits_per_l2_exit
@@ -207,33 +252,41 @@ fn cell(group: &Group<'_>, mode: Mode, kind: &str) -> String {
 fn failures(groups: &[Group<'_>], out: &mut String) -> std::fmt::Result {
     let mut items = String::new();
     for entry in groups.iter().flat_map(|group| group.entries()) {
+        let Outcome::Failed { why, console, .. } = &entry.outcome else {
+            continue;
+        };
         let kind = match entry.kind.as_str() {
             ALL_KINDS => "",
             kind => kind,
         };
         let what = format!("{} {} {kind}", entry.l1.name(), entry.mode);
-        let what = escape(what.trim_end());
-        match &entry.outcome {
-            Outcome::Measured(_) => {}
-            Outcome::LeftOut { why } => {
-                writeln!(items, "<li><b>{what}</b>: left out: {}</li>", escape(why))?;
-            }
-            Outcome::Failed { why, console, .. } => {
-                write!(
-                    items,
-                    "<li><b>{what}</b>: <span class=\"failed\">failed</span>: {}",
-                    escape(why)
-                )?;
-                if !console.is_empty() {
-                    write!(
-                        items,
-                        "<details><summary>the end of L1's console</summary><pre>{}</pre></details>",
-                        escape(console)
-                    )?;
-                }
-                writeln!(items, "</li>")?;
-            }
+        write!(
+            items,
+            "<li><b>{}</b>: <span class=\"failed\">failed</span>: {}",
+            escape(what.trim_end()),
+            escape(why)
+        )?;
+        if !console.is_empty() {
+            write!(
+                items,
+                "<details><summary>the end of L1's console</summary><pre>{}</pre></details>",
+                escape(console)
+            )?;
         }
+        writeln!(items, "</li>")?;
+    }
+    for one in left_out(groups) {
+        let kinds = match one.kinds.as_slice() {
+            [] => String::new(),
+            kinds => format!(" ({})", escape(&kinds.join(", "))),
+        };
+        writeln!(
+            items,
+            "<li><b>{}</b>: {}{kinds}: left out: {}</li>",
+            escape(&one.groups.join(", ")),
+            one.modes(),
+            escape(one.why)
+        )?;
     }
     if items.is_empty() {
         return Ok(());
@@ -281,19 +334,25 @@ fn environment(report: &Report, out: &mut String) -> std::fmt::Result {
     for (vulnerability, mitigation) in &environment.mitigations {
         facts.push((vulnerability.clone(), mitigation.clone()));
     }
-    for facts_of_l1 in said(report) {
-        facts.push(facts_of_l1);
-    }
     writeln!(out, "<section>\n<h2>Where it ran</h2>\n<dl>")?;
     for (name, value) in facts {
         writeln!(out, "<dt>{}</dt><dd>{}</dd>", escape(&name), escape(&value))?;
     }
-    writeln!(out, "</dl>\n</section>")
+    writeln!(out, "</dl>")?;
+    for (modes, lines) in said(report) {
+        writeln!(
+            out,
+            "<details><summary>what L1 reported of itself: {}</summary><pre>{}</pre></details>",
+            escape(&modes.join(", ")),
+            escape(&lines.join("\n"))
+        )?;
+    }
+    writeln!(out, "</section>")
 }
 
-/// What Linux L1s said of themselves, each line once.
-fn said(report: &Report) -> Vec<(String, String)> {
-    let mut lines: Vec<(String, String)> = Vec::new();
+/// What Linux L1s reported of themselves, by the modes that reported the same.
+fn said(report: &Report) -> Vec<(Vec<&'static str>, Vec<String>)> {
+    let mut all: Vec<(Vec<&'static str>, Vec<String>)> = Vec::new();
     for entry in &report.results {
         let Some(facts) = entry.measured().and_then(|m| m.facts.as_ref()) else {
             continue;
@@ -302,15 +361,16 @@ fn said(report: &Report) -> Vec<(String, String)> {
             "Linux {}, clocksource {}, command line: {}",
             facts.kernel, facts.clocksource, facts.command_line
         );
-        let heard = facts.log.iter().chain(&facts.kvm_log).cloned();
-        for line in std::iter::once(own).chain(heard) {
-            let line = (format!("L1, {}", entry.mode), line);
-            if !lines.contains(&line) {
-                lines.push(line);
-            }
+        let log = facts.log.iter().chain(&facts.kvm_log).cloned();
+        let lines: Vec<String> = std::iter::once(own).chain(log).collect();
+        let mode = entry.mode.name();
+        match all.iter_mut().find(|(_, other)| *other == lines) {
+            Some((modes, _)) if modes.contains(&mode) => {}
+            Some((modes, _)) => modes.push(mode),
+            None => all.push((vec![mode], lines)),
         }
     }
-    lines
+    all
 }
 
 /// What page.js draws.
@@ -333,7 +393,7 @@ fn figures(groups: &[&Group<'_>], report: &Report) -> Result<Value, HistogramErr
             let named = |name: &str, title: &str| json!({ "name": name, "title": title });
             Ok(json!({
                 "title": group.title(),
-                "modes": modes.iter().map(|m| named(m.name(), title(*m))).collect::<Vec<_>>(),
+                "modes": modes.iter().map(|m| named(m.name(), title(group.l1, *m))).collect::<Vec<_>>(),
                 "kinds": kinds.iter().map(|k| json!({ "name": k, "words": in_words(k) })).collect::<Vec<_>>(),
                 "cells": cells?,
             }))
@@ -364,7 +424,7 @@ fn figures_of_part(part: &Part, unit: &Unit) -> Result<Value, HistogramError> {
     let summary = &part.summary;
     Ok(json!({
         "n": summary.samples, "min": summary.min, "p50": summary.p50, "p90": summary.p90, "p99": summary.p99,
-        "p99_9": summary.p99_9, "max": summary.max, "mean": summary.mean, "ci": part.p50_ci, "steps": steps,
+        "p99_9": summary.p99_9, "max": summary.max, "mean": summary.mean, "ci": part.interval(), "steps": steps,
     }))
 }
 
@@ -390,10 +450,13 @@ mod tests {
         for part in [
             "default-src 'none'",
             "<button type=\"button\" data-group=\"0\" data-kind=\"0\" title=\"CPUID exits\">cpuid</button>",
-            "<span class=\"ratio less\">▾0.55x</span><span class=\"exits\">13.2</span>",
-            "by which rule",
+            "\">▾0.55x</span><span class=\"exits\">13.2</span>",
+            "<span class=\"ratio less\" title=\"95 % interval 0.5",
+            "<b>hv-evmcs, without shadow VMCS</b>: use it (micro 0.55x",
+            "<summary>each answer with all its ratios and its rule</summary>",
             "the CPU&#39;s frequency is not fixed",
-            "<b>micro svm cpuid</b>: left out: SVM is AMD&#39;s",
+            "<b>micro</b>: svm (cpuid): left out: SVM is AMD&#39;s",
+            "<details><summary>what L1 reported of itself: evmcs</summary><pre>Linux 6.12.0-test",
             "<pre>Kernel panic\nend</pre>",
             "<dt>meltdown</dt><dd>Not affected</dd>",
             "<dt>kvm_intel</dt><dd>nested=Y</dd>",

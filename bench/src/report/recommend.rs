@@ -1,238 +1,319 @@
-//! What follows from the figures, in words, with the rule that made them.
+//! What the figures support, question by question, in words, with the rule.
 
 use hypernest_nested::l2exit::Mode;
 
-use super::groups::{Group, groups, in_words, ratio};
-use super::model::{Measured, Recommendation, Report};
+use super::comparison::{BETWEEN_STARTS, Comparison, Finding, MIN_SAMPLES, NOTABLE, Reason};
+use super::groups::{Group, groups, in_words};
+use super::model::{Answer, L1, Recommendation, Report};
 use crate::unit::Unit;
 
-/// Smaller differences are not worth a word.
-const NOTABLE: f64 = 0.03;
-/// The least samples of a median that is believed.
-const LEAST_SAMPLES: u64 = 30;
 /// Kinds that a sentence names; the rule has them all.
 const NAMED: usize = 4;
 
 /// A question, and the two modes that answer it.
-struct Question {
+pub(super) struct Question {
     /// What it is about.
-    what: &'static str,
-    with: Mode,
+    about: About,
+    /// The first of these that was measured.
+    with: &'static [Mode],
     without: Mode,
-    /// Said if it only gains.
-    gains: &'static str,
-    /// Said if it only costs.
-    costs: &'static str,
-    /// Said if it makes no difference.
-    same: &'static str,
+    /// The answers.
+    pub(super) words: Words,
 }
 
-const USE: [&str; 3] = ["use it", "leave it out", "makes no difference here"];
-const SHADOW: [&str; 3] = [
-    "leave it on (kvm_intel.enable_shadow_vmcs=1)",
-    "switch it off (kvm_intel.enable_shadow_vmcs=0)",
-    "makes no difference here",
-];
-const OFFER: [&str; 3] = ["gains even so", "costs you", "costs nothing here"];
+enum About {
+    /// The feature and the circumstances, in words.
+    Fixed(&'static str),
+    /// Everything that the mode offers with an enlightened VMCS, in these circumstances.
+    Evmcs(&'static str),
+}
 
-const fn question(
-    what: &'static str,
-    with: Mode,
-    without: Mode,
-    [gains, costs, same]: [&'static str; 3],
-) -> Question {
+/// How the answers read.
+pub(super) struct Words {
+    pub(super) gains: &'static str,
+    pub(super) costs: &'static str,
+    pub(super) same: &'static str,
+}
+
+const USE: Words = Words {
+    gains: "use it",
+    costs: "leave it out",
+    same: "makes no difference here",
+};
+const SHADOW: Words = Words {
+    gains: "leave it on (kvm_intel.enable_shadow_vmcs=1)",
+    costs: "switch it off (kvm_intel.enable_shadow_vmcs=0)",
+    same: "makes no difference here",
+};
+const OFFER: Words = Words {
+    gains: "gains even so",
+    costs: "costs you",
+    same: "costs nothing here",
+};
+
+/// Alone if that was measured, since the others have questions of their own then.
+const EVMCS: &[Mode] = &[Mode::Evmcs, Mode::EvmcsEmsr, Mode::EvmcsDirectFlush];
+
+const fn question(about: About, with: &'static [Mode], without: Mode, words: Words) -> Question {
     Question {
-        what,
+        about,
         with,
         without,
-        gains,
-        costs,
-        same,
+        words,
     }
 }
 
-const QUESTIONS: [Question; 9] = [
+/// The main question comes first.
+pub(super) const QUESTIONS: [Question; 9] = [
     question(
-        "hv-evmcs, where the host has no shadow VMCS",
-        Mode::Evmcs,
+        About::Evmcs("without shadow VMCS"),
+        EVMCS,
         Mode::Classic,
         USE,
     ),
     question(
-        "hv-evmcs, where the host shadows the VMCS",
-        Mode::Evmcs,
+        About::Evmcs("against shadow VMCS"),
+        EVMCS,
         Mode::ClassicShadow,
         USE,
     ),
     question(
-        "hv-emsr-bitmap, with hv-evmcs",
-        Mode::EvmcsEmsr,
+        About::Fixed("hv-emsr-bitmap, with hv-evmcs"),
+        &[Mode::EvmcsEmsr],
         Mode::Evmcs,
         USE,
     ),
-    question("hv-emsr-bitmap", Mode::SvmEmsr, Mode::Svm, USE),
     question(
-        "hv-tlbflush-direct, with hv-evmcs",
-        Mode::EvmcsDirectFlush,
+        About::Fixed("hv-emsr-bitmap"),
+        &[Mode::SvmEmsr],
+        Mode::Svm,
+        USE,
+    ),
+    question(
+        About::Fixed("hv-tlbflush-direct, with hv-evmcs"),
+        &[Mode::EvmcsDirectFlush],
         Mode::Evmcs,
         USE,
     ),
-    question("hv-tlbflush-direct", Mode::SvmDirectFlush, Mode::Svm, USE),
     question(
-        "shadow VMCS, without hv-evmcs",
-        Mode::ClassicShadow,
+        About::Fixed("hv-tlbflush-direct"),
+        &[Mode::SvmDirectFlush],
+        Mode::Svm,
+        USE,
+    ),
+    question(
+        About::Fixed("shadow VMCS, without hv-evmcs"),
+        &[Mode::ClassicShadow],
         Mode::Classic,
         SHADOW,
     ),
     question(
-        "offering hv-evmcs to an L1 that does not use it, without shadow VMCS",
-        Mode::Offered,
+        About::Fixed("hv-evmcs offered but not used, without shadow VMCS"),
+        &[Mode::Offered],
         Mode::Classic,
         OFFER,
     ),
     question(
-        "offering hv-evmcs to an L1 that does not use it, with shadow VMCS",
-        Mode::OfferedShadow,
+        About::Fixed("hv-evmcs offered but not used, with shadow VMCS"),
+        &[Mode::OfferedShadow],
         Mode::ClassicShadow,
         OFFER,
     ),
 ];
 
-/// A kind's median round trip with the feature in parts of that without it.
-#[derive(Clone, Copy, Debug)]
-struct Change<'a> {
-    kind: &'a str,
-    ratio: f64,
-    low: f64,
-    high: f64,
-    /// Host exits for each exit of L2, with and without.
-    exits: Option<(f64, f64)>,
+/// The answer of one group to a question.
+pub(super) struct Answered<'a> {
+    pub(super) group: &'a Group<'a>,
+    /// The question in words.
+    pub(super) subject: String,
+    pub(super) answer: Answer,
+    /// All kinds that were measured in both modes.
+    pub(super) comparisons: Vec<Comparison<'a>>,
+    with: Mode,
+    without: Mode,
 }
 
-/// What a change says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Says {
-    Gain,
-    Cost,
-    Same,
-    /// The intervals are too wide for any of these.
-    Nothing,
-}
-
-impl Change<'_> {
-    fn of<'a>(kind: &'a str, with: &Measured, without: &Measured) -> Option<Change<'a>> {
-        let (with_trip, without_trip) = (&with.parts.round_trip, &without.parts.round_trip);
-        let samples = with_trip.summary.samples.min(without_trip.summary.samples);
-        let ([a_low, a_high], [b_low, b_high]) = (with_trip.p50_ci?, without_trip.p50_ci?);
-        let change = Change {
-            kind,
-            ratio: ratio(with_trip.summary.p50, without_trip.summary.p50)?,
-            low: ratio(a_low, b_high)?,
-            high: ratio(a_high, b_low)?,
-            exits: with
-                .host_exits_per_l2_exit
-                .zip(without.host_exits_per_l2_exit),
-        };
-        (samples >= LEAST_SAMPLES && change.ratio > 0.0).then_some(change)
+impl<'a> Answered<'a> {
+    /// Those with a finding, the strongest first.
+    pub(super) fn those(&self, is: impl Fn(Finding) -> bool) -> Vec<Comparison<'a>> {
+        let with = self.comparisons.iter().copied();
+        let mut those: Vec<_> = with.filter(|c| is(c.finding)).collect();
+        let strength = |c: &Comparison<'_>| c.ratio.value.ln().abs();
+        those.sort_by(|a, b| strength(b).total_cmp(&strength(a)));
+        those
     }
+}
 
-    fn says(&self) -> Says {
-        if self.ratio <= 1.0 - NOTABLE && self.high < 1.0 {
-            Says::Gain
-        } else if self.ratio >= 1.0 + NOTABLE && self.low > 1.0 {
-            Says::Cost
-        } else if self.low > 1.0 - 2.0 * NOTABLE && self.high < 1.0 + 2.0 * NOTABLE {
-            Says::Same
-        } else {
-            Says::Nothing
+impl Question {
+    /// What the figures of `group` support; `None` if the two modes have no kind in common.
+    pub(super) fn answer<'a>(&self, group: &'a Group<'a>) -> Option<Answered<'a>> {
+        let kinds = group.kinds();
+        let of = |with: Mode| -> Vec<Comparison<'a>> {
+            let compared = kinds
+                .iter()
+                .map(|kind| Comparison::of(group, with, self.without, kind));
+            compared.flatten().collect()
+        };
+        let mut tried = self.with.iter().map(|&with| (with, of(with)));
+        let (with, comparisons) = tried.find(|(_, comparisons)| !comparisons.is_empty())?;
+        let has = |finding: Finding| comparisons.iter().any(|c| c.finding == finding);
+        let answer = match (has(Finding::Gain), has(Finding::Cost), has(Finding::Same)) {
+            (true, false, _) => Answer::Gain,
+            (false, true, _) => Answer::Cost,
+            (true, true, _) => Answer::Depends,
+            (false, false, true) => Answer::NoDifference,
+            (false, false, false) => Answer::Undecided,
+        };
+        let subject = match self.about {
+            About::Fixed(words) => words.to_owned(),
+            About::Evmcs(circumstances) => {
+                let more = match with {
+                    Mode::EvmcsEmsr => " with hv-emsr-bitmap",
+                    Mode::EvmcsDirectFlush => " with hv-tlbflush-direct",
+                    _ => "",
+                };
+                format!("hv-evmcs{more}, {circumstances}")
+            }
+        };
+        Some(Answered {
+            group,
+            subject,
+            answer,
+            comparisons,
+            with,
+            without: self.without,
+        })
+    }
+}
+
+impl Words {
+    /// An answer in words.
+    pub(super) fn of(&self, answer: Answer) -> &'static str {
+        match answer {
+            Answer::Gain => self.gains,
+            Answer::Cost => self.costs,
+            Answer::NoDifference => self.same,
+            Answer::Depends => "it depends on what your L1 does most",
+            Answer::Undecided => "undecided",
         }
     }
 }
 
-/// What the results support. A question whose modes were not both measured, or whose intervals are too wide, gets no answer.
+/// What the results support. A question whose modes were not both measured gets no answer; one whose figures allow more than one
+/// answer is undecided.
 pub(crate) fn recommend(report: &Report) -> Vec<Recommendation> {
     let groups = groups(report);
-    let several = groups
-        .iter()
-        .filter(|group| group.modes().len() > 1)
-        .count()
-        > 1;
-    groups
-        .iter()
-        .flat_map(|group| {
-            QUESTIONS
-                .iter()
-                .filter_map(move |question| answer(question, group, several, &report.unit))
-        })
-        .collect()
+    let with_figures = groups.iter().filter(|group| group.modes().len() > 1);
+    let several = with_figures.count() > 1;
+    let mut all = Vec::new();
+    for group in &groups {
+        for question in &QUESTIONS {
+            if let Some(answered) = question.answer(group) {
+                all.push(recommendation(question, &answered, several, &report.unit));
+            }
+        }
+    }
+    all
 }
 
-fn answer(
+fn recommendation(
     question: &Question,
-    group: &Group<'_>,
+    answered: &Answered<'_>,
     several: bool,
     unit: &Unit,
-) -> Option<Recommendation> {
-    let changes: Vec<Change<'_>> = group
-        .kinds()
-        .into_iter()
-        .filter_map(|kind| {
-            let with = group.complete(question.with, kind)?;
-            let without = group.complete(question.without, kind)?;
-            Change::of(kind, with, without)
-        })
-        .collect();
-    let those = |says: Says| -> Vec<Change<'_>> {
-        let mut those: Vec<_> = changes
-            .iter()
-            .copied()
-            .filter(|c| c.says() == says)
-            .collect();
-        those.sort_by(|a, b| a.ratio.ln().abs().total_cmp(&b.ratio.ln().abs()).reverse());
-        those
-    };
-    let (gains, costs, same) = (those(Says::Gain), those(Says::Cost), those(Says::Same));
-    let verdict = match (gains.is_empty(), costs.is_empty(), same.is_empty()) {
-        (false, true, _) => format!("{} — {}", question.gains, list(&gains)),
-        (true, false, _) => format!("{} — {}", question.costs, list(&costs)),
-        (false, false, _) => format!(
-            "it depends on what your L1 does most: gains {}; costs you {}",
-            list(&gains),
-            list(&costs)
-        ),
-        (true, true, false) => format!("{} — {}", question.same, list(&same)),
-        (true, true, true) => return None,
+) -> Recommendation {
+    let (gains, costs) = (
+        answered.those(|f| f == Finding::Gain),
+        answered.those(|f| f == Finding::Cost),
+    );
+    let word = question.words.of(answered.answer);
+    let verdict = match answered.answer {
+        Answer::Gain => format!("{word} — {}", list(&gains)),
+        Answer::Cost => format!("{word} — {}", list(&costs)),
+        Answer::Depends => format!("{word}: gains {}; costs you {}", list(&gains), list(&costs)),
+        Answer::NoDifference => {
+            format!("{word} — {}", list(&answered.those(|f| f == Finding::Same)))
+        }
+        Answer::Undecided => format!("{word} — {}", undecided(answered)),
     };
     let whose = if several {
-        format!(" [{}]", group.title())
+        format!(" [{}]", answered.group.title())
     } else {
         String::new()
     };
-    let all: Vec<_> = changes
-        .iter()
-        .map(|c| format!("{} {:.3} [{:.3}, {:.3}]", c.kind, c.ratio, c.low, c.high))
-        .collect();
-    Some(Recommendation {
-        text: format!("{}{whose}: {verdict}", question.what),
-        rule: format!(
-            "{} against {}, medians of round trips with the ratio's interval from both 95 % intervals: {}. A gain: at most {:.2}, interval \
-             below 1; a cost: at least {:.2}, interval above 1; the same: interval within {:.2} and {:.2}; else, or with fewer \
-             than {LEAST_SAMPLES} samples, no word. {}; in {}",
-            question.with.name(),
-            question.without.name(),
-            all.join(", "),
-            1.0 - NOTABLE,
-            1.0 + NOTABLE,
-            1.0 - 2.0 * NOTABLE,
-            1.0 + 2.0 * NOTABLE,
-            group.title(),
-            unit.name
-        ),
-    })
+    let subject = &answered.subject;
+    Recommendation {
+        text: format!("{subject}{whose}: {verdict}"),
+        rule: rule(answered, unit),
+        question: Some(subject.clone()),
+        l1: Some(answered.group.name()),
+        answer: Some(answered.answer),
+    }
 }
 
-/// `CPUID exits 0.56x (host exits 2.0 instead of 9.0), interrupts 0.90x and 3 more`.
-fn list(changes: &[Change<'_>]) -> String {
+fn rule(answered: &Answered<'_>, unit: &Unit) -> String {
+    let all: Vec<_> = answered
+        .comparisons
+        .iter()
+        .map(|c| match c.finding {
+            Finding::Undecided(reason) => {
+                format!("{} {} (undecided: {})", c.kind, c.ratio, reason.text())
+            }
+            _ => format!("{} {}", c.kind, c.ratio),
+        })
+        .collect();
+    let runs = match answered.group.l1 {
+        L1::Manual | L1::Image => format!(
+            "; with one run of each, a gain or cost of less than {:.0} % is undecided",
+            BETWEEN_STARTS * 100.0
+        ),
+        L1::Micro | L1::Linux => String::new(),
+    };
+    format!(
+        "{} against {}, medians of round trips with the ratio's interval from both 95 % intervals: {}. A gain: at most {:.2}, interval \
+         below 1; a cost: at least {:.2}, interval above 1; the same: interval within {:.2} and {:.2}; else, or with fewer \
+         than {MIN_SAMPLES} samples, undecided{runs}. {}; in {}",
+        answered.with.name(),
+        answered.without.name(),
+        all.join(", "),
+        1.0 - NOTABLE,
+        1.0 + NOTABLE,
+        1.0 - 2.0 * NOTABLE,
+        1.0 + 2.0 * NOTABLE,
+        answered.group.title(),
+        unit.name
+    )
+}
+
+/// `CPUID exits 1.051 [0.930, 1.180]: the interval is too wide: run more`.
+pub(super) fn undecided(answered: &Answered<'_>) -> String {
+    let mut parts: Vec<String> = Vec::new();
+    for reason in [
+        Reason::OneRun,
+        Reason::Wide,
+        Reason::FewSamples,
+        Reason::NoInterval,
+        Reason::Ticks,
+    ] {
+        let those = answered.those(|finding| finding == Finding::Undecided(reason));
+        if those.is_empty() {
+            continue;
+        }
+        let mut named: Vec<_> = those
+            .iter()
+            .take(NAMED)
+            .map(|c| format!("{} {}", in_words(c.kind), c.ratio))
+            .collect();
+        if those.len() > NAMED {
+            named.push(format!("and {} more kinds", those.len() - NAMED));
+        }
+        parts.push(format!("{}: {}", named.join(", "), reason.text()));
+    }
+    parts.join("; ")
+}
+
+/// `CPUID exits 0.56x (host exits 2.0 instead of 9.0), interrupts 0.90x and 3 more kinds`.
+fn list(changes: &[Comparison<'_>]) -> String {
     let mut parts: Vec<String> = changes
         .iter()
         .take(NAMED)
@@ -244,7 +325,11 @@ fn list(changes: &[Change<'_>]) -> String {
                 }
                 _ => String::new(),
             };
-            format!("{} {:.2}x{exits}", in_words(change.kind), change.ratio)
+            format!(
+                "{} {:.2}x{exits}",
+                in_words(change.kind),
+                change.ratio.value
+            )
         })
         .collect();
     if let Some(more) = changes.len().checked_sub(NAMED + 1) {
@@ -278,25 +363,32 @@ mod tests {
     #[test]
     fn one_kind_decides_by_ratio_and_interval() {
         for (with, within, wanted) in [
-            (560.0, 0.001, Some("use it — CPUID exits 0.56x")),
-            (1400.0, 0.001, Some("leave it out — CPUID exits 1.40x")),
-            (1000.0, 0.001, Some("makes no difference here")),
-            (980.0, 0.001, Some("makes no difference here")),
-            (969.0, 0.001, Some("use it")),
-            // Too wide for any word.
-            (900.0, 0.10, None),
-            (1100.0, 0.10, None),
-            (1000.0, 0.05, None),
-            (1000.0, f64::NAN, None),
+            (560.0, 0.001, "use it — CPUID exits 0.56x"),
+            (1400.0, 0.001, "leave it out — CPUID exits 1.40x"),
+            (1000.0, 0.001, "makes no difference here"),
+            (980.0, 0.001, "makes no difference here"),
+            (969.0, 0.001, "use it"),
+            // Too wide for any other word.
+            (
+                900.0,
+                0.10,
+                "undecided — CPUID exits 0.900 [0.736, 1.100]: the interval is too wide: run more",
+            ),
+            (1100.0, 0.10, "undecided"),
+            (1000.0, 0.05, "undecided — CPUID exits 1.000 [0.905, 1.105]"),
+            (
+                1000.0,
+                f64::NAN,
+                "undecided — CPUID exits 1.000: a median has no interval",
+            ),
         ] {
             let entries = [
                 known(Mode::Evmcs, "cpuid", with, within),
                 known(Mode::Classic, "cpuid", 1000.0, within),
             ];
-            match (texts(&entries).as_slice(), wanted) {
-                ([], None) => {}
-                ([text], Some(wanted)) => assert!(text.contains(wanted), "{text}"),
-                (texts, wanted) => panic!("{with} within {within}: {texts:?}, wanted {wanted:?}"),
+            match texts(&entries).as_slice() {
+                [text] => assert!(text.contains(wanted), "{text}"),
+                texts => panic!("{with} within {within}: {texts:?}, wanted {wanted:?}"),
             }
         }
     }
@@ -314,7 +406,7 @@ mod tests {
         assert_eq!(
             texts(&entries),
             [
-                "hv-evmcs, where the host has no shadow VMCS: it depends on what your L1 does most: gains CPUID exits 0.56x (host exits 5.6 instead of 10.0); costs you interrupts 1.40x (host exits 14.0 instead of 10.0)"
+                "hv-evmcs, without shadow VMCS: it depends on what your L1 does most: gains CPUID exits 0.56x (host exits 5.6 instead of 10.0); costs you interrupts 1.40x (host exits 14.0 instead of 10.0)"
             ]
         );
         let rule = &recommend(&report_of(entries.to_vec()))[0].rule;
@@ -338,7 +430,7 @@ mod tests {
                 Mode::Evmcs,
                 Mode::ClassicShadow,
                 true,
-                "where the host shadows the VMCS: use it",
+                "hv-evmcs, against shadow VMCS: use it",
             ),
             (
                 Mode::EvmcsEmsr,
@@ -374,13 +466,13 @@ mod tests {
                 Mode::Offered,
                 Mode::Classic,
                 false,
-                "without shadow VMCS: costs you — CPUID exits 2.00x",
+                "not used, without shadow VMCS: costs you — CPUID exits 2.00x",
             ),
             (
                 Mode::OfferedShadow,
                 Mode::ClassicShadow,
                 false,
-                "with shadow VMCS: costs you",
+                "not used, with shadow VMCS: costs you",
             ),
         ] {
             let p50 = if better { 500.0 } else { 2000.0 };
@@ -399,7 +491,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_said_without_data() {
+    fn without_figures_of_both_there_is_no_answer() {
         assert!(texts(&[]).is_empty());
         assert!(texts(&[known(Mode::Evmcs, "cpuid", 1.0, 0.0)]).is_empty());
         let with = known(Mode::Evmcs, "cpuid", 500.0, 0.0);
@@ -410,18 +502,39 @@ mod tests {
         let mut few = known(Mode::Classic, "cpuid", 1000.0, 0.0);
         let mut unsure = few.clone();
         if let Outcome::Measured(figures) = &mut few.outcome {
-            figures.parts.round_trip.summary.samples = LEAST_SAMPLES - 1;
+            figures.parts.round_trip.summary.samples = MIN_SAMPLES - 1;
         }
         if let Outcome::Measured(figures) = &mut unsure.outcome {
             figures.parts.round_trip.p50_ci = None;
         }
-        assert!(texts(&[with.clone(), few]).is_empty());
-        assert!(texts(&[with, unsure]).is_empty());
+        assert!(
+            texts(&[with.clone(), few])[0]
+                .contains("undecided — CPUID exits 0.500 [0.500, 0.500]: too few samples")
+        );
+        assert!(
+            texts(&[with, unsure])[0]
+                .contains("undecided — CPUID exits 0.500: a median has no interval")
+        );
+    }
+
+    #[test]
+    fn everything_offered_together_answers_where_nothing_else_was_measured() {
+        let classic = known(Mode::ClassicShadow, "cpuid", 1000.0, 0.0);
+        let all = known(Mode::EvmcsEmsr, "cpuid", 500.0, 0.0);
+        let wanted = "hv-evmcs with hv-emsr-bitmap, against shadow VMCS: use it";
+        let told = texts(&[classic.clone(), all.clone()]);
+        assert!(told.len() == 1 && told[0].starts_with(wanted), "{told:?}");
+        let told = texts(&[classic, all, known(Mode::Evmcs, "cpuid", 600.0, 0.0)]);
+        assert!(told[0].starts_with("hv-evmcs, against"), "{told:?}");
+        assert!(
+            told[1].starts_with("hv-emsr-bitmap, with hv-evmcs"),
+            "{told:?}"
+        );
     }
 
     #[test]
     fn long_lists_are_cut_short_and_the_strongest_come_first() {
-        let kinds = ["cpuid", "hypercall", "rdmsr", "wrmsr", "hlt", "ipi"];
+        let kinds = ["cpuid", "hypercall", "rdmsr", "wrmsr", "pause", "ipi"];
         let mut entries = Vec::new();
         for (kind, p50) in kinds
             .into_iter()

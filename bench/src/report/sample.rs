@@ -74,6 +74,7 @@ pub(crate) fn entry(mode: Mode, kind: &str, outcome: Outcome) -> Entry {
         cpus: 1,
         hv: "nested".into(),
         shadow_vmcs: None,
+        runs: None,
         outcome,
     }
 }
@@ -131,6 +132,7 @@ pub(crate) fn report_of(results: Vec<Entry>) -> Report {
             tsc_invariant: true,
             lab: None,
             pinned_to: vec![3],
+            timer_resolution_ns: None,
         },
         unit: unit(),
         interrupted: false,

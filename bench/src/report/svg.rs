@@ -90,7 +90,7 @@ fn draw(
     });
     let samples = lines.iter().map(|(_, line, _)| line.samples).max();
     let samples = samples.unwrap_or(1);
-    let value = Axis::of_values(least, most, BOTTOM, TOP);
+    let value = Axis::logarithmic(least, most, BOTTOM, TOP);
     let rank = Axis::linear(0.0, percentile(1.0, samples), LEFT, RIGHT);
     let unit = escape(&report.unit.name);
     let title = format!("Round trips of L2: {}", escape(&in_words(kind)));
@@ -115,9 +115,10 @@ fn draw(
         "<text x=\"{LEFT}\" y=\"28\" font-size=\"18\" font-weight=\"600\" fill=\"#111\">{title}</text>"
     )?;
     let host = &report.environment;
+    let lab = super::heading::emulated(host);
     let from = [
         group.title(),
-        format!("{}, Linux {}", host.cpu_model, host.kernel),
+        format!("{}, Linux {}{lab}", host.cpu_model, host.kernel),
     ];
     for (line, y) in from.iter().zip([47, 64]) {
         writeln!(
@@ -189,12 +190,10 @@ fn axes(value: &Axis, rank: &Axis, samples: u64, unit: &str, out: &mut String) -
     )
 }
 
-/// Beside the plot, the slowest on top as its line is.
+/// Beside the plot, in the order of modes, which is that of every plot and table.
 fn legend(lines: &Lines, out: &mut String) -> std::fmt::Result {
-    let mut sorted: Vec<_> = lines.iter().collect();
-    sorted.sort_by(|a, b| b.2.total_cmp(&a.2));
     let mut y = TOP + 8.0;
-    for (mode, line, p50) in sorted {
+    for (mode, line, p50) in lines {
         let Stroke { light, dashes, .. } = stroke(*mode);
         writeln!(
             out,
@@ -239,6 +238,24 @@ mod tests {
         assert!(!text.contains("NaN") && !text.contains("inf"), "{text}");
         let elsewhere = percentiles(&report, &groups[1], "interrupt").unwrap();
         assert_eq!(elsewhere, None);
+    }
+
+    #[test]
+    fn plots_are_alike_and_name_an_emulated_host() {
+        let mut report = report();
+        report.environment.lab = Some("intel".into());
+        let groups = groups(&report);
+        for kind in ["cpuid", "interrupt"] {
+            let text = percentiles(&report, &groups[0], kind).unwrap().unwrap();
+            let places = ["classic", "classic+shadow", "evmcs"]
+                .map(|mode| text.find(&format!("fill=\"#111\">{mode}<")).unwrap());
+            assert!(places.is_sorted(), "{kind}: {places:?}");
+            assert!(text.contains("ns, logarithmic</text>"), "{kind}");
+            assert!(
+                text.contains("A CPU, Linux 6.12 (emulated: the intel lab)"),
+                "{kind}"
+            );
+        }
     }
 
     #[test]

@@ -5,13 +5,17 @@ use std::fmt::Write as _;
 
 use hypernest_nested::l2exit::Mode;
 
+use super::comparison::Reason;
 use super::groups::{Group, PARTS, groups, number, plain, ratio};
 use super::heading;
+use super::left_out::left_out;
+use super::matrix::matrix;
 use super::model::{ALL_KINDS, Measured, Outcome, Part, Report};
+use super::verdict::{decided_by_ticks, verdicts};
 use crate::l2_exit::modes::title;
 
 /// Columns of the terminal that a line may take.
-const WIDTH: usize = 110;
+pub(super) const WIDTH: usize = 110;
 
 /// Whether the report has exits of `kind`.
 ///
@@ -37,16 +41,26 @@ pub(crate) fn check_kind(report: &Report, kind: &str) -> Result<(), String> {
     ))
 }
 
-/// The report as text. The parts of the round trip are shown for `kind`, or for the only one there is.
-pub(crate) fn table(report: &Report, kind: Option<&str>) -> String {
+/// What is shown beside the verdict and the matrices.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Details<'a> {
+    /// The parts of the round trip for this kind, and not only for the one kind that there is.
+    pub(crate) kind: Option<&'a str>,
+    /// Each answer with all its ratios and its rule.
+    pub(crate) explain: bool,
+}
+
+/// The report as text.
+pub(crate) fn table(report: &Report, details: Details<'_>) -> String {
     let mut text = String::new();
     // Writing to a string does not fail.
-    let _written = write_all(report, kind, &mut text);
+    let _written = write_all(report, details, &mut text);
     text
 }
 
-fn write_all(report: &Report, kind: Option<&str>, out: &mut String) -> std::fmt::Result {
+fn write_all(report: &Report, details: Details<'_>, out: &mut String) -> std::fmt::Result {
     writeln!(out, "What an exit of L2 costs")?;
+    write_verdicts(report, out)?;
     for line in heading::lines(report) {
         wrap(out, "", &plain(&line))?;
     }
@@ -60,14 +74,38 @@ fn write_all(report: &Report, kind: Option<&str>, out: &mut String) -> std::fmt:
         wrap(out, "warning: ", &plain(warning))?;
     }
     for group in groups(report) {
-        write_group(&group, kind, report, out)?;
+        write_group(&group, details.kind, report, out)?;
     }
-    if !report.recommendations.is_empty() {
-        writeln!(out, "\nWhat follows")?;
+    if report.recommendations.is_empty() {
+        return Ok(());
     }
+    if !details.explain {
+        return writeln!(
+            out,
+            "\n(--explain shows each answer with all its ratios and its rule)"
+        );
+    }
+    writeln!(out, "\nThe answers, L1 by L1")?;
     for recommendation in &report.recommendations {
         wrap(out, "- ", &plain(&recommendation.text))?;
         wrap(out, "  rule: ", &plain(&recommendation.rule))?;
+    }
+    Ok(())
+}
+
+/// The short answers, before anything else.
+fn write_verdicts(report: &Report, out: &mut String) -> std::fmt::Result {
+    for verdict in verdicts(report) {
+        let what = format!("- {}: ", verdict.subject);
+        wrap(out, &what, &plain(&verdict.text))?;
+        if let Some(why) = &verdict.why {
+            wrap(out, "  why: ", &plain(why))?;
+        }
+    }
+    let ticks = decided_by_ticks(report);
+    if !ticks.is_empty() {
+        let text = format!("{}: {}", plain(&ticks.join(", ")), Reason::Ticks.text());
+        wrap(out, "- no answer from ", &text)?;
     }
     Ok(())
 }
@@ -85,7 +123,7 @@ fn write_group(
     let (modes, kinds) = (group.modes(), group.kinds());
     let meanings: Vec<_> = modes
         .iter()
-        .map(|mode| format!("{mode}: {}", title(*mode)))
+        .map(|mode| format!("{mode}: {}", title(group.l1, *mode)))
         .collect();
     if !modes.is_empty() {
         wrap(out, "", &format!("{}.", meanings.join(". ")))?;
@@ -106,112 +144,8 @@ fn write_group(
         }
         None => {}
     }
-    left_out(group, out)?;
+    not_tried(group, out)?;
     failures(group, out)
-}
-
-/// Kinds by modes, in as many blocks as the width asks for.
-fn matrix(group: &Group<'_>, report: &Report, out: &mut String) -> std::fmt::Result {
-    let kinds = group.kinds();
-    let first = kinds.iter().map(|kind| plain(kind).chars().count()).max();
-    let first = first.unwrap_or(0);
-    let against = match group.baseline() {
-        Some(baseline) => format!(", its ratio to {}", baseline.name()),
-        None => String::new(),
-    };
-    writeln!(
-        out,
-        "each: median of the round trip in {}{against}, host exits for each exit of L2",
-        plain(&report.unit.name)
-    )?;
-    let columns: Vec<Column> = group
-        .modes()
-        .into_iter()
-        .map(|mode| Column::new(group, mode, &kinds))
-        .collect();
-    let mut rest = columns.as_slice();
-    while !rest.is_empty() {
-        let mut width = first;
-        let fits = rest.iter().take_while(|column| {
-            width += column.width + 3;
-            width <= WIDTH
-        });
-        let (block, later) = rest.split_at(fits.count().max(1));
-        rest = later;
-        let mut lines = vec![format!("\n{:first$}", "")];
-        lines.extend(kinds.iter().map(|kind| {
-            let kind = plain(kind);
-            // What stands for a control character is as wide as one.
-            format!("{kind:first$}")
-        }));
-        for column in block {
-            let cells = std::iter::once(&column.title).chain(&column.cells);
-            for (line, cell) in lines.iter_mut().zip(cells) {
-                let _written = write!(line, "   {cell:>width$}", width = column.width);
-            }
-        }
-        for line in lines {
-            writeln!(out, "{}", line.trim_end_matches(' '))?;
-        }
-    }
-    if kinds
-        .iter()
-        .any(|kind| group.modes().iter().any(|mode| group.failed(*mode, kind)))
-    {
-        writeln!(out, "!: it failed later; these are the figures up to then")?;
-    }
-    Ok(())
-}
-
-/// A mode's column.
-struct Column {
-    title: String,
-    cells: Vec<String>,
-    width: usize,
-}
-
-impl Column {
-    fn new(group: &Group<'_>, mode: Mode, kinds: &[&str]) -> Self {
-        let cells = kinds.iter().map(|kind| {
-            let Some(measured) = group.measured(mode, kind) else {
-                let why = if group.failed(mode, kind) {
-                    "FAILED"
-                } else {
-                    "-"
-                };
-                return [why.to_owned(), String::new(), String::new()];
-            };
-            let failed = if group.failed(mode, kind) { "!" } else { "" };
-            let ratio = group.ratio(mode, kind);
-            let exits = measured.host_exits_per_l2_exit;
-            [
-                format!("{failed}{}", number(measured.parts.round_trip.summary.p50)),
-                ratio.map_or_else(String::new, |ratio| format!("{ratio:.2}x")),
-                exits.map_or_else(String::new, |exits| format!("{exits:.1}")),
-            ]
-        });
-        let cells: Vec<[String; 3]> = cells.collect();
-        let width = |index: usize| cells.iter().map(|cell| cell[index].len()).max();
-        let widths = [0, 1, 2].map(|index| width(index).unwrap_or(0));
-        let cells: Vec<String> = cells
-            .iter()
-            .map(|[p50, ratio, exits]| {
-                format!(
-                    "{p50:>a$} {ratio:>b$} {exits:>c$}",
-                    a = widths[0],
-                    b = widths[1],
-                    c = widths[2]
-                )
-            })
-            .collect();
-        let title = mode.name().to_owned();
-        let width = cells.iter().map(String::len).max().unwrap_or(0);
-        Self {
-            width: width.max(title.len()),
-            title,
-            cells,
-        }
-    }
 }
 
 /// Where the time of one kind goes.
@@ -299,9 +233,9 @@ fn write_parts(group: &Group<'_>, kind: &str, unit: &str, out: &mut String) -> s
 
 /// How far the median's interval reaches to the farther side.
 pub(crate) fn spread(part: &Part) -> Option<String> {
-    let ([low, high], p50) = (part.p50_ci?, part.summary.p50);
+    let ([low, high], p50) = (part.interval()?, part.summary.p50);
     let far = ratio((high - p50).max(p50 - low), p50)?;
-    Some(format!("±{:.2} %", far.max(0.0) * 100.0))
+    Some(format!("±{:.2} %", far * 100.0))
 }
 
 /// Reasons, the most frequent first.
@@ -356,35 +290,14 @@ fn said(group: &Group<'_>) -> Vec<String> {
 }
 
 /// What was not tried, a line for each reason.
-fn left_out(group: &Group<'_>, out: &mut String) -> std::fmt::Result {
-    let mut reasons: Vec<(Mode, &str, Vec<&str>)> = Vec::new();
-    for entry in group.entries() {
-        let Outcome::LeftOut { why } = &entry.outcome else {
-            continue;
+fn not_tried(group: &Group<'_>, out: &mut String) -> std::fmt::Result {
+    for one in left_out(std::slice::from_ref(group)) {
+        let kinds = match one.kinds.as_slice() {
+            [] => String::new(),
+            kinds => format!(" ({})", plain(&kinds.join(", "))),
         };
-        let same = reasons
-            .iter_mut()
-            .find(|(mode, reason, _)| *mode == entry.mode && reason == why);
-        match same {
-            Some((_, _, kinds)) => kinds.push(&entry.kind),
-            None => reasons.push((entry.mode, why, vec![&entry.kind])),
-        }
-    }
-    // Modes that lack the same for the same kinds share a line.
-    let mut lines: Vec<(String, Vec<&str>)> = Vec::new();
-    for (mode, why, kinds) in reasons {
-        let text = if kinds.contains(&ALL_KINDS) {
-            plain(why).into_owned()
-        } else {
-            format!("{} ({})", plain(why), plain(&kinds.join(", ")))
-        };
-        match lines.iter_mut().find(|(known, _)| *known == text) {
-            Some((_, modes)) => modes.push(mode.name()),
-            None => lines.push((text, vec![mode.name()])),
-        }
-    }
-    for (text, modes) in lines {
-        wrap(out, &format!("{}: left out: ", modes.join(", ")), &text)?;
+        let what = format!("{}: left out: ", one.modes());
+        wrap(out, &what, &format!("{}{kinds}", plain(one.why)))?;
     }
     Ok(())
 }
@@ -436,15 +349,33 @@ mod tests {
     use crate::report::model::Recommendation;
     use crate::report::sample::{figures, measured, report, report_of};
 
+    fn of_kind(kind: &str) -> Details<'_> {
+        Details {
+            kind: Some(kind),
+            explain: false,
+        }
+    }
+
+    fn recommendation(text: &str, rule: &str) -> Recommendation {
+        Recommendation {
+            text: text.to_owned(),
+            rule: rule.to_owned(),
+            question: None,
+            l1: None,
+            answer: None,
+        }
+    }
+
     #[test]
     fn everything_is_said() {
         let mut report = report();
         report.interrupted = true;
-        report.recommendations = vec![Recommendation {
-            text: "hv-evmcs: use it".into(),
-            rule: "a rule".into(),
-        }];
-        let text = table(&report, Some("cpuid"));
+        report.recommendations = vec![recommendation("hv-evmcs: use it", "a rule")];
+        let details = Details {
+            kind: Some("cpuid"),
+            explain: true,
+        };
+        let text = table(&report, details);
         for part in [
             "6.12 on A CPU",
             "unit: ns (the TSC ticks at 2000000 kHz)",
@@ -467,7 +398,7 @@ mod tests {
 
     #[test]
     fn the_matrix_lines_up_and_says_what_is_missing() {
-        let text = table(&report(), None);
+        let text = table(&report(), Details::default());
         let lines: Vec<_> = text
             .lines()
             .skip_while(|line| !line.ends_with("evmcs"))
@@ -482,11 +413,55 @@ mod tests {
         let cpuid = columns(lines[1]);
         assert_eq!(cpuid[0], "cpuid");
         assert_eq!(cpuid[2..4], ["1.00x", "24.0"]);
-        assert_eq!(cpuid[8..], ["0.55x", "13.2"]);
+        assert_eq!(cpuid[10..], ["0.55x", "[0.55,", "0.55]", "13.2"]);
         assert_eq!(columns(lines[2])[..2], ["hlt", "FAILED"]);
         assert_eq!(columns(lines[2])[2], "-");
         assert!(columns(lines[2])[3].starts_with('!'), "{text}");
         assert_eq!(lines[0].len(), lines[1].len(), "{text}");
+    }
+
+    #[test]
+    fn the_verdict_comes_first_and_rules_only_when_asked_for() {
+        let mut report = report();
+        report.recommendations = crate::report::recommend(&report);
+        let text = table(&report, Details::default());
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!(lines[0], "What an exit of L2 costs");
+        assert!(
+            lines[1].starts_with("- hv-evmcs, without shadow VMCS: use it ("),
+            "{text}"
+        );
+        assert!(
+            !text.contains("rule: ") && text.contains("(--explain shows"),
+            "{text}"
+        );
+        let explained = Details {
+            kind: None,
+            explain: true,
+        };
+        let text = table(&report, explained);
+        assert!(text.contains("\n  rule: evmcs against classic"), "{text}");
+    }
+
+    #[test]
+    fn ratios_that_the_figures_do_not_support_are_marked() {
+        let mut entries = vec![
+            measured(Mode::Classic, "cpuid", 1000.0),
+            measured(Mode::Evmcs, "cpuid", 1050.0),
+        ];
+        for entry in &mut entries {
+            let Outcome::Measured(figures) = &mut entry.outcome else {
+                continue;
+            };
+            let trip = &mut figures.parts.round_trip;
+            trip.p50_ci = Some([trip.summary.p50 * 0.9, trip.summary.p50 * 1.1]);
+        }
+        let text = table(&report_of(entries), Details::default());
+        assert!(text.contains("1.05x? [0.86, 1.28]"), "{text}");
+        assert!(
+            text.contains("?: the figures do not support this difference"),
+            "{text}"
+        );
     }
 
     #[test]
@@ -495,11 +470,12 @@ mod tests {
             ["cpuid", "second-level-fault", "hlt"].map(|kind| measured(*mode, kind, 12_345_678.0))
         });
         let mut report = report_of(entries.collect());
-        report.recommendations = vec![super::super::model::Recommendation {
-            text: "word ".repeat(60),
-            rule: "rule ".repeat(60),
-        }];
-        let text = table(&report, Some("hlt"));
+        report.recommendations = vec![recommendation(&"word ".repeat(60), &"rule ".repeat(60))];
+        let details = Details {
+            kind: Some("hlt"),
+            explain: true,
+        };
+        let text = table(&report, details);
         for line in text.lines() {
             assert!(line.chars().count() <= WIDTH, "{line:?} in\n{text}");
         }
@@ -557,13 +533,13 @@ mod tests {
     #[test]
     fn parts_are_shown_for_the_only_kind() {
         let report = report_of(vec![measured(Mode::Classic, "cpuid", 1000.0)]);
-        assert!(table(&report, None).contains("L2 to L1"));
-        assert!(!table(&report, Some("hlt")).contains("L2 to L1"));
+        assert!(table(&report, Details::default()).contains("L2 to L1"));
+        assert!(!table(&report, of_kind("hlt")).contains("L2 to L1"));
         let two = report_of(vec![
             measured(Mode::Classic, "cpuid", 1000.0),
             measured(Mode::Classic, "hlt", 1000.0),
         ]);
-        assert!(!table(&two, None).contains("L2 to L1"));
+        assert!(!table(&two, Details::default()).contains("L2 to L1"));
     }
 
     #[test]
@@ -576,7 +552,7 @@ mod tests {
             "cpuid",
             Outcome::Measured(Box::new(figures)),
         );
-        let text = table(&report_of(vec![entry]), None);
+        let text = table(&report_of(vec![entry]), Details::default());
         assert!(
             text.contains("classic, round-trip: 3 samples were longer"),
             "{text}"
@@ -596,7 +572,7 @@ mod tests {
         }
         report.unit.name.push('\u{1b}');
         report.environment.cpu_model.push('\u{1b}');
-        let text = table(&report, None);
+        let text = table(&report, Details::default());
         assert!(
             !text.contains(|c: char| c.is_control() && c != '\n'),
             "{text:?}"

@@ -68,8 +68,12 @@ const IN_THE_LAB: [&str; 18] = [
 const L1_PARAMETERS: &str =
     "mitigations=off no_timer_check tsc=reliable cryptomgr.notests audit=0 nokaslr";
 
-/// Measures, shows the table, and writes the files into `out`. The result is the exit status.
-pub fn demo(out: &Path) -> Result<u8, DemoError> {
+/// Passed on to hypernest-bench.
+const EXPLAIN: &str = "--explain";
+
+/// Measures, shows the table (with `explain` the rule of each answer, too), and writes the files into `out`. The result is
+/// the exit status.
+pub fn demo(out: &Path, explain: bool) -> Result<u8, DemoError> {
     let start = Instant::now();
     eprintln!(
         "lab: the demo takes about 2 min on two cores, and 3 min more the first time: it then fetches emulators and kernels \
@@ -96,12 +100,14 @@ pub fn demo(out: &Path) -> Result<u8, DemoError> {
     let status = match here.lack()? {
         None => {
             eprintln!("lab: measuring on this machine");
-            let [command, option, l1s] = MEASUREMENT.map(OsStr::new);
-            here.run(&[command, option, l1s, "--out".as_ref(), out.as_os_str()])?
+            let mut arguments = MEASUREMENT.map(OsStr::new).to_vec();
+            arguments.extend(["--out".as_ref(), out.as_os_str()]);
+            arguments.extend(explain.then_some(OsStr::new(EXPLAIN)));
+            here.run(&arguments)?
         }
         Some(why) => {
             eprintln!("lab: this machine cannot measure it, so the Intel lab does\n{why}");
-            in_the_lab(&here, out)?
+            in_the_lab(&here, out, explain)?
         }
     };
     drop(steps);
@@ -109,7 +115,7 @@ pub fn demo(out: &Path) -> Result<u8, DemoError> {
     Ok(status)
 }
 
-fn in_the_lab(here: &Here<'_>, out: &Path) -> Result<u8, DemoError> {
+fn in_the_lab(here: &Here<'_>, out: &Path, explain: bool) -> Result<u8, DemoError> {
     let options = HostOptions {
         host: Host::Intel,
         cpus: 1,
@@ -144,12 +150,14 @@ fn in_the_lab(here: &Here<'_>, out: &Path) -> Result<u8, DemoError> {
     };
     let mut report = tempfile::NamedTempFile::new().map_err(failed)?;
     report.write_all(&kept.stdout).map_err(failed)?;
-    let shown = here.run(&[
+    let mut arguments: Vec<&OsStr> = vec![
         "report".as_ref(),
         report.path().as_os_str(),
         "--out".as_ref(),
         out.as_os_str(),
-    ])?;
+    ];
+    arguments.extend(explain.then_some(OsStr::new(EXPLAIN)));
+    let shown = here.run(&arguments)?;
     Ok(if shown == 0 { status } else { shown })
 }
 

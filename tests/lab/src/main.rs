@@ -55,6 +55,9 @@ enum Command {
         /// Where the results are written.
         #[arg(long, value_name = "DIR", default_value = "target/demo")]
         out: PathBuf,
+        /// Show each answer with all its ratios and its rule.
+        #[arg(long)]
+        explain: bool,
     },
     /// Run a shell on a host.
     Shell {
@@ -120,7 +123,7 @@ fn run(command: Command) -> Result<u8, Box<dyn std::error::Error>> {
             let well = test::test(&host, filter.as_deref(), long)?;
             Ok(u8::from(!well))
         }
-        Command::Demo { out } => Ok(demo::demo(&out)?),
+        Command::Demo { out, explain } => Ok(demo::demo(&out, explain)?),
         Command::Shell { options, command } => Ok(exec::shell(&options, &command)?),
     }
 }

@@ -7,81 +7,44 @@ use hypernest::machine::{ExitCounters, ExtraPorts};
 use hypernest::state::{Decoder, Encoder, StateError};
 use hypernest::units::VpIndex;
 use hypernest_nested::probe::{
-    CONSOLE_PORT, DOORBELL_PORT, DOORBELL_PRESENT, Doorbell, Item, WIDE_CONSOLE, next_item,
+    CONSOLE_PORT, DOORBELL_PORT, DOORBELL_PRESENT, Doorbell, Item, Malformed,
 };
 
 use super::reasons::Reasons;
 use super::record::{Shared, lock};
 use super::threads;
 use crate::exit_port::ResetWatch;
+use crate::probe_console::{ProbeConsole, Sink};
 
 /// Bytes of an incomplete line kept.
-const MOST_PENDING: usize = 1 << 20;
+const MAX_PENDING: usize = 1 << 20;
 
-/// The debug console. With a doorbell there, the guest program writes lines only.
+/// Takes the lines of the guest program. With a doorbell there, it writes nothing else.
 #[derive(Debug)]
-pub(super) struct Console {
+pub(super) struct Lines {
     record: Shared,
-    pending: Vec<u8>,
 }
 
-impl Console {
-    /// A console that writes into `record`.
-    pub(super) fn new(record: &Shared) -> Self {
-        Self {
-            record: Arc::clone(record),
-            pending: Vec::new(),
+impl Sink for Lines {
+    fn item(&mut self, item: Item<'_>) {
+        if let Item::Line(line) = item {
+            let line = String::from_utf8_lossy(line).into_owned();
+            lock(&self.record).line(line);
         }
     }
 
-    /// Takes the first complete item; `None` if there is none, or none that can be read.
-    fn take(&mut self) -> Option<usize> {
-        match next_item(&self.pending) {
-            Ok(Some((item, len))) => {
-                if let Item::Line(line) = item {
-                    let line = String::from_utf8_lossy(line).into_owned();
-                    lock(&self.record).line(line);
-                }
-                Some(len)
-            }
-            Ok(None) => None,
-            Err(malformed) => {
-                lock(&self.record).malformed = Some(malformed);
-                self.pending.clear();
-                None
-            }
-        }
+    fn malformed(&mut self, malformed: Malformed) {
+        lock(&self.record).malformed = Some(malformed);
     }
 }
 
-impl Device for Console {
-    fn name(&self) -> &str {
-        "probe-console"
-    }
+/// The debug console.
+pub(super) type Console = ProbeConsole<Lines>;
 
-    fn reset(&mut self) {}
-
-    fn read(&mut self, _addr: u64, data: &mut [u8]) {
-        for (to, byte) in data.iter_mut().zip(WIDE_CONSOLE.to_le_bytes()) {
-            *to = byte;
-        }
-    }
-
-    fn write(&mut self, _addr: u64, data: &[u8]) {
-        if lock(&self.record).malformed.is_some() || self.pending.len() > MOST_PENDING {
-            return;
-        }
-        self.pending.extend(data);
-        while let Some(len) = self.take() {
-            self.pending.drain(..len);
-        }
-    }
-
-    fn save(&self, _to: &mut Encoder) {}
-
-    fn load(&mut self, _from: &mut Decoder<'_>) -> Result<(), StateError> {
-        Ok(())
-    }
+/// A console that writes into `record`.
+pub(super) fn console(record: &Shared) -> Console {
+    let record = Arc::clone(record);
+    ProbeConsole::new(Lines { record }, MAX_PENDING)
 }
 
 /// The doorbell. It is rung on the thread of the vCPU that rings, which waits meanwhile.
@@ -241,7 +204,7 @@ mod tests {
             let record = Arc::new(Mutex::new(Record::new(Steps::default())));
             lock(&record).use_ram(ram.clone());
             Self {
-                console: Console::new(&record),
+                console: console(&record),
                 bell: Bell::new(
                     &record,
                     &ExitCounters::default(),
@@ -390,12 +353,6 @@ mod tests {
         assert!(why[0].contains("did not say where"), "{why:?}");
         assert!(why[1].contains("begins with"), "{why:?}");
         assert!(why[2].contains("no RAM"), "{why:?}");
-        for _ in 0..5 {
-            guest
-                .console
-                .write(CONSOLE_PORT.into(), &[b'x'; MOST_PENDING / 2]);
-        }
-        assert!(guest.console.pending.is_empty());
     }
 
     #[test]

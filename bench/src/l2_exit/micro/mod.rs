@@ -450,6 +450,7 @@ impl<'a> Bench<'a> {
                         cpus: self.wish.cpus.unwrap_or(kind.cpus()),
                         hv: modes::hv(mode).to_owned(),
                         shadow_vmcs: mode.shadow_vmcs(),
+                        runs: None,
                         outcome,
                     });
                 }

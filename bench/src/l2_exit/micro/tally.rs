@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::record::{Ending, Taken};
 use super::vm;
 use crate::bootstrap::Rounds;
-use crate::histogram::HistogramError;
+use crate::histogram::{self, HistogramError};
 use crate::kvm_module::Vendor;
 use crate::report::{Measured, Outcome, Part, Parts};
 use crate::unit::Unit;
@@ -90,8 +90,12 @@ impl Tally {
         if self.is_over() {
             return None;
         }
-        let rounds: Vec<_> = self.rounds.iter().map(|r| r.round_trip.clone()).collect();
-        Rounds::of_samples(&rounds).relative_width()
+        let rounds: Vec<_> = self
+            .rounds
+            .iter()
+            .map(|round| histogram::of(round.round_trip.iter().copied()).0)
+            .collect();
+        Rounds::of_histograms(&rounds).relative_width()
     }
 
     /// What it comes to.

@@ -12,7 +12,7 @@ use hypernest::machine::{ExitCounters, Machine, MachineError, Outcome};
 use hypernest_nested::l2exit::{Kind, Mode, Touch};
 use hypernest_nested::probe::EXIT_PORT;
 
-use super::devices::{self, Bell, Console};
+use super::devices::{self, Bell};
 use super::reasons::Reasons;
 use super::record::{Ending, Record, Shared, lock};
 use crate::exit_port::ResetWatch;
@@ -108,7 +108,7 @@ pub(super) fn run(job: &Job<'_>, reasons: Option<Reasons>) -> Result<Run, VmErro
     let counters = ExitCounters::default();
     let resets = Arc::new(ResetWatch::default());
     let bell = Bell::new(&record, &counters, job.cpus, job.pins, reasons, &resets);
-    let ports = devices::ports(Console::new(&record), bell);
+    let ports = devices::ports(devices::console(&record), bell);
     let mut machine = Machine::new(config, &ports)?;
     machine.count_exits(&counters);
     resets.of(machine.handle());

@@ -63,8 +63,7 @@
       most = Math.max(most, part.steps[part.steps.length - 1][0]);
       samples = Math.max(samples, part.n);
     }
-    const log = least > 0 && most / least > 8;
-    return { least, most, log, samples };
+    return { least, most, log: least > 0, samples };
   };
 
   // The whole view of a plot, in its own coordinates.
@@ -141,7 +140,7 @@
         this.series.map(({ mode, part }) => `${mode}: median ${number(part.p50)} ${unit}`).join("; "));
       if (!this.view) {
         this.note.textContent = "";
-        add(svg, "text", { x: BOX.width / 2, y: BOX.height / 2, "text-anchor": "middle" }, "nothing measured");
+        add(svg, "text", { x: BOX.width / 2, y: BOX.height / 2, "text-anchor": "middle" }, "no mode is chosen");
         return;
       }
       const { view } = this;
@@ -350,9 +349,14 @@
       });
       return series;
     });
-    // All parts on the same kind of axis, so that they can be compared.
-    const log = shown.some((series) => series.length && ends(series).log);
-    plots.forEach((plot, index) => plot.show(shown[index], state.plot, log));
+    // All parts on the same kind of axis, so that they can be compared; a part that was not measured has no plot.
+    const log = shown.every((series) => !series.length || ends(series).log);
+    const measured = (plot) => modes.some((_, index) => cell(index) && cell(index).parts[plot.name]);
+    plots.forEach((plot, index) => {
+      plot.figure.hidden = !measured(plot);
+      plot.show(shown[index], state.plot, log);
+    });
+    byId("no-parts").hidden = plots.every((plot) => !plot.figure.hidden);
   };
 
   const drawNumbers = () => {
