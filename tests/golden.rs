@@ -12,18 +12,18 @@ use hypernest_lab::suite::{Test, TestResult};
 use crate::needs;
 use crate::vm::{Site, Vm};
 
+#[path = "golden/pack.rs"]
+pub(crate) mod pack;
 #[path = "golden/unpack.rs"]
-mod unpack;
+pub(crate) mod unpack;
 
 use unpack::{Golden, SPLIT, SVM_L2};
 
 pub(crate) const TESTS: &[Test] = &[
-    Test::new("golden::an_l2_under_svm_of_version_1_goes_on", || {
-        goes_on(&SVM_L2, &["l1: running hlt", "l1: done"])
-    })
-    .only_on(&[Host::Amd])
-    .needs(needs::nested_svm)
-    .limit_seconds(180),
+    Test::new("golden::an_l2_under_svm_of_version_1_goes_on", svm_l2)
+        .only_on(&[Host::Amd])
+        .needs(needs::nested_svm)
+        .limit_seconds(180),
     Test::new(
         "golden::two_vcpus_with_a_split_irqchip_of_version_1_go_on",
         || goes_on(&SPLIT, &[]),
@@ -33,12 +33,17 @@ pub(crate) const TESTS: &[Test] = &[
     .limit_seconds(120),
 ];
 
+/// An L1 whose L2 runs under SVM comes to its end.
+pub(crate) fn svm_l2() -> TestResult {
+    goes_on(&SVM_L2, &["l1: running hlt", "l1: done"])
+}
+
 /// No state of a VM is as large.
 const MOST: u64 = 64 << 20;
 
 /// The lab's AMD host has the TSC of the machine that it is on, and cannot scale. What was saved is to go on on every machine, so
 /// this is the one thing in it that is changed: a guest that was just moved between equal hosts.
-fn take_this_hosts_frequency(dir: &Path) -> TestResult {
+pub(crate) fn take_this_hosts_frequency(dir: &Path) -> TestResult {
     let native = HostTsc::from(&HostCaps::probe()?).native;
     let path = dir.join("state");
     let mut sections = Sections::decode(File::open(&path)?, MOST)?;
@@ -52,7 +57,7 @@ fn take_this_hosts_frequency(dir: &Path) -> TestResult {
 }
 
 /// Its guest comes to a good end. For it, no time has gone by since it was saved, however long ago that was.
-fn goes_on(golden: &Golden, lines: &[&str]) -> TestResult {
+fn goes_on(golden: &Golden<'static>, lines: &[&str]) -> TestResult {
     let site = Site::new()?;
     golden.unpack(&site.path("saved"))?;
     take_this_hosts_frequency(&site.path("saved"))?;

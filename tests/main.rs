@@ -14,6 +14,8 @@ mod evmcs;
 mod fw_cfg;
 mod golden;
 mod host;
+mod kernel_log;
+mod kernels;
 mod l2_exit;
 mod l2probe;
 mod lifecycle;
@@ -60,6 +62,7 @@ fn main() -> ExitCode {
         differential::TESTS,
         beside_qemu::TESTS,
         golden::TESTS,
+        kernels::TESTS,
         moves::TESTS,
         doctor::TESTS,
         host::TESTS,

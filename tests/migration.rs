@@ -103,7 +103,11 @@ fn times(short: u32) -> u32 {
 const NAMES: [&str; 2] = ["test", "other"];
 
 /// A process that waits for a VM called `name` at the socket called `name`.
-fn destination(site: &Site, name: &str, arguments: &[&str]) -> Result<Vm, Box<dyn Error>> {
+pub(crate) fn destination(
+    site: &Site,
+    name: &str,
+    arguments: &[&str],
+) -> Result<Vm, Box<dyn Error>> {
     let address = format!("unix:{name}");
     let mut command = site.hypernest();
     command
@@ -115,7 +119,12 @@ fn destination(site: &Site, name: &str, arguments: &[&str]) -> Result<Vm, Box<dy
     Ok(vm)
 }
 
-fn migrate(site: &Site, from: &str, to: &str, arguments: &[&str]) -> Result<Ended, Box<dyn Error>> {
+pub(crate) fn migrate(
+    site: &Site,
+    from: &str,
+    to: &str,
+    arguments: &[&str],
+) -> Result<Ended, Box<dyn Error>> {
     let address = format!("unix:{to}");
     let command = [&["migrate", from, &address], arguments].concat();
     site.control(&command)

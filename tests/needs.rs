@@ -66,7 +66,7 @@ pub(crate) fn kvm_for_root_only() -> Result<(), String> {
 /// A KVM whose dirty rings hold what a vCPU writes.
 pub(crate) fn dirty_rings() -> Result<(), String> {
     guests()?;
-    if dirty_ring::suit_this_host() {
+    if dirty_ring::supported_on_host(&caps()?.system.cpu) {
         Ok(())
     } else {
         Err("VMX or SVM: a KVM that interprets the guest overflows dirty rings".to_owned())

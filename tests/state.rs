@@ -11,7 +11,9 @@ use hypernest_lab::host::Host;
 use hypernest_lab::suite::{Test, TestResult};
 use hypernest_nested::nested_state::NestedState;
 
+use crate::kernel_log::KernelLog;
 use crate::linux::{initramfs, linux};
+use crate::migration;
 use crate::needs;
 use crate::stock_linux;
 use crate::vm::{Ended, Site, Vm};
@@ -62,6 +64,11 @@ pub(crate) const TESTS: &[Test] = &[
     micro("state::what_becomes_of_a_saved_vm_is_as_asked", then),
     hyperv("state::what_could_not_be_restored_is_not_saved", stays),
     micro("state::damage_is_refused_by_name", damaged),
+    micro(
+        "state::kvm_logs_nothing_during_save_restore_and_migration",
+        quiet,
+    )
+    .only_on(&[Host::Amd, Host::Intel]),
     with_linux("state::linux_with_4_vcpus_goes_on", || {
         linux_goes_on(&["--cpus", "4"])
     }),
@@ -129,7 +136,7 @@ fn keeper(site: &Site, words: &str, arguments: &[&str]) -> Command {
 }
 
 /// The number of the last lap that it has told of.
-fn laps(said: &str) -> u64 {
+pub(crate) fn laps(said: &str) -> u64 {
     let laps = said
         .lines()
         .filter_map(|l| l.trim_start_matches('\0').strip_prefix("keep: "));
@@ -169,6 +176,22 @@ fn goes_on(arguments: &[&str]) -> TestResult {
         expect_every_lap(&said)?;
     }
     assert!(site.run_directories()?.is_empty());
+    Ok(())
+}
+
+fn quiet() -> TestResult {
+    let site = Site::new()?;
+    let mut log = KernelLog::from_now()?;
+    let mut vm = Vm::start(keeper(&site, "", &["--hv", "none", "--kvm-leaves"]))?;
+    vm.wait_for("keep: 1\n")?;
+    let said = save(&site, vm)?.stdout;
+    let mut vm = restore(&site, &[])?;
+    expect_more_laps(&mut vm, &said)?;
+    let mut there = migration::destination(&site, "other", &[])?;
+    migration::migrate(&site, "test", "other", &[])?.expect_code(0)?;
+    vm.end()?.expect_code(0)?;
+    there.wait_for("keep: ")?;
+    assert_eq!(log.complaints_of_kvm()?, [""; 0]);
     Ok(())
 }
 
@@ -335,7 +358,7 @@ fn ticks(said: &str) -> u64 {
 }
 
 /// Whether L2 was running when the VM in `dir` was saved.
-fn had_l2(dir: &Path) -> Result<bool, Box<dyn Error>> {
+pub(crate) fn had_l2(dir: &Path) -> Result<bool, Box<dyn Error>> {
     let (mut sections, _) = Snapshot::open(dir)?.into_parts();
     let section = sections.take("vcpu/0")?;
     let state = VcpuState::decode(&mut section.decoder(VcpuState::VERSION)?)?;

@@ -11,7 +11,7 @@ use crate::config::{HostLimits, LocalFlags, adapt};
 use crate::error::chain;
 use crate::kvm::host::HostCaps;
 use crate::layout;
-use crate::machine::{Identity, Local, Machine, Unloaded, outlook};
+use crate::machine::{Identity, Local, Machine, Unloaded, outlook, workaround};
 use crate::memory::GuestRam;
 use crate::migration::transport::Security;
 use crate::migration::wire::{MAX_PROMISE, MAX_STATE};
@@ -114,14 +114,16 @@ impl Incoming {
         };
         let (mut host, kvm) = HostCaps::for_a_vm().map_err(|e| one(&e))?;
         host.ask_tsc_khz(&kvm).map_err(|e| one(&e))?;
-        outlook(&identity, &local, &host)
-            .map_err(|lacks| lacks.iter().map(ToString::to_string).collect::<Vec<_>>())?;
+        outlook(&identity, &local, &host).map_err(|lacks| {
+            let each = lacks.iter().map(ToString::to_string);
+            each.chain(workaround(&lacks)).collect::<Vec<_>>()
+        })?;
         let dir = RunDirs::of_user()
             .claim(&local.config.name)
             .map_err(|e| one(&e))?;
         let memory = &local.config.memory;
         let ram = GuestRam::new(memory, &layout::ram_ranges(memory.size)).map_err(|e| one(&e))?;
-        let unloaded = Unloaded::new(&identity, ram.clone(), local.clone(), &[]);
+        let unloaded = Unloaded::on(host, kvm, &identity, ram.clone(), local.clone(), &[]);
         Ok(Prepared {
             local,
             dir,
@@ -157,7 +159,7 @@ impl Target for Incoming {
         let mut sections = Sections::decode(Cursor::new(state), MAX_STATE as u64)?;
         let identity = Identity::take(&mut sections)?;
         let unloaded = match prepared.unloaded.take() {
-            Some(unloaded) if unloaded.is(&identity) => unloaded,
+            Some(unloaded) if unloaded.matches(&identity) => unloaded,
             // Its devices hold files and sockets that the next one wants.
             before => {
                 drop(before);

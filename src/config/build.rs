@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
+use super::cpu;
 use super::draft::Draft;
 use super::endpoints::Endpoint;
 use super::file::ConfigFile;
@@ -361,17 +362,7 @@ impl<'a> Build<'a> {
 
     fn cpus(&mut self) -> Option<CpuConfig> {
         let nested = self.switch("nested");
-        let model = self.one("cpu", |v| {
-            parse::choice(
-                v,
-                &[
-                    ("host", CpuModel::Host),
-                    ("x86-64-v2", CpuModel::X86_64V2),
-                    ("x86-64-v3", CpuModel::X86_64V3),
-                    ("x86-64-v4", CpuModel::X86_64V4),
-                ],
-            )
-        });
+        let cpu = self.one("cpu", cpu::model);
         let before = self.problems.len();
         let parts = self.parts_of("cpus");
         let mut get = |name: &str| {
@@ -384,11 +375,13 @@ impl<'a> Build<'a> {
         if self.problems.len() > before {
             return None;
         }
+        let (model, without) = cpu.unwrap_or((CpuModel::Host, Vec::new()));
         match topology(count, sockets, cores, threads) {
             Ok((count, topology)) => Some(CpuConfig {
                 count,
                 topology,
-                model: model.unwrap_or(CpuModel::Host),
+                model,
+                without,
                 nested,
             }),
             Err(wrong) => {

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 mod build;
+mod cpu;
 mod draft;
 mod endpoints;
 mod file;
@@ -71,7 +72,7 @@ pub struct VmConfig {
 }
 
 /// Virtual processors.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CpuConfig {
     /// 1..=255.
     pub count: u32,
@@ -79,6 +80,8 @@ pub struct CpuConfig {
     pub topology: Topology,
     /// Which CPU the guest sees.
     pub model: CpuModel,
+    /// Features of the model that the guest does not see, by name.
+    pub without: Vec<&'static str>,
     /// Show VMX or SVM to the guest.
     pub nested: bool,
 }

@@ -251,10 +251,11 @@ pub static SETTINGS: &[Setting] = &[
     Setting {
         key: "cpu",
         shape: Shape::One,
-        value: "MODEL",
-        help: "The CPU that the guest sees: host, x86-64-v2, x86-64-v3 or x86-64-v4 [default: host]",
-        flag_example: " x86-64-v3",
-        file_example: "cpu = \"x86-64-v3\"",
+        value: "MODEL[,-FEATURE...]",
+        help: "The CPU that the guest sees: host, x86-64-v2, x86-64-v3 or x86-64-v4, and features to \
+               hide [default: host]",
+        flag_example: " host,-flushbyasid",
+        file_example: "cpu = \"host,-flushbyasid\"",
     },
     Setting {
         key: "nested",

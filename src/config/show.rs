@@ -5,7 +5,6 @@ use std::path::Path;
 use toml::{Table, Value};
 
 use super::{ConfigError, ConfigFile, Irqchip, OnCrash, OnTripleFault, VmConfig};
-use crate::cpuid::CpuModel;
 use crate::devices::char::CharBackend;
 use crate::memory::HugePageSize;
 use crate::time::{Downtime, Policy};
@@ -49,15 +48,7 @@ impl VmConfig {
                 ("threads", number(topology.threads)),
             ]),
         );
-        put(
-            "cpu",
-            text(match self.cpus.model {
-                CpuModel::Host => "host",
-                CpuModel::X86_64V2 => "x86-64-v2",
-                CpuModel::X86_64V3 => "x86-64-v3",
-                CpuModel::X86_64V4 => "x86-64-v4",
-            }),
-        );
+        put("cpu", text(&self.cpus.model_with_mask()));
         put("nested", Value::Boolean(self.cpus.nested));
         put("hv", text(&self.hv.to_string()));
         put("kvm-leaves", Value::Boolean(self.kvm_leaves));

@@ -51,7 +51,7 @@ pub enum CpuLack {
 
 /// Registers of which each bit is a feature that is there when the bit is set (SDM vol. 2A, "CPUID"; APM vol. 3, appendix
 /// E).
-const FEATURES: [(u32, u32, Reg); 26] = [
+pub(super) const FEATURES: [(u32, u32, Reg); 26] = [
     (1, 0, Reg::Ecx),
     (1, 0, Reg::Edx),
     (6, 0, Reg::Eax),
@@ -112,7 +112,10 @@ pub fn lacks(promised: &[CpuidEntry], host: &[CpuidEntry], tsc_deadline: bool) -
             }
         }
         for bit in (0..32_u8).filter(|bit| missing & 1 << bit != 0) {
-            lacks.push(name(function, index, reg, bit));
+            let lack = name(function, index, reg, bit);
+            if !lacks.contains(&lack) {
+                lacks.push(lack);
+            }
         }
     }
     for (what, function, reg, first, bits) in NUMBERS {
@@ -154,16 +157,13 @@ fn word(entries: &[CpuidEntry], function: u32, index: u32, reg: Reg) -> u32 {
 }
 
 fn name(function: u32, index: u32, reg: Reg, bit: u8) -> CpuLack {
-    let named = f::ALL
-        .iter()
-        .find(|f| (f.function, f.index, f.reg, f.bit) == (function, index, reg, bit));
-    named.map_or(
-        CpuLack::Bit {
+    match f::at(function, index, reg, bit) {
+        Some(feature) => CpuLack::Feature(feature),
+        None => CpuLack::Bit {
             function,
             index,
             reg,
             bit,
         },
-        |feature| CpuLack::Feature(*feature),
-    )
+    }
 }

@@ -2,11 +2,13 @@
 
 use thiserror::Error;
 
+use super::compare::FEATURES;
 use super::feature::{self as f, Feature};
 use super::level::Level;
 use super::{CpuidEntry, topology};
 use crate::cpuid::CpuModel;
 use crate::cpuid::CpuVendor;
+use crate::cpuid::Reg;
 use crate::cpuid::Topology;
 
 /// Where KVM's own leaves go beside Hyper-V's.
@@ -19,6 +21,8 @@ pub struct CpuSpec {
     pub model: CpuModel,
     /// Packages, cores, threads; none of them 0.
     pub topology: Topology,
+    /// Features of it that are hidden, by name.
+    pub without: Vec<&'static str>,
     /// Show VMX or SVM.
     pub nested: bool,
     /// Show an invariant TSC: a promise that its frequency never changes.
@@ -64,7 +68,7 @@ fn names(features: &[Feature]) -> String {
 }
 
 /// Hidden from every guest, though KVM could show them.
-const HIDDEN: [Feature; 8] = [
+const HIDDEN: [Feature; 11] = [
     // Transactional memory: Hyper-V does not start on processors whose microcode aborts it, and it serves side channels.
     f::RTM,
     f::HLE,
@@ -77,7 +81,19 @@ const HIDDEN: [Feature; 8] = [
     // KVM sets these as the guest sets CR4.
     f::OSXSAVE,
     f::OSPKE,
+    // KVM keeps the shadow stack pointer apart from MSRs and XSAVE's area (KVM_REG_GUEST_SSP), and it is not
+    // saved.
+    f::SHSTK,
+    f::IBT,
+    // KVM emulates it on every processor; Linux 6.12 does not, 7.3 does. A guest that saw it could not move to
+    // an older kernel.
+    f::GP_ON_USER_CPUID,
 ];
+
+/// State components of XCR0 that guests see: x87, SSE, AVX, MPX's two, AVX-512's three, PKRU, AMX's two (SDM
+/// vol. 1, "XSAVE-Supported Features and State-Component Bitmaps"). KVM_GET_XSAVE2 carries all of them, and
+/// no supervisor state.
+const STATE_COMPONENTS: u32 = 0b111 | 0b11 << 3 | 0b111 << 5 | 1 << 9 | 0b11 << 17;
 
 /// The CPUID of a VM's vCPUs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -107,7 +123,11 @@ impl GuestCpuid {
             None => hardware,
             Some(level) => level.apply(&hardware, vendor),
         };
+        hide_unknown(&mut entries);
         adjust(&mut entries, spec, vendor);
+        for feature in f::ALL.iter().filter(|f| spec.without.contains(&f.name)) {
+            f::hide(&mut entries, *feature);
+        }
         entries.extend(&spec.hyperv);
         if spec.kvm_leaves {
             entries.extend(kvm_leaves(host, !spec.hyperv.is_empty()));
@@ -177,6 +197,26 @@ fn problems(host: &[CpuidEntry], spec: &CpuSpec, vendor: CpuVendor) -> Vec<Cpuid
         problems.push(CpuidProblem::NoInvariantTsc);
     }
     problems
+}
+
+/// Hides features that have no name here. A newer KVM may have state for them that is not saved, and a move
+/// to an older one would fail for a feature that could be neither named nor masked.
+fn hide_unknown(entries: &mut Vec<CpuidEntry>) {
+    for entry in entries.iter_mut() {
+        for (function, index, reg) in FEATURES {
+            if (entry.function, entry.index) == (function, index) {
+                *entry.reg_mut(reg) &= match (function, index, reg) {
+                    (0xd, 0, Reg::Eax) => STATE_COMPONENTS,
+                    // Intel PT's own features, all of which are its own state's (RTIT MSRs).
+                    (0x14, ..) => u32::MAX,
+                    _ => f::named(function, index, reg),
+                };
+            }
+        }
+    }
+    entries.retain(|e| {
+        e.function != 0xd || e.index < 2 || STATE_COMPONENTS >> e.index.min(31) & 1 != 0
+    });
 }
 
 fn adjust(entries: &mut Vec<CpuidEntry>, spec: &CpuSpec, vendor: CpuVendor) {

@@ -8,6 +8,7 @@ pub mod feature;
 mod guest;
 mod level;
 mod model;
+pub mod msr_feature;
 pub mod msrs;
 mod register;
 pub mod topology;

@@ -3,7 +3,8 @@
 use thiserror::Error;
 
 use super::CpuidEntry;
-use super::feature as f;
+use super::feature::{self as f, Feature};
+use super::msr_feature::{self, MsrFeature, is_control};
 use crate::cpuid::CpuModel;
 use crate::cpuid::CpuVendor;
 use crate::units::Msr;
@@ -75,9 +76,61 @@ pub fn feature_msrs(
     msrs
 }
 
+/// MSRs that a guest has only with one of some features: the first, the last, the features. KVM denies them
+/// to other guests (kvm_get_msr_common, kvm_set_msr_common, vmx_get_msr, svm_get_msr and their neighbours),
+/// and what they hold then belongs to the host.
+const GATED: [(u32, u32, &[Feature]); 14] = [
+    (
+        0x48,
+        0x48,
+        &[
+            f::SPEC_CTRL,
+            f::STIBP,
+            f::SSBD,
+            f::AMD_IBRS,
+            f::AMD_STIBP,
+            f::AMD_SSBD,
+        ],
+    ),
+    (0xe1, 0xe1, &[f::WAITPKG]),
+    (
+        IA32_ARCH_CAPABILITIES.0,
+        IA32_ARCH_CAPABILITIES.0,
+        &[f::ARCH_CAPABILITIES],
+    ),
+    // TSX_CTRL: a bit of ARCH_CAPABILITIES reports it.
+    (0x122, 0x122, &[f::ARCH_CAPABILITIES]),
+    (0x1c4, 0x1c5, &[f::XFD]),
+    // PERF_CAPABILITIES.
+    (0x345, 0x345, &[f::PDCM]),
+    // Intel PT.
+    (0x560, 0x58f, &[f::INTEL_PT]),
+    // CET.
+    (0x6a0, 0x6a8, &[f::SHSTK, f::IBT]),
+    // BNDCFGS.
+    (0xd90, 0xd90, &[f::MPX]),
+    (0xda0, 0xda0, &[f::XSAVES]),
+    // TSC_AUX.
+    (0xc000_0103, 0xc000_0103, &[f::RDTSCP, f::RDPID]),
+    (0xc000_0104, 0xc000_0104, &[f::TSC_SCALE]),
+    (0xc000_0300, 0xc000_0303, &[f::PERFMON_V2]),
+    (0xc001_011f, 0xc001_011f, &[f::VIRT_SSBD]),
+];
+
+/// Whether a guest with this CPUID has `msr`, as far as CPUID decides that.
+pub fn is_visible(guest: &[CpuidEntry], msr: Msr) -> bool {
+    let gate = GATED
+        .iter()
+        .find(|(first, last, _)| (*first..=*last).contains(&msr.0));
+    gate.is_none_or(|(.., features)| features.iter().any(|feature| feature.is_in(guest)))
+}
+
 /// A feature MSR whose promised value KVM cannot give.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
-#[error("{}: the guest was shown {promised:#x}, this host has {}", describe(*.msr), .host.map_or("none".to_owned(), |v| format!("{v:#x}")))]
+#[error(
+    "{}{}: the guest was shown {promised:#x}, this host has {}",
+    self.missing(), describe(*.msr), .host.map_or("none".to_owned(), |v| format!("{v:#x}"))
+)]
 pub struct MsrLack {
     /// Which one.
     pub msr: Msr,
@@ -85,6 +138,32 @@ pub struct MsrLack {
     pub promised: u64,
     /// Here.
     pub host: Option<u64>,
+}
+
+impl MsrLack {
+    /// The features with a name that the guest was shown and this host lacks.
+    pub fn features(&self) -> impl Iterator<Item = MsrFeature> + use<> {
+        let (msr, missing) = (self.msr, self.promised & !self.host.unwrap_or(0));
+        let bits = (0..64).filter(move |bit| missing >> bit & 1 != 0);
+        bits.filter_map(move |bit| msr_feature::at(msr, bit))
+    }
+
+    /// The names of what is missing, and of controls that this host cannot switch off.
+    fn missing(&self) -> String {
+        let mut names: Vec<_> = self.features().map(|f| f.name.to_owned()).collect();
+        if is_control(self.msr) {
+            let forced = self.host.unwrap_or(0) & !self.promised;
+            for bit in (0..32).filter(|bit| forced >> bit & 1 != 0) {
+                let name = msr_feature::at(self.msr, bit + 32);
+                let name = name.map_or(format!("control {bit}"), |f| f.name.to_owned());
+                names.push(format!("a guest without {name}"));
+            }
+        }
+        match names.is_empty() {
+            true => String::new(),
+            false => format!("{}; ", names.join(", ")),
+        }
+    }
 }
 
 fn describe(msr: Msr) -> String {
@@ -149,7 +228,7 @@ fn gives(msr: Msr, promised: u64, host: u64) -> bool {
         // Bits that must be 1 (A.7, A.8).
         0x486 | 0x488 => within(host, promised),
         // Low half: what must be 1. High half: what may be 1 (A.3).
-        0x48b | 0x48d..=0x490 => {
+        _ if is_control(msr) => {
             within(host & 0xffff_ffff, promised & 0xffff_ffff) && within(promised >> 32, host >> 32)
         }
         // The highest index of a VMCS field: KVM takes any.
@@ -192,6 +271,64 @@ mod tests {
     }
 
     use super::*;
+
+    #[test]
+    fn a_missing_feature_is_named_before_the_raw_values() {
+        for (msr, promised, host, expected) in [
+            (
+                0x48b,
+                0x0213_7bff_0000_0000,
+                Some(0x0213_7b5f_0000_0000),
+                "vmx-vpid, vmx-unrestricted-guest; IA32_VMX_PROCBASED_CTLS2 (0x48b): the guest was shown \
+                 0x2137bff00000000, this host has 0x2137b5f00000000",
+            ),
+            (
+                0x48d,
+                0x007f_0000_0016,
+                Some(0x007f_0000_0056),
+                "a guest without vmx-preemption-timer; IA32_VMX_TRUE_PINBASED_CTLS (0x48d)",
+            ),
+            (
+                0x491,
+                1,
+                None,
+                "vmx-eptp-switching; IA32_VMX_VMFUNC (0x491): the guest was shown 0x1, this host has none",
+            ),
+            (
+                0x48c,
+                0x0f01_0633_4141,
+                Some(0x0633_4141),
+                "vmx-invvpid, vmx-invvpid-single-addr, ",
+            ),
+            (0x10a, 1 << 26, Some(0), "gds-no; IA32_ARCH_CAPABILITIES"),
+            (
+                0x486,
+                0x21,
+                Some(0x8000_0021),
+                "IA32_VMX_CR0_FIXED0 (0x486)",
+            ),
+        ] {
+            let lack = MsrLack {
+                msr: Msr(msr),
+                promised,
+                host,
+            };
+            let said = lack.to_string();
+            assert!(said.starts_with(expected), "{said}");
+        }
+    }
+
+    #[test]
+    fn an_msr_is_visible_with_one_of_its_features() {
+        let with = guest(true, true);
+        assert!(is_visible(&with, IA32_ARCH_CAPABILITIES));
+        let without = guest(true, false);
+        assert!(!is_visible(&without, IA32_ARCH_CAPABILITIES));
+        assert!(!is_visible(&without, Msr(0xda0)));
+        // CPUID says nothing of SYSENTER_CS or DEBUGCTL.
+        assert!(is_visible(&without, Msr(0x174)));
+        assert!(is_visible(&without, Msr(0x1d9)));
+    }
 
     fn guest(vmx: bool, arch_capabilities: bool) -> Vec<CpuidEntry> {
         let mut entries = [1, 7].map(|function| CpuidEntry {

@@ -105,6 +105,7 @@ pub(crate) fn amd() -> Vec<CpuidEntry> {
 fn spec(model: CpuModel, nested: bool) -> CpuSpec {
     CpuSpec {
         model,
+        without: Vec::new(),
         topology: Topology {
             sockets: 2,
             cores: 3,
@@ -359,4 +360,36 @@ proptest! {
             prop_assert!(entries.is_sorted_by_key(|e| (e.function, e.index)));
         }
     }
+}
+
+#[test]
+fn unnamed_and_masked_features_are_hidden() {
+    let mut host = amd();
+    let mut set = |function, index, change: fn(&mut CpuidEntry)| {
+        let leaf = host.iter_mut();
+        change(
+            leaf.into_iter()
+                .find(|e| (e.function, e.index) == (function, index))
+                .unwrap(),
+        );
+    };
+    // Bits without a name, one that KVM emulates, a state component without a name.
+    set(0x8000_0021, 0, |leaf| leaf.eax = 0xffff_ffff);
+    set(7, 0, |leaf| leaf.ecx = 1 << 7 | 1 << 31);
+    set(0xd, 0, |leaf| leaf.eax = 7 | 1 << 19);
+    host.push(leaf(0xd, 19, [0x80, 0x340, 0, 0]));
+    let spec = CpuSpec {
+        without: vec!["lfence_rdtsc", "fpu"],
+        ..spec(CpuModel::Host, true)
+    };
+    let guest = guest(&host, &spec, 0);
+    let [eax, ..] = get(&guest, 0x8000_0021, 0);
+    assert_eq!(eax & (1 << 2 | 1 << 17 | 1 << 12), 0, "{eax:#x}");
+    assert_ne!(eax & 1 << 6, 0, "{eax:#x}");
+    assert_eq!(get(&guest, 7, 0)[2], 0);
+    assert_eq!(get(&guest, 0xd, 0)[0], 7);
+    assert!(!guest.iter().any(|e| (e.function, e.index) == (0xd, 19)));
+    // AMD repeats fpu.
+    assert_eq!(get(&guest, 1, 0)[3] & 1, 0);
+    assert_eq!(get(&guest, 0x8000_0001, 0)[3] & 1, 0);
 }

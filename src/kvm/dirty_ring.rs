@@ -2,12 +2,13 @@
 //! all RAM (Documentation/virt/kvm/api.rst, 8.29). Finding out what was written then takes as long as what was written is
 //! large, and not as RAM is.
 //!
-//! Only while a slot logs its writes is anything written down. A ring that is nearly full stops its vCPU, before it enters the guest
-//! again, until it has been [harvested](DirtyRing::harvest) and [`reset`]. KVM keeps room for what a vCPU can still write down until then,
-//! which is little if the processor runs the guest. A KVM that interprets the guest's code writes down more, over what is there; so there
-//! rings are [not to be used](suit_this_host), and a ring that is full to the last entry is taken for one that [has lost some](Harvest).
+//! Only while a slot logs its writes is anything written down. A ring that is nearly full stops its vCPU,
+//! before it enters the guest again, until it has been [harvested](DirtyRing::harvest) and [`reset`]. KVM
+//! keeps room for what a vCPU can still write down until then, which is little if the processor runs the
+//! guest. A KVM that interprets the guest's code writes down more, over what is there; so there rings are
+//! [not to be used](supported_on_host), and a ring that is full to the last entry is taken for one that [has
+//! lost some](Harvest).
 
-use std::arch::x86_64::__cpuid;
 use std::mem::offset_of;
 use std::num::NonZeroUsize;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -19,6 +20,7 @@ use kvm_bindings::{KVM_CAP_DIRTY_LOG_RING_ACQ_REL, KVM_DIRTY_LOG_PAGE_OFFSET, kv
 use kvm_ioctls::{VcpuFd, VmFd};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
+use super::host::Cpu;
 use super::{KvmError, cap, ioctl, ioctl_error};
 use crate::memory::dirty::WrittenPages;
 
@@ -48,16 +50,13 @@ const _: () = {
     assert!(offset_of!(Entry, page) == offset_of!(kvm_dirty_gfn, offset));
 };
 
-/// Whether the processor has VMX or SVM, so that it and not KVM runs guests' code.
-pub fn suit_this_host() -> bool {
-    const VMX: u32 = 1 << 5;
-    const SVM: u32 = 1 << 2;
-    let has_svm = || __cpuid(0x8000_0000).eax > 0x8000_0000 && __cpuid(0x8000_0001).ecx & SVM != 0;
-    __cpuid(1).ecx & VMX != 0 || has_svm()
+/// Whether the host's processor has VMX or SVM, so that it and not KVM runs guests' code.
+pub fn supported_on_host(cpu: &Cpu) -> bool {
+    cpu.vmx || cpu.svm
 }
 
 /// The largest ring of this KVM, in entries; 0 if it has none.
-pub fn most(vm: &VmFd) -> u32 {
+pub fn max_entries(vm: &VmFd) -> u32 {
     let bytes = vm.check_extension_raw(KVM_CAP_DIRTY_LOG_RING_ACQ_REL.into());
     u32::try_from(bytes).map_or(0, |bytes| bytes / ENTRY)
 }
@@ -198,7 +197,7 @@ mod tests {
             return eprintln!("skipped: /dev/kvm does not open");
         };
         let vm = kvm.create_vm().unwrap();
-        if most(&vm) < ENTRIES {
+        if max_entries(&vm) < ENTRIES {
             return eprintln!("skipped: KVM has no dirty ring");
         }
         enable(&vm, ENTRIES).unwrap();

@@ -18,28 +18,32 @@ pub fn add_ram(vm: &VmFd, ram: &GuestRam) -> Result<(), KvmError> {
     Ok(())
 }
 
-/// Gives the VM all pieces of `more` for a while, in slots behind those of `ram`.
+/// Adds all pieces of `more` to the VM, in slots behind those of `ram`, until [`remove_temporary_slots`].
 ///
 /// # Errors
 /// If KVM refuses: too high for its addresses, or overlapping.
-pub fn lend(vm: &VmFd, ram: &GuestRam, more: &GuestRam) -> Result<(), KvmError> {
-    for (slot, piece) in (0..).skip(ram.pieces().count()).zip(more.pieces()) {
-        set_slot(vm, slot, piece, 0, "give the guest pages for a while")?;
+pub fn add_temporary_slots(vm: &VmFd, ram: &GuestRam, more: &GuestRam) -> Result<(), KvmError> {
+    for (slot, piece) in temporary_slots(ram, more) {
+        set_slot(vm, slot, piece, 0, "add temporary guest memory")?;
     }
     Ok(())
 }
 
-/// Takes from the VM what [`lend`] gave it.
+/// Removes what [`add_temporary_slots`] added.
 ///
 /// # Errors
 /// If KVM refuses.
-pub fn take_back(vm: &VmFd, ram: &GuestRam, more: &GuestRam) -> Result<(), KvmError> {
-    for (slot, piece) in (0..).skip(ram.pieces().count()).zip(more.pieces()) {
-        // A slot of no length is deleted.
+pub fn remove_temporary_slots(vm: &VmFd, ram: &GuestRam, more: &GuestRam) -> Result<(), KvmError> {
+    for (slot, piece) in temporary_slots(ram, more) {
+        // KVM deletes a slot whose length is set to 0.
         let none = RamPiece { len: 0, ..piece };
-        set_slot(vm, slot, none, 0, "take pages from the guest again")?;
+        set_slot(vm, slot, none, 0, "remove temporary guest memory")?;
     }
     Ok(())
+}
+
+fn temporary_slots(ram: &GuestRam, more: &GuestRam) -> impl Iterator<Item = (u32, RamPiece)> {
+    (0..).skip(ram.pieces().count()).zip(more.pieces())
 }
 
 /// Begins or ends to log which pages of `ram` are written, by the guest and by KVM.

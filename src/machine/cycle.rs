@@ -69,7 +69,7 @@ impl PowerCycle {
             // Before the first vCPU: all then are created with this frequency and with equal offsets.
             tsc::set_vm_khz(&vm, khz)?;
         }
-        let ring_size = dirty_rings(&vm, config.dirty_ring_size)?;
+        let ring_size = dirty_rings(&vm, config.dirty_ring_size, plan.dirty_rings)?;
         let mut vcpus = Vec::new();
         let mut rings = Vec::new();
         let mut readers = Vec::new();
@@ -218,12 +218,13 @@ impl Drop for PowerCycle {
     }
 }
 
-/// Gives the vCPUs that `vm` will have dirty rings of the size that was asked for, or of a good one where KVM has rings; how large.
-fn dirty_rings(vm: &VmFd, asked: Option<u32>) -> Result<Option<u32>, KvmError> {
+/// Gives the vCPUs that `vm` will have dirty rings of the size that was asked for, or of the default size
+/// where they are supported. Returns the size.
+fn dirty_rings(vm: &VmFd, asked: Option<u32>, supported: bool) -> Result<Option<u32>, KvmError> {
     let entries = match asked {
         Some(0) => return Ok(None),
         Some(entries) => entries,
-        None if dirty_ring::suit_this_host() && dirty_ring::most(vm) >= DIRTY_RING => DIRTY_RING,
+        None if supported && dirty_ring::max_entries(vm) >= DIRTY_RING => DIRTY_RING,
         None => return Ok(None),
     };
     dirty_ring::enable(vm, entries)?;

@@ -23,7 +23,11 @@ pub enum MachineError {
     #[error("cannot use KVM")]
     Host(#[from] HostError),
     /// The host cannot give what was asked for.
-    #[error("this host cannot run the VM as asked:{}", bullets(.0))]
+    #[error(
+        "this host cannot run the VM as asked:{}{}",
+        bullets(.0),
+        workaround(.0).map_or(String::new(), |text| format!("\n{text}"))
+    )]
     Impossible(Vec<Impossible>),
     /// Guest RAM.
     #[error(transparent)]
@@ -95,4 +99,23 @@ impl MachineError {
     pub fn is_host(&self) -> bool {
         matches!(self, Self::Host(_) | Self::Impossible(_))
     }
+}
+
+/// How to start a VM that can run where one with these problems cannot.
+pub fn workaround(items: &[Impossible]) -> Option<String> {
+    let masks: Vec<_> = items
+        .iter()
+        .flat_map(|item| match item {
+            Impossible::Promise(mismatch) => mismatch.masks(),
+            _ => Vec::new(),
+        })
+        .map(|name| format!(",-{name}"))
+        .collect();
+    (!masks.is_empty()).then(|| {
+        format!(
+            "a guest keeps the CPU that it was started with; to run on this host, too, it has to be started \
+             with --cpu MODEL{}",
+            masks.concat()
+        )
+    })
 }

@@ -37,7 +37,7 @@ use tracing::{info, warn};
 pub use counters::ExitCounters;
 pub use cycle::{PowerCycle, VcpuGone};
 pub use dry::{DevicesWithoutVm, check_devices};
-pub use error::{Impossible, MachineError};
+pub use error::{Impossible, MachineError, workaround};
 pub use migrate::Migrate;
 pub use restore::{Local, Outlook, Unloaded, outlook};
 pub use running::Running;

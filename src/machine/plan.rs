@@ -2,8 +2,9 @@
 
 use super::error::Impossible;
 use crate::config::VmConfig;
-use crate::cpuid::{CpuSpec, GuestCpuid};
+use crate::cpuid::{CpuSpec, GuestCpuid, msr_feature};
 use crate::hyperv::{self, HostHv, Resolved};
+use crate::kvm::dirty_ring;
 use crate::kvm::host::HostCaps;
 use crate::kvm::msr::MsrRange;
 use crate::time::HostTsc;
@@ -20,6 +21,8 @@ pub struct Plan {
     pub feature_msrs: Vec<(Msr, u64)>,
     /// How many bytes `KVM_GET_XSAVE2` takes and gives.
     pub xsave_size: u32,
+    /// Whether dirty rings can be relied on here.
+    pub dirty_rings: bool,
     /// The frequency that the vCPUs are created with; none means the host's.
     pub tsc_khz: Option<TscKhz>,
 }
@@ -31,6 +34,7 @@ impl Plan {
         let hyperv = hyperv::resolve(&config.hv, &HostHv::from(host), nested);
         let spec = CpuSpec {
             model: config.cpus.model,
+            without: config.cpus.without.clone(),
             topology: config.cpus.topology,
             nested,
             invariant_tsc: hyperv
@@ -43,6 +47,11 @@ impl Plan {
                 .unwrap_or_default(),
             kvm_leaves: config.kvm_leaves,
         };
+        let feature_msrs = host.kvm.feature_msrs.iter();
+        let mut feature_msrs: Vec<_> = feature_msrs
+            .map(|(&msr, &value)| (Msr(msr), value))
+            .collect();
+        msr_feature::hide(&mut feature_msrs, &config.cpus.without);
         let tsc_khz = config.time.khz;
         let tsc = tsc_khz.map_or(Ok(()), |khz| HostTsc::from(host).runs_at(khz));
         match (hyperv, GuestCpuid::new(&host.kvm.cpuid, &spec), tsc) {
@@ -51,12 +60,8 @@ impl Plan {
                 hyperv,
                 cpuid,
                 xsave_size: xsave_size(host),
-                feature_msrs: host
-                    .kvm
-                    .feature_msrs
-                    .iter()
-                    .map(|(&msr, &value)| (Msr(msr), value))
-                    .collect(),
+                dirty_rings: dirty_ring::supported_on_host(&host.system.cpu),
+                feature_msrs,
             }),
             (hyperv, cpuid, tsc) => Err(hyperv
                 .err()

@@ -11,9 +11,11 @@ use thiserror::Error;
 use super::plan::{self, Plan};
 use crate::config::{Irqchip, VmConfig};
 use crate::cpuid::CpuVendor;
+use crate::cpuid::feature as f;
 use crate::cpuid::msrs::{self, MsrLack};
 use crate::cpuid::{self, CpuLack, CpuidEntry, GuestCpuid, feature_msrs};
 use crate::hyperv::{self, Enlightenment, EnlightenmentSet, HostHv, Profile, Request, ToldEvmcs};
+use crate::kvm::dirty_ring;
 use crate::kvm::host::HostCaps;
 use crate::units::Msr;
 
@@ -125,6 +127,18 @@ pub enum Mismatch {
     },
 }
 
+impl Mismatch {
+    /// The names of CPU features that are in the way and can be masked.
+    pub fn masks(&self) -> Vec<&'static str> {
+        match self {
+            Self::Cpu(CpuLack::Feature(f::VMX | f::SVM)) => Vec::new(),
+            Self::Cpu(CpuLack::Feature(feature)) => vec![feature.name],
+            Self::Msr(lack) => lack.features().map(|feature| feature.name).collect(),
+            _ => Vec::new(),
+        }
+    }
+}
+
 impl Promise {
     /// What a guest made of `config` by `plan` is shown.
     pub fn of(plan: &Plan, config: &VmConfig) -> Self {
@@ -173,6 +187,7 @@ impl Promise {
                 cpuid,
                 feature_msrs: self.msrs(),
                 xsave_size: host_size,
+                dirty_rings: dirty_ring::supported_on_host(&host.system.cpu),
                 tsc_khz: None,
             }),
             _ => Err(mismatches),

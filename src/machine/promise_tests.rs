@@ -92,6 +92,7 @@ fn config(hv: &str) -> VmConfig {
                 threads: 1,
             },
             model: CpuModel::Host,
+            without: Vec::new(),
             nested: true,
         },
         boot: BootConfig {
@@ -208,7 +209,7 @@ fn what_another_host_lacks_is_named() {
         (
             "none",
             |h| set(h, 7, 1, |leaf| leaf.ebx = 0xf0bf_27eb & !(1 << 18)),
-            "CPUID 0x7.0:EBX[18]",
+            "CPU feature rdseed",
         ),
         (
             "none",

@@ -1,5 +1,7 @@
 //! A machine made from a saved one.
 
+use kvm_ioctls::Kvm;
+
 use super::cycle::PowerCycle;
 use super::plan::Plan;
 use super::transfer::{Identity, TransferError};
@@ -95,13 +97,28 @@ impl Unloaded {
         local: Local,
         extra: &[ExtraPorts],
     ) -> Result<Self, MachineError> {
+        let (mut host, kvm) = HostCaps::for_a_vm()?;
+        host.ask_tsc_khz(&kvm)?;
+        Self::on(host, kvm, saved, ram, local, extra)
+    }
+
+    /// The same on a `host` that has been probed, its TSC's frequency too, by way of `kvm`.
+    ///
+    /// # Errors
+    /// If this host cannot go on with it.
+    pub fn on(
+        host: HostCaps,
+        kvm: Kvm,
+        saved: &Identity,
+        ram: GuestRam,
+        local: Local,
+        extra: &[ExtraPorts],
+    ) -> Result<Self, MachineError> {
         let found: Vec<_> = ram.pieces().map(|piece| (piece.gpa, piece.len)).collect();
         let expected = layout::ram_ranges(local.config.memory.size);
         if found != expected {
             return Err(Box::new(TransferError::Ram { found, expected }).into());
         }
-        let (mut host, kvm) = HostCaps::for_a_vm()?;
-        host.ask_tsc_khz(&kvm)?;
         let outlook = outlook(saved, &local, &host).map_err(MachineError::Impossible)?;
         let config = local.config.clone();
         let mut machine = Machine::assemble(config, outlook.plan, &host, kvm, ram, extra, true)?;
@@ -118,7 +135,7 @@ impl Unloaded {
 
     /// Whether this is the VM that is `saved`. What a guest says while it is on its way may make it another one: its TSC's
     /// frequency changes when it has adapted to one.
-    pub fn is(&self, saved: &Identity) -> bool {
+    pub fn matches(&self, saved: &Identity) -> bool {
         let (before, now) = (&self.saved, saved);
         before.config == now.config
             && before.promise == now.promise
@@ -131,7 +148,7 @@ impl Unloaded {
         self.machine.boot = Some(files);
     }
 
-    /// Gives it the state in `sections`. It [is](Self::is) `saved`, whose clocks are in it.
+    /// Gives it the state in `sections`. It [matches](Self::matches) `saved`, whose clocks are in it.
     ///
     /// # Errors
     /// If the state is damaged, or another VM's.

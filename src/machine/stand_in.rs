@@ -94,7 +94,7 @@ impl StandIns {
         };
         let len = (wanted.len() * PAGE) as u64;
         let pages = GuestRam::new(&config, &[(Gpa(first), len)])?;
-        memory::lend(cycle.vm(), ram, &pages)?;
+        memory::add_temporary_slots(cycle.vm(), ram, &pages)?;
         let copies = (first..).step_by(PAGE).map(Gpa);
         let each: Result<Vec<_>, _> = wanted
             .iter()
@@ -102,7 +102,7 @@ impl StandIns {
             .map(|(wanted, copy)| put(cycle, ram, &pages, *wanted, copy))
             .collect();
         // KVM holds the pages that it took up, not their place among the guest's addresses, where no vCPU may find them.
-        memory::take_back(cycle.vm(), ram, &pages)?;
+        memory::remove_temporary_slots(cycle.vm(), ram, &pages)?;
         Ok(Self {
             pages: Some(pages),
             each: each?.into_iter().flatten().collect(),

@@ -12,7 +12,6 @@
 //!
 //! RAM is not among them: it is too large, and goes its own way.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use thiserror::Error;
@@ -23,6 +22,7 @@ use super::promise::{self, Promise};
 use super::stand_in::{StandIns, Wanted};
 use crate::bus;
 use crate::config::{ConfigError, Irqchip, VmConfig};
+use crate::cpuid::msrs;
 use crate::devices;
 use crate::hyperv::{Enlightenment, Partition, SavedMsrs};
 use crate::kvm::KvmError;
@@ -32,7 +32,7 @@ use crate::memory::{MemoryError, NoRam};
 use crate::state::snapshot::SnapshotError;
 use crate::state::{Decoder, Encoder, Sections, StateError};
 use crate::time::{SavedTime, TimeError, apply, capture};
-use crate::units::{Gpa, Msr, TscKhz, VpIndex};
+use crate::units::{Gpa, TscKhz, VpIndex};
 
 /// Sections, besides those of devices.
 const CONFIG: &str = "config";
@@ -221,12 +221,16 @@ impl Machine {
             Irqchip::Split => None,
         };
         d.finish()?;
+        let cpuid = self.plan.cpuid.for_vcpu(0);
         let mut vcpus = Vec::new();
         for vp in cycle.vps() {
             let section = sections.take(&vcpu_section(vp))?;
             let mut d = section.decoder(VcpuState::VERSION)?;
-            vcpus.push((vp, VcpuState::decode(&mut d)?));
+            let mut state = VcpuState::decode(&mut d)?;
             d.finish()?;
+            // Earlier versions saved what the host's KVM had in MSRs that the guest does not see.
+            state.msrs.retain(|(msr, _)| msrs::is_visible(&cpuid, *msr));
+            vcpus.push((vp, state));
         }
         let mut d = hyperv.decoder(Partition::VERSION)?;
         self.load_partition(&mut d)?;
@@ -271,8 +275,14 @@ impl Machine {
     }
 
     fn extent(&self, cycle: &PowerCycle, saved: &SavedMsrs) -> Result<Extent, TransferError> {
-        let msrs: Arc<[Msr]> = state::listed(&self.kvm)?.into();
-        Ok(Extent::of(cycle.vm(), msrs, saved.vcpu.clone().into())?)
+        let cpuid = self.plan.cpuid.for_vcpu(0);
+        let mut msrs = state::listed(&self.kvm)?;
+        msrs.retain(|msr| msrs::is_visible(&cpuid, *msr));
+        Ok(Extent::of(
+            cycle.vm(),
+            msrs.into(),
+            saved.vcpu.clone().into(),
+        )?)
     }
 
     /// What vCPUs have for guests of their own.

@@ -196,7 +196,7 @@ pub(super) fn wire(
 }
 
 fn fw_cfg_items(config: &VmConfig) -> Items {
-    let cpus = config.cpus;
+    let cpus = &config.cpus;
     // APIC ids rise with the vCPU's index.
     let limit = apic_id(cpus.topology, cpus.count - 1) + 1;
     let [cpus, limit] = [cpus.count, limit].map(|n| u16::try_from(n).unwrap_or(u16::MAX));

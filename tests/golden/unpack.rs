@@ -15,28 +15,28 @@ use flate2::read::GzDecoder;
 const PAGE: usize = 4096;
 
 /// A saved VM.
-pub(crate) struct Golden {
-    state: &'static [u8],
-    ram: &'static [u8],
+pub(crate) struct Golden<'a> {
+    pub(crate) state: &'a [u8],
+    pub(crate) ram: &'a [u8],
     /// Where pages that are not in `ram` are.
-    base: Option<&'static [u8]>,
+    pub(crate) base: Option<&'a [u8]>,
 }
 
 /// L1 with an L2 under SVM that is running.
-pub(crate) const SVM_L2: Golden = Golden {
+pub(crate) const SVM_L2: Golden<'_> = Golden {
     state: include_bytes!("svm-l2-1.state.gz"),
     ram: include_bytes!("svm-l2-1.ram.gz"),
     base: None,
 };
 
 /// Two vCPUs, an I/O APIC in hypernest, a guest that reads every clock and has asked for reenlightenment.
-pub(crate) const SPLIT: Golden = Golden {
+pub(crate) const SPLIT: Golden<'_> = Golden {
     state: include_bytes!("split-1.state.gz"),
     ram: include_bytes!("split-1.ram.gz"),
     base: Some(include_bytes!("svm-l2-1.ram.gz")),
 };
 
-impl Golden {
+impl Golden<'_> {
     /// Writes it into a new directory at `dir`, as `hypernest save` did.
     pub(crate) fn unpack(&self, dir: &Path) -> io::Result<()> {
         fs::create_dir(dir)?;

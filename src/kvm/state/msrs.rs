@@ -92,6 +92,25 @@ pub(super) fn get(
     Ok(values)
 }
 
+/// Writes `values`, in this order, but for those that the vCPU has already: KVM reports in the kernel's log
+/// when a value, even 0, is written to an MSR that it only pretends to have (DEBUGCTL where the CPU has no
+/// LBR virtualization, svm_set_msr).
+pub(super) fn set_changed(
+    vp: VpIndex,
+    fd: &VcpuFd,
+    part: Part,
+    values: &[(Msr, u64)],
+) -> Result<(), TransferError> {
+    let which: Vec<_> = values.iter().map(|(msr, _)| *msr).collect();
+    let has = get(vp, fd, part, &which)?;
+    let changed: Vec<_> = values
+        .iter()
+        .filter(|value| !has.contains(value))
+        .copied()
+        .collect();
+    set(vp, fd, part, &changed)
+}
+
 /// Writes `values`, in this order.
 pub(super) fn set(
     vp: VpIndex,
@@ -109,8 +128,16 @@ pub(super) fn set(
             rest = &rest[batch.len()..];
             continue;
         };
-        // Some read as a value that cannot be written. That is no loss where they have it already.
-        if get(vp, fd, part, &[msr])? != [(msr, value)] {
+        let has = get(vp, fd, part, &[msr])?;
+        // Some MSRs read as a value that KVM refuses to write. Nothing is lost where the vCPU has that value
+        // already, nor where this KVM has no such MSR and it is as it began: the guest's features have been
+        // compared by now, so that it never saw it. Linux 6.1 lists Intel's counters on AMD, and has no
+        // HV_X64_MSR_TSC_INVARIANT_CONTROL.
+        let is_lost = match has.first() {
+            Some(has) => *has != (msr, value),
+            None => value != 0,
+        };
+        if is_lost {
             return Err(TransferError::Msr { vp, msr, value });
         }
         rest = &rest[done + 1..];
@@ -185,6 +212,12 @@ mod tests {
         assert_eq!(values, [(sysenter, 7)]);
         let all = get(vp, &fd, Part::Msrs, &listed(&kvm).unwrap()).unwrap();
         set(vp, &fd, Part::Msrs, &all).unwrap();
+        // An MSR that this KVM does not have is no loss with the value with which it begins.
+        let absent = [(sysenter, 9), (Msr(0x1234_5678), 0)];
+        set_changed(vp, &fd, Part::Msrs, &absent).unwrap();
+        assert_eq!(get(vp, &fd, Part::Msrs, &which).unwrap(), [(sysenter, 9)]);
+        let lost = set_changed(vp, &fd, Part::Msrs, &[(Msr(0x1234_5678), 1)]).unwrap_err();
+        assert!(lost.to_string().contains("12345678"), "{lost}");
         let refused =
             set(vp, &fd, Part::Msrs, &[(sysenter, 8), (Msr(0x1234_5678), 1)]).unwrap_err();
         assert!(refused.to_string().contains("12345678"), "{refused}");

@@ -211,7 +211,7 @@ impl VcpuState {
             Part::Lapic => fd.set_lapic(&self.lapic).map_err(failed),
             Part::FeatureControl => msrs(&self.feature_control),
             Part::HypervMsrs => msrs(&self.hyperv_msrs),
-            Part::Msrs => msrs(&self.msrs),
+            Part::Msrs => msrs::set_changed(vp, fd, part, &self.msrs),
             Part::TscDeadline => msrs(&self.tsc_deadline),
         }
     }

@@ -78,7 +78,7 @@ pub struct HostOptions {
     /// Memory of an emulated host, as 1536M or 2G.
     #[arg(long, value_name = "SIZE", default_value_t = DEFAULT_MEMORY_MIB, value_parser = parse_mib)]
     pub memory: u32,
-    /// Its kernel.
+    /// Its kernel: 6.12, 6.1, or the newest of the archive's backports.
     #[arg(long, default_value = "6.12")]
     pub kernel: Kernel,
     /// The CPU of the emulated Intel host: ice-lake has exact timers.
@@ -297,6 +297,7 @@ fn run(
         return here(options, command, input, &cache, &binaries);
     }
     let machine = options.machine();
+    setup::newest::ensure(&cache, &machine)?;
     let limit = Duration::from_secs(options.timeout);
     let mut plan = plan(options.host, &machine, command, input);
     plan.fetch = options

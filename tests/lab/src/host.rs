@@ -58,14 +58,28 @@ pub enum Kernel {
     /// Linux 6.1: no direct L2 flush.
     #[value(name = "6.1")]
     Linux61,
+    /// The newest Linux in the archive's backports. It is fetched when it is first used.
+    #[value(name = "newest")]
+    Newest,
 }
 
 impl Kernel {
+    /// All of them.
+    pub const ALL: [Kernel; 3] = [Kernel::Linux612, Kernel::Linux61, Kernel::Newest];
+
+    /// The kernel with that directory.
+    pub fn from_directory(name: &str) -> Option<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|kernel| kernel.directory() == name)
+    }
+
     /// Its directory in the cache and below `/lab`.
     pub fn directory(self) -> &'static str {
         match self {
             Kernel::Linux612 => "linux-6.12",
             Kernel::Linux61 => "linux-6.1",
+            Kernel::Newest => "linux-newest",
         }
     }
 }

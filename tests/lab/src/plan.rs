@@ -10,6 +10,9 @@ pub const PATH: &str = "/lab-plan.json";
 /// Where the payload lies in a lab host.
 pub const LAB_DIR: &str = "/lab";
 
+/// The directory whose files a lab host of one stage leaves for the next one's.
+pub const CARRIED_DIR: &str = "/carried";
+
 /// The environment variable that names the payload's directory, in lab hosts and on this machine.
 pub const LAB_DIR_VARIABLE: &str = "HYPERNEST_LAB_DIR";
 

@@ -9,7 +9,7 @@ use std::sync::Once;
 
 use super::flat::flat_image;
 use super::{BootError, Files, KERNEL_PARAMETERS, Listener, at, run_program};
-use crate::host::{IntelCpu, Machine};
+use crate::host::{IntelCpu, Kernel, Machine};
 use crate::isolated;
 use crate::owned::{OwnedChild, tied};
 
@@ -39,7 +39,7 @@ pub(super) fn command(
     }
     let program = files.held("Bochs", "bochs/bochs")?;
     let share = files.held("Bochs firmware", "bochs/share")?;
-    let iso = iso(files, &kernel(machine, files)?, machine.intel)?;
+    let iso = iso(files, &kernel(machine, files)?, machine)?;
     let debugger = has_debugger(&program)?;
     let Line {
         listener,
@@ -156,7 +156,11 @@ fn kernel(machine: &Machine, files: &Files<'_>) -> Result<Vec<u8>, BootError> {
     })
 }
 
-fn iso(files: &Files<'_>, kernel: &[u8], cpu: IntelCpu) -> Result<std::path::PathBuf, BootError> {
+fn iso(
+    files: &Files<'_>,
+    kernel: &[u8],
+    machine: &Machine,
+) -> Result<std::path::PathBuf, BootError> {
     let root = files.run.join("iso");
     fs::create_dir(&root).map_err(at(&root))?;
     for name in ["isolinux.bin", "ldlinux.c32"] {
@@ -166,12 +170,19 @@ fn iso(files: &Files<'_>, kernel: &[u8], cpu: IntelCpu) -> Result<std::path::Pat
     fs::write(root.join("kernel"), kernel).map_err(at(&root))?;
     fs::rename(files.initramfs, root.join("initrd")).map_err(at(files.initramfs))?;
     let configuration = root.join("isolinux.cfg");
-    let tick = match cpu {
+    let tick = match machine.intel {
         IntelCpu::Skylake => PERIODIC_TICK,
         IntelCpu::IceLake => "",
     };
+    // Kernels after 6.12 do not boot with the XSAVE that this CPU shows; earlier ones switch it off by
+    // themselves ("XSAVE consistency problem").
+    let xsave = match machine.kernel {
+        Kernel::Newest => "noxsave",
+        Kernel::Linux61 | Kernel::Linux612 => "",
+    };
     let text = format!(
-        "default lab\nprompt 0\ntimeout 0\nlabel lab\n kernel /kernel\n initrd /initrd\n append {KERNEL_PARAMETERS} {tick}\n"
+        "default lab\nprompt 0\ntimeout 0\nlabel lab\n kernel /kernel\n initrd /initrd\n \
+         append {KERNEL_PARAMETERS} {tick} {xsave}\n"
     );
     fs::write(&configuration, text).map_err(at(&configuration))?;
     let iso = files.run.join("host.iso");

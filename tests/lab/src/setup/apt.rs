@@ -207,25 +207,42 @@ impl Area {
 
     /// The package a kernel metapackage of the given series stands for, and its version.
     pub fn kernel(&self, metapackage: &str, series: &str) -> Result<(String, String), AptError> {
+        let candidates = self.candidates(metapackage)?;
+        self.image(metapackage, series, version::newest(&candidates, series))
+    }
+
+    /// The same for the newest version that there is.
+    pub fn newest_kernel(&self, metapackage: &str) -> Result<(String, String), AptError> {
+        let candidates = self.candidates(metapackage)?;
+        self.image(metapackage, "", version::newest_of_all(&candidates))
+    }
+
+    fn candidates(&self, package: &str) -> Result<Vec<Candidate>, AptError> {
         let text = run(
-            &format!("looking for {metapackage}"),
-            self.apt("apt-cache")?.args(["show", metapackage]),
+            &format!("looking for {package}"),
+            self.apt("apt-cache")?.args(["show", package]),
         )?;
-        let candidates = version::parse_show(&String::from_utf8_lossy(&text));
-        let image = |candidate: &Candidate| {
+        Ok(version::parse_show(&String::from_utf8_lossy(&text)))
+    }
+
+    fn image(
+        &self,
+        metapackage: &str,
+        series: &str,
+        candidate: Option<&Candidate>,
+    ) -> Result<(String, String), AptError> {
+        let found = candidate.and_then(|candidate| {
             let image = candidate.depends.iter().find(|name| {
-                name.strip_prefix("linux-image-")
-                    .is_some_and(|rest| rest.starts_with(series))
+                let version = name.strip_prefix("linux-image-");
+                version.is_some_and(|version| version.starts_with(series))
             });
-            image.cloned()
-        };
-        version::newest(&candidates, series)
-            .and_then(|newest| Some((image(newest)?, newest.version.clone())))
-            .ok_or_else(|| AptError::NotThere {
-                package: metapackage.to_owned(),
-                series: series.to_owned(),
-                suites: self.suites.clone(),
-            })
+            Some((image?.clone(), candidate.version.clone()))
+        });
+        found.ok_or_else(|| AptError::NotThere {
+            package: metapackage.to_owned(),
+            series: series.to_owned(),
+            suites: self.suites.clone(),
+        })
     }
 
     /// Unpacks every downloaded package whose name passes `wanted` into `into`.

@@ -2,6 +2,7 @@
 
 pub mod apt;
 pub mod chromium;
+pub mod newest;
 pub mod sources;
 mod tree;
 pub mod version;
@@ -109,8 +110,10 @@ pub struct Given {
 
 fn parse_kernel(text: &str) -> Result<(String, PathBuf), String> {
     match text.split_once('=') {
-        Some((series @ ("6.12" | "6.1"), directory)) => Ok((series.to_owned(), directory.into())),
-        _ => Err("want 6.12=DIR or 6.1=DIR".to_owned()),
+        Some((series @ ("6.12" | "6.1" | "newest"), directory)) => {
+            Ok((series.to_owned(), directory.into()))
+        }
+        _ => Err("want 6.12=DIR, 6.1=DIR or newest=DIR".to_owned()),
     }
 }
 

@@ -44,6 +44,13 @@ pub fn newest<'a>(candidates: &'a [Candidate], series: &str) -> Option<&'a Candi
         .max_by(|a, b| compare(&a.version, &b.version))
 }
 
+/// The newest candidate.
+pub fn newest_of_all(candidates: &[Candidate]) -> Option<&Candidate> {
+    candidates
+        .iter()
+        .max_by(|a, b| compare(&a.version, &b.version))
+}
+
 /// The version without Debian's epoch.
 pub fn upstream(version: &str) -> &str {
     version.split_once(':').map_or(version, |(_, rest)| rest)
@@ -153,5 +160,7 @@ mod tests {
         assert_eq!(newest("6.12"), Some("6.12.107-1"));
         assert_eq!(newest("7.3"), Some("7.3.4-1~bpo13+1"));
         assert_eq!(newest("6.1"), None);
+        let of_all = newest_of_all(&candidates).map(|c| c.version.as_str());
+        assert_eq!(of_all, Some("7.3.4-1~bpo13+1"));
     }
 }

@@ -102,6 +102,9 @@ pub struct Stage {
     pub with: &'static [&'static str],
     /// Module parameters of an emulated host, as `kvm_intel.enable_shadow_vmcs=0`.
     pub parameters: &'static [&'static str],
+    /// The stage whose files in [`CARRIED_DIR`](crate::plan::CARRIED_DIR) this one gets, and that is booted
+    /// before it.
+    pub after: Option<&'static str>,
 }
 
 impl Stage {
@@ -114,6 +117,7 @@ impl Stage {
         intel: IntelCpu::Skylake,
         with: &[],
         parameters: &[],
+        after: None,
     };
 }
 

@@ -4,7 +4,7 @@ use clap::ValueEnum as _;
 use serde::{Deserialize, Serialize};
 
 use super::Test;
-use crate::host::{Host, IntelCpu, Machine};
+use crate::host::{Host, IntelCpu, Kernel, Machine};
 
 /// A test as the runner of hosts needs to know it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,6 +27,8 @@ pub struct Listed {
     pub with: Vec<String>,
     /// The stage's module parameters.
     pub parameters: Vec<String>,
+    /// The stage that comes before it, whose files it gets.
+    pub after: Option<String>,
     /// Its time limit.
     pub limit_seconds: u32,
 }
@@ -48,6 +50,7 @@ impl From<&Test> for Listed {
             intel: test.stage.intel.name().to_owned(),
             with: texts(test.stage.with),
             parameters: texts(test.stage.parameters),
+            after: test.stage.after.map(str::to_owned),
             limit_seconds: test.limit_seconds,
         }
     }
@@ -56,11 +59,8 @@ impl From<&Test> for Listed {
 impl Listed {
     /// The emulated host of its stage.
     pub fn machine(&self) -> Result<Machine, String> {
-        let kernel = match self.kernel.as_str() {
-            "linux-6.12" => crate::host::Kernel::Linux612,
-            "linux-6.1" => crate::host::Kernel::Linux61,
-            other => return Err(format!("unknown kernel {other}")),
-        };
+        let kernel = Kernel::from_directory(&self.kernel)
+            .ok_or_else(|| format!("unknown kernel {}", self.kernel))?;
         Ok(Machine {
             cpus: self.cpus,
             memory_mib: self.memory_mib,

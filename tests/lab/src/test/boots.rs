@@ -22,6 +22,8 @@ pub(super) struct Boot<'a> {
     pub(super) host: Host,
     pub(super) binary: &'a Path,
     pub(super) tests: Vec<Listed>,
+    /// The boot that comes after this one and gets files of it.
+    pub(super) next: Option<Box<Boot<'a>>>,
 }
 
 /// Tests whose limits come to more than this are worth another boot, which takes half a minute. Most tests take a tenth of
@@ -29,10 +31,56 @@ pub(super) struct Boot<'a> {
 const MOST_SECONDS: u32 = 2400;
 
 impl Boot<'_> {
-    /// What its tests may take.
+    /// What its tests and those of the boots after it may take.
     fn limit(&self) -> Duration {
-        self.tests.iter().map(|test| limit(self.host, test)).sum()
+        let own: Duration = self.tests.iter().map(|test| limit(self.host, test)).sum();
+        own + self
+            .next
+            .as_ref()
+            .map_or(Duration::ZERO, |next| next.limit())
     }
+
+    /// It and the boots after it.
+    pub(super) fn chain(&self) -> impl Iterator<Item = &Self> {
+        std::iter::successors(Some(self), |boot| boot.next.as_deref())
+    }
+
+    /// Their tests.
+    pub(super) fn tests(&self) -> impl Iterator<Item = &Listed> {
+        self.chain().flat_map(|boot| &boot.tests)
+    }
+
+    /// Whether its stage comes after the stage called `name`.
+    fn is_after(&self, name: &str) -> bool {
+        self.tests
+            .first()
+            .is_some_and(|test| test.after.as_deref() == Some(name))
+    }
+}
+
+/// `boots` of one suite on one host, each with those that come after it. One whose forerunner has no tests
+/// here goes alone.
+fn chained(mut boots: Vec<Boot<'_>>) -> Vec<Boot<'_>> {
+    let mut chains: Vec<Boot<'_>> = Vec::new();
+    // The last of a chain is put into the one before it until none is left that comes after another.
+    while let Some(at) = boots.iter().position(|last| {
+        let stage = last.tests.first().map(|test| test.stage.as_str());
+        !boots
+            .iter()
+            .any(|other| stage.is_some_and(|stage| other.is_after(stage)))
+    }) {
+        let last = boots.remove(at);
+        let after = last.tests.first().and_then(|test| test.after.clone());
+        let before = boots.iter_mut().find(|boot| {
+            let stage = boot.tests.first().map(|test| test.stage.as_str());
+            stage.is_some() && stage == after.as_deref()
+        });
+        match before {
+            Some(before) => before.next = Some(Box::new(last)),
+            None => chains.push(last),
+        }
+    }
+    chains
 }
 
 /// What a test may take on `host`.
@@ -65,18 +113,27 @@ pub(super) fn boots<'a>(suites: &'a [Suite], hosts: &[Host]) -> Vec<Boot<'a>> {
                     stages.entry(&test.stage).or_default().push(test.clone());
                 }
             }
+            let mut of_suite = Vec::new();
             for tests in stages.into_values() {
+                let in_chain = |test: &Listed| {
+                    let stages = suite.tests.iter().filter_map(|other| other.after.as_ref());
+                    test.after.is_some() || stages.into_iter().any(|after| *after == test.stage)
+                };
                 let seconds: u32 = tests.iter().map(|test| test.limit_seconds).sum();
                 let parts = match host {
                     Host::Here => 1,
+                    // What one of them leaves, the next must find.
+                    _ if tests.iter().any(in_chain) => 1,
                     Host::Amd | Host::Intel => seconds.div_ceil(MOST_SECONDS).max(1),
                 };
-                boots.extend(shares(tests, parts).into_iter().map(|tests| Boot {
+                of_suite.extend(shares(tests, parts).into_iter().map(|tests| Boot {
                     host,
                     binary: &suite.binary,
                     tests,
+                    next: None,
                 }));
             }
+            boots.extend(chained(of_suite));
         }
     }
     boots.sort_by_key(|boot| Reverse(boot.limit()));
@@ -112,8 +169,39 @@ mod tests {
             intel: "skylake".to_owned(),
             with: Vec::new(),
             parameters: Vec::new(),
+            after: None,
             limit_seconds,
         }
+    }
+
+    #[test]
+    fn stages_that_carry_files_are_booted_one_after_the_other() {
+        let after = |name: &str, stage: &str, before: &str| Listed {
+            after: Some(before.to_owned()),
+            ..test(name, Host::Amd, stage, 2000)
+        };
+        let suites = [Suite {
+            binary: "/suite".into(),
+            tests: vec![
+                after("c", "third", "second"),
+                test("x", Host::Amd, "other", 60),
+                after("b", "second", "first"),
+                test("a", Host::Amd, "first", 2000),
+                test("a2", Host::Amd, "first", 2000),
+                after("lost", "fifth", "fourth"),
+            ],
+        }];
+        let boots = boots(&suites, &[Host::Amd]);
+        assert_eq!(boots.len(), 3);
+        assert_eq!(names(&boots[0]), ["a", "a2"]);
+        assert_eq!(boots[0].limit(), Duration::from_secs(8000));
+        let second = boots[0].next.as_ref().unwrap();
+        assert_eq!(names(second), ["b"]);
+        let third = second.next.as_ref().unwrap();
+        assert_eq!(names(third), ["c"]);
+        assert_eq!(third.next, None);
+        assert_eq!(names(&boots[1]), ["lost"]);
+        assert_eq!(names(&boots[2]), ["x"]);
     }
 
     fn names(boot: &Boot<'_>) -> Vec<String> {

@@ -89,15 +89,22 @@ pub fn test(hosts: &[Host], filter: Option<&str>, long: bool) -> Result<bool, Te
     };
     let emulated = boots(&suites, &emulated);
     let limits = here.iter().chain(&emulated);
-    let limits = limits.flat_map(|boot| boot.tests.iter().map(|test| limit(boot.host, test)));
-    let starts = here.iter().chain(&emulated).map(|boot| boot.host);
+    let limits = limits.flat_map(|boot| boot.tests().map(|test| limit(boot.host, test)));
+    let starts = here.iter().chain(&emulated).flat_map(Boot::chain);
+    let starts = starts.map(|boot| boot.host);
     let progress = progress::Tests::new(limits, starts.map(boots::start_up), at_once());
     let progress = Arc::new(progress);
     let reports = Arc::clone(&progress).report();
     let run = |boot: Boot<'_>| {
         let host = HostRun::new(boot.host, &cache, &binaries, long, &progress);
-        let results = host.run(boot.binary, boot.tests);
-        progress.boot_ended(boots::start_up(boot.host));
+        let starts: Vec<_> = boot
+            .chain()
+            .map(|boot| boots::start_up(boot.host))
+            .collect();
+        let results = host.run(boot);
+        for start in starts {
+            progress.boot_ended(start);
+        }
         results
     };
     for boot in here {

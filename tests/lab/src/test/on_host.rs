@@ -2,22 +2,24 @@
 
 use std::collections::VecDeque;
 use std::io::{self, Read as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use super::boots::limit;
+use super::boots::{Boot, limit};
 use super::retry::Retries;
 use crate::binaries::Binaries;
 use crate::boot;
 use crate::cache::Cache;
 use crate::exec::{here_environment, plan};
+use crate::fetch::{self, Fetch};
 use crate::host::Host;
 use crate::owned::{OwnedChild, OwnedDirectory, tied};
-use crate::plan::{Input, LAB_LONG_VARIABLE};
+use crate::plan::{CARRIED_DIR, Input, LAB_LONG_VARIABLE};
 use crate::progress;
 use crate::session::{self, Broken, Sink};
 use crate::setup::chromium::{self, CHROMIUM};
+use crate::setup::newest;
 use crate::suite::describe;
 use crate::suite::protocol::{Event, Listed, Outcome};
 use crate::suite::verdict::Record;
@@ -69,6 +71,10 @@ struct Batch<'a> {
     progress: &'a progress::Tests,
     /// How much longer than usual a test may take.
     patience: u32,
+    /// The files that hosts of a chain of stages leave for each other.
+    carried: Option<PathBuf>,
+    /// The archive in which they come out of a host.
+    fetched: Vec<u8>,
 }
 
 impl<'a> HostRun<'a> {
@@ -88,9 +94,34 @@ impl<'a> HostRun<'a> {
         }
     }
 
-    /// Runs `tests` of `binary`.
-    pub(super) fn run(self, binary: &Path, tests: Vec<Listed>) -> HostResults {
+    /// Runs the tests of `boot` and of those after it, each of which gets what the one before left in
+    /// [`CARRIED_DIR`].
+    pub(super) fn run(self, boot: Boot<'_>) -> HostResults {
+        let mut results = HostResults::default();
+        let carried = match &boot.next {
+            Some(_) => OwnedDirectory::new(&self.cache.runs(), "carried").map(Some),
+            None => Ok(None),
+        };
+        let carried = match carried {
+            Ok(carried) => carried,
+            Err(error) => {
+                results.trouble.push(format!("{} host: {error}", self.host));
+                return results;
+            }
+        };
+        let carried = carried.as_ref().map(OwnedDirectory::path);
+        let mut next = Some(boot);
+        while let Some(boot) = next {
+            results.add(self.one(boot.binary, boot.tests, carried));
+            next = boot.next.map(|next| *next);
+        }
+        results
+    }
+
+    /// Runs `tests` of `binary`, in a host that gets the files in `carried` and leaves its own there.
+    fn one(self, binary: &Path, tests: Vec<Listed>, carried: Option<&Path>) -> HostResults {
         let mut batch = Batch::new(self.host, tests, self.progress);
+        batch.carried = carried.map(Path::to_owned);
         if self.long {
             batch.patience = LONG_PATIENCE;
         }
@@ -153,6 +184,7 @@ impl<'a> HostRun<'a> {
             return Ok(());
         };
         let mut machine = first.machine().map_err(Ended::Lab)?;
+        newest::ensure(self.cache, &machine).map_err(|error| Ended::Lab(error.to_string()))?;
         machine.files.push((binary.to_owned(), BINARY.to_owned()));
         let mut command = vec![BINARY.to_owned()];
         command.extend(Self::arguments(batch));
@@ -160,6 +192,13 @@ impl<'a> HostRun<'a> {
         if self.long {
             plan.environment
                 .insert(LAB_LONG_VARIABLE.to_owned(), "1".to_owned());
+        }
+        if let Some(carried) = &batch.carried {
+            machine
+                .files
+                .push((carried.clone(), CARRIED_DIR.to_owned()));
+            plan.fetch = vec![CARRIED_DIR.to_owned()];
+            batch.fetched.clear();
         }
         let limit: Duration = batch.waiting.iter().map(|test| batch.limit(test)).sum();
         let lab = |error: &dyn std::fmt::Display| Ended::Lab(error.to_string());
@@ -173,7 +212,9 @@ impl<'a> HostRun<'a> {
         )
         .map_err(|error| lab(&error))?;
         let result = session::follow(self.host, &mut booting, None, BESIDE_TESTS + limit, batch);
-        let Err(broken) = result else { return Ok(()) };
+        let Err(broken) = result else {
+            return batch.keep_carried().map_err(|error| lab(&error));
+        };
         let log = session::keep_logs(self.host, &booting, &self.cache.logs());
         let log = log.map(|log| log.display().to_string()).unwrap_or_default();
         let why = format!("{broken} (the log of the host's kernel: {log})");
@@ -245,6 +286,8 @@ impl<'a> Batch<'a> {
             restarts: Vec::new(),
             progress,
             patience: 1,
+            carried: None,
+            fetched: Vec::new(),
         }
     }
 
@@ -276,6 +319,18 @@ impl<'a> Batch<'a> {
             let missing = format!("Chromium: {error}");
             self.record(&test, Outcome::Skipped(missing), None);
         }
+    }
+
+    /// Unpacks what a host has left.
+    fn keep_carried(&self) -> io::Result<()> {
+        let Some(carried) = self.carried.clone().filter(|_| !self.fetched.is_empty()) else {
+            return Ok(());
+        };
+        let from = Fetch {
+            path: CARRIED_DIR.to_owned(),
+            local: carried,
+        };
+        fetch::unpack(&self.fetched[..], &[from])
     }
 
     fn skip_what_needs_parameters(&mut self) {
@@ -367,6 +422,11 @@ impl Sink for Batch<'_> {
         Ok(())
     }
 
+    fn fetched(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.fetched.extend(bytes);
+        Ok(())
+    }
+
     fn overdue(&mut self) -> Option<String> {
         let (test, since) = self.running.as_ref()?;
         let limit = self.limit(test);
@@ -389,6 +449,7 @@ mod tests {
             intel: "skylake".to_owned(),
             with: Vec::new(),
             parameters: parameters.iter().map(|&text| text.to_owned()).collect(),
+            after: None,
             limit_seconds: 0,
         }
     }
