@@ -1,16 +1,21 @@
 //! From what a sampler said to what it means. Pure.
 
+mod forward;
+mod verdict;
+
 use std::collections::BTreeMap;
 
 use hypernest_nested::tsc::{Clock, Hello};
 
 use super::fit::Fit;
 use super::model::{
-    Acknowledgement, ClockFigures, ClockResult, Drift, Jump, Move, PageFigures, Reenlightenment,
-    Segment, Series,
+    Acknowledgement, Bounds, ClockFigures, ClockResult, Drift, Jump, Move, PageFigures,
+    Reenlightenment, Segment, Series,
 };
 use super::record::{Acknowledged, Gap, Record, Sample};
 use crate::histogram::{self, HistogramError};
+
+pub(super) use verdict::all_well;
 
 /// A move, as whoever made it knows it.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -34,6 +39,19 @@ pub(super) struct Doings {
     pub(super) moves: Vec<Moved>,
     /// Whether an acknowledgement must follow each move to another frequency.
     pub(super) expects_acks: bool,
+    /// What a move does to the clocks.
+    pub(super) clocks: AcrossMoves,
+}
+
+/// What a move does to a guest's clocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum AcrossMoves {
+    /// They go on: `--clock continue`.
+    Continue,
+    /// They stand still: `--clock pause`.
+    Pause,
+    /// Unknown, and so are the times of arrival: the reports were captured by hand.
+    Unknown,
 }
 
 /// What it means.
@@ -45,12 +63,12 @@ pub(super) struct Meaning {
     pub(super) moves: Vec<Move>,
     pub(super) segments: Vec<Segment>,
     pub(super) offsets: Vec<Series>,
+    /// What the clocks were held to; none if there were no times of arrival.
+    pub(super) bounds: Option<Bounds>,
     pub(super) failures: Vec<String>,
     pub(super) warnings: Vec<String>,
 }
 
-/// A rate that is off by more is another frequency, in ppm.
-const ANOTHER_RATE: f64 = 1000.0;
 /// Points of a plotted line.
 const POINTS: usize = 400;
 
@@ -114,28 +132,32 @@ pub(super) fn analyse(record: &Record, doings: &Doings) -> Result<Meaning, Histo
             })
         })
         .collect::<Result<Vec<_>, HistogramError>>()?;
-    let mut failures: Vec<String> = record
-        .anew
+    let segments: Vec<_> = spans
         .iter()
-        .map(|run| match run {
-            0 => "the guest started anew, without a move".to_owned(),
-            run => format!("the guest started anew after move {run}: it did not survive it"),
-        })
+        .filter_map(|span| segment(span, &seconds))
         .collect();
-    failures.extend(steps_back(&clocks));
-    failures.extend(missing_acks(&moves, doings, tsc_khz));
+    let steps = forward::steps(record, &spans);
+    let verdict = verdict::verdict(&verdict::Evidence {
+        record,
+        doings,
+        tsc_khz,
+        clocks: &clocks,
+        moves: &moves,
+        segments: &segments,
+        steps: &steps,
+    });
+    let mut warnings = warnings(record);
+    warnings.extend(verdict.undecided);
     Ok(Meaning {
         tsc_khz,
         reenlightenment: reenlightenment(record.hello.as_ref()),
         offsets: offsets(record, &spans, doings.began),
-        segments: spans
-            .iter()
-            .filter_map(|span| segment(span, &seconds))
-            .collect(),
+        segments,
         clocks,
         moves,
-        failures,
-        warnings: warnings(record),
+        bounds: verdict.bounds,
+        failures: verdict.failures,
+        warnings,
     })
 }
 
@@ -182,11 +204,31 @@ fn spans<'a>(record: &'a Record, doings: &Doings, tsc_khz: f64) -> Vec<Span<'a>>
                 _ => first.now[TSC],
             };
             let before = spans.last();
-            let origin = (begins, before.map_or(0.0, |span| span.tsc_ns(begins)));
             let likely = before.map_or(tsc_khz, |span| span.khz);
-            let target = run.checked_sub(1).and_then(|index| doings.moves[index].khz);
-            let said = ack.map(|ack| ack.ack.frequency[1] as f64 / 1e3);
-            let khz = frequency(&samples, likely, &[target, said]);
+            let stated = match ack {
+                Some(ack) => Some(ack.ack.frequency[1]),
+                None => acks.first().map(|ack| ack.ack.frequency[0]),
+            };
+            let khz = match stated.map(|hz| hz as f64 / 1e3) {
+                // TSC_FREQUENCY, as the guest read it.
+                Some(khz) if khz > 0.0 => khz,
+                _ if keeps_unless_acknowledged(record) => likely,
+                _ => {
+                    let target = run.checked_sub(1).and_then(|index| doings.moves[index].khz);
+                    nearest_frequency(&samples, likely, target)
+                }
+            };
+            // The step across a move is in ticks of the new frequency, which the guest has from its first instruction on.
+            let across = match (ack, record.across.get(&run)) {
+                (None, Some(gaps)) if gaps[TSC].size > 0 => gaps[TSC].size,
+                _ => 0,
+            };
+            let origin = (
+                begins,
+                before.map_or(0.0, |span| {
+                    span.tsc_ns(begins.saturating_sub(across)) + across as f64 * 1e6 / khz
+                }),
+            );
             let mut span = Span {
                 run,
                 ack,
@@ -204,29 +246,32 @@ fn spans<'a>(record: &'a Record, doings: &Doings, tsc_khz: f64) -> Vec<Span<'a>>
     spans
 }
 
-/// What the frequency of the TSC is meant to be: `likely` unless samples say that it must be another.
-fn frequency(samples: &[Sample], likely: f64, others: &[Option<f64>]) -> f64 {
+/// Whether the guest's TSC has its old frequency until the guest has acknowledged another: any guest that reports its
+/// acknowledgements, unless it takes another frequency at once.
+fn keeps_unless_acknowledged(record: &Record) -> bool {
+    !matches!(
+        reenlightenment(record.hello.as_ref()),
+        Reenlightenment::Unknown | Reenlightenment::Notification
+    )
+}
+
+/// The frequency that a TSC has whose guest does not report it: `likely` or `target`, whichever is nearer to the measured one.
+fn nearest_frequency(samples: &[Sample], likely: f64, target: Option<f64>) -> f64 {
     let Some(first) = samples.first() else {
         return likely;
     };
-    let at = |khz: f64| {
-        let tsc = |sample: &Sample| difference(sample.now[0], first.now[0]) * 1e6 / khz;
-        let times: Vec<_> = samples.iter().map(|s| (tsc(s), s.at as f64)).collect();
-        Fit::of(&times)
-    };
-    let Some(fit) = at(likely) else {
+    let tsc = |sample: &Sample| difference(sample.now[0], first.now[0]) * 1e6 / likely;
+    let times: Vec<_> = samples.iter().map(|s| (tsc(s), s.at as f64)).collect();
+    let Some(fit) = Fit::of(&times) else {
         return likely;
     };
-    if fit.drift_ppm().abs() < ANOTHER_RATE {
-        return likely;
-    }
     let measured = likely * (1.0 + fit.drift_ppm() / 1e6);
-    let others = others.iter().flatten().copied();
-    others
-        .filter(|khz| *khz > 0.0)
-        .min_by(|a, b| (a - measured).abs().total_cmp(&(b - measured).abs()))
-        .filter(|khz| (khz / measured - 1.0).abs() * 1e6 < ANOTHER_RATE)
-        .unwrap_or(likely)
+    match target {
+        Some(target) if target > 0.0 && (target - measured).abs() < (likely - measured).abs() => {
+            target
+        }
+        _ => likely,
+    }
 }
 
 /// A clock since the first sample of all, and the host's, in ns.
@@ -284,7 +329,7 @@ fn jumps(record: &Record, spans: &[Span<'_>], run: usize) -> (BTreeMap<String, J
             (Some(before), Some(after)) => Some(after.host(to) - before.host(from)),
             _ => None,
         };
-        let gap = gaps[index].size as f64 * unit_ns(clock, before.khz);
+        let gap = gaps[index].size as f64 * unit_ns(clock, after.khz);
         let ahead = host.map(|host| (to - from) - host);
         // What of the clock's own way was not the gap, the guest ran for.
         downtimes.extend(ahead.map(|ahead| gap - ahead));
@@ -379,42 +424,6 @@ fn figures(
         unit_ns: unit,
         page,
     }))
-}
-
-fn steps_back(clocks: &[ClockResult]) -> Vec<String> {
-    let stepped = clocks.iter().filter_map(|result| {
-        let figures = result.measured.as_ref()?;
-        (figures.backward_steps > 0).then(|| {
-            format!(
-                "{} stepped back {} times, by {:.0} ns at most",
-                result.clock, figures.backward_steps, figures.largest_backward_ns
-            )
-        })
-    });
-    stepped.collect()
-}
-
-/// KVM does not scale a rate that is so near (`tsc_tolerance_ppm`).
-const SAME_FREQUENCY: f64 = 250.0;
-
-fn missing_acks(moves: &[Move], doings: &Doings, tsc_khz: f64) -> Vec<String> {
-    let mut khz = tsc_khz;
-    let mut missing = Vec::new();
-    for of_move in moves.iter().filter(|_| doings.expects_acks) {
-        let Some(target) = of_move.host_khz else {
-            continue;
-        };
-        let changed = (target / khz - 1.0).abs() * 1e6 > SAME_FREQUENCY;
-        match &of_move.acknowledged {
-            Some(ack) => khz = ack.frequency_khz[1],
-            None if changed => missing.push(format!(
-                "the guest did not acknowledge move {} to {target:.0} kHz",
-                of_move.number
-            )),
-            None => {}
-        }
-    }
-    missing
 }
 
 fn segment(span: &Span<'_>, seconds: &impl Fn(u64) -> f64) -> Option<Segment> {

@@ -9,8 +9,9 @@ use super::model::{GuestKind, Way};
 /// Measure how stable the clocks of a guest are, while it runs and across moves
 ///
 /// A guest reads its clocks in a tight loop on every vCPU. It is moved, by `hypernest save` and `restore` or by live migration,
-/// between hosts of different TSC frequencies, which --tsc-khz lets this one host play. The exit code is 0 if no clock stepped back
-/// and all that was to be acknowledged was, else 1; 3 if this host cannot do it.
+/// between hosts of different TSC frequencies, which --tsc-khz lets this one host play. The exit code is 1 if a clock stepped back, was
+/// more than 10 ms off after a move or a step forward, drifted by more than 500 ppm (each beyond the uncertainty of its measurement), or
+/// if an acknowledgement is missing; 3 if this host cannot do it; else 0.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Args {
     /// What runs in the VM

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::analyse::{Doings, Moved};
+use super::analyse::{AcrossMoves, Doings, Moved};
 use super::args::Args;
 use super::drive::{Measured, micro_line};
 use super::record::Recorder;
@@ -63,6 +63,7 @@ pub(super) fn captured(files: &[PathBuf], khz: Option<u32>) -> Result<Measured, 
             khz: khz.map_or(KHZ, f64::from),
             moves,
             expects_acks: false,
+            clocks: AcrossMoves::Unknown,
         },
     })
 }

@@ -8,7 +8,7 @@ use hypernest::cpuid::CpuVendor;
 use hypernest::kvm::host::KvmFacts;
 use hypernest_nested::tsc::Clock;
 
-use super::analyse::{Doings, Moved};
+use super::analyse::{AcrossMoves, Doings, Moved};
 use super::args::Args;
 use super::model::{GuestKind, Way};
 use super::record::Record;
@@ -125,6 +125,10 @@ fn measure_at(
         khz,
         moves: Vec::new(),
         expects_acks: hello.emulation && !args.no_ack && args.may_reenlighten(),
+        clocks: match args.clock.as_deref() {
+            Some("pause") => AcrossMoves::Pause,
+            _ => AcrossMoves::Continue,
+        },
     };
     let mut tsc_khz = if hello.tsc_hz == 0 {
         khz

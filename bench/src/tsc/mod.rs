@@ -130,6 +130,7 @@ pub(crate) fn run(args: &Args) -> Result<bool, TscError> {
             reenlightenment: meaning.reenlightenment,
         },
         warnings,
+        bounds: meaning.bounds,
         failures: meaning.failures,
         clocks: meaning.clocks,
         moves: meaning.moves,

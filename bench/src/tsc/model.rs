@@ -27,6 +27,9 @@ pub(crate) struct Report {
     pub(crate) guest: Guest,
     /// What to know before the figures are believed.
     pub(crate) warnings: Vec<String>,
+    /// What the clocks were held to; none if that could not be measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) bounds: Option<Bounds>,
     /// What must not be. Empty if all is well.
     pub(crate) failures: Vec<String>,
     /// Each clock that there could be, over the whole run.
@@ -37,6 +40,15 @@ pub(crate) struct Report {
     pub(crate) segments: Vec<Segment>,
     /// For the plot: how far each clock is ahead of the host's since the first sample.
     pub(crate) offsets: Vec<Series>,
+}
+
+/// The largest errors of a clock that are no failure, beyond the uncertainty of their measurement.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Bounds {
+    /// Drift against the host's clock, in ppm.
+    pub(crate) drift_ppm: f64,
+    /// How far off a clock may be after a move, or after a step forward at any other time, in ms.
+    pub(crate) step_ms: f64,
 }
 
 /// What ran.

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use super::analyse::all_well;
 use super::model::Report;
 use super::plot::plot;
 use super::table::{
@@ -42,7 +43,7 @@ fn write_page(report: &Report, out: &mut String) -> std::fmt::Result {
         writeln!(out, "<p class=\"warning failed\">{}</p>", escape(failure))?;
     }
     if report.failures.is_empty() {
-        writeln!(out, "<p>No clock stepped back.</p>")?;
+        writeln!(out, "<p>{}</p>", escape(&all_well(report.bounds)))?;
     }
     writeln!(out, "</header>\n<main>")?;
     if let Some(plot) = plot(report) {

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use super::analyse::all_well;
 use super::model::{Move, Reenlightenment, Report, Segment};
 use crate::report::plain;
 
@@ -232,7 +233,7 @@ fn write_all(report: &Report, out: &mut String) -> std::fmt::Result {
     )?;
     writeln!(out)?;
     if report.failures.is_empty() {
-        writeln!(out, "No clock stepped back.")?;
+        writeln!(out, "{}", all_well(report.bounds))?;
     }
     for failure in &report.failures {
         writeln!(out, "FAILED: {}", plain(failure))?;

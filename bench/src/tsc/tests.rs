@@ -33,6 +33,7 @@ fn report(world: &World) -> Report {
             reenlightenment: meaning.reenlightenment,
         },
         warnings: meaning.warnings,
+        bounds: meaning.bounds,
         failures: meaning.failures,
         clocks: meaning.clocks,
         moves: meaning.moves,
@@ -124,7 +125,7 @@ fn the_table_says_what_happened() {
         "reference-counter  not offered",
         "acknowledgement 1",
         "1 to 2",
-        "No clock stepped back.",
+        "No clock stepped back, was more than 10 ms off after a move or a step, or drifted by more than 500 ppm",
     ] {
         assert!(text.contains(part), "{part:?} is not in\n{text}");
     }

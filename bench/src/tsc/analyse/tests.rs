@@ -27,6 +27,8 @@ pub(in crate::tsc) struct World {
     pub(in crate::tsc) drift: f64,
     /// By how much a clock is set back at a time, in ns.
     pub(in crate::tsc) step: Option<(Clock, u64, u64)>,
+    /// By how much a clock is set forward at a time, in ns.
+    pub(in crate::tsc) forward: Option<(Clock, u64, u64)>,
     /// By how much each clock is ahead after the first move, in ns.
     pub(in crate::tsc) jump: [i64; 2],
     /// The second processor's clocks are behind by so much, in ns.
@@ -35,6 +37,8 @@ pub(in crate::tsc) struct World {
     pub(in crate::tsc) reenlighten: Option<(f64, u64)>,
     pub(in crate::tsc) vcpus: u32,
     pub(in crate::tsc) no_ack: bool,
+    /// The moves were made with `--clock pause`.
+    pub(in crate::tsc) pause: bool,
 }
 
 pub(in crate::tsc) fn fine() -> World {
@@ -42,11 +46,13 @@ pub(in crate::tsc) fn fine() -> World {
         moves: 0,
         drift: 0.0,
         step: None,
+        forward: None,
         jump: [0; 2],
         behind: 0,
         reenlighten: None,
         vcpus: 1,
         no_ack: false,
+        pause: false,
     }
 }
 
@@ -85,6 +91,12 @@ impl World {
             && at >= from
         {
             ns -= by as f64;
+        }
+        if let Some((of, from, by)) = self.forward
+            && of == clock
+            && at >= from
+        {
+            ns += by as f64;
         }
         if vcpu == 1 {
             ns -= self.behind as f64;
@@ -199,6 +211,11 @@ impl World {
             khz: KHZ,
             moves,
             expects_acks: true,
+            clocks: if self.pause {
+                AcrossMoves::Pause
+            } else {
+                AcrossMoves::Continue
+            },
         }
     }
 
@@ -287,7 +304,7 @@ fn a_step_back_that_only_the_host_can_see_is_found() {
     }
     let meaning = analyse(&record, &doings).unwrap();
     assert!(backward(&meaning, Clock::Tsc).0 > 0);
-    assert_eq!(meaning.failures.len(), 1);
+    assert!(meaning.failures[0].starts_with("tsc stepped back"));
 }
 
 #[test]
@@ -316,20 +333,140 @@ fn a_jump_at_a_move_is_told_from_the_downtime() {
     assert!((ahead(Clock::Page) - 40_000.0).abs() < 50.0);
     assert!((of_move.clocks["reference-page"].gap_ms - 170.5).abs() < 0.01);
     assert!((of_move.downtime_ms.unwrap() - 130.5).abs() < 0.1);
-    assert!(meaning.failures.is_empty());
+    assert_eq!(
+        meaning.failures,
+        [
+            "move 1: reference-page went on by 170.5 ms, tsc by 130.5 ms",
+            "reference-page jumped 40.0 ms ahead of the host's clock at move 1"
+        ]
+    );
     // As large as the downtime, it did not go on.
-    let paused = World {
+    let world = World {
         moves: 1,
         jump: [-130 * 1_000_000; 2],
+        pause: true,
         ..fine()
-    }
-    .meaning();
+    };
+    let paused = world.meaning();
     let of_move = &paused.moves[0];
     assert!(of_move.clocks["tsc"].gap_ms < 1.0 && paused.failures.is_empty());
     assert!(
         (of_move.downtime_ms.unwrap() - 130.5).abs() < 0.1,
         "{of_move:?}"
     );
+}
+
+#[test]
+fn clocks_that_go_on_or_stand_still_against_the_policy_fail() {
+    let stood_still = World {
+        moves: 1,
+        jump: [-130 * 1_000_000; 2],
+        ..fine()
+    };
+    assert_eq!(
+        stood_still.meaning().failures,
+        [
+            "reference-page lost 130.0 ms against the host's clock at move 1",
+            "tsc lost 130.0 ms against the host's clock at move 1"
+        ]
+    );
+    let went_on = World {
+        moves: 1,
+        pause: true,
+        ..fine()
+    };
+    assert_eq!(
+        went_on.meaning().failures,
+        [
+            "reference-page jumped 130.5 ms ahead of a clock that is paused at move 1",
+            "tsc jumped 130.5 ms ahead of a clock that is paused at move 1"
+        ]
+    );
+}
+
+/// As KVM does it to a reference counter whose vCPU lost its scaling ratio.
+#[test]
+fn a_jump_by_a_whole_counter_fails() {
+    let meaning = World {
+        moves: 1,
+        jump: [0, (1_i64 << 62) / 100 * 100],
+        ..fine()
+    }
+    .meaning();
+    assert_eq!(meaning.failures.len(), 2, "{:?}", meaning.failures);
+    assert!(meaning.failures[1].starts_with("reference-page jumped 46116860184"));
+}
+
+#[test]
+fn a_step_forward_without_a_move_fails() {
+    for (by, fails) in [(45 * MS, true), (5 * MS, false)] {
+        let meaning = World {
+            forward: Some((Clock::Page, 700 * MS, by)),
+            ..fine()
+        }
+        .meaning();
+        let found = meaning.failures.iter();
+        let found = found.filter(|failure| {
+            failure.starts_with("reference-page stepped forward by 45.0 ms before any move")
+        });
+        assert_eq!(found.count() > 0, fails, "{:?}", meaning.failures);
+        assert!(
+            !meaning.failures.iter().any(|f| f.starts_with("tsc")),
+            "{:?}",
+            meaning.failures
+        );
+    }
+}
+
+#[test]
+fn a_drift_beyond_the_bound_fails() {
+    let meaning = World {
+        drift: 1500.0,
+        ..fine()
+    }
+    .meaning();
+    assert_eq!(meaning.failures.len(), 1, "{:?}", meaning.failures);
+    assert!(
+        meaning.failures[0].starts_with("reference-page drifted by +150"),
+        "{:?}",
+        meaning.failures
+    );
+}
+
+/// The frequency that the guest has read is the one that counts, however late its reports are.
+#[test]
+fn an_acknowledged_frequency_does_not_depend_on_noise() {
+    let world = World {
+        moves: 1,
+        reenlighten: Some((3_000_000.0, 990 * MS)),
+        ..fine()
+    };
+    let (mut record, doings) = world.record();
+    // The few reports after it come late, each by 2 ms less.
+    let end = World::start_of(1) + RUN;
+    for sample in &mut record.samples {
+        if sample.at > end - 15 * MS {
+            sample.at += (end + 10 * MS).saturating_sub(sample.at) * 2 / 5;
+        }
+    }
+    let ack = record.acks[0];
+    let acknowledged = |sample: &Sample| sample.now[0] >= ack.ack.after.tsc;
+    let few: Vec<_> = record
+        .samples
+        .iter()
+        .copied()
+        .filter(acknowledged)
+        .collect();
+    for n in 1..8 {
+        let mut more = few[0];
+        more.at += n * 100_000;
+        more.now[0] += n * 200_000;
+        record.samples.push(more);
+    }
+    let meaning = analyse(&record, &doings).unwrap();
+    let after = meaning.segments.iter().find(|s| s.acknowledged).unwrap();
+    assert!(after.drift["tsc"].ppm.abs() > 1000.0, "{after:?}");
+    assert_eq!(after.tsc_khz, 3_000_000.0);
 }
 
 #[test]
@@ -349,6 +486,7 @@ fn a_drift_is_found() {
         .iter()
         .find(|s| s.clock == "reference-page")
         .unwrap();
+    assert!(meaning.failures.is_empty(), "{:?}", meaning.failures);
     let (at, ahead) = *page.points.last().unwrap();
     assert!((ahead - at * 300.0).abs() < 20.0, "{ahead} at {at}");
 }
@@ -448,6 +586,7 @@ fn an_empty_record_means_nothing() {
             khz: None,
         }],
         expects_acks: true,
+        clocks: AcrossMoves::Continue,
     };
     let meaning = analyse(&Recorder::default().finish(), &doings).unwrap();
     assert!(meaning.segments.is_empty() && meaning.failures.is_empty());
@@ -494,7 +633,7 @@ proptest! {
                 moves.push(Moved { started: at, resumed: b, khz: Some(khz) });
             }
         }
-        let doings = Doings { began: 5, khz, moves, expects_acks: true };
+        let doings = Doings { began: 5, khz, moves, expects_acks: true, clocks: AcrossMoves::Continue };
         let _meaning = analyse(&recorder.finish(), &doings).unwrap();
     }
 }
