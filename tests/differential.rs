@@ -168,7 +168,8 @@ fn hypernest(guest: &Path, list: &str) -> Result<Dump, Box<dyn Error>> {
     let mut command = Command::new("hypernest");
     command.arg("run").arg("--kernel").arg(guest);
     command.args(["--cmdline", "hvdump", "--memory", "32M", "--nested"]);
-    command.args(["--hv", list]);
+    // As QEMU's `kvm=off` below.
+    command.args(["--hv", list, "--kvm-leaves=false"]);
     command.args(["--serial", "none", "--debugcon", "stdio", "--debug-exit"]);
     // The guest's code is the exit code.
     run(&mut command, 0)

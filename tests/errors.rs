@@ -23,6 +23,7 @@ pub(crate) const TESTS: &[Test] = &[
     guest("errors::no_permission", no_permission).needs(needs::kvm_for_root_only),
     Test::new("errors::a_file_that_is_no_kernel", no_kernel).needs(needs_kvm),
     Test::new("errors::what_the_host_cannot_do", impossible).needs(needs::hyperv),
+    Test::new("errors::a_clock_that_the_guest_would_not_have", no_clock).needs(needs_kvm),
     guest("errors::a_triple_fault", triple_fault),
     guest("errors::an_internal_error_of_kvm", internal_error),
     guest("errors::an_exception_in_the_guest_is_the_guests", || {
@@ -157,6 +158,18 @@ fn no_kernel() -> TestResult {
     ];
     site.file("big", vec![0; 20 << 20])?;
     refused(&site, &initrd, 1, &["big", "--memory"])
+}
+
+fn no_clock() -> TestResult {
+    let site = Site::new()?;
+    let run = ["--kernel", "guest", "--hv", "none", "--memory", "16M"];
+    let hidden = [&run[..], &["--irqchip", "split", "--kvm-leaves=false"]].concat();
+    refused(&site, &hidden, 3, &["there is no PIT", "--kvm-leaves"])?;
+    if needs::caps()?.kvm.tsc_offset == Some(false) {
+        let pause = [&run[..], &["--clock", "pause"]].concat();
+        refused(&site, &pause, 3, &["`--clock pause` cannot be had"])?;
+    }
+    Ok(())
 }
 
 fn impossible() -> TestResult {

@@ -80,6 +80,11 @@ pub(crate) const TESTS: &[Test] = &[
         ended.expect_error(0, &["stopped: triple fault", "the machine is reset"])?;
         Ok(())
     }),
+    amd(
+        "stock_linux::without_a_clock_of_hyperv_it_has_kvms",
+        without_a_clock_of_hyperv,
+    )
+    .limit_seconds(600),
     Test::new("stock_linux::on_an_intel_host", || {
         enlightened("linux-6.12/vmlinux", 1, &["--nested"]).map(drop)
     })
@@ -165,6 +170,36 @@ fn plain() -> TestResult {
     assert_eq!(report.interrupts("HVS").unwrap_or(0), 0);
     assert!(report.interrupts("LOC") > Some(0));
     assert!(!has(&report, "clocksource", "hyperv_clocksource_tsc_page"));
+    expect_kvmclock(&report);
+    Ok(())
+}
+
+/// Linux has a clock that costs no exit and keeps its frequency across moves, and measured nothing for it.
+fn expect_kvmclock(report: &Report) {
+    assert!(
+        has(report, "clocksource", "kvm-clock") || has(report, "clocksource", "tsc"),
+        "{:?}",
+        report.section("clocksource")
+    );
+    assert_eq!(report.logged("calibration failed"), 0);
+}
+
+/// Without Hyper-V, or with so little of it that Linux does not use it: KVM's clock, with or without a PIT.
+fn without_a_clock_of_hyperv() -> TestResult {
+    for hv in ["none", "relaxed", "vpindex,time"] {
+        for irqchip in ["kernel", "split"] {
+            for cpus in ["1", "2"] {
+                println!("--hv {hv} --irqchip {irqchip} --cpus {cpus}");
+                let arguments = ["--hv", hv, "--irqchip", irqchip, "--cpus", cpus];
+                expect_kvmclock(&boot("linux-6.12/vmlinux", &arguments)?);
+            }
+        }
+    }
+    // With a CPU model, and shown SVM.
+    for more in [&["--cpu", "x86-64-v2"][..], &["--nested"]] {
+        let arguments = [&["--hv", "none", "--irqchip", "split"], more].concat();
+        expect_kvmclock(&boot("linux-6.12/vmlinux", &arguments)?);
+    }
     Ok(())
 }
 

@@ -113,7 +113,7 @@ impl Incoming {
             boot: boot.transpose().map_err(|e| one(&e))?,
         };
         let (mut host, kvm) = HostCaps::for_a_vm().map_err(|e| one(&e))?;
-        host.ask_tsc_khz(&kvm).map_err(|e| one(&e))?;
+        host.ask_tsc(&kvm).map_err(|e| one(&e))?;
         outlook(&identity, &local, &host).map_err(|lacks| {
             let each = lacks.iter().map(ToString::to_string);
             each.chain(workaround(&lacks)).collect::<Vec<_>>()

@@ -219,7 +219,7 @@ impl<'a> Build<'a> {
         let time = self.time();
         let dirty_ring_size = self.one("dirty-ring-size", parse::dirty_ring_size);
         let stats = self.path("stats");
-        let kvm_leaves = self.switch("kvm-leaves");
+        let kvm_leaves = self.one("kvm-leaves", parse::boolean);
         let hv = self.hv();
         Some(VmConfig {
             name: name.unwrap_or_else(|| format!("vm-{}", std::process::id())),

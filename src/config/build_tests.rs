@@ -57,7 +57,7 @@ fn the_defaults() {
     assert_eq!(config.memory.hugepages, None);
     assert_eq!(config.cpus.count, 1);
     assert_eq!(config.cpus.model, CpuModel::Host);
-    assert!(!config.cpus.nested && !config.kvm_leaves);
+    assert!(!config.cpus.nested && config.kvm_leaves.is_none());
     assert_eq!(config.serial, [CharBackend::Stdio, CharBackend::None]);
     assert_eq!(config.irqchip, Irqchip::Kernel);
     assert_eq!(config.on_crash, OnCrash::Continue);
@@ -123,7 +123,7 @@ fn everything_in_a_file() {
         threads: 2,
     };
     assert_eq!((config.cpus.count, config.cpus.topology), (8, topology));
-    assert!(config.cpus.nested && config.kvm_leaves);
+    assert!(config.cpus.nested && config.kvm_leaves == Some(true));
     assert_eq!(config.cpus.model, CpuModel::X86_64V3);
     assert_eq!(
         config.serial,

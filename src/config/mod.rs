@@ -67,8 +67,8 @@ pub struct VmConfig {
     pub stats: Option<PathBuf>,
     /// Hyper-V enlightenments, not yet resolved against what the host can do.
     pub hv: crate::hyperv::Request,
-    /// Show KVM's own paravirtual leaves, at 0x40000100.
-    pub kvm_leaves: bool,
+    /// Show KVM's own paravirtual leaves; `None`: where a Linux guest would have no clock of Hyper-V's.
+    pub kvm_leaves: Option<bool>,
 }
 
 /// Virtual processors.

@@ -277,7 +277,7 @@ pub static SETTINGS: &[Setting] = &[
         key: "kvm-leaves",
         shape: Shape::Switch,
         value: "BOOL",
-        help: "Show KVM's own paravirtual CPUID leaves too, at 0x40000100",
+        help: "Show KVM's own paravirtual CPUID leaves, at 0x40000000 or, beside Hyper-V's, at 0x40000100 [default: true where Linux would find no clock of Hyper-V's, else false]",
         flag_example: "",
         file_example: "kvm-leaves = true",
     },

@@ -51,7 +51,9 @@ impl VmConfig {
         put("cpu", text(&self.cpus.model_with_mask()));
         put("nested", Value::Boolean(self.cpus.nested));
         put("hv", text(&self.hv.to_string()));
-        put("kvm-leaves", Value::Boolean(self.kvm_leaves));
+        if let Some(shown) = self.kvm_leaves {
+            put("kvm-leaves", Value::Boolean(shown));
+        }
         put("serial", backend(&self.serial[0]));
         put("serial2", backend(&self.serial[1]));
         if let Some(debugcon) = &self.debugcon {

@@ -249,6 +249,17 @@ fn adjust(entries: &mut Vec<CpuidEntry>, spec: &CpuSpec, vendor: CpuVendor) {
     entries.retain(|e| e.function != 0x12);
 }
 
+/// Whether `leaf` is the first of KVM's own leaves: "KVMKVMKVM\0\0\0" in EBX, ECX, EDX.
+pub(crate) fn is_kvm_signature(leaf: &CpuidEntry) -> bool {
+    (leaf.ebx, leaf.ecx, leaf.edx) == (0x4b4d_564b, 0x564b_4d56, 0x4d)
+}
+
+/// Whether KVM's leaves, as the host's KVM offers them, have its clock: bit 3, KVM_FEATURE_CLOCKSOURCE2.
+pub fn has_kvmclock(host: &[CpuidEntry]) -> bool {
+    let features = host.iter().find(|e| e.function == 0x4000_0001);
+    features.is_some_and(|leaf| leaf.eax & 1 << 3 != 0)
+}
+
 /// KVM's signature and feature leaves. Guests look for them at 0x40000000 first, then in steps of 0x100.
 fn kvm_leaves(host: &[CpuidEntry], beside_hyperv: bool) -> Vec<CpuidEntry> {
     /// PV end of interrupt, which shares its state with Hyper-V's VP assist page: the two must not meet.

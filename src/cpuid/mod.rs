@@ -14,12 +14,12 @@ mod register;
 pub mod topology;
 
 pub use compare::{CpuLack, lacks};
-pub use guest::{CpuSpec, CpuidProblem, GuestCpuid, KVM_LEAVES_BESIDE_HYPERV};
+pub use guest::{CpuSpec, CpuidProblem, GuestCpuid, KVM_LEAVES_BESIDE_HYPERV, has_kvmclock};
 pub use model::{CpuModel, CpuVendor, Topology};
 pub use msrs::feature_msrs;
 pub use register::Reg;
 
-pub(crate) use guest::vendor;
+pub(crate) use guest::{is_kvm_signature, vendor};
 
 #[cfg(test)]
 pub(crate) mod tests;

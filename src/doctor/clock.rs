@@ -38,9 +38,27 @@ fn clocksource(system: &System) -> Check {
 
 fn frequency(kvm: &KvmFacts) -> Check {
     let title = "TSC frequency";
-    match kvm.tsc_khz {
-        Some(khz) => check("tsc-frequency", title, Status::Ok, format!("{khz} kHz")),
-        None => check("tsc-frequency", title, Status::Warn, "KVM does not say")
+    if let Err(error) = kvm.check_tsc_khz() {
+        return check(
+            "tsc-frequency",
+            title,
+            Status::Fail,
+            "KVM has another frequency than the TSC",
+        )
+        .means("no VM can run here")
+        .cure(error.to_string());
+    }
+    match (kvm.tsc_khz, kvm.refined_tsc_khz) {
+        (Some(khz), Some(refined)) => check(
+            "tsc-frequency",
+            title,
+            Status::Warn,
+            format!("{khz} kHz for KVM, {refined} kHz refined by the kernel"),
+        )
+        .means("guests' clocks drift by the difference, which their time service can correct")
+        .cure("load KVM again, without VMs"),
+        (Some(khz), None) => check("tsc-frequency", title, Status::Ok, format!("{khz} kHz")),
+        (None, _) => check("tsc-frequency", title, Status::Warn, "KVM does not say")
             .means("the guest must measure it itself, and cannot be moved to another host")
             .cure("the kernel's log says why it takes the TSC for unstable"),
     }
@@ -80,7 +98,7 @@ fn offset(kvm: &KvmFacts) -> Option<Check> {
     Some(match kvm.tsc_offset {
         Some(true) => check("tsc-offset", title, Status::Ok, "KVM offsets and shows it"),
         Some(false) => check("tsc-offset", title, Status::Warn, "guests see the host's TSC as it is")
-            .means("a guest's TSC cannot be set back to where it was saved"),
+            .means("a saved VM can go on here only if it was saved here, since the last boot, and with --clock continue"),
         None if kvm.caps.any_hyperv() => {
             check("tsc-offset", title, Status::Warn, "KVM does not show it")
                 .means("restoring a VM can cost it KVM's master clock, and clock readings then leave the guest")

@@ -69,6 +69,10 @@ fn explain(error: &HostError) -> (String, String) {
         HostError::ApiVersion { .. } | HostError::TooOld { .. } => {
             (error.to_string(), "run a newer kernel".to_owned())
         }
+        HostError::StaleTscKhz { module, .. } => (
+            error.to_string(),
+            format!("as root: `modprobe -r {module} kvm && modprobe {module}`"),
+        ),
         HostError::Probe(cause) => (
             format!("opens, but fails: {cause}"),
             "look into the kernel's log; another hypervisor may hold the CPU's virtualization"

@@ -149,7 +149,7 @@ fn virtual_apic(system: &System) -> Option<Check> {
             Status::Ok,
             format!("{module}.{name} is on"),
         )
-        .means("hv-avic is worth having: it keeps Windows from switching this off")
+        .means("hv-avic is worth having: it keeps Windows from switching this off; when KVM itself does, and why, shows only in the trace event kvm:kvm_apicv_inhibit_changed")
     } else {
         check(
             "virtual-apic",

@@ -158,7 +158,7 @@ type Change = (
 
 #[test]
 fn each_thing_that_can_be_wrong_is_found_with_its_cure() {
-    let changes: [Change; 22] = [
+    let changes: [Change; 25] = [
         (
             |h| set(h, "kvm", "ignore_msrs", "Y"),
             "kvm-ignore-msrs",
@@ -323,6 +323,33 @@ fn each_thing_that_can_be_wrong_is_found_with_its_cure() {
             Status::Warn,
             "does not say",
             "log",
+        ),
+        (
+            |h| {
+                h.kvm.tsc_khz = Some(2_594_700);
+                h.kvm.refined_tsc_khz = Some(2_596_100);
+            },
+            "tsc-frequency",
+            Status::Fail,
+            "another frequency",
+            "modprobe",
+        ),
+        (
+            |h| {
+                h.kvm.tsc_khz = Some(2_596_000);
+                h.kvm.refined_tsc_khz = Some(2_596_100);
+            },
+            "tsc-frequency",
+            Status::Warn,
+            "2596100 kHz refined",
+            "load KVM again",
+        ),
+        (
+            |h| h.kvm.tsc_offset = Some(false),
+            "tsc-offset",
+            Status::Warn,
+            "as it is",
+            "",
         ),
         (
             |h| h.kvm.tsc_offset = None,

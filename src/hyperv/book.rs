@@ -37,8 +37,10 @@ out of a profile with a warning, and refused only when asked for by name.
 A list that no known guest would use is accepted with a warning that names what to add: no guest takes a hypervisor for Hyper-V without
 hv-vpindex, for example.
 
-KVM's own leaves are hidden: a Linux guest that finds both takes KVM. `--kvm-leaves` shows them at 0x40000100, or at 0x40000000
-with `--hv none`.
+KVM's own leaves are hidden where a Linux guest takes its clock from Hyper-V (hv-vpindex, hv-frequencies, and hv-time or
+hv-tsc-invariant): a Linux that finds both takes KVM. Any other list, and `--hv none`, shows them, so that Linux has kvmclock and
+need not measure its TSC's frequency. `--kvm-leaves` shows them in any case, `--kvm-leaves=false` never: at 0x40000100, or at
+0x40000000 with `--hv none`. QEMU shows them unless it is given `kvm=off`.
 
 ";
 

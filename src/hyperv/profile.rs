@@ -159,7 +159,7 @@ impl Profile {
     pub fn summary(self) -> &'static str {
         match self {
             Self::None => {
-                "Nothing: the guest sees no Hyper-V. (KVM's own leaves are shown only by --kvm-leaves.)"
+                "Nothing: the guest sees no Hyper-V. (It sees KVM's own leaves instead, unless --kvm-leaves=false.)"
             }
             Self::Windows => "Recommended for Windows. The default without --nested.",
             Self::Nested => {

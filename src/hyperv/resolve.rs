@@ -52,6 +52,14 @@ impl Resolved {
         self.enabled.contains(id)
     }
 
+    /// Whether Linux takes its clock, the TSC's frequency and its APIC timer's from Hyper-V: it looks for the VP index and the
+    /// hypercall page first (`ms_hyperv_platform` in Linux), then for the frequencies and a clocksource
+    /// (`ms_hyperv_init_platform`, which marks a TSC unstable that is not invariant).
+    pub fn is_a_clock_for_linux(&self) -> bool {
+        let clock = self.has(E::Time) || self.has(E::TscInvariant);
+        self.has(E::VpIndex) && self.has(E::Frequencies) && clock
+    }
+
     /// What is on.
     pub fn enabled(&self) -> EnlightenmentSet {
         self.enabled

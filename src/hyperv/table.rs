@@ -398,7 +398,7 @@ pub(super) static TABLE: [Row; 34] = [
         since: linux(5, 15),
         owner: Owner::Guest,
         summary: "The guest stops using AutoEOI, which would switch the hardware's virtual APIC off.",
-        detail: "Only for hosts where KVM uses APICv or AVIC: elsewhere the guest gives up AutoEOI for nothing. Takes back the recommendation of hv-vapic's MSRs.",
+        detail: "Only for hosts where KVM uses APICv or AVIC: elsewhere the guest gives up AutoEOI for nothing. Takes back the recommendation of hv-vapic's MSRs. hypernest switches the PIT's re-injection off, which would inhibit AVIC for as long as the VM runs. KVM's other reasons (a vCPU that runs an L2, an ExtINT that waits, a changed APIC id) come and go; the kernel shows them by its trace event kvm:kvm_apicv_inhibit_changed and nowhere else.",
         ..PLAIN
     },
     Row {

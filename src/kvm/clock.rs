@@ -3,6 +3,9 @@
 use kvm_bindings::{KVM_CLOCK_HOST_TSC, KVM_CLOCK_REALTIME, KVM_CLOCK_TSC_STABLE, kvm_clock_data};
 use kvm_ioctls::VmFd;
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::tsc::host_tsc;
 use super::{KvmError, ioctl_error};
 
 /// The clock and what else was read at the same instant.
@@ -36,6 +39,17 @@ impl From<kvm_clock_data> for ClockReading {
                 realtime_ns: data.realtime,
             }),
         }
+    }
+}
+
+/// The host's TSC and its wall clock, one after the other.
+pub fn host_now() -> HostInstant {
+    let tsc = host_tsc();
+    let realtime = SystemTime::now().duration_since(UNIX_EPOCH);
+    let realtime_ns = realtime.unwrap_or_default().as_nanos();
+    HostInstant {
+        tsc,
+        realtime_ns: u64::try_from(realtime_ns).unwrap_or(u64::MAX),
     }
 }
 

@@ -1,9 +1,16 @@
 //! The numbers and argument types of the ioctls that kvm-ioctls does not have (include/uapi/linux/kvm.h).
 
-use kvm_bindings::{KVMIO, kvm_cpuid2, kvm_device_attr, kvm_signal_mask, kvm_xsave};
+use kvm_bindings::{
+    KVMIO, kvm_cpuid2, kvm_device_attr, kvm_reinject_control, kvm_signal_mask, kvm_xsave,
+};
 
 use super::state::Sregs;
 
+nix::ioctl_write_ptr_bad!(
+    reinject_control,
+    nix::request_code_none!(KVMIO, 0x71),
+    kvm_reinject_control
+);
 nix::ioctl_write_ptr!(set_xsave, KVMIO, 0xa5, kvm_xsave);
 nix::ioctl_readwrite!(get_supported_hv_cpuid, KVMIO, 0xc1, kvm_cpuid2);
 nix::ioctl_write_ptr!(set_signal_mask, KVMIO, 0x8b, kvm_signal_mask);

@@ -9,6 +9,7 @@
 //! - [`kick`]: how another thread gets a vCPU out of `KVM_RUN`
 //! - [`memory`]: guest RAM as memory slots
 //! - [`msr`]: single MSRs, and which MSR accesses come to user space
+//! - [`pit`]: whether KVM's PIT re-injects missed ticks
 //! - [`requests`]: what KVM does before it enters the guest, without entering it
 //! - [`route`]: what an interrupt line leads to
 //! - [`state`]: what a VM is at, read from KVM and given to it
@@ -39,6 +40,7 @@ mod ioctl;
 pub mod kick;
 pub mod memory;
 pub mod msr;
+pub mod pit;
 pub mod requests;
 pub mod route;
 pub mod state;

@@ -11,6 +11,17 @@ use kvm_ioctls::{VcpuFd, VmFd};
 use super::{KvmError, ioctl, ioctl_error};
 use crate::units::TscKhz;
 
+/// KVM takes a frequency for the host's own within this (`tsc_tolerance_ppm`, its module parameter's default).
+const TOLERANCE_PPM: u64 = 250;
+
+/// Whether KVM runs a guest that asks for `guest` on a host with `host` without scaling (`kvm_set_tsc_khz`).
+pub fn within_tolerance(guest: TscKhz, host: TscKhz) -> bool {
+    let (guest, host) = (u64::from(guest.0), u64::from(host.0));
+    let low = host * (1_000_000 - TOLERANCE_PPM) / 1_000_000;
+    let high = host * (1_000_000 + TOLERANCE_PPM) / 1_000_000;
+    (low..=high).contains(&guest)
+}
+
 /// This CPU's TSC, now: half the price of a look at the clock.
 #[inline]
 pub fn host_tsc() -> u64 {
@@ -116,6 +127,38 @@ pub fn set_vm_khz(vm: &VmFd, khz: TscKhz) -> Result<(), KvmError> {
         .map(drop)
 }
 
+/// The frequency that the host's kernel has for its TSC now. On a host without an invariant TSC, KVM keeps the one that it found
+/// when it was loaded (`kvm_timer_init`: `max_tsc_khz`, `cpu_tsc_khz`), which the kernel may have refined since. The vCPU keeps
+/// its own.
+///
+/// # Errors
+/// If KVM does not know the frequency.
+pub fn kernel_khz(vcpu: &VcpuFd) -> Result<TscKhz, KvmError> {
+    let own = khz(vcpu)?;
+    // 0 means the kernel's `tsc_khz`.
+    set_khz(vcpu, TscKhz(0))?;
+    let current = khz(vcpu)?;
+    if current != own {
+        // Fails where KVM cannot run the vCPU at that frequency: then it could not before either.
+        let _unchanged = set_khz(vcpu, own);
+    }
+    Ok(if current.0 == 0 { own } else { current })
+}
+
+/// The same for a VM without vCPUs.
+///
+/// # Errors
+/// If KVM is older than Linux 5.17.
+pub fn kernel_khz_of_vm(vm: &VmFd) -> Result<TscKhz, KvmError> {
+    let own = vm_khz(vm)?;
+    set_vm_khz(vm, TscKhz(0))?;
+    let current = vm_khz(vm)?;
+    if current != own {
+        set_vm_khz(vm, own)?;
+    }
+    Ok(if current.0 == 0 { own } else { current })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -138,6 +181,24 @@ mod tests {
         let offset = fresh.wrapping_sub(1_000_000);
         set_tsc_offset(&vcpu, offset).unwrap();
         assert_eq!(tsc_offset(&vcpu).unwrap(), offset);
+    }
+
+    #[test]
+    fn asking_for_the_kernels_frequency_changes_none() {
+        let Ok(kvm) = kvm_ioctls::Kvm::new() else {
+            return eprintln!("skipped: /dev/kvm does not open");
+        };
+        let vm = kvm.create_vm().unwrap();
+        let Ok(of_vm) = vm_khz(&vm) else {
+            return eprintln!("skipped: no KVM_GET_TSC_KHZ for a VM");
+        };
+        let near = TscKhz(of_vm.0 + 1);
+        set_vm_khz(&vm, near).unwrap();
+        let kernel = kernel_khz_of_vm(&vm).unwrap();
+        assert_eq!(vm_khz(&vm).unwrap(), near);
+        let vcpu = vm.create_vcpu(0).unwrap();
+        assert_eq!(kernel_khz(&vcpu).unwrap(), kernel);
+        assert_eq!(khz(&vcpu).unwrap(), near);
     }
 
     #[test]

@@ -14,6 +14,7 @@ use crate::boot::Entry;
 use crate::config::VmConfig;
 use crate::cpuid::{CpuidEntry, feature_msrs};
 use crate::hyperv::VcpuSetup;
+use crate::kvm::host::stale_tsc_khz;
 use crate::kvm::{KvmError, cap, dirty_ring, memory, tsc};
 use crate::memory::GuestRam;
 use crate::memory::dirty::PageSet;
@@ -61,8 +62,18 @@ impl PowerCycle {
         entry: Option<&Entry>,
         exit_counters: Option<&ExitCounters>,
     ) -> Result<(Self, Vec<Reader>), MachineError> {
-        let vm = vm::create(kvm, config.irqchip, &platform.ram, &plan.user_msrs())?;
+        let vm = vm::create(
+            kvm,
+            config.irqchip,
+            &platform.ram,
+            &plan.user_msrs(),
+            plan.pit_reinjects(),
+        )?;
         let mut host_khz = tsc::vm_khz(&vm).ok();
+        let vendor = plan.cpuid.vendor();
+        if let Some(khz) = host_khz.filter(|khz| khz.0 > 0) {
+            stale_tsc_khz(khz, tsc::kernel_khz_of_vm(&vm)?, vendor)?;
+        }
         if let Some(khz) = plan.tsc_khz
             && host_khz.is_some()
         {
@@ -82,7 +93,12 @@ impl PowerCycle {
                 }
                 // Where KVM knows no frequency of the VM, it scales none, and the vCPU's is the host's. KVM fails this where the
                 // host's TSC is unstable.
-                host_khz = host_khz.or_else(|| fd.get_tsc_khz().ok().map(TscKhz));
+                if host_khz.is_none()
+                    && let Ok(khz) = tsc::khz(&fd)
+                {
+                    stale_tsc_khz(khz, tsc::kernel_khz(&fd)?, vendor)?;
+                    host_khz = Some(khz);
+                }
                 clock = Clock::new(host_khz.filter(|_| tsc_is_a_clock));
             }
             if let Some(khz) = plan.tsc_khz

@@ -92,6 +92,11 @@ pub enum Impossible {
     /// The frequency of the TSC.
     #[error("{0}")]
     Time(crate::time::Why),
+    /// No clock for a guest without a PIT.
+    #[error(
+        "with --irqchip split there is no PIT, so the guest needs KVM's clock (leave out --kvm-leaves false) or Hyper-V's (hv-vpindex, hv-time and hv-frequencies); a stock Linux would hang without"
+    )]
+    NoClock,
 }
 
 impl MachineError {

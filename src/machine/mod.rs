@@ -61,8 +61,8 @@ use crate::layout;
 pub use crate::life::Outcome;
 use crate::life::{self, Inbox, LifeState, MachineHandle};
 use crate::memory::GuestRam;
-use crate::time::HostTsc;
 use crate::time::switch::{Step, Switched};
+use crate::time::{Downtime, HostTsc};
 use crate::vcpu::platform::Platform;
 use crate::vcpu::stats::{Reader, Report, Snapshot};
 use guest_log::GuestLog;
@@ -128,8 +128,8 @@ impl Machine {
     /// If the host cannot do what was asked for, or something cannot be had.
     pub fn new(config: VmConfig, extra: &[ExtraPorts]) -> Result<Self, MachineError> {
         let (mut host, kvm) = HostCaps::for_a_vm()?;
-        if config.time.khz.is_some() {
-            host.ask_tsc_khz(&kvm)?;
+        if config.time.khz.is_some() || config.time.downtime == Downtime::Pause {
+            host.ask_tsc(&kvm)?;
         }
         let plan = Plan::new(&config, &host).map_err(MachineError::Impossible)?;
         for note in plan.hyperv.notes() {

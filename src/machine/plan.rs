@@ -1,8 +1,8 @@
 //! Configuration and host -> what the guest will be told. Pure: every refusal happens here, before anything is created.
 
 use super::error::Impossible;
-use crate::config::VmConfig;
-use crate::cpuid::{CpuSpec, GuestCpuid, msr_feature};
+use crate::config::{Irqchip, VmConfig};
+use crate::cpuid::{CpuSpec, GuestCpuid, has_kvmclock, msr_feature};
 use crate::hyperv::{self, HostHv, Resolved};
 use crate::kvm::dirty_ring;
 use crate::kvm::host::HostCaps;
@@ -45,17 +45,28 @@ impl Plan {
                 .as_ref()
                 .map(Resolved::cpuid_leaves)
                 .unwrap_or_default(),
-            kvm_leaves: config.kvm_leaves,
+            kvm_leaves: false,
         };
+        let of_hyperv = hyperv.as_ref().map_or(true, Resolved::is_a_clock_for_linux);
+        let spec = CpuSpec {
+            kvm_leaves: config.kvm_leaves.unwrap_or(!of_hyperv),
+            ..spec
+        };
+        let kvmclock = spec.kvm_leaves && has_kvmclock(&host.kvm.cpuid);
+        // Without a PIT, Linux can measure neither its TSC nor its APIC timer, and waits for a tick for ever.
+        let no_clock = config.irqchip == Irqchip::Split && !of_hyperv && !kvmclock;
         let feature_msrs = host.kvm.feature_msrs.iter();
         let mut feature_msrs: Vec<_> = feature_msrs
             .map(|(&msr, &value)| (Msr(msr), value))
             .collect();
         msr_feature::hide(&mut feature_msrs, &config.cpus.without);
         let tsc_khz = config.time.khz;
-        let tsc = tsc_khz.map_or(Ok(()), |khz| HostTsc::from(host).runs_at(khz));
+        let host_tsc = HostTsc::from(host);
+        let tsc = tsc_khz
+            .map_or(Ok(()), |khz| host_tsc.runs_at(khz))
+            .and_then(|()| host_tsc.can(config.time.downtime));
         match (hyperv, GuestCpuid::new(&host.kvm.cpuid, &spec), tsc) {
-            (Ok(hyperv), Ok(cpuid), Ok(())) => Ok(Self {
+            (Ok(hyperv), Ok(cpuid), Ok(())) if !no_clock => Ok(Self {
                 tsc_khz,
                 hyperv,
                 cpuid,
@@ -70,6 +81,7 @@ impl Plan {
                 .map(Impossible::Hyperv)
                 .chain(cpuid.err().into_iter().flatten().map(Impossible::Cpuid))
                 .chain(tsc.err().map(Impossible::Time))
+                .chain(no_clock.then_some(Impossible::NoClock))
                 .collect()),
         }
     }
@@ -92,6 +104,12 @@ impl Plan {
             leaf.is_some_and(|e| e.ecx >> bit & 1 != 0)
         };
         (has(1, 5), has(0x8000_0001, 2))
+    }
+
+    /// Whether the PIT re-injects ticks that the guest has missed: KVM switches AVIC off meanwhile
+    /// (APICV_INHIBIT_REASON_PIT_REINJ), and hv-avic offers a guest with AVIC what needs it.
+    pub fn pit_reinjects(&self) -> bool {
+        !self.hyperv.has(hyperv::Enlightenment::Avic)
     }
 
     /// The MSRs that come to user space.

@@ -167,7 +167,7 @@ impl Promise {
     /// # Errors
     /// Everything that this host cannot keep.
     pub fn check(&self, config: &VmConfig, host: &HostCaps) -> Result<Plan, Vec<Mismatch>> {
-        let mut mismatches = self.processor(config, host);
+        let mut mismatches = self.processor(host);
         mismatches.extend(capabilities(config, host));
         let host_size = plan::xsave_size(host);
         if self.xsave_size > host_size {
@@ -206,7 +206,7 @@ impl Promise {
         each.map(|m| (Msr(m.msr), m.value)).collect()
     }
 
-    fn processor(&self, config: &VmConfig, host: &HostCaps) -> Vec<Mismatch> {
+    fn processor(&self, host: &HostCaps) -> Vec<Mismatch> {
         let promised = cpuid::vendor(&self.cpuid);
         if promised != host.kvm.vendor() {
             // Feature by feature, the two have little to do with each other.
@@ -220,7 +220,7 @@ impl Promise {
         let host_msrs: Vec<_> = host_msrs.map(|(&msr, &value)| (Msr(msr), value)).collect();
         let cpu = cpuid::lacks(&self.cpuid, &host.kvm.cpuid, deadline);
         let msrs = msrs::lacks(&self.msrs(), &host_msrs);
-        let kvm = self.kvm_features(config) & !eax(&host.kvm.cpuid, 0x4000_0001);
+        let kvm = self.kvm_features() & !eax(&host.kvm.cpuid, 0x4000_0001);
         cpu.into_iter()
             .map(Mismatch::Cpu)
             .chain(msrs.into_iter().map(Mismatch::Msr))
@@ -233,14 +233,13 @@ impl Promise {
     }
 
     /// KVM's paravirtual features that the guest was shown, if any.
-    fn kvm_features(&self, config: &VmConfig) -> u32 {
-        let beside = crate::cpuid::KVM_LEAVES_BESIDE_HYPERV;
-        let is_beside = self.cpuid.iter().any(|e| e.function == beside);
-        match (config.kvm_leaves, is_beside) {
-            (false, _) => 0,
-            (true, true) => eax(&self.cpuid, beside | 1),
-            (true, false) => eax(&self.cpuid, 0x4000_0001),
-        }
+    fn kvm_features(&self) -> u32 {
+        let bases = [0x4000_0000, cpuid::KVM_LEAVES_BESIDE_HYPERV];
+        let base = bases.into_iter().find(|base| {
+            let leaf = self.cpuid.iter().find(|e| e.function == *base);
+            leaf.is_some_and(cpuid::is_kvm_signature)
+        });
+        base.map_or(0, |base| eax(&self.cpuid, base | 1))
     }
 
     fn enlightenments(

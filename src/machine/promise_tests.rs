@@ -12,7 +12,9 @@ use crate::devices::char::CharBackend;
 use crate::hyperv::HvCap;
 use crate::hyperv::host::tests as hv;
 use crate::kvm::host::{KvmCaps, KvmFacts, System};
+use crate::machine::Impossible;
 use crate::memory::MemoryConfig;
+use crate::time::{Downtime, Why};
 
 /// VMX's capabilities as KVM on some host has them.
 fn vmx() -> BTreeMap<u32, u64> {
@@ -113,7 +115,7 @@ fn config(hv: &str) -> VmConfig {
         time: TimeConfig::default(),
         stats: None,
         hv: Request::parse(hv, Profile::Nested).unwrap(),
-        kvm_leaves: true,
+        kvm_leaves: Some(true),
     }
 }
 
@@ -408,4 +410,77 @@ proptest! {
             plan.cpuid.for_vcpu(1);
         }
     }
+}
+
+/// Every accepted combination of interrupt controllers and Hyper-V gives Linux a clock: Hyper-V's, or KVM's.
+#[test]
+fn a_guest_that_linux_finds_no_hyperv_clock_in_has_kvms() {
+    let kvm_leaf = |plan: &Plan| {
+        let leaves = plan.cpuid.for_vcpu(0);
+        let own = leaves
+            .iter()
+            .find(|leaf| crate::cpuid::is_kvm_signature(leaf));
+        own.map(|leaf| leaf.function)
+    };
+    for vendor in [CpuVendor::Intel, CpuVendor::Amd] {
+        let host = host(vendor);
+        for (hv, leaf) in [
+            ("none", Some(0x4000_0000)),
+            ("relaxed", Some(0x4000_0100)),
+            ("vpindex", Some(0x4000_0100)),
+            ("vpindex,time", Some(0x4000_0100)),
+            ("vpindex,frequencies", Some(0x4000_0100)),
+            ("vpindex,time,frequencies", None),
+            ("windows", None),
+        ] {
+            for irqchip in [Irqchip::Kernel, Irqchip::Split] {
+                for model in [CpuModel::Host, CpuModel::X86_64V2] {
+                    let mut config = config(hv);
+                    config.irqchip = irqchip;
+                    config.cpus.model = model;
+                    config.kvm_leaves = None;
+                    let plan = Plan::new(&config, &host).unwrap();
+                    assert_eq!(kvm_leaf(&plan), leaf, "{vendor:?} {hv} {irqchip:?}");
+                    config.kvm_leaves = Some(false);
+                    let refused = Plan::new(&config, &host).err();
+                    // A PIT is enough for a Linux to measure its clock, though a slow one.
+                    let expected = leaf.is_some() && irqchip == Irqchip::Split;
+                    assert_eq!(refused.is_some(), expected, "{vendor:?} {hv} {irqchip:?}");
+                    if let Some(refused) = refused {
+                        assert!(matches!(refused[..], [Impossible::NoClock]));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// `--clock pause` is refused at the start where KVM cannot hold a guest's TSC back.
+#[test]
+fn a_pause_that_the_host_cannot_give_is_refused_at_the_start() {
+    let mut config = config("none");
+    config.time.downtime = Downtime::Pause;
+    let mut host = host(CpuVendor::Amd);
+    for offset in [None, Some(true)] {
+        host.kvm.tsc_offset = offset;
+        assert!(Plan::new(&config, &host).is_ok());
+    }
+    host.kvm.tsc_offset = Some(false);
+    let refused = Plan::new(&config, &host).unwrap_err();
+    assert!(matches!(refused[..], [Impossible::Time(Why::CannotPause)]));
+    config.time.downtime = Downtime::Continue;
+    assert!(Plan::new(&config, &host).is_ok());
+}
+
+/// KVM's reason to inhibit AVIC that a VMM can take away.
+#[test]
+fn the_pit_does_not_reinject_for_a_guest_that_is_offered_avic() {
+    let mut host = host(CpuVendor::Amd);
+    let avic = [("avic".to_owned(), "Y".to_owned())];
+    host.system
+        .modules
+        .insert("kvm_amd".to_owned(), avic.into());
+    let plan = |hv| Plan::new(&config(hv), &host).unwrap();
+    assert!(plan("nested,-evmcs,-avic").pit_reinjects());
+    assert!(!plan("nested,-evmcs").pit_reinjects());
 }

@@ -8,6 +8,7 @@ use super::transfer::{Identity, TransferError};
 use super::{ExtraPorts, Impossible, Machine, MachineError};
 use crate::boot::BootFiles;
 use crate::config::VmConfig;
+use crate::kvm::clock;
 use crate::kvm::host::HostCaps;
 use crate::layout;
 use crate::memory::GuestRam;
@@ -52,9 +53,10 @@ pub fn outlook(
         ..HostTsc::from(host)
     };
     let time = plan(&saved.time, &tsc, local.config.time.on_change);
+    let continues = tsc.continues(&saved.time, local.config.time.downtime, clock::host_now());
     let refused = match time {
         TimePlan::Refuse(why) => Some(Impossible::Time(why)),
-        _ => None,
+        _ => continues.err().map(Impossible::Time),
     };
     let khz = time.khz(&saved.time, &tsc);
     match (saved.promise.check(&local.config, host), refused) {
@@ -98,7 +100,7 @@ impl Unloaded {
         extra: &[ExtraPorts],
     ) -> Result<Self, MachineError> {
         let (mut host, kvm) = HostCaps::for_a_vm()?;
-        host.ask_tsc_khz(&kvm)?;
+        host.ask_tsc(&kvm)?;
         Self::on(host, kvm, saved, ram, local, extra)
     }
 

@@ -12,7 +12,7 @@ use thiserror::Error;
 use super::lines::pc_routes;
 use crate::config::Irqchip;
 use crate::kvm::msr::MsrRange;
-use crate::kvm::{KvmError, cap, memory, msr, route};
+use crate::kvm::{KvmError, cap, memory, msr, pit, route};
 use crate::layout;
 use crate::memory::GuestRam;
 
@@ -48,6 +48,7 @@ pub(super) fn create(
     irqchip: Irqchip,
     ram: &GuestRam,
     user_msrs: &[MsrRange],
+    pit_reinjects: bool,
 ) -> Result<Arc<VmFd>, VmError> {
     let vm = kvm.create_vm().map_err(failed("KVM_CREATE_VM"))?;
     let identity_map = layout::KVM_IDENTITY_MAP.0;
@@ -75,6 +76,9 @@ pub(super) fn create(
                 ..Default::default()
             };
             vm.create_pit2(pit).map_err(failed("KVM_CREATE_PIT2"))?;
+            if !pit_reinjects {
+                pit::do_not_reinject(&vm)?;
+            }
         }
         Irqchip::Split => {
             let pins = u8::try_from(layout::IOAPIC_PINS).expect("24 pins");

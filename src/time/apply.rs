@@ -2,7 +2,7 @@
 
 use tracing::warn;
 
-use super::access::{BOOT, IA32_TSC, on_vcpu, set_msr};
+use super::access::{IA32_TSC, on_vcpu, set_msr};
 use super::capture::offset;
 use super::error::TimeError;
 use super::plan::HostTsc;
@@ -44,9 +44,6 @@ pub fn apply(
     let host_tsc = now.host.map_or(before, |host| host.tsc);
     let away = now.clock_ns.saturating_sub(then);
     let guest_tsc = saved.tsc.wrapping_add(ticks(away, khz));
-    if offset(cycle, BOOT)? == Some(0) {
-        warn!("this host's KVM shows guests its own TSC: the guest's jumps to that");
-    }
     for vp in cycle.vps() {
         let guest_tsc = guest_tsc.wrapping_add(saved.ahead_of_boot(vp));
         set_tsc(cycle, vp, host.ratio(khz), guest_tsc, host_tsc)?;

@@ -14,6 +14,7 @@ impl From<&HostCaps> for HostTsc {
         Self {
             native: host.kvm.tsc_khz.map(TscKhz),
             instead: None,
+            fixed: host.kvm.tsc_offset == Some(false),
             scaling: scales.then(|| match host.kvm.vendor() {
                 CpuVendor::Amd => Scaling::Svm,
                 _ => Scaling::Vmx,

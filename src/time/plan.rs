@@ -3,8 +3,10 @@
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::ratio::{Ratio, Scaling, within_tolerance};
-use super::saved::SavedTime;
+use super::ratio::{Ratio, Scaling, ticks};
+use super::saved::{Downtime, SavedTime};
+use crate::kvm::clock::HostInstant;
+use crate::kvm::tsc::within_tolerance;
 use crate::units::TscKhz;
 
 /// What the user wants done about another frequency.
@@ -32,6 +34,8 @@ pub struct HostTsc {
     pub instead: Option<TscKhz>,
     /// How guests' TSCs are scaled, if they can be.
     pub scaling: Option<Scaling>,
+    /// Guests read the host's TSC as it is: KVM does not offset it.
+    pub fixed: bool,
 }
 
 impl HostTsc {
@@ -55,6 +59,49 @@ impl HostTsc {
             (Some(_), _) => Ok(()),
             (None, Some(_)) => Err(Why::OutOfReach { guest, host }),
             (None, None) => Err(Why::NoScaling { guest, host }),
+        }
+    }
+}
+
+impl HostTsc {
+    /// Whether a VM's clocks can do this while it is away.
+    ///
+    /// # Errors
+    /// If not.
+    pub fn can(&self, downtime: Downtime) -> Result<(), Why> {
+        match downtime {
+            Downtime::Pause if self.fixed => Err(Why::CannotPause),
+            Downtime::Pause | Downtime::Continue => Ok(()),
+        }
+    }
+
+    /// Whether the TSC of a VM that was saved as `saved` can go on from there `now`.
+    ///
+    /// # Errors
+    /// If it would be another one.
+    pub fn continues(
+        &self,
+        saved: &SavedTime,
+        downtime: Downtime,
+        now: HostInstant,
+    ) -> Result<(), Why> {
+        self.can(downtime)?;
+        if !self.fixed {
+            return Ok(());
+        }
+        let away_ns = now.realtime_ns.saturating_sub(saved.realtime_ns);
+        let expected = saved.tsc.wrapping_add(ticks(away_ns, saved.khz));
+        // Two's complement: a TSC that was reset is behind.
+        let off = now.tsc.wrapping_sub(expected).cast_signed();
+        let by_ms = off / i64::from(saved.khz.0.max(1));
+        // On the host that the VM was saved on, and in the same boot, the guest's TSC is right whatever the wall clock says. So
+        // this need only tell that from another host or boot: a second for what came between two readings and for steps of the
+        // wall clock, and 500 ppm for its slewing and the frequency's error.
+        let bound_ms = 1_000 + i64::try_from(away_ns / 1_000_000 / 2_000).unwrap_or(i64::MAX);
+        if by_ms.abs() > bound_ms {
+            Err(Why::Jumps { by_ms })
+        } else {
+            Ok(())
         }
     }
 }
@@ -117,6 +164,19 @@ pub enum Why {
     NotAsked {
         /// The host's.
         host: TscKhz,
+    },
+    /// The guest's TSC would have to stand still and cannot.
+    #[error(
+        "`--clock pause` cannot be had: guests read this host's TSC as it is (KVM does not offset it), so it goes on while the VM is saved; `--clock continue` can"
+    )]
+    CannotPause,
+    /// The guest's TSC would jump.
+    #[error(
+        "guests read this host's TSC as it is (KVM does not offset it), and the guest's TSC would jump by {by_ms} ms: it can go on only on the host that it was saved on, until that is booted again"
+    )]
+    Jumps {
+        /// How far, in ms.
+        by_ms: i64,
     },
     /// The guest was promised that nothing changes.
     #[error(
@@ -193,6 +253,7 @@ mod tests {
         native: Some(KHZ),
         instead: None,
         scaling: Some(Scaling::Vmx),
+        fixed: false,
     };
     const RIGID: HostTsc = HostTsc {
         scaling: None,
@@ -316,6 +377,41 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_host_without_tsc_offsets_takes_only_its_own_vms_and_pauses_none() {
+        const FIXED: HostTsc = HostTsc {
+            fixed: true,
+            ..RIGID
+        };
+        let saved = saved(KHZ, "");
+        let later = |ms: u64, off: i64| HostInstant {
+            tsc: (saved.tsc + ms * u64::from(KHZ.0)).wrapping_add_signed(off * i64::from(KHZ.0)),
+            realtime_ns: saved.realtime_ns + ms * 1_000_000,
+        };
+        let goes_on = |now| FIXED.continues(&saved, Downtime::Continue, now);
+        assert_eq!(goes_on(later(500, 0)), Ok(()));
+        assert_eq!(goes_on(later(500, -900)), Ok(()));
+        // 500 ppm of an hour are 1.8 s.
+        assert_eq!(goes_on(later(3_600_000, 2_700)), Ok(()));
+        assert_eq!(goes_on(later(500, 1_500)), Err(Why::Jumps { by_ms: 1_500 }));
+        assert_eq!(
+            goes_on(later(500, -1_500)),
+            Err(Why::Jumps { by_ms: -1_500 })
+        );
+        let booted_again = HostInstant {
+            tsc: 0,
+            ..later(500, 0)
+        };
+        assert!(matches!(goes_on(booted_again), Err(Why::Jumps { by_ms }) if by_ms < -40_000));
+        let pause = Err(Why::CannotPause);
+        assert_eq!(FIXED.can(Downtime::Pause), pause);
+        assert_eq!(FIXED.continues(&saved, Downtime::Pause, later(0, 0)), pause);
+        assert_eq!(FIXED.can(Downtime::Continue), Ok(()));
+        for downtime in [Downtime::Pause, Downtime::Continue] {
+            assert_eq!(RIGID.continues(&saved, downtime, booted_again), Ok(()));
+        }
+    }
+
     proptest! {
         /// Whatever is not refused can be run, and a refusal has its reason in a sentence.
         #[test]
@@ -326,6 +422,7 @@ mod tests {
                 native: native.map(TscKhz),
                 instead: instead.map(TscKhz),
                 scaling: [None, Some(Scaling::Vmx), Some(Scaling::Svm)][usize::from(scaling)],
+                fixed: false,
             };
             let saved = SavedTime {
                 khz: TscKhz(khz),

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::kvm::tsc::within_tolerance;
 use crate::units::TscKhz;
 
 /// How a CPU scales a guest's TSC: by a fixed-point multiplier.
@@ -31,19 +32,8 @@ impl Scaling {
     }
 }
 
-/// KVM takes a frequency for the host's own within this (`tsc_tolerance_ppm`, its module parameter's default).
-pub const TOLERANCE_PPM: u64 = 250;
-
 /// KVM keeps frequencies within a signed 32-bit integer (`max_guest_tsc_khz`).
 const MAX_KHZ: u64 = 0x7fff_ffff;
-
-/// Whether KVM runs a guest that asks for `guest` on a host with `host` without scaling (`kvm_set_tsc_khz`).
-pub fn within_tolerance(guest: TscKhz, host: TscKhz) -> bool {
-    let (guest, host) = (u64::from(guest.0), u64::from(host.0));
-    let low = host * (1_000_000 - TOLERANCE_PPM) / 1_000_000;
-    let high = host * (1_000_000 + TOLERANCE_PPM) / 1_000_000;
-    (low..=high).contains(&guest)
-}
 
 /// Guest TSC ticks per host TSC tick.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -9,7 +9,7 @@ use std::io;
 use std::path::Path;
 
 use kvm_bindings::{KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_msr_entry};
-use kvm_ioctls::{Kvm, VcpuFd};
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -18,6 +18,7 @@ pub use system::{Clock, Cpu, Device, HugePages, KernelConfig, System};
 
 use crate::cpuid::CpuVendor;
 use crate::cpuid::CpuidEntry;
+use crate::units::TscKhz;
 
 use super::{KvmError, cap, cpuid, ioctl_error, tsc};
 
@@ -46,6 +47,8 @@ pub struct KvmFacts {
     pub feature_msrs: BTreeMap<u32, u64>,
     /// A new vCPU's TSC frequency, which is the host's.
     pub tsc_khz: Option<u32>,
+    /// The frequency that the host's kernel has for its TSC, if it has refined it since KVM was loaded and KVM keeps the old one.
+    pub refined_tsc_khz: Option<u32>,
     /// A new vCPU's TSC is not the host's but offset from it, as the guest's own clock needs; `None` if KVM does not show
     /// the offset (before Linux 5.16).
     pub tsc_offset: Option<bool>,
@@ -86,6 +89,18 @@ pub enum HostError {
     TooOld {
         /// The missing capabilities, each with the first Linux that has it.
         missing: Vec<(&'static str, &'static str)>,
+    },
+    /// KVM counts in another frequency than the TSC has.
+    #[error(
+        "KVM has {kvm} for this host's TSC, as the kernel had when KVM was loaded; the kernel has refined it to {kernel} since, and the clocks of guests would run wrong; load KVM again (as root: `modprobe -r {module} kvm && modprobe {module}`)"
+    )]
+    StaleTscKhz {
+        /// KVM's frequency.
+        kvm: TscKhz,
+        /// The kernel's.
+        kernel: TscKhz,
+        /// `kvm_intel` or `kvm_amd`.
+        module: &'static str,
     },
     /// KVM failed while it was asked.
     #[error("cannot find out what KVM can do")]
@@ -200,26 +215,19 @@ impl HostCaps {
         Ok((host, kvm))
     }
 
-    /// Asks for the TSC's frequency, if it is not known yet: it takes a VM to ask.
+    /// Asks for the TSC's frequency and offset, if they are not known yet: it takes a VM to ask.
     ///
     /// # Errors
-    /// If no VM can be made.
-    pub fn ask_tsc_khz(&mut self, kvm: &Kvm) -> Result<(), HostError> {
-        if self.kvm.tsc_khz.is_some() {
-            return Ok(());
+    /// If no VM can be made, or KVM's frequency is not the TSC's.
+    pub fn ask_tsc(&mut self, kvm: &Kvm) -> Result<(), HostError> {
+        if self.kvm.tsc_khz.is_none() {
+            let failed = |ioctl| ioctl_error(ioctl, "make a VM to ask for the TSC's frequency");
+            let vm = kvm.create_vm().map_err(failed("KVM_CREATE_VM"))?;
+            self.kvm.ask_tsc_of_vm(&vm);
+            let vcpu = vm.create_vcpu(0).map_err(failed("KVM_CREATE_VCPU"))?;
+            self.kvm.ask_tsc_of_vcpu(&vcpu)?;
         }
-        let failed = |ioctl| ioctl_error(ioctl, "make a VM to ask for the TSC's frequency");
-        let vm = kvm.create_vm().map_err(failed("KVM_CREATE_VM"))?;
-        // Before Linux 5.17, only a vCPU knows. KVM fails both where the host's TSC is unstable.
-        let khz = match tsc::vm_khz(&vm) {
-            Ok(khz) => Some(khz.0),
-            Err(_) => {
-                let vcpu = vm.create_vcpu(0).map_err(failed("KVM_CREATE_VCPU"))?;
-                vcpu.get_tsc_khz().ok()
-            }
-        };
-        self.kvm.tsc_khz = khz.filter(|khz| *khz > 0);
-        Ok(())
+        self.kvm.check_tsc_khz()
     }
 }
 
@@ -277,9 +285,15 @@ impl KvmFacts {
         // The local APIC belongs to what a vCPU is asked about.
         vm.create_irq_chip()
             .map_err(ioctl_error("KVM_CREATE_IRQCHIP", "make a VM to ask"))?;
+        let mut tsc = Self {
+            caps: caps.clone(),
+            ..Self::default()
+        };
+        tsc.ask_tsc_of_vm(&vm);
         let vcpu = vm
             .create_vcpu(0)
             .map_err(ioctl_error("KVM_CREATE_VCPU", "make a vCPU to ask"))?;
+        tsc.ask_tsc_of_vcpu(&vcpu)?;
         let evmcs = evmcs(caps, &vcpu)?;
         // Asked after eVMCS was switched on: a vCPU shows it only then.
         let hv_cpuid = match &facts.hv_cpuid {
@@ -289,19 +303,59 @@ impl KvmFacts {
             }
             leaves => leaves.clone(),
         };
-        let shows_offset = caps.vcpu_attributes && tsc::has_tsc_offset(&vcpu);
         Ok(Self {
             hv_cpuid,
             evmcs,
-            // KVM fails this where the host's TSC is unstable, and that is what `None` says.
-            tsc_khz: vcpu.get_tsc_khz().ok().filter(|khz| *khz > 0),
-            tsc_offset: if shows_offset {
-                Some(tsc::tsc_offset(&vcpu)? != 0)
-            } else {
-                None
-            },
+            tsc_khz: tsc.tsc_khz,
+            refined_tsc_khz: tsc.refined_tsc_khz,
+            tsc_offset: tsc.tsc_offset,
             ..facts
         })
+    }
+
+    /// What a new VM without vCPUs knows of the TSC: nothing before Linux 5.17, and nothing where the host's TSC is unstable.
+    fn ask_tsc_of_vm(&mut self, vm: &VmFd) {
+        let Ok(khz) = tsc::vm_khz(vm) else {
+            return;
+        };
+        self.tsc_khz = Some(khz.0).filter(|khz| *khz > 0);
+        let kernel = tsc::kernel_khz_of_vm(vm).ok();
+        self.note_refined(kernel);
+        if self.refined_tsc_khz.is_some() {
+            // A vCPU that KVM cannot run at its frequency has no scaling ratio and shows no offset (`set_tsc_khz`).
+            let _frequency_only = tsc::set_vm_khz(vm, TscKhz(0));
+        }
+    }
+
+    /// What its first vCPU knows.
+    fn ask_tsc_of_vcpu(&mut self, vcpu: &VcpuFd) -> Result<(), KvmError> {
+        if self.tsc_khz.is_none() {
+            // KVM fails this where the host's TSC is unstable, and that is what `None` says.
+            self.tsc_khz = vcpu.get_tsc_khz().ok().filter(|khz| *khz > 0);
+            if self.tsc_khz.is_some() {
+                self.note_refined(tsc::kernel_khz(vcpu).ok());
+            }
+        }
+        if self.caps.vcpu_attributes && tsc::has_tsc_offset(vcpu) {
+            self.tsc_offset = Some(tsc::tsc_offset(vcpu)? != 0);
+        }
+        Ok(())
+    }
+
+    fn note_refined(&mut self, kernel: Option<TscKhz>) {
+        let kernel = kernel.map(|khz| khz.0);
+        self.refined_tsc_khz = kernel.filter(|khz| *khz > 0 && Some(*khz) != self.tsc_khz);
+    }
+
+    /// Whether KVM's frequency is near enough to the TSC's own for guests' clocks to be right.
+    ///
+    /// # Errors
+    /// If it is not.
+    pub fn check_tsc_khz(&self) -> Result<(), HostError> {
+        let (Some(kvm), Some(kernel)) = (self.tsc_khz, self.refined_tsc_khz) else {
+            return Ok(());
+        };
+        stale_tsc_khz(TscKhz(kvm), TscKhz(kernel), self.vendor())
     }
 
     /// Opens `/dev/kvm` of this host, which `system` describes.
@@ -354,6 +408,26 @@ impl KvmFacts {
             .flatten()
             .find(|leaf| leaf.function == function)
     }
+}
+
+/// Whether KVM, which takes the TSC's frequency for `kvm`, can run guests on a TSC of `kernel`. Beyond its tolerance it creates
+/// vCPUs without a scaling ratio, or has them catch up at each entry (`set_tsc_khz`).
+///
+/// # Errors
+/// If it cannot.
+pub fn stale_tsc_khz(kvm: TscKhz, kernel: TscKhz, vendor: CpuVendor) -> Result<(), HostError> {
+    if tsc::within_tolerance(kvm, kernel) {
+        return Ok(());
+    }
+    let module = match vendor {
+        CpuVendor::Amd => "kvm_amd",
+        _ => "kvm_intel",
+    };
+    Err(HostError::StaleTscKhz {
+        kvm,
+        kernel,
+        module,
+    })
 }
 
 /// The version of eVMCS comes only from a vCPU that it is switched on for; the capability alone says nothing, as KVM claims
@@ -480,6 +554,31 @@ mod tests {
             |errno| open_error(&System::default(), io::Error::from_raw_os_error(errno)).to_string();
         assert!(error(libc::ENODEV).contains("no KVM module"));
         assert!(error(libc::EMFILE).contains("the kernel refused"));
+    }
+
+    #[test]
+    fn a_frequency_that_kvm_cannot_run_is_refused_with_the_cure() {
+        let check = |kvm, kernel| {
+            KvmFacts {
+                tsc_khz: Some(kvm),
+                refined_tsc_khz: Some(kernel),
+                ..KvmFacts::default()
+            }
+            .check_tsc_khz()
+        };
+        // As seen where KVM was loaded before the kernel had refined an early 2594.7 MHz.
+        for (kvm, kernel) in [(2_594_700, 2_596_100), (2_597_500, 2_596_100)] {
+            let error = check(kvm, kernel).unwrap_err().to_string();
+            for part in [
+                kvm.to_string(),
+                kernel.to_string(),
+                "modprobe -r".to_owned(),
+            ] {
+                assert!(error.contains(&part), "{part}: {error}");
+            }
+        }
+        assert!(check(2_596_000, 2_596_100).is_ok());
+        assert!(KvmFacts::default().check_tsc_khz().is_ok());
     }
 
     #[test]

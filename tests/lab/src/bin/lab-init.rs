@@ -9,6 +9,7 @@ use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use hypernest_lab::fetch;
 use hypernest_lab::plan::{self, Input, Plan};
@@ -113,6 +114,7 @@ fn run(line: &Line) -> io::Result<Finished> {
     say(line, Kind::Hello, release.trim_ascii());
     let plan = std::fs::read(plan::PATH).map_err(context(plan::PATH))?;
     let plan: Plan = serde_json::from_slice(&plan).map_err(context_json)?;
+    wait_for_refined_tsc();
     for module in &plan.modules {
         load(module).map_err(context(&module.path))?;
     }
@@ -204,6 +206,33 @@ impl Write for FetchedFrames<'_> {
 
 fn context_json(error: serde_json::Error) -> io::Error {
     io::Error::other(format!("{}: {error}", plan::PATH))
+}
+
+/// Waits until the kernel has the final frequency of its TSC, about two seconds after boot. Where the TSC is not invariant, KVM
+/// keeps for good the frequency that the kernel has when KVM is loaded (`kvm_timer_init`), and hypernest refuses to run VMs if
+/// that was a first guess.
+fn wait_for_refined_tsc() {
+    const MOST: Duration = Duration::from_secs(20);
+    let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let started = Instant::now();
+    while !tsc_is_final(&cpu, &clocksources()) && started.elapsed() < MOST {
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn clocksources() -> String {
+    const AVAILABLE: &str = "/sys/devices/system/clocksource/clocksource0/available_clocksource";
+    std::fs::read_to_string(AVAILABLE).unwrap_or_default()
+}
+
+/// The kernel offers `tsc` in place of `tsc-early` once it has refined the frequency, or has given that up
+/// (`tsc_refine_calibration_work`).
+fn tsc_is_final(cpuinfo: &str, clocksources: &str) -> bool {
+    let invariant = cpuinfo
+        .split_whitespace()
+        .any(|flag| flag == "constant_tsc");
+    let mut names = clocksources.split_whitespace();
+    invariant || names.clone().any(|name| name == "tsc") || !names.any(|name| name == "tsc-early")
 }
 
 fn load(module: &plan::Module) -> io::Result<()> {
@@ -310,4 +339,21 @@ fn code(status: ExitStatus) -> u8 {
         .or_else(|| status.signal().map(|signal| 128 + signal))
         .unwrap_or(i32::from(LAB_FAILED));
     u8::try_from(code).unwrap_or(u8::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::tsc_is_final;
+
+    #[test]
+    fn a_first_guess_of_the_tsc_is_waited_out() {
+        for (cpu, clocks, last) in [
+            ("flags : fpu tsc", "tsc-early hpet acpi_pm", false),
+            ("flags : fpu tsc", "tsc hpet acpi_pm", true),
+            ("flags : fpu tsc", "hpet acpi_pm", true),
+            ("flags : fpu constant_tsc", "tsc-early", true),
+        ] {
+            assert_eq!(tsc_is_final(cpu, clocks), last, "{cpu:?} {clocks:?}");
+        }
+    }
 }
