@@ -89,12 +89,15 @@ fn compare_as_json(
     Ok((text, failed))
 }
 
-/// Each condition for each L1 that it is about, and whether one fails.
+/// Each condition for each L1 that it is about.
+type Judged<'a> = Vec<(&'a Expression, Judgement)>;
+
+/// Judges all conditions, and whether one fails.
 fn judge_all<'a>(
     a: &Report,
     b: &Report,
     conditions: &'a [Expression],
-) -> Result<(Vec<(&'a Expression, Judgement)>, bool), CompareError> {
+) -> Result<(Judged<'a>, bool), CompareError> {
     if a.unit.name != b.unit.name {
         let name = |report: &Report| plain(&report.unit.name).into_owned();
         return Err(CompareError::Units {

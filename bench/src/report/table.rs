@@ -520,7 +520,7 @@ mod tests {
                 left_out(Mode::EvmcsEmsr, ALL_KINDS, "no eVMCS here"),
                 left_out(Mode::Svm, ALL_KINDS, "no SVM here"),
             ]),
-            None,
+            Details::default(),
         );
         assert_eq!(text.matches("no eVMCS here").count(), 1, "{text}");
         assert!(

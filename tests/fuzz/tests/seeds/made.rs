@@ -347,6 +347,7 @@ fn results(add: &mut impl FnMut(&'static str, &str, Vec<u8>)) {
         made_by: "l2probe".to_owned(),
         command_line: vec!["l2probe".to_owned()],
         started_unix: 1_700_000_000,
+        round: None,
         place: Place::default(),
         measurements: vec![
             Measurement {
