@@ -29,6 +29,8 @@ const FOREIGN: &[(&str, &[&str])] = &[
     ("docker run", &["device"]),
     ("ld.so", &["library-path"]),
     ("perf", &["filter"]),
+    ("systemctl", &["now"]),
+    ("useradd", &["groups", "system"]),
 ];
 
 fn files(dir: &Path, extension: &str, found: &mut Vec<PathBuf>) {
