@@ -5,7 +5,7 @@
 //! paused the VM executes no further instruction, and any other vCPU none after its next exit.
 //!
 //! A parked vCPU's last exit is not completed: KVM carries out the rest of the instruction (advances RIP, stores what was
-//! read, goes on with a repeated string instruction) in the next KVM_RUN. [`Vcpu::complete_exit`] has it do so, without
+//! read, goes on with a repeated string instruction) in the next KVM_RUN. `Vcpu::complete_exit` has it do so, without
 //! entering the guest, before anything reads or writes the vCPU's state; a vCPU that leaves skips it.
 
 use std::sync::Arc;
