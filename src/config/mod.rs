@@ -28,6 +28,7 @@ pub use setting::{SETTINGS, Setting, Shape};
 use crate::boot::BootConfig;
 use crate::cpuid::{CpuModel, Topology};
 use crate::devices::char::CharBackend;
+use crate::life::OnCrash;
 use crate::memory::MemoryConfig;
 use crate::time::{Downtime, Policy};
 use crate::units::TscKhz;
@@ -104,19 +105,6 @@ pub enum Irqchip {
     Kernel,
     /// LAPIC in KVM; the I/O APIC in hypernest; no PIC, no PIT (`KVM_CAP_SPLIT_IRQCHIP`).
     Split,
-}
-
-/// What to do when the guest reports a crash.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OnCrash {
-    /// Note it and let the guest go on, so that it can write its dump.
-    Continue,
-    /// Stop the vCPUs and keep everything for a look.
-    Pause,
-    /// Reset the machine.
-    Reset,
-    /// End the VM.
-    Stop,
 }
 
 /// What to do when a vCPU has a triple fault.

@@ -4,8 +4,9 @@ use std::path::Path;
 
 use toml::{Table, Value};
 
-use super::{ConfigError, ConfigFile, Irqchip, OnCrash, OnTripleFault, VmConfig};
+use super::{ConfigError, ConfigFile, Irqchip, OnTripleFault, VmConfig};
 use crate::devices::char::CharBackend;
+use crate::life::OnCrash;
 use crate::memory::HugePageSize;
 use crate::time::{Downtime, Policy};
 

@@ -20,7 +20,6 @@ pub mod port61;
 pub mod port92;
 pub mod post;
 pub mod pvpanic;
-pub mod reset;
 pub mod serial;
 pub mod state;
 

@@ -3,9 +3,17 @@
 use super::hypercall::GuestBytes;
 use super::msr;
 use super::partition::WriteOutcome;
-use crate::life::HypervCrash;
 use crate::state::{Decoder, Encoder, StateError};
 use crate::units::{Gpa, Msr};
+
+/// The content of HV_X64_MSR_CRASH_P0..P4, and the message if the guest gave one.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HypervCrash {
+    /// P0..P4.
+    pub params: [u64; 5],
+    /// The text at P3 with length P4, when the guest said that there is one.
+    pub message: Option<String>,
+}
 
 /// CTL: the guest reports a crash; readable: hypernest takes reports.
 const NOTIFY: u64 = 1 << 63;

@@ -34,7 +34,7 @@ pub mod resolve;
 pub mod setup;
 mod table;
 
-pub use crash::CrashReport;
+pub use crash::{CrashReport, HypervCrash};
 pub use enlightenment::{Enlightenment, EnlightenmentSet, Row};
 pub use explicit::ToldEvmcs;
 pub use host::{HostHv, HvCap, KernelVersion};

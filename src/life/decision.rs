@@ -16,7 +16,6 @@
 use serde::{Deserialize, Serialize};
 
 use super::{GuestEvent, Request};
-use crate::config::OnCrash;
 
 /// Whether a VM runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -39,6 +38,19 @@ impl RunState {
             Self::Crashed => "crashed",
         }
     }
+}
+
+/// What to do when the guest reports a crash.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnCrash {
+    /// Note it and let the guest go on, so that it can write its dump.
+    Continue,
+    /// Stop the vCPUs and keep everything for a look.
+    Pause,
+    /// Reset the machine.
+    Reset,
+    /// End the VM.
+    Stop,
 }
 
 /// How a VM ended.

@@ -221,7 +221,7 @@ impl Drop for Inbox {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::life::HypervCrash;
+    use crate::hyperv::HypervCrash;
 
     fn crash(vcpu: u32, p0: u64) -> GuestEvent {
         GuestEvent::Crash {

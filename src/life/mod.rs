@@ -16,9 +16,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use thiserror::Error;
 
-pub use decision::{Due, LifeState, Outcome, RunState};
+pub use decision::{Due, LifeState, OnCrash, Outcome, RunState};
 pub use inbox::{GuestEvents, Inbox, MachineHandle, ThreadWatch, channel};
 
+use crate::hyperv::HypervCrash;
 use crate::machine::Running;
 
 /// What the guest does that concerns the VM as a whole.
@@ -142,12 +143,3 @@ impl std::fmt::Debug for Job {
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[error("the VM has ended")]
 pub struct VmEnded;
-
-/// The content of HV_X64_MSR_CRASH_P0..P4, and the message if the guest gave one.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct HypervCrash {
-    /// P0..P4.
-    pub params: [u64; 5],
-    /// The text at P3 with length P4, when the guest said that there is one.
-    pub message: Option<String>,
-}

@@ -6,7 +6,7 @@
 use std::collections::{HashSet, VecDeque};
 
 use super::*;
-use crate::config::OnCrash;
+use crate::life::OnCrash;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Report {

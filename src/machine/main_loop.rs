@@ -12,7 +12,8 @@ use super::triple_fault::Consequence;
 use super::{Crash, Machine, MachineError, Outcome, PowerCycle, Running, State};
 use crate::bus;
 use crate::error::chain;
-use crate::life::{Due, GuestEvent, HypervCrash, Request, UserRequest};
+use crate::hyperv::HypervCrash;
+use crate::life::{Due, GuestEvent, Request, UserRequest};
 
 impl Machine {
     /// Powers on and acts on what happens until the VM ends. Signals are handled meanwhile, as `signals.rs` says.

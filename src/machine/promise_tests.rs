@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::boot::BootConfig;
-use crate::config::{CpuConfig, OnCrash, OnTripleFault, TimeConfig};
+use crate::config::{CpuConfig, OnTripleFault, TimeConfig};
 use crate::cpuid::CpuModel;
 use crate::cpuid::Topology;
 use crate::cpuid::{feature as f, tests as leaves};
@@ -12,6 +12,7 @@ use crate::devices::char::CharBackend;
 use crate::hyperv::HvCap;
 use crate::hyperv::host::tests as hv;
 use crate::kvm::host::{KvmCaps, KvmFacts, System};
+use crate::life::OnCrash;
 use crate::machine::Impossible;
 use crate::memory::MemoryConfig;
 use crate::time::{Downtime, Why};

@@ -3,9 +3,9 @@
 use std::fmt;
 use std::ops::Range;
 
+use super::reset_control::ResetControl;
 use super::{DevFn, HostBridge, PciFunction};
 use crate::bus::Device;
-use crate::devices::reset::ResetControl;
 use crate::life::GuestEvents;
 use crate::state::{Decoder, Encoder, StateError};
 

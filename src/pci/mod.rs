@@ -5,6 +5,7 @@
 
 mod bridge;
 mod host;
+mod reset_control;
 
 pub use bridge::{DEVICE_ID, HostBridge, VENDOR_ID};
 pub use host::{PORTS, PciHost};

@@ -13,29 +13,29 @@ const FULL_RESET: u8 = 1 << 3;
 
 /// The register.
 #[derive(Debug)]
-pub struct ResetControl {
+pub(super) struct ResetControl {
     value: u8,
     events: GuestEvents,
 }
 
 impl ResetControl {
     /// At rest.
-    pub fn new(events: GuestEvents) -> Self {
+    pub(super) fn new(events: GuestEvents) -> Self {
         Self { value: 0, events }
     }
 
     /// Back to rest.
-    pub fn reset(&mut self) {
+    pub(super) fn reset(&mut self) {
         self.value = 0;
     }
 
     /// The value.
-    pub fn read(&self) -> u8 {
+    pub(super) fn read(&self) -> u8 {
         self.value
     }
 
     /// Resets the machine when the CPU reset bit rises.
-    pub fn write(&mut self, value: u8) {
+    pub(super) fn write(&mut self, value: u8) {
         if value & !self.value & RESET_CPU != 0 {
             self.events.report(GuestEvent::Reset {
                 by: "reset control register",
@@ -45,7 +45,7 @@ impl ResetControl {
     }
 
     /// Writes the value down.
-    pub fn save(&self, to: &mut Encoder) {
+    pub(super) fn save(&self, to: &mut Encoder) {
         to.u8(self.value);
     }
 
@@ -53,7 +53,7 @@ impl ResetControl {
     ///
     /// # Errors
     /// If it is missing.
-    pub fn load(&mut self, from: &mut Decoder<'_>) -> Result<(), StateError> {
+    pub(super) fn load(&mut self, from: &mut Decoder<'_>) -> Result<(), StateError> {
         self.value = from.u8("reset control")? & (SYSTEM_RESET | RESET_CPU | FULL_RESET);
         Ok(())
     }
