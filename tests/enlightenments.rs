@@ -21,6 +21,9 @@ pub(crate) const TESTS: &[Test] = &[
     test("enlightenments::identity", identity),
 ];
 
+/// What a warning of a list that no known guest uses contains.
+const UNUSED: &str = "will have no effect: no known guest uses";
+
 /// Runs hvtest with `vcpus` vCPUs; the checks `required` must find their features.
 fn hvtest(
     vcpus: u32,
@@ -33,11 +36,12 @@ fn hvtest(
     command.args(["--cpus", &vcpus.to_string()]).args(arguments);
     let ended = Vm::start(&mut command)?.end()?;
     ended.expect_code(0)?;
-    if ended.stderr.is_empty() {
-        Ok(ended)
-    } else {
-        Err(ended.wrong("nothing on stderr"))
+    // Of lists that no known guest uses hypernest warns; these programs use each enlightenment alone.
+    let unexpected = |line: &str| !line.contains(UNUSED);
+    if ended.stderr.lines().any(unexpected) {
+        return Err(ended.wrong("nothing but warnings of unused enlightenments on stderr"));
     }
+    Ok(ended)
 }
 
 /// What the profile `windows` promises on every host that can have it.

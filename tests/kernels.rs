@@ -276,6 +276,7 @@ fn save(kernel: &str, kept: &Kept) -> TestResult {
     let (state, ram) = pack(&site.path("saved"))?;
     fs::write(carried(kernel, kept, "state"), state)?;
     fs::write(carried(kernel, kept, "ram"), ram)?;
+    fs::copy(site.path("saved/boot"), carried(kernel, kept, "boot"))?;
     fs::write(carried(kernel, kept, "said"), said)?;
     Ok(())
 }
@@ -306,6 +307,7 @@ fn unpacked(from: &str, kept: &Kept) -> Result<(Site, String), Box<dyn Error>> {
         base: None,
     };
     packed.unpack(&site.path("saved"))?;
+    fs::write(site.path("saved/boot"), read("boot")?)?;
     if this_host() == Some(Host::Amd) {
         take_this_hosts_frequency(&site.path("saved"))?;
     }

@@ -39,7 +39,7 @@ mod vm;
 mod xen;
 
 fn main() -> ExitCode {
-    let suites = [
+    let mut suites = vec![
         boot::TESTS,
         cpu::TESTS,
         stock_linux::TESTS,
@@ -62,7 +62,6 @@ fn main() -> ExitCode {
         differential::TESTS,
         beside_qemu::TESTS,
         golden::TESTS,
-        kernels::TESTS,
         moves::TESTS,
         doctor::TESTS,
         host::TESTS,
@@ -72,5 +71,9 @@ fn main() -> ExitCode {
         l2probe::TESTS,
         xen::TESTS,
     ];
+    // Twelve boots of three kernels.
+    if vm::is_long_run() {
+        suites.push(kernels::TESTS);
+    }
     hypernest_lab::suite::main(&suites.concat())
 }

@@ -21,6 +21,7 @@ use crate::cache::Cache;
 use crate::exec::ExecError;
 use crate::host::Host;
 use crate::owned::OwnedChild;
+use crate::plan::LAB_LONG_VARIABLE;
 use crate::progress;
 use crate::setup::{self, SetupError};
 use crate::suite::protocol::Listed;
@@ -75,7 +76,7 @@ pub fn test(hosts: &[Host], filter: Option<&str>, long: bool) -> Result<bool, Te
     let cache = Cache::locate().map_err(SetupError::Cache)?;
     setup::ensure(&cache)?;
     let binaries = binaries::build()?;
-    let suites = suites(&binaries::build_suites()?, filter)?;
+    let suites = suites(&binaries::build_suites()?, filter, long)?;
 
     let wanted = |host: &Host| every_host || hosts.contains(host);
     let emulated: Vec<Host> = [Host::Amd, Host::Intel]
@@ -210,11 +211,11 @@ fn cargo_test(filter: Option<&str>) -> Result<(Counts, bool), TestError> {
     ))
 }
 
-fn suites(paths: &[PathBuf], filter: Option<&str>) -> Result<Vec<Suite>, TestError> {
+fn suites(paths: &[PathBuf], filter: Option<&str>, long: bool) -> Result<Vec<Suite>, TestError> {
     paths
         .iter()
         .map(|binary| {
-            let mut tests = list(binary)?;
+            let mut tests = list(binary, long)?;
             tests.retain(|test| filter.is_none_or(|filter| test.name.contains(filter)));
             Ok(Suite {
                 binary: binary.clone(),
@@ -225,13 +226,14 @@ fn suites(paths: &[PathBuf], filter: Option<&str>) -> Result<Vec<Suite>, TestErr
 }
 
 /// What tests a suite has. Being static it runs on this machine too.
-fn list(binary: &Path) -> Result<Vec<Listed>, TestError> {
+fn list(binary: &Path, long: bool) -> Result<Vec<Listed>, TestError> {
     let failed = |what: String| TestError::Suite {
         binary: binary.to_owned(),
         what,
     };
     let output = std::process::Command::new(binary)
         .arg("--list-json")
+        .envs(long.then_some((LAB_LONG_VARIABLE, "1")))
         .output();
     let output = output.map_err(|error| failed(error.to_string()))?;
     if !output.status.success() {
