@@ -267,7 +267,7 @@ fn stays() -> TestResult {
     let mut vm = Vm::start(keeper(&site, "", &["--hv", "passthrough"]))?;
     vm.wait_for("keep: 1\n")?;
     site.control(&["save", "test", "saved", "--then", "stop"])?
-        .expect_error(1, &["hv-passthrough", "could not be restored"])?;
+        .expect_error(1, &["hv-passthrough", "cannot be saved or migrated"])?;
     assert_eq!(site.status()?["state"], "running");
     let done = laps(&vm.said());
     vm.wait_for(&format!("keep: {}\n", done + 2))?;
