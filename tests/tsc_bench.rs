@@ -32,7 +32,9 @@ pub(crate) const TESTS: &[Test] = &[
         "tsc_bench::no_clock_of_a_linux_steps_back_across_migrations",
         || linux("migrate"),
     ),
-    amd("tsc_bench::no_clock_of_a_guests_guest_steps_back", of_an_l2).stage(ROOMY),
+    amd("tsc_bench::no_clock_of_a_guests_guest_steps_back", of_an_l2)
+        .stage(ROOMY)
+        .limit_seconds(400),
     intel(
         "tsc_bench::a_guest_adapts_to_other_frequencies_and_no_clock_steps_back",
         || other_frequencies(1),

@@ -58,9 +58,9 @@ pub(crate) struct Args {
     /// It never acknowledges one
     #[arg(long, conflicts_with = "ack_after_us")]
     pub(super) no_ack: bool,
-    /// After how many seconds without a report the guest is taken for stuck
-    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400))]
-    stuck_after: u64,
+    /// After how many seconds without a report the guest is taken for stuck [default: 60, with an L2 300]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    stuck_after: Option<u64>,
     /// The guest's memory [default: 64M, for Linux 256M, with an L2 768M]
     #[arg(long, value_name = "SIZE")]
     memory: Option<String>,
@@ -205,7 +205,12 @@ impl Args {
     }
 
     pub(super) fn stuck_after(&self) -> Duration {
-        Duration::from_secs(self.stuck_after)
+        let seconds = self.stuck_after.unwrap_or(match self.guest {
+            GuestKind::Micro | GuestKind::Linux => 60,
+            // Two kernels boot one in the other before the first report: over a minute on an emulated host.
+            GuestKind::LinuxL2 => 300,
+        });
+        Duration::from_secs(seconds)
     }
 
     /// Ticks of a TSC of `khz` in so many us.
