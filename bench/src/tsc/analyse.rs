@@ -137,12 +137,16 @@ pub(super) fn analyse(record: &Record, doings: &Doings) -> Result<Meaning, Histo
         .filter_map(|span| segment(span, &seconds))
         .collect();
     let steps = forward::steps(record, &spans);
+    let advances: Vec<_> = (1..=moves.len())
+        .map(|run| advances(record, &spans, run))
+        .collect();
     let verdict = verdict::verdict(&verdict::Evidence {
         record,
         doings,
         tsc_khz,
         clocks: &clocks,
         moves: &moves,
+        advances: &advances,
         segments: &segments,
         steps: &steps,
     });
@@ -344,6 +348,29 @@ fn jumps(record: &Record, spans: &[Span<'_>], run: usize) -> (BTreeMap<String, J
     downtimes.sort_by(f64::total_cmp);
     let downtime = downtimes.get(downtimes.len() / 2);
     (of_clocks, downtime.map(|ns| ns / 1e6))
+}
+
+/// How far each clock went, in ms, between the last report of a processor before run `run` and its second one in it; empty
+/// without a second one. The first may be of a guest that was stopped between two reads of one sample: of its clocks,
+/// some were read before the stop and some after it.
+fn advances(record: &Record, spans: &[Span<'_>], run: usize) -> BTreeMap<&'static str, f64> {
+    let reports = |run: usize| {
+        let own = spans.iter().filter(move |span| span.run == run);
+        own.flat_map(|span| span.samples.iter().map(move |sample| (span, sample)))
+    };
+    let pair = reports(run).find_map(|(_, first)| {
+        let of_first = |(_, sample): &(_, &Sample)| sample.vcpu == first.vcpu;
+        let before = reports(run - 1).filter(of_first).last()?;
+        Some((before, reports(run).filter(of_first).nth(1)?))
+    });
+    let Some(((span, from), (later_span, to))) = pair else {
+        return BTreeMap::new();
+    };
+    let advance = |clock: Clock| {
+        let ns = |span, sample: &Sample| clock_ns(record, span, clock, sample.now[clock.index()]);
+        Some((clock.name(), (ns(later_span, to)? - ns(span, from)?) / 1e6))
+    };
+    Clock::ALL.into_iter().filter_map(advance).collect()
 }
 
 fn unit_ns(clock: Clock, khz: f64) -> f64 {

@@ -336,7 +336,7 @@ fn a_jump_at_a_move_is_told_from_the_downtime() {
     assert_eq!(
         meaning.failures,
         [
-            "move 1: reference-page went on by 170.5 ms, tsc by 130.5 ms",
+            "move 1: between two reports around it, reference-page went on by 180.0 ms, tsc by 140.0 ms",
             "reference-page jumped 40.0 ms ahead of the host's clock at move 1"
         ]
     );
@@ -354,6 +354,36 @@ fn a_jump_at_a_move_is_told_from_the_downtime() {
         (of_move.downtime_ms.unwrap() - 130.5).abs() < 0.1,
         "{of_move:?}"
     );
+}
+
+/// Needs no clock of the host: the moves were made by hand.
+#[test]
+fn a_clock_that_stands_still_while_another_goes_on_fails() {
+    let world = World {
+        moves: 1,
+        jump: [-130 * 1_000_000, 0],
+        ..fine()
+    };
+    let (record, mut doings) = world.record();
+    doings.clocks = AcrossMoves::Unknown;
+    assert_eq!(
+        analyse(&record, &doings).unwrap().failures,
+        [
+            "move 1: between two reports around it, reference-page went on by 140.0 ms, tsc by 10.0 ms"
+        ]
+    );
+}
+
+/// The guest read its TSC, was stopped, and read its other clock afterwards.
+#[test]
+fn a_guest_stopped_between_two_reads_of_a_sample_has_clocks_that_agree() {
+    let world = World { moves: 1, ..fine() };
+    let (mut record, doings) = world.record();
+    let tsc = Clock::Tsc.index();
+    let first = record.samples.iter_mut().find(|sample| sample.run == 1);
+    let first = first.unwrap();
+    first.now[tsc] -= (DOWN as f64 * KHZ / 1e6) as u64;
+    assert_eq!(analyse(&record, &doings).unwrap().failures, [""; 0]);
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Which errors of the clocks are failures.
 
+use std::collections::BTreeMap;
+
 use super::super::model::{Bounds, ClockResult, Move, Segment};
 use super::super::record::Record;
 use super::forward::Step;
@@ -22,6 +24,8 @@ pub(super) struct Evidence<'a> {
     pub(super) tsc_khz: f64,
     pub(super) clocks: &'a [ClockResult],
     pub(super) moves: &'a [Move],
+    /// How far each clock went around each move, in ms.
+    pub(super) advances: &'a [BTreeMap<&'static str, f64>],
     pub(super) segments: &'a [Segment],
     pub(super) steps: &'a [Step],
 }
@@ -46,8 +50,8 @@ pub(super) fn verdict(evidence: &Evidence<'_>) -> Verdict {
         .collect();
     failures.extend(steps_back(evidence.clocks));
     failures.extend(missing_acks(evidence));
-    failures.extend(disagreements(evidence));
     let mut undecided = Vec::new();
+    failures.extend(disagreements(evidence, &mut undecided));
     let timed = evidence.doings.clocks != AcrossMoves::Unknown;
     if timed {
         failures.extend(steps_forward(evidence));
@@ -98,30 +102,31 @@ fn missing_acks(evidence: &Evidence<'_>) -> Vec<String> {
 }
 
 /// Clocks of one guest that went differently far at a move. Needs no clock of the host.
-fn disagreements(evidence: &Evidence<'_>) -> Vec<String> {
+fn disagreements(evidence: &Evidence<'_>, undecided: &mut Vec<String>) -> Vec<String> {
     // A clock that is read seldom has larger gaps.
     let resolution = evidence.clocks.iter().filter_map(|result| {
         let figures = result.measured.as_ref()?;
         Some(figures.largest_quiet_gap_ns / 1e6)
     });
-    let bound = STEP_MS + resolution.fold(0.0, f64::max);
+    let resolution = resolution.fold(0.0, f64::max);
     let mut found = Vec::new();
-    for of_move in evidence.moves {
-        // A guest that is stopped between two reads of one sample has read the first clock before its stop: that clock shows
-        // none. Whether a clock stands still is judged against the policy.
-        let gaps = of_move
-            .clocks
-            .iter()
-            .map(|(name, jump)| (name, jump.gap_ms))
-            .filter(|(_, gap)| *gap > bound);
-        let least = gaps.clone().min_by(|a, b| a.1.total_cmp(&b.1));
-        let most = gaps.max_by(|a, b| a.1.total_cmp(&b.1));
-        if let (Some(least), Some(most)) = (least, most)
-            && most.1 - least.1 > bound
-        {
+    for (of_move, advances) in evidence.moves.iter().zip(evidence.advances) {
+        let number = of_move.number;
+        let each = advances.iter().map(|(name, ms)| (*name, *ms));
+        let least = each.clone().min_by(|a, b| a.1.total_cmp(&b.1));
+        let most = each.max_by(|a, b| a.1.total_cmp(&b.1));
+        let (Some(least), Some(most)) = (least, most) else {
+            undecided.push(format!(
+                "move {number}: too few reports to compare the guest's clocks"
+            ));
+            continue;
+        };
+        // Rates may differ as much as drift may.
+        let bound = STEP_MS + resolution + most.1.abs() * DRIFT_PPM / 1e6;
+        if most.1 - least.1 > bound {
             found.push(format!(
-                "move {}: {} went on by {:.1} ms, {} by {:.1} ms",
-                of_move.number, most.0, most.1, least.0, least.1
+                "move {number}: between two reports around it, {} went on by {:.1} ms, {} by {:.1} ms",
+                most.0, most.1, least.0, least.1
             ));
         }
     }
