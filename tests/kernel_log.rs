@@ -6,6 +6,8 @@ use std::os::unix::fs::OpenOptionsExt;
 
 use nix::libc::O_NONBLOCK;
 
+use crate::vm::is_intel_lab;
+
 /// The kernel's log from some moment on.
 pub(crate) struct KernelLog(File);
 
@@ -22,6 +24,10 @@ impl KernelLog {
 
     /// The lines since then in which KVM complains.
     pub(crate) fn complaints_of_kvm(&mut self) -> io::Result<Vec<String>> {
+        Ok(complaints(self.lines()?, is_intel_lab()))
+    }
+
+    fn lines(&mut self) -> io::Result<Vec<String>> {
         let mut lines = Vec::new();
         // Each read gives one record (Documentation/ABI/testing/dev-kmsg).
         let mut record = [0; 8192];
@@ -31,12 +37,7 @@ impl KernelLog {
                 Ok(length) => {
                     let text = String::from_utf8_lossy(&record[..length]);
                     let line = text.split_once(';').map_or(&*text, |(_, line)| line);
-                    // Lines of a back trace do not begin with the module's name: in the Intel lab KVM warns of addresses in
-                    // the page modification log that are not those of pages (`vmx_flush_pml_buffer`), which is Bochs's fault.
-                    // The lab's TSC is calibrated twice, which tests of the clocks look after.
-                    if line.starts_with("kvm") && !line.contains("requested TSC rate") {
-                        lines.push(line.trim_end().to_owned());
-                    }
+                    lines.push(line.trim_end().to_owned());
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(lines),
                 // Records were overwritten before they were read.
@@ -45,4 +46,29 @@ impl KernelLog {
             }
         }
     }
+}
+
+/// Lines that mention KVM, with each report of the kernel (from `cut here` to `end trace`) as one.
+fn complaints(lines: Vec<String>, intel_lab: bool) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut report: Option<Vec<String>> = None;
+    for line in lines {
+        if line.contains("[ cut here ]") {
+            report = Some(Vec::new());
+        } else if line.contains("[ end trace ") {
+            let report = report.take().unwrap_or_default().join("\n");
+            // Bochs logs addresses in the page modification log that are not those of pages, and KVM warns of them.
+            if !(intel_lab && report.contains(" vmx_flush_pml_buffer+")) {
+                found.push(report);
+            }
+        } else if let Some(report) = &mut report {
+            report.push(line);
+        // The lab's TSC is calibrated twice, which tests of the clocks look after.
+        } else if line.contains("kvm") && !line.contains("requested TSC rate") {
+            found.push(line);
+        }
+    }
+    // One that has not come to its end.
+    found.extend(report.map(|report| report.join("\n")));
+    found
 }
