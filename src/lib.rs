@@ -6,7 +6,7 @@
 //!  cli ──► config ──► machine ──────────────── builds and owns everything below
 //!                       │
 //!        boot ──────────┤  kernels, ACPI, SMBIOS written into guest RAM
-//!        memory ────────┤  memfd-backed RAM, the 32-bit PCI hole
+//!        memory ────────┤  RAM in huge pages, the 32-bit PCI hole
 //!        cpuid, hyperv ─┤  what the guest is told; who owns which synthetic MSR
 //!        time ──────────┤  the guest's TSC and clocks, on this host and on the next
 //!                       │

@@ -28,6 +28,7 @@ pub(crate) const TESTS: &[Test] = &[
         "process::ram_beyond_the_file_size_limit_is_refused",
         ram_limit,
     ),
+    test("process::ram_beyond_the_data_limit_is_refused", data_limit),
     test(
         "process::a_truncated_ram_file_ends_the_guest_with_a_message",
         || truncated(&["resume", "test"]),
@@ -88,12 +89,16 @@ fn modes() -> TestResult {
     Ok(())
 }
 
-/// Starts a process with `start` that may write no file beyond `limit`.
-fn limited<R>(limit: u64, start: impl FnOnce() -> R) -> Result<R, Box<dyn Error>> {
-    let (soft, hard) = getrlimit(Resource::RLIMIT_FSIZE)?;
-    setrlimit(Resource::RLIMIT_FSIZE, limit, hard)?;
+/// Starts a process with `start` that has this limit of `resource`.
+fn limited<R>(
+    resource: Resource,
+    limit: u64,
+    start: impl FnOnce() -> R,
+) -> Result<R, Box<dyn Error>> {
+    let (soft, hard) = getrlimit(resource)?;
+    setrlimit(resource, limit, hard)?;
     let started = start();
-    setrlimit(Resource::RLIMIT_FSIZE, soft, hard)?;
+    setrlimit(resource, soft, hard)?;
     Ok(started)
 }
 
@@ -102,18 +107,37 @@ fn console_limit() -> TestResult {
     let site = Site::new()?;
     let mut console = File::create(site.path("console.log"))?;
     console.seek(SeekFrom::Start(RAM))?;
-    let vm = limited(RAM, || Vm::start_onto(site.guest("hello"), console))??;
+    let vm = limited(Resource::RLIMIT_FSIZE, RAM, || {
+        Vm::start_onto(site.guest("hello"), console)
+    })??;
     let ended = vm.end()?;
     ended.expect_error(0, &["output failed: the guest runs on", "File too large"])?;
     assert!(site.run_directories()?.is_empty());
     Ok(())
 }
 
+/// Reserved huge pages are a file's.
 fn ram_limit() -> TestResult {
     let site = Site::new()?;
-    let vm = limited(RAM - 1, || Vm::start(site.guest("hello")))??;
+    let mut command = site.hypernest();
+    command.args([
+        "run", "--kernel", "guest", "--hv", "none", "--serial", "none",
+    ]);
+    command.args(["--memory", "64M,hugepages=2M"]);
+    let vm = limited(Resource::RLIMIT_FSIZE, RAM - 1, || Vm::start(command))??;
     vm.end()?
         .expect_error(1, &["memory file for guest RAM", "File too large"])?;
+    assert!(site.run_directories()?.is_empty());
+    Ok(())
+}
+
+/// All other RAM is data of the process.
+fn data_limit() -> TestResult {
+    let site = Site::new()?;
+    let start = || Vm::start(site.guest("hello"));
+    limited(Resource::RLIMIT_DATA, RAM - 1, start)??
+        .end()?
+        .expect_error(1, &["cannot map 64 MiB of guest RAM", "ulimit -d"])?;
     assert!(site.run_directories()?.is_empty());
     Ok(())
 }

@@ -481,6 +481,27 @@ fn huge_pages_are_shown_where_there_are_any() {
 }
 
 #[test]
+fn small_pages_are_warned_of_with_what_to_do() {
+    let mut host = host(PLAIN);
+    let found = |host: &HostCaps| {
+        let checks = judge(host, Profile::None).checks;
+        checks
+            .into_iter()
+            .find(|check| check.id == "transparent-hugepages")
+    };
+    assert_eq!(found(&host), None);
+    for word in ["always", "madvise"] {
+        host.system.thp = Some(word.to_owned());
+        let check = found(&host).unwrap();
+        assert_eq!((check.status, check.found.as_str()), (Status::Ok, word));
+    }
+    host.system.thp = Some("never".to_owned());
+    let check = found(&host).unwrap();
+    assert_eq!(check.status, Status::Warn);
+    assert!(check.cure.unwrap().contains("echo madvise"));
+}
+
+#[test]
 fn every_failure_says_what_it_means_and_what_to_do() {
     for recorded in [PLAIN, AMD, INTEL] {
         let diagnosis = judge(&host(recorded), Profile::Nested);

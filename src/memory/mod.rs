@@ -1,8 +1,10 @@
-//! Guest RAM: one memfd per piece, optionally of huge pages, mapped shared so that it can be handed on; or, after a lazy
-//! restore, the saved RAM's file mapped privately ([`GuestRam::map_saved`]).
+//! Guest RAM: anonymous memory, for which the host is asked for huge pages; or a memfd of reserved huge pages per piece; or,
+//! after a lazy restore, the saved RAM's file mapped privately ([`GuestRam::map_saved`]).
 
+mod anonymous;
 mod config;
 pub mod dirty;
+mod pagemap;
 mod saved;
 
 use std::fs::File;
@@ -19,6 +21,7 @@ use vm_memory::{
 };
 
 use crate::units::Gpa;
+use anonymous::Mapping;
 pub use config::{HugePageSize, MemoryConfig};
 use dirty::WrittenPages;
 pub(crate) use saved::data_of;
@@ -74,7 +77,7 @@ pub enum MemoryError {
 
 fn hint(hugepages: Option<HugePageSize>) -> &'static str {
     match hugepages {
-        None => "",
+        None => " (do ulimit -d, ulimit -v and vm.overcommit_memory allow it?)",
         Some(HugePageSize::Size2M) => {
             " with 2 MiB pages (are enough reserved? see /sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages)"
         }
@@ -101,6 +104,8 @@ pub struct GuestRam {
     written: Arc<WrittenPages>,
     /// The saved image that it is mapped from, if it is.
     image: Option<Arc<saved::Image>>,
+    /// What `mmap` shows, in its order; empty for a memfd, whose regions own their mappings. It goes after `mmap`.
+    mappings: Arc<Vec<Mapping>>,
 }
 
 /// One piece of RAM, as KVM wants to know it.
@@ -121,21 +126,30 @@ impl GuestRam {
     /// # Errors
     /// If the host does not give the memory.
     pub fn new(config: &MemoryConfig, ranges: &[(Gpa, u64)]) -> Result<Self, MemoryError> {
-        let pieces = ranges
-            .iter()
-            .map(|&(gpa, len)| map_piece(gpa, len, config.hugepages))
-            .collect::<Result<Vec<_>, _>>()?;
-        let mmap = GuestMemoryMmap::from_regions(pieces).map_err(MemoryError::Layout)?;
-        Ok(Self::over(mmap))
+        let mut pieces = Vec::with_capacity(ranges.len());
+        let mut mappings = Vec::new();
+        for &(gpa, len) in ranges {
+            pieces.push(match config.hugepages {
+                Some(page) => map_piece(gpa, len, page)?,
+                None => {
+                    let (region, mapping) = saved::map_anonymous(gpa, len)?;
+                    mappings.push(mapping);
+                    region
+                }
+            });
+        }
+        Self::over(pieces, mappings)
     }
 
-    fn over(mmap: GuestMemoryMmap) -> Self {
-        let written = Arc::new(WrittenPages::new(pieces_of(&mmap)));
-        Self {
+    /// Of `regions` that show `mappings`, or own theirs.
+    fn over(regions: Vec<GuestRegionMmap>, mappings: Vec<Mapping>) -> Result<Self, MemoryError> {
+        let mmap = GuestMemoryMmap::from_regions(regions).map_err(MemoryError::Layout)?;
+        Ok(Self {
+            written: Arc::new(WrittenPages::new(pieces_of(&mmap))),
             mmap,
-            written,
             image: None,
-        }
+            mappings: Arc::new(mappings),
+        })
     }
 
     /// Pages that were written other than by the guest itself.
@@ -143,8 +157,8 @@ impl GuestRam {
         &self.written
     }
 
-    /// The RAM as the rust-vmm crates know it.
-    pub fn mmap(&self) -> &GuestMemoryMmap {
+    /// The RAM as the rust-vmm crates know it. A clone would not keep it mapped.
+    pub(crate) fn mmap(&self) -> &GuestMemoryMmap {
         &self.mmap
     }
 
@@ -156,25 +170,25 @@ impl GuestRam {
     /// Empties all of it: it reads as zeroes again, and the host gets its pages back.
     ///
     /// # Errors
-    /// If the host cannot free pages of the memory file.
+    /// If the host cannot free its pages.
     pub fn discard(&self) -> io::Result<()> {
+        for mapping in self.mappings.iter() {
+            match &self.image {
+                // It shows the image, or what was put in its place.
+                Some(_) => mapping.renew()?,
+                None => mapping.discard()?,
+            }
+        }
         if let Some(image) = &self.image {
             image.unmapped();
         }
-        for region in self.mmap.iter() {
-            if saved::is_private(region) {
-                saved::map_afresh(region)?;
-                continue;
-            }
-            let Some(file) = region.file_offset() else {
-                continue;
-            };
-            let length = i64::try_from(region.len()).map_err(io::Error::other)?;
+        for file in self.mmap.iter().filter_map(saved::shared_file) {
+            let length = file.file().metadata()?.len();
             fallocate(
                 file.file(),
                 FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE,
                 0,
-                length,
+                i64::try_from(length).map_err(io::Error::other)?,
             )?;
         }
         Ok(())
@@ -213,26 +227,18 @@ fn pieces_of(mmap: &GuestMemoryMmap) -> impl Iterator<Item = RamPiece> {
     })
 }
 
-fn map_piece(
-    gpa: Gpa,
-    len: u64,
-    hugepages: Option<HugePageSize>,
-) -> Result<GuestRegionMmap, MemoryError> {
+/// A memory file of reserved huge pages.
+fn map_piece(gpa: Gpa, len: u64, page: HugePageSize) -> Result<GuestRegionMmap, MemoryError> {
     let too_large = MemoryError::TooLarge { gpa, size: len };
     let Ok(size) = usize::try_from(len) else {
         return Err(too_large);
     };
-    let mut flags = MFdFlags::MFD_CLOEXEC;
-    // Without huge pages nothing is reserved: a guest may be given more RAM than the host has free, as everywhere else.
-    let mut map_flags = libc::MAP_SHARED | libc::MAP_NORESERVE;
-    if let Some(page) = hugepages {
-        map_flags = libc::MAP_SHARED;
-        flags |= MFdFlags::MFD_HUGETLB;
-        flags |= match page {
+    let flags = MFdFlags::MFD_CLOEXEC
+        | MFdFlags::MFD_HUGETLB
+        | match page {
             HugePageSize::Size2M => MFdFlags::MFD_HUGE_2MB,
             HugePageSize::Size1G => MFdFlags::MFD_HUGE_1GB,
         };
-    }
     let create = |source| MemoryError::Create { size: len, source };
     let file: File = memfd_create("hypernest-ram", flags)
         .map_err(|e| create(e.into()))?
@@ -241,13 +247,13 @@ fn map_piece(
     let region = MmapRegionBuilder::new(size)
         .with_file_offset(FileOffset::new(file, 0))
         .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
-        .with_mmap_flags(map_flags)
-        .with_hugetlbfs(hugepages.is_some())
+        .with_mmap_flags(libc::MAP_SHARED)
+        .with_hugetlbfs(true)
         .build()
         .map_err(|source| MemoryError::Map {
             gpa,
             size: len,
-            hugepages,
+            hugepages: Some(page),
             source,
         })?;
     GuestRegionMmap::new(region, GuestAddress(gpa.0)).ok_or(too_large)

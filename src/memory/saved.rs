@@ -1,6 +1,6 @@
 //! RAM that comes from a saved image, and which parts of RAM are worth saving.
 
-#![allow(unsafe_code, reason = "mapping memory over guest RAM")]
+#![allow(unsafe_code, reason = "regions over mappings that are owned elsewhere")]
 
 use std::fs::File;
 use std::io;
@@ -11,13 +11,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};
-use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
 use vm_memory::{
     FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
     GuestRegionMmap,
 };
 
-use super::{GuestRam, MemoryError, pieces_of};
+use super::anonymous::{FLAGS, Mapping};
+use super::{GuestRam, MemoryError, pagemap, pieces_of};
 use crate::sys::fatal::OnDeath;
 use crate::units::Gpa;
 
@@ -61,9 +62,13 @@ impl Image {
         self.mapped.store(false, Ordering::Relaxed);
     }
 
+    fn is_mapped(&self) -> bool {
+        self.mapped.load(Ordering::Relaxed)
+    }
+
     fn is_lost(&self) -> bool {
         let truncated = || self.file.metadata().map_or(true, |m| m.len() < self.len);
-        self.mapped.load(Ordering::Relaxed) && truncated()
+        self.is_mapped() && truncated()
     }
 }
 
@@ -88,35 +93,36 @@ impl GuestRam {
     ) -> Result<Self, MemoryError> {
         let mut offset = 0;
         let mut pieces = Vec::with_capacity(ranges.len());
+        let mut mappings = Vec::with_capacity(ranges.len());
         for &(gpa, len) in ranges {
-            pieces.push(map_piece(image, offset, gpa, len)?);
+            let (region, mapping) = map_piece(image, offset, gpa, len)?;
+            pieces.push(region);
+            mappings.push(mapping);
             offset = u64::saturating_add(offset, len);
         }
-        let mmap = GuestMemoryMmap::from_regions(pieces).map_err(MemoryError::Layout)?;
         let file = image.try_clone().map_err(|source| MemoryError::MapSaved {
             gpa: ranges.first().map_or(Gpa(0), |range| range.0),
             size: offset,
-            source: vm_memory::mmap::MmapRegionError::Mmap(source),
+            source: MmapRegionError::Mmap(source),
         })?;
-        let image = Arc::new(Image::new(file, path, &mmap));
-        Ok(Self {
-            image: Some(image),
-            ..Self::over(mmap)
-        })
+        let mut ram = Self::over(pieces, mappings)?;
+        ram.image = Some(Arc::new(Image::new(file, path, &ram.mmap)));
+        Ok(ram)
     }
 
     /// Where something may have been written: everything outside reads as zeroes. Finding that out by looking would give
     /// every page its memory.
     pub fn data(&self) -> Vec<Range<Gpa>> {
+        let shows_image = self.image.as_ref().is_some_and(|image| image.is_mapped());
         self.mmap
             .iter()
             .flat_map(|region| {
                 let start = region.start_addr().0;
-                let all = 0..region.len();
-                let parts = match region.file_offset() {
-                    // What the guest has written is not in the file.
-                    Some(file) if !is_private(region) => data_of(file.file(), region.len()),
-                    _ => vec![all],
+                let parts = match shared_file(region) {
+                    Some(file) => data_of(file.file(), region.len()),
+                    // What the guest has written is not in the file, and what is in the file is in no page yet.
+                    None if shows_image => std::iter::once(0..region.len()).collect(),
+                    None => pagemap::data(region.as_ptr().addr(), region.size()),
                 };
                 parts
                     .into_iter()
@@ -149,29 +155,22 @@ pub(crate) fn data_of(file: &File, len: u64) -> Vec<Range<u64>> {
     parts
 }
 
-/// Whether the region shows a saved image, or what was mapped over one.
-pub(super) fn is_private(region: &GuestRegionMmap) -> bool {
-    region.flags() & libc::MAP_PRIVATE != 0
+/// The memory file that holds the region's content.
+pub(super) fn shared_file(region: &GuestRegionMmap) -> Option<&FileOffset> {
+    region.file_offset()
 }
 
-/// Puts fresh, zeroed memory in the place of a private mapping.
-pub(super) fn map_afresh(region: &GuestRegionMmap) -> io::Result<()> {
-    // SAFETY: the range is exactly one mapping that `region` owns and keeps; its content is lost, as asked for, and every
-    // pointer into it stays valid.
-    let mapped = unsafe {
-        libc::mmap(
-            region.as_ptr().cast(),
-            region.size(),
-            region.prot(),
-            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED,
-            -1,
-            0,
-        )
-    };
-    if mapped == libc::MAP_FAILED {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(())
+/// Fresh memory for RAM at `gpa`.
+pub(super) fn map_anonymous(gpa: Gpa, len: u64) -> Result<(GuestRegionMmap, Mapping), MemoryError> {
+    map(gpa, len, |_| Ok(())).map_err(|source| match source {
+        Some(source) => MemoryError::Map {
+            gpa,
+            size: len,
+            hugepages: None,
+            source,
+        },
+        None => MemoryError::TooLarge { gpa, size: len },
+    })
 }
 
 fn map_piece(
@@ -179,26 +178,33 @@ fn map_piece(
     offset: u64,
     gpa: Gpa,
     len: u64,
-) -> Result<GuestRegionMmap, MemoryError> {
-    let too_large = MemoryError::TooLarge { gpa, size: len };
-    let Ok(size) = usize::try_from(len) else {
-        return Err(too_large);
-    };
-    let failed = |source| MemoryError::MapSaved {
-        gpa,
-        size: len,
-        source,
-    };
-    let file = image
-        .try_clone()
-        .map_err(|e| failed(vm_memory::mmap::MmapRegionError::Mmap(e)))?;
-    let region = MmapRegionBuilder::new(size)
-        .with_file_offset(FileOffset::new(file, offset))
+) -> Result<(GuestRegionMmap, Mapping), MemoryError> {
+    map(gpa, len, |mapping| mapping.show(image, offset)).map_err(|source| match source {
+        Some(source) => MemoryError::MapSaved {
+            gpa,
+            size: len,
+            source,
+        },
+        None => MemoryError::TooLarge { gpa, size: len },
+    })
+}
+
+/// A mapping that `fill` has put something into, and the region that shows it. `None`: it does not fit into the address space.
+fn map(
+    gpa: Gpa,
+    len: u64,
+    fill: impl FnOnce(&Mapping) -> io::Result<()>,
+) -> Result<(GuestRegionMmap, Mapping), Option<MmapRegionError>> {
+    let size = usize::try_from(len).map_err(|_| None)?;
+    let mapping = Mapping::new(gpa, size).map_err(MmapRegionError::Mmap)?;
+    fill(&mapping).map_err(MmapRegionError::Mmap)?;
+    let builder = MmapRegionBuilder::new(size)
         .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
-        .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_NORESERVE)
-        .build()
-        .map_err(failed)?;
-    GuestRegionMmap::new(region, GuestAddress(gpa.0)).ok_or(too_large)
+        .with_mmap_flags(FLAGS);
+    // SAFETY: the range is exactly `mapping`. `GuestRam` keeps it for as long as the region, and nothing else has either.
+    let region = unsafe { builder.with_raw_mmap_pointer(mapping.pointer()) }.build()?;
+    let region = GuestRegionMmap::new(region, GuestAddress(gpa.0)).ok_or(None)?;
+    Ok((region, mapping))
 }
 
 #[cfg(test)]

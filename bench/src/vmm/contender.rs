@@ -47,14 +47,6 @@ impl Contender {
         }
     }
 
-    /// The name of the mapping that is guest RAM.
-    pub(crate) fn ram_mapping(self) -> &'static str {
-        match self {
-            Self::Hypernest => "/memfd:hypernest-ram",
-            Self::Q35 | Self::Microvm => "/memfd:memory-backend-memfd",
-        }
-    }
-
     /// Runs `guest`, with its debug console on standard output.
     pub(crate) fn command(self, guest: &Guest<'_>, terms: &Terms) -> Command {
         let memory = format!("{}M", guest.memory_mib);
@@ -72,16 +64,12 @@ impl Contender {
         let qemu = terms.qemu.as_ref().expect("whoever names QEMU has it");
         let mut command = qemu.command();
         match self {
-            Self::Microvm => command.args(["-M", "microvm,memory-backend=ram,isa-serial=off"]),
-            Self::Q35 | Self::Hypernest => {
-                command.args(["-M", "q35,memory-backend=ram", "-bios", "qboot.rom"])
-            }
+            Self::Microvm => command.args(["-M", "microvm,isa-serial=off"]),
+            Self::Q35 | Self::Hypernest => command.args(["-M", "q35", "-bios", "qboot.rom"]),
         };
         command.args(["-nodefaults", "-no-user-config", "-display", "none"]);
         command.args(["-accel", "kvm", "-cpu", &terms.cpu, "-m", &memory]);
-        // A memory file as hypernest's, so that guest RAM can be told from the rest.
-        let ram = format!("memory-backend-memfd,id=ram,size={memory}");
-        command.args(["-object", &ram, "-append", guest.cmdline, "-kernel"]);
+        command.args(["-append", guest.cmdline, "-kernel"]);
         command.arg(guest.kernel);
         command.args(["-chardev", "stdio,id=console"]);
         command.args(["-device", "isa-debugcon,iobase=0x402,chardev=console"]);

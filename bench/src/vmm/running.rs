@@ -84,7 +84,7 @@ impl Running {
         let mappings = smaps::parse(&text).ok_or(VmmError::SmapsUnknown { path })?;
         Ok(Resident::new(
             &mappings,
-            self.contender.ram_mapping(),
+            u64::from(guest.memory_mib) << 10,
             guest.kernel,
         ))
     }

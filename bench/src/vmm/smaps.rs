@@ -7,6 +7,7 @@ use std::path::Path;
 pub(super) struct Mapping {
     /// A path, a name in brackets, or nothing.
     name: String,
+    size_kib: u64,
     rss_kib: u64,
 }
 
@@ -17,8 +18,11 @@ pub(super) fn parse(text: &str) -> Option<Vec<Mapping>> {
         let mut words = line.split_ascii_whitespace();
         let first = words.next()?;
         if let Some(field) = first.strip_suffix(':') {
-            if field == "Rss" {
-                mappings.last_mut()?.rss_kib = words.next()?.parse().ok()?;
+            let mapping = mappings.last_mut()?;
+            match field {
+                "Size" => mapping.size_kib = words.next()?.parse().ok()?,
+                "Rss" => mapping.rss_kib = words.next()?.parse().ok()?,
+                _ => {}
             }
         } else {
             // Range, permissions, offset, device, inode, name; the name may hold spaces.
@@ -26,6 +30,7 @@ pub(super) fn parse(text: &str) -> Option<Vec<Mapping>> {
             let name = after.splitn(5, ' ').nth(4).unwrap_or("").trim_start();
             mappings.push(Mapping {
                 name: name.to_owned(),
+                size_kib: 0,
                 rss_kib: 0,
             });
         }
@@ -47,11 +52,18 @@ pub(super) struct Resident {
 }
 
 impl Resident {
-    pub(super) fn new(mappings: &[Mapping], ram: &str, kernel: &Path) -> Self {
+    /// Guest RAM is the largest mapping of `ram_kib` or more that is of no file: both VMMs map it in one piece, and the kernel may
+    /// have joined a neighbour to it.
+    pub(super) fn new(mappings: &[Mapping], ram_kib: u64, kernel: &Path) -> Self {
         let kernel = kernel.display().to_string();
+        let is_file = |mapping: &Mapping| mapping.name.starts_with('/');
+        let ram = mappings.iter().filter(|mapping| !is_file(mapping));
+        let ram = ram.filter(|mapping| mapping.size_kib >= ram_kib);
+        let ram = ram.max_by_key(|mapping| mapping.size_kib);
         let mut resident = Self::default();
-        for Mapping { name, rss_kib } in mappings {
-            if name.starts_with(ram) {
+        for mapping in mappings {
+            let Mapping { name, rss_kib, .. } = mapping;
+            if ram.is_some_and(|ram| std::ptr::eq(ram, mapping)) {
                 resident.guest += rss_kib;
             } else if *name != kernel {
                 resident.beyond_guest += rss_kib;
@@ -75,9 +87,9 @@ mod tests {
 00400000-00500000 r-xp 00000000 00:02 1234                               /bin/hyper nest\n\
 Size:               1024 kB\nRss:                 600 kB\nPss:                 300 kB\nVmFlags: rd ex mr mw me\n\
 00600000-00700000 rw-p 00000000 00:00 0                                  [heap]\nRss:                  40 kB\n\
-7f0000000000-7f0008000000 rw-s 00000000 00:01 7                          /memfd:hypernest-ram (deleted)\n\
+7f0000000000-7f0008000000 rw-p 00000000 00:00 0 \nSize:             131072 kB\n\
 Rss:               65536 kB\n\
-7f0010000000-7f0010100000 rw-p 00000000 00:00 0 \nRss:                   4 kB\n\
+7f0010000000-7f0010100000 rw-p 00000000 00:00 0 \nSize:               1024 kB\nRss:                   4 kB\n\
 7f0020000000-7f0024000000 r--p 00000000 00:02 99                         /lab/vmlinux\nRss:               50000 kB\n";
 
     #[test]
@@ -86,7 +98,7 @@ Rss:               65536 kB\n\
         assert_eq!(mappings.len(), 5);
         assert_eq!(mappings[0].name, "/bin/hyper nest");
         assert_eq!(mappings[3].name, "");
-        let resident = Resident::new(&mappings, "/memfd:hypernest-ram", Path::new("/lab/vmlinux"));
+        let resident = Resident::new(&mappings, 128 << 10, Path::new("/lab/vmlinux"));
         assert_eq!(
             resident,
             Resident {

@@ -33,7 +33,9 @@ pub struct System {
     pub clock: Clock,
     /// Pools of huge pages.
     pub hugepages: Vec<HugePages>,
-    /// The chosen word of `transparent_hugepage/shmem_enabled`, which counts for memfd.
+    /// The chosen word of `transparent_hugepage/enabled`, which counts for guest RAM.
+    pub thp: Option<String>,
+    /// The chosen word of `transparent_hugepage/shmem_enabled`, which counts for shared memory.
     pub thp_shmem: Option<String>,
 }
 
@@ -136,6 +138,7 @@ impl System {
                 .collect(),
             },
             hugepages: hugepages(&root.join("sys/kernel/mm/hugepages")),
+            thp: chosen(&text(root, "sys/kernel/mm/transparent_hugepage/enabled")),
             thp_shmem: chosen(&text(
                 root,
                 "sys/kernel/mm/transparent_hugepage/shmem_enabled",
@@ -385,6 +388,11 @@ mod tests {
             "sys/kernel/mm/transparent_hugepage/shmem_enabled",
             b"always within_size [never] deny\n",
         );
+        write(
+            root,
+            "sys/kernel/mm/transparent_hugepage/enabled",
+            b"always [madvise] never\n",
+        );
         let system = System::read(root);
         assert_eq!(system.kernel, "6.12.95-amd64");
         assert_eq!(system.cpu.model, "A CPU: fast");
@@ -420,6 +428,7 @@ mod tests {
                 }
             ]
         );
+        assert_eq!(system.thp.as_deref(), Some("madvise"));
         assert_eq!(system.thp_shmem.as_deref(), Some("never"));
         assert_eq!(system.device, None);
 
