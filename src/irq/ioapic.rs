@@ -3,16 +3,16 @@
 //! What the machine has to do for it:
 //! * `KVM_CAP_SPLIT_IRQCHIP` with [`PINS`] reserved routes, before any vCPU exists.
 //! * [`MsiSink::send`] is `KVM_SIGNAL_MSI`.
-//! * [`MsiSink::routes_changed`] is `KVM_SET_GSI_ROUTING`: entry *n* becomes the MSI route of GSI *n*, the other routes in use
-//!   stay. KVM never delivers through these; it reads from them which vectors are level-triggered, and only for those
-//!   leaves with `KVM_EXIT_IOAPIC_EOI` when a local APIC gets the EOI (`kvm_scan_ioapic_routes`).
+//! * [`MsiSink::routes_changed`] is `KVM_SET_GSI_ROUTING`: entry *n* becomes the MSI route of GSI *n*, the other routes
+//!   stay ([`Routes`](super::Routes)). KVM never delivers through these; it reads from them which vectors are
+//!   level-triggered, and only for those leaves with `KVM_EXIT_IOAPIC_EOI` when a local APIC gets the EOI (`kvm_scan_ioapic_routes`).
 //! * [`IoApic::eoi`] is called upon that exit.
 //! * [`IoApicMmio`] is placed at 0xfec00000; [`IoApic`] is the [`IrqSink`] of the devices' lines.
 
 use std::fmt;
 use std::sync::{Arc, Mutex};
 
-use super::IrqSink;
+use super::{IrqSink, Msi};
 use crate::bus::{Device, lock};
 use crate::state::{Decoder, Encoder, StateError};
 use crate::units::Gsi;
@@ -56,22 +56,13 @@ const MSI_LOGICAL: u64 = 1 << 2;
 const MSI_ASSERT: u32 = 1 << 14;
 const MSI_LEVEL: u32 = 1 << 15;
 
-/// An interrupt message.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MsiRoute {
-    /// Where it is written: destination and its mode.
-    pub address: u64,
-    /// What is written: vector, delivery and trigger mode.
-    pub data: u32,
-}
-
 /// How the I/O APIC reaches the local APICs.
 pub trait MsiSink: Send + Sync {
     /// Delivers one interrupt message now.
-    fn send(&self, address: u64, data: u32);
+    fn send(&self, msi: Msi);
 
     /// The messages that the pins would send have changed; `None` for a pin that sends none.
-    fn routes_changed(&self, routes: &[Option<MsiRoute>; PINS]);
+    fn routes_changed(&self, routes: &[Option<Msi>; PINS]);
 }
 
 /// The I/O APIC.
@@ -87,7 +78,7 @@ struct State {
     entries: [u64; PINS],
     /// The level of each input, a bit per pin.
     inputs: u32,
-    routes: [Option<MsiRoute>; PINS],
+    routes: [Option<Msi>; PINS],
 }
 
 impl State {
@@ -103,7 +94,7 @@ impl State {
 }
 
 /// The message of a redirection entry; `None` for ExtINT, which asks a PIC that is not there.
-fn message(entry: u64) -> Option<MsiRoute> {
+fn message(entry: u64) -> Option<Msi> {
     let delivery = entry >> DELIVERY_SHIFT & 7;
     if delivery == DELIVERY_EXTINT {
         return None;
@@ -113,7 +104,7 @@ fn message(entry: u64) -> Option<MsiRoute> {
     // message that is sent.
     let data = u32::try_from(entry & (VECTOR | 7 << DELIVERY_SHIFT)).ok()?;
     let level = if entry & LEVEL != 0 { MSI_LEVEL } else { 0 };
-    Some(MsiRoute {
+    Some(Msi {
         address: MSI_ADDRESS | entry >> DESTINATION_SHIFT << MSI_DESTINATION_SHIFT | logical,
         data: data | level | MSI_ASSERT,
     })
@@ -155,7 +146,7 @@ impl IoApic {
             && let Some(message) = message(entry)
         {
             state.entries[pin] |= REMOTE_IRR;
-            self.msi.send(message.address, message.data);
+            self.msi.send(message);
         }
     }
 
@@ -281,7 +272,7 @@ impl IrqSink for IoApic {
             && let Some(message) = message(entry)
         {
             // An edge at a masked pin is lost (82093AA data sheet, 3.2.4, interrupt mask).
-            self.msi.send(message.address, message.data);
+            self.msi.send(message);
         }
     }
 }

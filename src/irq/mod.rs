@@ -1,10 +1,28 @@
-//! Interrupt lines: how a device raises an interrupt without knowing who delivers it.
+//! Interrupts: how a device raises one without knowing who delivers it.
+//!
+//! - [`IrqLine`]: a line into an interrupt controller; [`SharedLine`]: one that several functions share (PCI INTx)
+//! - [`Vector`]: a message-signalled interrupt, with an irqfd where a device wants one; [`Sint`]: one of Hyper-V's sources
+//! - [`Routes`]: the owner of all GSIs, across resets
+//! - [`Doorbell`]: the other direction, a driver's write as an eventfd
+//! - [`ioapic`]: the I/O APIC in user space
 
+mod doorbell;
 pub mod ioapic;
+mod routes;
+mod shared;
+mod table;
+mod vector;
+
+pub use doorbell::{Doorbell, Doorbells, IoAddress, Match};
+pub use routes::{NoVector, Routes};
+pub use shared::{LineHolder, SharedLine};
+pub use table::Controllers;
+pub use vector::{Sint, Vector};
 
 use std::fmt;
 use std::sync::Arc;
 
+pub use crate::kvm::route::Msi;
 use crate::units::Gsi;
 
 /// Delivers level changes of interrupt lines to the interrupt controller.

@@ -1,7 +1,8 @@
 //! The numbers and argument types of the ioctls that kvm-ioctls does not have (include/uapi/linux/kvm.h).
 
 use kvm_bindings::{
-    KVMIO, kvm_cpuid2, kvm_device_attr, kvm_reinject_control, kvm_signal_mask, kvm_xsave,
+    KVMIO, kvm_cpuid2, kvm_device_attr, kvm_ioeventfd, kvm_irqfd, kvm_reinject_control,
+    kvm_signal_mask, kvm_xsave,
 };
 
 use super::state::Sregs;
@@ -11,6 +12,8 @@ nix::ioctl_write_ptr_bad!(
     nix::request_code_none!(KVMIO, 0x71),
     kvm_reinject_control
 );
+nix::ioctl_write_ptr!(irqfd, KVMIO, 0x76, kvm_irqfd);
+nix::ioctl_write_ptr!(ioeventfd, KVMIO, 0x79, kvm_ioeventfd);
 nix::ioctl_write_ptr!(set_xsave, KVMIO, 0xa5, kvm_xsave);
 nix::ioctl_readwrite!(get_supported_hv_cpuid, KVMIO, 0xc1, kvm_cpuid2);
 nix::ioctl_write_ptr!(set_signal_mask, KVMIO, 0x8b, kvm_signal_mask);

@@ -1,9 +1,11 @@
 //! What kvm-ioctls lacks, and the host's capabilities as named fields.
 //!
+//! - [`attachment`]: what is attached again to the VM that a reset makes
 //! - [`cap`]: capabilities to switch on, by name; the version word of eVMCS
 //! - [`clock`]: KVM's clock of a VM
 //! - [`cpuid`]: the Hyper-V leaves that KVM can give
 //! - [`dirty_ring`]: which pages a vCPU has written
+//! - [`eventfd`]: eventfds in place of interrupts and exits
 //! - [`exit`]: one `KVM_RUN`, and why it ended
 //! - [`internal_error`]: the payload of `KVM_EXIT_INTERNAL_ERROR`
 //! - [`kick`]: how another thread gets a vCPU out of `KVM_RUN`
@@ -29,10 +31,12 @@ use std::io;
 
 use thiserror::Error;
 
+pub mod attachment;
 pub mod cap;
 pub mod clock;
 pub mod cpuid;
 pub mod dirty_ring;
+pub mod eventfd;
 pub mod exit;
 pub mod host;
 pub mod internal_error;

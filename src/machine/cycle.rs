@@ -3,13 +3,12 @@
 use std::sync::Arc;
 
 use kvm_bindings::kvm_cpuid_entry2;
-use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use kvm_ioctls::{VcpuFd, VmFd};
 use thiserror::Error;
 
 use super::counters::ExitCounters;
 use super::error::MachineError;
 use super::plan::Plan;
-use super::vm;
 use crate::boot::Entry;
 use crate::config::VmConfig;
 use crate::cpuid::{CpuidEntry, feature_msrs};
@@ -51,10 +50,10 @@ pub struct PowerCycle {
 }
 
 impl PowerCycle {
-    /// Creates the VM and its vCPUs, all of them paused, the boot vCPU at `entry` unless their state is to be loaded. Returns
+    /// Creates the vCPUs of `vm`, all of them paused, the boot vCPU at `entry` unless their state is to be loaded. Returns
     /// with it where their exits can be read.
     pub(super) fn new(
-        kvm: &Kvm,
+        vm: Arc<VmFd>,
         config: &VmConfig,
         plan: &Plan,
         platform: &Arc<Platform>,
@@ -62,13 +61,6 @@ impl PowerCycle {
         entry: Option<&Entry>,
         exit_counters: Option<&ExitCounters>,
     ) -> Result<(Self, Vec<Reader>), MachineError> {
-        let vm = vm::create(
-            kvm,
-            config.irqchip,
-            &platform.ram,
-            &plan.user_msrs(),
-            plan.pit_reinjects(),
-        )?;
         let mut host_khz = tsc::vm_khz(&vm).ok();
         let vendor = plan.cpuid.vendor();
         if let Some(khz) = host_khz.filter(|khz| khz.0 > 0) {

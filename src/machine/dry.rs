@@ -4,18 +4,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::error::MachineError;
-use super::lines::{CurrentVm, KernelLines, Messages};
 use super::wiring::{self, Wired};
 use crate::bus;
 use crate::config::{Irqchip, VmConfig};
 use crate::devices;
 use crate::devices::char::CharBackend;
 use crate::devices::io_thread::IoThread;
-use crate::irq::IrqSink;
 use crate::irq::ioapic::IoApic;
+use crate::irq::{IrqSink, Routes};
 use crate::life;
 use crate::machine::TransferError;
 use crate::state::{Sections, StateError};
+
+/// What KVM takes on x86 (`KVM_MAX_IRQ_ROUTES`).
+const MAX_ROUTES: u32 = 4096;
 
 /// The devices of a machine, connected to nothing.
 pub struct DevicesWithoutVm {
@@ -43,12 +45,12 @@ impl DevicesWithoutVm {
             ..config.clone()
         };
         let (events, handle, _) = life::channel();
-        let lines = CurrentVm::default();
+        let routes = Routes::new(config.irqchip.into(), MAX_ROUTES);
         let ioapic = (config.irqchip == Irqchip::Split)
-            .then(|| Arc::new(IoApic::new(Arc::new(Messages(lines.clone())))));
+            .then(|| Arc::new(IoApic::new(Arc::new(routes.clone()))));
         let sink: Arc<dyn IrqSink> = match &ioapic {
             Some(ioapic) => Arc::clone(ioapic) as _,
-            None => Arc::new(KernelLines(lines)),
+            None => Arc::new(routes),
         };
         let mut io = IoThread::new(handle).map_err(|source| MachineError::Thread {
             what: "I/O",

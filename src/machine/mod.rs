@@ -4,12 +4,12 @@
 //! the VM ends. What a reset throws away and what it keeps: the KVM VM with its vCPUs is made anew (`cycle`); RAM keeps its
 //! place and is emptied; devices go back to power-on; consoles stay connected.
 
+mod attachments;
 mod counters;
 mod cycle;
 mod dry;
 mod error;
 mod guest_log;
-mod lines;
 mod main_loop;
 pub mod migrate;
 mod moving;
@@ -65,8 +65,8 @@ use crate::time::switch::{Step, Switched};
 use crate::time::{Downtime, HostTsc};
 use crate::vcpu::platform::Platform;
 use crate::vcpu::stats::{Reader, Report, Snapshot};
+use attachments::{Attachments, Stage};
 use guest_log::GuestLog;
-use lines::{CurrentVm, KernelLines, Messages};
 use moving::Moving;
 use plan::Plan;
 use signals::SignalThread;
@@ -84,7 +84,8 @@ pub struct Machine {
     acpi: Arc<Mutex<AcpiPm>>,
     /// What a reset boots; none if the VM came without it.
     boot: Option<BootFiles>,
-    lines: CurrentVm,
+    /// What hangs on the VM in KVM, across resets.
+    attachments: Attachments,
     handle: MachineHandle,
     inbox: Inbox,
     life: LifeState,
@@ -168,12 +169,13 @@ impl Machine {
             what: "signal",
             source,
         })?;
-        let lines = CurrentVm::default();
+        let attachments = Attachments::new(config.irqchip, &host.kvm.caps);
+        let routes = &attachments.routes;
         let ioapic = (config.irqchip == Irqchip::Split)
-            .then(|| Arc::new(IoApic::new(Arc::new(Messages(lines.clone())))));
+            .then(|| Arc::new(IoApic::new(Arc::new(routes.clone()))));
         let sink: Arc<dyn IrqSink> = match &ioapic {
             Some(ioapic) => Arc::clone(ioapic) as _,
-            None => Arc::new(KernelLines(lines.clone())),
+            None => Arc::new(routes.clone()),
         };
         let io_failed = |source| MachineError::Thread {
             what: "I/O",
@@ -235,7 +237,7 @@ impl Machine {
             device_clock: wired.clock,
             acpi: wired.acpi,
             boot: None,
-            lines,
+            attachments,
             handle,
             inbox,
             life: LifeState::new(),
@@ -303,8 +305,15 @@ impl Machine {
 
     /// The VM in KVM with its vCPUs; without an entry they wait for their state.
     fn create_vm(&mut self, entry: Option<&boot::Entry>) -> Result<PowerCycle, MachineError> {
-        let (cycle, readers) = PowerCycle::new(
+        let vm = vm::create(
             &self.kvm,
+            self.config.irqchip,
+            &self.platform.ram,
+            &self.plan.user_msrs(),
+            self.plan.pit_reinjects(),
+        )?;
+        let (cycle, readers) = PowerCycle::new(
+            vm,
             &self.config,
             &self.plan,
             &self.platform,
@@ -317,13 +326,13 @@ impl Machine {
         self.tsc.native = cycle.host_khz();
         self.switched = None;
         self.show_time(false);
-        self.lines.set(Some(Arc::clone(cycle.vm())));
+        self.attachments.attach_after(Stage::Vcpus, cycle.vm())?;
         Ok(cycle)
     }
 
     /// Ends the vCPUs and the VM. RAM still holds what the guest left.
     fn power_off(&mut self, cycle: PowerCycle) {
-        self.lines.set(None);
+        self.attachments.detach();
         self.unthrottle();
         if let Some(counters) = &self.exit_counters {
             counters.clear();

@@ -9,10 +9,9 @@ use kvm_bindings::{KVM_CAP_X86_TRIPLE_FAULT_EVENT, KVM_PIT_SPEAKER_DUMMY, kvm_pi
 use kvm_ioctls::{Kvm, MsrExitReason, VmFd};
 use thiserror::Error;
 
-use super::lines::pc_routes;
 use crate::config::Irqchip;
 use crate::kvm::msr::MsrRange;
-use crate::kvm::{KvmError, cap, memory, msr, pit, route};
+use crate::kvm::{KvmError, cap, memory, msr, pit};
 use crate::layout;
 use crate::memory::GuestRam;
 
@@ -69,7 +68,6 @@ pub(super) fn create(
     match irqchip {
         Irqchip::Kernel => {
             vm.create_irq_chip().map_err(failed("KVM_CREATE_IRQCHIP"))?;
-            route::set_routes(&vm, &pc_routes())?;
             let pit = kvm_pit_config {
                 // KVM answers port 0x61 as well.
                 flags: KVM_PIT_SPEAKER_DUMMY,

@@ -7,16 +7,16 @@ const BASE: u64 = 0xfec0_0000;
 
 #[derive(Debug, Default)]
 struct Recorder {
-    sent: Mutex<Vec<MsiRoute>>,
-    routes: Mutex<Vec<[Option<MsiRoute>; PINS]>>,
+    sent: Mutex<Vec<Msi>>,
+    routes: Mutex<Vec<[Option<Msi>; PINS]>>,
 }
 
 impl MsiSink for Recorder {
-    fn send(&self, address: u64, data: u32) {
-        lock(&self.sent).push(MsiRoute { address, data });
+    fn send(&self, msi: Msi) {
+        lock(&self.sent).push(msi);
     }
 
-    fn routes_changed(&self, routes: &[Option<MsiRoute>; PINS]) {
+    fn routes_changed(&self, routes: &[Option<Msi>; PINS]) {
         lock(&self.routes).push(*routes);
     }
 }

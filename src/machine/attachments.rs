@@ -1,0 +1,133 @@
+//! What is put on each new VM in KVM, in which order, and taken off the old one.
+//!
+//! A reset makes a new VM (docs/decisions/0001-reset-makes-a-new-vm.md). Whatever a device holds in KVM outlives it by
+//! being in this list.
+
+use std::sync::Arc;
+
+use kvm_ioctls::VmFd;
+
+use crate::config::Irqchip;
+use crate::irq::{Controllers, Doorbells, Routes};
+use crate::kvm::KvmError;
+use crate::kvm::attachment::VmAttachment;
+use crate::kvm::host::KvmCaps;
+
+/// A step of making a VM that others depend on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// Guest RAM as memory slots.
+    Memory,
+    /// `KVM_CREATE_IRQCHIP` or `KVM_CAP_SPLIT_IRQCHIP`.
+    InterruptControllers,
+    /// The vCPUs, which do not run yet.
+    Vcpus,
+    /// The GSI table, irqfds, and the levels of lines.
+    Routes,
+    /// Ioeventfds.
+    Doorbells,
+}
+
+use Stage::{InterruptControllers, Memory, Routes as GsiRoutes, Vcpus};
+
+/// The order. The vCPUs run after all of it.
+const ORDER: [Stage; 5] = [
+    Memory,
+    InterruptControllers,
+    Vcpus,
+    GsiRoutes,
+    Stage::Doorbells,
+];
+
+/// The first must come first, for a reason.
+#[cfg(test)]
+const EDGES: [(Stage, Stage, &str); 3] = [
+    (
+        Memory,
+        InterruptControllers,
+        "a change of memory slots waits for what KVM has to clean up after making controllers, several \
+         milliseconds (kvm_swap_active_memslots)",
+    ),
+    (
+        InterruptControllers,
+        GsiRoutes,
+        "without controllers there is no table, and an irqfd is refused (EAGAIN, kvm_irqfd_assign)",
+    ),
+    (
+        Vcpus,
+        GsiRoutes,
+        "a route to a SINT is entered at its vCPU's SynIC (kvm_hv_irq_routing_update); interrupts before there \
+         are vCPUs are lost",
+    ),
+];
+
+/// All of a machine's.
+#[derive(Debug)]
+pub(super) struct Attachments {
+    pub(super) routes: Routes,
+    pub(super) doorbells: Doorbells,
+}
+
+impl Attachments {
+    /// For VMs with these controllers on a host that can do so much.
+    pub(super) fn new(irqchip: Irqchip, caps: &KvmCaps) -> Self {
+        Self {
+            routes: Routes::new(irqchip.into(), caps.irq_routing),
+            doorbells: Doorbells::default(),
+        }
+    }
+
+    /// What a stage attaches, if anything.
+    fn of(&self, stage: Stage) -> Option<&dyn VmAttachment> {
+        match stage {
+            // Made by `vm` and `cycle`.
+            Memory | InterruptControllers | Vcpus => None,
+            GsiRoutes => Some(&self.routes),
+            Stage::Doorbells => Some(&self.doorbells),
+        }
+    }
+
+    /// Attaches to `vm` what comes after `stage`, which is done.
+    ///
+    /// # Errors
+    /// If KVM refuses; nothing is attached then.
+    pub(super) fn attach_after(&self, stage: Stage, vm: &Arc<VmFd>) -> Result<(), KvmError> {
+        let stages = ORDER.iter().skip_while(|s| **s != stage).skip(1);
+        for attachment in stages.filter_map(|s| self.of(*s)) {
+            if let Err(e) = attachment.attach(vm) {
+                self.detach();
+                return Err(e);
+            }
+        }
+        Ok(())
+    }
+
+    /// Detaches everything, in the opposite order, from the VM that is about to end.
+    pub(super) fn detach(&self) {
+        for attachment in ORDER.iter().rev().filter_map(|s| self.of(*s)) {
+            attachment.detach();
+        }
+    }
+}
+
+impl From<Irqchip> for Controllers {
+    fn from(irqchip: Irqchip) -> Self {
+        match irqchip {
+            Irqchip::Kernel => Self::Kernel,
+            Irqchip::Split => Self::Split,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_order_keeps_to_its_edges() {
+        let at = |stage| ORDER.iter().position(|s| *s == stage).unwrap();
+        for (first, then, why) in EDGES {
+            assert!(at(first) < at(then), "{first:?} before {then:?}: {why}");
+        }
+    }
+}
