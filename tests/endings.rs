@@ -4,7 +4,7 @@ use std::error::Error;
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 
-use hypernest::bus::Device;
+use hypernest::bus::{LockedDevice, Region};
 use hypernest::config::{Flags, HostLimits, build};
 use hypernest::layout;
 use hypernest::machine::{ExtraPorts, Machine, Outcome};
@@ -199,16 +199,16 @@ fn saves() -> TestResult {
 /// Panics at the guest's first write.
 struct Panics;
 
-impl Device for Panics {
+impl LockedDevice for Panics {
     fn name(&self) -> &str {
         "panics"
     }
 
     fn reset(&mut self) {}
 
-    fn read(&mut self, _addr: u64, _data: &mut [u8]) {}
+    fn read(&mut self, _region: Region, _offset: u64, _data: &mut [u8]) {}
 
-    fn write(&mut self, _addr: u64, _data: &[u8]) {
+    fn write(&mut self, _region: Region, _offset: u64, _data: &[u8]) {
         panic!("on purpose");
     }
 
@@ -231,11 +231,7 @@ fn thread_panics() -> TestResult {
         ("serial", "none"),
     ]);
     let config = build(None, &flags, HostLimits::default())?.config;
-    let ports = ExtraPorts {
-        first: layout::DEBUGCON_PORT,
-        count: 1,
-        device: Arc::new(Mutex::new(Panics)),
-    };
+    let ports = ExtraPorts::new(layout::DEBUGCON_PORT, 1, Arc::new(Mutex::new(Panics)));
     match Machine::new(config, &[ports])?.run()? {
         Outcome::Failed(why) if why.contains("vcpu0 panicked") => Ok(()),
         outcome => Err(format!("ended with {outcome:?}").into()),

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
-use hypernest::bus::Device;
+use hypernest::bus::{LockedDevice, Region};
 use hypernest::life::{MachineHandle, Request};
 use hypernest::machine::{ExitCounters, ExtraPorts};
 use hypernest::state::{Decoder, Encoder, StateError};
@@ -68,15 +68,11 @@ impl ExitPort {
 
     /// The device where L1 looks for it.
     pub(crate) fn at_its_place(self) -> ExtraPorts {
-        ExtraPorts {
-            first: FIRST,
-            count: COUNT,
-            device: Arc::new(Mutex::new(self)),
-        }
+        ExtraPorts::new(FIRST, COUNT, Arc::new(Mutex::new(self)))
     }
 }
 
-impl Device for ExitPort {
+impl LockedDevice for ExitPort {
     fn name(&self) -> &str {
         "exit-counter"
     }
@@ -85,13 +81,13 @@ impl Device for ExitPort {
         self.resets.power_on();
     }
 
-    fn read(&mut self, addr: u64, data: &mut [u8]) {
+    fn read(&mut self, _region: Region, offset: u64, data: &mut [u8]) {
         let Ok(data) = <&mut [u8; 4]>::try_from(data) else {
             return;
         };
-        if addr == u64::from(FIRST + PRESENT) {
+        if offset == u64::from(PRESENT) {
             *data = SIGNATURE.to_le_bytes();
-        } else if addr == u64::from(FIRST + EXITS)
+        } else if offset == u64::from(EXITS)
             && let Some(exits) = self.counters.read(VpIndex(0))
             && let Some(low) = exits.to_le_bytes().first_chunk()
         {
@@ -99,7 +95,7 @@ impl Device for ExitPort {
         }
     }
 
-    fn write(&mut self, _addr: u64, _data: &[u8]) {}
+    fn write(&mut self, _region: Region, _offset: u64, _data: &[u8]) {}
 
     fn save(&self, _to: &mut Encoder) {}
 
@@ -115,7 +111,7 @@ mod tests {
 
     fn read(device: &mut ExitPort, offset: u16, len: usize) -> Vec<u8> {
         let mut data = vec![0xff; len];
-        device.read(u64::from(FIRST + offset), &mut data);
+        device.read(Region::ONLY, offset.into(), &mut data);
         data
     }
 

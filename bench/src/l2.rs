@@ -95,11 +95,7 @@ pub(crate) fn run(job: Job<'_>, host_exits: &HostExits) -> Result<Vec<Block>, L2
     let config = build(None, &flags, HostLimits::read())?.config;
     let collector = Collector::new(Arc::clone(host_exits));
     let collector = Arc::new(Mutex::new(ProbeConsole::new(collector, MAX_PENDING)));
-    let console = ExtraPorts {
-        first: CONSOLE_PORT,
-        count: 1,
-        device: collector.clone(),
-    };
+    let console = ExtraPorts::new(CONSOLE_PORT, 1, collector.clone());
     let machine = Machine::new(config, &[console])?;
     let (outcome, in_time) = run_at_most(machine, job.limit)?;
     let collector = &mut collector
@@ -226,7 +222,7 @@ impl Sink for Collector {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hypernest::bus::Device as _;
+    use hypernest::bus::{LockedDevice as _, Region};
     use hypernest_nested::probe::{Width, mark_header, samples_header};
     use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -252,7 +248,7 @@ mod tests {
     /// Written four bytes at a time, as a guest does.
     fn write(console: &mut ProbeConsole<Collector>, bytes: &[u8]) {
         for piece in bytes.chunks(4) {
-            console.write(CONSOLE_PORT.into(), piece);
+            console.write(Region::ONLY, 0, piece);
         }
     }
 

@@ -1,6 +1,6 @@
 //! The debug console of the guest programs: takes their probe stream apart as it comes.
 
-use hypernest::bus::Device;
+use hypernest::bus::{LockedDevice, Region};
 use hypernest::state::{Decoder, Encoder, StateError};
 use hypernest_nested::probe::{Item, Malformed, WIDE_CONSOLE, next_item};
 
@@ -53,20 +53,20 @@ impl<S: Sink> ProbeConsole<S> {
     }
 }
 
-impl<S: Sink> Device for ProbeConsole<S> {
+impl<S: Sink> LockedDevice for ProbeConsole<S> {
     fn name(&self) -> &str {
         "probe-console"
     }
 
     fn reset(&mut self) {}
 
-    fn read(&mut self, _addr: u64, data: &mut [u8]) {
+    fn read(&mut self, _region: Region, _offset: u64, data: &mut [u8]) {
         for (to, byte) in data.iter_mut().zip(WIDE_CONSOLE.to_le_bytes()) {
             *to = byte;
         }
     }
 
-    fn write(&mut self, _addr: u64, data: &[u8]) {
+    fn write(&mut self, _region: Region, _offset: u64, data: &[u8]) {
         if self.malformed || self.pending.len() > self.max_pending {
             return;
         }
@@ -86,7 +86,6 @@ impl<S: Sink> Device for ProbeConsole<S> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hypernest_nested::probe::CONSOLE_PORT;
 
     #[derive(Default)]
     struct Lines {
@@ -109,7 +108,7 @@ mod tests {
     /// Written four bytes at a time, as a guest does.
     fn write(console: &mut ProbeConsole<Lines>, bytes: &[u8]) {
         for piece in bytes.chunks(4) {
-            console.write(CONSOLE_PORT.into(), piece);
+            console.write(Region::ONLY, 0, piece);
         }
     }
 
@@ -137,7 +136,7 @@ mod tests {
     fn a_read_announces_that_the_console_is_wide() {
         let mut console = ProbeConsole::new(Lines::default(), 1000);
         let mut wide = [0; 4];
-        console.read(CONSOLE_PORT.into(), &mut wide);
+        console.read(Region::ONLY, 0, &mut wide);
         assert_eq!(u32::from_le_bytes(wide), WIDE_CONSOLE);
     }
 }

@@ -1,50 +1,51 @@
 //! Address ranges -> devices, for port I/O and MMIO.
 //!
-//! The range table is immutable once the machine is built, so a look-up takes no lock; only the device found is locked,
-//! by the vCPU that accesses it. A device never calls back into the bus.
+//! A device has [`Region`]s; where each of them is in the address space is known here alone. A fixed region
+//! is placed once; a [`Window`] (a BAR) is mapped, moved and unmapped by the guest while the vCPUs run.
+//!
+//! ```text
+//!   Bus::fixed, Window::map ──► placements (a lock) ──► Table, published as a whole
+//!                                                          │ no lock
+//!   vCPU: read(address) ───────────────────────────────────┴──► Handler::read(region, offset)
+//! ```
+//!
+//! A look-up takes no lock: it loads the published [`table::Table`]. Devices may call [`Window`] from within
+//! an access (a write to a PCI command register does), as no lock of the bus is held then.
+
+mod device;
+mod table;
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+use arc_swap::ArcSwap;
 use thiserror::Error;
 
-use crate::state::{Decoder, Encoder, StateError};
+pub use device::{Device, LockedDevice, SharedDevice};
+use table::{Placement, Range, Table};
 
-/// A device as the machine sees it: it has a name, can be reset, and answers accesses to the ranges it registered.
-pub trait Device: Send {
-    /// A short name for messages and statistics, e.g. `serial0`.
-    fn name(&self) -> &str;
+/// A device's own number for one of its address ranges.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Region(pub u16);
 
-    /// Returns to the power-on state.
-    fn reset(&mut self);
-
-    /// The guest reads `data.len()` (1, 2, 4 or 8; for MMIO any of 1..=8) bytes at absolute address `addr`. `data` comes
-    /// filled with 0xff, the value of an empty bus; a device leaves alone what it does not decode.
-    fn read(&mut self, addr: u64, data: &mut [u8]);
-
-    /// The guest writes `data` at absolute address `addr`. What the device does not decode is ignored.
-    fn write(&mut self, addr: u64, data: &[u8]);
-
-    /// The version of what [`Device::save`] writes. [`Device::load`] takes this one and the one before.
-    fn state_version(&self) -> u32 {
-        1
-    }
-
-    /// Writes down all that the guest could notice, other than the configuration. No vCPU runs.
-    fn save(&self, to: &mut Encoder);
-
-    /// Takes over what was saved, and drives its interrupt lines accordingly. `from` is hostile; after an error the device
-    /// may be anything that does no harm.
-    ///
-    /// # Errors
-    /// If something is missing, or cannot be.
-    fn load(&mut self, from: &mut Decoder<'_>) -> Result<(), StateError>;
+impl Region {
+    /// The region of a device that has one.
+    pub const ONLY: Self = Self(0);
 }
 
-/// A device shared by the vCPUs and whoever feeds it input.
-pub type SharedDevice = Arc<Mutex<dyn Device>>;
+/// What the bus calls. It is called by all vCPUs at once and chooses its own locks.
+///
+/// An access is decoded by its first byte: `data` may be longer than what is left of the region at `offset`.
+pub trait Handler: Send + Sync {
+    /// The guest reads `data.len()` (1, 2, 4 or 8; for MMIO any of 1..=8) bytes. `data` comes filled with
+    /// 0xff, the value of an empty bus; a device leaves alone what it does not decode.
+    fn read(&self, region: Region, offset: u64, data: &mut [u8]);
 
-/// Why a range could not be registered.
+    /// The guest writes `data`. What the device does not decode is ignored.
+    fn write(&self, region: Region, offset: u64, data: &[u8]);
+}
+
+/// Why a region could not be placed.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum BusError {
     /// The range overlaps one that is already there.
@@ -81,219 +82,277 @@ pub enum BusError {
     },
 }
 
-struct Entry {
-    start: u64,
-    last: u64,
-    name: String,
-    device: SharedDevice,
+/// One address space, shared by all clones.
+///
+/// It keeps its handlers alive. A handler that holds a `Bus` would keep the bus alive in turn: devices hold
+/// [`Window`]s, which do not.
+#[derive(Clone)]
+pub struct Bus(Arc<Shared>);
+
+struct Shared {
+    kind: &'static str,
+    /// What look-ups read. Replaced only by whoever holds the lock of `placements`.
+    table: ArcSwap<Table>,
+    placements: Mutex<Placements>,
 }
 
-/// One address space.
-pub struct Bus {
-    kind: &'static str,
-    entries: Vec<Entry>,
+#[derive(Default)]
+struct Placements {
+    fixed: Vec<Placement>,
+    windows: Vec<OpenWindow>,
+    next_id: u64,
+    /// Counts mappings: who was mapped earlier.
+    mappings: u64,
+}
+
+struct OpenWindow {
+    id: u64,
+    placement: Placement,
+    len: u64,
+    /// When it was mapped, if it is.
+    mapped: Option<u64>,
 }
 
 impl Bus {
     /// An empty port-I/O space (16-bit addresses).
     pub fn ports() -> Self {
-        Self {
-            kind: "port",
-            entries: Vec::new(),
-        }
+        Self::new("port")
     }
 
     /// An empty MMIO space (guest-physical addresses).
     pub fn mmio() -> Self {
-        Self {
-            kind: "MMIO",
-            entries: Vec::new(),
-        }
+        Self::new("MMIO")
     }
 
-    /// Places `device` at `start..start + len`.
+    fn new(kind: &'static str) -> Self {
+        Self(Arc::new(Shared {
+            kind,
+            table: ArcSwap::default(),
+            placements: Mutex::default(),
+        }))
+    }
+
+    /// Places `handler`'s `region` at `start..start + len` for good.
     ///
     /// # Errors
-    /// If the range is empty, wraps, or overlaps another.
-    pub fn register(&mut self, start: u64, len: u64, device: SharedDevice) -> Result<(), BusError> {
-        let name = lock(&device).name().to_owned();
-        let Some(last) = len.checked_sub(1).and_then(|n| start.checked_add(n)) else {
-            return Err(BusError::NotARange {
-                bus: self.kind,
-                name,
-                start,
-                len,
-            });
-        };
-        let at = self.entries.partition_point(|e| e.last < start);
-        if let Some(other) = self.entries.get(at)
-            && other.start <= last
+    /// If the range is empty, wraps, or overlaps another fixed one.
+    pub fn fixed(
+        &self,
+        name: &str,
+        region: Region,
+        start: u64,
+        len: u64,
+        handler: Arc<dyn Handler>,
+    ) -> Result<(), BusError> {
+        let range = self.0.range(name, start, len)?;
+        let mut placements = lock(&self.0.placements);
+        if let Some(other) = placements
+            .fixed
+            .iter()
+            .find(|other| other.range.overlaps(range))
         {
             return Err(BusError::Overlap {
-                bus: self.kind,
-                name,
-                start,
-                last,
-                other: other.name.clone(),
-                other_start: other.start,
-                other_last: other.last,
+                bus: self.0.kind,
+                name: name.to_owned(),
+                start: range.first,
+                last: range.last,
+                other: other.name.to_string(),
+                other_start: other.range.first,
+                other_last: other.range.last,
             });
         }
-        self.entries.insert(
-            at,
-            Entry {
-                start,
-                last,
-                name,
-                device,
-            },
-        );
+        placements.fixed.push(Placement {
+            range,
+            name: name.into(),
+            region,
+            handler,
+        });
+        self.0.publish(&placements);
         Ok(())
     }
 
-    /// Reads `data.len()` bytes at `addr`. Without a device there, `data` reads as all ones, and `false` is returned.
+    /// A region of `handler` of `len` bytes that the guest can move; not mapped yet.
+    ///
+    /// Where windows overlap something, the fixed region is decoded, and among windows the one that was
+    /// mapped first. What is hidden so appears when the other leaves.
+    pub fn window(
+        &self,
+        name: &str,
+        region: Region,
+        len: u64,
+        handler: Arc<dyn Handler>,
+    ) -> Window {
+        let mut placements = lock(&self.0.placements);
+        let id = placements.next_id;
+        placements.next_id += 1;
+        placements.windows.push(OpenWindow {
+            id,
+            placement: Placement {
+                range: Range { first: 0, last: 0 },
+                name: name.into(),
+                region,
+                handler,
+            },
+            len,
+            mapped: None,
+        });
+        Window {
+            bus: Arc::downgrade(&self.0),
+            id,
+        }
+    }
+
+    /// Reads `data.len()` bytes at `addr`. Without a device there, `data` reads as all ones, and `false` is
+    /// returned.
     pub fn read(&self, addr: u64, data: &mut [u8]) -> bool {
         data.fill(0xff);
-        match self.find(addr) {
-            Some(device) => {
-                lock(device).read(addr, data);
-                true
-            }
-            None => false,
-        }
+        let table = self.0.table.load();
+        let Some((handler, region, offset)) = table.find(addr) else {
+            return false;
+        };
+        handler.read(region, offset, data);
+        true
     }
 
     /// Writes `data` at `addr`; `false` if there is no device.
     pub fn write(&self, addr: u64, data: &[u8]) -> bool {
-        match self.find(addr) {
-            Some(device) => {
-                lock(device).write(addr, data);
-                true
+        let table = self.0.table.load();
+        let Some((handler, region, offset)) = table.find(addr) else {
+            return false;
+        };
+        handler.write(region, offset, data);
+        true
+    }
+
+    /// Every range that is decoded with its device's name, in address order: (first, last, name).
+    pub fn ranges(&self) -> Vec<(u64, u64, Arc<str>)> {
+        self.0.table.load().ranges().collect()
+    }
+}
+
+impl Shared {
+    fn range(&self, name: &str, start: u64, len: u64) -> Result<Range, BusError> {
+        Range::new(start, len).ok_or_else(|| BusError::NotARange {
+            bus: self.kind,
+            name: name.to_owned(),
+            start,
+            len,
+        })
+    }
+
+    fn publish(&self, placements: &Placements) {
+        let mut windows: Vec<_> = placements
+            .windows
+            .iter()
+            .filter_map(|window| Some((window.mapped?, &window.placement)))
+            .collect();
+        windows.sort_by_key(|(mapped, _)| *mapped);
+        let windows = windows.into_iter().map(|(_, placement)| placement);
+        let table = Table::new(placements.fixed.iter().chain(windows));
+        self.table.store(Arc::new(table));
+    }
+}
+
+/// A region that the guest can move. Dropped, it is unmapped.
+pub struct Window {
+    bus: Weak<Shared>,
+    id: u64,
+}
+
+impl Window {
+    /// Maps the region at `at`, or moves it there. A look-up that begins after this finds it; one that runs
+    /// may still reach the device as it was mapped before.
+    ///
+    /// # Errors
+    /// If the region would wrap around the address space, or is empty; then it is not mapped.
+    pub fn map(&self, at: u64) -> Result<(), BusError> {
+        let Some(bus) = self.bus.upgrade() else {
+            return Ok(());
+        };
+        let mut placements = lock(&bus.placements);
+        let mappings = placements.mappings;
+        let Some(window) = placements.find(self.id) else {
+            return Ok(());
+        };
+        let range = bus.range(&window.placement.name, at, window.len);
+        match range {
+            Ok(range) if window.mapped.is_some() && window.placement.range == range => {
+                return Ok(());
             }
-            None => false,
+            Ok(range) => {
+                window.placement.range = range;
+                window.mapped = Some(mappings);
+                placements.mappings += 1;
+            }
+            Err(_) => window.mapped = None,
+        }
+        bus.publish(&placements);
+        range.map(|_| ())
+    }
+
+    /// Takes the region out of the address space.
+    pub fn unmap(&self) {
+        if let Some(bus) = self.bus.upgrade() {
+            let mut placements = lock(&bus.placements);
+            if let Some(window) = placements.find(self.id)
+                && window.mapped.take().is_some()
+            {
+                bus.publish(&placements);
+            }
         }
     }
 
-    /// Every range with its device's name, in address order: (first, last, name).
-    pub fn ranges(&self) -> impl Iterator<Item = (u64, u64, &str)> {
-        self.entries
-            .iter()
-            .map(|e| (e.start, e.last, e.name.as_str()))
+    /// Where it is mapped, also if something else is decoded there.
+    pub fn address(&self) -> Option<u64> {
+        let bus = self.bus.upgrade()?;
+        let mut placements = lock(&bus.placements);
+        let window = placements.find(self.id)?;
+        window.mapped.map(|_| window.placement.range.first)
     }
+}
 
-    fn find(&self, addr: u64) -> Option<&SharedDevice> {
-        let at = self.entries.partition_point(|e| e.last < addr);
-        self.entries
-            .get(at)
-            .filter(|e| e.start <= addr)
-            .map(|e| &e.device)
+impl Drop for Window {
+    fn drop(&mut self) {
+        self.unmap();
+        if let Some(bus) = self.bus.upgrade() {
+            let mut placements = lock(&bus.placements);
+            let gone = placements.windows.iter().position(|w| w.id == self.id);
+            let gone = gone.map(|index| placements.windows.swap_remove(index));
+            // Its handler may hold other windows: dropped without the lock.
+            drop(placements);
+            drop(gone);
+        }
+    }
+}
+
+impl Placements {
+    fn find(&mut self, id: u64) -> Option<&mut OpenWindow> {
+        self.windows.iter_mut().find(|window| window.id == id)
     }
 }
 
 impl fmt::Debug for Bus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Bus")
-            .field("kind", &self.kind)
-            .field("ranges", &self.ranges().collect::<Vec<_>>())
+            .field("kind", &self.0.kind)
+            .field("ranges", &self.ranges())
             .finish()
     }
 }
 
-/// Locks a device. A poisoned lock is taken over: a device has no state that an unwinding access leaves half-written in a
-/// way that matters more than the guest going on.
+impl fmt::Debug for Window {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Window")
+            .field("address", &self.address())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Locks a device. A poisoned lock is taken over: a device has no state that an unwinding access leaves
+/// half-written in a way that matters more than the guest going on.
 pub fn lock<T: ?Sized>(device: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     device.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    struct Ram(Vec<u8>, u64);
-    impl Device for Ram {
-        fn name(&self) -> &str {
-            "ram"
-        }
-        fn reset(&mut self) {
-            self.0.fill(0);
-        }
-        fn read(&mut self, addr: u64, data: &mut [u8]) {
-            for (d, s) in data.iter_mut().zip((addr - self.1)..) {
-                if let Some(b) = usize::try_from(s).ok().and_then(|i| self.0.get(i)) {
-                    *d = *b;
-                }
-            }
-        }
-        fn write(&mut self, addr: u64, data: &[u8]) {
-            for (d, s) in data.iter().zip((addr - self.1)..) {
-                if let Some(b) = usize::try_from(s).ok().and_then(|i| self.0.get_mut(i)) {
-                    *b = *d;
-                }
-            }
-        }
-        fn save(&self, to: &mut Encoder) {
-            to.bytes(&self.0);
-        }
-        fn load(&mut self, from: &mut Decoder<'_>) -> Result<(), StateError> {
-            self.0 = from.bytes("content")?.to_vec();
-            Ok(())
-        }
-    }
-
-    fn ram(base: u64) -> SharedDevice {
-        Arc::new(Mutex::new(Ram(vec![0; 4], base)))
-    }
-
-    #[test]
-    fn an_empty_bus_reads_all_ones() {
-        let bus = Bus::ports();
-        let mut data = [0; 4];
-        assert!(!bus.read(0x80, &mut data));
-        assert_eq!(data, [0xff; 4]);
-        assert!(!bus.write(0x80, &[1]));
-    }
-
-    #[test]
-    fn accesses_reach_the_device_whose_range_holds_the_address() {
-        let mut bus = Bus::mmio();
-        bus.register(0x20, 4, ram(0x20)).unwrap();
-        bus.register(0x10, 4, ram(0x10)).unwrap();
-        assert!(bus.write(0x12, &[7]));
-        let mut data = [0];
-        assert!(bus.read(0x12, &mut data));
-        assert_eq!(data, [7]);
-        assert!(bus.read(0x22, &mut data));
-        assert_eq!(data, [0]);
-        assert!(!bus.read(0x14, &mut data));
-        assert!(!bus.read(0x24, &mut data));
-    }
-
-    #[test]
-    fn an_access_past_the_end_of_a_range_reads_ones_there() {
-        let mut bus = Bus::mmio();
-        bus.register(0x10, 4, ram(0x10)).unwrap();
-        let mut data = [0; 4];
-        assert!(bus.read(0x12, &mut data));
-        assert_eq!(data, [0, 0, 0xff, 0xff]);
-    }
-
-    #[test]
-    fn overlaps_and_non_ranges_are_refused() {
-        let mut bus = Bus::ports();
-        bus.register(0x10, 4, ram(0x10)).unwrap();
-        for (start, len) in [(0x10, 1), (0x13, 4), (0xe, 3), (0, 0x100)] {
-            assert!(matches!(
-                bus.register(start, len, ram(0)),
-                Err(BusError::Overlap { .. })
-            ));
-        }
-        for (start, len) in [(0, 0), (u64::MAX, 2)] {
-            assert!(matches!(
-                bus.register(start, len, ram(0)),
-                Err(BusError::NotARange { .. })
-            ));
-        }
-        bus.register(0x14, 1, ram(0)).unwrap();
-        bus.register(0xf, 1, ram(0)).unwrap();
-    }
-}
+mod tests;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::clock::{Clock, Timed};
 use super::io_thread::Waker;
-use crate::bus::Device;
+use crate::bus::{LockedDevice, Region};
 use crate::irq::IrqLine;
 use crate::life::{GuestEvent, GuestEvents};
 use crate::state::{Decoder, Encoder, StateError};
@@ -23,6 +23,19 @@ pub const TIMER: u64 = 0x08;
 pub const GPE0: u64 = 0x20;
 /// Length of everything.
 pub const LEN: u64 = 0x24;
+
+/// The blocks: region, offset from the PM1 event block, length. A region's number is its offset.
+pub const BLOCKS: [(Region, u64, u64); 4] = [
+    (Region(0x00), PM1_EVENT, 4),
+    (Region(0x04), PM1_CONTROL, 2),
+    (Region(0x08), TIMER, 4),
+    (Region(0x20), GPE0, 4),
+];
+
+/// `offset` within `region`, counted from the PM1 event block.
+fn from_event_block(region: Region, offset: u64) -> u64 {
+    u64::from(region.0).saturating_add(offset)
+}
 
 /// PM timer frequency (ACPI 6.5, 4.8.3.3).
 pub const TIMER_HZ: u64 = 3_579_545;
@@ -46,7 +59,6 @@ const SLEEP_ENABLE: u16 = 1 << 13;
 /// The fixed hardware of one machine.
 #[derive(Debug)]
 pub struct AcpiPm {
-    base: u64,
     sleep_type_s5: u16,
     sci: IrqLine,
     events: GuestEvents,
@@ -63,10 +75,9 @@ pub struct AcpiPm {
 }
 
 impl AcpiPm {
-    /// At ports `base..base + LEN`. `sleep_type_s5` is what the DSDT's `\_S5` holds. `waker` is called when the guest asks
+    /// `sleep_type_s5` is what the DSDT's `\_S5` holds. `waker` is called when the guest asks
     /// for an interrupt at the timer's overflow.
     pub fn new(
-        base: u16,
         sleep_type_s5: u8,
         sci: IrqLine,
         events: GuestEvents,
@@ -74,7 +85,6 @@ impl AcpiPm {
         waker: Waker,
     ) -> Self {
         let mut device = Self {
-            base: u64::from(base),
             sleep_type_s5: u16::from(sleep_type_s5),
             sci,
             events,
@@ -184,7 +194,7 @@ impl AcpiPm {
     }
 }
 
-impl Device for AcpiPm {
+impl LockedDevice for AcpiPm {
     fn name(&self) -> &str {
         "acpi-pm"
     }
@@ -201,9 +211,9 @@ impl Device for AcpiPm {
     }
 
     // The registers may be accessed byte by byte (ACPI 6.5, 4.8.1.1); the timer's bytes belong to one moment.
-    fn read(&mut self, addr: u64, data: &mut [u8]) {
+    fn read(&mut self, region: Region, offset: u64, data: &mut [u8]) {
         self.update();
-        let offset = addr.wrapping_sub(self.base);
+        let offset = from_event_block(region, offset);
         // 32 bits wide (FADT: TMR_VAL_EXT); a 24-bit reader ignores the rest.
         let timer = self.ticks().to_le_bytes();
         for (byte, offset) in data.iter_mut().zip(offset..) {
@@ -217,10 +227,10 @@ impl Device for AcpiPm {
         }
     }
 
-    fn write(&mut self, addr: u64, data: &[u8]) {
+    fn write(&mut self, region: Region, offset: u64, data: &[u8]) {
         // An overflow that this write's "clear" does not mean must be in the status before it.
         self.update();
-        let offset = addr.wrapping_sub(self.base);
+        let offset = from_event_block(region, offset);
         for (byte, offset) in data.iter().zip(offset..) {
             self.write_byte(offset, *byte);
         }
@@ -287,8 +297,6 @@ mod tests {
     use crate::life::{Inbox, channel};
     use proptest::prelude::*;
 
-    const BASE: u64 = 0x600;
-
     struct Bench {
         pm: AcpiPm,
         sci: Arc<LineRecorder>,
@@ -301,7 +309,7 @@ mod tests {
         let (guest, handle, events) = channel();
         let clock = HandClock::at_wall(Duration::ZERO);
         let io = IoThread::new(handle).unwrap();
-        let pm = AcpiPm::new(0x600, 5, line, guest, clock.clone(), io.waker());
+        let pm = AcpiPm::new(5, line, guest, clock.clone(), io.waker());
         Bench {
             pm,
             sci,
@@ -316,46 +324,46 @@ mod tests {
         b.pm.power_button();
         assert!(!b.sci.high(), "not enabled");
         assert!(!b.pm.listens_to_power_button());
-        outw(&mut b.pm, BASE + 2, POWER_BUTTON);
+        outw(&mut b.pm, 2, POWER_BUTTON);
         assert!(b.pm.listens_to_power_button());
         assert!(b.sci.high());
-        assert_eq!(inw(&mut b.pm, BASE), POWER_BUTTON);
-        outw(&mut b.pm, BASE, TIMER_EVENT);
+        assert_eq!(inw(&mut b.pm, PM1_EVENT), POWER_BUTTON);
+        outw(&mut b.pm, PM1_EVENT, TIMER_EVENT);
         assert!(b.sci.high(), "another bit was cleared");
-        outb(&mut b.pm, BASE + 1, 0x01);
+        outb(&mut b.pm, 1, 0x01);
         assert!(!b.sci.high());
-        assert_eq!(inw(&mut b.pm, BASE), 0);
+        assert_eq!(inw(&mut b.pm, PM1_EVENT), 0);
     }
 
     #[test]
     fn general_purpose_events_work_alike() {
         let mut b = bench();
-        outw(&mut b.pm, BASE + GPE0 + 2, 1 << 9);
+        outw(&mut b.pm, GPE0 + 2, 1 << 9);
         b.pm.raise_gpe(9);
         assert!(b.sci.high());
-        assert_eq!(inl(&mut b.pm, BASE + GPE0), (1 << 25) | (1 << 9));
-        outw(&mut b.pm, BASE + GPE0, 1 << 9);
+        assert_eq!(inl(&mut b.pm, GPE0), (1 << 25) | (1 << 9));
+        outw(&mut b.pm, GPE0, 1 << 9);
         assert!(!b.sci.high());
         b.pm.raise_gpe(200);
-        assert_eq!(inw(&mut b.pm, BASE + GPE0), 0);
+        assert_eq!(inw(&mut b.pm, GPE0), 0);
     }
 
     #[test]
     fn s5_powers_off_and_other_states_do_not() {
         let mut b = bench();
-        assert_eq!(inw(&mut b.pm, BASE + 4), SCI_ENABLE);
-        outw(&mut b.pm, BASE + 4, 5 << 10);
+        assert_eq!(inw(&mut b.pm, 4), SCI_ENABLE);
+        outw(&mut b.pm, 4, 5 << 10);
         assert!(b.events.take_guest_events().is_empty(), "SLP_EN not set");
-        outw(&mut b.pm, BASE + 4, SLEEP_ENABLE | (3 << 10));
+        outw(&mut b.pm, 4, SLEEP_ENABLE | (3 << 10));
         assert!(b.events.take_guest_events().is_empty(), "S3 does not exist");
-        outw(&mut b.pm, BASE + 4, SLEEP_ENABLE | (5 << 10) | SCI_ENABLE);
+        outw(&mut b.pm, 4, SLEEP_ENABLE | (5 << 10) | SCI_ENABLE);
         assert_eq!(b.events.take_guest_events(), [GuestEvent::PowerOff]);
         assert_eq!(
-            inw(&mut b.pm, BASE + 4),
+            inw(&mut b.pm, 4),
             (5 << 10) | SCI_ENABLE,
             "SLP_EN reads as zero"
         );
-        outb(&mut b.pm, BASE + 5, 0x34);
+        outb(&mut b.pm, 5, 0x34);
         assert_eq!(b.events.take_guest_events(), [GuestEvent::PowerOff]);
     }
 
@@ -370,18 +378,18 @@ mod tests {
             (Duration::from_secs(1199), 486_707),
         ] {
             b.clock.advance(advance);
-            assert_eq!(inl(&mut b.pm, BASE + TIMER), ticks);
+            assert_eq!(inl(&mut b.pm, TIMER), ticks);
         }
-        outl(&mut b.pm, BASE + TIMER, 0);
-        assert_eq!(inl(&mut b.pm, BASE + TIMER), 486_707, "read-only");
-        assert_eq!(inb(&mut b.pm, BASE + TIMER + 1), 0x6d);
+        outl(&mut b.pm, TIMER, 0);
+        assert_eq!(inl(&mut b.pm, TIMER), 486_707, "read-only");
+        assert_eq!(inb(&mut b.pm, TIMER + 1), 0x6d);
     }
 
     #[test]
     fn the_timers_carry_interrupts_when_enabled() {
         let mut b = bench();
         assert_eq!(b.pm.until_due(), None);
-        outw(&mut b.pm, BASE + 2, TIMER_EVENT);
+        outw(&mut b.pm, 2, TIMER_EVENT);
         let due = b.pm.until_due().unwrap();
         assert_eq!(due.as_secs(), 599);
         b.clock.advance(due - Duration::from_millis(1));
@@ -391,7 +399,7 @@ mod tests {
         b.pm.tick();
         assert!(b.sci.high());
         assert_eq!(b.pm.until_due(), None);
-        outw(&mut b.pm, BASE, TIMER_EVENT);
+        outw(&mut b.pm, PM1_EVENT, TIMER_EVENT);
         assert!(!b.sci.high());
         assert_eq!(b.pm.until_due().unwrap().as_secs(), 599);
     }
@@ -400,29 +408,29 @@ mod tests {
     fn reset_clears_all_but_the_timer() {
         let mut b = bench();
         b.clock.advance(Duration::from_secs(700));
-        outw(&mut b.pm, BASE + 2, ENABLE_BITS);
+        outw(&mut b.pm, 2, ENABLE_BITS);
         b.pm.power_button();
-        outw(&mut b.pm, BASE + 4, 3 << 10);
-        let timer = inl(&mut b.pm, BASE + TIMER);
+        outw(&mut b.pm, 4, 3 << 10);
+        let timer = inl(&mut b.pm, TIMER);
         b.pm.reset();
         assert!(!b.sci.high());
-        assert_eq!(inl(&mut b.pm, BASE), 0);
-        assert_eq!(inw(&mut b.pm, BASE + 4), SCI_ENABLE);
-        assert_eq!(inl(&mut b.pm, BASE + TIMER), timer);
+        assert_eq!(inl(&mut b.pm, PM1_EVENT), 0);
+        assert_eq!(inw(&mut b.pm, 4), SCI_ENABLE);
+        assert_eq!(inl(&mut b.pm, TIMER), timer);
     }
 
     #[test]
     fn a_restored_one_drives_its_line_and_knows_what_was_seen() {
         let mut b = bench();
         b.clock.advance(Duration::from_secs(700));
-        outw(&mut b.pm, BASE + 2, POWER_BUTTON);
+        outw(&mut b.pm, 2, POWER_BUTTON);
         b.pm.power_button();
         let mut restored = bench();
         restored.clock.advance(Duration::from_secs(700));
         assert_comes_back(&b.pm, &mut restored.pm);
         assert!(restored.sci.high());
         assert_eq!(
-            inw(&mut restored.pm, BASE),
+            inw(&mut restored.pm, PM1_EVENT),
             POWER_BUTTON | TIMER_EVENT,
             "the carry after 600 s was not cleared"
         );
@@ -435,7 +443,7 @@ mod tests {
             for bench in [&b, &fresh] {
                 bench.clock.advance(Duration::from_secs(skip));
             }
-            replay(&mut b.pm, BASE, seq);
+            replay(&mut b.pm, Region::ONLY, seq);
             assert_comes_back(&b.pm, &mut fresh.pm);
             prop_assert_eq!(b.sci.high(), fresh.sci.high());
         }
@@ -446,7 +454,7 @@ mod tests {
             b.clock.advance(Duration::from_secs(skip));
             body.load_into(&mut b.pm);
             b.pm.until_due();
-            replay(&mut b.pm, BASE, seq);
+            replay(&mut b.pm, Region::ONLY, seq);
             b.pm.tick();
         }
 
@@ -454,7 +462,7 @@ mod tests {
         fn no_access_sequence_panics(seq in accesses(LEN + 8), skip in 0_u64..10_000) {
             let mut b = bench();
             b.clock.advance(Duration::from_secs(skip));
-            replay(&mut b.pm, BASE, seq);
+            replay(&mut b.pm, Region::ONLY, seq);
             b.pm.until_due();
         }
     }

@@ -2,7 +2,7 @@
 
 use super::char::{CharDevice, TxQueue};
 use super::io_thread::Waker;
-use crate::bus::Device;
+use crate::bus::{LockedDevice, Region};
 use crate::life::{GuestEvent, GuestEvents};
 use crate::state::{Decoder, Encoder, StateError};
 
@@ -12,31 +12,27 @@ const DEBUGCON_SIGNATURE: u8 = 0xe9;
 /// A write ends hypernest with that exit code.
 #[derive(Debug)]
 pub struct DebugExit {
-    port: u64,
     events: GuestEvents,
 }
 
 impl DebugExit {
-    /// At `port`.
-    pub fn new(port: u16, events: GuestEvents) -> Self {
-        Self {
-            port: u64::from(port),
-            events,
-        }
+    /// Reports the exit to `events`.
+    pub fn new(events: GuestEvents) -> Self {
+        Self { events }
     }
 }
 
-impl Device for DebugExit {
+impl LockedDevice for DebugExit {
     fn name(&self) -> &str {
         "debug-exit"
     }
 
     fn reset(&mut self) {}
 
-    fn read(&mut self, _addr: u64, _data: &mut [u8]) {}
+    fn read(&mut self, _region: Region, _offset: u64, _data: &mut [u8]) {}
 
-    fn write(&mut self, addr: u64, data: &[u8]) {
-        if addr == self.port
+    fn write(&mut self, _region: Region, offset: u64, data: &[u8]) {
+        if offset == 0
             && let Some(&code) = data.first()
         {
             self.events.report(GuestEvent::DebugExit { code });
@@ -54,36 +50,34 @@ impl Device for DebugExit {
 /// "busy".
 #[derive(Debug)]
 pub struct Debugcon {
-    port: u64,
     queue: TxQueue,
 }
 
 impl Debugcon {
-    /// At `port`; output wakes `waker`, and without one goes nowhere.
-    pub fn new(port: u16, waker: Option<Waker>) -> Self {
+    /// Output wakes `waker`, and without one goes nowhere.
+    pub fn new(waker: Option<Waker>) -> Self {
         Self {
-            port: u64::from(port),
             queue: TxQueue::new(waker),
         }
     }
 }
 
-impl Device for Debugcon {
+impl LockedDevice for Debugcon {
     fn name(&self) -> &str {
         "debugcon"
     }
 
     fn reset(&mut self) {}
 
-    fn read(&mut self, addr: u64, data: &mut [u8]) {
+    fn read(&mut self, _region: Region, offset: u64, data: &mut [u8]) {
         // In every byte: how guests find out that wide writes work as well.
-        if addr == self.port {
+        if offset == 0 {
             data.fill(DEBUGCON_SIGNATURE);
         }
     }
 
-    fn write(&mut self, addr: u64, data: &[u8]) {
-        if addr == self.port {
+    fn write(&mut self, _region: Region, offset: u64, data: &[u8]) {
+        if offset == 0 {
             for byte in data {
                 self.queue.push(*byte);
             }
@@ -124,12 +118,8 @@ mod tests {
     #[test]
     fn debug_exit_carries_the_byte() {
         let (guest, _, events) = channel();
-        let mut device = DebugExit::new(0xf4, guest);
-        for (port, value, code) in [
-            (0xf4, 3, Some(3)),
-            (0xf4, 0x1234_5607, Some(7)),
-            (0xf5, 9, None),
-        ] {
+        let mut device = DebugExit::new(guest);
+        for (port, value, code) in [(0, 3, Some(3)), (0, 0x1234_5607, Some(7)), (1, 9, None)] {
             outl(&mut device, port, value);
             let reported = code.map(|code| GuestEvent::DebugExit { code });
             assert_eq!(events.take_guest_events().pop(), reported);
@@ -139,11 +129,11 @@ mod tests {
     #[test]
     fn debugcon_shows_its_signature_and_takes_bytes_and_strings() {
         let io = IoThread::new(channel().1).unwrap();
-        let mut device = Debugcon::new(0x402, Some(io.waker()));
-        assert_eq!(inb(&mut device, 0x402), 0xe9);
-        assert_eq!(inl(&mut device, 0x402), WIDE_CONSOLE);
-        outb(&mut device, 0x402, b'a');
-        device.write(0x402, b"bcd");
+        let mut device = Debugcon::new(Some(io.waker()));
+        assert_eq!(inb(&mut device, 0), 0xe9);
+        assert_eq!(inl(&mut device, 0), WIDE_CONSOLE);
+        outb(&mut device, 0, b'a');
+        device.write(Region::ONLY, 0, b"bcd");
         let mut buf = [0; 8];
         assert_eq!(device.take_output(&mut buf), 4);
         assert_eq!(&buf[..4], b"abcd");
@@ -152,13 +142,13 @@ mod tests {
     #[test]
     fn debugcon_without_a_reader_stays_within_its_queue() {
         let io = IoThread::new(channel().1).unwrap();
-        let mut device = Debugcon::new(0x402, Some(io.waker()));
+        let mut device = Debugcon::new(Some(io.waker()));
         for _ in 0..TxQueue::CAPACITY + 5 {
-            outb(&mut device, 0x402, b'x');
+            outb(&mut device, 0, b'x');
         }
         assert_eq!(device.queue.lost(), 5);
-        let mut device = Debugcon::new(0x402, None);
-        outb(&mut device, 0x402, b'x');
+        let mut device = Debugcon::new(None);
+        outb(&mut device, 0, b'x');
         assert_eq!(device.take_output(&mut [0; 8]), 0);
     }
 }

@@ -5,13 +5,15 @@
 
 use std::collections::VecDeque;
 
-use crate::bus::Device;
+use crate::bus::{LockedDevice, Region};
 use crate::irq::IrqLine;
 use crate::life::{GuestEvent, GuestEvents};
 use crate::state::{Decoder, Encoder, StateError};
 
-/// Status and command port, relative to the data port (0x60 and 0x64).
-const STATUS_OFFSET: u64 = 4;
+/// The data port (0x60).
+pub const DATA: Region = Region(0);
+/// The status and command port (0x64).
+pub const COMMAND: Region = Region(1);
 
 const STATUS_OUTPUT_FULL: u8 = 1 << 0;
 const STATUS_SYSTEM: u8 = 1 << 2;
@@ -90,7 +92,6 @@ enum KeyboardArgument {
 /// The controller and the keyboard.
 #[derive(Debug)]
 pub struct I8042 {
-    data_port: u16,
     irq: IrqLine,
     events: GuestEvents,
     ram: [u8; 32],
@@ -115,10 +116,9 @@ struct Byte {
 }
 
 impl I8042 {
-    /// The controller with its data port at `data_port` and its command port 4 above.
-    pub fn new(data_port: u16, irq: IrqLine, events: GuestEvents) -> Self {
+    /// The controller as firmware leaves it, with the keyboard's interrupt at `irq`.
+    pub fn new(irq: IrqLine, events: GuestEvents) -> Self {
         let mut controller = Self {
-            data_port,
             irq,
             events,
             ram: [0; 32],
@@ -305,20 +305,20 @@ impl I8042 {
     }
 }
 
-impl Device for I8042 {
+impl LockedDevice for I8042 {
     fn name(&self) -> &str {
         "i8042"
     }
 
     fn reset(&mut self) {
-        *self = Self::new(self.data_port, self.irq.clone(), self.events.clone());
+        *self = Self::new(self.irq.clone(), self.events.clone());
         self.update();
     }
 
-    fn read(&mut self, addr: u64, data: &mut [u8]) {
+    fn read(&mut self, region: Region, offset: u64, data: &mut [u8]) {
         let Some(byte) = data.first_mut() else { return };
-        match addr.wrapping_sub(self.data_port.into()) {
-            0 => {
+        match (region, offset) {
+            (DATA, 0) => {
                 if let Some(output) = self.output.take() {
                     self.last_read = output.value;
                 }
@@ -327,7 +327,7 @@ impl Device for I8042 {
                 self.irq.set(false);
                 self.update();
             }
-            STATUS_OFFSET => {
+            (COMMAND, 0) => {
                 *byte = STATUS_UNLOCKED
                     | (self.control() & STATUS_SYSTEM)
                     | if self.output.is_some() {
@@ -345,11 +345,11 @@ impl Device for I8042 {
         }
     }
 
-    fn write(&mut self, addr: u64, data: &[u8]) {
+    fn write(&mut self, region: Region, offset: u64, data: &[u8]) {
         let Some(&value) = data.first() else { return };
-        match addr.wrapping_sub(self.data_port.into()) {
-            0 => self.data(value),
-            STATUS_OFFSET => self.command(value),
+        match (region, offset) {
+            (DATA, 0) => self.data(value),
+            (COMMAND, 0) => self.command(value),
             _ => return,
         }
         self.update();
@@ -420,9 +420,7 @@ impl Device for I8042 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::devices::testing::{
-        LineRecorder, accesses, assert_comes_back, hostile, inb, outb, replay,
-    };
+    use crate::devices::testing::{self, LineRecorder, accesses, assert_comes_back, hostile};
     use crate::life::{Inbox, channel};
     use proptest::prelude::*;
     use std::sync::Arc;
@@ -430,7 +428,31 @@ mod tests {
     fn controller() -> (I8042, Arc<LineRecorder>, Inbox) {
         let (line, irq) = LineRecorder::line();
         let (guest, _, events) = channel();
-        (I8042::new(0x60, irq, guest), line, events)
+        (I8042::new(irq, guest), line, events)
+    }
+
+    /// A PC's ports.
+    fn place(port: u64) -> (Region, u64) {
+        let region = if port < 0x64 { DATA } else { COMMAND };
+        (region, port % 4)
+    }
+
+    fn inb(c: &mut I8042, port: u64) -> u8 {
+        let (mut data, (region, offset)) = ([0xff], place(port));
+        c.read(region, offset, &mut data);
+        data[0]
+    }
+
+    fn outb(c: &mut I8042, port: u64, value: u8) {
+        let (region, offset) = place(port);
+        c.write(region, offset, &[value]);
+    }
+
+    fn replay(c: &mut I8042, seq: Vec<(bool, u64, Vec<u8>)>) {
+        for (write, port, data) in seq {
+            let (region, offset) = place(0x60 + port);
+            testing::replay(c, region, vec![(write, offset, data)]);
+        }
     }
 
     fn drain(c: &mut I8042) -> Vec<u8> {
@@ -578,7 +600,7 @@ mod tests {
         #[test]
         fn it_comes_back_after_any_accesses(seq in accesses(8)) {
             let (mut c, line, _) = controller();
-            replay(&mut c, 0x60, seq);
+            replay(&mut c, seq);
             let (mut fresh, restored_line, _) = controller();
             assert_comes_back(&c, &mut fresh);
             prop_assert_eq!(line.high(), restored_line.high());
@@ -589,14 +611,14 @@ mod tests {
         fn no_state_harms(body in hostile(), seq in accesses(8)) {
             let (mut c, _, _) = controller();
             body.load_into(&mut c);
-            replay(&mut c, 0x60, seq);
+            replay(&mut c, seq);
             prop_assert!(c.keyboard.len() <= KEYBOARD_QUEUE);
         }
 
         #[test]
         fn no_access_sequence_panics_or_grows(seq in accesses(8)) {
             let (mut c, _, _) = controller();
-            replay(&mut c, 0x60, seq);
+            replay(&mut c, seq);
             prop_assert!(c.keyboard.len() <= KEYBOARD_QUEUE);
         }
     }

@@ -1,6 +1,6 @@
 //! System control port B (0x61) for machines without a PIT. KVM answers it where its PIT exists.
 
-use crate::bus::Device;
+use crate::bus::{LockedDevice, Region};
 use crate::state::{Decoder, Encoder, StateError};
 
 /// Timer 2 gate, speaker, and two NMI masks.
@@ -12,23 +12,12 @@ const REFRESH: u8 = 1 << 4;
 const TIMER2_OUTPUT: u8 = 1 << 5;
 
 /// The port. It reports no NMI cause, which an unclaimed port's all-ones would.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Port61 {
-    port: u64,
     value: u8,
 }
 
-impl Port61 {
-    /// At `port`.
-    pub fn new(port: u16) -> Self {
-        Self {
-            port: u64::from(port),
-            value: 0,
-        }
-    }
-}
-
-impl Device for Port61 {
+impl LockedDevice for Port61 {
     fn name(&self) -> &str {
         "port61"
     }
@@ -37,8 +26,8 @@ impl Device for Port61 {
         self.value = 0;
     }
 
-    fn read(&mut self, addr: u64, data: &mut [u8]) {
-        if addr == self.port
+    fn read(&mut self, _region: Region, offset: u64, data: &mut [u8]) {
+        if offset == 0
             && let Some(byte) = data.first_mut()
         {
             self.value ^= REFRESH;
@@ -51,8 +40,8 @@ impl Device for Port61 {
         }
     }
 
-    fn write(&mut self, addr: u64, data: &[u8]) {
-        if addr == self.port
+    fn write(&mut self, _region: Region, offset: u64, data: &[u8]) {
+        if offset == 0
             && let Some(&value) = data.first()
         {
             self.value = (self.value & REFRESH) | (value & WRITABLE);
@@ -76,11 +65,11 @@ mod tests {
 
     #[test]
     fn refresh_toggles_and_the_missing_timer_has_always_run_out() {
-        let mut port = Port61::new(0x61);
-        assert_eq!([inb(&mut port, 0x61), inb(&mut port, 0x61)], [0x10, 0x00]);
-        outb(&mut port, 0x61, 0xff);
-        assert_eq!([inb(&mut port, 0x61), inb(&mut port, 0x61)], [0x3f, 0x2f]);
+        let mut port = Port61::default();
+        assert_eq!([inb(&mut port, 0), inb(&mut port, 0)], [0x10, 0x00]);
+        outb(&mut port, 0, 0xff);
+        assert_eq!([inb(&mut port, 0), inb(&mut port, 0)], [0x3f, 0x2f]);
         port.reset();
-        assert_eq!(inb(&mut port, 0x61), 0x10);
+        assert_eq!(inb(&mut port, 0), 0x10);
     }
 }

@@ -1,6 +1,6 @@
 //! System control port A (0x92): fast A20 and fast reset.
 
-use crate::bus::Device;
+use crate::bus::{LockedDevice, Region};
 use crate::life::{GuestEvent, GuestEvents};
 use crate::state::{Decoder, Encoder, StateError};
 
@@ -11,23 +11,18 @@ const A20: u8 = 1 << 1;
 /// The port.
 #[derive(Debug)]
 pub struct Port92 {
-    port: u64,
     value: u8,
     events: GuestEvents,
 }
 
 impl Port92 {
-    /// At `port`.
-    pub fn new(port: u16, events: GuestEvents) -> Self {
-        Self {
-            port: u64::from(port),
-            value: A20,
-            events,
-        }
+    /// As it is at power-on.
+    pub fn new(events: GuestEvents) -> Self {
+        Self { value: A20, events }
     }
 }
 
-impl Device for Port92 {
+impl LockedDevice for Port92 {
     fn name(&self) -> &str {
         "port92"
     }
@@ -36,16 +31,16 @@ impl Device for Port92 {
         self.value = A20;
     }
 
-    fn read(&mut self, addr: u64, data: &mut [u8]) {
-        if addr == self.port
+    fn read(&mut self, _region: Region, offset: u64, data: &mut [u8]) {
+        if offset == 0
             && let Some(byte) = data.first_mut()
         {
             *byte = self.value;
         }
     }
 
-    fn write(&mut self, addr: u64, data: &[u8]) {
-        let (true, Some(&value)) = (addr == self.port, data.first()) else {
+    fn write(&mut self, _region: Region, offset: u64, data: &[u8]) {
+        let (true, Some(&value)) = (offset == 0, data.first()) else {
             return;
         };
         if value & !self.value & FAST_RESET != 0 {
@@ -75,19 +70,19 @@ mod tests {
     #[test]
     fn a_rising_reset_bit_resets_once() {
         let (guest, _, events) = channel();
-        let mut port = Port92::new(0x92, guest);
-        assert_eq!(inb(&mut port, 0x92), 0x02);
-        outb(&mut port, 0x92, 0x00);
-        assert_eq!(inb(&mut port, 0x92), 0x00);
+        let mut port = Port92::new(guest);
+        assert_eq!(inb(&mut port, 0), 0x02);
+        outb(&mut port, 0, 0x00);
+        assert_eq!(inb(&mut port, 0), 0x00);
         assert!(events.take_guest_events().is_empty());
-        outb(&mut port, 0x92, 0x03);
+        outb(&mut port, 0, 0x03);
         assert!(matches!(
             events.take_guest_events()[..],
             [GuestEvent::Reset { .. }]
         ));
-        outb(&mut port, 0x92, 0x03);
+        outb(&mut port, 0, 0x03);
         assert!(events.take_guest_events().is_empty());
         port.reset();
-        assert_eq!(inb(&mut port, 0x92), 0x02);
+        assert_eq!(inb(&mut port, 0), 0x02);
     }
 }

@@ -1,6 +1,6 @@
 //! pvpanic: how a guest's panic handler tells the host (QEMU's docs/specs/pvpanic).
 
-use crate::bus::Device;
+use crate::bus::{LockedDevice, Region};
 use crate::life::{GuestEvent, GuestEvents};
 use crate::state::{Decoder, Encoder, StateError};
 
@@ -13,37 +13,33 @@ const SUPPORTED: u8 = PANICKED | CRASH_LOADED;
 /// The port.
 #[derive(Debug)]
 pub struct Pvpanic {
-    port: u64,
     events: GuestEvents,
 }
 
 impl Pvpanic {
-    /// At `port`.
-    pub fn new(port: u16, events: GuestEvents) -> Self {
-        Self {
-            port: u64::from(port),
-            events,
-        }
+    /// As it is at power-on.
+    pub fn new(events: GuestEvents) -> Self {
+        Self { events }
     }
 }
 
-impl Device for Pvpanic {
+impl LockedDevice for Pvpanic {
     fn name(&self) -> &str {
         "pvpanic"
     }
 
     fn reset(&mut self) {}
 
-    fn read(&mut self, addr: u64, data: &mut [u8]) {
-        if addr == self.port
+    fn read(&mut self, _region: Region, offset: u64, data: &mut [u8]) {
+        if offset == 0
             && let Some(byte) = data.first_mut()
         {
             *byte = SUPPORTED;
         }
     }
 
-    fn write(&mut self, addr: u64, data: &[u8]) {
-        let (true, Some(&value)) = (addr == self.port, data.first()) else {
+    fn write(&mut self, _region: Region, offset: u64, data: &[u8]) {
+        let (true, Some(&value)) = (offset == 0, data.first()) else {
             return;
         };
         if value & PANICKED != 0 {
@@ -69,8 +65,8 @@ mod tests {
     #[test]
     fn each_event_is_reported() {
         let (guest, _, events) = channel();
-        let mut device = Pvpanic::new(0x505, guest);
-        assert_eq!(inb(&mut device, 0x505), 0x03);
+        let mut device = Pvpanic::new(guest);
+        assert_eq!(inb(&mut device, 0), 0x03);
         for (value, event) in [
             (0x01, Some(GuestEvent::Panicked)),
             (0x02, Some(GuestEvent::CrashKernelLoaded)),
@@ -78,7 +74,7 @@ mod tests {
             (0x00, None),
             (0xfc, None),
         ] {
-            outb(&mut device, 0x505, value);
+            outb(&mut device, 0, value);
             assert_eq!(events.take_guest_events().pop(), event, "{value:#x}");
         }
     }

@@ -13,7 +13,7 @@ use vm_superio::serial::{NoEvents, Serial as Registers, SerialState};
 
 use super::char::{CharDevice, TxQueue};
 use super::io_thread::Waker;
-use crate::bus::Device;
+use crate::bus::{LockedDevice, Region};
 use crate::irq::IrqLine;
 use crate::state::{Decoder, Encoder, StateError};
 
@@ -67,7 +67,6 @@ impl Trigger for NoTrigger {
 /// One UART.
 pub struct Serial {
     name: String,
-    base: u64,
     irq: IrqLine,
     uart: Registers<NoTrigger, NoEvents, TxQueue>,
     /// Shadow of IER, which hides behind the divisor latch.
@@ -93,11 +92,10 @@ enum Break {
 }
 
 impl Serial {
-    /// A UART at ports `base..base + PORTS`. Its output wakes `waker`; without one it goes nowhere.
-    pub fn new(name: &str, base: u16, irq: IrqLine, waker: Option<Waker>) -> Self {
+    /// A UART called `name`. Its output wakes `waker`; without one it goes nowhere.
+    pub fn new(name: &str, irq: IrqLine, waker: Option<Waker>) -> Self {
         Self {
             name: name.to_owned(),
-            base: u64::from(base),
             irq,
             uart: Registers::new(NoTrigger, TxQueue::new(waker)),
             ier: 0,
@@ -251,12 +249,13 @@ impl Serial {
         let limit = if self.fifo_enabled { FIFO } else { 1 };
         limit.saturating_sub(self.received())
     }
+}
 
-    fn offset(&self, addr: u64) -> Option<u8> {
-        u8::try_from(addr.wrapping_sub(self.base))
-            .ok()
-            .filter(|offset| u64::from(*offset) < PORTS)
-    }
+/// Which register is at `offset`.
+fn register(offset: u64) -> Option<u8> {
+    u8::try_from(offset)
+        .ok()
+        .filter(|register| u64::from(*register) < PORTS)
 }
 
 /// The registers in the order in which they are saved.
@@ -274,7 +273,7 @@ fn registers(uart: &SerialState) -> [u8; 9] {
     ]
 }
 
-impl Device for Serial {
+impl LockedDevice for Serial {
     fn name(&self) -> &str {
         &self.name
     }
@@ -293,18 +292,18 @@ impl Device for Serial {
     }
 
     // The ISA bus splits wider accesses into bytes at consecutive ports.
-    fn read(&mut self, addr: u64, data: &mut [u8]) {
-        for (byte, addr) in data.iter_mut().zip(addr..) {
-            if let Some(offset) = self.offset(addr) {
-                *byte = self.read_register(offset);
+    fn read(&mut self, _region: Region, offset: u64, data: &mut [u8]) {
+        for (byte, offset) in data.iter_mut().zip(offset..) {
+            if let Some(register) = register(offset) {
+                *byte = self.read_register(register);
             }
         }
     }
 
-    fn write(&mut self, addr: u64, data: &[u8]) {
-        for (byte, addr) in data.iter().zip(addr..) {
-            if let Some(offset) = self.offset(addr) {
-                self.write_register(offset, *byte);
+    fn write(&mut self, _region: Region, offset: u64, data: &[u8]) {
+        for (byte, offset) in data.iter().zip(offset..) {
+            if let Some(register) = register(offset) {
+                self.write_register(register, *byte);
             }
         }
     }
@@ -401,7 +400,6 @@ impl fmt::Debug for Serial {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Serial")
             .field("name", &self.name)
-            .field("base", &self.base)
             .field("ier", &self.ier)
             .field("received", &self.received())
             .finish_non_exhaustive()

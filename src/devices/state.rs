@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::clock::HostClock;
-use crate::bus::{self, SharedDevice};
+use crate::bus::SharedDevice;
 use crate::state::{Encoder, Sections, StateError};
 
 /// The section of the devices' clock.
@@ -29,8 +29,7 @@ pub fn save(
     body.u64(clock.nanos());
     to.push(CLOCK_SECTION, CLOCK_VERSION, body.into_body());
     for device in devices {
-        let device = bus::lock(device);
-        let section = section_name(device.name());
+        let section = section_name(&device.name());
         if to.get(&section).is_some() {
             return Err(StateError::Duplicate { section });
         }
@@ -65,8 +64,7 @@ pub fn load(
     body.finish()?;
     clock.go_on_from(Duration::from_nanos(nanos).saturating_add(missed));
     for device in devices {
-        let mut device = bus::lock(device);
-        let section = from.take(&section_name(device.name()))?;
+        let section = from.take(&section_name(&device.name()))?;
         let mut body = section.decoder(device.state_version())?;
         device.load(&mut body)?;
         body.finish()?;
@@ -81,7 +79,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::bus::Device;
+    use crate::bus::{Handler, LockedDevice, Region, lock};
     use crate::devices::clock::Clock;
     use crate::devices::debug::{DebugExit, Debugcon};
     use crate::devices::port61::Port61;
@@ -98,43 +96,37 @@ mod tests {
             body in hostile(),
         ) {
             let events = || channel().0;
-            let pairs: [(u64, [Box<dyn Device>; 2]); 6] = [
-                (0x61, [(); 2].map(|()| Box::new(Port61::new(0x61)) as _)),
-                (0x80, [(); 2].map(|()| Box::new(PostPort::new(0x80)) as _)),
-                (0x92, [(); 2].map(|()| Box::new(Port92::new(0x92, events())) as _)),
-                (0x505, [(); 2].map(|()| Box::new(Pvpanic::new(0x505, events())) as _)),
-                (0xf4, [(); 2].map(|()| Box::new(DebugExit::new(0xf4, events())) as _)),
-                (0x402, [(); 2].map(|()| Box::new(Debugcon::new(0x402, None)) as _)),
+            let pairs: [[Box<dyn LockedDevice>; 2]; 6] = [
+                [(); 2].map(|()| Box::new(Port61::default()) as _),
+                [(); 2].map(|()| Box::new(PostPort::default()) as _),
+                [(); 2].map(|()| Box::new(Port92::new(events())) as _),
+                [(); 2].map(|()| Box::new(Pvpanic::new(events())) as _),
+                [(); 2].map(|()| Box::new(DebugExit::new(events())) as _),
+                [(); 2].map(|()| Box::new(Debugcon::new(None)) as _),
             ];
-            for (base, [mut device, mut fresh]) in pairs {
-                replay(&mut *device, base, seq.clone());
+            for [mut device, mut fresh] in pairs {
+                replay(&mut *device, Region::ONLY, seq.clone());
                 assert_comes_back(&*device, &mut *fresh);
-                prop_assert_eq!(inb(&mut *device, base), inb(&mut *fresh, base));
+                prop_assert_eq!(inb(&mut *device, 0), inb(&mut *fresh, 0));
                 body.clone().load_into(&mut *device);
-                replay(&mut *device, base, seq.clone());
+                replay(&mut *device, Region::ONLY, seq.clone());
             }
         }
     }
 
-    fn devices() -> Vec<SharedDevice> {
+    fn devices() -> (Arc<Mutex<PostPort>>, Vec<SharedDevice>) {
         let events = channel().0;
-        vec![
-            Arc::new(Mutex::new(PostPort::new(0x80))),
-            Arc::new(Mutex::new(Port92::new(0x92, events))),
-        ]
-    }
-
-    fn read(device: &SharedDevice, port: u64) -> u8 {
-        let mut data = [0];
-        bus::lock(device).read(port, &mut data);
-        data[0]
+        let post = Arc::new(Mutex::new(PostPort::default()));
+        let devices: Vec<SharedDevice> =
+            vec![post.clone(), Arc::new(Mutex::new(Port92::new(events)))];
+        (post, devices)
     }
 
     #[test]
     fn devices_come_back_and_their_clock_never_goes_back() {
-        let (one, clock) = (devices(), HostClock::new());
+        let ((post, one), clock) = (devices(), HostClock::new());
         clock.go_on_from(Duration::from_secs(1000));
-        bus::lock(&one[0]).write(0x80, &[7]);
+        post.write(Region::ONLY, 0, &[7]);
         let mut sections = Sections::new();
         save(&one, &clock, &mut sections).unwrap();
         assert_eq!(
@@ -142,9 +134,9 @@ mod tests {
             ["device-clock", "device/post", "device/port92"]
         );
         let saved_at = clock.monotonic();
-        let (two, clock) = (devices(), HostClock::new());
+        let ((post, two), clock) = (devices(), HostClock::new());
         load(&two, &clock, Duration::from_secs(5), &mut sections).unwrap();
-        assert_eq!(read(&two[0], 0x80), 7);
+        assert_eq!(lock(&post).last(), 7);
         let now = clock.monotonic();
         assert!(now >= Duration::from_secs(1005) && now < saved_at + Duration::from_secs(3600));
         sections.finish().unwrap();
@@ -152,7 +144,7 @@ mod tests {
 
     #[test]
     fn what_is_missing_or_too_long_is_named() {
-        let (devices, clock) = (devices(), HostClock::new());
+        let ((_, devices), clock) = (devices(), HostClock::new());
         let mut sections = Sections::new();
         save(&devices, &clock, &mut sections).unwrap();
         let mut without = sections.clone();
@@ -167,7 +159,7 @@ mod tests {
 
     #[test]
     fn two_devices_of_one_name_are_an_error() {
-        let devices = [devices(), devices()].concat();
+        let devices = [devices().1, devices().1].concat();
         assert!(matches!(
             save(&devices, &HostClock::new(), &mut Sections::new()),
             Err(StateError::Duplicate { section }) if section == "device/post"

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::clock::Clock;
-use crate::bus::{Device, lock};
+use crate::bus::{LockedDevice, Region, lock};
 use crate::irq::{IrqLine, IrqSink};
 use crate::state::{Decoder, Encoder, StateError};
 use crate::units::Gsi;
@@ -68,37 +68,37 @@ impl Clock for HandClock {
     }
 }
 
-pub(crate) fn inb(device: &mut dyn Device, port: u64) -> u8 {
+pub(crate) fn inb(device: &mut dyn LockedDevice, offset: u64) -> u8 {
     let mut data = [0xff];
-    device.read(port, &mut data);
+    device.read(Region::ONLY, offset, &mut data);
     data[0]
 }
 
-pub(crate) fn outb(device: &mut dyn Device, port: u64, value: u8) {
-    device.write(port, &[value]);
+pub(crate) fn outb(device: &mut dyn LockedDevice, offset: u64, value: u8) {
+    device.write(Region::ONLY, offset, &[value]);
 }
 
-pub(crate) fn inw(device: &mut dyn Device, port: u64) -> u16 {
+pub(crate) fn inw(device: &mut dyn LockedDevice, offset: u64) -> u16 {
     let mut data = [0xff; 2];
-    device.read(port, &mut data);
+    device.read(Region::ONLY, offset, &mut data);
     u16::from_le_bytes(data)
 }
 
-pub(crate) fn outw(device: &mut dyn Device, port: u64, value: u16) {
-    device.write(port, &value.to_le_bytes());
+pub(crate) fn outw(device: &mut dyn LockedDevice, offset: u64, value: u16) {
+    device.write(Region::ONLY, offset, &value.to_le_bytes());
 }
 
-pub(crate) fn inl(device: &mut dyn Device, port: u64) -> u32 {
+pub(crate) fn inl(device: &mut dyn LockedDevice, offset: u64) -> u32 {
     let mut data = [0xff; 4];
-    device.read(port, &mut data);
+    device.read(Region::ONLY, offset, &mut data);
     u32::from_le_bytes(data)
 }
 
-pub(crate) fn outl(device: &mut dyn Device, port: u64, value: u32) {
-    device.write(port, &value.to_le_bytes());
+pub(crate) fn outl(device: &mut dyn LockedDevice, offset: u64, value: u32) {
+    device.write(Region::ONLY, offset, &value.to_le_bytes());
 }
 
-/// Arbitrary accesses around `base`: (is a write, offset from `base`, data).
+/// Arbitrary accesses to a region: (is a write, offset, data).
 pub(crate) fn accesses(
     span: u64,
 ) -> impl proptest::strategy::Strategy<Value = Vec<(bool, u64, Vec<u8>)>> {
@@ -114,30 +114,34 @@ pub(crate) fn accesses(
 }
 
 /// Carries out such accesses; the device only has to survive them.
-pub(crate) fn replay(device: &mut dyn Device, base: u64, accesses: Vec<(bool, u64, Vec<u8>)>) {
+pub(crate) fn replay(
+    device: &mut dyn LockedDevice,
+    region: Region,
+    accesses: Vec<(bool, u64, Vec<u8>)>,
+) {
     for (write, offset, mut data) in accesses {
         if write {
-            device.write(base + offset, &data);
+            device.write(region, offset, &data);
         } else {
-            device.read(base + offset, &mut data);
+            device.read(region, offset, &mut data);
         }
     }
 }
 
-pub(crate) fn saved(device: &dyn Device) -> Vec<u8> {
+pub(crate) fn saved(device: &dyn LockedDevice) -> Vec<u8> {
     let mut body = Encoder::new();
     device.save(&mut body);
     body.into_body()
 }
 
-pub(crate) fn load(device: &mut dyn Device, body: &[u8]) -> Result<(), StateError> {
+pub(crate) fn load(device: &mut dyn LockedDevice, body: &[u8]) -> Result<(), StateError> {
     let mut decoder = Decoder::new("device/test", device.state_version(), body);
     device.load(&mut decoder)?;
     decoder.finish()
 }
 
 /// What is saved, loaded and saved again is the same.
-pub(crate) fn assert_comes_back(device: &dyn Device, fresh: &mut dyn Device) {
+pub(crate) fn assert_comes_back(device: &dyn LockedDevice, fresh: &mut dyn LockedDevice) {
     let body = saved(device);
     load(fresh, &body).unwrap();
     assert_eq!(saved(fresh), body);
@@ -165,7 +169,7 @@ pub(crate) fn hostile() -> impl proptest::strategy::Strategy<Value = Hostile> {
 
 impl Hostile {
     /// Loads it; whether the device took it. What it has become is then the caller's to use.
-    pub(crate) fn load_into(self, device: &mut dyn Device) -> bool {
+    pub(crate) fn load_into(self, device: &mut dyn LockedDevice) -> bool {
         let mut body = saved(device);
         match self.changes {
             Some(changes) if !body.is_empty() => {

@@ -13,7 +13,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex};
 
 use super::{IrqSink, Msi};
-use crate::bus::{Device, lock};
+use crate::bus::{LockedDevice, Region, lock};
 use crate::state::{Decoder, Encoder, StateError};
 use crate::units::Gsi;
 
@@ -288,18 +288,17 @@ impl fmt::Debug for IoApic {
 /// The I/O APIC's registers as a device on the MMIO bus.
 #[derive(Debug)]
 pub struct IoApicMmio {
-    base: u64,
     ioapic: Arc<IoApic>,
 }
 
 impl IoApicMmio {
-    /// At `base`.
-    pub fn new(base: u64, ioapic: Arc<IoApic>) -> Self {
-        Self { base, ioapic }
+    /// Those of `ioapic`.
+    pub fn new(ioapic: Arc<IoApic>) -> Self {
+        Self { ioapic }
     }
 }
 
-impl Device for IoApicMmio {
+impl LockedDevice for IoApicMmio {
     fn name(&self) -> &str {
         "ioapic"
     }
@@ -308,8 +307,8 @@ impl Device for IoApicMmio {
         self.ioapic.reset();
     }
 
-    fn read(&mut self, addr: u64, data: &mut [u8]) {
-        let value = match addr.wrapping_sub(self.base) {
+    fn read(&mut self, _region: Region, offset: u64, data: &mut [u8]) {
+        let value = match offset {
             IOREGSEL => u32::from(lock(&self.ioapic.state).select),
             IOWIN => self.ioapic.read_window(),
             _ => return,
@@ -320,12 +319,12 @@ impl Device for IoApicMmio {
     }
 
     // Registers are 32 bits wide; a narrower write is extended by zeros, as KVM's own I/O APIC does.
-    fn write(&mut self, addr: u64, data: &[u8]) {
+    fn write(&mut self, _region: Region, offset: u64, data: &[u8]) {
         let mut bytes = [0; 4];
         for (byte, value) in bytes.iter_mut().zip(data) {
             *byte = *value;
         }
-        match addr.wrapping_sub(self.base) {
+        match offset {
             IOREGSEL => lock(&self.ioapic.state).select = bytes[0],
             IOWIN => self.ioapic.write_window(u32::from_le_bytes(bytes)),
             EOI => self.ioapic.eoi(bytes[0]),

@@ -62,7 +62,7 @@ impl DevicesWithoutVm {
 
     /// The ports or, with `mmio`, the addresses that devices answer: first and last of each range.
     pub fn ranges(&self, mmio: bool) -> Vec<(u64, u64)> {
-        let ranges = self.bus(mmio).ranges();
+        let ranges = self.bus(mmio).ranges().into_iter();
         ranges.map(|(first, last, _)| (first, last)).collect()
     }
 
@@ -87,7 +87,7 @@ impl DevicesWithoutVm {
     /// Back to power-on.
     pub fn reset(&self) {
         for device in &self.wired.devices {
-            bus::lock(device).reset();
+            device.reset();
         }
     }
 

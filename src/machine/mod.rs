@@ -9,6 +9,7 @@ mod counters;
 mod cycle;
 mod dry;
 mod error;
+mod extra_ports;
 mod guest_log;
 mod main_loop;
 pub mod migrate;
@@ -38,13 +39,13 @@ pub use counters::ExitCounters;
 pub use cycle::{PowerCycle, VcpuGone};
 pub use dry::{DevicesWithoutVm, check_devices};
 pub use error::{Impossible, MachineError, workaround};
+pub use extra_ports::ExtraPorts;
 pub use migrate::Migrate;
 pub use restore::{Local, Outlook, Unloaded, outlook};
 pub use running::Running;
 pub use save::{AfterSave, save};
 pub use status::{Crash, State, Status, StatusBoard, TscStatus};
 pub use transfer::{Identity, TransferError};
-pub use wiring::ExtraPorts;
 
 use crate::boot::{self, BootFiles};
 use crate::bus::{self, SharedDevice};
@@ -287,7 +288,7 @@ impl Machine {
     fn power_on(&mut self) -> Result<PowerCycle, MachineError> {
         let files = self.boot.clone().ok_or(MachineError::NoBootFiles)?;
         for device in &self.devices {
-            bus::lock(device).reset();
+            device.reset();
         }
         bus::lock(&self.platform.partition).reset();
         let count = self.config.cpus.count;

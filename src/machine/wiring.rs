@@ -4,7 +4,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use super::error::MachineError;
-use crate::bus::{Bus, BusError, Device, SharedDevice};
+use super::extra_ports::ExtraPorts;
+use crate::bus::{Bus, BusError, Device, LockedDevice, Region, SharedDevice};
 use crate::config::{Irqchip, VmConfig};
 use crate::cpuid::topology::apic_id;
 use crate::devices::acpi_pm::{self, AcpiPm};
@@ -12,7 +13,7 @@ use crate::devices::clock::HostClock;
 use crate::devices::cmos::{self, Cmos, MemorySizes};
 use crate::devices::debug::{DebugExit, Debugcon};
 use crate::devices::fw_cfg::{self, FwCfg, Items};
-use crate::devices::i8042::I8042;
+use crate::devices::i8042::{self, I8042};
 use crate::devices::io_thread::IoThread;
 use crate::devices::port61::Port61;
 use crate::devices::port92::Port92;
@@ -23,28 +24,8 @@ use crate::irq::ioapic::{IoApic, IoApicMmio};
 use crate::irq::{IrqLine, IrqSink};
 use crate::layout;
 use crate::life::GuestEvents;
-use crate::pci::PciHost;
+use crate::pci::{self, PciHost};
 use crate::units::Gsi;
-
-/// A device that a user of the library adds to the machine, at consecutive ports.
-#[derive(Clone)]
-pub struct ExtraPorts {
-    /// The first port.
-    pub first: u16,
-    /// How many.
-    pub count: u16,
-    /// The device.
-    pub device: SharedDevice,
-}
-
-impl std::fmt::Debug for ExtraPorts {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ExtraPorts")
-            .field("first", &self.first)
-            .field("count", &self.count)
-            .finish_non_exhaustive()
-    }
-}
 
 /// All devices on their buses.
 pub(super) struct Wired {
@@ -61,18 +42,30 @@ pub(super) struct Wired {
 }
 
 impl Wired {
-    fn place<D: Device + 'static>(
+    /// Adds `device` with these regions at the port bus: (region, first port, how many).
+    fn place<D: LockedDevice + 'static>(
         &mut self,
         device: D,
-        ports: &[(u16, u64)],
+        ports: &[(Region, u16, u64)],
     ) -> Result<Arc<Mutex<D>>, BusError> {
         let device = Arc::new(Mutex::new(device));
-        let shared: SharedDevice = device.clone();
-        for &(first, len) in ports {
-            self.ports.register(first.into(), len, shared.clone())?;
+        let name = Device::name(&*device);
+        for &(region, first, len) in ports {
+            self.ports
+                .fixed(&name, region, first.into(), len, device.clone())?;
         }
-        self.devices.push(shared);
+        self.devices.push(device.clone());
         Ok(device)
+    }
+
+    /// Adds `device` with its only region at `len` ports from `first`.
+    fn place_at<D: LockedDevice + 'static>(
+        &mut self,
+        first: u16,
+        len: u64,
+        device: D,
+    ) -> Result<Arc<Mutex<D>>, BusError> {
+        self.place(device, &[(Region::ONLY, first, len)])
     }
 }
 
@@ -88,7 +81,6 @@ pub(super) fn wire(
     let line = |gsi: Gsi| IrqLine::new(Arc::clone(lines), gsi);
     let clock = Arc::new(HostClock::new());
     let acpi = Arc::new(Mutex::new(AcpiPm::new(
-        layout::PM1A_EVENT.start,
         layout::SLEEP_TYPE_S5,
         line(layout::SCI),
         events.clone(),
@@ -103,93 +95,83 @@ pub(super) fn wire(
         clock: Arc::clone(&clock),
         ptys: Vec::new(),
     };
-    let shared: SharedDevice = wired.acpi.clone();
-    for (offset, len) in [
-        (acpi_pm::PM1_EVENT, 4),
-        (acpi_pm::PM1_CONTROL, 2),
-        (acpi_pm::TIMER, 4),
-        (acpi_pm::GPE0, 4),
-    ] {
+    for (region, offset, len) in acpi_pm::BLOCKS {
         let first = u64::from(layout::PM1A_EVENT.start) + offset;
-        wired.ports.register(first, len, shared.clone())?;
+        let acpi = wired.acpi.clone();
+        wired.ports.fixed("acpi-pm", region, first, len, acpi)?;
     }
     io.schedule(wired.acpi.clone());
 
     for (n, (&(base, gsi), backend)) in layout::SERIAL.iter().zip(&config.serial).enumerate() {
         let name = format!("serial{n}");
-        let uart = Serial::new(&name, base, line(gsi), io.waker_for(backend));
-        let uart = wired.place(uart, &[(base, layout::SERIAL_LEN)])?;
+        let uart = Serial::new(&name, line(gsi), io.waker_for(backend));
+        let uart = wired.place_at(base, layout::SERIAL_LEN, uart)?;
         if let Some(path) = io.connect(&name, backend, uart)? {
             wired.ptys.push((name, path));
         }
     }
     if let Some(backend) = &config.debugcon {
-        let port = layout::DEBUGCON_PORT;
-        let console = Debugcon::new(port, io.waker_for(backend));
-        let console = wired.place(console, &[(port, 1)])?;
+        let console = Debugcon::new(io.waker_for(backend));
+        let console = wired.place_at(layout::DEBUGCON_PORT, 1, console)?;
         if let Some(path) = io.connect("debugcon", backend, console)? {
             wired.ptys.push(("debugcon".to_owned(), path));
         }
     }
     if let Some(port) = config.debug_exit {
-        wired.place(DebugExit::new(port, events.clone()), &[(port, 4)])?;
+        wired.place_at(port, 4, DebugExit::new(events.clone()))?;
     }
     let low = config.memory.size.min(layout::LOW_RAM_MAX);
-    let rtc = Cmos::new(
-        layout::CMOS_PORTS.start,
-        line(layout::RTC_IRQ),
-        clock,
-        io.waker(),
-        MemorySizes {
-            below_4g: low,
-            above_4g: config.memory.size - low,
-        },
-        config.cpus.count,
-    );
-    let rtc = wired.place(rtc, &[(layout::CMOS_PORTS.start, cmos::PORTS)])?;
-    io.schedule(rtc);
+    let memory = MemorySizes {
+        below_4g: low,
+        above_4g: config.memory.size - low,
+    };
+    let (irq, cpus) = (line(layout::RTC_IRQ), config.cpus.count);
+    let rtc = Cmos::new(irq, clock, io.waker(), memory, cpus);
+    io.schedule(wired.place_at(layout::CMOS_PORTS.start, cmos::PORTS, rtc)?);
     if config.irqchip == Irqchip::Split {
-        let port = layout::SYSTEM_CONTROL_B;
-        wired.place(Port61::new(port), &[(port, 1)])?;
+        wired.place_at(layout::SYSTEM_CONTROL_B, 1, Port61::default())?;
     }
     let [data, command] = layout::I8042_PORTS;
     wired.place(
-        I8042::new(data, line(layout::KEYBOARD_IRQ), events.clone()),
-        &[(data, 1), (command, 1)],
+        I8042::new(line(layout::KEYBOARD_IRQ), events.clone()),
+        &[(i8042::DATA, data, 1), (i8042::COMMAND, command, 1)],
     )?;
-    let port = layout::SYSTEM_CONTROL_A;
-    wired.place(Port92::new(port, events.clone()), &[(port, 1)])?;
-    let port = layout::PVPANIC_PORT;
-    wired.place(Pvpanic::new(port, events.clone()), &[(port, 1)])?;
+    let port92 = Port92::new(events.clone());
+    wired.place_at(layout::SYSTEM_CONTROL_A, 1, port92)?;
+    let pvpanic = Pvpanic::new(events.clone());
+    wired.place_at(layout::PVPANIC_PORT, 1, pvpanic)?;
     if config.fw_cfg {
-        let port = layout::FW_CFG_PORT;
-        let device = FwCfg::new(port, fw_cfg_items(config));
-        wired.place(device, &[(port, fw_cfg::PORTS)])?;
+        let device = FwCfg::new(fw_cfg_items(config));
+        wired.place_at(layout::FW_CFG_PORT, fw_cfg::PORTS, device)?;
     }
-    let port = layout::POST_PORT;
-    wired.place(PostPort::new(port), &[(port, 1)])?;
-    let ecam = layout::PCI_ECAM;
-    let ports = layout::PCI_CONFIG_PORTS;
+    wired.place_at(layout::POST_PORT, 1, PostPort::default())?;
+    let (ports, ecam) = (layout::PCI_CONFIG_PORTS, layout::PCI_ECAM);
     let pci = wired.place(
-        PciHost::new(ports.start, ecam.clone(), events.clone()),
-        &[(ports.start, (ports.end - ports.start).into())],
+        PciHost::new(events.clone()),
+        &[(
+            pci::CONFIG_PORTS,
+            ports.start,
+            (ports.end - ports.start).into(),
+        )],
     )?;
+    let len = ecam.end - ecam.start;
     wired
         .mmio
-        .register(ecam.start, ecam.end - ecam.start, pci)?;
+        .fixed("pci-host", pci::ECAM, ecam.start, len, pci)?;
     if let Some(ioapic) = ioapic {
-        let base = layout::IOAPIC.0;
-        let registers: SharedDevice =
-            Arc::new(Mutex::new(IoApicMmio::new(base, Arc::clone(ioapic))));
+        let registers = Arc::new(Mutex::new(IoApicMmio::new(Arc::clone(ioapic))));
+        let (base, len) = (layout::IOAPIC.0, layout::IOAPIC_LEN);
         wired
             .mmio
-            .register(base, layout::IOAPIC_LEN, registers.clone())?;
+            .fixed("ioapic", Region::ONLY, base, len, registers.clone())?;
         wired.devices.push(registers);
     }
     for extra in extra {
+        let (name, handler) = (extra.device.name(), extra.handler.clone());
+        let (first, count) = (extra.first.into(), extra.count.into());
         wired
             .ports
-            .register(extra.first.into(), extra.count.into(), extra.device.clone())?;
+            .fixed(&name, Region::ONLY, first, count, handler)?;
         wired.devices.push(extra.device.clone());
     }
     Ok(wired)

@@ -1,16 +1,23 @@
-//! Configuration accesses: ports CF8..CFF and the ECAM window, decoded to a function, a register and bytes of it.
+//! Configuration accesses: ports CF8..CFF and the ECAM window, decoded to a function, a register and bytes of
+//! it.
 
 use std::fmt;
 use std::ops::Range;
 
 use super::reset_control::ResetControl;
 use super::{DevFn, HostBridge, PciFunction};
-use crate::bus::Device;
+use crate::bus::{LockedDevice, Region};
 use crate::life::GuestEvents;
 use crate::state::{Decoder, Encoder, StateError};
 
+/// Ports CF8..CFF.
+pub const CONFIG_PORTS: Region = Region(0);
+/// The ECAM window.
+pub const ECAM: Region = Region(1);
+
 /// How many ports configuration mechanism 1 takes.
 pub const PORTS: u64 = 8;
+const ADDRESS_OFFSET: u64 = 0;
 /// The reset control register, inside the address register's four bytes.
 const RESET_OFFSET: u64 = 1;
 const DATA_OFFSET: u64 = 4;
@@ -23,22 +30,17 @@ const ADDRESS_BITS: u32 = 0x80ff_fffc;
 const ECAM_FUNCTION: u64 = 4096;
 const FUNCTIONS: u64 = 256;
 
-/// The root complex. Registered twice: on the port bus at its ports, on the MMIO bus at its ECAM window. Ports lie below
-/// 64 KiB and ECAM above, so the address tells which is meant, and one lock guards both.
+/// The root complex, on both buses: one lock guards what they reach.
 pub struct PciHost {
-    ports: u64,
-    ecam: Range<u64>,
     address: u32,
     reset_control: ResetControl,
     functions: Vec<Option<Box<dyn PciFunction>>>,
 }
 
 impl PciHost {
-    /// With the host bridge alone on bus 0; CONFIG_ADDRESS at `port`.
-    pub fn new(port: u16, ecam: Range<u64>, events: GuestEvents) -> Self {
+    /// With the host bridge alone on bus 0.
+    pub fn new(events: GuestEvents) -> Self {
         let mut host = Self {
-            ports: u64::from(port),
-            ecam,
             address: 0,
             reset_control: ResetControl::new(events),
             functions: (0..FUNCTIONS).map(|_| None).collect(),
@@ -69,17 +71,16 @@ impl PciHost {
     }
 
     /// Where an access leads: bus, device and function, offset in the function's configuration space.
-    fn decode(&self, addr: u64) -> Option<Target> {
-        if self.ecam.contains(&addr) {
-            let at = addr - self.ecam.start;
+    fn decode(&self, region: Region, at: u64) -> Option<Target> {
+        if region == ECAM {
             return Some(Target {
                 bus: at / (ECAM_FUNCTION * FUNCTIONS),
                 devfn: at / ECAM_FUNCTION % FUNCTIONS,
                 offset: at % ECAM_FUNCTION,
             });
         }
-        let byte = addr
-            .checked_sub(self.ports + DATA_OFFSET)
+        let byte = at
+            .checked_sub(DATA_OFFSET)
             .filter(|byte| *byte < PORTS - DATA_OFFSET)?;
         (self.address & ADDRESS_ENABLE != 0).then(|| Target {
             bus: u64::from(self.address >> 16 & 0xff),
@@ -135,7 +136,8 @@ struct Part {
 }
 
 impl Target {
-    /// Splits an access of `len` bytes at register boundaries, and cuts it off at the end of configuration space.
+    /// Splits an access of `len` bytes at register boundaries, and cuts it off at the end of configuration
+    /// space.
     fn registers(&self, len: usize) -> impl Iterator<Item = Part> {
         // Offsets are below 4096, accesses at most 8 bytes.
         let start = usize::try_from(self.offset).unwrap_or(4096);
@@ -152,7 +154,7 @@ impl Target {
     }
 }
 
-impl Device for PciHost {
+impl LockedDevice for PciHost {
     fn name(&self) -> &str {
         "pci-host"
     }
@@ -165,28 +167,28 @@ impl Device for PciHost {
         }
     }
 
-    fn read(&mut self, addr: u64, data: &mut [u8]) {
-        if let Some(target) = self.decode(addr) {
+    fn read(&mut self, region: Region, offset: u64, data: &mut [u8]) {
+        if let Some(target) = self.decode(region, offset) {
             self.read_function(&target, data);
-        } else if addr == self.ports
+        } else if (region, offset) == (CONFIG_PORTS, ADDRESS_OFFSET)
             && let Ok(dword) = <&mut [u8; 4]>::try_from(&mut *data)
         {
             *dword = self.address.to_le_bytes();
-        } else if addr == self.ports + RESET_OFFSET
+        } else if (region, offset) == (CONFIG_PORTS, RESET_OFFSET)
             && let [byte] = data
         {
             *byte = self.reset_control.read();
         }
     }
 
-    fn write(&mut self, addr: u64, data: &[u8]) {
-        if let Some(target) = self.decode(addr) {
+    fn write(&mut self, region: Region, offset: u64, data: &[u8]) {
+        if let Some(target) = self.decode(region, offset) {
             self.write_function(&target, data);
-        } else if addr == self.ports
+        } else if (region, offset) == (CONFIG_PORTS, ADDRESS_OFFSET)
             && let Ok(dword) = <[u8; 4]>::try_from(data)
         {
             self.address = u32::from_le_bytes(dword) & ADDRESS_BITS;
-        } else if addr == self.ports + RESET_OFFSET
+        } else if (region, offset) == (CONFIG_PORTS, RESET_OFFSET)
             && let [byte] = data
         {
             self.reset_control.write(*byte);
@@ -239,8 +241,6 @@ impl Device for PciHost {
 impl fmt::Debug for PciHost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PciHost")
-            .field("ports", &self.ports)
-            .field("ecam", &self.ecam)
             .field("address", &self.address)
             .field("functions", &self.functions.iter().flatten().count())
             .finish_non_exhaustive()
@@ -257,14 +257,54 @@ mod tests {
     use crate::life::{GuestEvent, Inbox};
     use proptest::prelude::*;
 
+    /// Where a guest finds the window.
     const ECAM: u64 = 0xe000_0000;
 
-    fn host() -> (PciHost, Inbox) {
-        let (guest, _, events) = channel();
-        (PciHost::new(0xcf8, ECAM..ECAM + (256 << 20), guest), events)
+    /// The root complex at a guest's addresses.
+    struct Host(PciHost);
+
+    impl Host {
+        fn place(addr: u64) -> (Region, u64) {
+            match addr.checked_sub(ECAM) {
+                Some(offset) => (super::ECAM, offset),
+                None => (CONFIG_PORTS, addr - 0xcf8),
+            }
+        }
+
+        fn insert(&mut self, at: DevFn, function: Box<dyn PciFunction>) {
+            assert!(self.0.insert(at, function).is_none());
+        }
     }
 
-    fn by_ports(host: &mut PciHost, bdf: u32, offset: u32) -> u32 {
+    impl LockedDevice for Host {
+        fn name(&self) -> &str {
+            self.0.name()
+        }
+        fn reset(&mut self) {
+            self.0.reset();
+        }
+        fn read(&mut self, _region: Region, addr: u64, data: &mut [u8]) {
+            let (region, offset) = Self::place(addr);
+            self.0.read(region, offset, data);
+        }
+        fn write(&mut self, _region: Region, addr: u64, data: &[u8]) {
+            let (region, offset) = Self::place(addr);
+            self.0.write(region, offset, data);
+        }
+        fn save(&self, to: &mut Encoder) {
+            self.0.save(to);
+        }
+        fn load(&mut self, from: &mut Decoder<'_>) -> Result<(), StateError> {
+            self.0.load(from)
+        }
+    }
+
+    fn host() -> (Host, Inbox) {
+        let (guest, _, events) = channel();
+        (Host(PciHost::new(guest)), events)
+    }
+
+    fn by_ports(host: &mut Host, bdf: u32, offset: u32) -> u32 {
         outl(host, 0xcf8, ADDRESS_ENABLE | bdf << 8 | offset);
         inl(host, 0xcfc)
     }
@@ -389,7 +429,7 @@ mod tests {
     fn every_width_and_place_reaches_the_right_bytes() {
         let (mut h, _) = host();
         let at = DevFn::new(3, 1).unwrap();
-        assert!(h.insert(at, Box::new(Ram(vec![0; 1024]))).is_none());
+        h.insert(at, Box::new(Ram(vec![0; 1024])));
         let ecam = ECAM + (0x19 << 12);
         outl(&mut h, ecam + 0x40, 0x4433_2211);
         outb(&mut h, ecam + 0x42, 0xaa);
@@ -399,11 +439,11 @@ mod tests {
         outw(&mut h, 0xcfd, 0xbbcc);
         assert_eq!(inl(&mut h, ecam + 0x40), 0x44bb_cc11);
         // Eight bytes are two registers.
-        h.write(ecam + 0xffc - 4, &[1, 2, 3, 4, 5, 6, 7, 8]);
+        h.write(Region::ONLY, ecam + 0xffc - 4, &[1, 2, 3, 4, 5, 6, 7, 8]);
         assert_eq!(inl(&mut h, ecam + 0xffc), 0x0807_0605);
         // Past the end there is nothing, also not the next function.
         let mut data = [0xff; 8];
-        h.read(ecam + 0xffc, &mut data);
+        h.read(Region::ONLY, ecam + 0xffc, &mut data);
         assert_eq!(data, [5, 6, 7, 8, 0xff, 0xff, 0xff, 0xff]);
     }
 
@@ -436,8 +476,8 @@ mod tests {
         #[test]
         fn it_comes_back_after_any_accesses(ports in accesses(PORTS + 4), mmio in accesses(0x3000)) {
             let (mut h, _) = host();
-            replay(&mut h, ECAM, mmio);
-            replay(&mut h, 0xcf8, ports);
+            replay(&mut h.0, super::ECAM, mmio);
+            replay(&mut h.0, CONFIG_PORTS, ports);
             let (mut fresh, events) = host();
             assert_comes_back(&h, &mut fresh);
             prop_assert!(events.take_guest_events().is_empty(), "a restore is no reset");
@@ -447,15 +487,17 @@ mod tests {
         fn no_state_harms(body in hostile(), ports in accesses(PORTS + 4)) {
             let (mut h, _) = host();
             body.load_into(&mut h);
-            replay(&mut h, 0xcf8, ports);
+            replay(&mut h.0, CONFIG_PORTS, ports);
         }
 
         #[test]
         fn no_access_sequence_panics(ports in accesses(PORTS + 4), mmio in accesses(0x3000)) {
             let (mut h, _) = host();
-            replay(&mut h, 0xcf8, ports);
-            replay(&mut h, ECAM, mmio.clone());
-            replay(&mut h, ECAM + (256 << 20) - 0x2000, mmio);
+            replay(&mut h.0, CONFIG_PORTS, ports);
+            replay(&mut h.0, super::ECAM, mmio.clone());
+            let end = (256 << 20) - 0x2000;
+            let at_end = mmio.into_iter().map(|(write, at, data)| (write, end + at, data));
+            replay(&mut h.0, super::ECAM, at_end.collect());
         }
     }
 }

@@ -8,7 +8,7 @@ mod host;
 mod reset_control;
 
 pub use bridge::{DEVICE_ID, HostBridge, VENDOR_ID};
-pub use host::{PORTS, PciHost};
+pub use host::{CONFIG_PORTS, ECAM, PORTS, PciHost};
 
 use crate::state::{Decoder, Encoder, StateError};
 

@@ -14,12 +14,14 @@ use std::time::Duration;
 use self::calendar::{Alarm, Mode, TimeRegisters};
 use super::clock::{Clock, Timed};
 use super::io_thread::Waker;
-use crate::bus::Device;
+use crate::bus::{LockedDevice, Region};
 use crate::irq::IrqLine;
 use crate::state::{Decoder, Encoder, StateError};
 
-/// Index port, data port.
+/// The ports.
 pub const PORTS: u64 = 2;
+const INDEX: u64 = 0;
+const DATA: u64 = 1;
 
 // Registers (MC146818A data sheet; the century is where ACPI's FADT says, and everybody has it).
 const SECOND: u8 = 0x00;
@@ -70,7 +72,6 @@ const UPDATE_WINDOW: Duration = Duration::from_micros(244 + 1984);
 /// The clock and its RAM.
 #[derive(Debug)]
 pub struct Cmos {
-    base: u64,
     irq: IrqLine,
     clock: Arc<dyn Clock>,
     waker: Waker,
@@ -88,9 +89,8 @@ pub struct Cmos {
 }
 
 impl Cmos {
-    /// At ports `base..base + PORTS`, with the RAM filled in as firmware would for this machine.
+    /// With the RAM filled in as firmware would for this machine.
     pub fn new(
-        base: u16,
         irq: IrqLine,
         clock: Arc<dyn Clock>,
         waker: Waker,
@@ -101,7 +101,6 @@ impl Cmos {
         ram[usize::from(A)] = A_POWER_ON;
         ram[usize::from(B)] = B_24_HOURS;
         let mut cmos = Self {
-            base: u64::from(base),
             irq,
             clock,
             waker,
@@ -347,7 +346,7 @@ impl Cmos {
     }
 }
 
-impl Device for Cmos {
+impl LockedDevice for Cmos {
     fn name(&self) -> &str {
         "cmos"
     }
@@ -360,21 +359,21 @@ impl Device for Cmos {
         self.drive();
     }
 
-    fn read(&mut self, addr: u64, data: &mut [u8]) {
-        for (byte, addr) in data.iter_mut().zip(addr..) {
+    fn read(&mut self, _region: Region, offset: u64, data: &mut [u8]) {
+        for (byte, offset) in data.iter_mut().zip(offset..) {
             // The index port is write-only.
-            if addr.wrapping_sub(self.base) == 1 {
+            if offset == DATA {
                 *byte = self.read_data();
             }
         }
     }
 
-    fn write(&mut self, addr: u64, data: &[u8]) {
-        for (byte, addr) in data.iter().zip(addr..) {
-            match addr.wrapping_sub(self.base) {
+    fn write(&mut self, _region: Region, offset: u64, data: &[u8]) {
+        for (byte, offset) in data.iter().zip(offset..) {
+            match offset {
                 // Bit 7 masks NMIs; nothing here raises any.
-                0 => self.index = byte & 0x7f,
-                1 => self.write_data(*byte),
+                INDEX => self.index = byte & 0x7f,
+                DATA => self.write_data(*byte),
                 _ => {}
             }
         }

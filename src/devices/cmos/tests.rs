@@ -25,19 +25,19 @@ fn bench() -> Bench {
         below_4g: 1 << 30,
         above_4g: 0,
     };
-    let cmos = Cmos::new(0x70, irq, clock.clone(), io.waker(), memory, 1);
+    let cmos = Cmos::new(irq, clock.clone(), io.waker(), memory, 1);
     Bench { cmos, line, clock }
 }
 
 impl Bench {
     fn get(&mut self, index: u8) -> u8 {
-        outb(&mut self.cmos, 0x70, index);
-        inb(&mut self.cmos, 0x71)
+        outb(&mut self.cmos, INDEX, index);
+        inb(&mut self.cmos, DATA)
     }
 
     fn put(&mut self, index: u8, value: u8) {
-        outb(&mut self.cmos, 0x70, index);
-        outb(&mut self.cmos, 0x71, value);
+        outb(&mut self.cmos, INDEX, index);
+        outb(&mut self.cmos, DATA, value);
     }
 
     /// Century, year, month, day, hour, minute, second.
@@ -215,9 +215,9 @@ fn ram_is_kept_and_the_index_ignores_the_nmi_bit() {
     let mut b = bench();
     b.put(0x0f, 0x0a);
     assert_eq!(b.get(0x8f), 0x0a);
-    outw(&mut b.cmos, 0x70, 0x5533);
+    outw(&mut b.cmos, INDEX, 0x5533);
     assert_eq!(b.get(0x33), 0x55, "index and data in one access");
-    assert_eq!(inw(&mut b.cmos, 0x70), 0x55ff, "the index cannot be read");
+    assert_eq!(inw(&mut b.cmos, INDEX), 0x55ff, "the index cannot be read");
     assert_eq!(b.get(0x34), 0x00);
     assert_eq!(b.get(0x35), 0x3f, "1 GiB less 16 MiB");
     b.cmos.reset();
@@ -268,7 +268,7 @@ proptest! {
     fn it_comes_back_after_any_accesses(seq in accesses(PORTS + 2), skip in 0_u64..10_000_000) {
         let (mut b, mut fresh) = (bench(), bench());
         for chunk in seq.chunks(4) {
-            replay(&mut b.cmos, 0x70, chunk.to_vec());
+            replay(&mut b.cmos, Region::ONLY, chunk.to_vec());
             b.run(Duration::from_millis(skip));
             fresh.clock.advance(Duration::from_millis(skip));
         }
@@ -285,7 +285,7 @@ proptest! {
         body.load_into(&mut b.cmos);
         for chunk in seq.chunks(4) {
             b.cmos.until_due();
-            replay(&mut b.cmos, 0x70, chunk.to_vec());
+            replay(&mut b.cmos, Region::ONLY, chunk.to_vec());
             b.run(Duration::from_millis(skip));
         }
         b.time();
@@ -295,7 +295,7 @@ proptest! {
     fn no_access_sequence_panics(seq in accesses(PORTS + 2), skip in 0_u64..10_000_000_000) {
         let mut b = bench();
         for chunk in seq.chunks(4) {
-            replay(&mut b.cmos, 0x70, chunk.to_vec());
+            replay(&mut b.cmos, Region::ONLY, chunk.to_vec());
             b.run(Duration::from_millis(skip));
             b.cmos.until_due();
         }

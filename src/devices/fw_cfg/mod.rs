@@ -8,11 +8,13 @@ mod items;
 
 pub use items::Items;
 
-use crate::bus::Device;
+use crate::bus::{LockedDevice, Region};
 use crate::state::{Decoder, Encoder, StateError};
 
-/// The ports: the selector and, one above it, data.
+/// The ports.
 pub const PORTS: u64 = 2;
+const SELECTOR: u64 = 0;
+const DATA: u64 = 1;
 
 /// In a selector: the item is selected for writing. Writing by the data port ended with QEMU 2.4; reads ignore the bit.
 const WRITE_CHANNEL: u16 = 1 << 14;
@@ -20,7 +22,6 @@ const WRITE_CHANNEL: u16 = 1 << 14;
 /// The device.
 #[derive(Debug)]
 pub struct FwCfg {
-    selector_port: u64,
     items: Items,
     /// The selected item's key, as it was written.
     selector: u16,
@@ -29,10 +30,9 @@ pub struct FwCfg {
 }
 
 impl FwCfg {
-    /// At `selector_port` and the port above it.
-    pub fn new(selector_port: u16, items: Items) -> Self {
+    /// Offers `items`.
+    pub fn new(items: Items) -> Self {
         Self {
-            selector_port: u64::from(selector_port),
             items,
             selector: 0,
             offset: 0,
@@ -52,7 +52,7 @@ impl FwCfg {
     }
 }
 
-impl Device for FwCfg {
+impl LockedDevice for FwCfg {
     fn name(&self) -> &str {
         "fw-cfg"
     }
@@ -62,18 +62,18 @@ impl Device for FwCfg {
         self.offset = 0;
     }
 
-    fn read(&mut self, addr: u64, data: &mut [u8]) {
+    fn read(&mut self, _region: Region, offset: u64, data: &mut [u8]) {
         // The data port has one byte; wider accesses find an empty bus, as in QEMU.
         if let [byte] = data
-            && addr == self.selector_port + 1
+            && offset == DATA
         {
             *byte = self.next_byte();
         }
     }
 
-    fn write(&mut self, addr: u64, data: &[u8]) {
+    fn write(&mut self, _region: Region, offset: u64, data: &[u8]) {
         if let Ok(selector) = data.try_into()
-            && addr == self.selector_port
+            && offset == SELECTOR
         {
             self.selector = u16::from_le_bytes(selector);
             self.offset = 0;

@@ -9,7 +9,6 @@ use crate::devices::testing::{
 };
 use crate::life::channel;
 
-const COM1: u64 = 0x3f8;
 const LSR_DATA_READY: u8 = 1 << 0;
 const MSR: u8 = 6;
 const SCRATCH: u8 = 7;
@@ -17,18 +16,15 @@ const SCRATCH: u8 = 7;
 fn serial() -> (Serial, Arc<LineRecorder>) {
     let (recorder, irq) = LineRecorder::line();
     let io = IoThread::new(channel().1).unwrap();
-    (
-        Serial::new("serial0", 0x3f8, irq, Some(io.waker())),
-        recorder,
-    )
+    (Serial::new("serial0", irq, Some(io.waker())), recorder)
 }
 
 fn get(s: &mut Serial, register: u8) -> u8 {
-    inb(s, COM1 + u64::from(register))
+    inb(s, u64::from(register))
 }
 
 fn put(s: &mut Serial, register: u8, value: u8) {
-    outb(s, COM1 + u64::from(register), value);
+    outb(s, u64::from(register), value);
 }
 
 fn sent(s: &mut Serial) -> Vec<u8> {
@@ -183,11 +179,11 @@ fn a_full_queue_shows_as_a_busy_transmitter() {
 #[test]
 fn without_a_reader_output_costs_nothing() {
     let (_, irq) = LineRecorder::line();
-    let mut s = Serial::new("serial1", 0x2f8, irq, None);
+    let mut s = Serial::new("serial1", irq, None);
     for _ in 0..2 * TxQueue::CAPACITY {
-        outb(&mut s, 0x2f8, b'x');
+        put(&mut s, DATA, b'x');
     }
-    assert_eq!(inb(&mut s, 0x2fd) & LSR_THR_EMPTY, LSR_THR_EMPTY);
+    assert_eq!(get(&mut s, LSR) & LSR_THR_EMPTY, LSR_THR_EMPTY);
     assert_eq!(sent(&mut s), b"");
 }
 
@@ -216,11 +212,15 @@ fn a_break_comes_after_what_was_received_before() {
 #[test]
 fn wide_accesses_touch_consecutive_registers() {
     let (mut s, _) = serial();
-    outw(&mut s, COM1 + 3, 0x0b83);
-    assert_eq!(inw(&mut s, COM1 + 3), 0x0b83);
-    outw(&mut s, COM1, 0x0001);
-    assert_eq!(inw(&mut s, COM1), 0x0001, "both halves of the divisor");
-    assert_eq!(inw(&mut s, COM1 + 7) >> 8, 0xff, "past the end");
+    outw(&mut s, u64::from(LCR), 0x0b83);
+    assert_eq!(inw(&mut s, u64::from(LCR)), 0x0b83);
+    outw(&mut s, u64::from(DATA), 0x0001);
+    assert_eq!(
+        inw(&mut s, u64::from(DATA)),
+        0x0001,
+        "both halves of the divisor"
+    );
+    assert_eq!(inw(&mut s, u64::from(SCRATCH)) >> 8, 0xff, "past the end");
 }
 
 #[test]
@@ -266,7 +266,7 @@ proptest! {
         is_break: bool,
     ) {
         let (mut s, line) = serial();
-        replay(&mut s, COM1, seq);
+        replay(&mut s, Region::ONLY, seq);
         s.input(&typed);
         if is_break {
             s.input_break();
@@ -284,7 +284,7 @@ proptest! {
     fn no_state_harms(body in hostile(), seq in accesses(PORTS + 2)) {
         let (mut s, line) = serial();
         body.load_into(&mut s);
-        replay(&mut s, COM1, seq);
+        replay(&mut s, Region::ONLY, seq);
         if s.input_room() > 0 {
             s.input(b"x");
         }
@@ -299,7 +299,7 @@ proptest! {
         typed in proptest::collection::vec(any::<u8>(), 0..40),
     ) {
         let (mut s, line) = serial();
-        replay(&mut s, COM1, seq);
+        replay(&mut s, Region::ONLY, seq);
         if s.input_room() > 0 {
             s.input(&typed);
         }

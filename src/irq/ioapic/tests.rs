@@ -3,8 +3,6 @@ use proptest::prelude::*;
 use super::*;
 use crate::devices::testing::{accesses, assert_comes_back, hostile, inl, outb, outl, replay};
 
-const BASE: u64 = 0xfec0_0000;
-
 #[derive(Debug, Default)]
 struct Recorder {
     sent: Mutex<Vec<Msi>>,
@@ -30,19 +28,19 @@ struct Bench {
 fn bench() -> Bench {
     let msi = Arc::new(Recorder::default());
     let ioapic = Arc::new(IoApic::new(msi.clone()));
-    let mmio = IoApicMmio::new(BASE, ioapic.clone());
+    let mmio = IoApicMmio::new(ioapic.clone());
     Bench { msi, ioapic, mmio }
 }
 
 impl Bench {
     fn get(&mut self, index: u8) -> u32 {
-        outb(&mut self.mmio, BASE, index);
-        inl(&mut self.mmio, BASE + IOWIN)
+        outb(&mut self.mmio, IOREGSEL, index);
+        inl(&mut self.mmio, IOWIN)
     }
 
     fn put(&mut self, index: u8, value: u32) {
-        outl(&mut self.mmio, BASE, index.into());
-        outl(&mut self.mmio, BASE + IOWIN, value);
+        outl(&mut self.mmio, IOREGSEL, index.into());
+        outl(&mut self.mmio, IOWIN, value);
     }
 
     /// Writes a redirection entry, upper half first.
@@ -77,7 +75,7 @@ fn registers_read_as_the_data_sheet_says() {
     assert_eq!(b.get(0x3f), 0xff00_0000);
     assert_eq!(b.get(0x40), 0xffff_ffff, "there is no pin 24");
     assert_eq!(b.get(0x05), 0xffff_ffff);
-    assert_eq!(inl(&mut b.mmio, BASE), 0x05, "the index reads back");
+    assert_eq!(inl(&mut b.mmio, IOREGSEL), 0x05, "the index reads back");
 }
 
 #[test]
@@ -133,7 +131,7 @@ fn a_level_is_sent_again_after_eoi_while_driven() {
     assert_eq!(b.sent().len(), 1);
     b.set(9, false);
     // By the register, as directed EOI does.
-    outl(&mut b.mmio, BASE + EOI, 0x51);
+    outl(&mut b.mmio, EOI, 0x51);
     assert!(b.sent().is_empty());
     assert_eq!(b.get(0x22), 0x8051);
 }
@@ -251,7 +249,7 @@ proptest! {
     ) {
         let mut b = bench();
         for (access, (gsi, high)) in seq.chunks(2).zip(levels) {
-            replay(&mut b.mmio, BASE, access.to_vec());
+            replay(&mut b.mmio, Region::ONLY, access.to_vec());
             b.set(gsi, high);
         }
         let mut fresh = bench();
@@ -264,7 +262,7 @@ proptest! {
     fn no_state_harms(body in hostile(), seq in accesses(0x48), vector: u8) {
         let mut b = bench();
         body.load_into(&mut b.mmio);
-        replay(&mut b.mmio, BASE, seq);
+        replay(&mut b.mmio, Region::ONLY, seq);
         b.ioapic.eoi(vector);
     }
 
@@ -276,7 +274,7 @@ proptest! {
     ) {
         let mut b = bench();
         for (access, (gsi, high)) in seq.chunks(2).zip(levels) {
-            replay(&mut b.mmio, BASE, access.to_vec());
+            replay(&mut b.mmio, Region::ONLY, access.to_vec());
             b.set(gsi, high);
             b.ioapic.eoi(vector);
         }

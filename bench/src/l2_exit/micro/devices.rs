@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use hypernest::bus::Device;
+use hypernest::bus::{LockedDevice, Region};
 use hypernest::machine::{ExitCounters, ExtraPorts};
 use hypernest::state::{Decoder, Encoder, StateError};
 use hypernest::units::VpIndex;
@@ -103,7 +103,7 @@ impl Bell {
     }
 }
 
-impl Device for Bell {
+impl LockedDevice for Bell {
     fn name(&self) -> &str {
         "doorbell"
     }
@@ -112,18 +112,18 @@ impl Device for Bell {
         self.resets.power_on();
     }
 
-    fn read(&mut self, addr: u64, data: &mut [u8]) {
-        if addr == u64::from(DOORBELL_PORT)
+    fn read(&mut self, _region: Region, offset: u64, data: &mut [u8]) {
+        if offset == 0
             && let Ok(data) = <&mut [u8; 4]>::try_from(data)
         {
             *data = DOORBELL_PRESENT.to_le_bytes();
         }
     }
 
-    fn write(&mut self, addr: u64, data: &[u8]) {
+    fn write(&mut self, _region: Region, offset: u64, data: &[u8]) {
         // Before anything else that could make the host exit.
         let exits = self.exits();
-        let (true, Ok(data)) = (addr == u64::from(DOORBELL_PORT), <[u8; 4]>::try_from(data)) else {
+        let (true, Ok(data)) = (offset == 0, <[u8; 4]>::try_from(data)) else {
             return;
         };
         match Doorbell::from_value(u32::from_le_bytes(data)) {
@@ -160,16 +160,8 @@ impl Device for Bell {
 /// first byte.
 pub(super) fn ports(console: Console, bell: Bell) -> [ExtraPorts; 2] {
     [
-        ExtraPorts {
-            first: CONSOLE_PORT,
-            count: 1,
-            device: Arc::new(Mutex::new(console)),
-        },
-        ExtraPorts {
-            first: DOORBELL_PORT,
-            count: 4,
-            device: Arc::new(Mutex::new(bell)),
-        },
+        ExtraPorts::new(CONSOLE_PORT, 1, Arc::new(Mutex::new(console))),
+        ExtraPorts::new(DOORBELL_PORT, 4, Arc::new(Mutex::new(bell))),
     ]
 }
 
@@ -220,13 +212,13 @@ mod tests {
 
         fn say(&mut self, text: &str) {
             for piece in text.as_bytes().chunks(4) {
-                self.console.write(CONSOLE_PORT.into(), piece);
+                self.console.write(Region::ONLY, 0, piece);
             }
         }
 
         fn ring(&mut self, value: Doorbell) {
             let value = value.value().unwrap().to_le_bytes();
-            self.bell.write(DOORBELL_PORT.into(), &value);
+            self.bell.write(Region::ONLY, 0, &value);
         }
 
         fn board(&self, board: &Board, samples: &[[u64; 4]]) {
@@ -359,10 +351,10 @@ mod tests {
     fn a_guest_can_ask_whether_somebody_listens() {
         let mut guest = Guest::new();
         let mut present = [0; 4];
-        guest.bell.read(DOORBELL_PORT.into(), &mut present);
+        guest.bell.read(Region::ONLY, 0, &mut present);
         assert_eq!(u32::from_le_bytes(present), DOORBELL_PRESENT);
         let mut other = [0xff; 2];
-        guest.bell.read(DOORBELL_PORT.into(), &mut other);
+        guest.bell.read(Region::ONLY, 0, &mut other);
         assert_eq!(other, [0xff; 2]);
     }
 }

@@ -1,0 +1,81 @@
+//! What the machine, as opposed to the bus, calls of a device.
+
+use std::sync::{Arc, Mutex};
+
+use super::{Handler, Region, lock};
+use crate::state::{Decoder, Encoder, StateError};
+
+/// A device as the machine sees it.
+pub trait Device: Send + Sync {
+    /// A short name for messages, statistics and its section in a saved VM, e.g. `serial0`.
+    fn name(&self) -> String;
+
+    /// Returns to the power-on state.
+    fn reset(&self);
+
+    /// The version of what [`Device::save`] writes. [`Device::load`] takes this one and the one before.
+    fn state_version(&self) -> u32 {
+        1
+    }
+
+    /// Saves everything that the guest could notice, other than the configuration. No vCPU runs.
+    fn save(&self, to: &mut Encoder);
+
+    /// Loads what was saved, and drives its interrupt lines accordingly. `from` is hostile; after an error
+    /// the device may be anything that does no harm.
+    ///
+    /// # Errors
+    /// If something is missing or invalid.
+    fn load(&self, from: &mut Decoder<'_>) -> Result<(), StateError>;
+}
+
+/// A device among others.
+pub type SharedDevice = Arc<dyn Device>;
+
+/// A device whose whole state one lock guards: a `Mutex` of it is a [`Device`] and a [`Handler`]. The methods
+/// are theirs.
+#[expect(missing_docs, reason = "documented where the methods come from")]
+pub trait LockedDevice: Send {
+    fn name(&self) -> &str;
+    fn reset(&mut self);
+    fn read(&mut self, region: Region, offset: u64, data: &mut [u8]);
+    fn write(&mut self, region: Region, offset: u64, data: &[u8]);
+    fn state_version(&self) -> u32 {
+        1
+    }
+    fn save(&self, to: &mut Encoder);
+    #[expect(clippy::missing_errors_doc, reason = "as in Device")]
+    fn load(&mut self, from: &mut Decoder<'_>) -> Result<(), StateError>;
+}
+
+impl<D: LockedDevice + ?Sized> Handler for Mutex<D> {
+    fn read(&self, region: Region, offset: u64, data: &mut [u8]) {
+        lock(self).read(region, offset, data);
+    }
+
+    fn write(&self, region: Region, offset: u64, data: &[u8]) {
+        lock(self).write(region, offset, data);
+    }
+}
+
+impl<D: LockedDevice + ?Sized> Device for Mutex<D> {
+    fn name(&self) -> String {
+        lock(self).name().to_owned()
+    }
+
+    fn reset(&self) {
+        lock(self).reset();
+    }
+
+    fn state_version(&self) -> u32 {
+        lock(self).state_version()
+    }
+
+    fn save(&self, to: &mut Encoder) {
+        lock(self).save(to);
+    }
+
+    fn load(&self, from: &mut Decoder<'_>) -> Result<(), StateError> {
+        lock(self).load(from)
+    }
+}
