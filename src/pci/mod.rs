@@ -3,8 +3,12 @@
 //! There is one bus, number 0, with one function on it: the host bridge. Whatever is added later is a [`PciFunction`] in a
 //! slot; both ways of access reach it alike.
 
+pub mod bar;
 mod bridge;
+pub mod caps;
+pub mod header;
 mod host;
+pub mod msix;
 mod reset_control;
 
 pub use bridge::{DEVICE_ID, HostBridge, VENDOR_ID};

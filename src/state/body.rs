@@ -58,6 +58,13 @@ impl Encoder {
         self.bytes(value.as_bytes());
     }
 
+    /// Appends a part of a section: it has a name and a version of its own.
+    pub fn part(&mut self, name: &str, version: u32, body: Self) {
+        self.str(name);
+        self.u32(version);
+        self.bytes(&body.0);
+    }
+
     /// The finished body.
     pub fn into_body(self) -> Vec<u8> {
         self.0
@@ -186,6 +193,28 @@ impl<'a> Decoder<'a> {
         std::str::from_utf8(bytes).map_err(|e| self.invalid(item, e.to_string()))
     }
 
+    /// Reads the next part, which must be `name` in version `current` or the one before.
+    ///
+    /// # Errors
+    /// If it is another, or the body ends too early.
+    pub fn part(&mut self, name: &str, current: u32) -> Result<Self, StateError> {
+        let found = self.str("name of a part")?;
+        if found != name {
+            let why = format!("{found:?} where {name} should be");
+            return Err(self.invalid("name of a part", why));
+        }
+        let version = self.u32("version of a part")?;
+        if !(current.saturating_sub(1).max(1)..=current).contains(&version) {
+            let why = format!("version {version}; this version of hypernest reads {current}");
+            return Err(self.invalid(name, why));
+        }
+        Ok(Self {
+            section: self.section,
+            version,
+            rest: self.bytes(name)?,
+        })
+    }
+
     /// Reads the number of elements that follow, each at least `element` bytes long: so many must fit into what is left.
     ///
     /// # Errors
@@ -264,6 +293,26 @@ mod tests {
         assert_eq!(d.bytes("a").unwrap(), b"six");
         assert_eq!(d.array("a").unwrap(), *b"sev");
         assert_eq!(d.str("a").unwrap(), "acht");
+        d.finish().unwrap();
+    }
+
+    #[test]
+    fn parts_come_back_in_their_order_and_version() {
+        let mut inner = Encoder::new();
+        inner.u16(7);
+        let mut e = Encoder::new();
+        e.part("header", 2, inner);
+        e.part("rest", 1, Encoder::new());
+        let body = e.into_body();
+        let mut d = Decoder::new("s", 1, &body);
+        for (name, current) in [("rest", 1), ("header", 1), ("header", 4)] {
+            d.clone().part(name, current).unwrap_err();
+        }
+        d.clone().part("header", 3).unwrap();
+        let mut part = d.part("header", 2).unwrap();
+        assert_eq!((part.version(), part.u16("x").unwrap()), (2, 7));
+        part.finish().unwrap();
+        d.part("rest", 1).unwrap().finish().unwrap();
         d.finish().unwrap();
     }
 
