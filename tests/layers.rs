@@ -11,9 +11,6 @@ const LAYERS: [&str; 26] = [
     "main",
 ];
 
-/// Uses of higher layers that are still there, as (user, used): docs/decisions/0014-layers.md names what removes each.
-const KNOWN: [(&str, &str); 2] = [("life", "machine"), ("time", "machine")];
-
 /// The declarations of the modules: no code.
 const ROOT: &str = "lib";
 
@@ -30,20 +27,7 @@ fn modules_use_only_lower_layers() {
         })
         .collect();
     assert!(files.len() > 100, "the sources are not read: {files:?}");
-    let known = |v: &&String| {
-        KNOWN
-            .iter()
-            .any(|(user, used)| v.contains(&uses(user, used)))
-    };
-    let unknown: Vec<_> = violations.iter().filter(|v| !known(v)).cloned().collect();
-    assert!(unknown.is_empty(), "\n{}", unknown.join("\n"));
-    for (user, used) in KNOWN {
-        let text = uses(user, used);
-        assert!(
-            violations.iter().any(|v| v.contains(&text)),
-            "no longer true, remove it: {text}"
-        );
-    }
+    assert!(violations.is_empty(), "\n{}", violations.join("\n"));
 }
 
 fn uses(user: &str, used: &str) -> String {

@@ -2,11 +2,9 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use super::{GuestEvent, Job, Request, UserRequest, VmEnded};
-use crate::machine::Running;
+use super::{GuestEvent, Request, UserRequest};
 
 /// How many requests of users may wait. A sender waits while there are so many; to end the VM is always taken.
 const MAX_REQUESTS: usize = 64;
@@ -97,24 +95,6 @@ impl MachineHandle {
     /// Asks for the exit statistics so far.
     pub fn write_stats(&self) {
         self.send(UserRequest::WriteStats);
-    }
-
-    /// Runs `job` with the running machine on the machine's main thread, and waits for the result. Neither that thread
-    /// itself nor one that it waits for may call this.
-    ///
-    /// # Errors
-    /// If the VM ends before it is done.
-    pub fn run_on_main<R: Send + 'static>(
-        &self,
-        job: impl FnOnce(&mut Running<'_>) -> R + Send + 'static,
-    ) -> Result<R, VmEnded> {
-        let (done, result) = sync_channel(1);
-        self.send(UserRequest::Job(Job::new(Box::new(move |machine| {
-            // The caller waits for it, and the channel has room for one.
-            let _caller_waits = done.send(job(machine));
-        }))));
-        // A machine that has ended drops the job, and the sender with it.
-        result.recv().map_err(|_| VmEnded)
     }
 
     /// Ends the VM if the calling thread panics while the result lives.
@@ -222,6 +202,7 @@ impl Drop for Inbox {
 mod tests {
     use super::*;
     use crate::hyperv::HypervCrash;
+    use crate::life::VmEnded;
 
     fn crash(vcpu: u32, p0: u64) -> GuestEvent {
         GuestEvent::Crash {

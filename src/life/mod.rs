@@ -12,7 +12,8 @@ mod inbox;
 #[cfg(test)]
 mod model_tests;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::any::Any;
+use std::sync::Arc;
 
 use thiserror::Error;
 
@@ -20,7 +21,6 @@ pub use decision::{Due, LifeState, OnCrash, Outcome, RunState};
 pub use inbox::{GuestEvents, Inbox, MachineHandle, ThreadWatch, channel};
 
 use crate::hyperv::HypervCrash;
-use crate::machine::Running;
 
 /// What the guest does that concerns the VM as a whole.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -105,23 +105,20 @@ pub enum UserRequest {
     Job(Job),
 }
 
-type Work = Box<dyn FnOnce(&mut Running<'_>) + Send>;
-
-/// Work for the machine's main thread, done once. Clones are of the same work.
+/// Work for the machine's main thread. Clones are of the same work. Only the layer that knows the machine can
+/// look into it.
 #[derive(Clone)]
-pub struct Job(Arc<Mutex<Option<Work>>>);
+pub struct Job(Arc<dyn Any + Send + Sync>);
 
 impl Job {
-    fn new(work: Work) -> Self {
-        Self(Arc::new(Mutex::new(Some(work))))
+    /// Of `work`.
+    pub(crate) fn new(work: impl Any + Send + Sync) -> Self {
+        Self(Arc::new(work))
     }
 
-    /// Does it, unless it has been done.
-    pub(crate) fn run(&self, machine: &mut Running<'_>) {
-        let work = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(work) = work {
-            work(machine);
-        }
+    /// The work, if it is a `T`.
+    pub(crate) fn work<T: Any>(&self) -> Option<&T> {
+        self.0.downcast_ref()
     }
 }
 

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use kvm_bindings::kvm_cpuid_entry2;
 use kvm_ioctls::{VcpuFd, VmFd};
-use thiserror::Error;
 
 use super::counters::ExitCounters;
 use super::error::MachineError;
@@ -18,12 +17,12 @@ use crate::kvm::{KvmError, cap, dirty_ring, memory, tsc};
 use crate::memory::GuestRam;
 use crate::memory::dirty::PageSet;
 use crate::units::{TscKhz, VpIndex};
-use crate::vcpu::control::Control;
 use crate::vcpu::create::{self, CreateError};
 use crate::vcpu::platform::Platform;
 use crate::vcpu::ring::Ring;
+use crate::vcpu::set::Vcpus;
 use crate::vcpu::stats::{Clock, Reader, Recorder};
-use crate::vcpu::thread::{Vcpu, VcpuThread};
+use crate::vcpu::thread::Vcpu;
 
 /// KVM_CPUID_FLAG_SIGNIFCANT_INDEX: the sub-leaf matters.
 const SIGNIFICANT_INDEX: u32 = 1;
@@ -31,21 +30,12 @@ const SIGNIFICANT_INDEX: u32 = 1;
 /// Entries of a vCPU's dirty ring, if nothing else is asked for: 64 KiB.
 const DIRTY_RING: u32 = 4096;
 
-/// A vCPU cannot be reached.
-#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
-#[error("vCPU {vp} cannot be reached: its thread has ended")]
-pub struct VcpuGone {
-    /// Which.
-    pub vp: VpIndex,
-}
-
 /// A VM that is powered on. Dropping it ends the vCPU threads, then the VM.
 #[derive(Debug)]
 pub struct PowerCycle {
-    vcpus: Vec<VcpuThread>,
+    vcpus: Vcpus,
     /// A dirty ring of each vCPU, or none.
     rings: Vec<Arc<Ring>>,
-    vm: Arc<VmFd>,
     host_khz: Option<TscKhz>,
 }
 
@@ -115,17 +105,16 @@ impl PowerCycle {
             vcpus.push(thread);
         }
         let cycle = Self {
-            vcpus,
+            vcpus: Vcpus::new(vm, vcpus),
             rings,
-            vm,
             host_khz,
         };
         Ok((cycle, readers))
     }
 
-    /// The VM.
-    pub fn vm(&self) -> &Arc<VmFd> {
-        &self.vm
+    /// The vCPUs, and the VM.
+    pub fn vcpus(&self) -> &Vcpus {
+        &self.vcpus
     }
 
     /// The host's TSC frequency, where KVM knows it.
@@ -133,34 +122,11 @@ impl PowerCycle {
         self.host_khz
     }
 
-    /// All vCPUs' indices.
-    pub fn vps(&self) -> impl Iterator<Item = VpIndex> + Clone + use<> {
-        (0..).map(VpIndex).take(self.vcpus.len())
-    }
-
-    /// Runs `work` with a vCPU on its own thread, and waits for the result. KVM has completed the vCPU's last exit by then,
-    /// unless that waits for the main thread's decision on a guest event. The vCPU need not be paused; what `work` reads of
-    /// one that runs is soon out of date.
-    ///
-    /// # Errors
-    /// If there is no such vCPU, or its thread has ended or ends meanwhile.
-    pub fn on_vcpu<R: Send + 'static>(
-        &self,
-        vp: VpIndex,
-        work: impl FnOnce(&mut VcpuFd) -> R + Send + 'static,
-    ) -> Result<R, VcpuGone> {
-        let thread = usize::try_from(vp.0)
-            .ok()
-            .and_then(|index| self.vcpus.get(index));
-        let done = thread.map(|thread| thread.control().run_on_vcpu(work));
-        done.and_then(Result::ok).ok_or(VcpuGone { vp })
-    }
-
     /// Adds the pages of `ram` that were written since the last call, or since the log began, to `set` or to those that `ram`
     /// itself knows of.
     pub(super) fn take_log(&self, ram: &GuestRam, set: &mut PageSet) -> Result<(), KvmError> {
         if self.rings.is_empty() {
-            return memory::take_log(&self.vm, ram, set);
+            return memory::take_log(self.vcpus.vm(), ram, set);
         }
         self.empty_rings(ram)
     }
@@ -170,9 +136,9 @@ impl PowerCycle {
         if self.rings.is_empty() {
             return Ok(());
         }
-        for vp in self.vps() {
+        for vp in self.vcpus.vps() {
             // What a vCPU in the guest has written may be in its processor until it comes out. One whose thread has ended is out.
-            let _out = self.on_vcpu(vp, |_| ());
+            let _out = self.vcpus.on_vcpu(vp, |_| ());
         }
         for ring in &self.rings {
             ring.harvest(ram.written());
@@ -181,48 +147,7 @@ impl PowerCycle {
             return Err(KvmError::DirtyRingOverflowed);
         }
         // Before anybody reads these pages: what is written then is written down again.
-        dirty_ring::reset(&self.vm)
-    }
-
-    /// The vCPUs' steering.
-    pub(super) fn controls(&self) -> Vec<Arc<Control<VcpuFd>>> {
-        let each = self.vcpus.iter();
-        each.map(|vcpu| Arc::clone(vcpu.control())).collect()
-    }
-
-    /// Lets all vCPUs run.
-    pub(super) fn resume(&self) {
-        for vcpu in &self.vcpus {
-            vcpu.control().resume();
-        }
-    }
-
-    /// Has KVM complete the instructions that the parked vCPUs' last exits came from: until then their registers are those
-    /// before it. That may reach devices (a repeated string instruction exits per element), and so cause guest events.
-    pub(super) fn complete_exits(&self) {
-        for vp in self.vps() {
-            // A vCPU whose thread has ended has no state to be completed.
-            let _ended = self.on_vcpu(vp, |_| ());
-        }
-    }
-
-    /// Stops all vCPUs and waits until none runs guest code.
-    pub(super) fn pause(&self) {
-        for vcpu in &self.vcpus {
-            vcpu.control().pause();
-        }
-        for vcpu in &self.vcpus {
-            vcpu.control().wait_parked();
-        }
-    }
-}
-
-impl Drop for PowerCycle {
-    fn drop(&mut self) {
-        // All at once, so that the threads end in parallel; dropping each then waits for it.
-        for vcpu in &self.vcpus {
-            vcpu.control().leave();
-        }
+        dirty_ring::reset(self.vcpus.vm())
     }
 }
 

@@ -9,7 +9,7 @@ use tracing::{error, info, warn};
 
 use super::guest_log::Kind;
 use super::triple_fault::Consequence;
-use super::{Crash, Machine, MachineError, Outcome, PowerCycle, Running, State};
+use super::{Crash, Machine, MachineError, Outcome, PowerCycle, State, job};
 use crate::bus;
 use crate::error::chain;
 use crate::hyperv::HypervCrash;
@@ -27,7 +27,7 @@ impl Machine {
         };
         self.powered_on = Instant::now();
         if self.life.may_run() {
-            cycle.resume();
+            cycle.vcpus().resume();
         }
         let outcome = loop {
             match self.turn(&cycle) {
@@ -40,7 +40,7 @@ impl Machine {
                     self.show_state();
                     self.powered_on = Instant::now();
                     if self.life.may_run() {
-                        cycle.resume();
+                        cycle.vcpus().resume();
                     }
                 }
                 Some(Due::End(outcome)) => break outcome,
@@ -55,7 +55,7 @@ impl Machine {
     fn turn(&mut self, cycle: &PowerCycle) -> Option<Due> {
         self.inbox.wait();
         if self.inbox.has_guest_events() {
-            cycle.pause();
+            cycle.vcpus().pause();
             self.take_guest_events();
             self.resume(cycle);
         }
@@ -76,7 +76,7 @@ impl Machine {
     fn act(&mut self, request: UserRequest, cycle: &PowerCycle) {
         let request = match request {
             UserRequest::Life(request) => request,
-            UserRequest::Job(job) => return Running::work(self, cycle, &job),
+            UserRequest::Job(job) => return job::run(&job, self, cycle),
             UserRequest::WriteStats => {
                 if let Err(e) = self.write_stats() {
                     error!("{}", chain(&e));
@@ -96,7 +96,7 @@ impl Machine {
         }
         match request {
             Request::Pause => {
-                cycle.pause();
+                cycle.vcpus().pause();
                 self.show_state();
             }
             Request::Resume => self.resume(cycle),
@@ -149,12 +149,12 @@ impl Machine {
     /// Parks all vCPUs with their last exits completed, and acts on everything that the guest has reported until then.
     pub(super) fn park(&mut self, cycle: &PowerCycle) {
         loop {
-            cycle.pause();
+            cycle.vcpus().pause();
             self.take_guest_events();
             if self.life.due().is_some() {
                 return;
             }
-            cycle.complete_exits();
+            cycle.vcpus().complete_exits();
             // Completing repeated string instructions may have reported more: at most once per remaining element.
             if !self.inbox.has_guest_events() {
                 return;
@@ -166,7 +166,7 @@ impl Machine {
     pub(super) fn resume(&mut self, cycle: &PowerCycle) {
         if self.life.may_run() {
             if self.settle_time(cycle) {
-                cycle.resume();
+                cycle.vcpus().resume();
             } else {
                 self.life.user(Request::Pause);
             }

@@ -11,6 +11,7 @@ mod dry;
 mod error;
 mod extra_ports;
 mod guest_log;
+mod job;
 mod main_loop;
 pub mod migrate;
 mod moving;
@@ -36,7 +37,7 @@ use kvm_ioctls::Kvm;
 use tracing::{info, warn};
 
 pub use counters::ExitCounters;
-pub use cycle::{PowerCycle, VcpuGone};
+pub use cycle::PowerCycle;
 pub use dry::{DevicesWithoutVm, check_devices};
 pub use error::{Impossible, MachineError, workaround};
 pub use extra_ports::ExtraPorts;
@@ -327,7 +328,8 @@ impl Machine {
         self.tsc.native = cycle.host_khz();
         self.switched = None;
         self.show_time(false);
-        self.attachments.attach_after(Stage::Vcpus, cycle.vm())?;
+        self.attachments
+            .attach_after(Stage::Vcpus, cycle.vcpus().vm())?;
         Ok(cycle)
     }
 

@@ -29,7 +29,7 @@ impl Machine {
             return Ok(());
         }
         let ram = &self.platform.ram;
-        memory::log_writes(cycle.vm(), ram, true)?;
+        memory::log_writes(cycle.vcpus().vm(), ram, true)?;
         for piece in ram.pieces() {
             ram.written().mark(piece.gpa, piece.len);
         }
@@ -47,7 +47,7 @@ impl Machine {
         if percent == 0 {
             return;
         }
-        match Throttle::start(cycle.controls(), percent) {
+        match Throttle::start(cycle.vcpus().controls(), percent) {
             Ok(throttle) => self.moving.throttle = Some(throttle),
             Err(e) => warn!("the vCPUs cannot be slowed down: {}", chain(&e)),
         }
@@ -72,7 +72,7 @@ impl Running<'_> {
     pub fn start_log(&mut self) -> Result<(), KvmError> {
         let ram = self.ram();
         ram.written().switch(true);
-        memory::log_writes(self.cycle().vm(), &ram, true)?;
+        memory::log_writes(self.cycle().vcpus().vm(), &ram, true)?;
         self.machine().moving.logs = true;
         Ok(())
     }
@@ -93,7 +93,7 @@ impl Running<'_> {
         self.throttle(0);
         let ram = self.ram();
         if std::mem::take(&mut self.machine().moving.logs) {
-            let off = memory::log_writes(self.cycle().vm(), &ram, false);
+            let off = memory::log_writes(self.cycle().vcpus().vm(), &ram, false);
             // What is still in a ring would be taken for written when the log begins again.
             if let Err(e) = off.and_then(|()| self.cycle().empty_rings(&ram)) {
                 error!(
@@ -123,7 +123,7 @@ impl Machine {
         if let Some(cycle) = &self.restored
             && self.life.may_run()
         {
-            cycle.resume();
+            cycle.vcpus().resume();
         }
     }
 

@@ -5,7 +5,7 @@ use super::transfer::TransferError;
 use super::{Machine, Outcome};
 use crate::boot::BootFiles;
 use crate::kvm::KvmError;
-use crate::life::{Job, Request};
+use crate::life::Request;
 use crate::machine::State;
 use crate::memory::GuestRam;
 use crate::state::Sections;
@@ -18,9 +18,8 @@ pub struct Running<'a> {
 }
 
 impl<'a> Running<'a> {
-    /// Does `job` with `machine`.
-    pub(super) fn work(machine: &'a mut Machine, cycle: &'a PowerCycle, job: &Job) {
-        job.run(&mut Self { machine, cycle });
+    pub(super) fn new(machine: &'a mut Machine, cycle: &'a PowerCycle) -> Self {
+        Self { machine, cycle }
     }
 
     /// The VM and its vCPUs.
@@ -55,7 +54,7 @@ impl<'a> Running<'a> {
     /// Stops all vCPUs and waits until none runs guest code. A guest that was stopped for its crash stays so.
     pub fn pause(&mut self) {
         self.machine.life.user(Request::Pause);
-        self.cycle.pause();
+        self.cycle.vcpus().pause();
         self.machine.show_state();
     }
 
@@ -68,7 +67,7 @@ impl<'a> Running<'a> {
     /// Stops all vCPUs and holds them: neither guest nor user can run or reset the VM until [`Running::release`].
     pub fn hold(&mut self) {
         self.machine.life.hold(true);
-        self.cycle.pause();
+        self.cycle.vcpus().pause();
         self.machine.show_state();
     }
 

@@ -94,7 +94,7 @@ impl StandIns {
         };
         let len = (wanted.len() * PAGE) as u64;
         let pages = GuestRam::new(&config, &[(Gpa(first), len)])?;
-        memory::add_temporary_slots(cycle.vm(), ram, &pages)?;
+        memory::add_temporary_slots(cycle.vcpus().vm(), ram, &pages)?;
         let copies = (first..).step_by(PAGE).map(Gpa);
         let each: Result<Vec<_>, _> = wanted
             .iter()
@@ -102,7 +102,7 @@ impl StandIns {
             .map(|(wanted, copy)| put(cycle, ram, &pages, *wanted, copy))
             .collect();
         // KVM holds the pages that it took up, not their place among the guest's addresses, where no vCPU may find them.
-        memory::remove_temporary_slots(cycle.vm(), ram, &pages)?;
+        memory::remove_temporary_slots(cycle.vcpus().vm(), ram, &pages)?;
         Ok(Self {
             pages: Some(pages),
             each: each?.into_iter().flatten().collect(),
@@ -145,7 +145,7 @@ fn put(
     let clean_fields = Gpa(stand_in.0 + offset_of!(Evmcs, hv_clean_fields) as u64);
     pages.write(clean_fields, &clean::ALL.to_le_bytes())?;
     ram.write(pointer, &stand_in.0.to_le_bytes())?;
-    let processed: Result<bool, KvmError> = cycle.on_vcpu(wanted.vp, requests::process)?;
+    let processed: Result<bool, KvmError> = cycle.vcpus().on_vcpu(wanted.vp, requests::process)?;
     ram.write(pointer, &current)?;
     processed?;
     let mut bits = [0; 4];

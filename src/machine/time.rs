@@ -71,7 +71,7 @@ impl Machine {
         };
         let delivered = vp.0 < self.config.cpus.count && {
             let message = message(self.plan.cpuid.apic_id(vp.0), vector);
-            route::signal_msi(cycle.vm(), message)?
+            route::signal_msi(cycle.vcpus().vm(), message)?
         };
         if !delivered {
             warn!(
@@ -92,7 +92,7 @@ impl Machine {
         if !ending(self) {
             return true;
         }
-        cycle.pause();
+        cycle.vcpus().pause();
         let switched = self.switch(cycle);
         if let Some(registers) = bus::lock(&self.platform.partition).reenlightenment_mut() {
             registers.end_emulation();
@@ -139,10 +139,10 @@ impl Machine {
             return Ok(None);
         };
         let partition = bus::lock(&self.platform.partition).clone();
-        let mut steps = switch::steps(cycle.vps());
+        let mut steps = switch::steps(cycle.vcpus().vps());
         steps.retain(|step| !self.left_out.contains(step));
         switch::switch(
-            cycle,
+            cycle.vcpus(),
             &self.tsc,
             &self.platform.ram,
             &partition,

@@ -17,7 +17,7 @@ use std::time::Duration;
 use thiserror::Error;
 
 use super::Machine;
-use super::cycle::{PowerCycle, VcpuGone};
+use super::cycle::PowerCycle;
 use super::promise::{self, Promise};
 use super::stand_in::{StandIns, Wanted};
 use crate::bus;
@@ -33,6 +33,7 @@ use crate::state::snapshot::SnapshotError;
 use crate::state::{Decoder, Encoder, Sections, StateError};
 use crate::time::{SavedTime, TimeError, apply, capture};
 use crate::units::{Gpa, TscKhz, VpIndex};
+use crate::vcpu::set::VcpuGone;
 
 /// Sections, besides those of devices.
 const CONFIG: &str = "config";
@@ -152,7 +153,7 @@ impl Machine {
         sections.push_json(promise::SECTION, promise::VERSION, &promise)?;
 
         let partition = bus::lock(&self.platform.partition).clone();
-        let captured = capture(cycle, &self.tsc, &self.platform.ram, &partition)?;
+        let captured = capture(cycle.vcpus(), &self.tsc, &self.platform.ram, &partition)?;
         sections.push_json(TIME, VERSION, &captured.time)?;
         Ok(sections)
     }
@@ -179,20 +180,22 @@ impl Machine {
 
         let saved = self.plan.hyperv.saved_msrs();
         let extent = self.extent(cycle, &saved)?;
-        let vm_msrs = cycle.on_vcpu(FIRST, move |fd| {
+        let vm_msrs = cycle.vcpus().on_vcpu(FIRST, move |fd| {
             state::save_hyperv_msrs(FIRST, fd, &saved.vm)
         })??;
         let mut e = Encoder::new();
         encode_msrs(&mut e, &vm_msrs);
         if self.config.irqchip == Irqchip::Kernel {
-            VmState::save(cycle.vm())?.encode(&mut e);
+            VmState::save(cycle.vcpus().vm())?.encode(&mut e);
         }
         sections.push(VM, VERSION, e.into_body());
 
         self.stand_ins.refresh(&self.platform.ram)?;
-        for vp in cycle.vps() {
+        for vp in cycle.vcpus().vps() {
             let extent = extent.clone();
-            let state = cycle.on_vcpu(vp, move |fd| VcpuState::save(vp, fd, &extent))??;
+            let state = cycle
+                .vcpus()
+                .on_vcpu(vp, move |fd| VcpuState::save(vp, fd, &extent))??;
             let mut e = Encoder::new();
             state.encode(&mut e);
             sections.push(vcpu_section(vp), VcpuState::VERSION, e.into_body());
@@ -223,7 +226,7 @@ impl Machine {
         d.finish()?;
         let cpuid = self.plan.cpuid.for_vcpu(0);
         let mut vcpus = Vec::new();
-        for vp in cycle.vps() {
+        for vp in cycle.vcpus().vps() {
             let section = sections.take(&vcpu_section(vp))?;
             let mut d = section.decoder(VcpuState::VERSION)?;
             let mut state = VcpuState::decode(&mut d)?;
@@ -236,11 +239,17 @@ impl Machine {
         self.load_partition(&mut d)?;
         d.finish()?;
 
-        let away = apply(cycle, &self.tsc, time, khz, self.config.time.downtime)?;
+        let away = apply(
+            cycle.vcpus(),
+            &self.tsc,
+            time,
+            khz,
+            self.config.time.downtime,
+        )?;
         let missed = Duration::from_nanos(away);
         let extent = self.extent(cycle, &self.plan.hyperv.saved_msrs())?;
         let writes = SavedMsrs::writes(&vm_msrs);
-        cycle.on_vcpu(FIRST, move |fd| {
+        cycle.vcpus().on_vcpu(FIRST, move |fd| {
             state::restore_hyperv_msrs(FIRST, fd, &writes)
         })??;
         let wanted = vcpus
@@ -249,15 +258,17 @@ impl Machine {
         let wanted: Vec<_> = wanted.collect();
         for (vp, state) in vcpus {
             let (extent, cpu) = (extent.clone(), self.nested_cpu());
-            cycle.on_vcpu(vp, move |fd| state.restore(vp, fd, &extent, cpu))??;
+            cycle
+                .vcpus()
+                .on_vcpu(vp, move |fd| state.restore(vp, fd, &extent, cpu))??;
         }
         if let Some(state) = vm_state {
-            state.restore(cycle.vm())?;
+            state.restore(cycle.vcpus().vm())?;
         }
-        for vp in cycle.vps() {
+        for vp in cycle.vcpus().vps() {
             // By way of its kvmclock a guest is told that it was stopped, so that its watchdogs do not bark at the gap. One that
             // has no kvmclock cannot be told, and KVM says so.
-            let _has_kvmclock = cycle.on_vcpu(vp, |fd| fd.kvmclock_ctrl())?;
+            let _has_kvmclock = cycle.vcpus().on_vcpu(vp, |fd| fd.kvmclock_ctrl())?;
         }
         self.load_devices(missed, &mut sections)?;
         sections.finish()?;
@@ -279,7 +290,7 @@ impl Machine {
         let mut msrs = state::listed(&self.kvm)?;
         msrs.retain(|msr| msrs::is_visible(&cpuid, *msr));
         Ok(Extent::of(
-            cycle.vm(),
+            cycle.vcpus().vm(),
             msrs.into(),
             saved.vcpu.clone().into(),
         )?)

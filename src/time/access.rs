@@ -4,8 +4,8 @@ use kvm_ioctls::VcpuFd;
 
 use super::error::TimeError;
 use crate::kvm::{KvmError, msr};
-use crate::machine::PowerCycle;
 use crate::units::{Msr, VpIndex};
+use crate::vcpu::set::Vcpus;
 
 /// IA32_TIME_STAMP_COUNTER.
 pub(super) const IA32_TSC: Msr = Msr(0x10);
@@ -16,33 +16,24 @@ pub(super) const BOOT: VpIndex = VpIndex(0);
 
 /// Does `work`, which is to `doing` something, with a vCPU on its thread.
 pub(super) fn on_vcpu<R: Send + 'static>(
-    cycle: &PowerCycle,
+    vcpus: &Vcpus,
     vp: VpIndex,
     doing: &'static str,
     work: impl FnOnce(&mut VcpuFd) -> Result<R, KvmError> + Send + 'static,
 ) -> Result<R, TimeError> {
-    cycle
+    vcpus
         .on_vcpu(vp, work)?
         .map_err(|source| TimeError::Vcpu { doing, vp, source })
 }
 
 /// An MSR of a vCPU, if it has that.
-pub(super) fn get_msr(
-    cycle: &PowerCycle,
-    vp: VpIndex,
-    which: Msr,
-) -> Result<Option<u64>, TimeError> {
-    on_vcpu(cycle, vp, "read a register", move |fd| msr::get(fd, which))
+pub(super) fn get_msr(vcpus: &Vcpus, vp: VpIndex, which: Msr) -> Result<Option<u64>, TimeError> {
+    on_vcpu(vcpus, vp, "read a register", move |fd| msr::get(fd, which))
 }
 
 /// Sets an MSR of a vCPU.
-pub(super) fn set_msr(
-    cycle: &PowerCycle,
-    vp: VpIndex,
-    which: Msr,
-    value: u64,
-) -> Result<(), TimeError> {
-    let set = on_vcpu(cycle, vp, "set a register", move |fd| {
+pub(super) fn set_msr(vcpus: &Vcpus, vp: VpIndex, which: Msr, value: u64) -> Result<(), TimeError> {
+    let set = on_vcpu(vcpus, vp, "set a register", move |fd| {
         msr::set(fd, which, value)
     })?;
     let msr = which;

@@ -9,8 +9,8 @@ use super::plan::HostTsc;
 use super::ratio::{Ratio, ticks};
 use super::saved::{Downtime, SavedTime};
 use crate::kvm::{clock, tsc};
-use crate::machine::PowerCycle;
 use crate::units::{TscKhz, VpIndex};
+use crate::vcpu::set::Vcpus;
 
 /// Sets the clocks of a VM that has not run: its vCPUs are there, created with the frequency `khz` where KVM takes one for the
 /// whole VM; nothing that counts time has been restored. Returns how long the VM was away by its own clock, in nanoseconds.
@@ -18,14 +18,14 @@ use crate::units::{TscKhz, VpIndex};
 /// # Errors
 /// If KVM refuses.
 pub fn apply(
-    cycle: &PowerCycle,
+    vcpus: &Vcpus,
     host: &HostTsc,
     saved: &SavedTime,
     khz: TscKhz,
     downtime: Downtime,
 ) -> Result<u64, TimeError> {
-    for vp in cycle.vps() {
-        on_vcpu(cycle, vp, "set the TSC frequency", move |fd| {
+    for vp in vcpus.vps() {
+        on_vcpu(vcpus, vp, "set the TSC frequency", move |fd| {
             if tsc::khz(fd)? == khz {
                 return Ok(());
             }
@@ -38,15 +38,15 @@ pub fn apply(
         Downtime::Continue => Some(saved.realtime_ns),
         Downtime::Pause => None,
     };
-    clock::set(cycle.vm(), then, since).map_err(failed("set the VM's clock"))?;
+    clock::set(vcpus.vm(), then, since).map_err(failed("set the VM's clock"))?;
     let before = tsc::host_tsc();
-    let now = clock::get(cycle.vm()).map_err(failed("read the VM's clock"))?;
+    let now = clock::get(vcpus.vm()).map_err(failed("read the VM's clock"))?;
     let host_tsc = now.host.map_or(before, |host| host.tsc);
     let away = now.clock_ns.saturating_sub(then);
     let guest_tsc = saved.tsc.wrapping_add(ticks(away, khz));
-    for vp in cycle.vps() {
+    for vp in vcpus.vps() {
         let guest_tsc = guest_tsc.wrapping_add(saved.ahead_of_boot(vp));
-        set_tsc(cycle, vp, host.ratio(khz), guest_tsc, host_tsc)?;
+        set_tsc(vcpus, vp, host.ratio(khz), guest_tsc, host_tsc)?;
     }
     if now.host.is_none() {
         warn!(
@@ -59,20 +59,20 @@ pub fn apply(
 
 /// A vCPU's TSC reads `guest_tsc` when the host's reads `host_tsc`.
 pub(super) fn set_tsc(
-    cycle: &PowerCycle,
+    vcpus: &Vcpus,
     vp: VpIndex,
     ratio: Option<Ratio>,
     guest_tsc: u64,
     host_tsc: u64,
 ) -> Result<(), TimeError> {
-    match (ratio, offset(cycle, vp)?) {
+    match (ratio, offset(vcpus, vp)?) {
         (Some(ratio), Some(_)) => {
             let offset = ratio.offset(guest_tsc, host_tsc);
-            on_vcpu(cycle, vp, "set the TSC offset", move |fd| {
+            on_vcpu(vcpus, vp, "set the TSC offset", move |fd| {
                 tsc::set_tsc_offset(fd, offset)
             })
         }
         // KVM takes those that are written within a second for one (kvm_synchronize_tsc).
-        _ => set_msr(cycle, vp, IA32_TSC, guest_tsc),
+        _ => set_msr(vcpus, vp, IA32_TSC, guest_tsc),
     }
 }

@@ -9,9 +9,9 @@ use super::plan::HostTsc;
 use super::saved::{GuestTime, SavedTime};
 use crate::hyperv::{Partition, msr};
 use crate::kvm::{clock, tsc};
-use crate::machine::PowerCycle;
 use crate::memory::GuestRam;
 use crate::units::{Gpa, TscKhz, VpIndex};
+use crate::vcpu::set::Vcpus;
 
 /// A VM's time, and the instant on this host at which it was that.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,15 +35,15 @@ const PLAUSIBLE: u64 = 10_000_000;
 /// # Errors
 /// If KVM refuses.
 pub fn capture(
-    cycle: &PowerCycle,
+    vcpus: &Vcpus,
     host: &HostTsc,
     ram: &GuestRam,
     partition: &Partition,
 ) -> Result<Captured, TimeError> {
-    let khz = on_vcpu(cycle, BOOT, "read the TSC frequency", |fd| tsc::khz(fd))?;
-    let offset = offset(cycle, BOOT)?;
+    let khz = on_vcpu(vcpus, BOOT, "read the TSC frequency", |fd| tsc::khz(fd))?;
+    let offset = offset(vcpus, BOOT)?;
     let before = tsc::host_tsc();
-    let reading = clock::get(cycle.vm()).map_err(|source| TimeError::Vm {
+    let reading = clock::get(vcpus.vm()).map_err(|source| TimeError::Vm {
         doing: "read the VM's clock",
         source,
     })?;
@@ -58,18 +58,18 @@ pub fn capture(
     let tsc = match (host.ratio(khz), offset) {
         (Some(ratio), Some(offset)) => ratio.guest_tsc(host_tsc, offset),
         // KVM's own word for it, a little later.
-        _ => get_msr(cycle, BOOT, IA32_TSC)?.ok_or(TimeError::NoMsr {
+        _ => get_msr(vcpus, BOOT, IA32_TSC)?.ok_or(TimeError::NoMsr {
             vp: BOOT,
             msr: IA32_TSC,
         })?,
     };
-    let invariant = get_msr(cycle, BOOT, msr::TSC_INVARIANT_CONTROL)?;
-    let kvmclock = get_msr(cycle, BOOT, KVM_SYSTEM_TIME)?;
+    let invariant = get_msr(vcpus, BOOT, msr::TSC_INVARIANT_CONTROL)?;
+    let kvmclock = get_msr(vcpus, BOOT, KVM_SYSTEM_TIME)?;
     let time = SavedTime {
         khz,
         tsc,
-        ahead: ahead(cycle, offset)?,
-        reference: reference(cycle, ram, tsc)?,
+        ahead: ahead(vcpus, offset)?,
+        reference: reference(vcpus, ram, tsc)?,
         clock_ns: reading.clock_ns,
         kvmclock: kvmclock.is_some_and(|value| value & 1 != 0),
         realtime_ns,
@@ -80,8 +80,8 @@ pub fn capture(
 }
 
 /// A vCPU's TSC offset, if KVM tells.
-pub(super) fn offset(cycle: &PowerCycle, vp: VpIndex) -> Result<Option<u64>, TimeError> {
-    on_vcpu(cycle, vp, "read the TSC offset", |fd| {
+pub(super) fn offset(vcpus: &Vcpus, vp: VpIndex) -> Result<Option<u64>, TimeError> {
+    on_vcpu(vcpus, vp, "read the TSC offset", |fd| {
         if tsc::has_tsc_offset(fd) {
             tsc::tsc_offset(fd).map(Some)
         } else {
@@ -91,10 +91,10 @@ pub(super) fn offset(cycle: &PowerCycle, vp: VpIndex) -> Result<Option<u64>, Tim
 }
 
 /// By how much each further vCPU's TSC is ahead of the boot vCPU's; nothing if none is.
-fn ahead(cycle: &PowerCycle, of_boot: Option<u64>) -> Result<Vec<u64>, TimeError> {
+fn ahead(vcpus: &Vcpus, of_boot: Option<u64>) -> Result<Vec<u64>, TimeError> {
     let mut ahead = Vec::new();
-    for vp in cycle.vps().skip(1) {
-        let of_vp = offset(cycle, vp)?;
+    for vp in vcpus.vps().skip(1) {
+        let of_vp = offset(vcpus, vp)?;
         ahead.push(match (of_vp, of_boot) {
             (Some(of_vp), Some(of_boot)) => of_vp.wrapping_sub(of_boot),
             _ => 0,
@@ -107,8 +107,8 @@ fn ahead(cycle: &PowerCycle, of_boot: Option<u64>) -> Result<Vec<u64>, TimeError
 }
 
 /// The reference TSC page, if the guest has one and KVM has filled it.
-pub(super) fn page(cycle: &PowerCycle, ram: &GuestRam) -> Result<Option<ReferencePage>, TimeError> {
-    let register = get_msr(cycle, BOOT, msr::REFERENCE_TSC)?.unwrap_or(0);
+pub(super) fn page(vcpus: &Vcpus, ram: &GuestRam) -> Result<Option<ReferencePage>, TimeError> {
+    let register = get_msr(vcpus, BOOT, msr::REFERENCE_TSC)?.unwrap_or(0);
     let mut bytes = [0; ReferencePage::BYTES];
     let there = register & ENABLED != 0 && ram.read(Gpa(register & PAGE), &mut bytes).is_ok();
     Ok(there
@@ -117,9 +117,9 @@ pub(super) fn page(cycle: &PowerCycle, ram: &GuestRam) -> Result<Option<Referenc
 }
 
 /// What the guest would read from its page at `tsc`.
-fn reference(cycle: &PowerCycle, ram: &GuestRam, tsc: u64) -> Result<Option<u64>, TimeError> {
-    let of_page = page(cycle, ram)?.and_then(|page| page.time(tsc));
-    let of_kvm = get_msr(cycle, BOOT, msr::TIME_REF_COUNT)?;
+fn reference(vcpus: &Vcpus, ram: &GuestRam, tsc: u64) -> Result<Option<u64>, TimeError> {
+    let of_page = page(vcpus, ram)?.and_then(|page| page.time(tsc));
+    let of_kvm = get_msr(vcpus, BOOT, msr::TIME_REF_COUNT)?;
     Ok(match (of_page, of_kvm) {
         (Some(of_page), Some(of_kvm)) if of_page.abs_diff(of_kvm) > PLAUSIBLE => None,
         (of_page, _) => of_page,
@@ -140,9 +140,9 @@ impl GuestTime {
 }
 
 /// Whether all vCPUs run at `khz`.
-pub(super) fn all_at(cycle: &PowerCycle, khz: TscKhz) -> Result<bool, TimeError> {
-    for vp in cycle.vps() {
-        if on_vcpu(cycle, vp, "read the TSC frequency", |fd| tsc::khz(fd))? != khz {
+pub(super) fn all_at(vcpus: &Vcpus, khz: TscKhz) -> Result<bool, TimeError> {
+    for vp in vcpus.vps() {
+        if on_vcpu(vcpus, vp, "read the TSC frequency", |fd| tsc::khz(fd))? != khz {
             return Ok(false);
         }
     }

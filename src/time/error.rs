@@ -4,8 +4,8 @@ use thiserror::Error;
 
 use super::plan::Why;
 use crate::kvm::KvmError;
-use crate::machine::VcpuGone;
 use crate::units::{Msr, TscKhz, VpIndex};
+use crate::vcpu::set::VcpuGone;
 
 /// Why a VM's time could not be read or set.
 #[derive(Debug, Error)]

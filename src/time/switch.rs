@@ -8,9 +8,9 @@ use super::error::TimeError;
 use super::plan::HostTsc;
 use crate::hyperv::{Partition, msr};
 use crate::kvm::{clock, requests, timer, tsc};
-use crate::machine::PowerCycle;
 use crate::memory::GuestRam;
 use crate::units::{TscKhz, VpIndex};
+use crate::vcpu::set::Vcpus;
 
 /// One step of the switch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -119,7 +119,7 @@ pub struct Switched {
 /// # Errors
 /// If it cannot run at `khz`; then nothing has changed. Or if KVM refuses a step; then the VM's clocks are not to be trusted.
 pub fn switch(
-    cycle: &PowerCycle,
+    vcpus: &Vcpus,
     host: &HostTsc,
     ram: &GuestRam,
     partition: &Partition,
@@ -128,16 +128,16 @@ pub fn switch(
 ) -> Result<Option<Switched>, TimeError> {
     host.runs_at(khz)
         .map_err(|why| TimeError::Khz { khz, why })?;
-    if all_at(cycle, khz)? {
+    if all_at(vcpus, khz)? {
         return Ok(None);
     }
     let mut switched = Switched {
-        at: capture(cycle, host, ram, partition)?,
+        at: capture(vcpus, host, ram, partition)?,
         khz,
         page_written: false,
     };
     for step in steps {
-        carry_out(*step, &mut switched, cycle, host, ram, partition)?;
+        carry_out(*step, &mut switched, vcpus, host, ram, partition)?;
     }
     Ok(Some(switched))
 }
@@ -145,7 +145,7 @@ pub fn switch(
 fn carry_out(
     step: Step,
     switched: &mut Switched,
-    cycle: &PowerCycle,
+    vcpus: &Vcpus,
     host: &HostTsc,
     ram: &GuestRam,
     partition: &Partition,
@@ -153,39 +153,39 @@ fn carry_out(
     let khz = switched.khz;
     let (now, host_tsc) = (&switched.at.time, switched.at.host_tsc);
     match step {
-        Step::OpenPage => control_page(cycle, partition, 0)?,
-        Step::ReadNow => switched.at = capture(cycle, host, ram, partition)?,
-        Step::SetKhz(vp) => on_vcpu(cycle, vp, "set the TSC frequency", move |fd| {
+        Step::OpenPage => control_page(vcpus, partition, 0)?,
+        Step::ReadNow => switched.at = capture(vcpus, host, ram, partition)?,
+        Step::SetKhz(vp) => on_vcpu(vcpus, vp, "set the TSC frequency", move |fd| {
             tsc::set_khz(fd, khz)
         })?,
         Step::SetOffset(vp) => {
             let guest_tsc = now.tsc.wrapping_add(now.ahead_of_boot(vp));
-            set_tsc(cycle, vp, host.ratio(khz), guest_tsc, host_tsc)?;
+            set_tsc(vcpus, vp, host.ratio(khz), guest_tsc, host_tsc)?;
         }
         Step::SetClock => {
             let since = Some(now.realtime_ns);
-            clock::set(cycle.vm(), now.clock_to_set(), since).map_err(|source| TimeError::Vm {
+            clock::set(vcpus.vm(), now.clock_to_set(), since).map_err(|source| TimeError::Vm {
                 doing: "set the VM's clock",
                 source,
             })?;
         }
-        Step::Rearm(vp) => on_vcpu(cycle, vp, "arm the timer", |fd| timer::rearm(fd))?,
+        Step::Rearm(vp) => on_vcpu(vcpus, vp, "arm the timer", |fd| timer::rearm(fd))?,
         Step::SetVmKhz => {
             // Where KVM knows none for the VM, it scales none, and vCPUs that are created later have the host's.
-            if tsc::vm_khz(cycle.vm()).is_ok() {
-                tsc::set_vm_khz(cycle.vm(), khz).map_err(|source| TimeError::Vm {
+            if tsc::vm_khz(vcpus.vm()).is_ok() {
+                tsc::set_vm_khz(vcpus.vm(), khz).map_err(|source| TimeError::Vm {
                     doing: "set the frequency of further vCPUs",
                     source,
                 })?;
             }
         }
-        Step::WritePage => switched.page_written = write_page(cycle, ram)?,
+        Step::WritePage => switched.page_written = write_page(vcpus, ram)?,
         Step::ClosePage => {
             let wanted = partition
                 .reenlightenment()
                 .is_some_and(|r| r.wants_emulation());
             if switched.page_written {
-                control_page(cycle, partition, wanted.into())?;
+                control_page(vcpus, partition, wanted.into())?;
             }
         }
     }
@@ -193,24 +193,24 @@ fn carry_out(
 }
 
 /// Sets KVM's copy of TSC_EMULATION_CONTROL, if the guest has that register.
-fn control_page(cycle: &PowerCycle, partition: &Partition, value: u64) -> Result<(), TimeError> {
+fn control_page(vcpus: &Vcpus, partition: &Partition, value: u64) -> Result<(), TimeError> {
     match partition.reenlightenment() {
-        Some(_) => set_msr(cycle, BOOT, msr::TSC_EMULATION_CONTROL, value),
+        Some(_) => set_msr(vcpus, BOOT, msr::TSC_EMULATION_CONTROL, value),
         None => Ok(()),
     }
 }
 
 /// Has KVM write the page, if there is one, on the first vCPU that is not halted: there is one, as the guest has just asked for
 /// this. Whether the page is new then.
-fn write_page(cycle: &PowerCycle, ram: &GuestRam) -> Result<bool, TimeError> {
-    let Some(before) = page(cycle, ram)? else {
+fn write_page(vcpus: &Vcpus, ram: &GuestRam) -> Result<bool, TimeError> {
+    let Some(before) = page(vcpus, ram)? else {
         return Ok(true);
     };
-    for vp in cycle.vps() {
-        on_vcpu(cycle, vp, "write the reference TSC page", |fd| {
+    for vp in vcpus.vps() {
+        on_vcpu(vcpus, vp, "write the reference TSC page", |fd| {
             requests::process(fd)
         })?;
-        if page(cycle, ram)?.is_some_and(|after| after.sequence != before.sequence) {
+        if page(vcpus, ram)?.is_some_and(|after| after.sequence != before.sequence) {
             return Ok(true);
         }
     }

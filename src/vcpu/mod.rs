@@ -6,5 +6,6 @@ pub mod dispatch;
 mod failure;
 pub mod platform;
 pub mod ring;
+pub mod set;
 pub mod stats;
 pub mod thread;

@@ -133,7 +133,7 @@ impl Guest {
     pub(crate) fn frames(&self) -> Result<Vec<Frame>, Failure> {
         let frames = self.handle.run_on_main(|running| {
             let host = running.machine().host_tsc();
-            let vps: Vec<_> = running.cycle().vps().collect();
+            let vps: Vec<_> = running.cycle().vcpus().vps().collect();
             vps.into_iter()
                 .map(|vp| frame(running, vp, host))
                 .collect::<Result<Vec<_>, String>>()
@@ -182,6 +182,7 @@ impl Drop for Guest {
 fn frame(running: &Running<'_>, vp: VpIndex, host: HostTsc) -> Result<Frame, String> {
     let read = running
         .cycle()
+        .vcpus()
         .on_vcpu(vp, |fd| Ok((tsc::khz(fd)?, tsc::tsc_offset(fd)?)));
     let (khz, offset) = read
         .map_err(|e| e.to_string())?

@@ -1,0 +1,42 @@
+//! Work that other threads give to the machine's main thread.
+
+use std::sync::mpsc::sync_channel;
+use std::sync::{Mutex, PoisonError};
+
+use super::{Machine, PowerCycle, Running};
+use crate::life::{Job, MachineHandle, UserRequest, VmEnded};
+
+/// What is to be done, until it has been.
+struct Work(Mutex<Option<Box<dyn FnOnce(&mut Running<'_>) + Send>>>);
+
+impl MachineHandle {
+    /// Runs `job` with the running machine on the machine's main thread, and waits for the result. Neither
+    /// that thread itself nor one that it waits for may call this.
+    ///
+    /// # Errors
+    /// If the VM ends before it is done.
+    pub fn run_on_main<R: Send + 'static>(
+        &self,
+        job: impl FnOnce(&mut Running<'_>) -> R + Send + 'static,
+    ) -> Result<R, VmEnded> {
+        let (done, result) = sync_channel(1);
+        let work = Work(Mutex::new(Some(Box::new(move |machine| {
+            // The caller waits for it, and the channel has room for one.
+            let _caller_waits = done.send(job(machine));
+        }))));
+        self.send(UserRequest::Job(Job::new(work)));
+        // A machine that has ended drops the job, and the sender with it.
+        result.recv().map_err(|_| VmEnded)
+    }
+}
+
+/// Does `job` with `machine`, unless it has been done.
+pub(super) fn run(job: &Job, machine: &mut Machine, cycle: &PowerCycle) {
+    let Some(Work(work)) = job.work::<Work>() else {
+        return;
+    };
+    let work = work.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if let Some(work) = work {
+        work(&mut Running::new(machine, cycle));
+    }
+}
