@@ -360,7 +360,7 @@ fn advances(record: &Record, spans: &[Span<'_>], run: usize) -> BTreeMap<&'stati
     };
     let pair = reports(run).find_map(|(_, first)| {
         let of_first = |(_, sample): &(_, &Sample)| sample.vcpu == first.vcpu;
-        let before = reports(run - 1).filter(of_first).last()?;
+        let before = reports(run - 1).rfind(of_first)?;
         Some((before, reports(run).filter(of_first).nth(1)?))
     });
     let Some(((span, from), (later_span, to))) = pair else {
