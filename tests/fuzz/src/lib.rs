@@ -8,6 +8,7 @@ mod boot;
 mod devices;
 mod enlightened;
 mod input;
+mod life;
 mod migration;
 mod nested;
 mod reports;
@@ -35,6 +36,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("histogram", reports::histogram),
     ("hypercalls", enlightened::hypercalls),
     ("l2probe-document", reports::l2probe_document),
+    ("life", life::life),
     ("migration-wire", migration::wire),
     ("nested-state", nested::nested_state),
     ("probe-stream", nested::probe_stream),

@@ -302,6 +302,7 @@ fn guests(add: &mut impl FnMut(&'static str, &str, Vec<u8>)) {
         msrs.extend(value.to_le_bytes());
     }
     add("synthetic-msrs", "crash-and-reenlightenment", msrs);
+    lives(add);
 
     // Every range of ports and memory, read and written with each size.
     for irqchip in [0, 1] {
@@ -326,6 +327,66 @@ fn guests(add: &mut impl FnMut(&'static str, &str, Vec<u8>)) {
                 state,
             );
         }
+    }
+}
+
+/// What the guest reports, its users ask for and the main thread does, as the target `life` reads it.
+fn lives(add: &mut impl FnMut(&'static str, &str, Vec<u8>)) {
+    const REPORT: u8 = 0;
+    const ASK: u8 = 1;
+    const EVENTS: [u8; 2] = [2, 0];
+    const REQUEST: [u8; 2] = [3, 0];
+    const DUE: [u8; 2] = [4, 0];
+    const HOLD: [u8; 2] = [5, 0];
+    const RELEASE: [u8; 2] = [6, 0];
+    const END: u8 = 7;
+    const RESET: [u8; 2] = [REPORT, 0];
+    const POWER_OFF: [u8; 2] = [REPORT, 1];
+    const DEBUG_EXIT: [u8; 2] = [REPORT, 0x32];
+    const PANICKED: [u8; 2] = [REPORT, 3];
+    const PAUSE: [u8; 2] = [ASK, 0];
+    const RESUME: [u8; 2] = [ASK, 1];
+    const USER_RESET: [u8; 2] = [ASK, 2];
+    const KILL: [u8; 2] = [ASK, 4];
+    // As `main_loop` goes: the events, what follows, one request, what follows.
+    const TURN: [[u8; 2]; 4] = [EVENTS, DUE, REQUEST, DUE];
+
+    let lives: [(&str, u8, Vec<[u8; 2]>); 6] = [
+        (
+            "reset-while-paused",
+            0,
+            [&[PAUSE][..], &TURN, &[RESET], &TURN, &[RESUME], &TURN].concat(),
+        ),
+        (
+            "held-power-off",
+            0,
+            [&[HOLD, POWER_OFF][..], &TURN, &[RELEASE], &TURN].concat(),
+        ),
+        (
+            "kill-beats-hold",
+            0,
+            [&[HOLD, DEBUG_EXIT, USER_RESET][..], &TURN, &[KILL], &TURN].concat(),
+        ),
+        (
+            "crash-then-reset",
+            1,
+            [&[PANICKED][..], &TURN, &[RESET], &TURN, &[RESUME], &TURN].concat(),
+        ),
+        (
+            "first-event-wins",
+            3,
+            [&[PANICKED, POWER_OFF, RESET, [REPORT, 0x57]][..], &TURN].concat(),
+        ),
+        (
+            "handed-over",
+            2,
+            [&[HOLD, PANICKED][..], &TURN, &[[END, 0], DUE]].concat(),
+        ),
+    ];
+    for (name, on_crash, steps) in lives {
+        let mut life = vec![on_crash];
+        life.extend(steps.as_flattened());
+        add("life", name, life);
     }
 }
 
