@@ -4,6 +4,7 @@
 mod anonymous;
 mod config;
 pub mod dirty;
+mod dma;
 mod pagemap;
 mod saved;
 
@@ -24,6 +25,7 @@ use crate::units::Gpa;
 use anonymous::Mapping;
 pub use config::{HugePageSize, MemoryConfig};
 use dirty::WrittenPages;
+pub use dma::{Dma, DmaError, Gate, Readable, Writable};
 pub(crate) use saved::data_of;
 
 /// Why guest RAM could not be had.
