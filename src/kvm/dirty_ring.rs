@@ -23,12 +23,11 @@ use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use super::host::Cpu;
 use super::{KvmError, cap, ioctl, ioctl_error};
 use crate::memory::dirty::WrittenPages;
+use crate::memory::slots::RamSlots;
 
 /// KVM_DIRTY_GFN_F_DIRTY, KVM_DIRTY_GFN_F_RESET: who an entry belongs to.
 const DIRTY: u32 = 1 << 0;
 const RESET: u32 = 1 << 1;
-/// The address space of a slot is in its upper half; there is one.
-const SLOT: u32 = 0xffff;
 /// Bytes of an entry.
 const ENTRY: u32 = 16;
 const HOST_PAGE: i64 = 4096;
@@ -132,9 +131,9 @@ impl DirtyRing {
         })
     }
 
-    /// Marks the pages that KVM has written down since the last call in `written`, whose pieces are the slots. The vCPU is out of the
+    /// Marks the pages that KVM has written down since the last call in `written`, as the regions that `slots` says. The vCPU is out of the
     /// guest, else some are still in its processor (page-modification logging).
-    pub fn harvest(&mut self, written: &WrittenPages) -> Harvest {
+    pub fn harvest(&mut self, slots: &RamSlots, written: &WrittenPages) -> Harvest {
         // SAFETY: so many entries are mapped as long as `self` lives, and they are made of atomics.
         let entries = unsafe { std::slice::from_raw_parts(self.entries.as_ptr(), self.len.get()) };
         // Once around at most: KVM goes on filling while this reads, but not what it has not got back.
@@ -143,9 +142,11 @@ impl DirtyRing {
             if entry.flags.load(Ordering::Acquire) & (DIRTY | RESET) != DIRTY {
                 return Harvest::All(found);
             }
-            let slot = entry.slot.load(Ordering::Relaxed) & SLOT;
+            let slot = entry.slot.load(Ordering::Relaxed);
             let page = entry.page.load(Ordering::Relaxed);
-            written.mark_page(usize::try_from(slot).unwrap_or(usize::MAX), page);
+            if let Some(region) = slots.region(slot) {
+                written.mark_page(region, page);
+            }
             entry.flags.store(RESET, Ordering::Release);
             self.next = (self.next + 1) % entries.len();
         }
@@ -168,12 +169,16 @@ impl Drop for DirtyRing {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::kvm::attachment::VmAttachment;
     use crate::kvm::exit::{self, Exit};
-    use crate::kvm::memory;
+    use crate::kvm::memory::MemorySlots;
     use crate::memory::GuestRam;
     use crate::memory::MemoryConfig;
     use crate::memory::dirty::{PAGE, PageSet};
+    use crate::memory::slots::{AddressSpace, SlotKind};
     use crate::units::Gpa;
 
     /// The smallest that KVM takes with room for what the processor may still hold.
@@ -196,7 +201,7 @@ mod tests {
         let Ok(kvm) = kvm_ioctls::Kvm::new() else {
             return eprintln!("skipped: /dev/kvm does not open");
         };
-        let vm = kvm.create_vm().unwrap();
+        let vm = Arc::new(kvm.create_vm().unwrap());
         if max_entries(&vm) < ENTRIES {
             return eprintln!("skipped: KVM has no dirty ring");
         }
@@ -207,8 +212,12 @@ mod tests {
         };
         let ram = GuestRam::new(&config, &[(Gpa(0), PAGES * PAGE)]).unwrap();
         ram.write(Gpa(0x1000), &CODE).unwrap();
-        memory::add_ram(&vm, &ram).unwrap();
-        memory::log_writes(&vm, &ram, true).unwrap();
+        let slots = MemorySlots::new(64);
+        slots
+            .add(SlotKind::Ram, AddressSpace::Normal, &ram)
+            .unwrap();
+        slots.attach(&vm).unwrap();
+        slots.log(true).unwrap();
         let mut vcpu = vm.create_vcpu(0).unwrap();
         let mut ring = DirtyRing::map(&vcpu, ENTRIES).unwrap();
         let mut sregs = vcpu.get_sregs().unwrap();
@@ -221,7 +230,7 @@ mod tests {
             vcpu.set_regs(&regs).unwrap();
             assert!(matches!(exit::run(&mut vcpu), Exit::PortOut { .. }));
             collected.clear();
-            let found = ring.harvest(ram.written());
+            let found = ring.harvest(&slots.ram(), ram.written());
             reset(&vm).unwrap();
             ram.written().collect(&mut collected);
             let pages: Vec<_> = collected
@@ -230,7 +239,7 @@ mod tests {
                 .collect();
             assert_eq!(found, Harvest::All(16));
             assert_eq!(pages, [(Gpa(0x1_0000), 16)]);
-            assert_eq!(ring.harvest(ram.written()), Harvest::All(0));
+            assert_eq!(ring.harvest(&slots.ram(), ram.written()), Harvest::All(0));
         }
     }
 }

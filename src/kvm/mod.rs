@@ -31,6 +31,8 @@ use std::io;
 
 use thiserror::Error;
 
+use crate::memory::slots::SlotError;
+
 pub mod attachment;
 pub mod cap;
 pub mod clock;
@@ -82,6 +84,9 @@ pub enum KvmError {
         "it is not known which pages the guest wrote: KVM's dirty ring overflowed. `--dirty-ring-size 0` does without"
     )]
     DirtyRingOverflowed,
+    /// Memory has no slot.
+    #[error(transparent)]
+    Slot(#[from] SlotError),
     /// More interrupt routes than KVM takes.
     #[error(
         "cannot set {count} interrupt routes: KVM takes {} at most",
@@ -110,9 +115,10 @@ impl KvmError {
     pub fn raw_os_error(&self) -> Option<i32> {
         match self {
             Self::EnableCap { source, .. } | Self::Ioctl { source, .. } => source.raw_os_error(),
-            Self::DirtyRingOverflowed | Self::TooManyRoutes { .. } | Self::TooManyMsrs { .. } => {
-                None
-            }
+            Self::DirtyRingOverflowed
+            | Self::Slot(_)
+            | Self::TooManyRoutes { .. }
+            | Self::TooManyMsrs { .. } => None,
         }
     }
 }

@@ -12,11 +12,12 @@ use crate::irq::{Controllers, Doorbells, Routes};
 use crate::kvm::KvmError;
 use crate::kvm::attachment::VmAttachment;
 use crate::kvm::host::KvmCaps;
+use crate::kvm::memory::MemorySlots;
 
 /// A step of making a VM that others depend on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
-    /// Guest RAM as memory slots.
+    /// Guest memory as memory slots.
     Memory,
     /// `KVM_CREATE_IRQCHIP` or `KVM_CAP_SPLIT_IRQCHIP`.
     InterruptControllers,
@@ -64,14 +65,16 @@ const EDGES: [(Stage, Stage, &str); 3] = [
 /// All of a machine's.
 #[derive(Debug)]
 pub(super) struct Attachments {
+    memory: MemorySlots,
     pub(super) routes: Routes,
     pub(super) doorbells: Doorbells,
 }
 
 impl Attachments {
-    /// For VMs with these controllers on a host that can do so much.
-    pub(super) fn new(irqchip: Irqchip, caps: &KvmCaps) -> Self {
+    /// `memory`, and no more yet, for VMs with these controllers on a host that can do so much.
+    pub(super) fn new(irqchip: Irqchip, caps: &KvmCaps, memory: MemorySlots) -> Self {
         Self {
+            memory,
             routes: Routes::new(irqchip.into(), caps.irq_routing),
             doorbells: Doorbells::default(),
         }
@@ -81,7 +84,8 @@ impl Attachments {
     fn of(&self, stage: Stage) -> Option<&dyn VmAttachment> {
         match stage {
             // Made by `vm` and `cycle`.
-            Memory | InterruptControllers | Vcpus => None,
+            InterruptControllers | Vcpus => None,
+            Memory => Some(&self.memory),
             GsiRoutes => Some(&self.routes),
             Stage::Doorbells => Some(&self.doorbells),
         }
@@ -92,7 +96,22 @@ impl Attachments {
     /// # Errors
     /// If KVM refuses; nothing is attached then.
     pub(super) fn attach_after(&self, stage: Stage, vm: &Arc<VmFd>) -> Result<(), KvmError> {
-        let stages = ORDER.iter().skip_while(|s| **s != stage).skip(1);
+        self.attach(ORDER.iter().skip_while(|s| **s != stage).skip(1), vm)
+    }
+
+    /// Attaches to `vm`, which is new, what comes before `stage`.
+    ///
+    /// # Errors
+    /// If KVM refuses; nothing is attached then.
+    pub(super) fn attach_before(&self, stage: Stage, vm: &Arc<VmFd>) -> Result<(), KvmError> {
+        self.attach(ORDER.iter().take_while(|s| **s != stage), vm)
+    }
+
+    fn attach<'a>(
+        &self,
+        stages: impl Iterator<Item = &'a Stage>,
+        vm: &Arc<VmFd>,
+    ) -> Result<(), KvmError> {
         for attachment in stages.filter_map(|s| self.of(*s)) {
             if let Err(e) = attachment.attach(vm) {
                 self.detach();
@@ -129,5 +148,12 @@ mod tests {
         for (first, then, why) in EDGES {
             assert!(at(first) < at(then), "{first:?} before {then:?}: {why}");
         }
+    }
+
+    /// `vm` attaches what is before the controllers, and `Machine::create_vm` what is after the vCPUs.
+    #[test]
+    fn nothing_is_attached_between_the_controllers_and_the_vcpus() {
+        let at = |stage| ORDER.iter().position(|s| *s == stage).unwrap();
+        assert_eq!(at(InterruptControllers) + 1, at(Vcpus));
     }
 }

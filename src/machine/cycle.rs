@@ -13,7 +13,7 @@ use crate::config::VmConfig;
 use crate::cpuid::{CpuidEntry, feature_msrs};
 use crate::hyperv::VcpuSetup;
 use crate::kvm::host::stale_tsc_khz;
-use crate::kvm::{KvmError, cap, dirty_ring, memory, tsc};
+use crate::kvm::{KvmError, cap, dirty_ring, tsc};
 use crate::memory::GuestRam;
 use crate::memory::dirty::PageSet;
 use crate::units::{TscKhz, VpIndex};
@@ -94,7 +94,8 @@ impl PowerCycle {
             }
             let recorder = Recorder::new(clock)?;
             readers.push(recorder.reader());
-            let ring = ring_size.map(|entries| Ring::of(&fd, &vm, entries).map(Arc::new));
+            let ring = ring_size
+                .map(|entries| Ring::of(&fd, &vm, entries, platform.slots.ram()).map(Arc::new));
             let ring = ring.transpose()?;
             rings.extend(ring.clone());
             let vcpu = Vcpu::new(vp, fd, Arc::clone(platform), recorder, ring);
@@ -122,13 +123,13 @@ impl PowerCycle {
         self.host_khz
     }
 
-    /// Adds the pages of `ram` that were written since the last call, or since the log began, to `set` or to those that `ram`
-    /// itself knows of.
-    pub(super) fn take_log(&self, ram: &GuestRam, set: &mut PageSet) -> Result<(), KvmError> {
+    /// Adds the pages of RAM that were written since the last call, or since the log began, to `set` or to those that the
+    /// RAM itself has marked.
+    pub(super) fn take_log(&self, platform: &Platform, set: &mut PageSet) -> Result<(), KvmError> {
         if self.rings.is_empty() {
-            return memory::take_log(self.vcpus.vm(), ram, set);
+            return platform.slots.take_log(set);
         }
-        self.empty_rings(ram)
+        self.empty_rings(&platform.ram)
     }
 
     /// Has `ram` know of the pages that the vCPUs' rings hold, if there are any.

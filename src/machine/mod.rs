@@ -59,10 +59,13 @@ use crate::irq::IrqSink;
 use crate::irq::ioapic::IoApic;
 use crate::kvm::host::HostCaps;
 use crate::kvm::kick;
+use crate::kvm::memory::MemorySlots;
 use crate::layout;
 pub use crate::life::Outcome;
 use crate::life::{self, Inbox, LifeState, MachineHandle};
 use crate::memory::GuestRam;
+use crate::memory::dirty_log::DirtyLog;
+use crate::memory::slots::{AddressSpace, SlotKind};
 use crate::time::switch::{Step, Switched};
 use crate::time::{Downtime, HostTsc};
 use crate::vcpu::platform::Platform;
@@ -171,7 +174,9 @@ impl Machine {
             what: "signal",
             source,
         })?;
-        let attachments = Attachments::new(config.irqchip, &host.kvm.caps);
+        let slots = MemorySlots::new(host.kvm.caps.nr_memslots);
+        slots.add(SlotKind::Ram, AddressSpace::Normal, &ram)?;
+        let attachments = Attachments::new(config.irqchip, &host.kvm.caps, slots.clone());
         let routes = &attachments.routes;
         let ioapic = (config.irqchip == Irqchip::Split)
             .then(|| Arc::new(IoApic::new(Arc::new(routes.clone()))));
@@ -194,6 +199,8 @@ impl Machine {
         let platform = Platform {
             ports: wired.ports,
             mmio: wired.mmio,
+            dirty: DirtyLog::new(Arc::clone(ram.written()), ram.pieces()),
+            slots,
             ram,
             partition: Mutex::new(Partition::new(&plan.hyperv)),
             hypercalls: UserHypercalls::new(&plan.hyperv),
@@ -310,7 +317,7 @@ impl Machine {
         let vm = vm::create(
             &self.kvm,
             self.config.irqchip,
-            &self.platform.ram,
+            &self.attachments,
             &self.plan.user_msrs(),
             self.plan.pit_reinjects(),
         )?;
@@ -324,7 +331,7 @@ impl Machine {
             self.exit_counters.as_ref(),
         )?;
         self.readers = readers;
-        self.log_new_cycle(&cycle)?;
+        self.log_new_cycle(&cycle);
         self.tsc.native = cycle.host_khz();
         self.switched = None;
         self.show_time(false);

@@ -7,33 +7,26 @@ use super::throttle::Throttle;
 use super::transfer::TransferError;
 use super::{Machine, Outcome, Running};
 use crate::error::chain;
-use crate::kvm::{KvmError, memory};
+use crate::kvm::KvmError;
 use crate::life::Request;
 use crate::memory::dirty::PageSet;
+use crate::memory::dirty_log::Subscription;
 use crate::state::Sections;
 
 /// A machine's part in being moved.
 #[derive(Debug, Default)]
 pub(super) struct Moving {
-    /// Written pages are logged.
-    logs: bool,
+    /// Written pages are logged for a migration.
+    log: Option<Subscription>,
     percent: u8,
     throttle: Option<Throttle>,
 }
 
 impl Machine {
     /// A new power cycle goes on where the last one was: all RAM has changed.
-    pub(super) fn log_new_cycle(&mut self, cycle: &PowerCycle) -> Result<(), KvmError> {
+    pub(super) fn log_new_cycle(&mut self, cycle: &PowerCycle) {
         self.throttle(cycle, self.moving.percent);
-        if !self.moving.logs {
-            return Ok(());
-        }
-        let ram = &self.platform.ram;
-        memory::log_writes(cycle.vcpus().vm(), ram, true)?;
-        for piece in ram.pieces() {
-            ram.written().mark(piece.gpa, piece.len);
-        }
-        Ok(())
+        self.platform.dirty.mark_all();
     }
 
     /// The old cycle's vCPUs are about to end.
@@ -70,10 +63,10 @@ impl Running<'_> {
     /// # Errors
     /// If KVM refuses.
     pub fn start_log(&mut self) -> Result<(), KvmError> {
-        let ram = self.ram();
-        ram.written().switch(true);
-        memory::log_writes(self.cycle().vcpus().vm(), &ram, true)?;
-        self.machine().moving.logs = true;
+        let machine = self.machine();
+        let log = machine.platform.dirty.subscribe();
+        machine.platform.slots.log(true)?;
+        machine.moving.log = Some(log);
         Ok(())
     }
 
@@ -82,27 +75,32 @@ impl Running<'_> {
     /// # Errors
     /// If KVM refuses.
     pub fn take_log(&mut self, set: &mut PageSet) -> Result<(), KvmError> {
-        let ram = self.ram();
-        self.cycle().take_log(&ram, set)?;
-        ram.written().collect(set);
-        Ok(())
+        let (machine, cycle) = self.parts();
+        let harvest = |found: &mut PageSet| cycle.take_log(&machine.platform, found);
+        match &machine.moving.log {
+            Some(log) => log.collect(set, harvest),
+            None => harvest(set),
+        }
     }
 
     /// Written pages are no longer logged, and the vCPUs have all of their time.
     pub fn stop_log(&mut self) {
         self.throttle(0);
-        let ram = self.ram();
-        if std::mem::take(&mut self.machine().moving.logs) {
-            let off = memory::log_writes(self.cycle().vcpus().vm(), &ram, false);
+        let (machine, cycle) = self.parts();
+        let platform = &machine.platform;
+        let Some(log) = machine.moving.log.take() else {
+            return;
+        };
+        if log.is_only() {
+            let off = platform.slots.log(false);
             // What is still in a ring would be taken for written when the log begins again.
-            if let Err(e) = off.and_then(|()| self.cycle().empty_rings(&ram)) {
+            if let Err(e) = off.and_then(|()| cycle.empty_rings(&platform.ram)) {
                 error!(
                     "KVM goes on to log which pages the guest writes: {}",
                     chain(&e)
                 );
             }
         }
-        ram.written().switch(false);
     }
 
     /// Takes this share of their time from the vCPUs, in percent.

@@ -20,10 +20,12 @@ use super::cycle::PowerCycle;
 use super::transfer::TransferError;
 use crate::hyperv::msr;
 use crate::kvm::state::VcpuState;
-use crate::kvm::{KvmError, memory, requests};
+use crate::kvm::{KvmError, requests};
 use crate::memory::MemoryConfig;
+use crate::memory::slots::{AddressSpace, SlotKind};
 use crate::memory::{GuestRam, NoRam};
 use crate::units::{Gpa, VpIndex};
+use crate::vcpu::platform::Platform;
 
 /// VP_ASSIST_PAGE: the page is in use; where it is, in 63:12.
 const ENABLED: u64 = 1;
@@ -80,12 +82,13 @@ impl StandIns {
     /// Has KVM take up a stand-in on each of these vCPUs, which have all of their state and have not run.
     pub(super) fn put(
         cycle: &PowerCycle,
-        ram: &GuestRam,
+        platform: &Platform,
         wanted: &[Wanted],
     ) -> Result<Self, TransferError> {
         if wanted.is_empty() {
             return Ok(Self::default());
         }
+        let ram = &platform.ram;
         let end = ram.pieces().map(|piece| piece.gpa.0 + piece.len).max();
         let first = end.unwrap_or(0).max(ABOVE_4_GIB);
         let config = MemoryConfig {
@@ -94,7 +97,8 @@ impl StandIns {
         };
         let len = (wanted.len() * PAGE) as u64;
         let pages = GuestRam::new(&config, &[(Gpa(first), len)])?;
-        memory::add_temporary_slots(cycle.vcpus().vm(), ram, &pages)?;
+        let slots = &platform.slots;
+        let added = slots.add(SlotKind::StandIn, AddressSpace::Normal, &pages)?;
         let copies = (first..).step_by(PAGE).map(Gpa);
         let each: Result<Vec<_>, _> = wanted
             .iter()
@@ -102,7 +106,7 @@ impl StandIns {
             .map(|(wanted, copy)| put(cycle, ram, &pages, *wanted, copy))
             .collect();
         // KVM holds the pages that it took up, not their place among the guest's addresses, where no vCPU may find them.
-        memory::remove_temporary_slots(cycle.vcpus().vm(), ram, &pages)?;
+        slots.remove(&added)?;
         Ok(Self {
             pages: Some(pages),
             each: each?.into_iter().flatten().collect(),

@@ -272,7 +272,7 @@ impl Machine {
         }
         self.load_devices(missed, &mut sections)?;
         sections.finish()?;
-        self.stand_ins = StandIns::put(cycle, &self.platform.ram, &wanted)?;
+        self.stand_ins = StandIns::put(cycle, &self.platform, &wanted)?;
         Ok(())
     }
 

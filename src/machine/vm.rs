@@ -9,11 +9,11 @@ use kvm_bindings::{KVM_CAP_X86_TRIPLE_FAULT_EVENT, KVM_PIT_SPEAKER_DUMMY, kvm_pi
 use kvm_ioctls::{Kvm, MsrExitReason, VmFd};
 use thiserror::Error;
 
+use super::attachments::{Attachments, Stage};
 use crate::config::Irqchip;
 use crate::kvm::msr::MsrRange;
-use crate::kvm::{KvmError, cap, memory, msr, pit};
+use crate::kvm::{KvmError, cap, msr, pit};
 use crate::layout;
-use crate::memory::GuestRam;
 
 /// Why a VM could not be made.
 #[derive(Debug, Error)]
@@ -45,20 +45,18 @@ fn failed(ioctl: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> VmError {
 pub(super) fn create(
     kvm: &Kvm,
     irqchip: Irqchip,
-    ram: &GuestRam,
+    attachments: &Attachments,
     user_msrs: &[MsrRange],
     pit_reinjects: bool,
 ) -> Result<Arc<VmFd>, VmError> {
-    let vm = kvm.create_vm().map_err(failed("KVM_CREATE_VM"))?;
+    let vm = Arc::new(kvm.create_vm().map_err(failed("KVM_CREATE_VM"))?);
     let identity_map = layout::KVM_IDENTITY_MAP.0;
     vm.set_identity_map_address(identity_map)
         .map_err(failed("KVM_SET_IDENTITY_MAP_ADDR"))?;
     let tss = usize::try_from(layout::KVM_TSS.0).expect("below 4 GiB");
     vm.set_tss_address(tss)
         .map_err(failed("KVM_SET_TSS_ADDR"))?;
-    // Before the interrupt controllers: changing memory slots waits for all that KVM still has to clean up after setting those
-    // up, several milliseconds (`kvm_swap_active_memslots`).
-    memory::add_ram(&vm, ram)?;
+    attachments.attach_before(Stage::InterruptControllers, &vm)?;
     cap::x2apic_ids(&vm)?;
     // Without these what is pending in a vCPU could not be saved as it is.
     cap::exception_payload(&vm)?;
@@ -87,5 +85,5 @@ pub(super) fn create(
         cap::user_space_msrs(&vm, MsrExitReason::Filter)?;
         msr::send_to_user_space(&vm, user_msrs)?;
     }
-    Ok(Arc::new(vm))
+    Ok(vm)
 }

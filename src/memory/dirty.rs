@@ -114,6 +114,15 @@ impl PageSet {
         }
     }
 
+    /// Adds the pages of `other`, which is of the same RAM.
+    pub fn insert_set(&mut self, other: &Self) {
+        for (piece, other) in self.pieces.iter_mut().zip(&other.pieces) {
+            for (word, more) in piece.words.iter_mut().zip(&other.words) {
+                *word |= more;
+            }
+        }
+    }
+
     /// How many pages there are.
     pub fn count(&self) -> u64 {
         let words = self.pieces.iter().flat_map(|piece| &piece.words);

@@ -4,9 +4,11 @@
 mod anonymous;
 mod config;
 pub mod dirty;
+pub mod dirty_log;
 mod dma;
 mod pagemap;
 mod saved;
+pub mod slots;
 
 use std::fs::File;
 use std::io;

@@ -5,8 +5,10 @@ use std::sync::{Arc, Mutex};
 use crate::bus::Bus;
 use crate::hyperv::{GuestBytes, Partition, UserHypercalls};
 use crate::irq::ioapic::IoApic;
+use crate::kvm::memory::MemorySlots;
 use crate::life::GuestEvents;
 use crate::memory::GuestRam;
+use crate::memory::dirty_log::DirtyLog;
 use crate::units::Gpa;
 
 /// What the vCPUs of one machine share. It outlives resets of the machine.
@@ -18,6 +20,10 @@ pub struct Platform {
     pub mmio: Bus,
     /// Guest RAM.
     pub ram: GuestRam,
+    /// What of it is written.
+    pub dirty: DirtyLog,
+    /// It and all other guest memory, as KVM has it.
+    pub slots: MemorySlots,
     /// The synthetic MSRs that hypernest owns.
     pub partition: Mutex<Partition>,
     /// The hypercalls that KVM hands up.
