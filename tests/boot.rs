@@ -11,7 +11,7 @@ use hypernest::boot::acpi::{self, AcpiConfig};
 use hypernest::boot::entry::Mode;
 use hypernest::boot::{self, Entry, Platform};
 use hypernest::cpuid::Topology;
-use hypernest::layout;
+use hypernest::layout::{self, AddressMap, AddressWidth, MachineType};
 use hypernest::memory::GuestRam;
 use hypernest::memory::MemoryConfig;
 use hypernest::units::Gpa;
@@ -66,18 +66,31 @@ fn run_iasl(dir: &Path, arguments: &[&str]) -> Result<String, Box<dyn std::error
     Ok(text)
 }
 
+const MAP: &AddressMap = &AddressMap::PC_1;
+
+const WIDTH: AddressWidth = AddressWidth {
+    bits: 40,
+    firmware: Some(40),
+};
+
 fn iasl_accepts_every_table() -> TestResult {
-    let machine = |apic_ids: Vec<u32>, pic, ram| AcpiConfig {
+    let machine = |map: &'static AddressMap, apic_ids: Vec<u32>, pic, ram| AcpiConfig {
         apic_ids,
         pic,
-        ram: layout::ram_ranges(ram),
-        pci_mmio64: layout::pci_mmio64(ram, 40),
+        ram: map.ram_ranges(ram),
+        map,
+        pci_mmio32: map.pci_mmio32(ram),
+        pci_mmio64: map.pci_mmio64(ram, WIDTH),
         fw_cfg: true,
     };
-    let small = machine(vec![0], true, 128 << 20);
-    // As large as it can get: some APIC ids are past 254, and there is RAM above 4 GiB.
-    let large = machine((0..255).map(|vp| vp * 2).collect(), false, 8 << 30);
-    for config in [small, large] {
+    let configs = MachineType::NAMES.map(|(_, machine_type)| {
+        let map = machine_type.map();
+        let small = machine(map, vec![0], true, 128 << 20);
+        // As large as it can get: some APIC ids are past 254, and there is RAM above 4 GiB.
+        let large = machine(map, (0..255).map(|vp| vp * 2).collect(), false, 8 << 30);
+        [small, large]
+    });
+    for config in configs.into_iter().flatten() {
         let dir = tempfile::tempdir()?;
         // The RSDP is no table to iasl.
         for table in acpi::build(&config, Gpa(0x7ff_0000), Gpa(0x7ff_1000)).tables {
@@ -122,7 +135,7 @@ fn load(
         size,
         hugepages: None,
     };
-    let ram = GuestRam::new(&memory, &layout::ram_ranges(size))?;
+    let ram = GuestRam::new(&memory, &MAP.ram_ranges(size))?;
     let module = |(path, cmdline): &(PathBuf, &str)| BootModule {
         path: path.clone(),
         cmdline: (*cmdline).to_owned(),
@@ -142,7 +155,8 @@ fn load(
             threads: 1,
         },
         pic: true,
-        phys_bits: 40,
+        map: MAP,
+        address_width: WIDTH,
         fw_cfg: true,
     };
     let entry = boot::load(&config, &ram, &platform)?;

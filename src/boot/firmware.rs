@@ -7,11 +7,11 @@ use super::error::BootError;
 use super::memory_map::{MemoryKind, MemoryRange, low_ram_end, memory_map};
 use super::smbios::{self, SmbiosConfig};
 use crate::cpuid::Topology;
-use crate::layout;
+use crate::layout::{self, AddressMap, AddressWidth};
 use crate::memory::GuestRam;
 use crate::units::Gpa;
 
-/// What the tables say about the machine, beyond what is fixed in [`layout`].
+/// What the tables say about the machine, beyond what is constant in [`layout`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Platform {
     /// The VM's name.
@@ -22,8 +22,10 @@ pub struct Platform {
     pub topology: Topology,
     /// Whether there are 8259 interrupt controllers (and an 8254 timer on line 0).
     pub pic: bool,
-    /// How many physical address bits the vCPUs have.
-    pub phys_bits: u8,
+    /// Where everything lies.
+    pub map: &'static AddressMap,
+    /// How wide the vCPUs' physical addresses are.
+    pub address_width: AddressWidth,
     /// Whether there is a firmware configuration device.
     pub fw_cfg: bool,
 }
@@ -77,7 +79,7 @@ pub(super) fn install(ram: &GuestRam, platform: &Platform) -> Result<Firmware, B
         &smbios::entry_point(SMBIOS_STRUCTURES, structures.len()),
     )?;
     Ok(Firmware {
-        map: memory_map(&pieces, &taken),
+        map: memory_map(&pieces, &platform.map.ecam, &taken),
         rsdp: RSDP,
     })
 }
@@ -91,11 +93,14 @@ fn place_acpi(
     pieces: &[(Gpa, u64)],
 ) -> Result<(acpi::Tables, Taken), BootError> {
     let ram_size = pieces.iter().map(|&(_, len)| len).sum();
+    let map = platform.map;
     let config = AcpiConfig {
         apic_ids: platform.apic_ids.clone(),
         pic: platform.pic,
         ram: pieces.to_vec(),
-        pci_mmio64: layout::pci_mmio64(ram_size, platform.phys_bits),
+        map,
+        pci_mmio32: map.pci_mmio32(ram_size),
+        pci_mmio64: map.pci_mmio64(ram_size, platform.address_width),
         fw_cfg: platform.fw_cfg,
     };
     // Only addresses in the tables depend on where they are, not their length.

@@ -12,7 +12,7 @@ use super::{BootError, Entry, Platform, load};
 use crate::boot::BootConfig;
 use crate::boot::BootModule;
 use crate::cpuid::Topology;
-use crate::layout;
+use crate::layout::{self, AddressMap, AddressWidth};
 use crate::memory::GuestRam;
 use crate::memory::MemoryConfig;
 use crate::units::Gpa;
@@ -79,12 +79,14 @@ impl Files {
     }
 }
 
+const MACHINE: AddressMap = AddressMap::PC_1;
+
 fn ram(size: u64) -> GuestRam {
     let config = MemoryConfig {
         size,
         hugepages: None,
     };
-    GuestRam::new(&config, &layout::ram_ranges(size)).unwrap()
+    GuestRam::new(&config, &MACHINE.ram_ranges(size)).unwrap()
 }
 
 fn platform() -> Platform {
@@ -97,7 +99,11 @@ fn platform() -> Platform {
             threads: 1,
         },
         pic: true,
-        phys_bits: 40,
+        map: &MACHINE,
+        address_width: AddressWidth {
+            bits: 40,
+            firmware: None,
+        },
         fw_cfg: true,
     }
 }

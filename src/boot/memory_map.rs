@@ -37,14 +37,18 @@ impl MemoryRange {
     }
 }
 
-/// The map of a machine with these pieces of RAM, of which `taken` is not free; sorted, without overlaps, neighbours of the
-/// same kind merged.
-pub fn memory_map(ram: &[(Gpa, u64)], taken: &[(Range<u64>, MemoryKind)]) -> Vec<MemoryRange> {
+/// The map of a machine with these pieces of RAM, of which `taken` is not free, and its ECAM window; sorted,
+/// without overlaps, neighbours of the same kind merged.
+pub fn memory_map(
+    ram: &[(Gpa, u64)],
+    ecam: &Range<u64>,
+    taken: &[(Range<u64>, MemoryKind)],
+) -> Vec<MemoryRange> {
     let mut free: Vec<Range<u64>> = ram
         .iter()
         .map(|&(start, len)| start.0..start.0.saturating_add(len))
         .collect();
-    let holes = fixed()
+    let holes = fixed(ecam)
         .into_iter()
         .map(|(range, _)| range)
         .chain([HOLE_640K]);
@@ -57,7 +61,7 @@ pub fn memory_map(ram: &[(Gpa, u64)], taken: &[(Range<u64>, MemoryKind)]) -> Vec
     let mut map: Vec<MemoryRange> = free
         .into_iter()
         .map(|range| (range, MemoryKind::Ram))
-        .chain(fixed())
+        .chain(fixed(ecam))
         .chain(taken.iter().cloned())
         .filter(|(range, _)| !range.is_empty())
         .map(|(range, kind)| MemoryRange {
@@ -81,11 +85,11 @@ pub fn memory_map(ram: &[(Gpa, u64)], taken: &[(Range<u64>, MemoryKind)]) -> Vec
 const HOLE_640K: Range<u64> = layout::EBDA.end..layout::BIOS_AREA.start;
 
 /// What is never free. The ECAM window must stand in the map, or Linux does not use it (`is_mmconf_reserved`).
-fn fixed() -> [(Range<u64>, MemoryKind); 4] {
+fn fixed(ecam: &Range<u64>) -> [(Range<u64>, MemoryKind); 4] {
     [
         (layout::EBDA, MemoryKind::Reserved),
         (layout::BIOS_AREA, MemoryKind::Reserved),
-        (layout::PCI_ECAM, MemoryKind::Reserved),
+        (ecam.clone(), MemoryKind::Reserved),
         (
             layout::KVM_IDENTITY_MAP.0..layout::KVM_TSS.0 + 0x3000,
             MemoryKind::Reserved,
@@ -111,13 +115,15 @@ pub fn low_ram_end(ram: &[(Gpa, u64)]) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::layout::AddressMap;
     use MemoryKind::{AcpiData, AcpiNvs, Ram, Reserved};
     use proptest::prelude::*;
 
+    const DIRECT: AddressMap = AddressMap::DIRECT_1;
     const GIB: u64 = 1 << 30;
 
     fn map(size: u64, taken: &[(Range<u64>, MemoryKind)]) -> Vec<(u64, u64, MemoryKind)> {
-        memory_map(&layout::ram_ranges(size), taken)
+        memory_map(&DIRECT.ram_ranges(size), &DIRECT.ecam, taken)
             .iter()
             .map(|e| (e.start, e.end(), e.kind))
             .collect()
@@ -176,9 +182,9 @@ mod tests {
             at in 256_u64..(3 * GIB / 4096),
             len in 0_u64..1000,
         ) {
-            let ram = layout::ram_ranges(pages * 4096);
+            let ram = DIRECT.ram_ranges(pages * 4096);
             let taken = at * 4096..(at + len) * 4096;
-            let map = memory_map(&ram, &[(taken.clone(), AcpiData)]);
+            let map = memory_map(&ram, &DIRECT.ecam, &[(taken.clone(), AcpiData)]);
             prop_assert!(map.windows(2).all(|w| w[0].end() <= w[1].start));
             for &(start, len) in &ram {
                 for page in [start.0, start.0 + len / 8192 * 4096, start.0 + len - 4096] {

@@ -311,7 +311,7 @@ fn memory(table: &mut Table, ram: &[(Gpa, u64)]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::layout;
+    use crate::layout::AddressMap;
 
     fn config(sockets: u32, cores: u32) -> SmbiosConfig {
         SmbiosConfig {
@@ -321,7 +321,7 @@ mod tests {
                 cores,
                 threads: 2,
             },
-            ram: layout::ram_ranges(8 << 30),
+            ram: AddressMap::DIRECT_1.ram_ranges(8 << 30),
         }
     }
 
@@ -415,7 +415,7 @@ mod tests {
         assert_eq!(of(17)[0x1c..0x20], 8192_u32.to_le_bytes());
         assert_eq!(
             of(19)[0x0f..0x1f],
-            [0_u64.to_le_bytes(), (layout::LOW_RAM_MAX - 1).to_le_bytes()].concat()
+            [0_u64.to_le_bytes(), 0xbfff_ffff_u64.to_le_bytes()].concat()
         );
     }
 

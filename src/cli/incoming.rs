@@ -10,7 +10,6 @@ use crate::boot::BootFiles;
 use crate::config::{HostLimits, LocalFlags, adapt};
 use crate::error::chain;
 use crate::kvm::host::HostCaps;
-use crate::layout;
 use crate::machine::{Identity, Local, Machine, Unloaded, outlook, workaround};
 use crate::memory::GuestRam;
 use crate::migration::transport::Security;
@@ -121,8 +120,8 @@ impl Incoming {
         let dir = RunDirs::of_user()
             .claim(&local.config.name)
             .map_err(|e| one(&e))?;
-        let memory = &local.config.memory;
-        let ram = GuestRam::new(memory, &layout::ram_ranges(memory.size)).map_err(|e| one(&e))?;
+        let (memory, ranges) = (&local.config.memory, local.config.ram_ranges());
+        let ram = GuestRam::new(memory, &ranges).map_err(|e| one(&e))?;
         let unloaded = Unloaded::on(host, kvm, &identity, ram.clone(), local.clone(), &[]);
         Ok(Prepared {
             local,

@@ -18,7 +18,7 @@ use crate::boot::BootConfig;
 use crate::boot::BootModule;
 use crate::cpuid::CpuModel;
 use crate::devices::char::CharBackend;
-use crate::layout;
+use crate::layout::{self, MachineType};
 use crate::life::OnCrash;
 use crate::memory::HugePageSize;
 use crate::memory::MemoryConfig;
@@ -183,7 +183,8 @@ impl<'a> Build<'a> {
     fn config(&mut self) -> Option<VmConfig> {
         let name = self.one("name", parse::name);
         let boot = self.boot();
-        let memory = self.memory();
+        let machine = MachineType::Direct1;
+        let memory = self.memory(machine);
         let cpus = self.cpus();
         let serial = self.backend("serial");
         let serial2 = self.backend("serial2");
@@ -223,6 +224,7 @@ impl<'a> Build<'a> {
         let kvm_leaves = self.one("kvm-leaves", parse::boolean);
         let hv = self.hv();
         Some(VmConfig {
+            machine,
             name: name.unwrap_or_else(|| format!("vm-{}", std::process::id())),
             memory: memory?,
             cpus: cpus?,
@@ -290,7 +292,7 @@ impl<'a> Build<'a> {
         })
     }
 
-    fn memory(&mut self) -> Option<MemoryConfig> {
+    fn memory(&mut self, machine: MachineType) -> Option<MemoryConfig> {
         let parts = self.parts_of("memory");
         let hugepages = parts.get("hugepages").and_then(|part| {
             self.parsed("memory", part, |v| {
@@ -315,7 +317,7 @@ impl<'a> Build<'a> {
         };
         let bits = self.host.physical_bits.unwrap_or(MAX_PHYSICAL_BITS);
         // RAM that does not fit below the PCI hole moves up by the hole's length.
-        let hole = layout::RAM_ABOVE_4G.0 - layout::LOW_RAM_MAX;
+        let hole = machine.map().hole();
         let most = (1u64 << bits.clamp(32, MAX_PHYSICAL_BITS)) - hole;
         let wrong = if size < MIN_MEMORY {
             let mut what = format!("{} is too little memory", part.value);

@@ -28,16 +28,19 @@ pub use setting::{SETTINGS, Setting, Shape};
 use crate::boot::BootConfig;
 use crate::cpuid::{CpuModel, Topology};
 use crate::devices::char::CharBackend;
+use crate::layout::MachineType;
 use crate::life::OnCrash;
 use crate::memory::MemoryConfig;
 use crate::time::{Downtime, Policy};
-use crate::units::TscKhz;
+use crate::units::{Gpa, TscKhz};
 
 /// A whole VM, validated: building it can still fail for lack of a host capability, but not for nonsense.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VmConfig {
     /// The VM's name: the run directory and the control socket are named for it.
     pub name: String,
+    /// What the VM is as a board.
+    pub machine: MachineType,
     /// Guest RAM.
     pub memory: MemoryConfig,
     /// Virtual processors.
@@ -70,6 +73,13 @@ pub struct VmConfig {
     pub hv: crate::hyperv::Request,
     /// Show KVM's own paravirtual leaves; `None`: where a Linux guest would have no clock of Hyper-V's.
     pub kvm_leaves: Option<bool>,
+}
+
+impl VmConfig {
+    /// The pieces of guest RAM, low to high: (first address, length).
+    pub fn ram_ranges(&self) -> Vec<(Gpa, u64)> {
+        self.machine.map().ram_ranges(self.memory.size)
+    }
 }
 
 /// Virtual processors.

@@ -12,12 +12,14 @@ pub mod msr_feature;
 pub mod msrs;
 mod register;
 pub mod topology;
+mod width;
 
 pub use compare::{CpuLack, lacks};
 pub use guest::{CpuSpec, CpuidProblem, GuestCpuid, KVM_LEAVES_BESIDE_HYPERV, has_kvmclock};
 pub use model::{CpuModel, CpuVendor, Topology};
 pub use msrs::feature_msrs;
 pub use register::Reg;
+pub use width::address_width;
 
 pub(crate) use guest::{is_kvm_signature, vendor};
 

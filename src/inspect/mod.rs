@@ -20,7 +20,6 @@ use crate::boot::{BootConfig, BootError, BootFiles};
 use crate::config::{Irqchip, VmConfig};
 use crate::hyperv::{Partition, msr};
 use crate::kvm::state::{VcpuState, VmState, decode_msrs};
-use crate::layout;
 use crate::machine::promise::Promise;
 use crate::machine::{Identity, check_devices, transfer};
 use crate::state::snapshot::{RamImage, SavedFiles, Snapshot};
@@ -239,7 +238,7 @@ fn parts(sections: &Sections) -> Vec<Part> {
 
 fn ram(config: &VmConfig, image: &RamImage, check: bool) -> Result<Ram, InspectError> {
     let pieces = image.index().pieces();
-    let expected = layout::ram_ranges(config.memory.size);
+    let expected = config.ram_ranges();
     if pieces != expected {
         return Err(InspectError::Ram {
             found: pieces.to_vec(),

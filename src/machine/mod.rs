@@ -60,7 +60,6 @@ use crate::irq::ioapic::IoApic;
 use crate::kvm::host::HostCaps;
 use crate::kvm::kick;
 use crate::kvm::memory::MemorySlots;
-use crate::layout;
 pub use crate::life::Outcome;
 use crate::life::{self, Inbox, LifeState, MachineHandle};
 use crate::memory::GuestRam;
@@ -146,7 +145,7 @@ impl Machine {
             }
         }
         let boot = Some(BootFiles::open(&config.boot)?);
-        let ram = GuestRam::new(&config.memory, &layout::ram_ranges(config.memory.size))?;
+        let ram = GuestRam::new(&config.memory, &config.ram_ranges())?;
         let mut machine = Self::assemble(config, plan, &host, kvm, ram, extra, false)?;
         machine.boot = boot;
         Ok(machine)
@@ -305,7 +304,8 @@ impl Machine {
             apic_ids: (0..count).map(|vp| self.plan.cpuid.apic_id(vp)).collect(),
             topology: self.config.cpus.topology,
             pic: self.config.irqchip == Irqchip::Kernel,
-            phys_bits: self.plan.phys_bits(),
+            map: self.config.machine.map(),
+            address_width: self.plan.address_width(),
             fw_cfg: self.config.fw_cfg,
         };
         let entry = boot::load_files(&self.config.boot, &files, &self.platform.ram, &platform)?;

@@ -2,11 +2,12 @@
 
 use super::error::Impossible;
 use crate::config::{Irqchip, VmConfig};
-use crate::cpuid::{CpuSpec, GuestCpuid, has_kvmclock, msr_feature};
+use crate::cpuid::{CpuSpec, GuestCpuid, address_width, has_kvmclock, msr_feature};
 use crate::hyperv::{self, HostHv, Resolved};
 use crate::kvm::dirty_ring;
 use crate::kvm::host::HostCaps;
 use crate::kvm::msr::MsrRange;
+use crate::layout::AddressWidth;
 use crate::time::HostTsc;
 use crate::units::{Msr, TscKhz};
 
@@ -86,14 +87,9 @@ impl Plan {
         }
     }
 
-    /// How many physical address bits the guest is told of: CPUID 0x80000008.EAX\[7:0\], 36 without that leaf.
-    pub fn phys_bits(&self) -> u8 {
-        let leaf = self
-            .cpuid
-            .for_vcpu(0)
-            .into_iter()
-            .find(|e| e.function == 0x8000_0008);
-        leaf.map_or(36, |e| e.eax.to_le_bytes()[0])
+    /// How wide the guest finds physical addresses.
+    pub fn address_width(&self) -> AddressWidth {
+        address_width(&self.cpuid.for_vcpu(0), self.cpuid.vendor())
     }
 
     /// Whether the guest sees VMX, and SVM: CPUID 1.ECX\[5\], 0x80000001.ECX\[2\].

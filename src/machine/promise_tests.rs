@@ -12,6 +12,7 @@ use crate::devices::char::CharBackend;
 use crate::hyperv::HvCap;
 use crate::hyperv::host::tests as hv;
 use crate::kvm::host::{KvmCaps, KvmFacts, System};
+use crate::layout::MachineType;
 use crate::life::OnCrash;
 use crate::machine::Impossible;
 use crate::memory::MemoryConfig;
@@ -83,6 +84,7 @@ fn host(vendor: CpuVendor) -> HostCaps {
 fn config(hv: &str) -> VmConfig {
     VmConfig {
         name: "vm".to_owned(),
+        machine: MachineType::Pc1,
         memory: MemoryConfig {
             size: 64 << 20,
             hugepages: None,

@@ -10,7 +10,6 @@ use crate::boot::BootFiles;
 use crate::config::VmConfig;
 use crate::kvm::clock;
 use crate::kvm::host::HostCaps;
-use crate::layout;
 use crate::memory::GuestRam;
 use crate::state::Sections;
 use crate::time::{HostTsc, TimePlan, plan};
@@ -117,7 +116,7 @@ impl Unloaded {
         extra: &[ExtraPorts],
     ) -> Result<Self, MachineError> {
         let found: Vec<_> = ram.pieces().map(|piece| (piece.gpa, piece.len)).collect();
-        let expected = layout::ram_ranges(local.config.memory.size);
+        let expected = local.config.ram_ranges();
         if found != expected {
             return Err(Box::new(TransferError::Ram { found, expected }).into());
         }

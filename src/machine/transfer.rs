@@ -303,7 +303,7 @@ impl Machine {
             vmx,
             svm,
             evmcs: self.plan.hyperv.has(Enlightenment::Evmcs),
-            physical_address_bits: self.plan.phys_bits().into(),
+            physical_address_bits: self.plan.address_width().bits.into(),
         }
     }
 

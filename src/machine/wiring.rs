@@ -79,9 +79,10 @@ pub(super) fn wire(
     io: &mut IoThread,
 ) -> Result<Wired, MachineError> {
     let line = |gsi: Gsi| IrqLine::new(Arc::clone(lines), gsi);
+    let map = config.machine.map();
     let clock = Arc::new(HostClock::new());
     let acpi = Arc::new(Mutex::new(AcpiPm::new(
-        layout::SLEEP_TYPE_S5,
+        map.sleep_type_s5,
         line(layout::SCI),
         events.clone(),
         clock.clone(),
@@ -120,7 +121,7 @@ pub(super) fn wire(
     if let Some(port) = config.debug_exit {
         wired.place_at(port, 4, DebugExit::new(events.clone()))?;
     }
-    let low = config.memory.size.min(layout::LOW_RAM_MAX);
+    let low = map.low_ram(config.memory.size);
     let memory = MemorySizes {
         below_4g: low,
         above_4g: config.memory.size - low,
@@ -145,7 +146,7 @@ pub(super) fn wire(
         wired.place_at(layout::FW_CFG_PORT, fw_cfg::PORTS, device)?;
     }
     wired.place_at(layout::POST_PORT, 1, PostPort::default())?;
-    let (ports, ecam) = (layout::PCI_CONFIG_PORTS, layout::PCI_ECAM);
+    let (ports, ecam) = (layout::PCI_CONFIG_PORTS, &map.ecam);
     let pci = wired.place(
         PciHost::new(events.clone()),
         &[(

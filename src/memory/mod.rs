@@ -266,7 +266,7 @@ fn map_piece(gpa: Gpa, len: u64, page: HugePageSize) -> Result<GuestRegionMmap, 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::layout;
+    use crate::layout::AddressMap;
 
     fn ram(ranges: &[(Gpa, u64)]) -> GuestRam {
         let config = MemoryConfig {
@@ -312,7 +312,7 @@ mod tests {
 
     #[test]
     fn pieces_carry_the_layout_and_cost_nothing_until_touched() {
-        let ranges = layout::ram_ranges(64 << 30);
+        let ranges = AddressMap::PC_1.ram_ranges(64 << 30);
         let ram = ram(&ranges);
         let pieces: Vec<_> = ram.pieces().map(|p| (p.gpa, p.len)).collect();
         assert_eq!(pieces, ranges);

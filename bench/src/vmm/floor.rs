@@ -8,7 +8,7 @@ use hypernest::config::{Flags, HostLimits, build};
 use hypernest::hyperv::msr::REENLIGHTENMENT_CONTROL;
 use hypernest::kvm::msr::{MsrRange, send_to_user_space};
 use hypernest::kvm::{cap, memory};
-use hypernest::layout;
+use hypernest::layout::{self, AddressWidth};
 use hypernest::memory::GuestRam;
 use hypernest::units::VpIndex;
 use hypernest::vcpu::create;
@@ -31,7 +31,7 @@ fn loop_around(kernel: &Path, cmdline: &str) -> Result<Vec<u8>, Box<dyn std::err
     let flags = [("kernel", path.as_str()), ("cmdline", cmdline)];
     let flags = Flags::from_pairs(flags.into_iter().chain([("memory", "32M")]));
     let config = build(None, &flags, HostLimits::read())?.config;
-    let ram = GuestRam::new(&config.memory, &layout::ram_ranges(config.memory.size))?;
+    let ram = GuestRam::new(&config.memory, &config.ram_ranges())?;
 
     let kvm = Kvm::new()?;
     // Interrupt controllers and timer as hypernest's: KVM looks them up at each port access.
@@ -54,7 +54,11 @@ fn loop_around(kernel: &Path, cmdline: &str) -> Result<Vec<u8>, Box<dyn std::err
         apic_ids: vec![0],
         topology: config.cpus.topology,
         pic: true,
-        phys_bits: 36,
+        map: config.machine.map(),
+        address_width: AddressWidth {
+            bits: 36,
+            firmware: None,
+        },
         fw_cfg: false,
     };
     let entry = boot::load(&config.boot, &ram, &platform)?;

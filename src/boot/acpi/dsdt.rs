@@ -8,7 +8,7 @@ use acpi_tables::aml::{
 };
 
 use super::{AcpiConfig, bytes, table};
-use crate::layout;
+use crate::layout::{self, AddressMap};
 use crate::units::Gsi;
 
 /// Integers have 64 bits from revision 2 on.
@@ -18,19 +18,11 @@ const STATUS_GOOD: u8 = 0xf;
 /// The same, but not shown: Windows has no driver for it and would list it as an unknown device.
 const STATUS_HIDDEN: u8 = 0xb;
 
-/// The interrupt line of pin `pin` (0 is INTA) of the PCI device `device` on the root bus: the lines above the legacy ones, so
-/// that neighbours do not share.
-pub fn pci_interrupt(device: u8, pin: u8) -> Gsi {
-    const FIRST: u32 = 16;
-    const LINES: u32 = 8;
-    Gsi(FIRST + (u32::from(device) + u32::from(pin)) % LINES)
-}
-
 pub(super) fn dsdt(config: &AcpiConfig) -> Vec<u8> {
     let [com1, com2] = layout::SERIAL;
     let processors: Vec<_> = (0..config.apic_ids.len()).map(processor).collect();
     let mut devices = vec![
-        motherboard(),
+        motherboard(config.map),
         pci_root(config),
         serial("COM1", 1, com1),
         serial("COM2", 2, com2),
@@ -45,7 +37,7 @@ pub(super) fn dsdt(config: &AcpiConfig) -> Vec<u8> {
     let children = devices.iter().chain(&processors).map(|raw| raw as &dyn Aml);
     let mut aml = bytes(&Scope::new("_SB_".into(), children.collect()));
     // SLP_TYPa, SLP_TYPb, and two reserved (7.4.2).
-    let s5 = layout::SLEEP_TYPE_S5;
+    let s5 = config.map.sleep_type_s5;
     aml.extend(bytes(&Name::new(
         "_S5_".into(),
         &Package::new(vec![&s5, &s5, &ZERO, &ZERO]),
@@ -99,9 +91,9 @@ fn processor(index: usize) -> Raw {
 }
 
 /// What no other device claims. The ECAM window must be here (PCI Firmware Specification 3.3, 4.1.2).
-fn motherboard() -> Raw {
+fn motherboard(map: &AddressMap) -> Raw {
     let len = |range: &std::ops::Range<u16>| u8::try_from(range.len()).unwrap_or(u8::MAX);
-    let ecam = &layout::PCI_ECAM;
+    let ecam = &map.ecam;
     device(
         "MBRD",
         vec![
@@ -128,8 +120,8 @@ fn pci_root(config: &AcpiConfig) -> Raw {
     let config_io = ports(config_ports.start, config_len);
     let legacy_io = AddressSpace::new_io(0_u16, config_ports.start - 1, None);
     let io = AddressSpace::new_io(
-        word(layout::PCI_IO.start),
-        word(layout::PCI_IO.end - 1),
+        word(config.map.pci_io.start),
+        word(config.map.pci_io.end - 1),
         None,
     );
     let memory = |range: &std::ops::Range<u64>| {
@@ -144,8 +136,8 @@ fn pci_root(config: &AcpiConfig) -> Raw {
     let low = AddressSpace::new_memory(
         AddressSpaceCacheable::NotCacheable,
         true,
-        dword(layout::PCI_MMIO32.start),
-        dword(layout::PCI_MMIO32.end - 1),
+        dword(config.pci_mmio32.start),
+        dword(config.pci_mmio32.end - 1),
         None,
     );
     let high = config.pci_mmio64.as_ref().map(memory);
@@ -162,21 +154,21 @@ fn pci_root(config: &AcpiConfig) -> Raw {
             &Name::new("_SEG".into(), &ZERO),
             &Name::new("_BBN".into(), &ZERO),
             &resources(windows),
-            &Name::new("_PRT".into(), &interrupt_routes()),
+            &Name::new("_PRT".into(), &interrupt_routes(config.map)),
             &operating_system_capabilities(),
         ],
     )
 }
 
 /// Which line each pin of each device drives (6.2.13).
-fn interrupt_routes() -> PackageBuilder {
+fn interrupt_routes(map: &AddressMap) -> PackageBuilder {
     const DEVICES: u8 = 32;
     const PINS: u8 = 4;
     let mut routes = PackageBuilder::new();
     for device in 0..DEVICES {
         for pin in 0..PINS {
             let address = u32::from(device) << 16 | 0xffff;
-            let line = pci_interrupt(device, pin).0;
+            let line = map.pci_interrupt(device, pin).0;
             // No link device: the last number is a global system interrupt.
             routes.add_element(&Package::new(vec![&address, &pin, &ZERO, &line]));
         }

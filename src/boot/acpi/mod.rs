@@ -1,4 +1,4 @@
-//! ACPI 6.5 tables for the machine that [`layout`] fixes. Section numbers refer to that specification.
+//! ACPI 6.5 tables for the machine that [`layout`] describes. Section numbers refer to that specification.
 //!
 //! [`build`] is pure: the same machine gives the same bytes, wherever they are put.
 
@@ -19,10 +19,8 @@ use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
 use acpi_tables::{Aml, AmlSink};
 
-use crate::layout;
+use crate::layout::{self, AddressMap};
 use crate::units::Gpa;
-
-pub use dsdt::pci_interrupt;
 
 /// What the tables depend on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +31,10 @@ pub struct AcpiConfig {
     pub pic: bool,
     /// The pieces of RAM.
     pub ram: Vec<(Gpa, u64)>,
+    /// Where everything lies.
+    pub map: &'static AddressMap,
+    /// The window for PCI BARs below 4 GiB.
+    pub pci_mmio32: Range<u64>,
     /// The window for PCI BARs above 4 GiB.
     pub pci_mmio64: Option<Range<u64>>,
     /// Whether there is a firmware configuration device.
@@ -82,7 +84,7 @@ pub fn build(config: &AcpiConfig, nvs: Gpa, data: Gpa) -> Tables {
     let listed = [
         layout.add(*b"FACP", bytes(&fadt::fadt(nvs, dsdt))),
         layout.add(*b"APIC", madt::madt(config)),
-        layout.add(*b"MCFG", mcfg()),
+        layout.add(*b"MCFG", mcfg(config.map)),
         layout.add(*b"SRAT", srat::srat(config)),
         layout.add(*b"WAET", waet()),
     ];
@@ -135,10 +137,10 @@ fn table(name: [u8; 4], revision: u8, body: &[u8]) -> Vec<u8> {
 }
 
 /// The PCI Express configuration space (PCI Firmware Specification 3.3, 4.1.2).
-fn mcfg() -> Vec<u8> {
+fn mcfg(map: &AddressMap) -> Vec<u8> {
     let mut mcfg = MCFG::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     let last_bus = u8::try_from(layout::PCI_BUSES - 1).unwrap_or(u8::MAX);
-    mcfg.add_ecam(layout::PCI_ECAM.start, 0, 0, last_bus);
+    mcfg.add_ecam(map.ecam.start, 0, 0, last_bus);
     bytes(&mcfg)
 }
 

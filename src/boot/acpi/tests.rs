@@ -1,14 +1,22 @@
 use super::*;
+use crate::layout::AddressWidth;
 
 const NVS: Gpa = Gpa(0x7ff_0000);
 const DATA: Gpa = Gpa(0x7ff_1000);
 
 fn config(apic_ids: Vec<u32>, pic: bool, ram: u64) -> AcpiConfig {
+    let map = &AddressMap::DIRECT_1;
+    let width = AddressWidth {
+        bits: 40,
+        firmware: Some(40),
+    };
     AcpiConfig {
         apic_ids,
         pic,
-        ram: layout::ram_ranges(ram),
-        pci_mmio64: layout::pci_mmio64(ram, 40),
+        ram: map.ram_ranges(ram),
+        map,
+        pci_mmio32: map.pci_mmio32(ram),
+        pci_mmio64: map.pci_mmio64(ram, width),
         fw_cfg: true,
     }
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use hypernest::boot::{self, Platform, elf, kind, linux, multiboot};
 use hypernest::boot::{BootConfig, BootModule};
 use hypernest::cpuid::Topology;
+use hypernest::layout::{AddressMap, AddressWidth};
 use hypernest::memory::{GuestRam, MemoryConfig};
 use hypernest::units::Gpa;
 
@@ -66,6 +67,11 @@ pub(crate) fn load(bytes: &[u8]) -> bool {
     let Ok(ram) = GuestRam::new(&memory, &[(Gpa(0), RAM)]) else {
         return false;
     };
+    let map = if flags & 8 == 0 {
+        &AddressMap::PC_1
+    } else {
+        &AddressMap::DIRECT_1
+    };
     let platform = Platform {
         name: "fuzz".to_owned(),
         apic_ids: vec![0],
@@ -75,7 +81,11 @@ pub(crate) fn load(bytes: &[u8]) -> bool {
             threads: 1,
         },
         pic: true,
-        phys_bits: 40,
+        map,
+        address_width: AddressWidth {
+            bits: 40,
+            firmware: None,
+        },
         fw_cfg: true,
     };
     boot::load(&config, &ram, &platform).is_ok()

@@ -180,7 +180,7 @@ pub(crate) fn promise(json: &[u8]) -> bool {
     match promise.check(config, host) {
         Ok(plan) => {
             plan.cpuid.for_vcpu(0);
-            plan.phys_bits();
+            plan.address_width();
         }
         Err(mismatches) => assert!(mismatches.iter().all(|m| !m.to_string().is_empty())),
     }

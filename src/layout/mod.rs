@@ -1,24 +1,22 @@
-//! Where everything lies in the guest: RAM, MMIO windows, ports, interrupt lines. Constants only, so that the ACPI tables,
-//! the boot protocols and the wiring cannot disagree.
+//! Where everything lies in the guest: RAM, MMIO windows, ports, interrupt lines. Plain values, so that the
+//! ACPI tables, the boot protocols and the wiring cannot disagree. What machine types have in common are
+//! constants here; the rest is in their [`AddressMap`].
+
+mod machine_type;
+mod map;
 
 use std::ops::Range;
+
+pub use machine_type::MachineType;
+pub use map::{AddressMap, AddressWidth};
 
 use crate::units::{Gpa, Gsi};
 
 /// 1 MiB: where loadable RAM begins for kernels.
 pub const HIGH_MEMORY: Gpa = Gpa(0x10_0000);
 
-/// End of RAM below the 32-bit PCI hole, at most. The rest of the RAM continues at [`RAM_ABOVE_4G`].
-pub const LOW_RAM_MAX: u64 = 0xc000_0000;
-
 /// Where RAM above the PCI hole begins.
 pub const RAM_ABOVE_4G: Gpa = Gpa(1 << 32);
-
-/// The 32-bit window for PCI BARs.
-pub const PCI_MMIO32: Range<u64> = 0xc000_0000..0xe000_0000;
-
-/// PCI Express configuration space (ECAM): 256 buses of 1 MiB.
-pub const PCI_ECAM: Range<u64> = 0xe000_0000..0xf000_0000;
 
 /// The number of PCI buses that the ECAM window covers.
 pub const PCI_BUSES: u16 = 256;
@@ -31,9 +29,6 @@ pub const RESET_PORT: u16 = 0xcf9;
 
 /// What to write to [`RESET_PORT`] for a full reset: system reset (bit 1), reset CPU (bit 2).
 pub const RESET_VALUE: u8 = 0x06;
-
-/// The port window for PCI BARs.
-pub const PCI_IO: Range<u32> = 0xc000..0x1_0000;
 
 /// The I/O APIC.
 pub const IOAPIC: Gpa = Gpa(0xfec0_0000);
@@ -98,9 +93,6 @@ pub const GPE0: Range<u16> = 0x620..0x624;
 /// The system control interrupt: level-triggered, active high.
 pub const SCI: Gsi = Gsi(9);
 
-/// SLP_TYP for S5 in PM1a control and in the DSDT's \_S5 package.
-pub const SLEEP_TYPE_S5: u8 = 5;
-
 /// pvpanic's port.
 pub const PVPANIC_PORT: u16 = 0x505;
 
@@ -121,78 +113,3 @@ pub const EBDA: Range<u64> = 0x9_f000..0xa_0000;
 
 /// The area that a PC's firmware occupies: RSDP and SMBIOS are searched for here.
 pub const BIOS_AREA: Range<u64> = 0xe_0000..0x10_0000;
-
-/// The pieces of guest RAM of `size` bytes, low to high: (first address, length).
-///
-/// `size` must be a multiple of the page size; all of it below [`LOW_RAM_MAX`] comes first.
-pub fn ram_ranges(size: u64) -> Vec<(Gpa, u64)> {
-    let low = size.min(LOW_RAM_MAX);
-    let high = size - low;
-    let mut ranges = vec![(Gpa(0), low)];
-    if high > 0 {
-        ranges.push((RAM_ABOVE_4G, high));
-    }
-    ranges
-}
-
-/// The first address after all RAM of `size` bytes.
-pub fn ram_end(size: u64) -> Gpa {
-    ram_ranges(size)
-        .last()
-        .map_or(Gpa(0), |&(start, len)| Gpa(start.0 + len))
-}
-
-/// The 64-bit window for PCI BARs: above 4 GiB and all RAM, aligned to 1 GiB, up to 64 GiB long or the end of what
-/// `phys_bits` can address; `None` if nothing is left there.
-pub fn pci_mmio64(ram_size: u64, phys_bits: u8) -> Option<Range<u64>> {
-    const GIB: u64 = 1 << 30;
-    let start = ram_end(ram_size)
-        .0
-        .max(RAM_ABOVE_4G.0)
-        .next_multiple_of(GIB);
-    let end = (start + 64 * GIB).min(1_u64.checked_shl(u32::from(phys_bits)).unwrap_or(u64::MAX));
-    (start < end).then_some(start..end)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const GIB: u64 = 1 << 30;
-
-    #[test]
-    fn ram_is_split_around_the_pci_hole() {
-        assert_eq!(ram_ranges(GIB), [(Gpa(0), GIB)]);
-        assert_eq!(ram_ranges(3 * GIB), [(Gpa(0), 3 * GIB)]);
-        assert_eq!(
-            ram_ranges(4 * GIB),
-            [(Gpa(0), 3 * GIB), (Gpa(4 * GIB), GIB)]
-        );
-        assert_eq!(ram_end(GIB), Gpa(GIB));
-        assert_eq!(ram_end(4 * GIB), Gpa(5 * GIB));
-    }
-
-    #[test]
-    fn the_64_bit_window_lies_above_ram_and_within_the_address_width() {
-        assert_eq!(pci_mmio64(GIB, 39), Some(4 * GIB..68 * GIB));
-        assert_eq!(pci_mmio64(4 * GIB + 4096, 39), Some(6 * GIB..70 * GIB));
-        assert_eq!(pci_mmio64(GIB, 36), Some(4 * GIB..64 * GIB));
-        assert_eq!(pci_mmio64(63 * GIB, 36), None);
-        assert_eq!(pci_mmio64(GIB, 64), Some(4 * GIB..68 * GIB));
-    }
-
-    #[test]
-    fn fixed_ranges_do_not_overlap() {
-        let mut mmio = [
-            (PCI_MMIO32.start, PCI_MMIO32.end),
-            (PCI_ECAM.start, PCI_ECAM.end),
-            (IOAPIC.0, IOAPIC.0 + IOAPIC_LEN),
-            (LAPIC.0, LAPIC.0 + 0x10_0000),
-            (KVM_IDENTITY_MAP.0, KVM_TSS.0),
-            (KVM_TSS.0, KVM_TSS.0 + 0x3000),
-        ];
-        mmio.sort_unstable();
-        assert!(mmio.windows(2).all(|w| w[0].1 <= w[1].0));
-        assert!(mmio[0].0 >= LOW_RAM_MAX && mmio[5].1 <= RAM_ABOVE_4G.0);
-    }
-}
