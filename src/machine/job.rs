@@ -6,8 +6,10 @@ use std::sync::{Mutex, PoisonError};
 use super::{Machine, PowerCycle, Running};
 use crate::life::{Job, MachineHandle, UserRequest, VmEnded};
 
-/// What is to be done, until it has been.
-struct Work(Mutex<Option<Box<dyn FnOnce(&mut Running<'_>) + Send>>>);
+type Task = Box<dyn FnOnce(&mut Running<'_>) + Send>;
+
+/// A task, until it has been done.
+struct Work(Mutex<Option<Task>>);
 
 impl MachineHandle {
     /// Runs `job` with the running machine on the machine's main thread, and waits for the result. Neither
