@@ -36,6 +36,7 @@ mod time;
 mod trust;
 mod tsc_bench;
 mod vm;
+mod world;
 mod xen;
 
 fn main() -> ExitCode {
@@ -49,6 +50,7 @@ fn main() -> ExitCode {
         lifecycle::TESTS,
         fw_cfg::TESTS,
         endings::TESTS,
+        world::TESTS,
         process::TESTS,
         terminal::TESTS,
         tsc_bench::TESTS,

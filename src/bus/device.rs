@@ -10,15 +10,33 @@ pub trait Device: Send + Sync {
     /// A short name for messages, statistics and its section in a saved VM, e.g. `serial0`.
     fn name(&self) -> String;
 
-    /// Returns to the power-on state.
+    /// Starts nothing any more: no access to guest memory, no request to a back end, no interrupt from its own threads. What
+    /// has begun goes on until it is [drained](Device::drained). Accesses may still arrive, from the completion of a vCPU's
+    /// last instruction: they change registers, and what they ask for waits. A new device is quiesced. May be called again.
+    fn quiesce(&self) {}
+
+    /// Whether what had begun has come to its end. It may be asked at any time after [`Device::quiesce`].
+    fn drained(&self) -> bool {
+        true
+    }
+
+    /// Ends [`Device::quiesce`]: what has waited is started.
+    fn resume(&self) {}
+
+    /// Returns to the power-on state. The device is quiesced and drained.
     fn reset(&self);
+
+    /// Why it can be neither saved nor migrated, if so.
+    fn blocker(&self) -> Option<String> {
+        None
+    }
 
     /// The version of what [`Device::save`] writes. [`Device::load`] takes this one and the one before.
     fn state_version(&self) -> u32 {
         1
     }
 
-    /// Saves everything that the guest could notice, other than the configuration. No vCPU runs.
+    /// Saves everything that the guest could notice, other than the configuration. The device is quiesced and drained.
     fn save(&self, to: &mut Encoder);
 
     /// Loads what was saved, and drives its interrupt lines accordingly. `from` is hostile; after an error
@@ -37,7 +55,15 @@ pub type SharedDevice = Arc<dyn Device>;
 #[expect(missing_docs, reason = "documented where the methods come from")]
 pub trait LockedDevice: Send {
     fn name(&self) -> &str;
+    fn quiesce(&mut self) {}
+    fn drained(&self) -> bool {
+        true
+    }
+    fn resume(&mut self) {}
     fn reset(&mut self);
+    fn blocker(&self) -> Option<String> {
+        None
+    }
     fn read(&mut self, region: Region, offset: u64, data: &mut [u8]);
     fn write(&mut self, region: Region, offset: u64, data: &[u8]);
     fn state_version(&self) -> u32 {
@@ -63,8 +89,24 @@ impl<D: LockedDevice + ?Sized> Device for Mutex<D> {
         lock(self).name().to_owned()
     }
 
+    fn quiesce(&self) {
+        lock(self).quiesce();
+    }
+
+    fn drained(&self) -> bool {
+        lock(self).drained()
+    }
+
+    fn resume(&self) {
+        lock(self).resume();
+    }
+
     fn reset(&self) {
         lock(self).reset();
+    }
+
+    fn blocker(&self) -> Option<String> {
+        lock(self).blocker()
     }
 
     fn state_version(&self) -> u32 {

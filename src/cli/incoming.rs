@@ -175,7 +175,7 @@ impl Target for Incoming {
     }
 
     fn run(&mut self) {
-        if let (Some(machine), Some(prepared)) = (&self.machine, self.prepared.take()) {
+        if let (Some(machine), Some(prepared)) = (&mut self.machine, self.prepared.take()) {
             machine.start();
             // Before the source is told: whoever sees the migration's end can control the VM here.
             let board = machine.board();

@@ -4,6 +4,8 @@
 //! registered and nothing can be forgotten. (An epoll-based event loop would save that for thousands of descriptors; here
 //! there are a handful, and epoll refuses regular files and /dev/null, which stdout often is.)
 
+mod parking;
+
 use std::fmt;
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::AsFd;
@@ -22,6 +24,7 @@ use super::clock::Timed;
 use crate::bus::lock;
 use crate::devices::char::CharBackend;
 use crate::life::MachineHandle;
+use parking::Parking;
 
 /// How long the thread, told to stop, waits for a reader that takes nothing.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(1);
@@ -172,7 +175,7 @@ impl IoThread {
         self.timed.push(device);
     }
 
-    /// Starts the thread.
+    /// Starts the thread, parked: it touches no device before [`RunningIo::unpark`].
     ///
     /// # Errors
     /// If the thread cannot be created.
@@ -180,22 +183,26 @@ impl IoThread {
         let stop = Arc::new(AtomicBool::new(false));
         let waker = self.waker();
         let told = stop.clone();
+        let parking = Parking::parked();
+        let places = parking.clone();
         let thread = std::thread::Builder::new()
             .name("io".to_owned())
             .spawn(move || {
                 let _watch = self.handle.watch_thread("io");
-                if let Err(error) = self.run(&told) {
+                let _end = places.watch();
+                if let Err(error) = self.run(&told, &places) {
                     error!(%error, "the I/O thread failed: consoles and the clock's interrupts are dead");
                 }
             })?;
         Ok(RunningIo {
             stop,
+            parking,
             waker,
             thread: Some(thread),
         })
     }
 
-    fn run(&mut self, stop: &AtomicBool) -> io::Result<()> {
+    fn run(&mut self, stop: &AtomicBool, parking: &Parking) -> io::Result<()> {
         let mut ready = vec![[PollFlags::empty(); SLOTS]; self.wires.len()];
         let mut quiet_since: Option<Instant> = None;
         let mut fetched: Option<Instant> = None;
@@ -203,11 +210,23 @@ impl IoThread {
             // Before looking at the devices, so that what happens from now on wakes the poll below.
             self.waker.clear();
             let stopping = stop.load(Ordering::Acquire);
-            for device in &self.timed {
-                lock(device).tick();
+            for ((wire, _), ready) in self.wires.iter_mut().zip(&ready) {
+                wire.turn_host(*ready);
             }
-            for ((wire, device), ready) in self.wires.iter_mut().zip(&ready) {
-                wire.turn(*ready, &mut *lock(device));
+            // What the guest sent before the world stopped is still delivered while it is.
+            let wires = &mut self.wires;
+            let parked = parking.enter(|| {
+                for (wire, device) in wires {
+                    wire.collect_all(&mut *lock(device));
+                }
+            });
+            if !parked {
+                for device in &self.timed {
+                    lock(device).tick();
+                }
+                for (wire, device) in &mut self.wires {
+                    wire.turn_device(&mut *lock(device));
+                }
             }
             if stopping {
                 let moved = ready.iter().flatten().any(|r| !r.is_empty());
@@ -223,6 +242,7 @@ impl IoThread {
             let timeout = self
                 .timed
                 .iter()
+                .filter(|_| !parked)
                 .filter_map(|device| lock(device).until_due())
                 .chain(self.wires.iter().filter_map(|(wire, _)| wire.patience()))
                 .chain(stopping.then_some(DRAIN_PATIENCE))
@@ -306,11 +326,27 @@ impl fmt::Debug for IoThread {
 #[derive(Debug)]
 pub struct RunningIo {
     stop: Arc<AtomicBool>,
+    parking: Arc<Parking>,
     waker: Waker,
     thread: Option<JoinHandle<()>>,
 }
 
 impl RunningIo {
+    /// Brings the thread to a point where it touches no device: no input arrives and no deadline comes until
+    /// [`RunningIo::unpark`]. It goes on to serve the user's side: escape keys, and output that the devices have. `false`
+    /// if the thread is not there within `timeout`; it parks as soon as it can.
+    pub fn park(&self, timeout: Duration) -> bool {
+        self.parking.want(true);
+        self.waker.wake();
+        self.parking.wait(timeout)
+    }
+
+    /// Ends what [`RunningIo::park`] began.
+    pub fn unpark(&self) {
+        self.parking.want(false);
+        self.waker.wake();
+    }
+
     /// Ends the thread and waits for it.
     pub fn stop(self) {
         drop(self);
@@ -320,7 +356,7 @@ impl RunningIo {
 impl Drop for RunningIo {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Release);
-        self.waker.wake();
+        self.unpark();
         if let Some(thread) = self.thread.take() {
             // A panic was already reported by the hook; the wires were dropped by it.
             let _panicked = thread.join();

@@ -4,6 +4,7 @@ use thiserror::Error;
 
 use super::transfer::TransferError;
 use super::vm::VmError;
+use super::world::NotStopped;
 use crate::boot::BootError;
 use crate::bus::BusError;
 use crate::cpuid::CpuidProblem;
@@ -35,6 +36,9 @@ pub enum MachineError {
     /// RAM could not be emptied for a reset.
     #[error("cannot empty the guest's RAM")]
     Discard(#[source] std::io::Error),
+    /// Something could still write into the guest's RAM.
+    #[error("cannot reset the VM")]
+    NotStopped(#[from] NotStopped),
     /// Two devices at one address.
     #[error(transparent)]
     Bus(#[from] BusError),

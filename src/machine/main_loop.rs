@@ -27,12 +27,14 @@ impl Machine {
         };
         self.powered_on = Instant::now();
         if self.life.may_run() {
-            cycle.vcpus().resume();
+            self.start_world(&cycle);
         }
         let outcome = loop {
             match self.turn(&cycle) {
                 None => {}
                 Some(Due::Reset) => {
+                    // A device at work would write into the new guest's RAM.
+                    self.stop_world(&cycle)?;
                     self.power_off(cycle);
                     self.platform.ram.discard().map_err(MachineError::Discard)?;
                     cycle = self.power_on()?;
@@ -40,12 +42,13 @@ impl Machine {
                     self.show_state();
                     self.powered_on = Instant::now();
                     if self.life.may_run() {
-                        cycle.vcpus().resume();
+                        self.start_world(&cycle);
                     }
                 }
                 Some(Due::End(outcome)) => break outcome,
             }
         };
+        self.stop_world_or_warn(&cycle);
         self.power_off(cycle);
         self.write_stats()?;
         Ok(outcome)
@@ -96,7 +99,7 @@ impl Machine {
         }
         match request {
             Request::Pause => {
-                cycle.vcpus().pause();
+                self.stop_world_or_warn(cycle);
                 self.show_state();
             }
             Request::Resume => self.resume(cycle),
@@ -162,14 +165,15 @@ impl Machine {
         }
     }
 
-    /// Lets all vCPUs run if they may, once what their clocks wait for is done.
+    /// Lets the VM run if it may, once what its clocks wait for is done; stops it otherwise.
     pub(super) fn resume(&mut self, cycle: &PowerCycle) {
+        if self.life.may_run() && !self.settle_time(cycle) {
+            self.life.user(Request::Pause);
+        }
         if self.life.may_run() {
-            if self.settle_time(cycle) {
-                cycle.vcpus().resume();
-            } else {
-                self.life.user(Request::Pause);
-            }
+            self.start_world(cycle);
+        } else {
+            self.stop_world_or_warn(cycle);
         }
         self.show_state();
     }

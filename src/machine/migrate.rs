@@ -77,6 +77,10 @@ pub fn migrate(handle: &MachineHandle, how: &Migrate) -> Result<(), String> {
             "the bandwidth is {MIN_BANDWIDTH} bytes per second at least"
         ));
     }
+    handle
+        .run_on_main(|vm: &mut Running<'_>| vm.check_can_move())
+        .map_err(|e| e.to_string())?
+        .map_err(|e| e.to_string())?;
     let security = Security::from_flags(
         how.tls_cert.as_ref(),
         how.tls_key.as_ref(),

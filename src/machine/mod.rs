@@ -29,6 +29,7 @@ pub(crate) mod transfer;
 mod triple_fault;
 mod vm;
 mod wiring;
+mod world;
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
@@ -47,6 +48,7 @@ pub use running::Running;
 pub use save::{AfterSave, save};
 pub use status::{Crash, State, Status, StatusBoard, TscStatus};
 pub use transfer::{Identity, TransferError};
+pub use world::NotStopped;
 
 use crate::boot::{self, BootFiles};
 use crate::bus::{self, SharedDevice};
@@ -97,8 +99,10 @@ pub struct Machine {
     triple_faults: TripleFaults,
     /// When this power cycle began to run.
     powered_on: Instant,
-    /// Delivers the consoles' output until the end.
-    _io: RunningIo,
+    /// Carries the consoles' bytes and keeps the devices' deadlines.
+    io: RunningIo,
+    /// By `world`: vCPUs, devices and I/O.
+    stopped: bool,
     /// Exits may be timed by the host's TSC.
     tsc_is_a_clock: bool,
     /// What this host's TSC can do; its frequency is known while a VM is powered on.
@@ -252,7 +256,8 @@ impl Machine {
             guest_log: GuestLog::default(),
             triple_faults: TripleFaults::default(),
             powered_on: started.1,
-            _io: io.start().map_err(io_failed)?,
+            io: io.start().map_err(io_failed)?,
+            stopped: true,
             past: vec![Snapshot::default(); vcpus],
             readers: Vec::new(),
             exit_counters: None,
@@ -294,9 +299,7 @@ impl Machine {
 
     fn power_on(&mut self) -> Result<PowerCycle, MachineError> {
         let files = self.boot.clone().ok_or(MachineError::NoBootFiles)?;
-        for device in &self.devices {
-            device.reset();
-        }
+        self.reset_devices();
         bus::lock(&self.platform.partition).reset();
         let count = self.config.cpus.count;
         let platform = boot::Platform {

@@ -117,11 +117,12 @@ impl Running<'_> {
 
 impl Machine {
     /// Has a restored machine run, unless it is to be paused. [`Machine::run`] does everything else.
-    pub fn start(&self) {
-        if let Some(cycle) = &self.restored
-            && self.life.may_run()
-        {
-            cycle.vcpus().resume();
+    pub fn start(&mut self) {
+        if let Some(cycle) = self.restored.take() {
+            if self.life.may_run() {
+                self.start_world(&cycle);
+            }
+            self.restored = Some(cycle);
         }
     }
 

@@ -51,10 +51,10 @@ impl<'a> Running<'a> {
         self.machine.life.run() == State::Running
     }
 
-    /// Stops all vCPUs and waits until none runs guest code. A guest that was stopped for its crash stays so.
+    /// Stops the VM and waits until nothing changes its state. A guest that was stopped for its crash stays so.
     pub fn pause(&mut self) {
         self.machine.life.user(Request::Pause);
-        self.cycle.vcpus().pause();
+        self.machine.stop_world_or_warn(self.cycle);
         self.machine.show_state();
     }
 
@@ -64,10 +64,10 @@ impl<'a> Running<'a> {
         self.machine.resume(self.cycle);
     }
 
-    /// Stops all vCPUs and holds them: neither guest nor user can run or reset the VM until [`Running::release`].
+    /// Stops the VM and holds it: neither guest nor user can run or reset the VM until [`Running::release`].
     pub fn hold(&mut self) {
         self.machine.life.hold(true);
-        self.cycle.vcpus().pause();
+        self.machine.stop_world_or_warn(self.cycle);
         self.machine.show_state();
     }
 
@@ -92,6 +92,14 @@ impl<'a> Running<'a> {
     /// If KVM does not give it, or the guest has just done what ends or resets it.
     pub fn sections(&mut self) -> Result<Sections, TransferError> {
         self.machine.save_state(self.cycle)
+    }
+
+    /// Whether the VM could be saved or migrated at all, as far as that is known before it is tried.
+    ///
+    /// # Errors
+    /// Everything that is in the way, in one message.
+    pub fn check_can_move(&self) -> Result<(), TransferError> {
+        self.machine.check_can_move()
     }
 
     /// Ends the VM with this outcome once the work is done.

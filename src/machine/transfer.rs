@@ -20,7 +20,8 @@ use super::Machine;
 use super::cycle::PowerCycle;
 use super::promise::{self, Promise};
 use super::stand_in::{StandIns, Wanted};
-use crate::bus;
+use super::world::NotStopped;
+use crate::bus::{self, SharedDevice};
 use crate::config::{ConfigError, Irqchip, VmConfig};
 use crate::cpuid::msrs;
 use crate::devices;
@@ -95,7 +96,10 @@ pub enum TransferError {
     TimeIsLost,
     /// It could go on nowhere.
     #[error("this VM cannot be saved or migrated: {}", stays(.0))]
-    Stays(Vec<(Enlightenment, &'static str)>),
+    Stays(Vec<Blocker>),
+    /// Something could still change the state while it is saved.
+    #[error("cannot save the VM: {0}")]
+    NotStopped(#[from] NotStopped),
     /// The VM ended meanwhile.
     #[error(transparent)]
     Ended(#[from] VmEnded),
@@ -104,12 +108,38 @@ pub enum TransferError {
     Devices(#[source] Box<super::MachineError>),
 }
 
-fn stays(blockers: &[(Enlightenment, &str)]) -> String {
+/// Why a VM can be neither saved nor migrated.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Blocker {
+    /// An enlightenment or a device.
+    pub what: String,
+    /// What is wrong with it.
+    pub why: String,
+}
+
+fn stays(blockers: &[Blocker]) -> String {
     let each: Vec<_> = blockers
         .iter()
-        .map(|(id, why)| format!("{id}: {why}"))
+        .map(|blocker| format!("{}: {}", blocker.what, blocker.why))
         .collect();
     each.join("; ")
+}
+
+fn blockers(
+    enlightenments: Vec<(Enlightenment, &'static str)>,
+    devices: &[SharedDevice],
+) -> Vec<Blocker> {
+    let of_hyperv = enlightenments.into_iter().map(|(id, why)| Blocker {
+        what: id.to_string(),
+        why: why.to_owned(),
+    });
+    let of_devices = devices.iter().filter_map(|device| {
+        device.blocker().map(|why| Blocker {
+            what: device.name(),
+            why,
+        })
+    });
+    of_hyperv.chain(of_devices).collect()
 }
 
 /// What a saved VM is: what is looked at before anything else of it.
@@ -142,6 +172,16 @@ impl Identity {
 }
 
 impl Machine {
+    /// Refuses what could go on nowhere, before anything has begun.
+    pub(super) fn check_can_move(&self) -> Result<(), TransferError> {
+        let blockers = blockers(self.plan.hyperv.migration_blockers(), &self.devices);
+        if blockers.is_empty() {
+            Ok(())
+        } else {
+            Err(TransferError::Stays(blockers))
+        }
+    }
+
     /// What [`Identity::take`] reads. Clocks that run are a little later when they are looked at.
     pub(super) fn identity(&self, cycle: &PowerCycle) -> Result<Sections, TransferError> {
         let mut sections = Sections::new();
@@ -160,11 +200,10 @@ impl Machine {
 
     /// Everything but RAM. All vCPUs are parked, and stay so until RAM has been dealt with.
     pub(super) fn save_state(&mut self, cycle: &PowerCycle) -> Result<Sections, TransferError> {
-        let blockers = self.plan.hyperv.migration_blockers();
-        if !blockers.is_empty() {
-            return Err(TransferError::Stays(blockers));
-        }
+        self.check_can_move()?;
         self.park(cycle);
+        // Also if it was: what was still at work then may have come to its end.
+        self.stop_world(cycle)?;
         // A saved VM would never act on it.
         if let Some(what) = self.decided() {
             return Err(TransferError::Decided(what));

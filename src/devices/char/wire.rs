@@ -10,10 +10,10 @@ use std::time::Duration;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tracing::{info, warn};
 
-use super::CharDevice;
 use super::escape::{EscapeKeys, HELP, Key};
 use super::socket::Listener;
 use super::terminal::RawTerminal;
+use super::{CharDevice, TxQueue};
 use crate::life::{MachineHandle, Request};
 
 /// The most that is read or written at once. A pipe that polls writable takes PIPE_BUF (4096) bytes without blocking.
@@ -45,7 +45,8 @@ pub struct Wire {
     accept_failed: bool,
     /// Input that the device has no room for yet. At most two chunks.
     arrived: VecDeque<Key>,
-    /// Output that the backend did not take yet. At most one chunk and the help text.
+    /// Output that the backend did not take yet. At most one chunk and the help text, or a device's whole queue while the
+    /// world is stopped.
     leaving: Vec<u8>,
 }
 
@@ -104,12 +105,8 @@ impl Wire {
         (self.accept_failed || self.pty.is_some() && self.output.is_none()).then_some(LOOK)
     }
 
-    /// Acts on what polling said, then exchanges bytes with the device.
-    pub(in crate::devices) fn turn(
-        &mut self,
-        ready: [PollFlags; SLOTS],
-        device: &mut dyn CharDevice,
-    ) {
+    /// Acts on what polling said, without the device.
+    pub(in crate::devices) fn turn_host(&mut self, ready: [PollFlags; SLOTS]) {
         if ready[LISTENER].contains(PollFlags::POLLIN) || self.accept_failed {
             self.accept();
         }
@@ -120,8 +117,24 @@ impl Wire {
         if !ready[INPUT].is_empty() {
             self.receive(ready[INPUT]);
         }
+    }
+
+    /// Exchanges bytes with the device.
+    pub(in crate::devices) fn turn_device(&mut self, device: &mut dyn CharDevice) {
         self.deliver(device);
         self.collect(device);
+    }
+
+    /// Takes all output that the device has, as far as that is bounded.
+    pub(in crate::devices) fn collect_all(&mut self, device: &mut dyn CharDevice) {
+        self.collect(device);
+        let mut chunk = [0; CHUNK];
+        while self.output.is_some() && self.leaving.len() < TxQueue::CAPACITY {
+            match device.take_output(&mut chunk) {
+                0 => return,
+                count => self.leaving.extend_from_slice(&chunk[..count]),
+            }
+        }
     }
 
     /// Whether output waits for the backend.

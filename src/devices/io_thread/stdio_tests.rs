@@ -3,7 +3,7 @@
 use nix::pty::openpty;
 use nix::sys::termios::{LocalFlags, tcgetattr};
 
-use super::tests::{Bench, Heard, bench, hear, read_exactly, say};
+use super::tests::{Bench, Heard, bench, hear, read_exactly, say, start};
 use super::*;
 use crate::devices::char::TxQueue;
 use crate::life::{Request, UserRequest};
@@ -32,7 +32,7 @@ fn a_terminal_is_raw_while_it_is_the_console_and_its_escape_keys_work() {
             .local_flags
             .intersects(LocalFlags::ICANON | LocalFlags::ECHO | LocalFlags::ISIG)
     );
-    let running = b.io.start().unwrap();
+    let running = start(b.io);
     let mut user = std::fs::File::from(pty.master);
 
     say(&b.probe, b"login: ");
@@ -73,7 +73,7 @@ fn the_end_of_piped_input_ends_only_the_input() {
     let (mut shown, stdout) = io::pipe().unwrap();
     connect(&mut b, &stdin, &stdout);
     drop((stdin, stdout));
-    let running = b.io.start().unwrap();
+    let running = start(b.io);
     typed.write_all(b"ls\n").unwrap();
     drop(typed);
     assert_eq!(hear(&b.heard, 3), b"ls\n");
@@ -91,7 +91,7 @@ fn a_closed_stdout_costs_the_output_and_nothing_else() {
     let (shown, stdout) = io::pipe().unwrap();
     connect(&mut b, &stdin, &stdout);
     drop((stdin, stdout, shown));
-    let running = b.io.start().unwrap();
+    let running = start(b.io);
     for _ in 0..3 * TxQueue::CAPACITY {
         lock(&b.probe).queue.push(b'x');
     }
@@ -106,7 +106,7 @@ fn a_reader_that_stalls_holds_neither_the_guest_nor_the_end() {
     let (stdin, _typed) = io::pipe().unwrap();
     let (_shown, stdout) = io::pipe().unwrap();
     connect(&mut b, &stdin, &stdout);
-    let running = b.io.start().unwrap();
+    let running = start(b.io);
     // More than a pipe and the queue hold.
     for _ in 0..200_000 {
         lock(&b.probe).queue.push(b'x');

@@ -98,7 +98,7 @@ fn a_file_gets_the_output_and_what_was_there_goes() {
     let mut b = bench();
     let backend = CharBackend::File(path.clone());
     b.io.connect("serial0", &backend, b.probe.clone()).unwrap();
-    let running = b.io.start().unwrap();
+    let running = start(b.io);
     say(&b.probe, b"hello");
     // Stopping delivers what is pending.
     running.stop();
@@ -114,7 +114,7 @@ fn a_file_that_is_kept_gets_the_output_at_its_end() {
     b.io.keep_files();
     let backend = CharBackend::File(path.clone());
     b.io.connect("serial0", &backend, b.probe.clone()).unwrap();
-    let running = b.io.start().unwrap();
+    let running = start(b.io);
     // Whoever had it before may still write.
     let mut other = std::fs::OpenOptions::new()
         .append(true)
@@ -134,7 +134,7 @@ fn a_full_disk_does_not_stop_anything() {
     let mut b = bench();
     let backend = CharBackend::File("/dev/full".into());
     b.io.connect("serial0", &backend, b.probe.clone()).unwrap();
-    let running = b.io.start().unwrap();
+    let running = start(b.io);
     for _ in 0..3 * TxQueue::CAPACITY {
         lock(&b.probe).queue.push(b'x');
     }
@@ -161,7 +161,7 @@ fn socket_clients_come_and_go_one_at_a_time() {
     let mut b = bench();
     let backend = CharBackend::Socket(path.clone());
     b.io.connect("serial0", &backend, b.probe.clone()).unwrap();
-    let running = b.io.start().unwrap();
+    let running = start(b.io);
 
     let mut first = UnixStream::connect(&path).unwrap();
     first.write_all(b"one").unwrap();
@@ -192,7 +192,7 @@ fn a_socket_client_may_close_only_its_sending_side() {
     let mut b = bench();
     let backend = CharBackend::Socket(path.clone());
     b.io.connect("serial0", &backend, b.probe.clone()).unwrap();
-    let _running = b.io.start().unwrap();
+    let _running = start(b.io);
     let mut client = UnixStream::connect(&path).unwrap();
     client.write_all(b"bye").unwrap();
     client.shutdown(std::net::Shutdown::Write).unwrap();
@@ -213,7 +213,7 @@ fn input_waits_while_the_device_has_no_room() {
     lock(&b.probe).room = 10;
     let backend = CharBackend::Socket(path.clone());
     b.io.connect("serial0", &backend, b.probe.clone()).unwrap();
-    let _running = b.io.start().unwrap();
+    let _running = start(b.io);
     let mut client = UnixStream::connect(&path).unwrap();
     let text: Vec<u8> = (0..=255).cycle().take(20_000).collect();
     let written = text.clone();
@@ -240,7 +240,7 @@ fn a_pty_is_found_by_its_path_and_survives_its_users() {
         b.io.connect("serial0", &CharBackend::Pty, b.probe.clone())
             .unwrap()
             .unwrap();
-    let running = b.io.start().unwrap();
+    let running = start(b.io);
     // Nobody has it open: dropped, and nothing blocks.
     for _ in 0..3 * TxQueue::CAPACITY {
         lock(&b.probe).queue.push(b'x');
@@ -319,7 +319,7 @@ fn deadlines_are_kept_also_when_set_later() {
     let mut b = bench();
     b.io.schedule(alarm.clone());
     let waker = b.io.waker();
-    let _running = b.io.start().unwrap();
+    let _running = start(b.io);
     assert!(rang.recv_timeout(Duration::from_secs(60)).unwrap() >= first);
     let second = Instant::now() + Duration::from_millis(5);
     lock(&alarm).due = Some(second);
@@ -332,7 +332,7 @@ fn stopping_releases_the_devices() {
     let mut b = bench();
     let backend = CharBackend::File("/dev/null".into());
     b.io.connect("serial0", &backend, b.probe.clone()).unwrap();
-    let running = b.io.start().unwrap();
+    let running = start(b.io);
     running.stop();
     // The thread is joined and its half of everything dropped.
     assert_eq!(Arc::strong_count(&b.probe), 1);
@@ -354,4 +354,49 @@ fn waking_costs_one_system_call_until_the_thread_has_looked() {
     waker.clear();
     waker.wake();
     assert_eq!(tokens(), 1);
+}
+
+/// Parked until the machine runs; here it does.
+pub(super) fn start(io: IoThread) -> RunningIo {
+    let running = io.start().unwrap();
+    running.unpark();
+    running
+}
+
+#[test]
+fn a_parked_thread_touches_no_device_and_serves_the_users_side() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("com1");
+    let mut b = bench();
+    let (tx, rang) = channel();
+    b.io.schedule(Arc::new(Mutex::new(Alarm {
+        due: Some(Instant::now()),
+        rang: tx,
+    })));
+    let backend = CharBackend::Socket(path.clone());
+    b.io.connect("serial0", &backend, b.probe.clone()).unwrap();
+    let running = b.io.start().unwrap();
+    // As it begins.
+    let mut client = UnixStream::connect(&path).unwrap();
+    client.write_all(b"before").unwrap();
+    assert!(running.park(Duration::from_secs(60)));
+    assert!(rang.try_recv().is_err() && b.heard.try_recv().is_err());
+    running.unpark();
+    assert_eq!(hear(&b.heard, 6), b"before");
+    rang.recv_timeout(Duration::from_secs(60)).unwrap();
+    // More output than the reader takes at once is still delivered, without the device.
+    let text: Vec<u8> = (0..=255).cycle().take(TxQueue::CAPACITY).collect();
+    say(&b.probe, &text);
+    assert!(running.park(Duration::from_secs(60)));
+    let device = lock(&b.probe);
+    client.write_all(b"meanwhile").unwrap();
+    assert_eq!(read_exactly(&client, text.len()), text);
+    drop(device);
+    assert!(running.park(Duration::from_secs(60)), "once more");
+    assert!(b.heard.try_recv().is_err());
+    running.unpark();
+    assert_eq!(hear(&b.heard, 9), b"meanwhile");
+    // A parked thread ends, too.
+    running.park(Duration::from_secs(60));
+    running.stop();
 }

@@ -1,0 +1,270 @@
+//! Stopping everything that could change the machine's state, and starting it again.
+//!
+//! A save, a migration's stop, a hold, a pause, a reset and the power-off all stop the same parts in the same order. A new
+//! machine is stopped.
+
+use std::time::{Duration, Instant};
+
+use thiserror::Error;
+use tracing::warn;
+
+use super::Machine;
+use super::cycle::PowerCycle;
+use crate::bus::SharedDevice;
+use crate::devices::io_thread::RunningIo;
+
+/// How long devices and the I/O thread have to finish what they have begun.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often devices are asked meanwhile.
+const DRAIN_POLL: Duration = Duration::from_millis(1);
+
+/// What is stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Part {
+    /// They make requests to devices.
+    Vcpus,
+    /// They have requests in flight, which write guest memory, raise interrupts and change the device when they complete.
+    Devices,
+    /// It completes requests, and has input and deadlines for devices.
+    Io,
+}
+
+/// The order in which the parts are stopped: each could give work to those behind it. They start in reverse, so that each
+/// finds running what it gives work to.
+pub(super) const STOP: [Part; 3] = [Part::Vcpus, Part::Devices, Part::Io];
+
+/// Some parts have not come to a stop.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[error(
+    "not all of the VM came to a stop within {} s: {} still at work", DRAIN_TIMEOUT.as_secs(), .0.join(", ")
+)]
+pub struct NotStopped(Vec<String>);
+
+/// What can be stopped.
+pub(super) trait Parts {
+    /// Stops a part; the names of what has not come to a stop in time. It may be stopped already.
+    fn stop(&mut self, part: Part) -> Vec<String>;
+
+    /// Starts a part.
+    fn start(&mut self, part: Part);
+}
+
+/// Stops all parts. After an error they are stopped all the same, but for those that it names.
+pub(super) fn stop(parts: &mut impl Parts) -> Result<(), NotStopped> {
+    let at_work: Vec<_> = STOP.iter().flat_map(|part| parts.stop(*part)).collect();
+    if at_work.is_empty() {
+        Ok(())
+    } else {
+        Err(NotStopped(at_work))
+    }
+}
+
+/// Starts all parts.
+pub(super) fn start(parts: &mut impl Parts) {
+    for part in STOP.iter().rev() {
+        parts.start(*part);
+    }
+}
+
+struct OfMachine<'a> {
+    cycle: &'a PowerCycle,
+    devices: &'a [SharedDevice],
+    io: &'a RunningIo,
+}
+
+impl Parts for OfMachine<'_> {
+    fn stop(&mut self, part: Part) -> Vec<String> {
+        match part {
+            Part::Vcpus => {
+                self.cycle.vcpus().pause();
+                Vec::new()
+            }
+            Part::Devices => quiesce(self.devices, DRAIN_TIMEOUT),
+            Part::Io if self.io.park(DRAIN_TIMEOUT) => Vec::new(),
+            Part::Io => vec!["the I/O thread".to_owned()],
+        }
+    }
+
+    fn start(&mut self, part: Part) {
+        match part {
+            Part::Vcpus => self.cycle.vcpus().resume(),
+            Part::Devices => self.devices.iter().for_each(|device| device.resume()),
+            Part::Io => self.io.unpark(),
+        }
+    }
+}
+
+/// Quiesces all devices, then waits for each; the names of those that are not drained in time.
+fn quiesce(devices: &[SharedDevice], timeout: Duration) -> Vec<String> {
+    for device in devices {
+        device.quiesce();
+    }
+    let deadline = Instant::now() + timeout;
+    let drained = |device: &SharedDevice| {
+        loop {
+            if device.drained() {
+                return true;
+            }
+            if Instant::now() >= deadline {
+                return false;
+            }
+            std::thread::sleep(DRAIN_POLL);
+        }
+    };
+    let at_work = devices.iter().filter(|device| !drained(device));
+    at_work.map(|device| device.name()).collect()
+}
+
+impl Machine {
+    /// Stops vCPUs, devices and I/O, and waits until nothing changes the guest's state any more.
+    pub(super) fn stop_world(&mut self, cycle: &PowerCycle) -> Result<(), NotStopped> {
+        self.stopped = true;
+        stop(&mut self.parts(cycle))
+    }
+
+    /// The same, where what is still at work does no harm.
+    pub(super) fn stop_world_or_warn(&mut self, cycle: &PowerCycle) {
+        if let Err(e) = self.stop_world(cycle) {
+            warn!("{e}");
+        }
+    }
+
+    /// Has everything run that [`Machine::stop_world`] stops; only the vCPUs, if only they were parked.
+    pub(super) fn start_world(&mut self, cycle: &PowerCycle) {
+        if std::mem::take(&mut self.stopped) {
+            start(&mut self.parts(cycle));
+        } else {
+            cycle.vcpus().resume();
+        }
+    }
+
+    /// Resets all devices. The world is stopped.
+    pub(super) fn reset_devices(&self) {
+        debug_assert!(self.stopped, "a device is reset only while it is quiesced");
+        for device in &self.devices {
+            device.reset();
+        }
+    }
+
+    fn parts<'a>(&'a self, cycle: &'a PowerCycle) -> OfMachine<'a> {
+        OfMachine {
+            cycle,
+            devices: &self.devices,
+            io: &self.io,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+    use crate::bus::{Device, lock};
+    use crate::state::{Decoder, Encoder, StateError};
+
+    #[derive(Default)]
+    struct Recorder {
+        calls: Vec<(bool, Part)>,
+        at_work: Option<(Part, &'static str)>,
+    }
+
+    impl Parts for Recorder {
+        fn stop(&mut self, part: Part) -> Vec<String> {
+            self.calls.push((false, part));
+            let at_work = self.at_work.filter(|(of, _)| *of == part);
+            at_work
+                .map(|(_, name)| name.to_owned())
+                .into_iter()
+                .collect()
+        }
+
+        fn start(&mut self, part: Part) {
+            self.calls.push((true, part));
+        }
+    }
+
+    #[test]
+    fn start_is_stop_reversed() {
+        let mut parts = Recorder::default();
+        stop(&mut parts).unwrap();
+        start(&mut parts);
+        let (stopped, mut started) = parts.calls.split_at(STOP.len());
+        let mut reversed = started.to_vec();
+        reversed.reverse();
+        started = &reversed;
+        assert_eq!(stopped, STOP.map(|part| (false, part)));
+        assert_eq!(started, STOP.map(|part| (true, part)));
+    }
+
+    #[test]
+    fn a_part_at_work_is_named_and_the_others_are_stopped() {
+        let mut parts = Recorder {
+            at_work: Some((Part::Devices, "nvme0")),
+            ..Recorder::default()
+        };
+        let error = stop(&mut parts).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "not all of the VM came to a stop within 10 s: nvme0 still at work"
+        );
+        assert_eq!(parts.calls.len(), STOP.len());
+    }
+
+    /// Is drained when it has been asked often enough.
+    struct Busy {
+        name: &'static str,
+        left: AtomicU32,
+        calls: Arc<Mutex<Vec<String>>>,
+    }
+
+    impl Device for Busy {
+        fn name(&self) -> String {
+            self.name.to_owned()
+        }
+
+        fn quiesce(&self) {
+            lock(&self.calls).push(format!("quiesce {}", self.name));
+        }
+
+        fn drained(&self) -> bool {
+            let step = |left: u32| left.checked_sub(1);
+            let left = self
+                .left
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, step);
+            if left.is_err() {
+                lock(&self.calls).push(format!("drained {}", self.name));
+            }
+            left.is_err()
+        }
+
+        fn reset(&self) {}
+
+        fn save(&self, _to: &mut Encoder) {}
+
+        fn load(&self, _from: &mut Decoder<'_>) -> Result<(), StateError> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn all_devices_are_quiesced_before_any_is_waited_for() {
+        let calls = Arc::default();
+        let device = |name, left| -> SharedDevice {
+            Arc::new(Busy {
+                name,
+                left: AtomicU32::new(left),
+                calls: Arc::clone(&calls),
+            })
+        };
+        let devices = [device("a", 3), device("b", 0)];
+        assert!(quiesce(&devices, DRAIN_TIMEOUT).is_empty());
+        assert_eq!(
+            *lock(&calls),
+            ["quiesce a", "quiesce b", "drained a", "drained b"]
+        );
+        let devices = [device("stuck", u32::MAX), device("fine", 0)];
+        assert_eq!(quiesce(&devices, Duration::from_millis(2)), ["stuck"]);
+    }
+}
