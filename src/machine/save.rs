@@ -28,10 +28,13 @@ pub enum AfterSave {
 /// # Errors
 /// If it cannot be saved; then the VM does what it did before, and a VM that was saved in `dir` is still there.
 pub fn save(handle: &MachineHandle, dir: &Path, after: AfterSave) -> Result<(), TransferError> {
-    handle.run_on_main(|machine| machine.check_can_move())??;
     let mut saving = Saving::begin(dir)?;
-    // Before the guest is stopped: an initrd may be large, and does not change.
-    if let Some(files) = handle.run_on_main(|machine: &mut Running<'_>| machine.boot_files())? {
+    // Before the guest is stopped: whether that is of any use, and what may be large and does not change (an initrd).
+    let files = handle.run_on_main(|machine: &mut Running<'_>| {
+        machine.check_can_move()?;
+        Ok::<_, TransferError>(machine.boot_files())
+    })??;
+    if let Some(files) = files {
         saving.write_boot_files(files.all().map(|image| Box::new(image.reader()) as _))?;
     }
     let written = handle.run_on_main(move |machine: &mut Running<'_>| {
