@@ -5,6 +5,7 @@
     reason = "descriptors given by number on the command line, and what happens between fork and exec"
 )]
 
+pub(crate) mod affinity;
 pub(crate) mod fatal;
 pub(crate) mod private;
 

@@ -131,10 +131,7 @@ fn load(
     modules: &[(PathBuf, &str)],
 ) -> Result<(Entry, GuestRam), Box<dyn std::error::Error>> {
     let size = 512 << 20;
-    let memory = MemoryConfig {
-        size,
-        hugepages: None,
-    };
+    let memory = MemoryConfig::of(size);
     let ram = GuestRam::new(&memory, &MAP.ram_ranges(size))?;
     let module = |(path, cmdline): &(PathBuf, &str)| BootModule {
         path: path.clone(),

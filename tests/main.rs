@@ -20,6 +20,7 @@ mod l2_exit;
 mod l2probe;
 mod lifecycle;
 mod linux;
+mod memory;
 mod micro;
 mod migration;
 mod moves;
@@ -52,6 +53,7 @@ fn main() -> ExitCode {
         endings::TESTS,
         world::TESTS,
         process::TESTS,
+        memory::TESTS,
         terminal::TESTS,
         tsc_bench::TESTS,
         errors::TESTS,

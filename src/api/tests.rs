@@ -33,6 +33,7 @@ fn status(name: &str) -> Status {
         tsc: crate::machine::TscStatus::default(),
         ptys: [("serial".to_owned(), "/dev/pts/9".to_owned())].into(),
         migration: None,
+        ram: None,
     }
 }
 

@@ -82,10 +82,7 @@ impl Files {
 const MACHINE: AddressMap = AddressMap::PC_1;
 
 fn ram(size: u64) -> GuestRam {
-    let config = MemoryConfig {
-        size,
-        hugepages: None,
-    };
+    let config = MemoryConfig::of(size);
     GuestRam::new(&config, &MACHINE.ram_ranges(size)).unwrap()
 }
 

@@ -103,6 +103,7 @@ mod tests {
             tsc: crate::machine::TscStatus::default(),
             ptys: std::collections::BTreeMap::new(),
             migration: None,
+            ram: None,
         }
     }
 

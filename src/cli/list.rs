@@ -110,6 +110,7 @@ mod tests {
             tsc: crate::machine::TscStatus::default(),
             ptys: std::collections::BTreeMap::new(),
             migration: None,
+            ram: None,
         };
         let found = [
             Found {

@@ -71,7 +71,7 @@ pub(super) fn run(args: &Args) -> Result<Exit, CliError> {
     let ram = if args.eager {
         saved.ram.read(&local.config.memory)
     } else {
-        saved.ram.map()
+        saved.ram.map(local.config.memory.host)
     };
     let ram = ram.map_err(|source| broken(&args.dir, source.into()))?;
     let machine = Machine::restore(&saved.identity, saved.sections, ram, local, &[])?;

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use super::{CliError, Exit, print, to_json};
 use crate::api::{Command, RunDirs, call};
 use crate::config::show_size;
-use crate::machine::Status;
+use crate::machine::{RamStatus, Status};
 use crate::migration::Report;
 
 /// Show the state of a running VM
@@ -50,6 +50,9 @@ fn describe(status: &Status) -> String {
     };
     line("vCPUs", &status.vcpus.to_string());
     line("memory", &show_size(status.memory));
+    if let Some(ram) = &status.ram {
+        line("", &describe_ram(ram));
+    }
     let hv = match status.hv.as_slice() {
         [] => "none".to_owned(),
         names => names.join(" "),
@@ -86,6 +89,27 @@ fn describe(status: &Status) -> String {
         // The guest's words, which could hold anything that a terminal obeys.
         for words in crash.message.iter().flat_map(|m| m.lines()) {
             line("", &words.escape_debug().to_string());
+        }
+    }
+    text
+}
+
+/// What the host holds of guest RAM, in one line.
+fn describe_ram(ram: &RamStatus) -> String {
+    let backing = match ram.backing.as_str() {
+        "hugepages" => "reserved huge pages",
+        "saved" => "mapped from what was saved",
+        other => other,
+    };
+    let mut text = format!(
+        "{}: {} resident, {} of that in huge pages",
+        backing.escape_debug(),
+        show_bytes(ram.resident),
+        show_bytes(ram.huge)
+    );
+    for (bytes, what) in [(ram.swapped, "swapped out"), (ram.locked, "locked")] {
+        if bytes > 0 {
+            text.push_str(&format!(", {} {what}", show_bytes(bytes)));
         }
     }
     text
@@ -192,12 +216,20 @@ mod tests {
             tsc: crate::machine::TscStatus::default(),
             ptys: [("serial".to_owned(), "/dev/pts/3".to_owned())].into(),
             migration: None,
+            ram: Some(RamStatus {
+                backing: "anonymous".to_owned(),
+                resident: 700 << 20,
+                huge: 698 << 20,
+                swapped: 0,
+                locked: 4096,
+            }),
         };
         assert_eq!(
             describe(&status),
             "win: crashed for 1 h 2 min (process 7, hypernest 1.2.3)\n  \
                vCPUs     4\n  \
-               memory    2G\n  \
+               memory    2G\n            \
+                         anonymous: 700 MiB resident, 698 MiB of that in huge pages, 4096 B locked\n  \
                Hyper-V   hv-relaxed hv-time\n  \
                resets    2\n  \
                serial    /dev/pts/3\n  \

@@ -13,7 +13,7 @@ use super::parse::{self, BackendKind, Wrong};
 use super::problem::{ConfigError, Origin, Problem};
 use super::setting::{self, Part, Scalar, Setting, Shape};
 use super::topology::{MAX_CPUS, topology};
-use super::{CpuConfig, Irqchip, OnTripleFault, TimeConfig, VmConfig, show};
+use super::{CpuConfig, Irqchip, OnTripleFault, TimeConfig, VmConfig, placement, show};
 use crate::boot::BootConfig;
 use crate::boot::BootModule;
 use crate::cpuid::CpuModel;
@@ -93,7 +93,9 @@ pub fn adapt(
         base.boot.modules.clear();
     }
     let file = ConfigFile::new(Path::new("saved state"), base.to_toml());
-    let mut draft = file.draft().overlay(flags.0.draft());
+    let (draft, mut local) = (file.draft(), flags.0.draft());
+    placement::with_saved_memory(&draft, &mut local);
+    let mut draft = draft.overlay(local);
     if saved.debugcon.is_none() && flags.given("debugcon") {
         draft.problems.push(Problem {
             origin: Origin::Flag("debugcon"),
@@ -186,6 +188,7 @@ impl<'a> Build<'a> {
         let machine = MachineType::Direct1;
         let memory = self.memory(machine);
         let cpus = self.cpus();
+        let pins = self.pins(cpus.as_ref().map(|cpus| cpus.count));
         let serial = self.backend("serial");
         let serial2 = self.backend("serial2");
         let debugcon = self.backend("debugcon");
@@ -228,6 +231,7 @@ impl<'a> Build<'a> {
             name: name.unwrap_or_else(|| format!("vm-{}", std::process::id())),
             memory: memory?,
             cpus: cpus?,
+            pins,
             boot: boot?,
             serial: [
                 serial.unwrap_or(CharBackend::Stdio),
@@ -302,10 +306,12 @@ impl<'a> Build<'a> {
                 )
             })
         });
+        let host = self.host_memory(&parts, hugepages);
         let Some(part) = parts.get("size") else {
             return Some(MemoryConfig {
                 size: DEFAULT_MEMORY,
                 hugepages,
+                host,
             });
         };
         let size = self.parsed("memory", part, parse::size)?;
@@ -360,7 +366,11 @@ impl<'a> Build<'a> {
                 help: Some("if the guest uses it all, the host will kill the VM".to_owned()),
             });
         }
-        Some(MemoryConfig { size, hugepages })
+        Some(MemoryConfig {
+            size,
+            hugepages,
+            host,
+        })
     }
 
     fn cpus(&mut self) -> Option<CpuConfig> {
@@ -528,7 +538,15 @@ impl<'a> Build<'a> {
             let name = match &part.name {
                 None if i == 0 => names.first(),
                 None => {
-                    let wrong = Wrong::new(format!("{} has no name", part.value), expected());
+                    let mut what = format!("{} has no name", part.value);
+                    let text = match &part.value {
+                        Scalar::Text(text) => text.as_str(),
+                        _ => "",
+                    };
+                    if let Some(meant) = nearest(text, names.iter().copied()) {
+                        what.push_str(&format!(" (did you mean {meant}?)"));
+                    }
+                    let wrong = Wrong::new(what, expected());
                     self.push(key, &part.origin, wrong);
                     continue;
                 }

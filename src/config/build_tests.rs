@@ -249,6 +249,16 @@ fn every_refusal() {
         ("memory", "2G,hugepage=2M", "did you mean hugepages?"),
         ("memory", "2G,3G", "has no name"),
         ("memory", "2G,size=3G", "size is given twice"),
+        ("memory", "2G,preallocc", "did you mean prealloc?"),
+        ("memory", "2G,lock=maybe", "neither true nor false"),
+        ("memory", "2G,numa=64", "no NUMA node from 0 to 63"),
+        (
+            "memory",
+            "2G,hugepages=2M,mergeable",
+            "merges no reserved huge pages",
+        ),
+        ("pin", "0-", "no CPU from 0 to 8191"),
+        ("pin", "1=0", "there is no vCPU 1: the VM has 1"),
         ("cpus", "0", "out of range"),
         ("cpus", "256", "out of range"),
         ("cpus", "-1", "not a number"),
@@ -289,6 +299,48 @@ fn every_refusal() {
         assert!(problems[0].contains(says), "{key} {value}: {}", problems[0]);
         assert!(problems[0].contains("for example: --"), "{}", problems[0]);
     }
+}
+
+#[test]
+fn what_the_host_does_is_shown_and_not_saved() {
+    let flags = [
+        ("memory", "2G,prealloc,lock,numa=preferred:1"),
+        ("cpus", "2"),
+        ("pin", "4,6"),
+    ];
+    let config = with_flags(&flags).unwrap();
+    let toml = config.to_toml();
+    for line in [
+        "prealloc = true",
+        "lock = true",
+        "numa = \"preferred:1\"",
+        "pin = \"0=4,1=6\"",
+    ] {
+        assert!(toml.contains(line), "{toml}");
+    }
+    let same = with_file(
+        "memory = { size = '2G', prealloc = true, lock = true, numa = 'preferred:1' }\ncpus = 2\npin = '4,6'",
+    );
+    let same = same.unwrap();
+    assert_eq!((same.memory, &same.pins), (config.memory, &config.pins));
+    let saved = VmConfig::from_saved(config.to_saved()).unwrap();
+    assert_eq!(saved.memory, MemoryConfig::of(2 << 30));
+    assert!(saved.pins.is_empty());
+    let adapted = |flags: &[(&str, &str)]| {
+        let flags = LocalFlags(Flags::from_pairs(flags.iter().copied()));
+        adapt(&saved, &flags, HOST)
+    };
+    let memory = adapted(&[("memory", "mergeable,numa=0"), ("pin", "0=1")]).unwrap();
+    let memory = memory.checked.config.memory;
+    assert_eq!(memory.size, 2 << 30);
+    assert!(memory.host.mergeable && memory.host.numa.is_some() && !memory.host.lock);
+    for guests in ["4G,lock", "hugepages=2M", "size=1G"] {
+        let refused = adapted(&[("memory", guests)]).unwrap_err().to_string();
+        assert!(refused.contains("of a saved VM's memory stay"), "{refused}");
+    }
+    let local = |memory| LocalFlags::of(Flags::from_pairs([("memory", memory)]));
+    assert_eq!(local("2G,lock"), Err(vec!["memory"]));
+    assert!(local("lock").is_ok());
 }
 
 #[test]

@@ -45,4 +45,11 @@ impl Draft {
     pub(super) fn get(&self, setting: &Setting) -> &[Entry] {
         self.entries.get(setting.key).map_or(&[], Vec::as_slice)
     }
+
+    /// The same, to be changed.
+    pub(super) fn get_mut(&mut self, setting: &Setting) -> &mut [Entry] {
+        self.entries
+            .get_mut(setting.key)
+            .map_or(&mut [], Vec::as_mut_slice)
+    }
 }

@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
 use super::draft::Draft;
+use super::placement;
 use super::problem::{Origin, Problem};
 use super::setting::{self, Entry, LOCAL, SETTINGS, Scalar, Setting, Shape};
 
@@ -67,8 +68,13 @@ impl LocalFlags {
     /// # Errors
     /// Those that say what it is.
     pub fn of(flags: Flags) -> Result<Self, Vec<&'static str>> {
+        let names_guest_memory = placement::names_guest_memory(&flags.draft());
+        let is_local = |key: &&str| match *key {
+            "memory" => !names_guest_memory,
+            key => LOCAL.contains(&key),
+        };
         let given = flags.given.iter().map(|(key, _)| *key);
-        let others: Vec<_> = given.filter(|key| !LOCAL.contains(key)).collect();
+        let others: Vec<_> = given.filter(|key| !is_local(key)).collect();
         match others.is_empty() {
             true => Ok(Self(flags)),
             false => Err(others),
@@ -165,12 +171,17 @@ impl clap::Args for LocalFlags {
                     "After a reset boot this kernel [default: the one that was saved with the VM]"
                 }
                 "initrd" | "module" => "After a reset, for the kernel of --kernel: as for `run`",
+                "memory" => "What this host does with the guest's RAM: as for `run`, without size and hugepages",
                 "serial" | "serial2" | "debugcon" => {
                     "none, stdio, pty, file:PATH or socket:PATH [default: stdio if it was that, or none]"
                 }
                 _ => help,
             };
             let help = help.to_owned();
+            let arg = match arg.get_id().as_str() {
+                "memory" => arg.value_name("[prealloc][,mergeable][,lock][,numa=NODES]"),
+                _ => arg,
+            };
             arg.help(help)
         }))
     }

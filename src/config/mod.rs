@@ -11,6 +11,7 @@ mod flags;
 mod host;
 mod hv;
 mod parse;
+mod placement;
 mod problem;
 mod setting;
 mod show;
@@ -22,6 +23,7 @@ pub use file::ConfigFile;
 pub use flags::{Flags, LocalFlags};
 pub use host::HostLimits;
 pub use parse::{is_name, parse_size, show_size};
+pub use placement::Pins;
 pub use problem::{ConfigError, Origin, Problem};
 pub use setting::{SETTINGS, Setting, Shape};
 
@@ -45,6 +47,8 @@ pub struct VmConfig {
     pub memory: MemoryConfig,
     /// Virtual processors.
     pub cpus: CpuConfig,
+    /// Where they run.
+    pub pins: Pins,
     /// What starts in the guest.
     pub boot: BootConfig,
     /// COM1 and COM2.

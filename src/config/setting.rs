@@ -20,11 +20,13 @@ pub struct Setting {
 }
 
 /// What is of the host that a saved VM goes on at, and not of the guest.
-pub(super) const LOCAL: [&str; 15] = [
+pub(super) const LOCAL: [&str; 17] = [
     "name",
     "kernel",
     "initrd",
     "module",
+    "memory",
+    "pin",
     "serial",
     "serial2",
     "debugcon",
@@ -37,6 +39,9 @@ pub(super) const LOCAL: [&str; 15] = [
     "clock",
     "stats",
 ];
+
+/// Parts that are true where only their name is given.
+const SWITCHES: [&str; 3] = ["prealloc", "mergeable", "lock"];
 
 /// What a setting's value looks like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,7 +73,9 @@ pub(super) fn aliases(key: &str) -> &'static [&'static str] {
 pub(super) fn heading(key: &str) -> &'static str {
     match key {
         "name" | "kernel" | "initrd" | "cmdline" | "module" => "What starts",
-        "memory" | "cpus" | "cpu" | "nested" | "hv" | "kvm-leaves" => "Memory and processors",
+        "memory" | "cpus" | "pin" | "cpu" | "nested" | "hv" | "kvm-leaves" => {
+            "Memory and processors"
+        }
         "tsc-khz" | "on-tsc-change" | "clock" => "Time",
         "on-crash" | "on-triple-fault" | "stop-timeout" | "stats" => "What happens when",
         _ => "Devices",
@@ -162,10 +169,13 @@ impl Entry {
             origin: origin.clone(),
         };
         let parts = match (setting.shape, &value) {
-            (Shape::Parts(_), Scalar::Text(text)) => text
+            (Shape::Parts(names), Scalar::Text(text)) => text
                 .split(',')
                 .map(|piece| match piece.split_once('=') {
                     Some((name, value)) => part(Some(name.trim()), Scalar::Text(value.into())),
+                    None if SWITCHES.contains(&piece) && names.contains(&piece) => {
+                        part(Some(piece), Scalar::Boolean(true))
+                    }
                     None => part(None, Scalar::Text(piece.into())),
                 })
                 .collect(),
@@ -234,9 +244,9 @@ pub static SETTINGS: &[Setting] = &[
     },
     Setting {
         key: "memory",
-        shape: Shape::Parts(&["size", "hugepages"]),
-        value: "SIZE[,hugepages=2M|1G]",
-        help: "Guest RAM [default: 1G]",
+        shape: Shape::Parts(&["size", "hugepages", "prealloc", "mergeable", "lock", "numa"]),
+        value: "SIZE[,hugepages=2M|1G][,prealloc][,mergeable][,lock][,numa=NODES]",
+        help: "Guest RAM; prealloc: all of it at the start; mergeable: by KSM; lock: never in swap; numa: from these nodes of the host [default: 1G]",
         flag_example: " 2G,hugepages=2M",
         file_example: "memory = { size = \"2G\", hugepages = \"2M\" }",
     },
@@ -247,6 +257,14 @@ pub static SETTINGS: &[Setting] = &[
         help: "Virtual processors and how they are grouped [default: 1]",
         flag_example: " 4,sockets=1,cores=2,threads=2",
         file_example: "cpus = { count = 4, sockets = 1, cores = 2, threads = 2 }",
+    },
+    Setting {
+        key: "pin",
+        shape: Shape::One,
+        value: "CPUS",
+        help: "The CPUs of the host that the vCPUs run on: one for each in turn, or VCPU=CPU for some [default: any]",
+        flag_example: " 2-5",
+        file_example: "pin = \"0=4-5\"",
     },
     Setting {
         key: "cpu",

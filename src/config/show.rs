@@ -4,10 +4,11 @@ use std::path::Path;
 
 use toml::{Table, Value};
 
+use super::placement::show_pins;
 use super::{ConfigError, ConfigFile, Irqchip, OnTripleFault, VmConfig};
 use crate::devices::char::CharBackend;
 use crate::life::OnCrash;
-use crate::memory::HugePageSize;
+use crate::memory::{HostMemory, HugePageSize, MemoryConfig};
 use crate::time::{Downtime, Policy};
 
 impl VmConfig {
@@ -31,14 +32,7 @@ impl VmConfig {
             .collect();
         put("module", Value::Array(modules));
         let size = text(&super::parse::show_size(self.memory.size));
-        put(
-            "memory",
-            match self.memory.hugepages {
-                None => size,
-                Some(HugePageSize::Size2M) => sub([("size", size), ("hugepages", text("2M"))]),
-                Some(HugePageSize::Size1G) => sub([("size", size), ("hugepages", text("1G"))]),
-            },
-        );
+        put("memory", memory(size, &self.memory));
         let topology = self.cpus.topology;
         put(
             "cpus",
@@ -49,6 +43,9 @@ impl VmConfig {
                 ("threads", number(topology.threads)),
             ]),
         );
+        if !self.pins.is_empty() {
+            put("pin", text(&show_pins(&self.pins)));
+        }
         put("cpu", text(&self.cpus.model_with_mask()));
         put("nested", Value::Boolean(self.cpus.nested));
         put("hv", text(&self.hv.to_string()));
@@ -114,6 +111,8 @@ impl VmConfig {
     /// The configuration as it is saved with the VM: paths do not depend on where hypernest was started.
     pub fn to_saved(&self) -> String {
         let mut config = self.clone();
+        config.memory.host = HostMemory::default();
+        config.pins.clear();
         let boot = &mut config.boot;
         let modules = boot.modules.iter_mut().map(|module| &mut module.path);
         let backends = config.serial.iter_mut().chain(&mut config.debugcon);
@@ -156,6 +155,36 @@ pub(super) const POLICIES: [(&str, Policy); 4] = [
 /// The words for what becomes of the time during which the VM does not run.
 pub(super) const DOWNTIMES: [(&str, Downtime); 2] =
     [("continue", Downtime::Continue), ("pause", Downtime::Pause)];
+
+/// The size alone, where nothing else is said.
+fn memory(size: Value, memory: &MemoryConfig) -> Value {
+    let mut table = Table::new();
+    if let Some(page) = memory.hugepages {
+        let page = match page {
+            HugePageSize::Size2M => "2M",
+            HugePageSize::Size1G => "1G",
+        };
+        table.insert("hugepages".to_owned(), text(page));
+    }
+    let host = memory.host;
+    for (name, given) in [
+        ("prealloc", host.prealloc),
+        ("mergeable", host.mergeable),
+        ("lock", host.lock),
+    ] {
+        if given {
+            table.insert(name.to_owned(), Value::Boolean(true));
+        }
+    }
+    if let Some(numa) = host.numa {
+        table.insert("numa".to_owned(), text(&numa.to_string()));
+    }
+    if table.is_empty() {
+        return size;
+    }
+    table.insert("size".to_owned(), size);
+    Value::Table(table)
+}
 
 fn word<T: PartialEq>(words: &[(&'static str, T)], value: T) -> &'static str {
     words

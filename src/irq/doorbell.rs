@@ -187,10 +187,7 @@ mod tests {
 
     fn guest() -> Option<Guest> {
         let vm = Kvm::new().ok()?.create_vm().unwrap();
-        let config = MemoryConfig {
-            size: 0,
-            hugepages: None,
-        };
+        let config = MemoryConfig::of(0);
         let ram = GuestRam::new(&config, &[(Gpa(0), 0x1_0000)]).unwrap();
         ram.write(Gpa(0x1000), &CODE).unwrap();
         memory::add_ram(&vm, &ram).unwrap();

@@ -206,10 +206,7 @@ mod tests {
             return eprintln!("skipped: KVM has no dirty ring");
         }
         enable(&vm, ENTRIES).unwrap();
-        let config = MemoryConfig {
-            size: 0,
-            hugepages: None,
-        };
+        let config = MemoryConfig::of(0);
         let ram = GuestRam::new(&config, &[(Gpa(0), PAGES * PAGE)]).unwrap();
         ram.write(Gpa(0x1000), &CODE).unwrap();
         let slots = MemorySlots::new(64);

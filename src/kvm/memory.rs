@@ -220,10 +220,7 @@ mod tests {
     ];
 
     fn memory(ranges: &[(Gpa, u64)]) -> GuestRam {
-        let config = MemoryConfig {
-            size: 0,
-            hugepages: None,
-        };
+        let config = MemoryConfig::of(0);
         GuestRam::new(&config, ranges).unwrap()
     }
 

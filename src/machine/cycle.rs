@@ -98,7 +98,8 @@ impl PowerCycle {
                 .map(|entries| Ring::of(&fd, &vm, entries, platform.slots.ram()).map(Arc::new));
             let ring = ring.transpose()?;
             rings.extend(ring.clone());
-            let vcpu = Vcpu::new(vp, fd, Arc::clone(platform), recorder, ring);
+            let vcpu = Vcpu::new(vp, fd, Arc::clone(platform), recorder, ring)
+                .pinned(config.pins.get(&vp.0).cloned());
             let thread = vcpu.spawn().map_err(|source| MachineError::Thread {
                 what: "vCPU",
                 source,

@@ -33,6 +33,11 @@ pub enum MachineError {
     /// Guest RAM.
     #[error(transparent)]
     Memory(#[from] MemoryError),
+    /// A CPU that a vCPU is to run on.
+    #[error(
+        "cannot run a vCPU on CPU {0} (--pin): this host has no such CPU online, or the process's cpuset lacks it"
+    )]
+    NoCpu(u16),
     /// RAM could not be emptied for a reset.
     #[error("cannot empty the guest's RAM")]
     Discard(#[source] std::io::Error),
@@ -106,7 +111,7 @@ pub enum Impossible {
 impl MachineError {
     /// Whether the host lacks something, as opposed to something having gone wrong.
     pub fn is_host(&self) -> bool {
-        matches!(self, Self::Host(_) | Self::Impossible(_))
+        matches!(self, Self::Host(_) | Self::Impossible(_) | Self::NoCpu(_))
     }
 }
 

@@ -46,7 +46,7 @@ pub use migrate::Migrate;
 pub use restore::{Local, Outlook, Unloaded, outlook};
 pub use running::Running;
 pub use save::{AfterSave, save};
-pub use status::{Crash, State, Status, StatusBoard, TscStatus};
+pub use status::{Crash, RamStatus, State, Status, StatusBoard, TscStatus};
 pub use transfer::{Identity, TransferError};
 pub use world::NotStopped;
 
@@ -67,6 +67,7 @@ use crate::life::{self, Inbox, LifeState, MachineHandle};
 use crate::memory::GuestRam;
 use crate::memory::dirty_log::DirtyLog;
 use crate::memory::slots::{AddressSpace, SlotKind};
+use crate::sys::affinity;
 use crate::time::switch::{Step, Switched};
 use crate::time::{Downtime, HostTsc};
 use crate::vcpu::platform::Platform;
@@ -169,6 +170,14 @@ impl Machine {
             what: "vCPU",
             source: e.into(),
         })?;
+        let cpus = config.pins.values().cloned().collect();
+        let missing = affinity::missing(cpus).map_err(|source| MachineError::Thread {
+            what: "vCPU",
+            source,
+        })?;
+        if let Some(cpu) = missing {
+            return Err(MachineError::NoCpu(cpu));
+        }
         let (events, handle, inbox) = life::channel();
         // All threads must inherit the signal mask, and the terminal is set up below: so this comes before.
         let stop_timeout = config.stop_timeout.map(|s| Duration::from_secs(s.into()));
@@ -235,7 +244,9 @@ impl Machine {
                 .map(|(device, path)| (device.to_string(), path.display().to_string()))
                 .collect(),
             migration: None,
+            ram: None,
         };
+        let ram = platform.ram.clone();
         Ok(Self {
             kvm,
             tsc_is_a_clock: host.system.tsc_is_a_clock(),
@@ -265,7 +276,7 @@ impl Machine {
             stand_ins: StandIns::default(),
             moving: Moving::default(),
             started,
-            board: StatusBoard::new(status, started.1),
+            board: StatusBoard::new(status, ram, started.1),
             _signals: signals,
             config,
         })

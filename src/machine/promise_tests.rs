@@ -85,10 +85,8 @@ fn config(hv: &str) -> VmConfig {
     VmConfig {
         name: "vm".to_owned(),
         machine: MachineType::Pc1,
-        memory: MemoryConfig {
-            size: 64 << 20,
-            hugepages: None,
-        },
+        memory: MemoryConfig::of(64 << 20),
+        pins: Default::default(),
         cpus: CpuConfig {
             count: 2,
             topology: Topology {

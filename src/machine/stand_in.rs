@@ -91,10 +91,7 @@ impl StandIns {
         let ram = &platform.ram;
         let end = ram.pieces().map(|piece| piece.gpa.0 + piece.len).max();
         let first = end.unwrap_or(0).max(ABOVE_4_GIB);
-        let config = MemoryConfig {
-            size: 0,
-            hugepages: None,
-        };
+        let config = MemoryConfig::of(0);
         let len = (wanted.len() * PAGE) as u64;
         let pages = GuestRam::new(&config, &[(Gpa(first), len)])?;
         let slots = &platform.slots;

@@ -7,6 +7,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 pub use crate::life::RunState as State;
+use crate::memory::{Backing, GuestRam};
 use crate::migration::{Cancel, Progress, Report};
 
 /// A VM's status, kept current by its machine and read by others. Clones are of the same board.
@@ -14,15 +15,17 @@ use crate::migration::{Cancel, Progress, Report};
 pub struct StatusBoard {
     status: Arc<Mutex<Status>>,
     migration: Arc<Mutex<Option<(Progress, Cancel)>>>,
+    ram: GuestRam,
     started: Instant,
 }
 
 impl StatusBoard {
-    /// Begins with `status`; the time is filled in when it is read, counted from `started`.
-    pub fn new(status: Status, started: Instant) -> Self {
+    /// Begins with `status`; the time, counted from `started`, and what `ram` takes are filled in when it is read.
+    pub fn new(status: Status, ram: GuestRam, started: Instant) -> Self {
         Self {
             status: Arc::new(Mutex::new(status)),
             migration: Arc::default(),
+            ram,
             started,
         }
     }
@@ -32,6 +35,7 @@ impl StatusBoard {
         let migration = self.migration().as_ref().map(|(p, _)| p.report());
         Status {
             migration,
+            ram: RamStatus::of(&self.ram),
             uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
             ..self.lock().clone()
         }
@@ -77,6 +81,11 @@ impl StatusBoard {
     /// The guest's TSC has changed.
     pub fn set_tsc(&self, tsc: TscStatus) {
         self.lock().tsc = tsc;
+    }
+
+    /// The guest's TSC.
+    pub fn tsc(&self) -> TscStatus {
+        self.lock().tsc
     }
 
     /// The guest reported a crash. The report is kept until the next one, resets or not.
@@ -126,6 +135,42 @@ pub struct Status {
     /// The last migration away from here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub migration: Option<Report>,
+    /// What the host holds of guest RAM, where its kernel tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ram: Option<RamStatus>,
+}
+
+/// What the host holds of guest RAM. All but the first are bytes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RamStatus {
+    /// `anonymous`, `hugepages` (reserved ones) or `saved` (the file of a lazily restored VM).
+    pub backing: String,
+    /// In memory.
+    pub resident: u64,
+    /// Of that: in huge pages.
+    pub huge: u64,
+    /// In swap.
+    pub swapped: u64,
+    /// Locked in memory.
+    pub locked: u64,
+}
+
+impl RamStatus {
+    fn of(ram: &GuestRam) -> Option<Self> {
+        let usage = ram.usage().ok()?;
+        let backing = match ram.backing() {
+            Backing::Anonymous => "anonymous",
+            Backing::Reserved => "hugepages",
+            Backing::Saved => "saved",
+        };
+        Some(Self {
+            backing: backing.to_owned(),
+            resident: usage.resident,
+            huge: usage.huge,
+            swapped: usage.swapped,
+            locked: usage.locked,
+        })
+    }
 }
 
 /// A guest's TSC.

@@ -44,7 +44,7 @@ impl Machine {
             emulating: partition
                 .reenlightenment()
                 .is_some_and(|r| r.is_emulating()),
-            changes: self.board.status().tsc.changes + u32::from(changed),
+            changes: self.board.tsc().changes + u32::from(changed),
         });
     }
 

@@ -17,10 +17,7 @@ const RANGES: [(Gpa, u64); 3] = [
 const END: usize = 0x1_2000;
 
 fn dma() -> Dma {
-    let config = MemoryConfig {
-        size: 0,
-        hugepages: None,
-    };
+    let config = MemoryConfig::of(0);
     let dma = Dma::new(GuestRam::new(&config, &RANGES).unwrap());
     dma.gate().set(true);
     dma

@@ -6,12 +6,15 @@ mod config;
 pub mod dirty;
 pub mod dirty_log;
 mod dma;
+mod host;
 mod pagemap;
 mod saved;
 pub mod slots;
+mod usage;
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 
 use nix::fcntl::{FallocateFlags, fallocate};
@@ -25,10 +28,12 @@ use vm_memory::{
 
 use crate::units::Gpa;
 use anonymous::Mapping;
-pub use config::{HugePageSize, MemoryConfig};
+pub use config::{HostMemory, HugePageSize, MemoryConfig, NodeSet, Numa, NumaPolicy};
 use dirty::WrittenPages;
 pub use dma::{Dma, DmaError, Gate, Readable, Writable};
+pub use host::HostMemoryError;
 pub(crate) use saved::data_of;
+pub use usage::Usage;
 
 /// Why guest RAM could not be had.
 #[derive(Debug, Error)]
@@ -69,6 +74,9 @@ pub enum MemoryError {
         #[source]
         source: vm_memory::mmap::MmapRegionError,
     },
+    /// The host cannot do with it what is asked for.
+    #[error(transparent)]
+    Host(#[from] HostMemoryError),
     /// The piece does not fit into this process's address space or guest addresses.
     #[error("guest RAM of {size:#x} bytes at {gpa} does not fit into the address space")]
     TooLarge {
@@ -110,6 +118,18 @@ pub struct GuestRam {
     image: Option<Arc<saved::Image>>,
     /// What `mmap` shows, in its order; empty for a memfd, whose regions own their mappings. It goes after `mmap`.
     mappings: Arc<Vec<Mapping>>,
+    host: HostMemory,
+}
+
+/// What guest RAM is backed with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backing {
+    /// Anonymous memory.
+    Anonymous,
+    /// A memory file of reserved huge pages.
+    Reserved,
+    /// The file of a saved VM, and anonymous memory for what has been written since.
+    Saved,
 }
 
 /// One piece of RAM, as KVM wants to know it.
@@ -142,7 +162,40 @@ impl GuestRam {
                 }
             });
         }
-        Self::over(pieces, mappings)
+        Self::over(pieces, mappings)?.settled(config.host)
+    }
+
+    /// Has the host do with all of it what `host` says, now and after each [discard](Self::discard).
+    fn settled(self, host: HostMemory) -> Result<Self, MemoryError> {
+        host::settle(&host, &self.ranges())?;
+        Ok(Self { host, ..self })
+    }
+
+    /// Where its pieces lie in this process.
+    fn ranges(&self) -> Vec<Range<usize>> {
+        let regions = self.mmap.iter();
+        let range = |region: &GuestRegionMmap| {
+            let start = region.as_ptr().addr();
+            start..start + region.size()
+        };
+        regions.map(range).collect()
+    }
+
+    /// What the host holds of it at this moment. That takes the longer, the more it holds.
+    ///
+    /// # Errors
+    /// If the kernel does not tell.
+    pub fn usage(&self) -> io::Result<Usage> {
+        Usage::of(&self.ranges())
+    }
+
+    /// What it is backed with.
+    pub fn backing(&self) -> Backing {
+        match &self.image {
+            Some(image) if image.is_mapped() => Backing::Saved,
+            _ if self.mappings.is_empty() => Backing::Reserved,
+            _ => Backing::Anonymous,
+        }
     }
 
     /// Of `regions` that show `mappings`, or own theirs.
@@ -153,6 +206,7 @@ impl GuestRam {
             mmap,
             image: None,
             mappings: Arc::new(mappings),
+            host: HostMemory::default(),
         })
     }
 
@@ -174,8 +228,11 @@ impl GuestRam {
     /// Empties all of it: it reads as zeroes again, and the host gets its pages back.
     ///
     /// # Errors
-    /// If the host cannot free its pages.
+    /// If the host cannot free its pages, or cannot have them again as they were asked for.
     pub fn discard(&self) -> io::Result<()> {
+        if self.host.lock {
+            self.ranges().iter().for_each(host::unlock);
+        }
         for mapping in self.mappings.iter() {
             match &self.image {
                 // It shows the image, or what was put in its place.
@@ -195,7 +252,7 @@ impl GuestRam {
                 i64::try_from(length).map_err(io::Error::other)?,
             )?;
         }
-        Ok(())
+        host::settle(&self.host, &self.ranges()).map_err(io::Error::other)
     }
 
     /// Copies guest memory into `data`.
@@ -269,10 +326,7 @@ mod tests {
     use crate::layout::AddressMap;
 
     fn ram(ranges: &[(Gpa, u64)]) -> GuestRam {
-        let config = MemoryConfig {
-            size: 0,
-            hugepages: None,
-        };
+        let config = MemoryConfig::of(0);
         GuestRam::new(&config, ranges).unwrap()
     }
 

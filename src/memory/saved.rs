@@ -18,7 +18,7 @@ use vm_memory::{
 };
 
 use super::anonymous::{FLAGS, Mapping};
-use super::{GuestRam, MemoryError, pagemap, pieces_of};
+use super::{GuestRam, HostMemory, MemoryError, pagemap, pieces_of};
 use crate::sys::fatal::OnDeath;
 use crate::units::Gpa;
 
@@ -62,7 +62,7 @@ impl Image {
         self.mapped.store(false, Ordering::Relaxed);
     }
 
-    fn is_mapped(&self) -> bool {
+    pub(super) fn is_mapped(&self) -> bool {
         self.mapped.load(Ordering::Relaxed)
     }
 
@@ -79,17 +79,18 @@ impl GuestRam {
         Some(&image.message)
     }
 
-    /// Maps `image`, which was opened at `path`. `ranges` (first guest address, length) lie one after the
+    /// Maps `image`, which was opened at `path`, and has the host do with it what `host` says. `ranges` (first guest address, length) lie one after the
     /// other in it. The guest runs before it is read, and what the guest writes stays in memory: the image
     /// does not change. Others must not change or truncate it either while this RAM is in use; its name may
     /// go.
     ///
     /// # Errors
-    /// If the file cannot be mapped.
+    /// If the file cannot be mapped, or the host cannot do that.
     pub fn map_saved(
         image: &File,
         path: &Path,
         ranges: &[(Gpa, u64)],
+        host: HostMemory,
     ) -> Result<Self, MemoryError> {
         let mut offset = 0;
         let mut pieces = Vec::with_capacity(ranges.len());
@@ -107,7 +108,7 @@ impl GuestRam {
         })?;
         let mut ram = Self::over(pieces, mappings)?;
         ram.image = Some(Arc::new(Image::new(file, path, &ram.mmap)));
-        Ok(ram)
+        ram.settled(host)
     }
 
     /// Where something may have been written: everything outside reads as zeroes. Finding that out by looking would give
@@ -235,7 +236,8 @@ mod tests {
     #[test]
     fn a_saved_image_is_ram_and_stays_as_it_is() {
         let mut image = image();
-        let ram = GuestRam::map_saved(&image, Path::new("ram"), &RANGES).unwrap();
+        let ram =
+            GuestRam::map_saved(&image, Path::new("ram"), &RANGES, HostMemory::default()).unwrap();
         assert_eq!(
             [0, 0x1000, 0x10_0000, 0x10_1000].map(|a| at(&ram, a)),
             [0, 1, 2, 0]
@@ -251,7 +253,8 @@ mod tests {
 
     #[test]
     fn discarding_a_saved_image_leaves_zeroes_that_can_be_written() {
-        let ram = GuestRam::map_saved(&image(), Path::new("ram"), &RANGES).unwrap();
+        let ram = GuestRam::map_saved(&image(), Path::new("ram"), &RANGES, HostMemory::default())
+            .unwrap();
         let handle = ram.clone();
         for _ in 0..2 {
             ram.write(Gpa(0x3000), &[7]).unwrap();
@@ -265,10 +268,7 @@ mod tests {
 
     #[test]
     fn data_is_found_without_touching_the_rest() {
-        let config = MemoryConfig {
-            size: 0,
-            hugepages: None,
-        };
+        let config = MemoryConfig::of(0);
         let ram = GuestRam::new(&config, &[(Gpa(0), 1 << 40), (Gpa(1 << 41), 0x3000)]).unwrap();
         assert!(ram.data().is_empty());
         ram.write(Gpa(0x5800), &[1]).unwrap();
@@ -283,7 +283,8 @@ mod tests {
 
     #[test]
     fn all_of_a_saved_image_may_have_been_written() {
-        let ram = GuestRam::map_saved(&image(), Path::new("ram"), &RANGES).unwrap();
+        let ram = GuestRam::map_saved(&image(), Path::new("ram"), &RANGES, HostMemory::default())
+            .unwrap();
         assert_eq!(
             ram.data(),
             [Gpa(0)..Gpa(0x4000), Gpa(0x10_0000)..Gpa(0x10_2000)]

@@ -276,10 +276,7 @@ mod tests {
     use crate::memory::MemoryConfig;
 
     fn ram(pages: u64) -> GuestRam {
-        let config = MemoryConfig {
-            size: 0,
-            hugepages: None,
-        };
+        let config = MemoryConfig::of(0);
         GuestRam::new(&config, &[(Gpa(0), pages * PAGE)]).unwrap()
     }
 

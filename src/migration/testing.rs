@@ -22,10 +22,7 @@ pub(super) const BOOT: [&[u8]; 2] = [b"kernel", b"initrd"];
 pub(super) const PROMISE: &[u8] = b"what the guest was promised";
 
 pub(super) fn ram() -> GuestRam {
-    let config = MemoryConfig {
-        size: 0,
-        hugepages: None,
-    };
+    let config = MemoryConfig::of(0);
     GuestRam::new(&config, &[(Gpa(0), PAGES * PAGE)]).unwrap()
 }
 
@@ -227,10 +224,7 @@ impl Target for FakeTarget {
             return Err(vec!["no avx512f".to_owned(), "no\u{1b} eVMCS".to_owned()]);
         }
         if self.fails == Fails::OtherRam {
-            let config = MemoryConfig {
-                size: 0,
-                hugepages: None,
-            };
+            let config = MemoryConfig::of(0);
             return Ok(GuestRam::new(&config, &[(Gpa(0), PAGE)]).unwrap());
         }
         let ram = ram();

@@ -8,10 +8,12 @@
 //! read, goes on with a repeated string instruction) in the next KVM_RUN. `Vcpu::complete_exit` has it do so, without
 //! entering the guest, before anything reads or writes the vCPU's state; a vCPU that leaves skips it.
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use kvm_ioctls::VcpuFd;
+use tracing::warn;
 
 use super::control::{Control, Step};
 use super::create;
@@ -24,6 +26,7 @@ use crate::hyperv::{CrashReport, msr};
 use crate::kvm::exit;
 use crate::kvm::kick::Kicker;
 use crate::life::GuestEvent;
+use crate::sys::affinity;
 use crate::units::{Msr, VpIndex};
 
 /// HV_X64_MSR_CRASH_P0..P4.
@@ -44,6 +47,8 @@ pub struct Vcpu {
     control: Arc<Control<VcpuFd>>,
     recorder: Recorder,
     ring: Option<Arc<Ring>>,
+    /// The CPUs of the host that its thread runs on; none: any.
+    cpus: Option<RangeInclusive<u16>>,
     /// KVM has not carried out the instruction that the last exit came from.
     exit_pending: bool,
 }
@@ -64,8 +69,14 @@ impl Vcpu {
             control: Arc::new(Control::new()),
             recorder,
             ring,
+            cpus: None,
             exit_pending: false,
         }
+    }
+
+    /// Its thread is to run on these CPUs of the host alone.
+    pub fn pinned(self, cpus: Option<RangeInclusive<u16>>) -> Self {
+        Self { cpus, ..self }
     }
 
     /// Starts its thread, which waits until the control says run.
@@ -90,6 +101,16 @@ impl Vcpu {
             .watch_thread(&format!("vcpu{}", self.index));
         // However the thread ends, a panic included: no other thread may wait for it.
         let _leaves = Leaves(Arc::clone(&self.control));
+        if let Some(cpus) = &self.cpus
+            && let Err(e) = affinity::pin(cpus)
+        {
+            // They were there when the VM started. It goes on, but not where it was meant to.
+            let (first, last) = (cpus.start(), cpus.end());
+            warn!(
+                "vCPU {} cannot run on CPUs {first} to {last}: {e}",
+                self.index
+            );
+        }
         match Kicker::for_this_thread(&self.fd) {
             Ok(kicker) => {
                 self.control.enter(kicker);

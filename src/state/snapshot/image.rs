@@ -7,8 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 use super::{RAM_VERSION, SnapshotError};
-use crate::memory::MemoryConfig;
-use crate::memory::{GuestRam, data_of};
+use crate::memory::{GuestRam, HostMemory, MemoryConfig, data_of};
 use crate::state::{Encoder, Section, StateError};
 use crate::units::Gpa;
 
@@ -249,12 +248,13 @@ impl RamImage {
     /// The RAM, mapped from the file and read when the guest needs it. Its content is not checked.
     ///
     /// # Errors
-    /// If it cannot be mapped.
-    pub fn map(&self) -> Result<GuestRam, SnapshotError> {
+    /// If it cannot be mapped, or the host cannot do with it what `host` says.
+    pub fn map(&self, host: HostMemory) -> Result<GuestRam, SnapshotError> {
         Ok(GuestRam::map_saved(
             &self.file,
             &self.path,
             &self.index.pieces,
+            host,
         )?)
     }
 

@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex};
 use proptest::prelude::*;
 
 use super::*;
-use crate::memory::GuestRam;
 use crate::memory::MemoryConfig;
+use crate::memory::{GuestRam, HostMemory};
 use crate::state::{Encoder, Section, StateError};
 use crate::units::Gpa;
 
@@ -20,10 +20,7 @@ const PIECES: [(Gpa, u64); 2] = [(Gpa(0), 5 * MIB), (Gpa(1 << 32), 4 * MIB)];
 const WRITTEN: [u64; 4] = [0x1008, 4 * MIB, (1 << 32) + 4, (1 << 32) + 4 * MIB - 4];
 
 fn config() -> MemoryConfig {
-    MemoryConfig {
-        size: 9 * MIB,
-        hugepages: None,
-    }
+    MemoryConfig::of(9 * MIB)
 }
 
 fn ram(mark: u8) -> GuestRam {
@@ -77,7 +74,7 @@ fn mark(dir: &Path) -> u8 {
     let files: Vec<_> = boot.entries().iter().map(content).collect();
     assert_eq!(files, boot_files(mark));
     for ram in [
-        snapshot.ram().map().unwrap(),
+        snapshot.ram().map(HostMemory::default()).unwrap(),
         snapshot.ram().read(&config()).unwrap(),
     ] {
         for gpa in WRITTEN {
@@ -123,13 +120,21 @@ fn a_saved_vm_is_replaced_also_while_it_is_in_use() {
     let parent = tempfile::tempdir().unwrap();
     let dir = parent.path().join("vm");
     save(&dir, 1).unwrap();
-    let running = Snapshot::open(&dir).unwrap().ram().map().unwrap();
+    let running = Snapshot::open(&dir)
+        .unwrap()
+        .ram()
+        .map(HostMemory::default())
+        .unwrap();
     running.write(Gpa(3 * MIB), &[5; 4]).unwrap();
     let mut saving = Saving::begin(&dir).unwrap();
     saving.write(sections(1), &running).unwrap();
     saving.commit().unwrap();
     assert_eq!(names(parent.path()), ["vm"]);
-    let again = Snapshot::open(&dir).unwrap().ram().map().unwrap();
+    let again = Snapshot::open(&dir)
+        .unwrap()
+        .ram()
+        .map(HostMemory::default())
+        .unwrap();
     for (gpa, expected) in [(WRITTEN[0], 1), (WRITTEN[3], 1), (3 * MIB, 5)] {
         for ram in [&running, &again] {
             let mut data = [0; 4];
@@ -318,7 +323,8 @@ fn a_crash_at_any_step_leaves_the_old_one_or_none() {
 fn a_process_that_may_not_write_much() {
     let dir = given_directory();
     let image = fs::File::open(dir.with_file_name("image")).unwrap();
-    let ram = GuestRam::map_saved(&image, Path::new("ram"), &PIECES).unwrap();
+    let ram =
+        GuestRam::map_saved(&image, Path::new("ram"), &PIECES, HostMemory::default()).unwrap();
     let mut saving = Saving::begin(&dir).unwrap();
     let error = saving.write(sections(1), &ram).unwrap_err().to_string();
     assert!(

@@ -60,10 +60,7 @@ pub(crate) fn load(bytes: &[u8]) -> bool {
         cmdline,
         modules: vec![module; usize::from(flags >> 1 & 3)],
     };
-    let memory = MemoryConfig {
-        size: RAM,
-        hugepages: None,
-    };
+    let memory = MemoryConfig::of(RAM);
     let Ok(ram) = GuestRam::new(&memory, &[(Gpa(0), RAM)]) else {
         return false;
     };

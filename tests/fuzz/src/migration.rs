@@ -33,10 +33,7 @@ fn mend(mut stream: &mut [u8]) {
 }
 
 fn frames(stream: &[u8]) -> bool {
-    let config = MemoryConfig {
-        size: 1 << 20,
-        hugepages: None,
-    };
+    let config = MemoryConfig::of(1 << 20);
     let Ok(ram) = GuestRam::new(&config, &[(Gpa(0), 1 << 20)]) else {
         return false;
     };

@@ -188,10 +188,7 @@ mod tests {
 
     impl Guest {
         fn new() -> Self {
-            let config = MemoryConfig {
-                size: 0,
-                hugepages: None,
-            };
+            let config = MemoryConfig::of(0);
             let ram = GuestRam::new(&config, &[(Gpa(0), 0x10_0000)]).unwrap();
             let record = Arc::new(Mutex::new(Record::new(Steps::default())));
             lock(&record).use_ram(ram.clone());
