@@ -28,7 +28,8 @@ pub struct Bar {
 }
 
 impl Bar {
-    /// The read-only bits: bit 0 tells ports from memory, bits 2:1 the width, bit 3 prefetchable, which none is.
+    /// The read-only bits: bit 0 tells ports from memory, bits 2:1 the width, bit 3 prefetchable, which none
+    /// is.
     fn kind(self) -> u32 {
         match self.space {
             Space::Io => 0b01,
@@ -108,8 +109,8 @@ impl Bars {
         self.registers.get(number).map_or(0, |value| value | kind)
     }
 
-    /// Writes the bits of register `number` that `mask` has. Those below the range's length stay 0, by which software finds the
-    /// length: it writes ones and reads back.
+    /// Writes the bits of register `number` that `mask` has. Those below the range's length stay 0, by which
+    /// software finds the length: it writes ones and reads back.
     pub fn write(&mut self, number: usize, value: u32, mask: u32) {
         let mask = mask & self.address_bits(number);
         if let Some(register) = self.registers.get_mut(number) {
@@ -130,8 +131,8 @@ impl Bars {
         }
     }
 
-    /// Where the range of register `number` is. `None` while it is at 0, as after a reset; at the very top, where software puts it
-    /// when it asks for the length; or beyond the ports that there are.
+    /// Where the range of register `number` is. `None` while it is at 0, as after a reset; at the very top,
+    /// where software puts it when it asks for the length; or beyond the ports that there are.
     pub fn placed(&self, number: usize) -> Option<Range<u64>> {
         let bar = self.ranges.get(number).copied().flatten()?;
         let register = |number: usize| self.registers.get(number).copied().map_or(0, u64::from);

@@ -1,4 +1,5 @@
-//! The capability list and the registers behind it, from 0x40 to the end of the first 256 bytes (PCI Local Bus 3.0, 6.7).
+//! The capability list and the registers behind it, from 0x40 to the end of the first 256 bytes (PCI Local
+//! Bus 3.0, 6.7).
 
 use thiserror::Error;
 
@@ -46,8 +47,8 @@ impl Default for Capabilities {
 }
 
 impl Capabilities {
-    /// Appends the capability `id`; `body` is what follows id and next pointer, of which software may write the bits in
-    /// `writable`. Returns its offset in configuration space.
+    /// Appends the capability `id`; `body` is what follows id and next pointer, of which software may write
+    /// the bits in `writable`. Returns its offset in configuration space.
     ///
     /// # Errors
     /// If it does not fit.

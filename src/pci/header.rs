@@ -63,7 +63,8 @@ pub struct Header {
 }
 
 impl Header {
-    /// After a reset: nothing is decoded, no DMA. `pin`: it can drive INTA#. `capabilities`: where the first is.
+    /// After a reset: nothing is decoded, no DMA. `pin`: it can drive INTA#. `capabilities`: where the first
+    /// is.
     pub fn new(ids: Ids, bars: Bars, pin: bool, capabilities: Option<u16>) -> Self {
         Self {
             ids,
@@ -106,8 +107,8 @@ impl Header {
         status
     }
 
-    /// Writes those bits of the register at `offset` that `mask` has and that are writable. No status bit is: none of the errors
-    /// that they record happens.
+    /// Writes those bits of the register at `offset` that `mask` has and that are writable. No status bit is:
+    /// none of the errors that they record happens.
     pub fn write(&mut self, offset: u16, value: u32, mask: u32) {
         let scratch = |old: u8| {
             let [new, ..] = ((u32::from(old) & !mask) | (value & mask & SCRATCH)).to_le_bytes();

@@ -3,9 +3,10 @@
 
 use std::fmt;
 use std::ops::Range;
+use std::sync::Arc;
 
 use super::reset_control::ResetControl;
-use super::{DevFn, HostBridge, PciFunction};
+use super::{ConfigSpace, DevFn, HostBridge, PciFunction};
 use crate::bus::{LockedDevice, Region};
 use crate::life::GuestEvents;
 use crate::state::{Decoder, Encoder, StateError};
@@ -34,7 +35,32 @@ const FUNCTIONS: u64 = 256;
 pub struct PciHost {
     address: u32,
     reset_control: ResetControl,
+    /// Of the chipset: their state is part of this one's.
     functions: Vec<Option<Box<dyn PciFunction>>>,
+    /// Of devices, which are saved by themselves.
+    devices: Vec<Option<Arc<dyn ConfigSpace>>>,
+}
+
+/// A function at its place.
+enum Function<'a> {
+    Chipset(&'a mut dyn PciFunction),
+    Device(&'a dyn ConfigSpace),
+}
+
+impl Function<'_> {
+    fn read_config(&mut self, offset: u16) -> u32 {
+        match self {
+            Self::Chipset(function) => function.read_config(offset),
+            Self::Device(function) => function.read_config(offset),
+        }
+    }
+
+    fn write_config(&mut self, offset: u16, value: u32, mask: u32) {
+        match self {
+            Self::Chipset(function) => function.write_config(offset, value, mask),
+            Self::Device(function) => function.write_config(offset, value, mask),
+        }
+    }
 }
 
 impl PciHost {
@@ -44,6 +70,7 @@ impl PciHost {
             address: 0,
             reset_control: ResetControl::new(events),
             functions: (0..FUNCTIONS).map(|_| None).collect(),
+            devices: (0..FUNCTIONS).map(|_| None).collect(),
         };
         host.insert(DevFn::HOST_BRIDGE, Box::new(HostBridge::default()));
         host
@@ -58,16 +85,18 @@ impl PciHost {
         self.functions[at.index()].replace(function)
     }
 
+    /// Puts a device's function into its place, where no other is.
+    pub fn plug(&mut self, at: DevFn, device: Arc<dyn ConfigSpace>) {
+        self.devices[at.index()] = Some(device);
+    }
+
     /// `bus` and `devfn` to the function there.
-    fn function(&mut self, bus: u64, devfn: u64) -> Option<&mut dyn PciFunction> {
-        if bus != 0 {
-            return None;
+    fn function(&mut self, bus: u64, devfn: u64) -> Option<Function<'_>> {
+        let index = usize::try_from(devfn).ok().filter(|_| bus == 0)?;
+        if let Some(function) = self.functions.get_mut(index)? {
+            return Some(Function::Chipset(function.as_mut()));
         }
-        let slot = self.functions.get_mut(usize::try_from(devfn).ok()?)?;
-        match slot {
-            Some(function) => Some(function.as_mut()),
-            None => None,
-        }
+        self.devices.get(index)?.as_deref().map(Function::Device)
     }
 
     /// Where an access leads: bus, device and function, offset in the function's configuration space.
@@ -90,7 +119,7 @@ impl PciHost {
     }
 
     fn read_function(&mut self, target: &Target, data: &mut [u8]) {
-        let Some(function) = self.function(target.bus, target.devfn) else {
+        let Some(mut function) = self.function(target.bus, target.devfn) else {
             return;
         };
         for part in target.registers(data.len()) {
@@ -101,7 +130,7 @@ impl PciHost {
     }
 
     fn write_function(&mut self, target: &Target, data: &[u8]) {
-        let Some(function) = self.function(target.bus, target.devfn) else {
+        let Some(mut function) = self.function(target.bus, target.devfn) else {
             return;
         };
         for part in target.registers(data.len()) {

@@ -1,18 +1,33 @@
 //! The PCI root: configuration space by ports CF8/CFC and by ECAM, over one table of functions.
 //!
-//! There is one bus, number 0, with one function on it: the host bridge. Whatever is added later is a [`PciFunction`] in a
-//! slot; both ways of access reach it alike.
+//! There is one bus, number 0. The host bridge is on it, and devices that the configuration asks for: each is
+//! a [`Function`] in a [`Slot`], which has what all functions have: configuration space, BARs that move,
+//! MSI-X and an interrupt pin. What a function does by itself, it does through its [`Requester`].
+//!
+//! ```text
+//!   CF8/CFC, ECAM ──► PciHost ──► Slot: header, capabilities ──► Requester: Bus Master, MSI-X masks, pin
+//!   BARs ──► Window ──► Slot: MSI-X table ──────┘       │                │
+//!                        └──► Function::{read,write}_bar ──────────────────┴──► memory, Vector, SharedLine
+//! ```
 
 pub mod bar;
 mod bridge;
 pub mod caps;
+mod function;
 pub mod header;
 mod host;
 pub mod msix;
 mod reset_control;
+mod slot;
+#[cfg(test)]
+pub(crate) mod testing;
 
 pub use bridge::{DEVICE_ID, HostBridge, VENDOR_ID};
+pub use function::{Function, Requester};
 pub use host::{CONFIG_PORTS, ECAM, PORTS, PciHost};
+pub use slot::{Shape, Slot, msix_bar_len};
+
+use std::fmt;
 
 use crate::state::{Decoder, Encoder, StateError};
 
@@ -38,13 +53,30 @@ impl DevFn {
     }
 }
 
-/// One function's configuration space, in registers of four bytes.
+/// As lspci(8) writes it, without the domain.
+impl fmt::Display for DevFn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "00:{:02x}.{}", self.0 >> 3, self.0 & 7)
+    }
+}
+
+/// A device's configuration space, in registers of four bytes. It chooses its own locks.
+pub trait ConfigSpace: Send + Sync {
+    /// As [`PciFunction::read_config`].
+    fn read_config(&self, offset: u16) -> u32;
+
+    /// As [`PciFunction::write_config`].
+    fn write_config(&self, offset: u16, value: u32, mask: u32);
+}
+
+/// A function of the chipset, with its configuration space in registers of four bytes. The root complex's
+/// lock guards it.
 pub trait PciFunction: Send {
     /// The register at `offset` (a multiple of 4 below 4096).
     fn read_config(&mut self, offset: u16) -> u32;
 
-    /// Writes those bits of the register at `offset` that `mask` has; the mask consists of whole bytes. What the function
-    /// does not let be written stays.
+    /// Writes those bits of the register at `offset` that `mask` has; the mask consists of whole bytes. What
+    /// the function does not let be written stays.
     fn write_config(&mut self, offset: u16, value: u32, mask: u32);
 
     /// Back to the power-on state.

@@ -1,7 +1,8 @@
 //! MSI-X: the table of messages, the pending bits, and when a message leaves (PCI Local Bus 3.0, 6.8.2).
 //!
-//! A vector's message is sent if MSI-X is enabled, neither the function nor the vector is masked, and the function is a bus
-//! master, for a message is a memory write. Otherwise its pending bit is set, and the message leaves as soon as it may.
+//! A vector's message is sent if MSI-X is enabled, neither the function nor the vector is masked, and the
+//! function is a bus master, for a message is a memory write. Otherwise its pending bit is set, and the
+//! message leaves as soon as it may.
 
 use super::caps::{Capabilities, NoRoom};
 use crate::irq::Msi;
@@ -112,7 +113,8 @@ impl<M: Messages> Msix<M> {
         self.entries.len().div_ceil(64) as u64 * 8
     }
 
-    /// Adds the capability: the table at offset `table` of BAR `bar`, the pending bits at `pending`, both multiples of 8.
+    /// Adds the capability: the table at offset `table` of BAR `bar`, the pending bits at `pending`, both
+    /// multiples of 8.
     ///
     /// # Errors
     /// If there is no room for it.
@@ -265,7 +267,8 @@ impl<M: Messages> Msix<M> {
         }
     }
 
-    /// Takes over what was saved. Nothing is sent before [`Msix::set_control`] and [`Msix::set_bus_master`] allow it.
+    /// Takes over what was saved. Nothing is sent before [`Msix::set_control`] and [`Msix::set_bus_master`]
+    /// allow it.
     ///
     /// # Errors
     /// If something is missing, or cannot be.
