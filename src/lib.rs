@@ -40,5 +40,6 @@ pub mod text;
 pub mod time;
 pub mod units;
 pub mod vcpu;
+pub mod virtio;
 
 pub use sys::end_with_parent;

@@ -1,0 +1,80 @@
+//! A thread that serves a device's queues when their doorbells ring.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::EventFd;
+
+/// The thread; dropping it ends it.
+#[derive(Debug)]
+pub(super) struct Worker {
+    stop: Arc<AtomicBool>,
+    wake: Arc<EventFd>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Worker {
+    /// Calls `work` each time one of `bells` was signalled, whose reads must not block; `wake` is one of
+    /// them. However often one was signalled meanwhile, it is called once.
+    ///
+    /// # Errors
+    /// If there are no more threads.
+    pub(super) fn start(
+        name: &str,
+        wake: Arc<EventFd>,
+        bells: Vec<Arc<EventFd>>,
+        mut work: impl FnMut() + Send + 'static,
+    ) -> io::Result<Self> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let thread = std::thread::Builder::new().name(name.to_owned()).spawn({
+            let stop = Arc::clone(&stop);
+            move || {
+                while wait(&bells) && !stop.load(Ordering::Acquire) {
+                    work();
+                }
+            }
+        })?;
+        Ok(Self {
+            stop,
+            wake,
+            thread: Some(thread),
+        })
+    }
+}
+
+/// Waits until one of `bells` is signalled and takes the signals away. `false`: it cannot be waited for.
+fn wait(bells: &[Arc<EventFd>]) -> bool {
+    let mut fds: Vec<_> = bells
+        .iter()
+        .map(|bell| PollFd::new(bell.as_fd(), PollFlags::POLLIN))
+        .collect();
+    loop {
+        match poll(&mut fds, PollTimeout::NONE) {
+            Ok(_) => break,
+            Err(Errno::EINTR) => {}
+            Err(_) => return false,
+        }
+    }
+    for bell in bells {
+        // EAGAIN: it was another.
+        let _signals = bell.read();
+    }
+    true
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Release);
+        // It fails only if the counter is full, and then the thread wakes up as well.
+        let _woken = self.wake.write(1);
+        if let Some(thread) = self.thread.take() {
+            // A panic was already reported by the hook.
+            let _panicked = thread.join();
+        }
+    }
+}
