@@ -72,12 +72,12 @@ pub(super) fn aliases(key: &str) -> &'static [&'static str] {
 /// The heading above a flag in the help: that of docs/configuration.md.
 pub(super) fn heading(key: &str) -> &'static str {
     match key {
-        "name" | "kernel" | "initrd" | "cmdline" | "module" => "What starts",
+        "name" | "kernel" | "initrd" | "cmdline" | "module" => "What boots",
         "memory" | "cpus" | "pin" | "cpu" | "nested" | "hv" | "kvm-leaves" => {
             "Memory and processors"
         }
         "tsc-khz" | "on-tsc-change" | "clock" => "Time",
-        "on-crash" | "on-triple-fault" | "stop-timeout" | "stats" => "What happens when",
+        "on-crash" | "on-triple-fault" | "stop-timeout" | "stats" => "Reactions to guest events",
         _ => "Devices",
     }
 }

@@ -26,7 +26,7 @@ pub fn address_width(leaves: &[CpuidEntry], vendor: CpuVendor) -> AddressWidth {
     if guest_bits != 0 {
         used = used.min(guest_bits);
     }
-    if !find(0x8000_0001).is_some_and(|leaf| leaf.edx & PAGES_1G != 0) {
+    if find(0x8000_0001).is_none_or(|leaf| leaf.edx & PAGES_1G == 0) {
         used = used.min(MOST_WITHOUT_PAGES_1G);
     }
     AddressWidth {

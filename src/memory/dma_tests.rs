@@ -192,7 +192,7 @@ proptest! {
         for (op, gpa, len, byte) in accesses {
             let len = if op == 4 { 2 } else { len };
             let range = usize::try_from(gpa).ok().and_then(|at| Some(at..at.checked_add(len)?));
-            let range = range.filter(|range| range.clone().all(is_ram));
+            let range = range.filter(|range| range.end <= END && range.clone().all(is_ram));
             let pages: Vec<_> = range.iter().filter(|r| !r.is_empty()).flat_map(|r| {
                 r.start as u64 / PAGE..=(r.end as u64 - 1) / PAGE
             }).collect();
