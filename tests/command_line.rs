@@ -48,6 +48,34 @@ fn dir() -> TempDir {
 }
 
 #[test]
+fn devices_are_shown_with_their_places_and_unknown_ones_refused() {
+    let dir = dir();
+    let kernel = ["--kernel", "vmlinuz"];
+    let devices = [
+        "--device",
+        "virtio-rng-pci",
+        "--device",
+        "virtio-rng,id=x,slot=9",
+    ];
+    let shown = run(&dir, &[&["config"][..], &kernel, &devices].concat());
+    assert_eq!(shown.code, Some(0), "{}", shown.err);
+    for line in ["id = \"virtio-rng0\"", "slot = 1", "id = \"x\"", "slot = 9"] {
+        assert!(shown.out.contains(line), "{line}\nin\n{}", shown.out);
+    }
+    for (device, wrong) in [
+        ("virtio-rgn", "did you mean virtio-rng?"),
+        ("virtio-rng,slt=3", "did you mean slot?"),
+        ("virtio-rng,slot=9", "two devices have slot 9"),
+        ("virtio-rng,id=x", "two devices have the id x"),
+    ] {
+        let args = [&["run"][..], &kernel, &devices, &["--device", device]].concat();
+        let said = run(&dir, &args);
+        assert_eq!(said.code, Some(2), "{device}");
+        assert!(said.err.contains(wrong), "{wrong}\nin\n{}", said.err);
+    }
+}
+
+#[test]
 fn a_file_with_three_mistakes_has_three_reports() {
     let dir = dir();
     let text = "kernel = 'vmlinuz'\nmemroy = '2G'\ncpus = 0\nnested = 'si'\n";

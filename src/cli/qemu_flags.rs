@@ -2,6 +2,8 @@
 
 use std::ffi::OsString;
 
+use crate::devices::table::{DEVICE_TYPES, DeviceType};
+
 /// What becomes of a flag.
 #[derive(Clone, Copy)]
 enum Instead {
@@ -11,7 +13,7 @@ enum Instead {
     Memory,
     /// `--cpu`, `--hv` and `--nested`.
     Cpu,
-    /// `--debug-exit` for isa-debug-exit; there are no other devices to add.
+    /// `--debug-exit` for isa-debug-exit, and `--device`.
     Device,
     /// A serial port or console, with QEMU's back ends.
     Console(&'static str),
@@ -167,7 +169,14 @@ impl Instead {
                     port.unwrap_or("0x501")
                 )
             }
-            Self::Device => "devices cannot be added yet".to_owned(),
+            Self::Device => match DeviceType::find(value.split(',').next().unwrap_or_default()) {
+                // Buses, addresses and the like are QEMU's.
+                Some(of) => format!("write --device {of}"),
+                None => {
+                    let names: Vec<_> = DEVICE_TYPES.iter().map(|row| row.name).collect();
+                    format!("there is no such device; --device has {}", names.join(", "))
+                }
+            },
             Self::Console(flag) => {
                 let backend = match value.split_once(':') {
                     None if value == "null" => "none",
@@ -278,6 +287,14 @@ mod tests {
                 "-device isa-debug-exit,iobase=0xf4,iosize=4",
                 "-device isa-debug-exit,iobase=0xf4,iosize=4: write --debug-exit=0xf4; the exit code is the byte that \
                  the guest writes, and not (2 * byte) | 1",
+            ),
+            (
+                "-device virtio-rng-pci,bus=pcie.0",
+                "-device virtio-rng-pci,bus=pcie.0: write --device virtio-rng",
+            ),
+            (
+                "-device nvme",
+                "-device nvme: there is no such device; --device has virtio-rng",
             ),
             (
                 "-hda disk.img",

@@ -224,6 +224,7 @@ impl<'a> Build<'a> {
         let time = self.time();
         let dirty_ring_size = self.one("dirty-ring-size", parse::dirty_ring_size);
         let stats = self.path("stats");
+        let devices = self.devices();
         let kvm_leaves = self.one("kvm-leaves", parse::boolean);
         let hv = self.hv();
         Some(VmConfig {
@@ -240,6 +241,7 @@ impl<'a> Build<'a> {
             irqchip: irqchip.unwrap_or(Irqchip::Kernel),
             debug_exit,
             debugcon,
+            devices,
             // A VM that was saved before there was this setting has no such device.
             fw_cfg: fw_cfg.unwrap_or(self.files == Files::MustBeThere),
             dirty_ring_size,
@@ -527,9 +529,13 @@ impl<'a> Build<'a> {
     }
 
     /// The parts by name, the leading one by the first name.
-    fn parts(&mut self, key: &'static str, parts: &'a [Part]) -> HashMap<&'static str, &'a Part> {
+    pub(super) fn parts(
+        &mut self,
+        key: &'static str,
+        parts: &'a [Part],
+    ) -> HashMap<&'static str, &'a Part> {
         let names = match known(key).shape {
-            Shape::Parts(names) | Shape::Files(names) => names,
+            Shape::Parts(names) | Shape::Files(names) | Shape::Devices(names) => names,
             _ => &[],
         };
         let expected = || names.join(", ");

@@ -1,6 +1,7 @@
 use super::*;
 use crate::config::SETTINGS;
 use crate::cpuid::Topology;
+use crate::devices::table::{DeviceConfig, DeviceType};
 use crate::time::{Downtime, Policy};
 use crate::units::TscKhz;
 use proptest::prelude::*;
@@ -443,6 +444,85 @@ fn the_debug_exit_port_may_be_left_out() {
     assert_eq!(with_file("debug-exit = false").unwrap().debug_exit, None);
 }
 
+#[test]
+fn devices_get_what_is_not_said() {
+    let device = |id: &str, slot| DeviceConfig {
+        of: DeviceType::VirtioRng,
+        id: id.to_owned(),
+        slot,
+    };
+    assert_eq!(with_file("").unwrap().devices, []);
+    let flags = with_flags(&[
+        ("device", "virtio-rng"),
+        ("device", "virtio-rng-pci,slot=1"),
+        ("device", "virtio-rng,id=virtio-rng0"),
+        ("device", "virtio-rng,slot=0x1e,id=last"),
+    ]);
+    assert_eq!(
+        flags.unwrap().devices,
+        [
+            device("virtio-rng1", 2),
+            device("virtio-rng2", 1),
+            device("virtio-rng0", 3),
+            device("last", 30)
+        ]
+    );
+    let file = "kernel = 'vmlinuz'\n[[device]]\ntype = 'virtio-rng'\n[[device]]\n\
+                type = 'virtio-rng-pci'\nslot = 7\nid = 'seven'\n";
+    let config = with_file(file).unwrap();
+    assert_eq!(
+        config.devices,
+        [device("virtio-rng0", 1), device("seven", 7)]
+    );
+    assert_eq!(VmConfig::from_saved(config.to_saved()).unwrap(), config);
+    let none = with_file("").unwrap();
+    assert!(
+        !none.to_saved().contains("device"),
+        "as of earlier versions"
+    );
+}
+
+#[test]
+fn devices_that_cannot_be() {
+    for (devices, problem) in [
+        (&["virtio-rgn"][..], "did you mean virtio-rng"),
+        (&["nvme"], "virtio-rng"),
+        (&["slot=3"], "the device has no type"),
+        (
+            &["virtio-rng,slto=3"],
+            "unknown part \"slto\" (did you mean slot?)",
+        ),
+        (&["virtio-rng,3"], "\"3\" has no name"),
+        (&["virtio-rng,slot=3,slot=4"], "slot is given twice"),
+        (&["virtio-rng,slot=0"], "\"0\" is out of range"),
+        (&["virtio-rng,slot=31"], "expected a slot from 1 to 30"),
+        (&["virtio-rng,id="], "name"),
+        (
+            &["virtio-rng,id=a", "virtio-rng,id=a"],
+            "two devices have the id a",
+        ),
+        (
+            &["virtio-rng,slot=3", "virtio-rng,slot=3"],
+            "two devices have slot 3",
+        ),
+        (&["virtio-rng"; 31], "no more than 30 devices"),
+    ] {
+        let flags: Vec<_> = devices.iter().map(|device| ("device", *device)).collect();
+        let problems = with_flags(&flags).unwrap_err();
+        assert!(
+            problems.len() == 1 && problems[0].contains(problem),
+            "{devices:?}: {problems:#?}"
+        );
+    }
+    assert_eq!(
+        with_flags(&[("device", "virtio-rng"); 30])
+            .unwrap()
+            .devices
+            .len(),
+        30
+    );
+}
+
 /// Each setting's example is accepted, as a flag and in the file; hence each setting is one that is read.
 #[test]
 fn the_examples_are_right() {
@@ -479,7 +559,7 @@ fn a_shown_configuration_gives_itself_again() {
     let full = "kernel = 'vmlinuz'\ninitrd = 'initrd.img'\nname = 'x'\ncmdline = 'a=\"b\"'\n\
                 module = ['dom0-vmlinuz,args=a,b=c', 'initrd.img']\nmemory = '2050M,hugepages=2M'\n\
                 cpus = '8,threads=2'\ncpu = 'x86-64-v4'\nnested = true\nserial = 'file:f'\n\
-                serial2 = 'socket:s'\ndebugcon = 'stdio'\ndebug-exit = 9\nirqchip = 'split'\n\
+                serial2 = 'socket:s'\ndebugcon = 'stdio'\ndebug-exit = 9\ndevice = ['virtio-rng,slot=9', 'virtio-rng']\nirqchip = 'split'\n\
                 on-crash = 'reset'\non-triple-fault = 'stop'\nstop-timeout = 0\nclock = 'pause'\non-tsc-change = 'refuse'\ntsc-khz = 3000000\nstats = 's'\nkvm-leaves = true\nhv = 'all,-evmcs,spinlocks=0xfff'";
     for text in [minimal, full] {
         let config = build_in(dir.path(), text, &[]).unwrap().config;

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 mod build;
 mod cpu;
+mod devices;
 mod draft;
 mod endpoints;
 mod file;
@@ -30,6 +31,7 @@ pub use setting::{SETTINGS, Setting, Shape};
 use crate::boot::BootConfig;
 use crate::cpuid::{CpuModel, Topology};
 use crate::devices::char::CharBackend;
+use crate::devices::table::DeviceConfig;
 use crate::layout::MachineType;
 use crate::life::OnCrash;
 use crate::memory::MemoryConfig;
@@ -59,6 +61,8 @@ pub struct VmConfig {
     pub debug_exit: Option<u16>,
     /// The debug console at port 0x402, if wanted.
     pub debugcon: Option<CharBackend>,
+    /// PCI devices.
+    pub devices: Vec<DeviceConfig>,
     /// The firmware configuration device (fw_cfg).
     pub fw_cfg: bool,
     /// Entries of each vCPU's dirty ring; 0: none, KVM keeps bitmaps; none said: a ring where KVM has them.

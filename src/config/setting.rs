@@ -1,6 +1,7 @@
 //! Every setting there is, once: from this table come the flags, the keys of the file, and the checks of the documentation.
 
 use super::problem::{Origin, Problem};
+use crate::devices::table::DEVICE_KEYS;
 
 /// One setting: the flag `--key`, and `key` in the file.
 #[derive(Debug)]
@@ -56,6 +57,8 @@ pub enum Shape {
     Parts(&'static [&'static str]),
     /// As `Parts`, but may be given several times, and the last part runs to the end, commas and all.
     Files(&'static [&'static str]),
+    /// As `Parts`, but may be given several times.
+    Devices(&'static [&'static str]),
     /// Comma lists; may be given several times.
     List,
 }
@@ -85,7 +88,10 @@ pub(super) fn heading(key: &str) -> &'static str {
 impl Setting {
     /// Whether each use adds to those before.
     pub(super) fn repeats(&self) -> bool {
-        matches!(self.shape, Shape::Files(_) | Shape::List)
+        matches!(
+            self.shape,
+            Shape::Files(_) | Shape::Devices(_) | Shape::List
+        )
     }
 
     /// The example in the notation of `origin`.
@@ -169,7 +175,7 @@ impl Entry {
             origin: origin.clone(),
         };
         let parts = match (setting.shape, &value) {
-            (Shape::Parts(names), Scalar::Text(text)) => text
+            (Shape::Parts(names) | Shape::Devices(names), Scalar::Text(text)) => text
                 .split(',')
                 .map(|piece| match piece.split_once('=') {
                     Some((name, value)) => part(Some(name.trim()), Scalar::Text(value.into())),
@@ -338,6 +344,14 @@ pub static SETTINGS: &[Setting] = &[
         help: "QEMU's firmware configuration device at I/O port 0x510, with the number of CPUs and the size of RAM [default: true]",
         flag_example: "=false",
         file_example: "fw-cfg = false",
+    },
+    Setting {
+        key: "device",
+        shape: Shape::Devices(DEVICE_KEYS),
+        value: "TYPE[,id=ID][,slot=N]",
+        help: "A PCI device: virtio-rng (random bytes of the host). Repeatable",
+        flag_example: " virtio-rng,id=rng0,slot=3",
+        file_example: "device = [{ type = \"virtio-rng\", id = \"rng0\", slot = 3 }]",
     },
     Setting {
         key: "irqchip",

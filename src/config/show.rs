@@ -63,6 +63,17 @@ impl VmConfig {
                 .map_or(Value::Boolean(false), |port| number(port.into())),
         );
         put("fw-cfg", Value::Boolean(self.fw_cfg));
+        // A VM without devices is saved as by earlier versions.
+        if !self.devices.is_empty() {
+            let devices = self.devices.iter().map(|device| {
+                sub([
+                    ("type", text(device.of.row().name)),
+                    ("id", text(&device.id)),
+                    ("slot", number(device.slot.into())),
+                ])
+            });
+            put("device", Value::Array(devices.collect()));
+        }
         put(
             "irqchip",
             text(match self.irqchip {

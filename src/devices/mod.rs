@@ -22,6 +22,7 @@ pub mod post;
 pub mod pvpanic;
 pub mod serial;
 pub mod state;
+pub mod table;
 
 #[cfg(test)]
 pub(crate) mod testing;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::error::MachineError;
+use super::pci_devices::Backplane;
 use super::wiring::{self, Wired};
 use crate::bus;
 use crate::config::{Irqchip, VmConfig};
@@ -11,17 +12,23 @@ use crate::devices;
 use crate::devices::char::CharBackend;
 use crate::devices::io_thread::IoThread;
 use crate::irq::ioapic::IoApic;
-use crate::irq::{IrqSink, Routes};
+use crate::irq::{Doorbells, IrqSink, Routes};
 use crate::life;
 use crate::machine::TransferError;
+use crate::memory::{GuestRam, MemoryConfig};
 use crate::state::{Sections, StateError};
+use crate::units::Gpa;
 
 /// What KVM takes on x86 (`KVM_MAX_IRQ_ROUTES`).
 const MAX_ROUTES: u32 = 4096;
 
+/// What the devices take for the guest's RAM.
+const RAM: u64 = 1 << 20;
+
 /// The devices of a machine, connected to nothing.
 pub struct DevicesWithoutVm {
     wired: Wired,
+    ram: GuestRam,
     /// What wakes it must be there; it does not run.
     _io: IoThread,
 }
@@ -50,14 +57,27 @@ impl DevicesWithoutVm {
             .then(|| Arc::new(IoApic::new(Arc::new(routes.clone()))));
         let sink: Arc<dyn IrqSink> = match &ioapic {
             Some(ioapic) => Arc::clone(ioapic) as _,
-            None => Arc::new(routes),
+            None => Arc::new(routes.clone()),
         };
         let mut io = IoThread::new(handle).map_err(|source| MachineError::Thread {
             what: "I/O",
             source,
         })?;
-        let wired = wiring::wire(&config, &[], &sink, ioapic.as_ref(), &events, &mut io)?;
-        Ok(Self { wired, _io: io })
+        let memory = MemoryConfig::of(RAM);
+        let ram = GuestRam::new(&memory, &[(Gpa(0), RAM)])?;
+        let backplane = Backplane {
+            map: config.machine.map(),
+            ram: &ram,
+            lines: &sink,
+            routes: &routes,
+            doorbells: &Doorbells::default(),
+        };
+        let wired = wiring::wire(&config, &[], &backplane, ioapic.as_ref(), &events, &mut io)?;
+        Ok(Self {
+            wired,
+            ram,
+            _io: io,
+        })
     }
 
     /// The ports or, with `mmio`, the addresses that devices answer: first and last of each range.
@@ -76,11 +96,33 @@ impl DevicesWithoutVm {
         self.bus(mmio).write(addr, data)
     }
 
+    /// The guest's RAM, which is small.
+    pub fn ram(&self) -> &GuestRam {
+        &self.ram
+    }
+
     fn bus(&self, mmio: bool) -> &bus::Bus {
         if mmio {
             &self.wired.mmio
         } else {
             &self.wired.ports
+        }
+    }
+
+    /// Devices start nothing any more, as after they were made. Returns when nothing is under way.
+    pub fn quiesce(&self) {
+        for device in &self.wired.devices {
+            device.quiesce();
+        }
+        while !self.wired.devices.iter().all(|device| device.drained()) {
+            std::thread::yield_now();
+        }
+    }
+
+    /// The end of [`DevicesWithoutVm::quiesce`].
+    pub fn resume(&self) {
+        for device in &self.wired.devices {
+            device.resume();
         }
     }
 

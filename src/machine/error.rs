@@ -11,11 +11,13 @@ use crate::cpuid::CpuidProblem;
 use crate::devices::char::CharError;
 use crate::error::bullets;
 use crate::hyperv;
+use crate::irq::NoVector;
 use crate::kvm::KvmError;
 use crate::kvm::host::HostError;
 use crate::memory::MemoryError;
 use crate::vcpu::create::CreateError;
 use crate::vcpu::stats::StatsError;
+use crate::virtio::transport::pci::TransportError;
 
 /// Why a machine could not be built or could not go on.
 #[derive(Debug, Error)]
@@ -76,6 +78,22 @@ pub enum MachineError {
     /// A saved VM could not be restored.
     #[error("cannot restore the VM")]
     Restore(#[from] Box<TransferError>),
+    /// More interrupts than KVM delivers.
+    #[error("cannot give the device {device} its interrupts")]
+    NoVector {
+        /// Its id.
+        device: String,
+        /// Why.
+        source: NoVector,
+    },
+    /// A PCI device.
+    #[error("cannot make the device {device}")]
+    Device {
+        /// Its id.
+        device: String,
+        /// Why.
+        source: TransportError,
+    },
     /// A thread or a descriptor.
     #[error("cannot start the {what} thread")]
     Thread {
@@ -111,7 +129,10 @@ pub enum Impossible {
 impl MachineError {
     /// Whether the host lacks something, as opposed to something having gone wrong.
     pub fn is_host(&self) -> bool {
-        matches!(self, Self::Host(_) | Self::Impossible(_) | Self::NoCpu(_))
+        matches!(
+            self,
+            Self::Host(_) | Self::Impossible(_) | Self::NoCpu(_) | Self::NoVector { .. }
+        )
     }
 }
 

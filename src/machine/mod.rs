@@ -15,6 +15,7 @@ mod job;
 mod main_loop;
 pub mod migrate;
 mod moving;
+mod pci_devices;
 pub mod plan;
 pub mod promise;
 mod restore;
@@ -75,6 +76,7 @@ use crate::vcpu::stats::{Reader, Report, Snapshot};
 use attachments::{Attachments, Stage};
 use guest_log::GuestLog;
 use moving::Moving;
+use pci_devices::Backplane;
 use plan::Plan;
 use signals::SignalThread;
 use stand_in::StandIns;
@@ -204,7 +206,21 @@ impl Machine {
         if goes_on {
             io.keep_files();
         }
-        let wired = wiring::wire(&config, extra, &sink, ioapic.as_ref(), &events, &mut io)?;
+        let backplane = Backplane {
+            map: config.machine.map(),
+            ram: &ram,
+            lines: &sink,
+            routes,
+            doorbells: &attachments.doorbells,
+        };
+        let wired = wiring::wire(
+            &config,
+            extra,
+            &backplane,
+            ioapic.as_ref(),
+            &events,
+            &mut io,
+        )?;
         for (device, path) in &wired.ptys {
             warn!("{device} is at {}", path.display());
         }

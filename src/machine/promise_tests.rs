@@ -108,6 +108,7 @@ fn config(hv: &str) -> VmConfig {
         irqchip: Irqchip::Kernel,
         debug_exit: None,
         debugcon: None,
+        devices: Vec::new(),
         fw_cfg: true,
         dirty_ring_size: None,
         on_crash: OnCrash::Continue,

@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex};
 
 use super::error::MachineError;
 use super::extra_ports::ExtraPorts;
-use crate::bus::{Bus, BusError, Device, LockedDevice, Region, SharedDevice};
+use super::pci_devices::{self, Backplane};
+use crate::bus::{Bus, BusError, Device, LockedDevice, Region, SharedDevice, lock};
 use crate::config::{Irqchip, VmConfig};
 use crate::cpuid::topology::apic_id;
 use crate::devices::acpi_pm::{self, AcpiPm};
@@ -20,8 +21,8 @@ use crate::devices::port92::Port92;
 use crate::devices::post::PostPort;
 use crate::devices::pvpanic::Pvpanic;
 use crate::devices::serial::Serial;
+use crate::irq::IrqLine;
 use crate::irq::ioapic::{IoApic, IoApicMmio};
-use crate::irq::{IrqLine, IrqSink};
 use crate::layout;
 use crate::life::GuestEvents;
 use crate::pci::{self, PciHost};
@@ -73,12 +74,12 @@ impl Wired {
 pub(super) fn wire(
     config: &VmConfig,
     extra: &[ExtraPorts],
-    lines: &Arc<dyn IrqSink>,
+    backplane: &Backplane<'_>,
     ioapic: Option<&Arc<IoApic>>,
     events: &GuestEvents,
     io: &mut IoThread,
 ) -> Result<Wired, MachineError> {
-    let line = |gsi: Gsi| IrqLine::new(Arc::clone(lines), gsi);
+    let line = |gsi: Gsi| IrqLine::new(Arc::clone(backplane.lines), gsi);
     let map = config.machine.map();
     let clock = Arc::new(HostClock::new());
     let acpi = Arc::new(Mutex::new(AcpiPm::new(
@@ -158,7 +159,11 @@ pub(super) fn wire(
     let len = ecam.end - ecam.start;
     wired
         .mmio
-        .fixed("pci-host", pci::ECAM, ecam.start, len, pci)?;
+        .fixed("pci-host", pci::ECAM, ecam.start, len, pci.clone())?;
+    for (place, slot) in pci_devices::plug(&config.devices, backplane, &wired.ports, &wired.mmio)? {
+        lock(&pci).plug(place, slot.clone());
+        wired.devices.push(slot);
+    }
     if let Some(ioapic) = ioapic {
         let registers = Arc::new(Mutex::new(IoApicMmio::new(Arc::clone(ioapic))));
         let (base, len) = (layout::IOAPIC.0, layout::IOAPIC_LEN);

@@ -15,6 +15,7 @@ mod reports;
 mod requests;
 mod saved;
 mod tls;
+mod virtio;
 
 pub use input::Input;
 
@@ -48,6 +49,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("tls-handshake", tls::handshake),
     ("tsc-report", reports::tsc_report),
     ("tsc-stream", nested::tsc_stream),
+    ("virtio-rng", virtio::driver),
 ];
 
 /// Runs the target called `name` on `bytes`.

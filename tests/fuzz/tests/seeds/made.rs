@@ -33,6 +33,7 @@ pub(crate) fn seeds() -> Vec<Seed> {
     let mut board = words(&Board::new(BoardKind::Cpuid, 4, 0x20_0000).words());
     board.extend(words(&[100, 110, 120, 130, 200, 210, 0, 230]));
     add("board", "cpuid", board);
+    virtio(&mut add);
     nested_states(&mut add);
     streams(&mut add);
 
@@ -388,6 +389,55 @@ fn lives(add: &mut impl FnMut(&'static str, &str, Vec<u8>)) {
         life.extend(steps.as_flattened());
         add("life", name, life);
     }
+}
+
+/// A driver that starts an entropy device and asks it for bytes, in the steps of that target.
+fn virtio(add: &mut impl FnMut(&'static str, &str, Vec<u8>)) {
+    const STRUCTURES: u8 = 1;
+    const MSIX: u8 = 2;
+    const NOTIFY: u8 = 3;
+    const RAM: u8 = 6;
+    let mut seed = Vec::new();
+    let mut write = |to: u8, size: u8, offset: u16, value: u64| {
+        seed.push(0x20 | size << 3 | to);
+        seed.extend(offset.to_le_bytes());
+        seed.extend(value.to_le_bytes());
+    };
+    // MSI-X: a message for each vector, none masked; enabled at its capability.
+    for vector in 0..2 {
+        write(MSIX, 3, vector * 16, 0xfee0_0000);
+        write(MSIX, 3, vector * 16 + 8, 0x40);
+    }
+    for offset in (0x40..0xa0).step_by(4) {
+        write(0, 1, offset + 2, 0x8000);
+    }
+    // A buffer of 64 bytes that the device writes, in rings at 0x1000, 0x2000 and 0x3000.
+    write(RAM, 3, 0x1000, 0x8000);
+    write(RAM, 3, 0x1008, 64 | 2 << 32);
+    write(RAM, 3, 0x2000, 1 << 16);
+    // Acknowledge and driver; VERSION_1; the queue; driver OK (virtio 1.2, 3.1.1).
+    write(STRUCTURES, 0, 0x14, 3);
+    write(STRUCTURES, 2, 0x08, 1);
+    write(STRUCTURES, 2, 0x0c, 1);
+    write(STRUCTURES, 0, 0x14, 0xb);
+    write(STRUCTURES, 1, 0x10, 0);
+    write(STRUCTURES, 1, 0x1a, 1);
+    for (register, ring) in [(0x20, 0x1000), (0x28, 0x2000), (0x30, 0x3000)] {
+        write(STRUCTURES, 3, register, ring);
+    }
+    write(STRUCTURES, 1, 0x1c, 1);
+    write(STRUCTURES, 0, 0x14, 0xf);
+    write(NOTIFY, 1, 0, 0);
+    // No bus master, stopped, moved, reset.
+    write(0, 1, 0x04, 2);
+    write(NOTIFY, 1, 0, 0);
+    write(4, 0, 0, 0);
+    write(0, 1, 0x04, 6);
+    write(5, 0, 0, 0);
+    write(0, 2, 0x10, 0xd800_0000);
+    write(0, 2, 0x10, 0xd000_0000);
+    write(STRUCTURES, 0, 0x14, 0);
+    add("virtio-rng", "a-driver", seed);
 }
 
 /// Results of measurements.

@@ -1,0 +1,127 @@
+//! The PCI devices that the configuration asks for, in their slots.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::error::MachineError;
+use crate::bus::Bus;
+use crate::devices::table::{DeviceConfig, DeviceType};
+use crate::irq::{Doorbells, IrqLine, IrqSink, Routes, SharedLine};
+use crate::layout::AddressMap;
+use crate::memory::{Dma, GuestRam};
+use crate::pci::{DevFn, Requester, Slot};
+use crate::units::Gsi;
+use crate::virtio::device::VirtioDevice;
+use crate::virtio::rng::Rng;
+use crate::virtio::transport;
+
+/// INTA#.
+const PIN_A: u8 = 0;
+
+/// What functions reach beyond their slots.
+pub(super) struct Backplane<'a> {
+    pub(super) map: &'a AddressMap,
+    pub(super) ram: &'a GuestRam,
+    pub(super) lines: &'a Arc<dyn IrqSink>,
+    pub(super) routes: &'a Routes,
+    pub(super) doorbells: &'a Doorbells,
+}
+
+/// Makes all `devices` and connects them to the buses. Each goes into the slot that is returned with it.
+pub(super) fn plug(
+    devices: &[DeviceConfig],
+    backplane: &Backplane<'_>,
+    ports: &Bus,
+    mmio: &Bus,
+) -> Result<Vec<(DevFn, Arc<Slot>)>, MachineError> {
+    let mut lines = BTreeMap::new();
+    let mut slots = Vec::new();
+    for device in devices {
+        let place = DevFn::new(device.slot, 0).expect("the configuration has slots that there are");
+        let gsi = backplane.map.pci_interrupt(device.slot, PIN_A);
+        let line = lines
+            .entry(gsi)
+            .or_insert_with(|| shared_line(backplane, gsi));
+        let slot = Arc::new(slot(device, place, backplane, line)?);
+        slot.connect(ports, mmio);
+        slots.push((place, slot));
+    }
+    Ok(slots)
+}
+
+fn shared_line(backplane: &Backplane<'_>, gsi: Gsi) -> SharedLine {
+    SharedLine::new(IrqLine::new(Arc::clone(backplane.lines), gsi))
+}
+
+fn slot(
+    device: &DeviceConfig,
+    place: DevFn,
+    backplane: &Backplane<'_>,
+    line: &SharedLine,
+) -> Result<Slot, MachineError> {
+    let of: Box<dyn VirtioDevice> = match device.of {
+        DeviceType::VirtioRng => Box::new(Rng::default()),
+    };
+    let vectors = (0..transport::pci::vectors(&*of)).map(|_| backplane.routes.vector());
+    let vectors = vectors.collect::<Result<Vec<_>, _>>();
+    let vectors = vectors.map_err(|source| MachineError::NoVector {
+        device: device.id.clone(),
+        source,
+    })?;
+    let dma = Dma::new(backplane.ram.clone());
+    let requester = Requester::new(dma, vectors, line.holder());
+    let slot = transport::pci::slot(place, of, requester, backplane.doorbells);
+    slot.map_err(|source| MachineError::Device {
+        device: device.id.clone(),
+        source,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bus::Device as _;
+    use crate::irq::Controllers;
+    use crate::layout::MachineType;
+    use crate::memory::MemoryConfig;
+
+    fn plug_into(routes: &Routes, count: u8) -> Result<Vec<(DevFn, Arc<Slot>)>, MachineError> {
+        let config = MemoryConfig::of(1 << 20);
+        let ram = GuestRam::new(&config, &[(crate::units::Gpa(0), 1 << 20)]).unwrap();
+        let lines: Arc<dyn IrqSink> = Arc::new(routes.clone());
+        let backplane = Backplane {
+            map: MachineType::Direct1.map(),
+            ram: &ram,
+            lines: &lines,
+            routes,
+            doorbells: &Doorbells::default(),
+        };
+        let devices = (1..=count).map(|slot| DeviceConfig {
+            of: DeviceType::VirtioRng,
+            id: format!("rng{slot}"),
+            slot,
+        });
+        let devices: Vec<_> = devices.collect();
+        plug(&devices, &backplane, &Bus::ports(), &Bus::mmio())
+    }
+
+    #[test]
+    fn devices_are_named_for_their_places() {
+        let slots = plug_into(&Routes::new(Controllers::Split, 4096), 30).unwrap();
+        let names: Vec<_> = slots.iter().map(|(_, slot)| slot.name()).collect();
+        assert_eq!(names[0], "pci-00:01.0");
+        assert_eq!(names[29], "pci-00:1e.0");
+    }
+
+    #[test]
+    fn more_vectors_than_kvm_routes_are_refused_by_the_devices_name() {
+        // All pins, and three vectors: the second device has none left for its second.
+        let error = plug_into(&Routes::new(Controllers::Split, 24 + 3), 2).unwrap_err();
+        let text = crate::error::chain(&error);
+        assert!(error.is_host(), "{text}");
+        assert!(
+            text.contains("rng2") && text.contains("KVM_CAP_IRQ_ROUTING"),
+            "{text}"
+        );
+    }
+}

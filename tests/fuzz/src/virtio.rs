@@ -1,0 +1,81 @@
+//! A virtio device as its driver reaches it: by configuration space, by its BARs, and by guest memory.
+
+use hypernest::config::VmConfig;
+use hypernest::layout::AddressMap;
+use hypernest::machine::DevicesWithoutVm;
+use hypernest::units::Gpa;
+
+use crate::Input;
+
+const CONFIG: &str = "name = \"fuzz\"\nmemory = \"64M\"\nkernel = \"/nowhere\"\nhv = \"none\"\n\
+                      serial = \"none\"\nserial2 = \"none\"\ndebugcon = \"none\"\ndebug-exit = false\nfw-cfg = false\n\
+                      device = \"virtio-rng,slot=3\"\n";
+
+/// Configuration space of slot 3 (PCI Express Base 5.0, 7.2.2).
+const FUNCTION: u64 = AddressMap::DIRECT_1.ecam.start + (3 << 15);
+/// Where the target places the BARs before the input's accesses.
+const STRUCTURES: u64 = 0xd000_0000;
+const MSIX: u64 = 0xd010_0000;
+/// Device status, and its bit for a driver that is ready (virtio 1.2, 4.1.4.3 and 2.1).
+const STATUS: u64 = 0x14;
+const DRIVER_OK: u8 = 4;
+
+thread_local! {
+    static DEVICES: DevicesWithoutVm = {
+        let config = VmConfig::from_saved(CONFIG.to_owned()).expect("a configuration");
+        DevicesWithoutVm::new(&config).expect("devices can be made without a VM")
+    };
+}
+
+/// Steps of `what, offset u16, data u64`: bits 2:0 of `what` say where, bits 4:3 the size's logarithm, bit 5
+/// writes. Whether a driver came to the end of its initialization.
+pub(crate) fn driver(bytes: &[u8]) -> bool {
+    let mut input = Input::new(bytes);
+    DEVICES.with(|devices| {
+        devices.quiesce();
+        devices.reset();
+        devices.ram().discard().expect("RAM can be emptied");
+        for (offset, value) in [(0x10, 0xd000_0000_u32), (0x18, 0xd010_0000), (0x04, 6)] {
+            devices.write(true, FUNCTION + offset, &value.to_le_bytes());
+        }
+        devices.resume();
+        let mut ready = false;
+        while !input.is_empty() {
+            step(devices, &mut input);
+            let mut status = [0];
+            ready |= devices.read(true, STRUCTURES + STATUS, &mut status)
+                && status[0] != 0xff
+                && status[0] & DRIVER_OK != 0;
+        }
+        devices.quiesce();
+        let saved = devices.save().expect("devices can be saved");
+        devices
+            .load(&mut saved.clone())
+            .expect("what was saved is loaded");
+        ready
+    })
+}
+
+fn step(devices: &DevicesWithoutVm, input: &mut Input<'_>) {
+    let (what, offset, data) = (input.u8(), u64::from(input.u16()), input.u64());
+    let mut bytes = data.to_le_bytes();
+    let bytes = &mut bytes[..1 << (what >> 3 & 3)];
+    let address = match what & 7 {
+        0 => FUNCTION + offset % 0x1000,
+        1 => STRUCTURES + offset % 0x4000,
+        2 => MSIX + offset % 0x1000,
+        3 => STRUCTURES + 0x3000,
+        4 => return devices.quiesce(),
+        5 => return devices.resume(),
+        _ => {
+            // It is larger than any offset.
+            let written = devices.ram().write(Gpa(offset), bytes);
+            return written.expect("RAM at its beginning");
+        }
+    };
+    if what & 0x20 != 0 {
+        devices.write(true, address, bytes);
+    } else {
+        devices.read(true, address, bytes);
+    }
+}
