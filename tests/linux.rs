@@ -65,11 +65,22 @@ pub(crate) fn linux(
 
 /// Makes the initramfs anew; after its report init calls busybox with `last`.
 pub(crate) fn initramfs(site: &Site, last: &str) -> Result<(), Box<dyn Error>> {
+    initramfs_with(site, &format!("{INIT}exec $b {last}\n"), &[])
+}
+
+/// Makes the initramfs anew, with this init and these of the lab's files at its root: (name, what the lab calls it).
+pub(crate) fn initramfs_with(
+    site: &Site,
+    init: &str,
+    files: &[(&str, &str)],
+) -> Result<(), Box<dyn Error>> {
     let unfinished = site.path("initrd.new");
     let mut archive = Writer::new(BufWriter::new(File::create(&unfinished)?));
-    let init = format!("{INIT}exec $b {last}\n");
     archive.file("init", 0o755, init.as_bytes())?;
     archive.copy("busybox", &held("busybox")?)?;
+    for (name, from) in files {
+        archive.copy(name, &held(from)?)?;
+    }
     // Linux' numbers of the console (Documentation/admin-guide/devices.txt).
     archive.character_device("dev/console", 5, 1)?;
     archive.finish()?;

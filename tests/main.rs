@@ -36,6 +36,7 @@ mod terminal;
 mod time;
 mod trust;
 mod tsc_bench;
+mod virtio;
 mod vm;
 mod world;
 mod xen;
@@ -62,6 +63,7 @@ fn main() -> ExitCode {
         time::TESTS,
         migration::TESTS,
         trust::TESTS,
+        virtio::TESTS,
         reenlightenment::TESTS,
         differential::TESTS,
         beside_qemu::TESTS,

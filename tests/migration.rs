@@ -131,7 +131,7 @@ pub(crate) fn migrate(
 }
 
 /// Moves the VM called `NAMES[turn]` to one called by the other name: what the old process said, and the new one.
-fn move_on(
+pub(crate) fn move_on(
     site: &Site,
     vm: Vm,
     turn: usize,

@@ -112,7 +112,7 @@ pub(crate) const TESTS: &[Test] = &[
 ];
 
 /// Saves the VM called `test` in `saved`, which ends it; what it said until then.
-fn save(site: &Site, vm: Vm) -> Result<Ended, Box<dyn Error>> {
+pub(crate) fn save(site: &Site, vm: Vm) -> Result<Ended, Box<dyn Error>> {
     site.control(&["save", "test", "saved", "--then", "stop"])?
         .expect_code(0)?;
     let ended = vm.end()?;
@@ -121,7 +121,7 @@ fn save(site: &Site, vm: Vm) -> Result<Ended, Box<dyn Error>> {
 }
 
 /// Starts what is in `saved`.
-fn restore(site: &Site, arguments: &[&str]) -> Result<Vm, Box<dyn Error>> {
+pub(crate) fn restore(site: &Site, arguments: &[&str]) -> Result<Vm, Box<dyn Error>> {
     let mut command = site.hypernest();
     Ok(Vm::start(
         command.args(["restore", "saved"]).args(arguments),

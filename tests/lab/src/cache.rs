@@ -8,7 +8,7 @@ use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
 /// Changes whenever what setup makes changes, so that an old cache is not taken for a new one.
-const RECIPE: &str = "1";
+const RECIPE: &str = "2";
 
 /// Where everything lies.
 #[derive(Debug, Clone)]

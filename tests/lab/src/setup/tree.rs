@@ -209,13 +209,15 @@ impl Unpackers {
 }
 
 /// KVM and what a guest's own tools may want, by module name. Not every kernel builds all of them as modules.
-const MODULES: [(&str, bool); 6] = [
+const MODULES: [(&str, bool); 7] = [
     ("irqbypass", true),
     ("kvm", true),
     ("kvm-intel", true),
     ("kvm-amd", true),
     ("msr", false),
     ("cpuid", false),
+    // Debian builds the rest of virtio into its cloud kernel.
+    ("virtio-rng", false),
 ];
 
 /// Makes `into/{vmlinuz,vmlinux,config,modules/*.ko}` from a kernel package's files.

@@ -1,0 +1,232 @@
+//! virtio over PCI: a stock Linux finds the devices, places their BARs, and uses them, whatever happens to
+//! the VM meanwhile.
+
+use std::collections::BTreeSet;
+use std::error::Error;
+
+use hypernest_lab::host::Host;
+use hypernest_lab::suite::{Stage, Test, TestResult};
+
+use crate::linux::{Report, initramfs_with, linux};
+use crate::migration::move_on;
+use crate::needs;
+use crate::state::{restore, save};
+use crate::stock_linux;
+use crate::vm::{Site, Vm};
+
+const AMD: Stage = Stage {
+    name: "virtio",
+    with: &["linux-6.12/vmlinux", "linux-6.12/modules"],
+    ..stock_linux::AMD
+};
+
+pub(crate) const TESTS: &[Test] = &[
+    amd("virtio::rng_in_linux_with_the_irqchip_in_kvm", || rng(&[])),
+    amd("virtio::rng_in_linux_with_a_split_irqchip", || {
+        rng(&["--irqchip", "split"])
+    }),
+    Test::new("virtio::rng_in_linux_on_an_intel_host", found_on_intel)
+        .only_on(&[Host::Intel])
+        .stage(stock_linux::INTEL)
+        .needs(needs::evmcs)
+        .limit_seconds(100),
+];
+
+const fn amd(name: &'static str, run: fn() -> TestResult) -> Test {
+    Test::new(name, run)
+        .only_on(&[Host::Amd])
+        .stage(AMD)
+        .needs(needs::hyperv)
+        .limit_seconds(400)
+}
+
+/// Two devices on one interrupt line: the pins of slots 3 and 11 are neighbours by eight.
+const DEVICES: [&str; 4] = [
+    "--device",
+    "virtio-rng,slot=3",
+    "--device",
+    "virtio-rng,slot=11",
+];
+
+const MODULE: (&str, &str) = ("virtio-rng.ko", "linux-6.12/modules/virtio-rng.ko");
+
+/// What every init here begins with. `draw` reads 32 bytes from each entropy source and says what they are.
+const BEGIN: &str = r#"#!/busybox sh
+b=/busybox
+$b mkdir /proc /sys
+$b mount -t proc proc /proc
+$b mount -t sysfs sysfs /sys
+$b mount -t devtmpfs dev /dev
+$b insmod /virtio-rng.ko
+pci=/sys/bus/pci
+rng=/sys/class/misc/hw_random
+A=0000:00:03.0
+B=0000:00:0b.0
+draw() {
+  for name in $($b cat $rng/rng_available); do
+    case $name in virtio_rng*) ;; *) continue ;; esac
+    echo $name > $rng/rng_current
+    echo "$1 $name $($b dd if=/dev/hwrng bs=32 count=1 2>/dev/null | $b od -An -v -tx1 | $b tr -d ' \n')"
+  done
+}
+without_msi() {
+  echo $1 > $pci/drivers/virtio-pci/unbind
+  echo 0 > $pci/devices/$1/msi_bus
+  echo $1 > $pci/drivers/virtio-pci/bind
+}
+"#;
+
+/// MSI-X, then INTx for one of them; a BAR that moves, seen without a driver; all found anew; a reboot.
+const CHECKS: &str = r#"
+echo @found
+for device in $pci/devices/*; do
+  echo "${device##*/} $($b cat $device/vendor) $($b cat $device/device) $($b cat $device/revision)"
+done
+echo @bars
+$b head -n 1 $pci/devices/$A/resource
+echo @msix
+draw drawn
+$b grep virtio /proc/interrupts
+echo @intx
+without_msi $A
+draw drawn
+$b grep virtio /proc/interrupts
+echo @moved
+start=$($b head -n 1 $pci/devices/$A/resource | $b cut -d ' ' -f 1)
+echo $A > $pci/drivers/virtio-pci/unbind
+echo "before $($b devmem $((start + 18)) 16)"
+$b printf '\x00\x00\x00\xd8\x00\x00\x00\x00' | $b dd of=$pci/devices/$A/config bs=8 seek=2 count=1 conv=notrunc 2>/dev/null
+echo "after $($b devmem $((start + 18)) 16)"
+echo "there $($b devmem $((0xd8000000 + 18)) 16)"
+echo @rescanned
+echo 1 > $pci/devices/$A/remove
+echo 1 > $pci/devices/$B/remove
+echo 1 > $pci/rescan
+draw drawn
+$b grep virtio /proc/interrupts
+echo @log
+$b dmesg | $b grep -v 'module verification failed' | $b grep -iE 'bug:|warning:|call trace|oops:|irq .*nobody|virtio.*(fail|error)|pci.*(fail|error|no space|conflict)'
+echo @end
+$b sleep 2
+exec $b reboot -f
+"#;
+
+/// One device by MSI-X and one by its pin, for as long as the VM runs.
+const KEEPER: &str = r#"
+without_msi $B
+i=0
+while [ $i -lt 100000 ]; do
+  i=$((i+1))
+  draw "tick $i"
+  $b usleep 50000
+done
+"#;
+
+fn init(site: &Site, script: &str) -> TestResult {
+    initramfs_with(site, &format!("{BEGIN}{script}"), &[MODULE])
+}
+
+fn rng(arguments: &[&str]) -> TestResult {
+    let site = Site::new()?;
+    let mut command = linux(&site, "linux-6.12/vmlinux", "")?;
+    init(&site, CHECKS)?;
+    command.args(DEVICES).args(arguments);
+    let mut vm = Vm::start(command)?.patient();
+    vm.wait_for("@end")?;
+    // What boots after the guest's reboot.
+    init(&site, KEEPER)?;
+    check(&vm.said());
+
+    vm.wait_until("random bytes after a reset", |vm| ticks(&vm.said()) >= 3)?;
+    assert_eq!(site.status()?["resets"], 1);
+    let ended = save(&site, vm)?;
+    let mut drawn = distinct(&ended.stdout);
+    let done = ticks(&ended.stdout);
+    let mut vm = restore(&site, &["--clock", "pause"])?.patient();
+    vm.wait_until("more after a restore", |vm| ticks(&vm.said()) >= done + 3)?;
+
+    let (ended, there) = move_on(&site, vm, 0, &[])?;
+    let done = ticks(&ended.stdout);
+    let mut vm = there.patient();
+    vm.wait_until("more after a migration", |vm| ticks(&vm.said()) >= done + 3)?;
+    for said in [&ended.stdout, &vm.said()] {
+        for bad in ["BUG", "WARNING", "Call Trace", "nobody cared"] {
+            assert!(!said.contains(bad), "{said}");
+        }
+        let more = distinct(said);
+        assert!(drawn.is_disjoint(&more), "no bytes come twice");
+        drawn.extend(more);
+    }
+    site.control(&["stop", "other", "--force"])?
+        .expect_code(0)?;
+    Ok(())
+}
+
+/// What the first boot reported.
+fn check(said: &str) {
+    let report = Report::read(said);
+    println!("{said}");
+    let section = |name: &str| report.section(name);
+    for slot in ["03", "0b"] {
+        let line = format!("0000:00:{slot}.0 0x1af4 0x1044 0x01");
+        assert!(section("found").contains(&line), "{:?}", section("found"));
+    }
+    let bar = &section("bars")[0];
+    assert!(!bar.starts_with("0x0000000000000000 "), "not placed: {bar}");
+    for (name, devices) in [("msix", 2), ("intx", 2), ("rescanned", 2)] {
+        let drawn = section(name).iter().filter(|line| is_draw(line)).count();
+        assert_eq!(drawn, devices, "{name}: {:?}", section(name));
+    }
+    let lines_of = |name: &str, kind: &str| {
+        let lines = section(name).iter();
+        lines.filter(|line| line.contains(kind)).count()
+    };
+    assert_eq!(lines_of("msix", "IO-APIC"), 0);
+    assert!(lines_of("msix", "MSI") >= 2);
+    assert_eq!(lines_of("intx", "IO-APIC"), 1);
+    assert_eq!(
+        section("moved"),
+        ["before 0x0001", "after 0xFFFF", "there 0x0001"]
+    );
+    assert_eq!(section("log"), [""; 0], "the guest complains");
+    distinct(said);
+}
+
+/// A line with 32 random bytes.
+fn is_draw(line: &str) -> bool {
+    let last = line.rsplit(' ').next().unwrap_or_default();
+    last.len() == 64 && last.bytes().all(|b| b.is_ascii_hexdigit())
+}
+
+/// All that was drawn; no two are the same.
+fn distinct(said: &str) -> BTreeSet<String> {
+    let lines = said.lines().map(str::trim_end).filter(|line| is_draw(line));
+    let drawn: Vec<_> = lines
+        .filter_map(|line| Some(line.rsplit_once(' ')?.1.to_owned()))
+        .collect();
+    let set: BTreeSet<_> = drawn.iter().cloned().collect();
+    assert_eq!(set.len(), drawn.len(), "bytes came twice");
+    set
+}
+
+/// How many times both devices were read.
+fn ticks(said: &str) -> usize {
+    let ticks = said.lines().map(str::trim_end).filter_map(|line| {
+        let (number, _) = line.strip_prefix("tick ")?.split_once(' ')?;
+        is_draw(line).then(|| number.parse().ok()).flatten()
+    });
+    let mut ticks: Vec<usize> = ticks.collect();
+    ticks.sort_unstable();
+    let both = ticks.windows(2).filter(|pair| pair[0] == pair[1]);
+    both.map(|pair| pair[0]).max().unwrap_or(0)
+}
+
+fn found_on_intel() -> TestResult {
+    let site = Site::new()?;
+    let mut command = linux(&site, "linux-6.12/vmlinux", "")?;
+    init(&site, "draw drawn\n$b poweroff -f\n")?;
+    let ended = Vm::start(command.args(DEVICES))?.patient().end()?;
+    ended.expect_code(0)?;
+    assert_eq!(distinct(&ended.stdout).len(), 2, "{}", ended.stdout);
+    Ok(())
+}
