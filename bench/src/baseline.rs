@@ -1,4 +1,5 @@
-//! `hypernest-bench baseline`: the few figures of a result that are kept with the source, and whether others differ from them.
+//! `hypernest-bench baseline`: a result's main figures, kept in the repository, and the comparison of new
+//! ones with them.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,15 +12,15 @@ use thiserror::Error;
 
 use crate::report::{self, FileError, Report};
 
-/// Prints the medians and host exits of a result, or compares them with those of another that were kept.
+/// Prints the medians and host exits of a result, or compares them with a baseline.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Args {
     /// The l2-exit.json
     file: PathBuf,
-    /// What an earlier one printed: nothing may differ from it by more than --within
+    /// The output of an earlier run; no figure may differ from it by more than --within
     #[arg(long, value_name = "FILE")]
     against: Option<PathBuf>,
-    /// How much figures may differ, in percent
+    /// The permitted difference, in percent
     #[arg(long, value_name = "PERCENT", default_value_t = 2.0)]
     within: f64,
 }
@@ -98,7 +99,7 @@ struct Figures {
 
 /// Host exits that may come or go: the host's timer ends a guest's turn now and then.
 const STRAY_EXITS: f64 = 0.25;
-/// Kinds in which a guest waits for a timer: how often the host takes its turn meanwhile is chance.
+/// Kinds in which a guest waits for a timer: the number of host exits meanwhile is random.
 const WAITING: [Kind; 4] = [Kind::Hlt, Kind::Timer, Kind::PreemptionTimer, Kind::Ipi];
 
 impl Baseline {
@@ -126,14 +127,14 @@ impl Baseline {
         }
     }
 
-    /// A word about another kernel of the same series, which alone is no change: its figures are held to the same limit.
+    /// A note about another kernel of the same series, which alone is not a change: the same limit applies.
     fn kernel_note(&self, kept: &Self) -> Option<String> {
         let (new, old) = (self.kernel.as_ref()?, kept.kernel.as_ref()?);
         (new != old && series(new) == series(old))
             .then(|| format!("note: the host's kernel is {new}, and these figures are of {old}"))
     }
 
-    /// What differs from `kept` by more than `within`, in sentences; what is in one only, too.
+    /// Sentences on differences from `kept` of more than `within`, and on figures that only one of them has.
     fn changes(&self, kept: &Self, within: f64) -> Vec<String> {
         let mut changes = Vec::new();
         if self.unit != kept.unit {
@@ -256,7 +257,7 @@ mod tests {
         assert!(changes[0].contains("another series"), "{changes:?}");
         assert_eq!(on("7.3.4", 1000.0).kernel_note(&kept), None);
         assert_eq!(on("6.1.12", 1000.0).changes(&kept, 0.02).len(), 1);
-        // One that does not name its kernel is as it was.
+        // A baseline without a kernel applies to all kernels.
         assert_eq!(newer.changes(&baseline(1000.0, 2.0), 0.02), [""; 0]);
         for (release, wanted) in [
             ("6.12.95+x", "6.12"),

@@ -1,18 +1,19 @@
-//! How well a median is known: its 95 % confidence interval by bootstrap, over rounds and over samples.
+//! A median's 95 % confidence interval by bootstrap, over rounds and over samples.
 //!
-//! Samples of one round have more in common than samples of different rounds: caches, the place of pages, the host's mood. So
-//! each draw first picks as many rounds as there are, with repetition, and then samples of those. The median of `n` samples
-//! drawn with repetition from a pool is the pool's quantile at `u`, `u` being the middle one of `n` uniform numbers; that one
-//! has a beta distribution, which for the `n` of a measurement is as good as normal with mean 1/2 and variance 1/(4(n+2)). So
-//! a draw costs a few look-ups whatever the number of samples.
+//! Samples of one round have more in common than samples of different rounds: caches, the placement of pages,
+//! the host's state. So each draw first picks rounds with repetition, as many as there are, and then samples
+//! of those. The median of `n` samples drawn with repetition from a pool is the pool's quantile at `u`, where
+//! `u` is the median of `n` uniform numbers. `u` has a beta distribution, which for the `n` of a measurement
+//! is close to normal with mean 1/2 and variance 1/(4(n+2)). So a draw costs a few look-ups, whatever the
+//! number of samples.
 
 use hdrhistogram::Histogram;
 
-/// Draws. The interval's ends are the 13th from either side of 500.
+/// Number of draws. The interval's ends are the 13th from either side of 500.
 const DRAWS: usize = 500;
-/// Of the draws, how many lie outside at each side.
+/// Draws outside the interval at each side.
 const OUTSIDE: usize = DRAWS / 40;
-/// Where the random numbers begin: the same samples give the same interval.
+/// The fixed seed: the same samples give the same interval.
 const SEED: u64 = 0x4859_5045_524e_4553;
 
 /// Samples of several rounds.
@@ -25,8 +26,8 @@ pub(crate) struct Rounds {
 }
 
 impl Rounds {
-    /// Rounds as histograms. A value is the highest of its bucket, as in [`Histogram::value_at_quantile`], so that a median
-    /// and the ends of its interval are on one grid. Rounds without samples do not count.
+    /// Rounds as histograms. A value is the highest of its bucket, as in [`Histogram::value_at_quantile`], so
+    /// that a median and the ends of its interval are on one grid. Rounds without samples do not count.
     pub(crate) fn of_histograms<'a>(rounds: impl IntoIterator<Item = &'a Histogram<u64>>) -> Self {
         let counted = rounds.into_iter().map(|round| {
             let recorded = round.iter_recorded();
@@ -65,8 +66,8 @@ impl Rounds {
         self.quantile(&all, 0.5)
     }
 
-    /// Where the median lies with 95 % confidence. It always contains [`Rounds::median`]: where rounds differ in size, the
-    /// draws alone need not. `None` without samples.
+    /// The median's 95 % confidence interval. It always contains [`Rounds::median`]; if rounds differ in
+    /// size, the draws alone need not. `None` without samples.
     pub(crate) fn median_interval(&self) -> Option<[u64; 2]> {
         let rounds = self.cumulative.len();
         if rounds == 0 {
@@ -88,7 +89,7 @@ impl Rounds {
         ])
     }
 
-    /// How wide the interval is, in parts of the median. `None` without samples; infinite around a median of 0.
+    /// The interval's width relative to the median. `None` without samples; infinite around a median of 0.
     pub(crate) fn relative_width(&self) -> Option<f64> {
         let ([low, high], median) = (self.median_interval()?, self.median()?);
         Some(if low == high {
@@ -135,7 +136,7 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    /// Less than `bound`, which is small against 2^32, so that all are as good as equally likely.
+    /// Less than `bound`, which is small against 2^32, so that the distribution is nearly uniform.
     fn below(&mut self, bound: usize) -> usize {
         let high = self.next() >> 32;
         usize::try_from((high * bound as u64) >> 32).unwrap_or(0)
@@ -146,7 +147,8 @@ impl Random {
         (self.next() >> 11) as f64 / (1_u64 << 53) as f64
     }
 
-    /// Standard normal: twelve uniform numbers have the variance 1 together, and the tails beyond 6 do not matter here.
+    /// Standard normal: twelve uniform numbers have the variance 1 together, and the tails beyond 6 do not
+    /// matter here.
     fn normal(&mut self) -> f64 {
         (0..12).map(|_| self.unit()).sum::<f64>() - 6.0
     }

@@ -43,7 +43,8 @@ impl Ports {
     pub(crate) fn read32(self, offset: u16) -> u32 {
         assert!(offset.checked_add(4).is_some_and(|end| end <= self.count));
         let value: u32;
-        // SAFETY: the port is one that the kernel has granted; reading one transfers to EAX and touches no memory.
+        // SAFETY: the port is one that the kernel has granted; reading one transfers to EAX and touches no
+        // memory.
         unsafe {
             asm!(
                 "in eax, dx",

@@ -11,7 +11,7 @@ use hypernest_lab::plan::LAB_HOST_VARIABLE;
 
 use crate::report::Environment;
 
-/// If this is an emulated host of the lab: which.
+/// The lab host's name, if this is one.
 pub(crate) fn lab() -> Option<Host> {
     std::env::var(LAB_HOST_VARIABLE)
         .ok()
@@ -19,7 +19,8 @@ pub(crate) fn lab() -> Option<Host> {
         .filter(|host| *host != Host::Here)
 }
 
-/// The host as it is, `pinned_to` being the CPUs that are measured on. What cannot be read is left out.
+/// The host's environment; `pinned_to` are the CPUs that run the measurement. Unreadable properties are
+/// omitted.
 pub(crate) fn read(host: &HostCaps, pinned_to: &[u32]) -> Environment {
     below(Path::new("/"), host, pinned_to)
 }
@@ -44,14 +45,14 @@ fn below(root: &Path, host: &HostCaps, pinned_to: &[u32]) -> Environment {
     }
 }
 
-/// How exact the host's timers are. The kernel gives its tick where it has no high-resolution timers (hrtimer_get_res,
-/// kernel/time/hrtimer.c).
+/// The resolution of the host's timers. The kernel returns its tick if it has no high-resolution timers
+/// (hrtimer_get_res, kernel/time/hrtimer.c).
 fn timer_resolution() -> Option<u64> {
     let resolution = nix::time::clock_getres(nix::time::ClockId::CLOCK_MONOTONIC).ok()?;
     u64::try_from(Duration::from(resolution).as_nanos()).ok()
 }
 
-/// What a reader of the figures must know about `environment`.
+/// Notes on properties of `environment` that affect the figures.
 pub(crate) fn warnings(environment: &Environment) -> Vec<String> {
     let mut warnings = Vec::new();
     if !environment.tsc_invariant {
@@ -64,7 +65,7 @@ pub(crate) fn warnings(environment: &Environment) -> Vec<String> {
         && governor != "performance"
     {
         warnings.push(format!(
-            "the CPU's frequency governor is {governor:?}: figures depend on what the CPU did before; \"performance\" is steadier"
+            "the CPU's frequency governor is {governor:?}: figures depend on the CPU's previous load; \"performance\" is more stable"
         ));
     }
     warnings

@@ -1,4 +1,4 @@
-//! Ports by which L1 reads how often its vCPU has left guest mode: the host's own count, at the moment of the read.
+//! Ports from which L1 reads its vCPU's exit count: the host's counter at the time of the read.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -20,7 +20,7 @@ pub(crate) const PRESENT: u16 = 4;
 /// `HNXC`: the ports are there.
 pub(crate) const SIGNATURE: u32 = u32::from_le_bytes(*b"HNXC");
 
-/// Ends the VM when L1 resets itself: a measurement that begins again by itself is none.
+/// Ends the VM when L1 resets itself: a restarted measurement is invalid.
 #[derive(Debug, Default)]
 pub(crate) struct ResetWatch {
     handle: OnceLock<MachineHandle>,
@@ -30,7 +30,7 @@ pub(crate) struct ResetWatch {
 impl ResetWatch {
     /// The VM to end.
     pub(crate) fn of(&self, handle: MachineHandle) {
-        // It is set once, by whoever made the VM.
+        // Set once, by the creator of the VM.
         let _first = self.handle.set(handle);
     }
 
@@ -58,7 +58,7 @@ pub(crate) struct ExitPort {
 }
 
 impl ExitPort {
-    /// A device that shows `counters`, and tells `resets` of every power-on.
+    /// A device that shows `counters`, and reports every power-on to `resets`.
     pub(crate) fn new(counters: &ExitCounters, resets: &Arc<ResetWatch>) -> Self {
         Self {
             counters: counters.clone(),

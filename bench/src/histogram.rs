@@ -23,10 +23,10 @@ pub(crate) enum HistogramError {
     #[error("a histogram is not base64")]
     Base64(#[from] base64::DecodeError),
     /// Not a histogram.
-    #[error("what should be an HDR histogram is none: {0:?}")]
+    #[error("not an HDR histogram: {0:?}")]
     Decode(DeserializeError),
     /// Larger than any that this program makes.
-    #[error("an HDR histogram wants too much memory")]
+    #[error("an HDR histogram needs too much memory")]
     TooLarge,
     /// Cannot be written.
     #[error("cannot encode an HDR histogram: {0:?}")]
@@ -54,7 +54,7 @@ pub(crate) fn of(samples: impl IntoIterator<Item = u64>) -> (Histogram<u64>, u64
     (histogram, out_of_range)
 }
 
-/// Adds `count` samples. What is longer than the longest counts as that.
+/// Adds `count` samples. A longer one than the maximum counts as the maximum.
 pub(crate) fn record(histogram: &mut Histogram<u64>, sample: u64, count: u64) {
     histogram
         .record_n(sample.min(LONGEST), count)
@@ -84,7 +84,7 @@ pub(crate) fn encode(histogram: &Histogram<u64>) -> Result<String, HistogramErro
 /// From text.
 pub(crate) fn decode(text: &str) -> Result<Histogram<u64>, HistogramError> {
     let bytes = STANDARD.decode(text)?;
-    // What is deflated begins after a cookie and a length.
+    // The deflated data begins after a cookie and a length.
     let (Some(COOKIE), Some(deflated)) = (bytes.first_chunk(), bytes.get(8..)) else {
         return Err(HistogramError::Decode(DeserializeError::InvalidCookie));
     };
@@ -100,15 +100,16 @@ pub(crate) fn decode(text: &str) -> Result<Histogram<u64>, HistogramError> {
         .map_err(HistogramError::Decode)
 }
 
-/// What HDR V2, deflated, begins with.
+/// The cookie of deflated HDR V2.
 const COOKIE: &[u8; 4] = &[0x1c, 0x84, 0x93, 0x14];
-/// The header of HDR V2: cookie, length of the counts, offset, digits (4 bytes each), least and greatest value (8 bytes each), all
-/// big-endian.
+/// The header of HDR V2: cookie, length of the counts, offset, digits (4 bytes each), least and greatest
+/// value (8 bytes each), all big-endian.
 const HEADER: usize = 32;
 /// The most bytes of counts: 32 times 2^10 counts, up to 9 bytes each.
 const MOST_COUNTS: u32 = 9 * (32 << 10);
 
-/// Whether a histogram takes no more memory than ours do. A reader makes room for what the header says before it looks further.
+/// Whether a histogram needs no more memory than this program's. A reader allocates by the header before it
+/// checks more.
 fn is_modest(header: &[u8; HEADER]) -> bool {
     let number = |from: usize, bytes: usize| {
         let digits = header[from..from + bytes].iter();

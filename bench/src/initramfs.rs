@@ -1,5 +1,6 @@
-//! `hypernest-bench initramfs`: what `l2-exit --l1 image` needs to run l2probe in a guest of a stock Linux: an initramfs for L2
-//! with l2probe as its init, and one for L1 with this program as its init, which starts that L2.
+//! `hypernest-bench initramfs`: the files that `l2-exit --l1 image` needs to run l2probe in an L2 of a stock
+//! Linux: an initramfs for L2 with l2probe as its init, and one for L1 with this program as its init, which
+//! starts that L2.
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter};
@@ -13,14 +14,14 @@ use crate::kvm_module::Vendor;
 use crate::l1_agent::MODULES;
 use crate::probe_l1;
 
-/// Write the initramfs of an L1 that runs l2probe in a Linux of its own, for l2-exit --l1 image
+/// Write the initramfs of an L1 that runs l2probe in a Linux guest, for l2-exit --l1 image
 ///
-/// L1 and L2 run the same kernel. L1's init is this program, which loads KVM's modules, starts L2 with l2probe as its init, passes
-/// its result on, and powers off. Both programs must be static.
+/// L1 and L2 run the same kernel. L1's init is this program, which loads KVM's modules, starts L2 with
+/// l2probe as its init, forwards its result, and powers off. Both programs must be static.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Args {
-    /// A directory with vmlinux and, in modules/, kvm.ko, irqbypass.ko and kvm-intel.ko, kvm-amd.ko or both, uncompressed [default: linux-6.12 in
-    /// $HYPERNEST_LAB_DIR]
+    /// A directory with vmlinux and, in modules/, kvm.ko, irqbypass.ko and kvm-intel.ko, kvm-amd.ko or both,
+    /// uncompressed [default: linux-6.12 in $HYPERNEST_LAB_DIR]
     #[arg(long, value_name = "DIR")]
     kernel: Option<PathBuf>,
     /// A static l2probe [default: beside this program]
@@ -40,7 +41,7 @@ pub(crate) struct Args {
     /// L2's enlightenments, as for hypernest run --hv
     #[arg(long, value_name = "LIST", default_value = "windows")]
     l2_hv: String,
-    /// More words for L2's command line
+    /// More parameters for L2's command line
     #[arg(
         long,
         value_name = "TEXT",

@@ -94,7 +94,7 @@ pub(crate) fn load(path: &Path, parameters: &str) -> Result<(), ModuleError> {
     }
 }
 
-/// How often an unload is tried: what a VM leaves behind is freed a moment after its end.
+/// Attempts to unload: KVM frees a VM's resources shortly after its end.
 const TRIES: u32 = 20;
 
 /// Unloads the vendor's module.
@@ -118,9 +118,9 @@ pub(crate) fn unload(vendor: Vendor) -> Result<(), ModuleError> {
 /// Where the running kernel's module comes from.
 #[derive(Clone, Debug)]
 pub(crate) enum Source {
-    /// modprobe, which knows the parameters that this machine sets.
+    /// modprobe, which applies this machine's parameters.
     Modprobe,
-    /// A directory with the file; it knows no parameters.
+    /// A directory with the file, without parameters.
     Directory(PathBuf),
 }
 

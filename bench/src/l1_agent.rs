@@ -1,4 +1,5 @@
-//! `hypernest-bench l1-agent`: the init of an L1 that runs Linux. Runs L2s and reports on the second serial port.
+//! `hypernest-bench l1-agent`: the init of an L1 that runs Linux. Runs L2s and reports on the second serial
+//! port.
 
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
@@ -56,18 +57,18 @@ enum AgentError {
     #[error(transparent)]
     Histogram(#[from] HistogramError),
     #[error(
-        "L1 was asked to use an enlightened VMCS and does not: its kernel did not say {EVMCS_LINE:?}"
+        "L1 should use an enlightened VMCS but does not: its kernel did not log {EVMCS_LINE:?}"
     )]
     EvmcsNotUsed,
-    #[error("L1 was asked not to use an enlightened VMCS and does")]
+    #[error("L1 should not use an enlightened VMCS but does")]
     EvmcsUsed,
-    #[error("the host's exit counter is not there: L1 was not started by hypernest-bench")]
+    #[error("the host's exit counter is missing: L1 was not started by hypernest-bench")]
     NoCounter,
     #[error("the host's exit counter could not be read while L2 ran")]
     NotCounted,
 }
 
-/// What `kvm_intel` says when it uses an enlightened VMCS (hv_init_evmcs in arch/x86/kvm/vmx/vmx_onhyperv.c).
+/// `kvm_intel`'s message when it uses an enlightened VMCS (hv_init_evmcs in arch/x86/kvm/vmx/vmx_onhyperv.c).
 const EVMCS_LINE: &str = "Using Hyper-V Enlightened VMCS";
 
 fn io_error(what: impl Into<String>) -> impl FnOnce(io::Error) -> AgentError {
@@ -92,8 +93,8 @@ pub(crate) fn run(args: &Args) -> io::Error {
     }
 }
 
-/// The arguments of an init: all after `--` on the kernel's command line. The kernel hands over words that it does not know
-/// as well, so what it hands over is not what was meant for init.
+/// The arguments of an init: all after `--` on the kernel's command line. The kernel passes unknown
+/// parameters as well, so what it hands over is not what was meant for init.
 pub(crate) fn command_line() -> Result<Vec<String>, Box<dyn std::error::Error>> {
     mount_at("proc", "/proc").map_err(io_error("cannot mount /proc"))?;
     let line = fs::read_to_string("/proc/cmdline").map_err(io_error("/proc/cmdline"))?;
@@ -146,7 +147,7 @@ fn measure_all(args: &Args) -> Result<(), AgentError> {
         }
     }
     say(&mut report, &Message::Done)?;
-    // Powering off drops what the port still holds.
+    // Powering off drops data that is still in the port.
     termios::tcdrain(&report).map_err(|e| io_error(REPORT)(e.into()))
 }
 
@@ -231,7 +232,7 @@ fn word(path: &str) -> String {
         .to_owned()
 }
 
-/// Whether a line of the kernel log tells what L1 takes its host for.
+/// Whether a line of the kernel log shows which hypervisor L1 detected.
 fn is_telling(line: &str) -> bool {
     const WORDS: [&str; 5] = [
         "Hypervisor detected",
@@ -255,7 +256,7 @@ impl KernelLog {
         file.map(Self).map_err(io_error("/dev/kmsg"))
     }
 
-    /// What has been said since the last time.
+    /// The records since the last call.
     fn news(&mut self) -> Result<Vec<String>, AgentError> {
         let mut lines = Vec::new();
         // Longer than any record the kernel gives.
@@ -264,7 +265,7 @@ impl KernelLog {
             match self.0.read(&mut record) {
                 Ok(len) => lines.extend(message(&record[..len])),
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(lines),
-                // Records were overwritten before they were read: go on with the oldest there is.
+                // Records were overwritten before they were read: continue with the oldest one.
                 Err(e) if e.kind() == io::ErrorKind::BrokenPipe => {}
                 Err(e) => return Err(io_error("/dev/kmsg")(e)),
             }

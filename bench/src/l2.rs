@@ -1,4 +1,4 @@
-//! Runs the guest program `l2` and takes what it reports.
+//! Runs the guest program `l2` and collects its reports.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
@@ -25,7 +25,7 @@ pub(crate) enum L2Error {
     #[error("L2's report is malformed")]
     Malformed(#[from] Malformed),
     /// It ended in another way than it should.
-    #[error("L2 {how}; it said: {said}")]
+    #[error("L2 {how}; its output: {said}")]
     Ended {
         /// How.
         how: String,
@@ -33,7 +33,7 @@ pub(crate) enum L2Error {
         said: String,
     },
     /// It took too long.
-    #[error("L2 was stopped after {seconds} s without an end; it said: {said}")]
+    #[error("L2 did not end within {seconds} s; its output: {said}")]
     Stuck {
         /// The limit.
         seconds: u64,
@@ -41,7 +41,7 @@ pub(crate) enum L2Error {
         said: String,
     },
     /// A block is missing.
-    #[error("L2 ended well, but reported no samples of {0}")]
+    #[error("L2 succeeded, but reported no samples of {0}")]
     Missing(&'static str),
 }
 
@@ -155,7 +155,7 @@ pub(crate) fn block<'a>(blocks: &'a [Block], name: &'static str) -> Result<&'a B
         .ok_or(L2Error::Missing(name))
 }
 
-/// Takes what L2 reports. Marks are dated when their last byte arrives.
+/// Collects L2's reports. A mark is timestamped when its last byte arrives.
 struct Collector {
     host_exits: HostExits,
     malformed: Option<Malformed>,
@@ -165,7 +165,7 @@ struct Collector {
     blocks: Vec<Block>,
 }
 
-/// Lines kept: a guest that has more to say has gone wrong at the start.
+/// Maximum number of kept lines: a guest with more output failed at the start.
 const MOST_LINES: usize = 100;
 /// Bytes of an incomplete item kept: more than the samples of one block need.
 const MAX_PENDING: usize = 16 << 20;

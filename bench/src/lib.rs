@@ -53,13 +53,13 @@ enum Command {
     Report {
         /// The l2-exit.json or tsc.json of an earlier run
         file: PathBuf,
-        /// Show where the time of this kind of exits goes, too
+        /// Also show the parts of this kind of exit
         #[arg(long, value_name = "KIND")]
         kind: Option<String>,
-        /// Show each answer with all its ratios and its rule
+        /// Show each answer with all ratios and its rule
         #[arg(long)]
         explain: bool,
-        /// Write its files into this directory, too
+        /// Also write the result's files into this directory
         #[arg(long, value_name = "DIR")]
         out: Option<PathBuf>,
     },
@@ -129,7 +129,7 @@ fn run(command: &Command) -> Result<u8, (u8, Box<dyn Error>)> {
         } if tsc::is_ours(file) => {
             let failed = |error: Box<dyn Error>| (FAILED, error);
             if kind.is_some() {
-                let why = "--kind names a kind of exits, and a result of `tsc` has none";
+                let why = "--kind names a kind of exit, and a result of `tsc` has none";
                 return Err((WRONG_USE, why.into()));
             }
             let report = tsc::read(file).map_err(|e| failed(e.into()))?;
@@ -182,7 +182,7 @@ fn run(command: &Command) -> Result<u8, (u8, Box<dyn Error>)> {
     }
 }
 
-/// An error and what led to it, in one line.
+/// An error and its causes, in one line.
 fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();

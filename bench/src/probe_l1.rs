@@ -1,4 +1,5 @@
-//! `hypernest-bench probe-l1`: the init of an L1 that runs l2probe in a guest of its own, as `hypernest-bench initramfs` makes it.
+//! `hypernest-bench probe-l1`: the init of an L1 that runs l2probe in a guest of its own, as
+//! `hypernest-bench initramfs` makes it.
 
 use std::fs::{self, File};
 use std::io;

@@ -30,8 +30,8 @@ pub(crate) struct State {
     limit: Option<Duration>,
 }
 
-/// How many cycles a run will need whose widest interval is `width` after `cycle` of them and should be `precision`: intervals
-/// shrink with the root of the number of samples.
+/// How many cycles a run will need whose widest interval is `width` after `cycle` of them and should be
+/// `precision`: intervals shrink with the root of the number of samples.
 pub(crate) fn cycles_needed(cycle: u32, width: f64, precision: f64, most: u32) -> f64 {
     let needed = f64::from(cycle) * (width / precision).powi(2);
     let (fewest, most) = (f64::from(cycle), f64::from(most));

@@ -14,8 +14,8 @@ const PROGRAM: &str = "qemu-system-x86_64";
 pub(crate) enum Qemu {
     /// A program like any other.
     Program(PathBuf),
-    /// A directory with `bin/`, `lib/` and `share/`, from which its own loader starts it. The shell script that does so for
-    /// users would count as start-up time.
+    /// A directory with `bin/`, `lib/` and `share/`, from which its own loader starts it. The shell script
+    /// that does so for users would count as start-up time.
     Unpacked(PathBuf),
 }
 

@@ -58,8 +58,8 @@ fn instructions(ticks: f64, spread: f64) -> Unit {
 const TURNS: u64 = 20_000;
 const REPEATS: usize = 21;
 
-/// Ticks per instruction in a loop of known length: the least, since an interrupt can only lengthen a repeat, and does so
-/// for most of them where it comes often; and how far above it half of the repeats are.
+/// Ticks per instruction in a loop of known length: the least, since an interrupt can only lengthen a repeat,
+/// and does so for most of them where it comes often; and how far above it half of the repeats are.
 fn ticks_per_instruction() -> (f64, f64) {
     let mut ratios = [0.0; REPEATS];
     for ratio in &mut ratios {

@@ -1,4 +1,5 @@
-//! What this program reads of files that anybody may have written, for the fuzz targets. Each returns whether it was understood.
+//! What this program reads of files that anybody may have written, for the fuzz targets. Each returns whether
+//! it was understood.
 
 use std::path::Path;
 

@@ -82,8 +82,8 @@ pub(crate) struct Round {
     pub(crate) out_of_range: u64,
     /// The same for intervals around nothing.
     pub(crate) empty_ticks: String,
-    /// Exits of L1's vCPU to the host while the samples were taken; those of as many empty intervals are taken off.
-    /// Negative only if those had more.
+    /// Exits of L1's vCPU to the host while the samples were taken; those of as many empty intervals are
+    /// taken off. Negative only if those had more.
     pub(crate) host_exits: i64,
 }
 

@@ -1,4 +1,4 @@
-//! The result, as it is written and read.
+//! The result: writing and parsing.
 
 use std::collections::BTreeMap;
 
@@ -7,11 +7,11 @@ use thiserror::Error;
 
 use crate::counts::Counts;
 
-/// What [`Document::format`] says.
+/// The value of [`Document::format`].
 pub const FORMAT: &str = "l2probe";
-/// What [`Document::version`] says: a change that breaks readers raises it.
+/// The value of [`Document::version`]; raised by a change that breaks readers.
 pub const VERSION: u32 = 1;
-/// The longest text that is taken for a document.
+/// The maximum length of a document.
 pub const MAX_LEN: usize = 16 << 20;
 
 /// The whole result.
@@ -25,20 +25,20 @@ pub struct Document {
     pub made_by: String,
     /// Its command line.
     pub command_line: Vec<String>,
-    /// When it was started, in seconds since 1970; 0 where no clock tells.
+    /// Start time in seconds since 1970; 0 if unknown.
     pub started_unix: u64,
     /// Where it ran.
     pub place: Place,
-    /// What was measured, or not.
+    /// A measurement for each kind, including skipped ones.
     pub measurements: Vec<Measurement>,
-    /// What a reader should know.
+    /// Notes for the reader.
     pub notes: Vec<String>,
     /// The only round that this is the result of, counted from 1; `None` if it is the whole result.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub round: Option<u32>,
 }
 
-/// Where it ran, as seen from inside. What could not be found out is empty or `None`.
+/// The environment, as seen from inside. Unknown properties are empty or `None`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Place {
     /// The kernel's release.
@@ -53,7 +53,7 @@ pub struct Place {
     pub clocksource: String,
     /// Others that it could use.
     pub clocksources: Vec<String>,
-    /// What CPUID says about a hypervisor; `None` if it names none.
+    /// The hypervisor by CPUID; `None` if CPUID names none.
     pub hypervisor: Option<Hypervisor>,
     /// Whether CPUID is carried out by a hypervisor.
     pub cpuid: Trapped,
@@ -65,7 +65,7 @@ pub struct Place {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Wsl {
-    /// Version 1, which is no virtual machine.
+    /// Version 1, which does not use a virtual machine.
     Wsl1,
     /// Version 2.
     Wsl2,
@@ -102,7 +102,7 @@ pub struct Tsc {
     pub khz: Option<f64>,
     /// By how much of it the estimates differ.
     pub spread: f64,
-    /// CPUID says that it ticks at one rate always.
+    /// CPUID reports an invariant TSC.
     pub invariant: bool,
 }
 
@@ -137,7 +137,7 @@ pub enum Outcome {
         /// A list for each round; in none of them is nothing.
         rounds: Vec<Counts>,
     },
-    /// It could not be had here.
+    /// Not supported here.
     Skipped {
         /// Why.
         why: String,
@@ -172,7 +172,7 @@ impl Document {
         Ok(line)
     }
 
-    /// Reads a document, or the last one among lines of something else, as a serial port gives. Where a run was cut short
+    /// Reads a document, or the last one among other lines, as from a serial port. If a run was interrupted
     /// before its whole result was written, its rounds make one.
     ///
     /// # Errors
@@ -218,7 +218,7 @@ impl Document {
         }
     }
 
-    /// This one's rounds, and those of a `later` one of the same run, which knows better about everything else.
+    /// Appends the rounds of a `later` document of the same run, whose other fields replace this one's.
     fn and(self, later: Self) -> Self {
         let mut all = self.measurements;
         for new in later.measurements {

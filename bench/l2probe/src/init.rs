@@ -11,7 +11,8 @@ pub(crate) fn is_init() -> bool {
     std::process::id() == 1
 }
 
-/// Mounts what there is to look at, and gives the arguments: all words after `--` on the kernel's command line.
+/// Mounts what there is to look at, and gives the arguments: all words after `--` on the kernel's command
+/// line.
 pub(crate) fn start() -> io::Result<Vec<String>> {
     for (kind, target) in [("proc", "/proc"), ("sysfs", "/sys"), ("devtmpfs", "/dev")] {
         fs::create_dir_all(target)?;

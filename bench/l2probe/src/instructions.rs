@@ -9,7 +9,7 @@ use std::arch::asm;
 /// The registers after CPUID: EAX, EBX, ECX, EDX.
 pub(crate) fn cpuid(leaf: u32, subleaf: u32) -> [u32; 4] {
     let (a, b, c, d): (u32, u64, u32, u32);
-    // SAFETY: CPUID changes these registers and no memory; RBX, which the compiler keeps for itself, is put back.
+    // SAFETY: CPUID changes these registers and no memory; RBX, which the compiler reserves, is restored.
     unsafe {
         asm!(
             "mov {saved}, rbx",
@@ -63,7 +63,7 @@ pub(crate) fn tsc_twice() -> (u64, u64) {
     ((high << 32) | low, (high2 << 32) | low2)
 }
 
-/// What the instructions here are allowed to do, as the kernel says.
+/// Which of these instructions the kernel permits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Allowed {
     /// RDTSC works.
@@ -72,8 +72,8 @@ pub(crate) struct Allowed {
     pub(crate) cpuid: bool,
 }
 
-/// Asks the kernel whether RDTSC or CPUID would end this process (prctl(2), PR_GET_TSC; arch_prctl(2), ARCH_GET_CPUID).
-/// A kernel that does not know the question lets both through.
+/// Asks the kernel whether RDTSC or CPUID would end this process (prctl(2), PR_GET_TSC; arch_prctl(2),
+/// ARCH_GET_CPUID). A kernel without these calls permits both through.
 pub(crate) fn allowed() -> Allowed {
     const ARCH_GET_CPUID: libc::c_ulong = 0x1011;
     let mut mode: libc::c_int = 0;

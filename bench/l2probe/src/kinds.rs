@@ -1,4 +1,4 @@
-//! What is measured, and how.
+//! The kinds of measurements, and how each is made.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -34,9 +34,9 @@ pub(crate) enum Kind {
 /// How a round of a measurement is taken.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
-    /// Samples of what is short.
+    /// Samples per round of short kinds.
     pub(crate) samples: u32,
-    /// Samples of what waits for a timer or another CPU.
+    /// Samples per round of kinds that wait for a timer or another CPU.
     pub(crate) waits: u32,
     /// Turns before the first sample.
     pub(crate) warmup: u32,
@@ -50,10 +50,11 @@ pub(crate) struct Plan {
     pub(crate) allowed: instructions::Allowed,
 }
 
-/// Why a measurement cannot be had.
+/// The reason why a measurement is not supported.
 pub(crate) type Skip = String;
 
-/// How long `timer-sleep` sleeps: within what a host polls for before it lets a CPU halt (kvm.halt_poll_ns, 200 us).
+/// How long `timer-sleep` sleeps: within what a host polls for before it lets a CPU halt (kvm.halt_poll_ns,
+/// 200 us).
 const SHORT_SLEEP: Duration = Duration::from_micros(100);
 /// How long `hlt-wake` sleeps: past every such polling.
 const LONG_SLEEP: Duration = Duration::from_millis(2);
@@ -106,7 +107,7 @@ impl Kind {
             Self::Rdtsc => "from one RDTSC to the next",
             Self::ClockRead => "CLOCK_MONOTONIC by the vDSO",
             Self::ClockSyscall => "CLOCK_MONOTONIC by a system call",
-            Self::TimerSpin => "what a timer's interrupt takes from a loop that spins",
+            Self::TimerSpin => "the time that a timer interrupt takes from a spinning loop",
             Self::TimerSleep => "how late a sleep of 100 us ends",
             Self::HltWake => "how late a sleep of 2 ms ends, the CPU halted",
             Self::IpiWake => "waking a thread on another, halted CPU, and being woken by it",

@@ -1,7 +1,8 @@
-//! What the program `l2probe` writes, and how to read it.
+//! The output of the program `l2probe`, and its parser.
 //!
-//! `l2probe` runs inside any Linux, a WSL2 among them, without root, and measures what its hypervisors cost it. Its result
-//! is a [`document::Document`] in JSON; `hypernest-bench l2-exit --l1 manual` merges several into one report.
+//! `l2probe` runs inside any Linux, such as WSL2, without root, and measures the cost of its hypervisors. Its
+//! result is a [`document::Document`] in JSON; `hypernest-bench l2-exit --l1 manual` merges several into one
+//! report.
 
 pub mod counts;
 pub mod document;

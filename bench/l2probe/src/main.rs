@@ -1,4 +1,4 @@
-//! `l2probe`: measures from inside any Linux what its hypervisors cost it. Needs no root and no network.
+//! `l2probe`: measures from inside any Linux the cost of its hypervisors. Needs no root and no network.
 
 mod init;
 mod instructions;
@@ -20,10 +20,10 @@ use thiserror::Error;
 
 use kinds::{Kind, Plan};
 
-/// Measures from inside a Linux what its hypervisors cost it: exits, timers, wake-ups, clocks.
+/// Measures from inside a Linux the cost of its hypervisors: exits, timers, wake-ups, clocks.
 ///
-/// Needs neither root nor a network. What is missing is said and left out. `hypernest-bench l2-exit --l1 manual` merges
-/// the results of several runs.
+/// Needs neither root nor a network. Unsupported kinds are reported and omitted.
+/// `hypernest-bench l2-exit --l1 manual` merges the results of several runs.
 #[derive(Debug, Parser)]
 #[command(name = "l2probe", version)]
 struct Arguments {
@@ -33,16 +33,16 @@ struct Arguments {
     /// Write the result as one line to a serial port instead
     #[arg(long, value_name = "DEVICE", num_args = 0..=1, default_missing_value = "/dev/ttyS1", conflicts_with = "out")]
     serial: Option<PathBuf>,
-    /// What to measure [default: everything]
+    /// The kinds to measure [default: all]
     #[arg(long, value_name = "KIND", value_delimiter = ',', value_parser = Kind::parse)]
     kinds: Vec<Kind>,
     /// Rounds; in each everything is measured once
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: u32,
-    /// Samples a round of what is short
+    /// Samples per round of short kinds
     #[arg(long, default_value_t = 2000, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
     samples: u32,
-    /// Samples a round of what waits for a timer or another CPU
+    /// Samples per round of kinds that wait for a timer or another CPU
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
     waits: u32,
     /// Turns before the first sample of a round
@@ -108,8 +108,8 @@ fn run(arguments: &Arguments) -> Result<(), ProbeError> {
     if port.is_none() && !to_stdout {
         File::create(&arguments.out).map_err(io_error(format!("cannot create {file}")))?;
     }
-    // A run that is cut short keeps the rounds that were complete: a file holds all so far, and a port gets each, since it is
-    // slow, and at the end all of them once more.
+    // A run that is cut short keeps the rounds that were complete: a file holds all so far, and a port gets
+    // each, since it is slow, and at the end all of them once more.
     let document = measure(arguments, |all, newest| {
         if let Some((name, port)) = &mut port {
             let line = newest.unwrap_or(all).line()?;
@@ -130,8 +130,8 @@ fn run(arguments: &Arguments) -> Result<(), ProbeError> {
     print(&format!("written: {file}\n"))
 }
 
-/// Puts `line` into `path` in one step where that is possible: a reader finds this result or the one before it. What is no
-/// regular file (a pipe, /dev/null) is written to as it is.
+/// Puts `line` into `path` in one step where that is possible: a reader finds this result or the one before
+/// it. What is no regular file (a pipe, /dev/null) is written to as it is.
 fn replace(path: &Path, line: &str) -> io::Result<()> {
     if !fs::symlink_metadata(path)?.is_file() {
         return fs::write(path, line);
@@ -176,7 +176,8 @@ fn write_line(name: &str, port: &mut File, line: &str) -> Result<(), ProbeError>
     }
 }
 
-/// Measures all rounds. After each, `keep` gets the result of all so far and, unless it was the last, of the newest alone.
+/// Measures all rounds. After each, `keep` gets the result of all so far and, unless it was the last, of the
+/// newest alone.
 fn measure(
     arguments: &Arguments,
     mut keep: impl FnMut(&Document, Option<&Document>) -> Result<(), ProbeError>,
@@ -247,7 +248,8 @@ fn measure(
     Ok(document)
 }
 
-/// All kinds in turn, so that what else the machine does meets all alike. What fails in the first round is not tried again.
+/// All kinds in turn, so that what else the machine does meets all alike. What fails in the first round is
+/// not tried again.
 struct Rounds<'a> {
     kinds: &'a [Kind],
     outcomes: Vec<Result<Vec<Counts>, String>>,
@@ -366,7 +368,8 @@ mod tests {
             all.len() == 3 && !notes.contains("rounds were measured"),
             "{notes}"
         );
-        // A port has two rounds then, and the beginning of the third; a file has what it had after the second.
+        // A port has two rounds then, and the beginning of the third; a file has what it had after the
+        // second.
         let cut = &lines[2][..lines[2].len() - 10];
         for text in [
             format!("boot\n{}{}{cut}", lines[0], lines[1]),

@@ -25,7 +25,7 @@ pub(crate) fn cpus() -> Vec<usize> {
     if cpus.is_empty() { vec![0] } else { cpus }
 }
 
-/// All but [`Place::cpuid`], which takes a measurement.
+/// All except [`Place::cpuid`], which needs a measurement.
 pub(crate) fn look(allowed: Allowed) -> Place {
     let kernel = nix::sys::utsname::uname()
         .map(|name| name.release().to_string_lossy().into_owned())
@@ -60,8 +60,8 @@ pub(crate) fn look(allowed: Allowed) -> Place {
     }
 }
 
-/// By the kernel's name, which says "Microsoft" in both versions. A kernel of one's own in version 2 gives no name, but
-/// starts Windows programs; version 1 has a device of its own.
+/// By the kernel's name, which says "Microsoft" in both versions. A kernel of one's own in version 2 gives no
+/// name, but starts Windows programs; version 1 has a device of its own.
 fn wsl(kernel: &str, interop: bool, lxss: bool) -> Option<Wsl> {
     let kernel = kernel.to_lowercase();
     if kernel.contains("wsl2") {
@@ -85,7 +85,8 @@ fn cpu_model(cpuinfo: &str) -> String {
 /// Leaves that are kept from each place where a hypervisor may show itself.
 const LEAVES: u32 = 16;
 
-/// Leaves from 0x40000000 on are given to hypervisors; where Hyper-V's come first, KVM's follow 0x100 further on.
+/// Leaves from 0x40000000 on are given to hypervisors; where Hyper-V's come first, KVM's follow 0x100 further
+/// on.
 fn hypervisor(cpuid: &dyn Fn(u32) -> [u32; 4]) -> Option<Hypervisor> {
     const FIRST: u32 = 0x4000_0000;
     // CPUID 1, ECX bit 31: set by hypervisors only.
@@ -119,7 +120,7 @@ fn hypervisor(cpuid: &dyn Fn(u32) -> [u32; 4]) -> Option<Hypervisor> {
     })
 }
 
-/// The TSC against CLOCK_MONOTONIC_RAW, which nobody steers.
+/// The TSC against CLOCK_MONOTONIC_RAW, which NTP does not adjust.
 fn rate() -> Tsc {
     const REPEATS: usize = 5;
     const PAUSE: Duration = Duration::from_millis(40);
@@ -159,8 +160,8 @@ fn pair() -> Option<(u64, Duration)> {
     best.map(|(_, tsc, time)| (tsc, time))
 }
 
-/// CPUID itself takes 100 to 250 cycles (the tables of instruction timings by measurement agree); leaving and entering a guest
-/// takes at least some 1,000. A pair of fenced RDTSCs takes 20 to 70.
+/// CPUID itself takes 100 to 250 cycles (the tables of instruction timings by measurement agree); leaving and
+/// entering a guest takes at least some 1,000. A pair of fenced RDTSCs takes 20 to 70.
 pub(crate) fn trapped(cpuid: Option<&Counts>, empty: Option<&Counts>) -> Trapped {
     let median = |counts: Option<&Counts>| counts?.quantile(500);
     let Some(cpuid) = median(cpuid) else {
@@ -174,17 +175,17 @@ pub(crate) fn trapped(cpuid: Option<&Counts>, empty: Option<&Counts>) -> Trapped
     }
 }
 
-/// What a reader should know before they believe the figures.
+/// Properties of the environment that affect the figures.
 pub(crate) fn notes(place: &Place, allowed: Allowed) -> Vec<String> {
     let mut notes = Vec::new();
     let mut note = |text: &str| notes.push(text.to_owned());
     if place.wsl == Some(Wsl::Wsl1) {
-        note("this is WSL 1, which runs in no virtual machine: nothing here is an exit of an L2");
+        note("this is WSL 1, which does not use a virtual machine: no figure is an L2 exit");
     }
     if !allowed.tsc {
-        note("RDTSC is forbidden here: only what the kernel's clock can time was measured");
+        note("RDTSC is disabled here: only kinds timed by the kernel's clock were measured");
     } else if !place.tsc.invariant {
-        note("CPUID does not say that the TSC ticks at one rate always: ticks may not be time");
+        note("CPUID does not report an invariant TSC: its rate may vary");
     }
     if place.tsc.spread > 0.01 {
         note(
@@ -193,7 +194,7 @@ pub(crate) fn notes(place: &Place, allowed: Allowed) -> Vec<String> {
     }
     match (place.cpuid, &place.hypervisor) {
         (Trapped::No, None) => {
-            note("CPUID is not virtualised and names no hypervisor: this is no virtual machine");
+            note("CPUID is not virtualized and names no hypervisor: this is not a virtual machine");
         }
         (Trapped::No, Some(_)) => {
             note(
@@ -203,7 +204,7 @@ pub(crate) fn notes(place: &Place, allowed: Allowed) -> Vec<String> {
         (Trapped::Yes, None) => {
             note("CPUID is virtualised by a hypervisor that does not name itself");
         }
-        (Trapped::Unknown, _) => note("whether CPUID is virtualised cannot be told from its time"),
+        (Trapped::Unknown, _) => note("the time of CPUID does not show whether it is virtualized"),
         (Trapped::Yes, Some(_)) => {}
     }
     if place.clocksource.is_empty() {

@@ -1,4 +1,4 @@
-//! `hypernest-bench compare`: what differs between two reports, and whether it matters.
+//! `hypernest-bench compare`: the differences between two reports, and whether they are significant.
 
 mod expression;
 mod json;
@@ -17,7 +17,8 @@ use crate::report::{
 
 /// Compare two results of l2-exit: B in parts of A
 ///
-/// The exit code is 0, or 1 if a condition holds or cannot be judged because B lacks what A has, or 2 if the reports cannot be compared.
+/// The exit code is 0, or 1 if a condition holds or cannot be evaluated because B lacks a figure of A, or 2
+/// if the reports cannot be compared.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct CompareArgs {
     /// The l2-exit.json to compare with
@@ -26,9 +27,10 @@ pub(crate) struct CompareArgs {
     /// The l2-exit.json that is compared
     #[arg(value_name = "B.json")]
     b: PathBuf,
-    /// End with exit code 1 if this holds: MODE.KIND[.PART].STATISTIC, then >, >=, < or <=, then a number in the unit of the reports, or with an x
-    /// in parts of A's, as in 'evmcs.cpuid.p50 > 1.05x'. May be given several times. Statistics: p50 p90 p99 p99.9 min max mean samples host-exits;
-    /// parts: round-trip l2-to-l1 l1 l1-to-l2
+    /// End with exit code 1 if this holds: MODE.KIND[.PART].STATISTIC, then >, >=, < or <=, then a number in
+    /// the unit of the reports, or with an x in parts of A's, as in 'evmcs.cpuid.p50 > 1.05x'. May be given
+    /// several times. Statistics: p50 p90 p99 p99.9 min max mean samples host-exits; parts: round-trip
+    /// l2-to-l1 l1 l1-to-l2
     #[arg(long, value_name = "CONDITION")]
     fail_if: Vec<Expression>,
     /// Print JSON
@@ -51,7 +53,7 @@ pub(crate) enum CompareError {
         b: String,
     },
     /// A condition about something that neither report has.
-    #[error("neither report has what the condition {0} is about")]
+    #[error("neither report has the figure of the condition {0}")]
     Unknown(Expression),
     /// The JSON form.
     #[error("cannot write the comparison as JSON")]

@@ -258,7 +258,7 @@ mod tests {
             "{text}"
         );
         assert!(
-            !text.contains("what changed") && !text.contains("warning"),
+            !text.contains("changes") && !text.contains("warning"),
             "{text}"
         );
         assert!(text.contains("L1: Linux"), "{text}");

@@ -18,11 +18,12 @@ use crate::report::Vmm;
 
 /// Time exits of an L2 from inside, with L1 in several modes
 ///
-/// The exit code is 0 if all that was tried went well, 1 if something failed or the run was interrupted, 3 if this host can do
-/// nothing of it.
+/// The exit code is 0 if all measurements succeeded, 1 if one failed or the run was interrupted, 3 if this
+/// host supports none of them.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Args {
-    /// What runs as L1: micro, linux, image=FILE (a kernel of yours whose guest runs l2probe), or manual (results of l2probe)
+    /// The L1: micro, linux, image=FILE (your kernel, whose guest runs l2probe), or manual (results of
+    /// l2probe)
     #[arg(
         long,
         value_name = "L1",
@@ -30,10 +31,11 @@ pub(crate) struct Args {
         default_value = "micro"
     )]
     pub(super) l1: Vec<Choice>,
-    /// How L1 runs L2; what is named must be possible here [default: all that is]
+    /// The modes in which L1 runs L2; the host must support each one named [default: all supported]
     #[arg(long, value_name = "MODE", value_delimiter = ',')]
     pub(super) modes: Vec<Mode>,
-    /// With --l1 manual: a result of l2probe and the mode that its L1 was started for, as evmcs=FILE, or qemu:evmcs=FILE where QEMU ran it
+    /// With --l1 manual: a result of l2probe and the mode that its L1 was started for, as evmcs=FILE, or
+    /// qemu:evmcs=FILE where QEMU ran it
     #[arg(long, value_name = "MODE=FILE", value_parser = manual::labelled)]
     pub(super) probe: Vec<Labelled>,
     /// Where to write the results [default: l2-exit, or nowhere with --json]
@@ -45,7 +47,7 @@ pub(crate) struct Args {
     /// Show each answer with all its ratios and its rule
     #[arg(long, conflicts_with = "json")]
     pub(super) explain: bool,
-    /// Only say what would be measured
+    /// Only print what would be measured
     #[arg(long)]
     pub(super) dry_run: bool,
     /// Samples a round [default: 1000 with --l1 micro, 200 with --l1 linux]
@@ -54,10 +56,10 @@ pub(crate) struct Args {
     /// Exits before the first sample of a round
     #[arg(long, value_name = "N", default_value_t = 50)]
     pub(super) warmup: u32,
-    /// Host CPUs to bind vCPUs to, the boot vCPU's first; or none [default: the last that may be used]
+    /// Host CPUs to which vCPUs are pinned, the boot vCPU's first; or none [default: the last usable ones]
     #[arg(long, value_name = "CPUS", value_parser = pins)]
     pin: Option<Pins>,
-    /// Where the running kernel's kvm-intel.ko is, to load it anew [default: modprobe knows]
+    /// Directory of the running kernel's kvm-intel.ko, to reload it [default: modprobe finds it]
     #[arg(long, value_name = "DIR")]
     host_modules: Option<PathBuf>,
     #[command(flatten)]
@@ -70,7 +72,7 @@ pub(crate) struct Args {
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "With --l1 micro")]
 struct Micro {
-    /// What runs L1; with both they take turns
+    /// The VMM that runs L1; with both they alternate
     #[arg(
         long,
         value_name = "VMM",
@@ -79,20 +81,21 @@ struct Micro {
         default_value = "hypernest"
     )]
     vmm: Vec<Vmm>,
-    /// QEMU: its program, or a directory with its bin/, lib/ and share/ [default: qemu-system-x86_64 on the PATH]
+    /// QEMU: its program, or a directory with its bin/, lib/ and share/ [default: qemu-system-x86_64 on the
+    /// PATH]
     #[arg(long, value_name = "PATH")]
     qemu: Option<PathBuf>,
     /// The kinds of exits [default: all]
     #[arg(long, value_name = "KIND", value_delimiter = ',')]
     kinds: Vec<Kind>,
-    /// How much L1 does at each exit: minimal, kvm-like, hyperv-like, or reads=N,writes=M; several are measured one after the
-    /// other
+    /// L1's VMCS accesses at each exit: minimal, kvm-like, hyperv-like, or reads=N,writes=M; several are
+    /// measured in sequence
     #[arg(long, value_name = "TOUCH", default_value = "kvm-like")]
     touch: Vec<Touches>,
     /// L1's vCPUs [default: as many as a kind needs]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=16))]
     cpus: Option<u32>,
-    /// How well medians are to be known: modes are repeated until all 95 % intervals are no wider than so many percent
+    /// The required precision in percent: modes are repeated until no 95 % interval of a median is wider
     #[arg(long, value_name = "PERCENT", default_value_t = 1.0, value_parser = percent)]
     precision: f64,
     /// The most repetitions
@@ -101,10 +104,10 @@ struct Micro {
     /// After how many seconds no other repetition begins
     #[arg(long, value_name = "SECONDS", default_value_t = 600)]
     time_limit: u64,
-    /// After how many seconds without a sign of L1 a VM is stuck, and ended
+    /// A VM is ended after this many seconds without progress of L1
     #[arg(long, value_name = "SECONDS", default_value_t = 30.0, value_parser = seconds)]
     stuck_after: f64,
-    /// Do not count host exits by reason, which takes a run of its own for each mode
+    /// Do not count host exits by reason, which takes a separate run for each mode
     #[arg(long)]
     no_reasons: bool,
 }
@@ -113,10 +116,11 @@ struct Micro {
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "With --l1 linux or image")]
 pub(super) struct Linux {
-    /// A directory with vmlinux and, in modules/, kvm.ko, irqbypass.ko and kvm-intel.ko or kvm-amd.ko [default: linux-6.12 in $HYPERNEST_LAB_DIR]
+    /// A directory with vmlinux and, in modules/, kvm.ko, irqbypass.ko and kvm-intel.ko or kvm-amd.ko
+    /// [default: linux-6.12 in $HYPERNEST_LAB_DIR]
     #[arg(long, value_name = "DIR")]
     pub(super) kernel: Option<PathBuf>,
-    /// Rounds for each mode, each with an L2 of its own
+    /// Rounds for each mode, each with a new L2
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub(super) rounds: u32,
     /// With --l1 image: its initramfs
@@ -125,7 +129,7 @@ pub(super) struct Linux {
     /// L1's memory
     #[arg(long, value_name = "SIZE", default_value = "256M")]
     pub(super) memory: String,
-    /// More words for L1's command line; with --l1 image, all of it
+    /// More parameters for L1's command line; with --l1 image, the whole command line
     #[arg(
         long,
         value_name = "TEXT",
@@ -241,20 +245,20 @@ fn pins(text: &str) -> Result<Pins, String> {
     }
     let cpus = text.split(',').map(str::parse).collect::<Result<_, _>>();
     cpus.map(Pins)
-        .map_err(|_| "want the numbers of CPUs, as 3 or 3,5, or none".to_owned())
+        .map_err(|_| "expected CPU numbers, as 3 or 3,5, or none".to_owned())
 }
 
 fn percent(text: &str) -> Result<f64, String> {
     match text.parse() {
         Ok(percent) if (0.0..=1000.0).contains(&percent) => Ok(percent),
-        _ => Err("want a number of percent, as 1 or 0.5".to_owned()),
+        _ => Err("expected a number of percent, as 1 or 0.5".to_owned()),
     }
 }
 
 fn seconds(text: &str) -> Result<f64, String> {
     match text.parse() {
         Ok(seconds) if (0.001..=1e9).contains(&seconds) => Ok(seconds),
-        _ => Err("want a number of seconds, as 30 or 0.5".to_owned()),
+        _ => Err("expected a number of seconds, as 30 or 0.5".to_owned()),
     }
 }
 

@@ -32,7 +32,7 @@ impl std::str::FromStr for Choice {
         match text.split_once('=') {
             Some(("image", file)) if !file.is_empty() => Ok(Self::Image(file.into())),
             None if text != L1::Image.name() => L1::from_str(text, false).map(Self::Of),
-            _ => Err("image wants a file: image=FILE".to_owned()),
+            _ => Err("image needs a file: image=FILE".to_owned()),
         }
         .map_err(|why| format!("{why}; it is one of micro, linux, image=FILE, manual"))
     }

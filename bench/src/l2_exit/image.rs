@@ -1,5 +1,5 @@
-//! `--l1 image=FILE`: L1 is a kernel of the user's, which runs `l2probe --serial` in a guest of its own and hands its line
-//! through to the second serial port.
+//! `--l1 image=FILE`: L1 is a kernel of the user's, which runs `l2probe --serial` in a guest of its own and
+//! hands its line through to the second serial port.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,5 @@
-//! `--l1 manual`: results of l2probe, which a user ran in guests of guests that they started themselves, as one report.
+//! `--l1 manual`: results of l2probe, which a user ran in guests of guests that they started themselves, as
+//! one report.
 
 use std::fs::File;
 use std::io::Read as _;

@@ -49,7 +49,7 @@ pub(crate) enum L2ExitError {
     #[error(transparent)]
     Host(#[from] HostError),
     /// Something asked for by name, or everything.
-    #[error("this host cannot measure what was asked for:{}", list(.0))]
+    #[error("this host does not support the requested measurements:{}", list(.0))]
     Impossible(Vec<LeftOut>),
     /// Neither Intel nor AMD.
     #[error("this CPU is neither Intel's nor AMD's: {0:?}")]
@@ -76,7 +76,7 @@ pub(crate) enum L2ExitError {
     #[error("L1's report holds a broken histogram")]
     Histogram(#[from] HistogramError),
     /// Merging and measuring at once.
-    #[error("--l1 manual merges what was measured elsewhere: it stands alone")]
+    #[error("--l1 manual merges results measured elsewhere, and cannot be combined with other L1s")]
     ManualWithOthers,
     /// Results of l2probe.
     #[error(transparent)]
@@ -276,7 +276,7 @@ impl Run<'_> {
     fn restore(&mut self) {
         if let Err(error) = self.shadow.restore() {
             let warning = format!(
-                "kvm_intel is not as it was before: {}",
+                "kvm_intel's setting was not restored: {}",
                 crate::chain(&error)
             );
             eprintln!("{warning}");

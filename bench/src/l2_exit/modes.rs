@@ -1,4 +1,5 @@
-//! What each mode means to the host and to L1, which of them this host can do, and in how few boots of a Linux L1.
+//! What each mode means to the host and to L1, which of them this host can do, and in how few boots of a
+//! Linux L1.
 
 use hypernest_nested::l2exit::Mode;
 
@@ -32,8 +33,8 @@ pub(crate) fn title(l1: L1, mode: Mode) -> &'static str {
     }
 }
 
-/// The enlightenments that L1 is given, as for `--hv`: of what can be had apart, only what the mode uses. Linux uses an MSR
-/// bitmap that it is offered.
+/// The enlightenments that L1 is given, as for `--hv`: of what can be had apart, only what the mode uses.
+/// Linux uses an MSR bitmap that it is offered.
 pub(crate) fn hv(mode: Mode) -> &'static str {
     match mode {
         Mode::Classic | Mode::ClassicShadow | Mode::Svm => {
@@ -101,7 +102,7 @@ impl Facts {
         }
         if !self.nested {
             return Some(format!(
-                "this host's KVM cannot show VMX or SVM to guests: load {} with nested=1, on a CPU that has it (`hypernest doctor` tells more)",
+                "this host's KVM cannot show VMX or SVM to guests: load {} with nested=1, on a CPU that has it (see `hypernest doctor`)",
                 self.vendor.module()
             ));
         }
@@ -128,7 +129,7 @@ impl Facts {
             return None;
         }
         Some(format!(
-            "it needs kvm_intel.enable_shadow_vmcs={}, and only root can load the module anew",
+            "it needs kvm_intel.enable_shadow_vmcs={}, and only root can reload the module",
             u8::from(wanted)
         ))
     }
@@ -157,8 +158,8 @@ pub(crate) struct Boot {
     pub(crate) modes: Vec<Mode>,
 }
 
-/// The boots that measure `wanted`: one for each pair of enlightenments and host setting, the host's present setting
-/// first, so that its module is loaded anew as seldom as possible.
+/// The boots that measure `wanted`: one for each pair of enlightenments and host setting, the host's present
+/// setting first, so that its module is loaded anew as seldom as possible.
 pub(crate) fn boots(wanted: &[Mode], shadow_now: Option<bool>) -> Vec<Boot> {
     let mut boots: Vec<Boot> = Vec::new();
     // Those that do not care about the setting go along with others, so they come last.

@@ -1,4 +1,5 @@
-//! Live, from one process to another: how long it takes, how long the guest is gone, and how many bytes it takes.
+//! Live, from one process to another: how long it takes, how long the guest is gone, and how many bytes it
+//! takes.
 
 use std::path::Path;
 use std::process::{Command, Stdio};

@@ -1,8 +1,9 @@
-//! Moving a VM, beside QEMU: live from process to process, and by way of the disk.
+//! Moving a VM, compared with QEMU: live from process to process, and through the disk.
 //!
-//! Both move the same guest with the same memory, taking turns. The guest ([`beat`](hypernest_guest)) gives a sign of life at
-//! every beat; how long it was gone is the time between the last sign that came from the source and the first that came
-//! from the destination, by this process's clock: the guests' own clocks stand still under QEMU while they are moved.
+//! Both move the same guest with the same memory, taking turns. The guest ([`beat`](hypernest_guest)) gives a
+//! sign of life at every beat; how long it was gone is the time between the last sign that came from the
+//! source and the first that came from the destination, by this process's clock: the guests' own clocks stand
+//! still under QEMU while they are moved.
 
 mod live;
 mod qmp;
@@ -54,7 +55,7 @@ pub(crate) enum MigrationError {
         source: io::Error,
     },
     /// A VMM that did not do its part.
-    #[error("{who} {how}; it said: {said}")]
+    #[error("{who} {how}; its output: {said}")]
     Failed {
         who: &'static str,
         how: String,
@@ -69,10 +70,10 @@ pub(crate) enum MigrationError {
     },
 }
 
-/// Measure live migration, and restoring from a file, beside QEMU
+/// Measure live migration and restore, compared with QEMU
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// What to measure [default: all]
+    /// The measurements [default: all]
     #[arg(value_name = "WHAT")]
     parts: Vec<Part>,
     /// How often each VMM takes its turn
@@ -104,7 +105,8 @@ pub(crate) struct Args {
         allow_hyphen_values = true
     )]
     hv: String,
-    /// QEMU: its program, or a directory with its bin/, lib/ and share/ [default: qemu-system-x86_64 on the PATH]
+    /// QEMU: its program, or a directory with its bin/, lib/ and share/ [default: qemu-system-x86_64 on the
+    /// PATH]
     #[arg(long, value_name = "PATH")]
     qemu: Option<PathBuf>,
     /// Leave QEMU out
@@ -242,7 +244,8 @@ fn compare(rows: &[(&str, &Results, usize)]) -> String {
     table(&head, &rows)
 }
 
-/// The median of the rounds' ratios, ours to theirs: what changes from round to round meets both of a round alike.
+/// The median of the rounds' ratios, ours to theirs: what changes from round to round meets both of a round
+/// alike.
 fn of_pairs(results: &Results) -> Option<f64> {
     let ours = results.get(&Contender::Hypernest)?;
     let theirs = results.get(&Contender::Q35)?;

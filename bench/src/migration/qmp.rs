@@ -82,7 +82,7 @@ impl Qmp {
                 Some("completed") => return Ok(()),
                 Some("failed" | "cancelled") => {
                     return Err(MigrationError::Qmp {
-                        what: format!("the migration came to nothing: {state}"),
+                        what: format!("the migration failed: {state}"),
                         source: None,
                     });
                 }
@@ -101,6 +101,6 @@ impl Qmp {
         let mut line = String::new();
         let read = self.stream.read_line(&mut line);
         read.map_err(|e| failed("it does not answer", e))?;
-        serde_json::from_str(&line).map_err(|e| failed("it says what is no JSON", e))
+        serde_json::from_str(&line).map_err(|e| failed("it sends text that is not JSON", e))
     }
 }

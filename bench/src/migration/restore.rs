@@ -79,7 +79,8 @@ fn save(bench: &Bench, contender: Contender) -> Result<(), MigrationError> {
     let running = Side::start(contender, &mut command, bench.limit)?;
     running.until(3)?;
     let mut qmp = Qmp::connect(&socket, bench.limit)?;
-    // As fast as it goes. The guest runs until the end: one that is stopped before stays so where it is restored.
+    // As fast as it goes. The guest runs until the end: one that is stopped before stays so where it is
+    // restored.
     qmp.call("migrate-set-parameters", &json!({"max-bandwidth": 0}))?;
     qmp.migrate(&format!("file:{}", place.display()))
 }

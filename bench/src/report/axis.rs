@@ -10,7 +10,8 @@ pub(crate) struct Axis {
     logarithmic: bool,
 }
 
-/// Up to this ratio of its ends a logarithmic axis has round values at equal distances, and beyond 1, 2 and 5.
+/// Up to this ratio of its ends a logarithmic axis has round values at equal distances, and beyond 1, 2 and
+/// 5.
 const NARROW: f64 = 8.0;
 
 impl Axis {
@@ -79,8 +80,8 @@ impl Axis {
     }
 }
 
-/// How far out a quantile of `samples` is shown: each nine as far as the one before. The last sample's place is half a sample
-/// before the end, which is infinitely far.
+/// How far out a quantile of `samples` is shown: each nine as far as the one before. The last sample's place
+/// is half a sample before the end, which is infinitely far.
 pub(crate) fn percentile(q: f64, samples: u64) -> f64 {
     let least = 0.5 / (samples.max(1) as f64);
     -(1.0 - q).max(least).log10()

@@ -13,16 +13,16 @@ use hypernest_nested::l2exit::Mode;
 pub(crate) const NOTABLE: f64 = 0.03;
 /// The least samples of a median that is compared.
 pub(crate) const MIN_SAMPLES: u64 = 30;
-/// What two starts of one VM may differ by (placement of memory, of interrupts). A single run of each of two labels does not
-/// support a smaller difference, however narrow the interval within each.
+/// What two starts of one VM may differ by (placement of memory, of interrupts). A single run of each of two
+/// labels does not support a smaller difference, however narrow the interval within each.
 pub(crate) const BETWEEN_STARTS: f64 = 0.10;
 
 /// A median in parts of another.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Ratio {
     pub(crate) value: f64,
-    /// From the lower end of one median's 95 % interval to the upper end of the other's, and the other way round; it contains
-    /// `value`, also when both are printed with the same number of digits.
+    /// From the lower end of one median's 95 % interval to the upper end of the other's, and the other way
+    /// round; it contains `value`, also when both are printed with the same number of digits.
     pub(crate) interval: Option<[f64; 2]>,
 }
 
@@ -167,7 +167,8 @@ impl<'a> Comparison<'a> {
 
 /// Kinds that end with a timer: L1's in l2-exit, the kernel's in l2probe.
 const END_WITH_A_TIMER: [&str; 3] = ["hlt", "timer-sleep", "hlt-wake"];
-/// A host with high-resolution timers has 1 ns (hrtimer_resolution, kernel/time/hrtimer.c); one without has its tick.
+/// A host with high-resolution timers has 1 ns (hrtimer_resolution, kernel/time/hrtimer.c); one without has
+/// its tick.
 const FINE_TIMERS_NS: u64 = 1000;
 
 /// Whether the ticks of a timer decide about these times, and not what an exit costs.

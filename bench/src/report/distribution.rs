@@ -49,12 +49,14 @@ impl Distribution {
     }
 }
 
-/// At most `most` steps: neighbours are put together, the rare values above the median last, so that the tail stays.
+/// At most `most` steps: neighbours are put together, the rare values above the median last, so that the tail
+/// stays.
 fn thin(steps: &[(f64, u64)], most: usize) -> Vec<(f64, u64)> {
     if steps.len() <= most {
         return steps.to_vec();
     }
-    // The last third of the steps stays as it is, if it fits; it is where each sample shows on a logarithmic axis.
+    // The last third of the steps stays as it is, if it fits; it is where each sample shows on a logarithmic
+    // axis.
     let tail = (most / 3).min(steps.len());
     let (bulk, tail) = steps.split_at(steps.len() - tail);
     let size = bulk.len().div_ceil(most - tail.len());

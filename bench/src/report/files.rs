@@ -137,7 +137,8 @@ pub(crate) fn write(report: &Report, directory: &Path) -> Result<Vec<PathBuf>, F
     Ok(written)
 }
 
-/// `l2-exit.micro.cpuid.svg`; groups after the first have their number in it, since their names may be the same.
+/// `l2-exit.micro.cpuid.svg`; groups after the first have their number in it, since their names may be the
+/// same.
 fn plot_name(group: &Group<'_>, number: usize, kind: &str) -> String {
     let number = match number {
         0 => String::new(),

@@ -1,4 +1,5 @@
-//! The entries of a report as tables: which belong together, in what order, and against what they are compared.
+//! The entries of a report as tables: which belong together, in what order, and against what they are
+//! compared.
 
 use std::borrow::Cow;
 use std::collections::{BTreeSet, HashSet};
@@ -162,7 +163,8 @@ impl<'a> Group<'a> {
         BASELINES.into_iter().find(has)
     }
 
-    /// The median round trip in parts of the baseline's; `None` where one of them is missing or the baseline's is 0.
+    /// The median round trip in parts of the baseline's; `None` where one of them is missing or the
+    /// baseline's is 0.
     pub(crate) fn ratio(&self, mode: Mode, kind: &str) -> Option<f64> {
         let p50 = |mode| Some(self.measured(mode, kind)?.parts.round_trip.summary.p50);
         ratio(p50(mode)?, p50(self.baseline()?)?)
@@ -225,8 +227,8 @@ pub(crate) fn in_words(kind: &str) -> Cow<'_, str> {
     Cow::Borrowed(words)
 }
 
-/// Text of guests and files without what a terminal would obey: control characters, and marks that turn the direction of
-/// writing.
+/// Text of guests and files without what a terminal would obey: control characters, and marks that turn the
+/// direction of writing.
 pub(crate) fn plain(text: &str) -> Cow<'_, str> {
     let obeyed = |c: char| {
         c.is_control()

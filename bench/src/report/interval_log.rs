@@ -12,9 +12,9 @@ use super::groups::{PARTS, groups, plain};
 use super::{Part, Report};
 use crate::histogram;
 
-/// Writes a line for each round, tagged `L1.MODE.KIND.PART` (`L1@qemu.…` under QEMU), values in TSC ticks. When a round began
-/// is not kept, so the time axis of each tag is the time spent in its samples: a round is as long as they are together, and
-/// begins where the one before it ends.
+/// Writes a line for each round, tagged `L1.MODE.KIND.PART` (`L1@qemu.…` under QEMU), values in TSC ticks.
+/// When a round began is not kept, so the time axis of each tag is the time spent in its samples: a round is
+/// as long as they are together, and begins where the one before it ends.
 pub(super) fn write(report: &Report, out: &mut dyn Write) -> io::Result<()> {
     // The writer's type wants a sized one.
     let mut out = out;

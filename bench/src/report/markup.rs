@@ -24,8 +24,8 @@ pub(crate) fn escape(text: &str) -> Cow<'_, str> {
     Cow::Owned(escaped)
 }
 
-/// JSON inside a `script` element: no `<` is left to begin or end one (or a comment), and the two line ends that JSON allows
-/// in strings are written out.
+/// JSON inside a `script` element: no `<` is left to begin or end one (or a comment), and the two line ends
+/// that JSON allows in strings are written out.
 pub(crate) fn script_json(json: &str) -> String {
     let mut safe = String::with_capacity(json.len());
     for c in json.chars() {

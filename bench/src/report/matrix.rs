@@ -9,7 +9,8 @@ use super::groups::{Group, number, plain};
 use super::model::Report;
 use super::table::WIDTH;
 
-/// Kinds by modes, in as many blocks as the width asks for. Where they fit into one, ratios have their intervals.
+/// Kinds by modes, in as many blocks as the width asks for. Where they fit into one, ratios have their
+/// intervals.
 pub(super) fn matrix(group: &Group<'_>, report: &Report, out: &mut String) -> std::fmt::Result {
     let kinds = group.kinds();
     let first = kinds.iter().map(|kind| plain(kind).chars().count()).max();

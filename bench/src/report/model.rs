@@ -34,8 +34,8 @@ pub(crate) struct Report {
     pub(crate) unit: Unit,
     /// A user ended it early: there may be fewer results and fewer samples than there would be.
     pub(crate) interrupted: bool,
-    /// Why the repeating came to its end: `precision`, `max-cycles` or `time-limit`; `None` where nothing is repeated until
-    /// it is precise.
+    /// Why the repeating came to its end: `precision`, `max-cycles` or `time-limit`; `None` where nothing is
+    /// repeated until it is precise.
     pub(crate) stopped_by: Option<StoppedBy>,
     /// What to know before the figures are believed.
     pub(crate) warnings: Vec<String>,
@@ -233,8 +233,8 @@ pub(crate) struct Part {
     pub(crate) rounds: Vec<String>,
 }
 
-/// A histogram in figures. Quantiles are the highest value of their bucket, as in other HDR tools; the least and the greatest
-/// value are the ends of the range, and the mean is that of the buckets' middles.
+/// A histogram in figures. Quantiles are the highest value of their bucket, as in other HDR tools; the least
+/// and the greatest value are the ends of the range, and the mean is that of the buckets' middles.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[allow(missing_docs, reason = "names of statistics")]
 pub(crate) struct Summary {
@@ -284,7 +284,8 @@ impl Part {
         }))
     }
 
-    /// The same from histograms that came as text, none of whose samples was out of range. `None` if there is no sample.
+    /// The same from histograms that came as text, none of whose samples was out of range. `None` if there is
+    /// no sample.
     pub(crate) fn of_encoded(
         rounds: Vec<String>,
         unit: &Unit,
@@ -294,8 +295,8 @@ impl Part {
         Self::of_histograms(&decoded, rounds, unit)
     }
 
-    /// The same from runs of several rounds each. Rounds of one run have more in common than those of two, so that the
-    /// median's interval is over runs, and over rounds only if there is one run.
+    /// The same from runs of several rounds each. Rounds of one run have more in common than those of two, so
+    /// that the median's interval is over runs, and over rounds only if there is one run.
     pub(crate) fn of_runs(
         runs: Vec<Vec<String>>,
         unit: &Unit,
@@ -329,8 +330,9 @@ impl Part {
         }))
     }
 
-    /// The median's 95 % interval, which contains the median. Reports of earlier versions took the interval from samples and
-    /// the median from their histogram, so that the median could lie beside it. `None` if it is not known.
+    /// The median's 95 % interval, which contains the median. Reports of earlier versions took the interval
+    /// from samples and the median from their histogram, so that the median could lie beside it. `None` if it
+    /// is not known.
     pub(crate) fn interval(&self) -> Option<[f64; 2]> {
         let [low, high] = self.p50_ci?;
         let p50 = self.summary.p50;

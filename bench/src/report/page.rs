@@ -1,7 +1,8 @@
 //! A report as one HTML page that needs nothing but itself.
 //!
-//! Tables and words stand in the page; plots are drawn by page/page.js from figures that stand in it as JSON. All that comes
-//! from guests and files is escaped, and the page's own policy lets nothing be fetched from anywhere.
+//! Tables and words stand in the page; plots are drawn by page/page.js from figures that stand in it as JSON.
+//! All that comes from guests and files is escaped, and the page's own policy lets nothing be fetched from
+//! anywhere.
 
 use std::fmt::Write as _;
 
@@ -51,11 +52,11 @@ fn write_page(
          <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
          <link rel=\"icon\" href=\"data:,\">\n\
-         <title>What an exit of L2 costs: {}</title>\n<style>\n{STYLE}{}</style>\n</head>\n<body>",
+         <title>The cost of an L2 exit: {}</title>\n<style>\n{STYLE}{}</style>\n</head>\n<body>",
         escape(&report.environment.cpu_model),
         mode_styles()
     )?;
-    writeln!(out, "<header>\n<h1>What an exit of L2 costs</h1>")?;
+    writeln!(out, "<header>\n<h1>The cost of an L2 exit</h1>")?;
     answers(report, out)?;
     for line in heading::lines(report) {
         writeln!(out, "<p class=\"soft\">{}</p>", escape(&line))?;
@@ -156,7 +157,7 @@ fn advice(report: &Report, out: &mut String) -> std::fmt::Result {
     }
     writeln!(
         out,
-        "<section>\n<h2>What follows</h2>\n<details><summary>each answer with all its ratios and its rule</summary>\n<ul class=\"advice\">"
+        "<section>\n<h2>Recommendations</h2>\n<details><summary>each answer with all its ratios and its rule</summary>\n<ul class=\"advice\">"
     )?;
     for recommendation in &report.recommendations {
         writeln!(
@@ -293,7 +294,7 @@ fn failures(groups: &[Group<'_>], out: &mut String) -> std::fmt::Result {
     }
     writeln!(
         out,
-        "<section>\n<h2>What is not there</h2>\n<ul>\n{items}</ul>\n</section>"
+        "<section>\n<h2>Not measured</h2>\n<ul>\n{items}</ul>\n</section>"
     )
 }
 

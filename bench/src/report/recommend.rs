@@ -199,8 +199,8 @@ impl Words {
     }
 }
 
-/// What the results support. A question whose modes were not both measured gets no answer; one whose figures allow more than one
-/// answer is undecided.
+/// What the results support. A question whose modes were not both measured gets no answer; one whose figures
+/// allow more than one answer is undecided.
 pub(crate) fn recommend(report: &Report) -> Vec<Recommendation> {
     let groups = groups(report);
     let with_figures = groups.iter().filter(|group| group.modes().len() > 1);

@@ -1,5 +1,5 @@
-//! Reports are what bench/schema/l2-exit.schema.json says. The checker below knows the words that the schema uses, and
-//! refuses others.
+//! Reports are what bench/schema/l2-exit.schema.json says. The checker below knows the words that the schema
+//! uses, and refuses others.
 
 use serde_json::{Map, Value};
 

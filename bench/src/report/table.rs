@@ -59,7 +59,7 @@ pub(crate) fn table(report: &Report, details: Details<'_>) -> String {
 }
 
 fn write_all(report: &Report, details: Details<'_>, out: &mut String) -> std::fmt::Result {
-    writeln!(out, "What an exit of L2 costs")?;
+    writeln!(out, "The cost of an L2 exit")?;
     write_verdicts(report, out)?;
     for line in heading::lines(report) {
         wrap(out, "", &plain(&line))?;
@@ -426,7 +426,7 @@ mod tests {
         report.recommendations = crate::report::recommend(&report);
         let text = table(&report, Details::default());
         let lines: Vec<_> = text.lines().collect();
-        assert_eq!(lines[0], "What an exit of L2 costs");
+        assert_eq!(lines[0], "The cost of an L2 exit");
         assert!(
             lines[1].starts_with("- hv-evmcs, without shadow VMCS: use it ("),
             "{text}"

@@ -222,7 +222,8 @@ fn spans<'a>(record: &'a Record, doings: &Doings, tsc_khz: f64) -> Vec<Span<'a>>
                     nearest_frequency(&samples, likely, target)
                 }
             };
-            // The step across a move is in ticks of the new frequency, which the guest has from its first instruction on.
+            // The step across a move is in ticks of the new frequency, which the guest has from its first
+            // instruction on.
             let across = match (ack, record.across.get(&run)) {
                 (None, Some(gaps)) if gaps[TSC].size > 0 => gaps[TSC].size,
                 _ => 0,
@@ -250,8 +251,8 @@ fn spans<'a>(record: &'a Record, doings: &Doings, tsc_khz: f64) -> Vec<Span<'a>>
     spans
 }
 
-/// Whether the guest's TSC has its old frequency until the guest has acknowledged another: any guest that reports its
-/// acknowledgements, unless it takes another frequency at once.
+/// Whether the guest's TSC has its old frequency until the guest has acknowledged another: any guest that
+/// reports its acknowledgements, unless it takes another frequency at once.
 fn keeps_unless_acknowledged(record: &Record) -> bool {
     !matches!(
         reenlightenment(record.hello.as_ref()),
@@ -259,7 +260,8 @@ fn keeps_unless_acknowledged(record: &Record) -> bool {
     )
 }
 
-/// The frequency that a TSC has whose guest does not report it: `likely` or `target`, whichever is nearer to the measured one.
+/// The frequency that a TSC has whose guest does not report it: `likely` or `target`, whichever is nearer to
+/// the measured one.
 fn nearest_frequency(samples: &[Sample], likely: f64, target: Option<f64>) -> f64 {
     let Some(first) = samples.first() else {
         return likely;
@@ -350,9 +352,9 @@ fn jumps(record: &Record, spans: &[Span<'_>], run: usize) -> (BTreeMap<String, J
     (of_clocks, downtime.map(|ns| ns / 1e6))
 }
 
-/// How far each clock went, in ms, between the last report of a processor before run `run` and its second one in it; empty
-/// without a second one. The first may be of a guest that was stopped between two reads of one sample: of its clocks,
-/// some were read before the stop and some after it.
+/// How far each clock went, in ms, between the last report of a processor before run `run` and its second one
+/// in it; empty without a second one. The first may be of a guest that was stopped between two reads of one
+/// sample: of its clocks, some were read before the stop and some after it.
 fn advances(record: &Record, spans: &[Span<'_>], run: usize) -> BTreeMap<&'static str, f64> {
     let reports = |run: usize| {
         let own = spans.iter().filter(move |span| span.run == run);

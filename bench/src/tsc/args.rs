@@ -8,10 +8,11 @@ use super::model::{GuestKind, Way};
 
 /// Measure how stable the clocks of a guest are, while it runs and across moves
 ///
-/// A guest reads its clocks in a tight loop on every vCPU. It is moved, by `hypernest save` and `restore` or by live migration,
-/// between hosts of different TSC frequencies, which --tsc-khz lets this one host play. The exit code is 1 if a clock stepped back, was
-/// more than 10 ms off after a move or a step forward, drifted by more than 500 ppm (each beyond the uncertainty of its measurement), or
-/// if an acknowledgement is missing; 3 if this host cannot do it; else 0.
+/// A guest reads its clocks in a tight loop on every vCPU. It is moved, by `hypernest save` and `restore` or
+/// by live migration, between hosts of different TSC frequencies, which --tsc-khz lets this one host play.
+/// The exit code is 1 if a clock stepped back, was more than 10 ms off after a move or a step forward,
+/// drifted by more than 500 ppm (each beyond the uncertainty of its measurement), or if an acknowledgement is
+/// missing; 3 if this host cannot do it; else 0.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Args {
     /// What runs in the VM
@@ -23,21 +24,21 @@ pub(crate) struct Args {
     /// How it is moved
     #[arg(long, value_enum, default_value = "save")]
     pub(super) by: Way,
-    /// TSC frequencies, in kHz or as 1.2x this host's: the first one the guest is created with, the next ones the hosts have that it
-    /// is moved to, over and over [default: this host's own]
+    /// TSC frequencies, in kHz or as 1.2x this host's: the first one the guest is created with, the next ones
+    /// the hosts have that it is moved to, over and over [default: this host's own]
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub(super) tsc_khz: Vec<Frequency>,
     /// The guest's vCPUs
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=16))]
     pub(super) vcpus: u32,
-    /// Enlightenments, as for `hypernest run` [default: windows,reenlightenment; nested if a Linux loads modules of KVM; none where KVM
-    /// has none]
+    /// Enlightenments, as for `hypernest run` [default: windows,reenlightenment; nested if a Linux loads
+    /// modules of KVM; none where KVM has none]
     #[arg(long, value_name = "LIST", allow_hyphen_values = true)]
     pub(super) hv: Option<String>,
-    /// What happens to the clocks while the guest is moved, as for `hypernest restore`: continue or pause
+    /// Whether the clocks advance while the guest is moved, as for `hypernest restore`: continue or pause
     #[arg(long, value_name = "POLICY")]
     pub(super) clock: Option<String>,
-    /// What to do about another frequency, as for `hypernest restore`: auto, scale, reenlighten, refuse
+    /// The reaction to another frequency, as for `hypernest restore`: auto, scale, reenlighten, refuse
     #[arg(long, value_name = "POLICY")]
     pub(super) on_tsc_change: Option<String>,
     /// How long the guest runs before, between and after moves, in ms of its own time
@@ -49,22 +50,23 @@ pub(crate) struct Args {
     /// Of how many reads of the page one is followed by a read of the register, which is an exit
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..=1 << 32))]
     pub(super) counter_every: u64,
-    /// What the guest asks of reenlightenment (--guest micro)
+    /// The guest's use of reenlightenment (--guest micro)
     #[arg(long, value_enum, default_value = "emulate")]
     pub(super) reenlighten: Reenlighten,
-    /// How long it waits before it acknowledges a change, in us of its own time
+    /// The guest's delay before it acknowledges a change, in us of its own time
     #[arg(long, value_name = "US", default_value_t = 1000)]
     pub(super) ack_after_us: u64,
     /// It never acknowledges one
     #[arg(long, conflicts_with = "ack_after_us")]
     pub(super) no_ack: bool,
-    /// After how many seconds without a report the guest is taken for stuck [default: 60, with an L2 300]
+    /// The guest is ended after this many seconds without a report [default: 60, with an L2 300]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     stuck_after: Option<u64>,
     /// The guest's memory [default: 64M, for Linux 256M, with an L2 768M]
     #[arg(long, value_name = "SIZE")]
     memory: Option<String>,
-    /// Run nothing: put the guest into this directory, and say which commands run and move it between two hosts
+    /// Run nothing: put the guest into this directory, and say which commands run and move it between two
+    /// hosts
     #[arg(long, value_name = "DIR", conflicts_with_all = ["captured", "json"])]
     pub(super) by_hand: Option<PathBuf>,
     /// Run nothing: take what the guest's debug consoles wrote, a file for each place where it was, in order
@@ -93,11 +95,11 @@ pub(super) struct Linux {
     /// A static tscprobe to run in it [default: beside this program]
     #[arg(long, value_name = "FILE")]
     pub(super) probe: Option<PathBuf>,
-    /// Modules to load in it first, uncompressed, in this order: with those of KVM it asks for reenlightenment [default: none, and for
-    /// linux-l2 those of KVM in modules/ beside the kernel]
+    /// Modules to load in it first, uncompressed, in this order: with those of KVM it asks for
+    /// reenlightenment [default: none, and for linux-l2 those of KVM in modules/ beside the kernel]
     #[arg(long, value_name = "FILE", value_delimiter = ',')]
     pub(super) modules: Vec<PathBuf>,
-    /// More words for its command line
+    /// More parameters for its command line
     #[arg(
         long,
         value_name = "TEXT",
@@ -142,8 +144,9 @@ impl FromStr for Frequency {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong =
-            || format!("{text:?} is no frequency: want kHz, as 2400000, or a factor, as 1.2x");
+        let wrong = || {
+            format!("{text:?} is not a frequency: expected kHz, as 2400000, or a factor, as 1.2x")
+        };
         match text.strip_suffix('x') {
             Some(factor) => factor
                 .parse()

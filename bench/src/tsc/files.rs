@@ -47,7 +47,7 @@ pub(crate) enum TscFileError {
         source: serde_json::Error,
     },
     /// Another version.
-    #[error("{} is a result of version {found}; this program knows version {VERSION}", path.display())]
+    #[error("{} is a result of version {found}; this program reads version {VERSION}", path.display())]
     Version {
         /// The file.
         path: PathBuf,

@@ -1,4 +1,5 @@
-//! A line through arrivals: what one clock says of another, when every look at it comes late by an unknown time.
+//! A line through arrivals: what one clock says of another, when every look at it comes late by an unknown
+//! time.
 
 /// A clock against the host's: `host = clock + offset + slope * clock`, both in ns from the first sample on.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -6,8 +7,8 @@ pub(super) struct Fit {
     first: (f64, f64),
     offset: f64,
     slope: f64,
-    /// By how much the drift may be wrong, in ppm: if the first and the last sample were as late as the median one, in opposite
-    /// directions.
+    /// By how much the drift may be wrong, in ppm: if the first and the last sample were as late as the
+    /// median one, in opposite directions.
     pub(super) about_ppm: f64,
     /// How late the median arrival is against the earliest ones, in ns.
     pub(super) noise_ns: f64,
@@ -17,9 +18,10 @@ pub(super) struct Fit {
 const LEAST: usize = 8;
 
 impl Fit {
-    /// Through `samples` of (clock, host) in ns. A sample cannot arrive before it was taken, so the line is the one below all
-    /// of them that is nearest to them (Moon, Skelly and Towsley, "Estimation and removal of clock skew from network delay
-    /// measurements", 1999): an edge of their lower hull. `None` if there are too few.
+    /// Through `samples` of (clock, host) in ns. A sample cannot arrive before it was taken, so the line is
+    /// the one below all of them that is nearest to them (Moon, Skelly and Towsley, "Estimation and removal
+    /// of clock skew from network delay measurements", 1999): an edge of their lower hull. `None` if there
+    /// are too few.
     pub(super) fn of(samples: &[(f64, f64)]) -> Option<Self> {
         let first = *samples.first()?;
         let mut points: Vec<(f64, f64)> = samples

@@ -1,7 +1,7 @@
 //! `hypernest-bench tsc`: how stable a guest's clocks are, while it runs and across moves.
 //!
-//! All that is done to the guest is done by the `hypernest` command. What it says is decoded by [`record`], means what
-//! [`mod@analyse`] makes of it, and is shown by [`mod@table`] and [`files`].
+//! All that is done to the guest is done by the `hypernest` command. What it says is decoded by [`record`],
+//! means what [`mod@analyse`] makes of it, and is shown by [`mod@table`] and [`files`].
 
 mod analyse;
 mod args;
@@ -42,10 +42,10 @@ pub(crate) enum TscError {
     #[error(transparent)]
     Host(#[from] HostError),
     /// A frequency is relative to one that is not known.
-    #[error("KVM does not tell this host's TSC frequency: give --tsc-khz in kHz")]
+    #[error("KVM does not report this host's TSC frequency: give --tsc-khz in kHz")]
     NoFrequency,
     /// Where the Linux is.
-    #[error("`--guest linux` wants --kernel FILE")]
+    #[error("`--guest linux` needs --kernel FILE")]
     NoKernel,
     /// VMs.
     #[error(transparent)]

@@ -1,4 +1,5 @@
-//! The result of `tsc` as data; its JSON form is what [`serde`] makes of these types (bench/schema/tsc.schema.json).
+//! The result of `tsc` as data; its JSON form is what [`serde`] makes of these types
+//! (bench/schema/tsc.schema.json).
 
 use std::collections::BTreeMap;
 
@@ -145,7 +146,8 @@ pub(crate) struct ClockFigures {
     pub(crate) largest_backward_ns: f64,
     /// The largest step forward while the guest was not being moved, in ns.
     pub(crate) largest_quiet_gap_ns: f64,
-    /// The largest step forward in each report, without those that span a move: an HDR histogram, in the clock's own unit.
+    /// The largest step forward in each report, without those that span a move: an HDR histogram, in the
+    /// clock's own unit.
     pub(crate) quiet_gaps: String,
     /// How many ns that unit is.
     pub(crate) unit_ns: f64,
@@ -188,15 +190,16 @@ pub(crate) struct Move {
 pub(crate) struct Jump {
     /// The largest step forward that a processor saw, in ms: the downtime, if the clock went on meanwhile.
     pub(crate) gap_ms: f64,
-    /// How much further the clock went than the host's between the last sample before and the first after, in us. As exact
-    /// as the arrival of samples.
+    /// How much further the clock went than the host's between the last sample before and the first after, in
+    /// us. As exact as the arrival of samples.
     pub(crate) ahead_us: Option<f64>,
 }
 
 /// A guest's acknowledgement of a change of the TSC's frequency.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Acknowledgement {
-    /// From the guest's first read after the move to its noticing the interrupt, in us of its own reference time.
+    /// From the guest's first read after the move to its noticing the interrupt, in us of its own reference
+    /// time.
     pub(crate) noticed_after_us: f64,
     /// The same to the end of the write to TSC_EMULATION_STATUS.
     pub(crate) acknowledged_after_us: f64,
@@ -243,7 +246,7 @@ pub(crate) struct Drift {
 pub(crate) struct Series {
     /// The clock.
     pub(crate) clock: String,
-    /// Time since the start in s, and how far the clock is ahead of the host's in us. Samples arrive late, so of several near
-    /// each other the one furthest ahead is here.
+    /// Time since the start in s, and how far the clock is ahead of the host's in us. Samples arrive late, so
+    /// of several near each other the one furthest ahead is here.
     pub(crate) points: Vec<(f64, f64)>,
 }

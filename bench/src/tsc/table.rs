@@ -25,9 +25,9 @@ pub(super) fn guest(report: &Report) -> String {
         Reenlightenment::Unknown => "",
         Reenlightenment::NotOffered => ", reenlightenment is not offered",
         Reenlightenment::Declined => ", it did not ask for reenlightenment",
-        Reenlightenment::Notification => ", it asked to be told of other TSC frequencies",
+        Reenlightenment::Notification => ", it requested notification of other TSC frequencies",
         Reenlightenment::Emulation => {
-            ", it asked to be told of other TSC frequencies and to keep the old one until it has acknowledged"
+            ", it requested notification of other TSC frequencies, and the old one until it has acknowledged"
         }
     };
     format!(
@@ -118,7 +118,7 @@ pub(super) fn move_head(report: &Report) -> Vec<String> {
         head.push(format!("{} gap", plain(clock)));
         head.push("ahead".to_owned());
     }
-    head.extend(["page sequence", "told after", "acknowledged after"].map(str::to_owned));
+    head.extend(["page sequence", "notified after", "acknowledged after"].map(str::to_owned));
     head
 }
 

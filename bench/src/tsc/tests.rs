@@ -121,7 +121,7 @@ fn files_hold_everything_and_can_be_read_again() {
 fn the_table_says_what_happened() {
     let text = table(&moved());
     for part in [
-        "guest: micro, vCPUs: 1, TSC at 2400000 kHz, 2 moves by save, it asked to be told",
+        "guest: micro, vCPUs: 1, TSC at 2400000 kHz, 2 moves by save, it requested notification",
         "reference-counter  not offered",
         "acknowledgement 1",
         "1 to 2",

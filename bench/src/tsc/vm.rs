@@ -359,13 +359,13 @@ impl Vms {
         if let Some(vm) = self.vms.last() {
             let said = vm.stderr.lock().unwrap_or_else(PoisonError::into_inner);
             if !said.trim().is_empty() {
-                words.push_str(&format!("; hypernest said:\n{}", said.trim()));
+                words.push_str(&format!("; hypernest's output:\n{}", said.trim()));
             }
         }
         let lines = &self.recorder.so_far().lines;
         if !lines.is_empty() {
             let last: Vec<_> = lines.iter().rev().take(20).rev().cloned().collect();
-            words.push_str(&format!("; the guest said:\n{}", last.join("\n")));
+            words.push_str(&format!("; the guest's output:\n{}", last.join("\n")));
         }
         words
     }

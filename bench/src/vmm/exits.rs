@@ -9,14 +9,15 @@ use super::{Bench, GUEST_MEMORY_MIB, VmmError, floor};
 
 /// Nothing is there in any of the VMMs: RAM ends far below, and the windows for devices lie elsewhere.
 const NOBODY: u64 = 0xD000_0000;
-/// What the guest program tries, by its own names; `msr` is a register of hv-reenlightenment, which hypernest answers itself.
+/// What the guest program tries, by its own names; `msr` is a register of hv-reenlightenment, which hypernest
+/// answers itself.
 const KINDS: [&str; 5] = ["cpuid", "pio-out", "pio-in", "mmio", "msr"];
 
 /// Each kind's median, a round each.
 type Rounds = Vec<BTreeMap<String, f64>>;
 
-/// What is added to a round trip by whatever else the host does only ever makes it longer: so what a VMM takes above the
-/// floor is the difference of the least medians.
+/// What is added to a round trip by whatever else the host does only ever makes it longer: so what a VMM
+/// takes above the floor is the difference of the least medians.
 pub(super) fn measure(bench: &Bench) -> Result<String, VmmError> {
     let cmdline =
         format!("exits n=2000 warmup=200 kinds=cpuid,pio-out,pio-in,msr mmio={NOBODY:#x}");

@@ -1,5 +1,5 @@
-//! The least that user space can do for a guest: KVM_RUN in a loop, and nothing about what it came back for. What a VMM takes
-//! above this is its own.
+//! The least that user space can do for a guest: KVM_RUN in a loop, and nothing about what it came back for.
+//! What a VMM takes above this is its own.
 
 use std::path::Path;
 
@@ -71,7 +71,7 @@ fn loop_around(kernel: &Path, cmdline: &str) -> Result<Vec<u8>, Box<dyn std::err
             VcpuExit::IoOut(EXIT_PORT, [0]) => return Ok(console),
             VcpuExit::IoOut(EXIT_PORT, code) => {
                 let said = String::from_utf8_lossy(&console);
-                return Err(format!("the guest ended with {code:?}; it said: {said}").into());
+                return Err(format!("the guest ended with {code:?}; its output: {said}").into());
             }
             VcpuExit::X86Rdmsr(exit) => *exit.error = 0,
             VcpuExit::IoOut(..)

@@ -13,7 +13,8 @@ const BASE: u64 = 0x40_0000;
 /// An ELF header and one program header (System V ABI, chapters 4 and 5).
 const HEADERS: usize = 64 + 56;
 
-/// Writes [`SIGN`], then sleeps for ever. System calls by number: iopl 172, pause 34 (arch/x86/entry/syscalls).
+/// Writes [`SIGN`], then sleeps for ever. System calls by number: iopl 172, pause 34
+/// (arch/x86/entry/syscalls).
 const CODE: [u8; 33] = {
     let [low, high] = CONSOLE_PORT.to_le_bytes();
     [
@@ -81,7 +82,8 @@ mod tests {
         assert_eq!(word(64 + 32), program.len() as u64, "file size");
     }
 
-    /// Here, without the privilege to use ports, it faults at the `out`; that it comes there shows that it starts.
+    /// Here, without the privilege to use ports, it faults at the `out`; that it comes there shows that it
+    /// starts.
     #[test]
     fn this_kernel_starts_it() {
         use std::os::unix::fs::PermissionsExt as _;

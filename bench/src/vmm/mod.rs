@@ -1,6 +1,8 @@
-//! The VMM itself against QEMU: how fast a guest starts, what an exit to user space costs, how much memory a VM takes.
+//! The VMM itself against QEMU: how fast a guest starts, what an exit to user space costs, how much memory a
+//! VM takes.
 //!
-//! Both run the same guests with the same enlightenments, taking turns, so that what else the host does meets both alike.
+//! Both run the same guests with the same enlightenments, taking turns, so that what else the host does meets
+//! both alike.
 
 pub(crate) mod contender;
 mod exits;
@@ -55,7 +57,7 @@ pub(crate) enum VmmError {
         source: io::Error,
     },
     /// A guest that failed.
-    #[error("{contender} {how}; its guest said: {said}")]
+    #[error("{contender} {how}; its guest's output: {said}")]
     Guest {
         contender: &'static str,
         how: String,
@@ -65,7 +67,7 @@ pub(crate) enum VmmError {
     #[error("the bare KVM_RUN loop failed")]
     Floor(#[source] Box<dyn Error>),
     /// A report that is not understood.
-    #[error("what the guest of {who} reported is malformed")]
+    #[error("the report of the guest of {who} is malformed")]
     Malformed {
         who: &'static str,
         source: Malformed,
@@ -80,14 +82,14 @@ pub(crate) enum VmmError {
     #[error("{path} is not understood")]
     SmapsUnknown { path: String },
     /// Counters of exits.
-    #[error("cannot measure what counting exits costs")]
+    #[error("cannot measure the cost of counting exits")]
     Stats(#[from] stats::StatsError),
 }
 
-/// Measure start-up, exits to user space and memory, beside QEMU
+/// Measure start-up, exits to user space and memory, compared with QEMU
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// What to measure [default: all]
+    /// The measurements [default: all]
     #[arg(value_name = "WHAT")]
     parts: Vec<Part>,
     /// How often each VMM takes its turn
@@ -104,7 +106,8 @@ pub(crate) struct Args {
         allow_hyphen_values = true
     )]
     hv: String,
-    /// QEMU: its program, or a directory with its bin/, lib/ and share/ [default: qemu-system-x86_64 on the PATH]
+    /// QEMU: its program, or a directory with its bin/, lib/ and share/ [default: qemu-system-x86_64 on the
+    /// PATH]
     #[arg(long, value_name = "PATH")]
     qemu: Option<PathBuf>,
     /// Leave QEMU out

@@ -52,8 +52,8 @@ pub(super) struct Resident {
 }
 
 impl Resident {
-    /// Guest RAM is the largest mapping of `ram_kib` or more that is of no file: both VMMs map it in one piece, and the kernel may
-    /// have joined a neighbour to it.
+    /// Guest RAM is the largest mapping of `ram_kib` or more that is of no file: both VMMs map it in one
+    /// piece, and the kernel may have joined a neighbour to it.
     pub(super) fn new(mappings: &[Mapping], ram_kib: u64, kernel: &Path) -> Self {
         let kernel = kernel.display().to_string();
         let is_file = |mapping: &Mapping| mapping.name.starts_with('/');

@@ -82,7 +82,8 @@ fn on_cpu(
     loop {
         turns += 1;
         let [_, monotonic, _] = read(&mut sampler);
-        // A clock that stepped back is far ahead of its report in this arithmetic, and so is reported at once.
+        // A clock that stepped back is far ahead of its report in this arithmetic, and so is reported at
+        // once.
         let ended = over.load(Ordering::Relaxed);
         if monotonic.wrapping_sub(reported) >= beat || ended {
             reported = monotonic;

@@ -1,5 +1,5 @@
-//! `tscprobe`: samples the clocks of a Linux on every CPU, and tells them to whoever runs it. `hypernest-bench tsc --guest linux`
-//! has it as the init of a guest; it may as well be started in any Linux.
+//! `tscprobe`: samples the clocks of a Linux on every CPU, and tells them to whoever runs it.
+//! `hypernest-bench tsc --guest linux` has it as the init of a guest; it may as well be started in any Linux.
 
 mod clocks;
 mod init;
@@ -18,9 +18,11 @@ use thiserror::Error;
 
 use output::Output;
 
-/// Samples the clocks of a Linux on every CPU: the TSC, CLOCK_MONOTONIC and CLOCK_MONOTONIC_RAW, in tight loops.
+/// Samples the clocks of a Linux on every CPU: the TSC, CLOCK_MONOTONIC and CLOCK_MONOTONIC_RAW, in tight
+/// loops.
 ///
-/// A report goes out for each CPU now and then, in binary; `hypernest-bench tsc` reads it. Without --serial it says at the end how often each clock stepped back.
+/// A report goes out for each CPU now and then, in binary; `hypernest-bench tsc` reads it. Without --serial
+/// it says at the end how often each clock stepped back.
 #[derive(Debug, Parser)]
 #[command(name = "tscprobe", version)]
 struct Arguments {

@@ -42,7 +42,8 @@ impl Output {
         Self(Mutex::new(To::Nowhere))
     }
 
-    /// A frame whose words `fill` gives, called once nobody else writes: what it reads is as old as the frame.
+    /// A frame whose words `fill` gives, called once nobody else writes: what it reads is as old as the
+    /// frame.
     pub(crate) fn frame<'a>(
         &self,
         name: &str,

@@ -61,7 +61,8 @@ pub(super) struct Bell {
 }
 
 impl Bell {
-    /// A doorbell for a VM of `cpus` vCPUs, whose exits `counters` count. It tells `resets` of every power-on.
+    /// A doorbell for a VM of `cpus` vCPUs, whose exits `counters` count. It tells `resets` of every
+    /// power-on.
     pub(super) fn new(
         record: &Shared,
         counters: &ExitCounters,
@@ -156,8 +157,8 @@ impl LockedDevice for Bell {
     }
 }
 
-/// Both devices at their places. A 32-bit access to the console's port reaches into the doorbell's; devices are found by the
-/// first byte.
+/// Both devices at their places. A 32-bit access to the console's port reaches into the doorbell's; devices
+/// are found by the first byte.
 pub(super) fn ports(console: Console, bell: Bell) -> [ExtraPorts; 2] {
     [
         ExtraPorts::new(CONSOLE_PORT, 1, Arc::new(Mutex::new(console))),
@@ -339,7 +340,7 @@ mod tests {
             })
             .collect();
         assert_eq!(why.len(), 3);
-        assert!(why[0].contains("did not say where"), "{why:?}");
+        assert!(why[0].contains("did not report its board"), "{why:?}");
         assert!(why[1].contains("begins with"), "{why:?}");
         assert!(why[2].contains("no RAM"), "{why:?}");
     }

@@ -1,7 +1,9 @@
-//! `--l1 micro`: L1 is the micro-hypervisor that comes with this program, which runs an L2 through exits of chosen kinds.
+//! `--l1 micro`: L1 is the micro-hypervisor that comes with this program, which runs an L2 through exits of
+//! chosen kinds.
 //!
-//! A VM measures all kinds in one mode; modes alternate, cycle after cycle, until every median is known well enough. L1 and L2
-//! date each exit themselves and leave the dates in their memory, where they are read when they ring ([`record`]).
+//! A VM measures all kinds in one mode; modes alternate, cycle after cycle, until every median is known well
+//! enough. L1 and L2 date each exit themselves and leave the dates in their memory, where they are read when
+//! they ring ([`record`]).
 
 mod devices;
 mod plan;
@@ -335,13 +337,14 @@ impl<'a> Bench<'a> {
             }
             if left.len() == before {
                 let why = run.broken.as_deref();
-                let why = why.unwrap_or("L1 ended without a word about it");
+                let why = why.unwrap_or("L1 ended without a report");
                 return self.fail(place, &left, why, &run.console);
             }
         }
     }
 
-    /// The same, untimed, with an eye on the reasons of the host's exits. Of a VM that ends early only what it did counts.
+    /// The same, untimed, with an eye on the reasons of the host's exits. Of a VM that ends early only what
+    /// it did counts.
     fn count(&mut self, place: Place<'a>, kinds: &[Kind], counting: &Counting) {
         let left = self.may_go_on(place, kinds);
         if left.is_empty() || self.interrupted {

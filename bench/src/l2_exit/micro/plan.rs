@@ -6,8 +6,8 @@ use hypernest_nested::l2exit::Mode;
 
 use crate::report::StoppedBy;
 
-/// The order of the modes in every cycle: those that suit the host's present setting first, so that the module is loaded
-/// anew once on the way and once for the next cycle. Each stands there once.
+/// The order of the modes in every cycle: those that suit the host's present setting first, so that the
+/// module is loaded anew once on the way and once for the next cycle. Each stands there once.
 pub(super) fn order(modes: &[Mode], shadow_now: Option<bool>) -> Vec<Mode> {
     let mut order = modes.to_vec();
     let present = shadow_now.unwrap_or(true);
@@ -31,8 +31,8 @@ pub(super) struct Limits {
 pub(super) const FEWEST_CYCLES: u32 = 2;
 
 impl Limits {
-    /// Whether, and by what, it ends after `cycles` of them that took `time`, `widest` being the widest interval of all; it
-    /// is `None` if nothing was measured, which more cycles would not change.
+    /// Whether, and by what, it ends after `cycles` of them that took `time`, `widest` being the widest
+    /// interval of all; it is `None` if nothing was measured, which more cycles would not change.
     pub(super) fn reached(
         &self,
         cycles: u32,

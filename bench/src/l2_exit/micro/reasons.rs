@@ -1,5 +1,5 @@
-//! Exits to the host by reason, counted by the kernel: a histogram trigger on the event `kvm_exit`, in a tracing instance of
-//! our own (Documentation/trace/histogram.rst).
+//! Exits to the host by reason, counted by the kernel: a histogram trigger on the event `kvm_exit`, in a
+//! tracing instance of our own (Documentation/trace/histogram.rst).
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};

@@ -143,7 +143,7 @@ impl Record {
             }
             Ok((reading, taken)) => {
                 let why = format!(
-                    "the guest said that its board was complete when it was {:?}",
+                    "the guest reported a complete board when its state was {:?}",
                     reading.status
                 );
                 (reading.kind, self.failed(why, Some((reading, taken))))
@@ -238,7 +238,7 @@ impl Record {
     /// The board as it is now.
     fn read(&self) -> Result<(Reading, Taken), String> {
         let (Some(ram), Some(gpa)) = (&self.ram, self.board) else {
-            return Err("the guest did not say where its board is".to_owned());
+            return Err("the guest did not report its board's address".to_owned());
         };
         let get = |gpa: u64, len: usize| {
             let mut bytes = vec![0; len];

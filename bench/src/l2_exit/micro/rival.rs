@@ -1,5 +1,5 @@
-//! The same VM in QEMU. It has no doorbell, so L1 streams its samples over the console when it is through with a kind; host
-//! exits are not counted.
+//! The same VM in QEMU. It has no doorbell, so L1 streams its samples over the console when it is through
+//! with a kind; host exits are not counted.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read as _, Seek as _};
@@ -54,8 +54,7 @@ pub(super) fn run(job: &Job<'_>, rival: &Rival, interrupts: &Interrupts) -> Resu
         record.cut_short(why);
     }
     let malformed = record.malformed.map(|m| format!("L1's console: {m}"));
-    let without_a_word =
-        || format!("L1 ended without saying that it was through; QEMU said: {said}");
+    let without_a_word = || format!("L1 ended without its final report; QEMU's output: {said}");
     Ok(Run {
         refused: record.refused.take(),
         broken: broken
@@ -69,8 +68,8 @@ pub(super) fn run(job: &Job<'_>, rival: &Rival, interrupts: &Interrupts) -> Resu
     })
 }
 
-/// Why it ended too early. The port for the guest's code makes 2 * code + 1 of it; QEMU's own failures look like code 0, but
-/// then L1 has not said that it was through.
+/// Why it ended too early. The port for the guest's code makes 2 * code + 1 of it; QEMU's own failures look
+/// like code 0, but then L1 has not said that it was through.
 fn broken(status: ExitStatus) -> Option<String> {
     match status.code() {
         // It has said which kinds failed.

@@ -41,7 +41,8 @@ pub(in crate::l2_exit) fn bind(cpu: u32) -> io::Result<()> {
     pin(&[0], &[cpu])
 }
 
-/// Binds a process that has just been started, and the threads that it will have, to all of `cpus`; to any if there are none.
+/// Binds a process that has just been started, and the threads that it will have, to all of `cpus`; to any if
+/// there are none.
 pub(super) fn bind_process(id: u32, cpus: &[u32]) -> io::Result<()> {
     if cpus.is_empty() {
         return Ok(());
@@ -54,8 +55,8 @@ pub(super) fn bind_process(id: u32, cpus: &[u32]) -> io::Result<()> {
     Ok(sched_setaffinity(Pid::from_raw(id), &set)?)
 }
 
-/// CPUs for `count` vCPUs: the last that this process may use, since the first ones get most interrupts; some twice if there
-/// are not enough. None if the kernel does not tell.
+/// CPUs for `count` vCPUs: the last that this process may use, since the first ones get most interrupts; some
+/// twice if there are not enough. None if the kernel does not tell.
 pub(in crate::l2_exit) fn choose(count: usize) -> Vec<u32> {
     let Ok(set) = sched_getaffinity(Pid::from_raw(0)) else {
         return Vec::new();

@@ -1,4 +1,5 @@
-//! Streams made up with a mistake in them, each of which must be found, and without one, in which nothing must be.
+//! Streams made up with a mistake in them, each of which must be found, and without one, in which nothing
+//! must be.
 
 use hypernest_nested::probe::{Width, samples_header};
 use hypernest_nested::tsc::{Ack, Clocks, MAX_WORDS, Moment, Report, Sampler, Shared};
@@ -33,7 +34,8 @@ pub(in crate::tsc) struct World {
     pub(in crate::tsc) jump: [i64; 2],
     /// The second processor's clocks are behind by so much, in ns.
     pub(in crate::tsc) behind: u64,
-    /// The frequency of the hosts after the start, in kHz, and how long after a move the guest acknowledges it.
+    /// The frequency of the hosts after the start, in kHz, and how long after a move the guest acknowledges
+    /// it.
     pub(in crate::tsc) reenlighten: Option<(f64, u64)>,
     pub(in crate::tsc) vcpus: u32,
     pub(in crate::tsc) no_ack: bool,
@@ -572,7 +574,8 @@ fn an_acknowledgement_changes_the_frequency() {
     );
 }
 
-/// A clock that runs at another rate than it should is not taken for one of another frequency that nobody spoke of.
+/// A clock that runs at another rate than it should is not taken for one of another frequency that nobody
+/// spoke of.
 #[test]
 fn an_unknown_frequency_is_a_drift() {
     let (mut record, mut doings) = fine().record();

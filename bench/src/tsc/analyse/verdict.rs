@@ -7,8 +7,8 @@ use super::super::record::Record;
 use super::forward::Step;
 use super::{AcrossMoves, Doings};
 
-/// A time service slews a Linux clock by up to 500 ppm (`MAXFREQ`, include/linux/timex.h): beyond that a guest
-/// cannot correct its clocks. Twice what KVM leaves unscaled (`tsc_tolerance_ppm`, 250).
+/// A time service slews a Linux clock by up to 500 ppm (`MAXFREQ`, include/linux/timex.h): beyond that a
+/// guest cannot correct its clocks. Twice what KVM leaves unscaled (`tsc_tolerance_ppm`, 250).
 const DRIFT_PPM: f64 = 500.0;
 /// How far off a clock may be after a move or a step, in ms.
 const STEP_MS: f64 = 10.0;
