@@ -1,4 +1,4 @@
-//! Builds the freestanding image in `elf`, a workspace of its own, with flags of its own.
+//! Builds the freestanding image in `elf`, a separate workspace with its own flags.
 
 use std::env;
 use std::path::PathBuf;
@@ -47,8 +47,8 @@ fn main() {
         "-Clink-args=-Wl,--build-id=none,-z,noexecstack,-z,max-page-size=4096".to_owned(),
     ];
     let mut flags = flags.to_vec();
-    // Hosts that interpret guest code know few SSE instructions. Once the compiler insists on SSE2, those hosts are lost
-    // and nothing else.
+    // Hosts that interpret guest code know few SSE instructions. If the compiler ever requires SSE2, only
+    // those hosts are lost.
     let without_sse = "-Ctarget-feature=-sse,-sse2";
     if compiler_takes(without_sse) {
         flags.push(without_sse.to_owned());
@@ -84,7 +84,7 @@ fn main() {
         "the guest image does not build ({status}): {cargo:?}"
     );
 
-    // Away from the target's name, so that the library need not know it.
+    // Outside the target's directory, so that the library need not contain its name.
     for image in ["guest", "guest-multiboot"] {
         let from = PathBuf::from(&out).join(TARGET).join("release").join(image);
         let to = PathBuf::from(&out).join(image);

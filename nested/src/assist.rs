@@ -1,5 +1,5 @@
-//! The VP assist page: what a guest and its hypervisor tell each other per virtual processor (TLFS, "Virtual Processor
-//! Assist Page"). The guest places it with [`crate::hyperv::msr::VP_ASSIST_PAGE`].
+//! The VP assist page: what a guest and its hypervisor tell each other per virtual processor (TLFS, "Virtual
+//! Processor Assist Page"). The guest places it with [`crate::hyperv::msr::VP_ASSIST_PAGE`].
 //!
 //! KVM reads it anew at every entry into an L2.
 
@@ -33,8 +33,8 @@ pub struct VpAssist {
     pub current_nested_vmcs: u64,
 }
 
-/// [`VpAssist::nested_features`]: L2's flush hypercalls go straight to L0, for guests that ask for it in their
-/// [enlightened VMCS](crate::evmcs::NESTED_FLUSH_HYPERCALL) or VMCB.
+/// [`VpAssist::nested_features`]: L2's flush hypercalls go straight to L0, for guests that ask for it in
+/// their [enlightened VMCS](crate::evmcs::NESTED_FLUSH_HYPERCALL) or VMCB.
 pub const DIRECT_HYPERCALL: u32 = 1 << 0;
 
 /// Bytes of the whole page.

@@ -1,7 +1,7 @@
 //! How an L1 guest program gives measurements to its host: a page and an array of samples in guest memory.
 //!
-//! The program tells the host where the page is, and when to look, by [`crate::probe::Doorbell`]. All words are 64-bit
-//! little-endian. What the host reads was written by a guest: [`read`] checks everything.
+//! The program tells the host where the page is, and when to look, by [`crate::probe::Doorbell`]. All words
+//! are 64-bit little-endian. What the host reads was written by a guest: [`read`] checks everything.
 
 use core::fmt;
 use core::mem::{offset_of, size_of};
@@ -155,7 +155,8 @@ pub struct Reading {
     pub status: Status,
     /// How many samples there are room for, at most [`MAX_CAPACITY`].
     pub capacity: usize,
-    /// Where the samples are: the array does not wrap around the address space. Whether it is memory, only its reader knows.
+    /// Where the samples are: the array does not wrap around the address space. Whether it is memory, only
+    /// its reader knows.
     pub samples_gpa: u64,
     /// L2's TSC ticks from before the first to after the last sample, once all are there.
     pub stopwatch: Option<u64>,

@@ -1,17 +1,20 @@
 //! The enlightened VMCS, version 1: a VMCS that L1 reads and writes as memory (TLFS, "Enlightened VMCS").
 //!
-//! L1 puts the page's GPA into its [VP assist page](crate::assist), fills fields by plain stores, and clears the
-//! [clean bit](clean) of each group that it touched; L0 need not read the others. After an exit L0 has set all clean bits.
+//! L1 puts the page's GPA into its [VP assist page](crate::assist), fills fields by plain stores, and clears
+//! the [clean bit](clean) of each group that it touched; L0 need not read the others. After an exit L0 has
+//! set all clean bits.
 //!
-//! One table below gives the layout. Where the sources disagree with the SDM or each other, the table follows the SDM:
+//! One table below gives the layout. Where the sources disagree with the SDM or each other, the table follows
+//! the SDM:
 //!
 //! - the TLFS gives IA32_SYSENTER_CS of the host the encoding of its RIP, and has no row for RIP;
 //! - the TLFS names the tertiary controls at 1016, padding in Linux 6.12 (`struct hv_enlightened_vmcs`);
-//! - a comment in Linux's table (`vmcs_field_to_evmcs_1`) gives two encodings to RSI at I/O; the second is RDI's.
+//! - a comment in Linux's table (`vmcs_field_to_evmcs_1`) gives two encodings to RSI at I/O; the second is
+//!   RDI's.
 //!
-//! KVM as L0 does not copy the fields whose clean mask is [`clean::ALL`] (MSR lists, CR3 targets, masks of page faults'
-//! error codes: no group is defined for them), nor the IO_*, CET, SSP and LBR fields, nor the tertiary controls
-//! (`copy_enlightened_to_vmcs12`).
+//! KVM as L0 does not copy the fields whose clean mask is [`clean::ALL`] (MSR lists, CR3 targets, masks of
+//! page faults' error codes: no group is defined for them), nor the IO_*, CET, SSP and LBR fields, nor the
+//! tertiary controls (`copy_enlightened_to_vmcs12`).
 
 use core::mem::{offset_of, size_of};
 
@@ -90,9 +93,9 @@ pub mod clean {
     ];
 }
 
-/// Control bits that a VMX of which the enlightened VMCS is a part can have, as KVM filters the capability MSRs for a
-/// guest once the capability is enabled (`nested_evmcs_filter_control_msr`). A bit outside fails the entry with
-/// [`crate::vmx::instruction_error::ENTRY_CONTROLS`], for a plain VMCS too.
+/// Control bits that a VMX of which the enlightened VMCS is a part can have, as KVM filters the capability
+/// MSRs for a guest once the capability is enabled (`nested_evmcs_filter_control_msr`). A bit outside fails
+/// the entry with [`crate::vmx::instruction_error::ENTRY_CONTROLS`], for a plain VMCS too.
 pub mod supported {
     /// Pin-based controls.
     pub const PIN: u32 = 0x0000_003F;

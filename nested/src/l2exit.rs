@@ -125,8 +125,8 @@ impl Mode {
         matches!(self, Self::EvmcsDirectFlush | Self::SvmDirectFlush)
     }
 
-    /// The setting of kvm_intel.enable_shadow_vmcs that the mode needs; `None` where it makes no difference, since L0
-    /// uses a shadow VMCS for a plain one only.
+    /// The setting of kvm_intel.enable_shadow_vmcs that the mode needs; `None` where it makes no difference,
+    /// since L0 uses a shadow VMCS for a plain one only.
     #[must_use]
     pub const fn shadow_vmcs(self) -> Option<bool> {
         match self {

@@ -1,5 +1,5 @@
-//! KVM's nested-state blob: what KVM_GET_NESTED_STATE gives and KVM_SET_NESTED_STATE takes for a virtual processor whose
-//! guest is a hypervisor.
+//! KVM's nested-state blob: what KVM_GET_NESTED_STATE gives and KVM_SET_NESTED_STATE takes for a virtual
+//! processor whose guest is a hypervisor.
 //!
 //! ```text
 //! 0  flags u16 | 2 format u16 | 4 size u32 | 8 header of the format, to 128 | 128 VMCS or VMCB, a page | shadow VMCS, a page
@@ -7,9 +7,10 @@
 //! SVM header:  8 VMCB u64
 //! ```
 //!
-//! A blob comes out of a file or from another host: [`NestedState::parse`] trusts nothing. It refuses what KVM refuses
-//! (`vmx_set_nested_state`, `svm_set_nested_state`) as far as the blob alone tells, and more strictly takes only sizes and
-//! combinations that KVM itself writes. [`NestedState::check`] is the rest: whether a given processor can take it.
+//! A blob comes out of a file or from another host: [`NestedState::parse`] trusts nothing. It refuses what
+//! KVM refuses (`vmx_set_nested_state`, `svm_set_nested_state`) as far as the blob alone tells, and more
+//! strictly takes only sizes and combinations that KVM itself writes. [`NestedState::check`] is the rest:
+//! whether a given processor can take it.
 //!
 //! An enlightened VMCS is in the blob by content but not by address: KVM finds the page anew through the
 //! [VP assist page](crate::assist).
@@ -29,8 +30,8 @@ pub use vmcs12::{REVISION, Vmcs12};
 pub const HEADER: usize = 128;
 /// Bytes of a VMCS or VMCB.
 pub const PAGE: usize = 4096;
-/// Bytes of the largest blob. KVM should be given this much room: it may write the shadow VMCS even where it leaves it out
-/// of `size` (`vmx_get_nested_state`).
+/// Bytes of the largest blob. KVM should be given this much room: it may write the shadow VMCS even where it
+/// leaves it out of `size` (`vmx_get_nested_state`).
 pub const MOST: usize = HEADER + 2 * PAGE;
 
 /// Bits of the blob's flags, and of those for system-management mode and in the VMX header (KVM_STATE_*).
@@ -183,9 +184,9 @@ impl<'a> NestedState<'a> {
 
 /// Writes the revision of its layout into an enlightened VMCS that has none.
 ///
-/// KVM sets it when L1 enters L2 by VMLAUNCH. L1 may begin with VMRESUME instead, as an enlightened VMCS has no launch state;
-/// then KVM gives a blob without, and refuses it (`nested_vmx_handle_enlightened_vmptrld`, `vmx_set_nested_state`). All that KVM
-/// does with the revision is to look whether it is there.
+/// KVM sets it when L1 enters L2 by VMLAUNCH. L1 may begin with VMRESUME instead, as an enlightened VMCS has
+/// no launch state; then KVM gives a blob without, and refuses it (`nested_vmx_handle_enlightened_vmptrld`,
+/// `vmx_set_nested_state`). All that KVM does with the revision is to look whether it is there.
 pub fn supply_revision(bytes: &mut [u8]) {
     let Some((header, data)) = bytes.split_first_chunk_mut::<HEADER>() else {
         return;

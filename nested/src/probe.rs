@@ -10,10 +10,11 @@
 //! frame:  FF 'H' 'N' 'P' | kind u8 | width u8 | name length u8 | 0 | count u32 | name | count * width bytes
 //! ```
 //!
-//! KVM hands port writes to the VMM one at a time, even those of a `rep outs`: a block costs an exit per access. A
-//! console that takes 32-bit accesses ([`WIDE_CONSOLE`]) makes that a quarter.
+//! KVM hands port writes to the VMM one at a time, even those of a `rep outs`: a block costs an exit per
+//! access. A console that takes 32-bit accesses ([`WIDE_CONSOLE`]) makes that a quarter.
 //!
-//! Where that is still too much, a program leaves samples in its memory and rings the [`Doorbell`]: see [`crate::board`].
+//! Where that is still too much, a program leaves samples in its memory and rings the [`Doorbell`]: see
+//! [`crate::board`].
 
 mod doorbell;
 
@@ -188,7 +189,8 @@ impl core::fmt::Display for Malformed {
 
 impl core::error::Error for Malformed {}
 
-/// Takes the first item off `stream`: the item and the bytes it took, or `None` if the item is not complete yet.
+/// Takes the first item off `stream`: the item and the bytes it took, or `None` if the item is not complete
+/// yet.
 ///
 /// # Errors
 /// [`Malformed`] if what stands there can never become an item.
@@ -253,7 +255,8 @@ fn frame(stream: &[u8]) -> Result<Option<(Item<'_>, usize)>, Malformed> {
     Ok(Some((item, HEADER_LEN + name.len() + len)))
 }
 
-/// Walks over a whole captured stream. Ends at the first incomplete or malformed item; [`Items::rest`] tells which.
+/// Walks over a whole captured stream. Ends at the first incomplete or malformed item; [`Items::rest`] tells
+/// which.
 #[derive(Debug, Clone)]
 pub struct Items<'a> {
     rest: &'a [u8],

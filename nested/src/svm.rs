@@ -1,5 +1,5 @@
-//! AMD SVM: the virtual-machine control block and its numbers (AMD64 Architecture Programmer's Manual, "APM", volume 2,
-//! chapter 15 and appendices B and C), with the area by which Hyper-V's interface extends it.
+//! AMD SVM: the virtual-machine control block and its numbers (AMD64 Architecture Programmer's Manual, "APM",
+//! volume 2, chapter 15 and appendices B and C), with the area by which Hyper-V's interface extends it.
 
 use core::mem::{offset_of, size_of};
 
@@ -177,7 +177,8 @@ pub mod event {
     }
 }
 
-/// [`Control::interrupt_control`]: the guest's RFLAGS.IF masks virtual interrupts only, the host's the physical ones.
+/// [`Control::interrupt_control`]: the guest's RFLAGS.IF masks virtual interrupts only, the host's the
+/// physical ones.
 pub const MASK_VIRTUAL_INTERRUPTS: u32 = 1 << 24;
 /// [`Control::interrupt_control`]: a virtual interrupt is pending.
 pub const VIRTUAL_INTERRUPT_PENDING: u32 = 1 << 8;
@@ -216,8 +217,8 @@ pub const fn io_size(exit_info_1: u64) -> u8 {
     (exit_info_1.to_le_bytes()[0] >> 4) & 7
 }
 
-/// Where the MSR permission map keeps `msr`: a byte, and the bit for reads in it; the next bit is for writes. `None` if the
-/// map does not cover it, so that every access exits.
+/// Where the MSR permission map keeps `msr`: a byte, and the bit for reads in it; the next bit is for writes.
+/// `None` if the map does not cover it, so that every access exits.
 #[must_use]
 pub const fn msr_map_bit(msr: u32) -> Option<(usize, u8)> {
     // APM volume 2, 15.11: 2 KiB for each of three ranges, two bits per MSR.
@@ -239,12 +240,14 @@ pub const fn msr_map_bit(msr: u32) -> Option<(usize, u8)> {
 
 /// [`Enlightenments::control`]: L0 handles flush hypercalls of this L2.
 pub const NESTED_FLUSH_HYPERCALL: u32 = 1 << 0;
-/// [`Enlightenments::control`]: [`clean::ENLIGHTENMENTS`] tells of changes to the MSR permission map's content.
+/// [`Enlightenments::control`]: [`clean::ENLIGHTENMENTS`] tells of changes to the MSR permission map's
+/// content.
 pub const ENLIGHTENED_MSR_BITMAP: u32 = 1 << 1;
 /// [`Enlightenments::control`]: L1 tells L0 of changes to its nested page tables by hypercalls.
 pub const ENLIGHTENED_NPT_TLB: u32 = 1 << 2;
 
-/// The part of the control area that is left to software, as Hyper-V's interface uses it (TLFS, "Enlightened VMCB fields").
+/// The part of the control area that is left to software, as Hyper-V's interface uses it (TLFS, "Enlightened
+/// VMCB fields").
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Enlightenments {

@@ -93,8 +93,8 @@ impl Exit {
         Self::Svm(code)
     }
 
-    /// From the fields `isa` and `exit_reason` of KVM's tracepoint `kvm_exit` (KVM_ISA_VMX, KVM_ISA_SVM); `None` for
-    /// another `isa`.
+    /// From the fields `isa` and `exit_reason` of KVM's tracepoint `kvm_exit` (KVM_ISA_VMX, KVM_ISA_SVM);
+    /// `None` for another `isa`.
     #[must_use]
     pub const fn from_kvm_trace(isa: u32, exit_reason: u32) -> Option<Self> {
         match isa {

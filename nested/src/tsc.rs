@@ -1,12 +1,12 @@
 //! Sampling clocks from inside a guest: what is noted at each read, and how it is told to the host.
 //!
-//! A sampler reads clocks in a tight loop on every virtual processor. Of each read it keeps next to nothing ([`Tally`]); now
-//! and then it reads all clocks together and sends a [`Report`], a frame of [`crate::probe`] whose last word is a checksum. So
-//! the stream's size does not depend on how often clocks are read, and a host that notes when a report arrives can
-//! compare the guest's clocks with its own.
+//! A sampler reads clocks in a tight loop on every virtual processor. Of each read it keeps next to nothing
+//! ([`Tally`]); now and then it reads all clocks together and sends a [`Report`], a frame of [`crate::probe`]
+//! whose last word is a checksum. So the stream's size does not depend on how often clocks are read, and a
+//! host that notes when a report arrives can compare the guest's clocks with its own.
 //!
-//! A clock that is read by several processors must not step back between any two of them: the last value is shared
-//! ([`Shared`]), and is looked at *before* the clock is read.
+//! A clock that is read by several processors must not step back between any two of them: the last value is
+//! shared ([`Shared`]), and is looked at *before* the clock is read.
 
 mod stream;
 mod words;
@@ -245,8 +245,8 @@ pub trait ReferencePage {
     /// What is added, in units.
     fn offset(&self) -> u64;
 
-    /// The reference time and the sequence number that it goes with; `None` if the page is not to be used, or does not come to
-    /// rest.
+    /// The reference time and the sequence number that it goes with; `None` if the page is not to be used, or
+    /// does not come to rest.
     #[inline]
     fn time(&self, tsc: impl Fn() -> u64) -> Option<(u64, u32)> {
         for _ in 0..1000 {

@@ -1,4 +1,5 @@
-//! Intel VMX: the numbers that a hypervisor needs to run a guest (Intel's Software Developer's Manual, "SDM").
+//! Intel VMX: the numbers that a hypervisor needs to run a guest (Intel's Software Developer's Manual,
+//! "SDM").
 
 pub mod controls;
 pub mod ept;

@@ -1,7 +1,7 @@
 //! The freestanding guest programs as files: one image that holds them all, for either boot protocol.
 //!
-//! Which programs there are, and what they take on the command line, stands in `hypernest_guest_programs`; what they
-//! report is decoded by `hypernest_nested::probe`.
+//! Which programs there are, and what they take on the command line, stands in `hypernest_guest_programs`;
+//! what they report is decoded by `hypernest_nested::probe`.
 #![no_std]
 #![forbid(unsafe_code)]
 

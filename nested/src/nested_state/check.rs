@@ -91,8 +91,8 @@ impl fmt::Display for Refused {
 impl core::error::Error for Refused {}
 
 impl NestedState<'_> {
-    /// Whether KVM would take the blob for `processor`, as far as that is a matter of what the processor has. What L2's
-    /// controls ask of it, only KVM can say.
+    /// Whether KVM would take the blob for `processor`, as far as that is a matter of what the processor has.
+    /// What L2's controls ask of it, only KVM can say.
     ///
     /// # Errors
     /// [`Refused`] names the first thing that is missing.

@@ -68,8 +68,8 @@ impl<'a> Vmcs12<'a> {
         })
     }
 
-    /// Whether the shadow VMCS that it links to belongs to a guest's state (`nested_cpu_has_shadow_vmcs` and a link
-    /// pointer).
+    /// Whether the shadow VMCS that it links to belongs to a guest's state (`nested_cpu_has_shadow_vmcs` and
+    /// a link pointer).
     #[must_use]
     pub fn links_to_shadow(self) -> bool {
         let bit = |field, bit: u32| {

@@ -45,7 +45,8 @@ impl Doorbell {
         }
     }
 
-    /// What to write; `None` for a board whose address has no value: unaligned, in the lowest pages, or past 16 TiB.
+    /// What to write; `None` for a board whose address has no value: unaligned, in the lowest pages, or past
+    /// 16 TiB.
     #[must_use]
     pub const fn value(self) -> Option<u32> {
         match self {

@@ -1,5 +1,5 @@
-//! A sampler's output as a byte stream in which something may be missing: a VM may be saved in the midst of a frame, and a
-//! console may lose bytes.
+//! A sampler's output as a byte stream in which something may be missing: a VM may be saved in the midst of a
+//! frame, and a console may lose bytes.
 
 use super::words::{Ack, Hello, MAX_WORDS, Report};
 use crate::probe::{ALIVE, HEADER_LEN, Item, MAGIC, MAX_LINE, next_item};

@@ -176,8 +176,8 @@ pub mod entry {
     pub const LOAD_RTIT_CTL: u32 = 1 << 18;
 }
 
-/// Splits a control capability MSR: `wanted` with the bits that must be one, or the bits of `wanted` that the processor
-/// does not allow (SDM volume 3, A.2: low half must-be-one, high half may-be-one).
+/// Splits a control capability MSR: `wanted` with the bits that must be one, or the bits of `wanted` that the
+/// processor does not allow (SDM volume 3, A.2: low half must-be-one, high half may-be-one).
 ///
 /// # Errors
 /// The bits of `wanted` that may not be set.

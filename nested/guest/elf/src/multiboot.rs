@@ -1,6 +1,6 @@
 //! The guest programs as a file that boots by the Multiboot protocol, version 1.
 //!
-//! A file of its own because loaders that know both protocols choose one, and not all the same.
+//! A separate file, because loaders that support both protocols do not all choose the same one.
 #![no_std]
 #![no_main]
 

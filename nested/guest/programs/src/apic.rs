@@ -42,8 +42,8 @@ const SPURIOUS_VECTOR: u8 = 0xFF;
 
 static X2: AtomicBool = AtomicBool::new(false);
 
-/// Enables this processor's local APIC; on the boot processor it also silences the two 8259s, whose interrupts KVM
-/// lets through LINT0 after a reset.
+/// Enables this processor's local APIC; on the boot processor it also silences the two 8259s, whose
+/// interrupts KVM lets through LINT0 after a reset.
 pub(crate) fn set_up() {
     cpu::out8(0x21, 0xFF);
     cpu::out8(0xA1, 0xFF);
@@ -95,7 +95,8 @@ pub(crate) fn end_of_interrupt(order: usize, vector: u8) {
     }
     let boot_processor = order == 0;
     if boot_processor && let Some(page) = Page::existing(ASSIST.load(Ordering::Relaxed)) {
-        // TLFS, "Virtual interrupt controller": bit 0 of the first word is "no EOI required", reset by the guest.
+        // TLFS, "Virtual interrupt controller": bit 0 of the first word is "no EOI required", reset by the
+        // guest.
         if page.swap32(0, 0) & 1 != 0 {
             SPARED.fetch_add(1, Ordering::Relaxed);
             return;

@@ -23,7 +23,7 @@ pub(crate) const PROGRAMS: [&str; 19] = [
     "fwcfg",
 ];
 
-/// A command line. Words before the program's name (loaders put the image's file name there) are left out.
+/// A command line. Words before the program's name (loaders put the image's file name there) are skipped.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Args<'a> {
     program: Option<&'a str>,
@@ -56,12 +56,12 @@ impl<'a> Args<'a> {
         Words(self.rest)
     }
 
-    /// Whether `name` stands there as a word of its own.
+    /// Whether `name` is one of the words.
     pub(crate) fn has(&self, name: &str) -> bool {
         self.words().any(|word| word == name)
     }
 
-    /// What `name=` stands before; the last one wins.
+    /// The value after `name=`; the last one wins.
     pub(crate) fn value(&self, name: &str) -> Option<&'a str> {
         let values = self
             .words()

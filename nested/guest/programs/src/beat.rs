@@ -1,5 +1,5 @@
-//! Fills memory, writes to some of it, and gives a sign of life again and again: for whoever stops the machine, moves it, and
-//! wants to know for how long it was gone.
+//! Fills memory, writes to some of it, and sends a beat periodically, so that a host that migrates the VM can
+//! measure its downtime.
 
 use hypernest_nested::probe::CONSOLE_PORT;
 
@@ -11,8 +11,8 @@ use crate::{Exit, pages, say};
 const PAGE: usize = 512;
 const MIB: usize = 1 << 17;
 
-/// `beat [fill=MIB] [dirty=PAGES] [every=TICKS]`: makes `fill` MiB other than zero; then, every so many ticks of the TSC, writes to
-/// that many pages of them, one after the other, and a dot to the debug console. Without end.
+/// `beat [fill=MIB] [dirty=PAGES] [every=TICKS]`: fills `fill` MiB with nonzero data; then, every TICKS of
+/// the TSC, writes to PAGES of them, in sequence, and a dot to the debug console. Never ends.
 pub(crate) fn run(args: &Args<'_>) -> Exit {
     let [fill, dirty, every] = match numbers(args) {
         Ok(numbers) => numbers,

@@ -1,4 +1,4 @@
-//! What the loader left: the command line and the free memory.
+//! The loader's data: the command line and the free memory.
 #![allow(
     unsafe_code,
     reason = "entry, and the loader's structures at physical addresses"
@@ -16,7 +16,7 @@ const MIB: u64 = 1 << 20;
 /// One-to-one mapped.
 const MAPPED: u64 = 1 << 32;
 
-/// What the start-up assembly knows.
+/// The values that the start-up assembly passes.
 #[derive(Debug)]
 pub struct Boot {
     /// EAX at the entry.
@@ -32,8 +32,8 @@ pub struct Boot {
 /// Where the boot processor comes from the start-up assembly.
 ///
 /// # Safety
-/// Once per boot, on the boot processor, in long mode, with the first 4 GiB mapped one to one and writable, and with
-/// `boot` telling the truth.
+/// Once per boot, on the boot processor, in long mode, with the first 4 GiB identity-mapped and writable, and
+/// with correct values in `boot`.
 pub unsafe fn boot_processor(boot: Boot) -> ! {
     console::detect_width();
     // SAFETY: the caller says that this is the one call, in the state that is asked for.
@@ -46,7 +46,8 @@ pub unsafe fn boot_processor(boot: Boot) -> ! {
 /// Where an application processor comes from the start-up assembly.
 ///
 /// # Safety
-/// Once per boot for each `order`, from 1 to below [`crate::MAX_CPUS`], in the state that [`boot_processor`] wants.
+/// Once per boot for each `order`, from 1 to below [`crate::MAX_CPUS`], in the state that [`boot_processor`]
+/// wants.
 pub unsafe fn application_processor(order: u32) -> ! {
     let order = order as usize;
     trap::set_up(order);
@@ -54,7 +55,7 @@ pub unsafe fn application_processor(order: u32) -> ! {
     smp::work_for_ever(order)
 }
 
-/// Who loaded the image.
+/// The loader's protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Protocol {
     Pvh,
@@ -151,7 +152,8 @@ fn pvh_ram_end(info: u64, free_from: u64) -> u64 {
         .map_or(0, |(start, size)| start.saturating_add(size))
 }
 
-/// The command line's address and the end of RAM below 4 GiB, from the Multiboot information; 0 if it does not say.
+/// The command line's address and the end of RAM below 4 GiB, from the Multiboot information; 0 if it does
+/// not say.
 fn multiboot(info: u64) -> (u64, u64) {
     const MEMORY: u32 = 1 << 0;
     const COMMAND_LINE: u32 = 1 << 2;
@@ -184,7 +186,8 @@ fn read8(address: u64) -> u8 {
         return 0;
     }
     let pointer = core::ptr::with_exposed_provenance::<u8>(usize::try_from(address).unwrap_or(0));
-    // SAFETY: mapped one to one, not null; volatile because it is not Rust's. Where there is no RAM it reads as ones.
+    // SAFETY: mapped one to one, not null; volatile because it is not Rust's. Where there is no RAM it reads
+    // as ones.
     unsafe { pointer.read_volatile() }
 }
 

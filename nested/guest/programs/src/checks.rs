@@ -1,5 +1,5 @@
 //! Checks that a program makes of its hypervisor, one line each:
-//! `ok NAME`, `FAIL NAME: DETAIL`, or `absent NAME: WHY` if it cannot be had.
+//! `ok NAME`, `FAIL NAME: DETAIL`, or `absent NAME: WHY` if the hypervisor does not support it.
 
 use core::fmt;
 

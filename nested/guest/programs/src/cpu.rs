@@ -1,7 +1,7 @@
 //! Single instructions.
 //!
-//! The functions are safe to call where all that they can break is the virtual machine's own state in a way that the
-//! programs are there to provoke; those that could break Rust's own memory say `unsafe`.
+//! Functions that can break only the VM's own state, which these programs do on purpose, are safe; those that
+//! could violate Rust's memory rules are `unsafe`.
 #![allow(unsafe_code, reason = "instructions that Rust has no words for")]
 
 use core::arch::asm;
@@ -54,7 +54,8 @@ pub(crate) struct Faulted;
 pub(crate) fn rdmsr(msr: u32) -> Result<u64, Faulted> {
     let (low, high): (u32, u32);
     let faulted: u64;
-    // SAFETY: reading a register changes no memory; the trap handler steps over the instruction and sets R8 on #GP.
+    // SAFETY: reading a register changes no memory; the trap handler steps over the instruction and sets R8
+    // on #GP.
     unsafe {
         asm!("xor r8d, r8d", "rdmsr", in("ecx") msr, out("eax") low, out("edx") high, out("r8") faulted, options(nostack));
     }
@@ -68,12 +69,14 @@ pub(crate) fn rdmsr(msr: u32) -> Result<u64, Faulted> {
 /// Writes a model-specific register; `Faulted` on #GP.
 ///
 /// # Safety
-/// The register's meaning must not take memory away that Rust uses: pages that are given to the hypervisor come from
-/// [`crate::pages`] and serve nothing else, and the registers of paging, segments and system calls stay as they are.
+/// The register's meaning must not take memory away that Rust uses: pages that are given to the hypervisor
+/// come from [`crate::pages`] and serve nothing else, and the registers of paging, segments and system calls
+/// stay as they are.
 #[inline(always)]
 pub(crate) unsafe fn wrmsr(msr: u32, value: u64) -> Result<(), Faulted> {
     let faulted: u64;
-    // SAFETY: the caller vouches for the effect; the trap handler steps over the instruction and sets R8 on #GP.
+    // SAFETY: the caller vouches for the effect; the trap handler steps over the instruction and sets R8 on
+    // #GP.
     unsafe {
         asm!(
             "xor r8d, r8d",
@@ -96,7 +99,8 @@ pub(crate) fn out8(port: u16, value: u8) {
 
 /// Writes each of `bytes` to `port` by one `rep outsb`.
 pub(crate) fn out_string8(port: u16, bytes: &[u8]) {
-    // SAFETY: as in `out8`; the instruction reads `bytes` and nothing else, and the ABI has the direction flag clear.
+    // SAFETY: as in `out8`; the instruction reads `bytes` and nothing else, and the ABI has the direction
+    // flag clear.
     unsafe {
         asm!("rep outsb", in("dx") port, inout("rsi") bytes.as_ptr() => _, inout("rcx") bytes.len() => _,
             options(nostack, preserves_flags, readonly));
@@ -231,7 +235,7 @@ pub(crate) fn flush_own_translations() {
     }
 }
 
-/// Stops this processor for good.
+/// Stops this processor permanently.
 pub(crate) fn halt_forever() -> ! {
     loop {
         // SAFETY: waits; with interrupts off nothing but a reset or an NMI ends it.
@@ -239,7 +243,7 @@ pub(crate) fn halt_forever() -> ! {
     }
 }
 
-/// Loops for good without an exit, interrupts off.
+/// Loops for ever without an exit, interrupts off.
 pub(crate) fn spin_forever() -> ! {
     loop {
         // SAFETY: does nothing.

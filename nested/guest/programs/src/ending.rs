@@ -17,7 +17,8 @@ const PANICKED: u8 = 1 << 0;
 
 /// `ending via=WAY cpus=N pm1=PORT`: makes the access with `N` processors busy. A second boot ends well.
 ///
-/// WAY is debug-exit, outs (the same by `rep outsb`), acpi, keyboard, output-port, cf9, port92, hv, pvpanic or hv-crash.
+/// WAY is debug-exit, outs (the same by `rep outsb`), acpi, keyboard, output-port, cf9, port92, hv, pvpanic
+/// or hv-crash.
 pub(crate) fn run(args: &Args<'_>, trampoline: &[u8]) -> Exit {
     let via = args.value("via").unwrap_or("debug-exit");
     if life::is_second_boot() {
@@ -68,7 +69,8 @@ pub(crate) fn run(args: &Args<'_>, trampoline: &[u8]) -> Exit {
     }
 }
 
-/// `storm cpus=N`: every processor reports crashes by pvpanic and, with `hv`, by the crash registers, for ever.
+/// `storm cpus=N`: every processor reports crashes by pvpanic and, with `hv`, by the crash registers, for
+/// ever.
 pub(crate) fn storm(args: &Args<'_>, trampoline: &[u8]) -> Exit {
     let work = if args.has("hv") {
         crashes_by_both

@@ -1,10 +1,10 @@
-//! Breaks the virtual machine in the way asked for, to see what the VMM makes of it.
+//! Breaks the virtual machine in the requested way, to test the VMM's reaction.
 #![allow(unsafe_code, reason = "jumps where no code is")]
 
 use crate::args::Args;
 use crate::{Exit, cpu, say};
 
-/// Where no machine of ours has anything.
+/// An address without a device on all machines of the tests.
 const NOWHERE: u64 = 0xFD00_0000;
 
 /// `fault triple|exec [at=ADDRESS]|ud|hang|spin`.

@@ -1,4 +1,5 @@
-//! Prints what the hypervisor shows, one line each and the same at each run, for a comparison between hypervisors.
+//! Prints what the hypervisor shows, one line each and the same at each run, for a comparison between
+//! hypervisors.
 
 use core::ops::RangeInclusive;
 
@@ -9,7 +10,7 @@ use hypernest_nested::hyperv::msr;
 
 /// Where the Hyper-V interface's registers are.
 const SYNTHETIC: RangeInclusive<u32> = 0x4000_0000..=0x4000_01FF;
-/// Registers that move by themselves: only their presence is told.
+/// Registers that change by themselves: only their presence is printed.
 const MOVING: [u32; 2] = [msr::VP_RUNTIME, msr::TIME_REF_COUNT];
 
 /// `hvdump [all]`: with `all` the processor's own leaves too.

@@ -17,11 +17,12 @@ pub(crate) const GUEST_OS_ID: u64 = 1 << 63 | 0x7F << 56;
 /// Those that take a page's address have functions of their own, which take a [`Page`].
 pub(crate) fn write_register(register: u32, value: u64) -> Result<(), Faulted> {
     debug_assert!((0x4000_0000..0x4000_0200).contains(&register));
-    // SAFETY: no synthetic register but those for pages lets the hypervisor write to memory.
+    // SAFETY: only the synthetic registers for pages let the hypervisor write to memory.
     unsafe { wrmsr(register, value) }
 }
 
-/// Enables `page` in a register with the enable bit in 0 and the page number in 63:12, and leaves it to the hypervisor.
+/// Enables `page` in a register with the enable bit in 0 and the page number in 63:12, and leaves it to the
+/// hypervisor.
 pub(crate) fn write_page_register(register: u32, page: Page) -> Result<(), Faulted> {
     write_register(register, page.address() | 1)
 }
@@ -42,7 +43,8 @@ pub(crate) enum Input {
 }
 
 impl Hypercalls {
-    /// Identifies the guest and enables the page. `None` if the hypervisor refuses or leaves the page without a call.
+    /// Identifies the guest and enables the page. `None` if the hypervisor refuses or leaves the page without
+    /// a call.
     pub(crate) fn enable() -> Option<Self> {
         let page = Page::new();
         write_register(msr::GUEST_OS_ID, GUEST_OS_ID).ok()?;

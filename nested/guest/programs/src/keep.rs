@@ -1,10 +1,11 @@
-//! Keeps everything that a processor and its hypervisor can keep, and looks again and again whether it is still there: for
-//! those who stop the machine and have it go on elsewhere.
+//! Sets all state of the processor and its hypervisor to known values, and checks it repeatedly: for tests
+//! that save, restore and migrate the VM.
 //!
-//! `keep [cpus=N] [laps=N] [due=MICROSECONDS] [memory=PAGES]`: each lap says `keep: LAP`. A processor's lap is some milliseconds
-//! with known values in registers; then its model-specific and synthetic registers, its share of memory and its clocks are
-//! looked at. The first thing that is not as it was ends the run with `FAIL keep: ...`. With `due=`, a synthetic timer is armed once for that
-//! time from the start, and must expire, not sooner and not much later.
+//! `keep [cpus=N] [laps=N] [due=MICROSECONDS] [memory=PAGES]`: each lap says `keep: LAP`. A processor's lap
+//! is some milliseconds with known values in registers; then its model-specific and synthetic registers, its
+//! share of memory and its clocks are looked at. The first thing that is not as it was ends the run with
+//! `FAIL keep: ...`. With `due=`, a synthetic timer is armed once for that time from the start, and must
+//! expire, not sooner and not much later.
 #![allow(unsafe_code, reason = "loads registers and compares them")]
 
 use core::arch::asm;
@@ -35,7 +36,8 @@ type Register = (u32, fn(u64) -> u64);
 
 /// Registers that mean nothing to these programs, with a value that they take: `n` is the processor's number.
 const REGISTERS: [Register; 11] = [
-    // IA32_SYSENTER_CS, _ESP, _EIP. On AMD's processors, where long mode has no SYSENTER, KVM keeps 32 bits of the last two.
+    // IA32_SYSENTER_CS, _ESP, _EIP. On AMD's processors, where long mode has no SYSENTER, KVM keeps 32 bits
+    // of the last two.
     (0x174, |n| 0x10 + n),
     (0x175, |n| 0x7000_1000 + n),
     (0x176, |n| 0x7000_2000 + n),
@@ -54,7 +56,7 @@ const REGISTERS: [Register; 11] = [
 /// The highest of the clocks that any processor has seen.
 static TSC: AtomicU64 = AtomicU64::new(0);
 static REFERENCE: AtomicU64 = AtomicU64::new(0);
-/// What each processor must find: an array of pairs, register and value.
+/// The expected values of each processor: an array of pairs, register and value.
 static FOUND: [AtomicU64; MAX_CPUS] = [const { AtomicU64::new(0) }; MAX_CPUS];
 static LAPS: AtomicU32 = AtomicU32::new(0);
 /// Pages of memory, and where they are.
@@ -151,7 +153,7 @@ pub(crate) fn run(args: &Args<'_>, trampoline: &[u8]) -> Exit {
     Exit::Done
 }
 
-/// Has every processor do `work`; whether all of them say 0.
+/// Runs `work` on every processor; returns whether all of them return 0.
 fn on_all(processors: Processors, work: fn(usize) -> u64) -> bool {
     for order in processors.others() {
         processors.begin(order, work);
@@ -170,7 +172,7 @@ fn fail(stop: &Stop) -> Exit {
     Exit::Failed
 }
 
-/// Says what is wrong, and makes a number of it.
+/// Prints the failure, and returns its number.
 fn verdict(order: usize, check: Check) -> u64 {
     match check {
         Ok(()) => 0,
@@ -212,7 +214,7 @@ fn partition() -> Check {
     Ok(())
 }
 
-/// Gives this processor's registers their values and notes what they read as.
+/// Sets this processor's registers and records the values that they read as.
 fn set_up(order: usize) -> u64 {
     let pages = pages::array(2 * ROOM);
     FOUND[order].store(pages.as_ptr().expose_provenance() as u64, Ordering::Release);
@@ -223,8 +225,8 @@ fn set_registers(order: usize) -> Check {
     let there = Synthetic::announced();
     let n = order as u64;
     for (register, value) in REGISTERS {
-        // SAFETY: none of them means anything to code that never leaves ring 0 and uses neither SYSCALL nor the attributes and
-        // the range that change here.
+        // SAFETY: none of them means anything to code that never leaves ring 0 and uses neither SYSCALL nor
+        // the attributes and the range that change here.
         if unsafe { wrmsr(register, value(n)) }.is_err() {
             return Err(failed!("writing {register:#x} faults"));
         }
@@ -285,7 +287,7 @@ fn set_registers(order: usize) -> Check {
     Ok(())
 }
 
-/// Synthetic registers that stay what they are: no clock and no command is among them, nor a timer that runs.
+/// Synthetic registers whose value is constant: no clocks, no commands, no running timers.
 const SYNTHETIC: [(u32, u32); 9] = [
     (msr::GUEST_OS_ID, msr::VP_INDEX),
     (msr::REFERENCE_TSC, msr::REFERENCE_TSC),
@@ -343,7 +345,7 @@ fn check(order: usize) -> Check {
     Ok(())
 }
 
-/// Keeps general and vector registers loaded for a lap, and then looks what is in them.
+/// Holds values in general and vector registers for a lap, and then checks them.
 fn hold_registers(n: u64) -> Check {
     let seed: u64 = 0x5A5A_0000_0000_0000 | n << 8;
     let mut wrong: u64 = 0;
@@ -388,7 +390,8 @@ fn hold_registers(n: u64) -> Check {
     Ok(())
 }
 
-/// Each page holds its number and the lap in which it was last written; this processor goes through its share.
+/// Each page holds its number and the lap in which it was last written; this processor goes through its
+/// share.
 fn memory(n: u64) -> Check {
     let (start, pages) = (
         MEMORY.load(Ordering::Acquire),

@@ -1,14 +1,16 @@
-//! Reads kvmclock in a tight loop, beside the TSC: as the guest of a hypervisor that is a guest itself.
+//! Reads kvmclock and the TSC in a tight loop, as an L2.
 
 use crate::args::Args;
 use crate::cpu::{self, wrmsr};
 use crate::pages::Page;
 use crate::{Exit, say};
 
-/// MSR_KVM_SYSTEM_TIME_NEW: the page's address, and bit 0 to switch it on (Documentation/virt/kvm/x86/msr.rst).
+/// MSR_KVM_SYSTEM_TIME_NEW: the page's address, and bit 0 to switch it on
+/// (Documentation/virt/kvm/x86/msr.rst).
 const SYSTEM_TIME: u32 = 0x4B56_4D01;
 
-/// `kvmclock [beat=TICKS] [reports=N]`: a line every `beat` ticks of the TSC, with both clocks and how often either stepped back.
+/// `kvmclock [beat=TICKS] [reports=N]`: a line every `beat` ticks of the TSC, with both clocks and how often
+/// either stepped back.
 pub(crate) fn run(args: &Args<'_>) -> Exit {
     let number = |name, default| args.number(name).ok().flatten().unwrap_or(default);
     let (beat, reports) = (number("beat", 10_000_000), number("reports", 0));
@@ -46,8 +48,9 @@ fn start(page: Page) -> Result<(), cpu::Faulted> {
     unsafe { wrmsr(SYSTEM_TIME, page.address() | 1) }
 }
 
-/// The TSC, and the nanoseconds that the page makes of it: `pvclock_vcpu_time_info` has a version at 0, a TSC at 8, the time of
-/// that at 16, a multiplier at 24 and a shift at 28. The version is odd while the page is written.
+/// The TSC, and the nanoseconds that the page makes of it: `pvclock_vcpu_time_info` has a version at 0, a TSC
+/// at 8, the time of that at 16, a multiplier at 24 and a shift at 28. The version is odd while the page is
+/// written.
 #[inline(always)]
 fn read(page: Page) -> (u64, u64) {
     loop {
@@ -61,7 +64,7 @@ fn read(page: Page) -> (u64, u64) {
             delta << shift
         };
         let scaled = (u128::from(shifted) * u128::from(page.read32(24))) >> 32;
-        // What is beyond 64 bits takes centuries.
+        // 64 bits overflow only after centuries.
         let time = page
             .read64(16)
             .wrapping_add((scaled & 0xFFFF_FFFF_FFFF_FFFF) as u64);

@@ -25,8 +25,8 @@
 //!
 //! A program reports on the debug console ([`hypernest_nested::probe`]) and ends by the debug-exit port.
 //!
-//! This crate is a plain library, so that it is linted, documented and tested with the rest; the image itself, with
-//! its start-up assembly, is built from `../elf`.
+//! This crate is a plain library, so that it is linted, documented and tested with the rest; the image
+//! itself, with its start-up assembly, is built from `../elf`.
 #![no_std]
 
 mod apic;

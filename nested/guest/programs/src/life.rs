@@ -7,7 +7,8 @@ use crate::hypercall::write_register;
 use crate::pages::Page;
 use crate::{Exit, cpu, say, smp};
 
-/// `crash msg="TEXT"`: reports a crash with the parameters 0x1000, 0x1001, 0x1002, the message's address and length.
+/// `crash msg="TEXT"`: reports a crash with the parameters 0x1000, 0x1001, 0x1002, the message's address and
+/// length.
 pub(crate) fn crash(args: &Args<'_>) -> Exit {
     let message = args
         .value("msg")
@@ -34,7 +35,8 @@ pub(crate) fn crash(args: &Args<'_>) -> Exit {
     Exit::Done
 }
 
-/// A byte of the real-time clock's battery-backed RAM that no firmware uses: it says that there was a first boot.
+/// A byte of the real-time clock's battery-backed RAM that no firmware uses: it says that there was a first
+/// boot.
 const MARK_AT: u8 = 0x7E;
 const MARK: u8 = 0xB7;
 
@@ -106,8 +108,8 @@ pub(crate) fn reset(args: &Args<'_>) -> Exit {
 /// SLP_EN with SLP_TYP 5 in the second byte of PM1 control.
 pub(crate) const SLEEP_5: u8 = 1 << (13 - 8) | 5 << (10 - 8);
 
-/// `power pm1=PORT`: waits until the power button is pressed, then powers off by sleep type 5, both through ACPI's PM1
-/// registers, whose status is at PORT and whose control comes four bytes later (ACPI 6.5, 4.8.4).
+/// `power pm1=PORT`: waits until the power button is pressed, then powers off by sleep type 5, both through
+/// ACPI's PM1 registers, whose status is at PORT and whose control comes four bytes later (ACPI 6.5, 4.8.4).
 pub(crate) fn power(args: &Args<'_>) -> Exit {
     /// PWRBTN_STS in the second byte of its register.
     const BUTTON: u8 = 1 << 0;

@@ -101,7 +101,8 @@ impl Page {
 
     /// Exchanges a word in one step.
     pub(crate) fn swap32(self, offset: usize, value: u32) -> u32 {
-        // SAFETY: inside of the page, aligned, and for good; everyone else's accesses are single instructions too.
+        // SAFETY: inside of the page, aligned, and for good; everyone else's accesses are single instructions
+        // too.
         let word = unsafe { AtomicU32::from_ptr(self.at(offset)) };
         word.swap(value, Ordering::AcqRel)
     }

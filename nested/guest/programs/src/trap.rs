@@ -1,9 +1,9 @@
 //! Exceptions and interrupts.
 //!
-//! Every vector enters on an interrupt stack of its own (so that the prebuilt `core`, which uses the red zone, is never
-//! disturbed), and its processor counts it. Two exceptions are expected and stepped over: #GP of RDMSR and WRMSR,
-//! which leaves R8 non-zero, and #UD of VMCALL and VMMCALL, which leaves RAX with [`NO_HYPERCALL`]. Any other one is
-//! reported and ends the run.
+//! Every vector enters on an interrupt stack of its own (so that the prebuilt `core`, which uses the red
+//! zone, is never disturbed), and its processor counts it. Two exceptions are expected and stepped over: #GP
+//! of RDMSR and WRMSR, which leaves R8 non-zero, and #UD of VMCALL and VMMCALL, which leaves RAX with
+//! [`NO_HYPERCALL`]. Any other one is reported and ends the run.
 #![allow(unsafe_code, reason = "descriptor tables and interrupt entry")]
 
 use core::arch::{asm, naked_asm};
@@ -146,8 +146,8 @@ extern "sysv64" fn handle(frame: &mut Frame) {
     }
     let code = if matches!(frame.vector, GP | UD) {
         let rip = core::ptr::with_exposed_provenance::<[u8; 3]>(as_usize(frame.rip));
-        // SAFETY: the processor has just fetched an instruction there, and the image goes on behind it: none of the
-        // instructions looked for is the last thing in a mapped region.
+        // SAFETY: the processor has just fetched an instruction there, and the image goes on behind it: none
+        // of the instructions looked for is the last thing in a mapped region.
         unsafe { rip.read() }
     } else {
         [0; 3]

@@ -1,4 +1,5 @@
-//! Samples clocks in a tight loop on every processor: do they ever step back, and what do they make of a move?
+//! Samples clocks in a tight loop on every processor: do they ever step back, and what do they make of a
+//! move?
 
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -52,7 +53,8 @@ static SHARED: Shared = Shared::new();
 
 /// `tsc [cpus=N] [beat=TICKS] [counter-every=TURNS] [reports=N] [reenlighten=no|notify|emulate] [ack-after=TICKS|never]`.
 ///
-/// A report of each processor every `beat` ticks, and an end after the boot processor's report number `reports` (0: none).
+/// A report of each processor every `beat` ticks, and an end after the boot processor's report number
+/// `reports` (0: none).
 pub(crate) fn run(args: &Args<'_>, trampoline: &[u8]) -> Exit {
     match set_up(args) {
         Ok((cpus, hello)) => {

@@ -28,7 +28,8 @@ impl Window {
             let (directory, table) = (Page::new(), Page::new());
             directory.write64(0, table.address() | PRESENT);
             let pml4 = entry(cpu::page_table_root(), 0);
-            // SAFETY: CR3 is start-up's: a table of one page, one-to-one mapped and not one of Rust's objects.
+            // SAFETY: CR3 is start-up's: a table of one page, one-to-one mapped and not one of Rust's
+            // objects.
             let pdpt = unsafe { pml4.read_volatile() };
             // SAFETY: the same of the PDPT; this entry was not present.
             unsafe { entry(pdpt, PDPT_ENTRY).write_volatile(directory.address() | PRESENT) };
@@ -50,7 +51,8 @@ impl Window {
         ADDRESS
     }
 
-    /// Reads the first word of whichever page the processor thinks is behind; the window must have been opened.
+    /// Reads the first word of whichever page the processor thinks is behind; the window must have been
+    /// opened.
     pub(crate) fn look() -> u64 {
         assert!(TABLE.load(Ordering::Relaxed) != 0, "the window is closed");
         let window = core::ptr::with_exposed_provenance::<u64>(as_usize(ADDRESS));

@@ -14,7 +14,7 @@ pub(super) const APIC_REGISTERS: Feature = Feature::privilege(4);
 
 const VECTOR: u8 = 0x51;
 
-/// Only the first word is the hypervisor's to initialise: the rest may hold state of a nested guest.
+/// The hypervisor initializes only the first word: the rest may contain state of a nested guest.
 pub(super) fn page(guest: &mut Guest) -> Check {
     guest.needs(APIC_REGISTERS)?;
     let page = Page::new();

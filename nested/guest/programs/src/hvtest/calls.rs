@@ -20,9 +20,9 @@ const FLUSH: Feature = Feature::recommended(2);
 const CLUSTER_IPI: Feature = Feature::recommended(10);
 const SPARSE_SETS: Feature = Feature::recommended(11);
 
-/// A code that no specification gives a meaning.
+/// A call code that no specification defines.
 const NO_CODE: u16 = 0x0FFF;
-/// A connection that nobody has opened.
+/// A connection that is not open.
 const NO_CONNECTION: u64 = 0x00AB_CDEF;
 /// Flush flag: ranges are in the extended format (TLFS, HvCallFlushVirtualAddressList).
 const EXTENDED_RANGE_FORMAT: u64 = 1 << 3;
@@ -81,7 +81,7 @@ pub(super) fn unknown(guest: &mut Guest) -> Check {
 
 pub(super) fn long_spin_wait(guest: &mut Guest) -> Check {
     let attempts = cpuid(leaf::RECOMMENDATIONS, 0).ebx;
-    // "Never tell" is how a hypervisor says that it has no use for the call.
+    // The value "never notify" means that the hypervisor does not use the call.
     if attempts == 0 || attempts == u32::MAX {
         return Err(Stop::Absent(Text::new(format_args!(
             "spin attempts before telling: {attempts:#x}"
@@ -96,10 +96,10 @@ pub(super) fn long_spin_wait(guest: &mut Guest) -> Check {
     )
 }
 
-/// Turns the window under everybody's feet; after `flush` everybody must see what is behind it now.
+/// Remaps the window; after `flush` every processor must read the new page behind it.
 ///
-/// A processor that keeps translations over an exit shows a flush that was forgotten. Emulated ones drop them anyway:
-/// there, only the call's answer is tested.
+/// On a processor that keeps translations over an exit this detects a missing flush. Emulated ones drop them
+/// at each exit: there, only the call's result is tested.
 fn flushes(guest: &Guest, flush: impl Fn(u64) -> Check) -> Check {
     const OLD: u64 = 0x01D0_01D0;
     const NEW: u64 = 0x0E30_0E30;
@@ -182,7 +182,7 @@ pub(super) fn flush_list(guest: &mut Guest) -> Check {
 pub(super) fn flush_space_ex(guest: &mut Guest) -> Check {
     guest.needs(FLUSH)?;
     guest.needs(SPARSE_SETS)?;
-    // One bank, then two, of which the second is empty, then everybody without banks.
+    // One bank, then two, of which the second is empty, then all processors without banks.
     flushes(guest, |_| {
         let input = in_memory(&[
             0,
@@ -331,7 +331,7 @@ fn interrupts(guest: &Guest, targets: core::ops::Range<usize>, send: impl Fn() -
 pub(super) fn ipi(guest: &mut Guest) -> Check {
     guest.needs(CLUSTER_IPI)?;
     let vector = u64::from(VECTOR);
-    // Everybody, itself as well: in registers, then in memory.
+    // All processors, including this one: in registers, then in memory.
     let all = 0..guest.processors.count;
     interrupts(guest, all.clone(), || {
         succeeds(

@@ -83,7 +83,8 @@ pub(super) fn frequencies(guest: &mut Guest) -> Check {
     if !COUNTER.is_announced() {
         return Ok(());
     }
-    // The two clocks agree about how long something took; a wrong unit is off by a thousand, so half is near enough.
+    // The two clocks agree on a duration; a wrong unit is off by a factor of 1000, so a tolerance of one half
+    // suffices.
     let start = (tsc_serialised(), read(msr::TIME_REF_COUNT)?);
     let _ = Patience(tsc / 50).until(|| false);
     let (ticks, units) = (

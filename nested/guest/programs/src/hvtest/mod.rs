@@ -1,4 +1,4 @@
-//! Tries everything that the hypervisor says it has, one line per check:
+//! Tests everything that the hypervisor announces, one line per check:
 //! `ok NAME`, `FAIL NAME: DETAIL`, or `absent NAME: FEATURE` if CPUID does not announce it.
 
 mod assist;
@@ -96,7 +96,7 @@ impl fmt::Display for Feature {
     }
 }
 
-/// What every check gets.
+/// The context that every check gets.
 struct Guest {
     processors: Processors,
     patience: Patience,
@@ -155,7 +155,8 @@ fn keeps(register: u32, value: u64) -> Check {
 
 type NamedCheck = (&'static str, fn(&mut Guest) -> Check);
 
-/// In the order in which they run: the hypercall page comes before the calls, the reference counter before the timers.
+/// In the order in which they run: the hypercall page comes before the calls, the reference counter before
+/// the timers.
 const CHECKS: &[NamedCheck] = &[
     ("interface", partition::interface),
     ("hypercall-page", partition::hypercall_page),

@@ -1,4 +1,4 @@
-//! The interface itself and the registers that merely keep or tell something.
+//! The interface itself, and registers that only store or report values.
 
 use core::sync::atomic::{AtomicU32, Ordering};
 
@@ -30,7 +30,7 @@ const INVARIANT_TSC: Feature = Feature {
     bit: 8,
 };
 
-/// TLFS, "Feature and interface discovery": what must hold before anything else is looked at.
+/// TLFS, "Feature and interface discovery": the conditions before any other check.
 pub(super) fn interface(guest: &mut Guest) -> Check {
     guest.needs(HYPERVISOR)?;
     // Another hypervisor's leaves, or none: not Hyper-V, which is not an error.
@@ -44,7 +44,8 @@ pub(super) fn interface(guest: &mut Guest) -> Check {
             "the highest leaf is {highest:#x}, below 0x40000005"
         ));
     }
-    // A partition that may create partitions or manage processors is the root, which no guest of ours is.
+    // A partition that may create partitions or manage processors is the root, which no guest of the tests
+    // is.
     let privileges = cpuid(leaf::FEATURES, 0).ebx;
     equal(
         "privileges of the root partition",
@@ -153,7 +154,7 @@ pub(super) fn reenlightenment(guest: &mut Guest) -> Check {
     // Vector 0xEE to virtual processor 0, enabled.
     keeps(msr::REENLIGHTENMENT_CONTROL, 1 << 16 | 0xEE)?;
     keeps(msr::TSC_EMULATION_CONTROL, 1)?;
-    // Nothing is being emulated, and a guest cannot say otherwise.
+    // No emulation is active, and a guest's write cannot change that.
     equal("emulation status", read(msr::TSC_EMULATION_STATUS)?, 0)?;
     write(msr::TSC_EMULATION_STATUS, 0)?;
     refuses(msr::TSC_EMULATION_STATUS, 1)?;

@@ -59,7 +59,8 @@ fn with_messages(test: impl FnOnce(Page) -> Check) -> Check {
 
 /// Waits for the next message, checks that it is timer 0's, gives its slot back and returns its two times.
 fn take_timer_message(guest: &Guest, page: Page) -> Result<(u64, u64), super::Stop> {
-    // TLFS, HV_MESSAGE: type, payload size, flags; payload from 16: timer index, expiration and delivery time.
+    // TLFS, HV_MESSAGE: type, payload size, flags; payload from 16: timer index, expiration and delivery
+    // time.
     let slot = usize::from(SINT) * synic::MESSAGE_SLOT;
     guest.expect("a message of the timer", || page.read32(slot) != 0)?;
     equal("message type", page.read32(slot), synic::TIMER_EXPIRED)?;

@@ -1,4 +1,4 @@
-//! The board on which the host finds the samples, and the doorbell that says when to look.
+//! The board in which the host finds the samples, and the doorbell that notifies the host.
 
 use core::mem::offset_of;
 
@@ -10,7 +10,7 @@ use super::vcpu::LastExit;
 use crate::cpu;
 use crate::pages::Page;
 
-/// Whether somebody listens at the doorbell.
+/// Whether the host has a doorbell.
 pub(crate) fn is_heard() -> bool {
     cpu::in32(DOORBELL_PORT) == DOORBELL_PRESENT
 }
@@ -23,7 +23,7 @@ pub(crate) struct BoardPage {
 }
 
 impl BoardPage {
-    /// One that the host is told of if it listens.
+    /// A board whose address is sent to the host if it has a doorbell.
     pub(crate) fn announced() -> Self {
         let board = Self {
             page: Page::new(),
@@ -35,7 +35,7 @@ impl BoardPage {
         board
     }
 
-    /// One that nobody looks at.
+    /// A board that the host does not read.
     pub(crate) fn unheard() -> Self {
         Self {
             page: Page::new(),
@@ -43,7 +43,7 @@ impl BoardPage {
         }
     }
 
-    /// Whether the host looks at it.
+    /// Whether the host reads it.
     pub(crate) const fn is_heard(self) -> bool {
         self.heard
     }

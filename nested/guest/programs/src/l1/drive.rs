@@ -18,7 +18,7 @@ const DEBUGCTL: u32 = 0x1D9;
 /// The run that began last.
 static RUNNING: AtomicPtr<Shared> = AtomicPtr::new(ptr::null_mut());
 
-/// Says where the last run is, for those who ask what it was that broke; nothing if there was none.
+/// Returns the last run, for failure reports; `None` if there was none.
 pub(crate) fn say_last_stamp() {
     let shared = RUNNING.load(Ordering::Acquire);
     // SAFETY: null, or from a reference for good.
@@ -33,7 +33,7 @@ pub(crate) fn say_last_stamp() {
     }
 }
 
-/// Runs the L2 of `shared`, for which `vcpu` is prepared, until it says that it has finished.
+/// Runs the L2 of `shared`, for which `vcpu` is prepared, until L2 reports its end.
 pub(super) fn run<V: Vcpu>(
     vcpu: &mut V,
     shared: &'static Shared,

@@ -1,4 +1,4 @@
-//! What L2 runs in: memory that it shares with L1, and descriptor tables of its own.
+//! L2's environment: memory that it shares with L1, and its own descriptor tables.
 //!
 //! L2 runs in L1's page tables. GS points to [`Shared`], so that L2's handlers find it.
 #![allow(unsafe_code, reason = "L2's entry code and interrupt handlers")]
@@ -53,11 +53,12 @@ impl Sample {
     }
 }
 
-/// What L1 and the L2 of one processor share.
+/// The data that L1 and L2 share on one processor.
 #[repr(C)]
 #[derive(Debug)]
 pub(crate) struct Shared {
-    /// The processor's number, where [`trap::this_processor`] looks for it: L1 may break down while GS is still L2's.
+    /// The processor's number, where [`trap::this_processor`] looks for it: L1 may break down while GS is
+    /// still L2's.
     pub(crate) order: usize,
     /// The sample that is being taken. L2 sets it before the exit; L1 and L2's interrupt handler fill it in.
     current: AtomicPtr<Sample>,
@@ -80,7 +81,7 @@ pub(crate) struct Shared {
     finished: AtomicU64,
     /// How a hypercall is made here.
     pub(crate) vendor: Vendor,
-    /// Where L1 and L2 say how far they are.
+    /// Progress of L1 and L2.
     pub(crate) board: BoardPage,
     /// Samples that do not count, taken first.
     pub(crate) warmup: &'static [Sample],
@@ -141,7 +142,7 @@ impl Shared {
         unsafe { &mut *place }
     }
 
-    /// Forgets the last run.
+    /// Discards the last run.
     pub(crate) fn clear(&self) {
         for sample in self.warmup.iter().chain(self.samples) {
             sample.clear();
@@ -159,7 +160,7 @@ impl Shared {
         self.begin_sample(&self.warmup[0]);
     }
 
-    /// Says which sample the next stamps belong to.
+    /// Selects the sample to which the next timestamps belong.
     #[inline(always)]
     pub(crate) fn begin_sample(&self, sample: &'static Sample) {
         let sample = core::ptr::from_ref(sample).cast_mut();
@@ -181,7 +182,8 @@ impl Shared {
 
     /// L2's last act before the first sample that counts.
     pub(crate) fn begin(&self) {
-        // L0 fills its translations for L2 at L2's first touch of a page: that must not be an exit in between.
+        // L0 fills its translations for L2 at L2's first access to a page, which must not cause an exit
+        // within a sample.
         for sample in self.samples {
             sample.clear();
         }
@@ -278,7 +280,8 @@ pub(crate) type Entry = extern "sysv64" fn(&'static Shared) -> !;
 
 const STACK_PAGES: u64 = 4;
 
-/// L2's descriptor tables and stack on one processor. Code is selector 0x08, data 0x10, the task 0x18, as in L1.
+/// L2's descriptor tables and stack on one processor. Code is selector 0x08, data 0x10, the task 0x18, as in
+/// L1.
 #[derive(Debug)]
 pub(crate) struct Environment {
     pub(crate) segments: Segments,
@@ -320,7 +323,8 @@ impl Environment {
     }
 }
 
-/// Any interrupt in L2: stamps the current sample's `after`. Nothing is ended at the interrupt controller: it is L1's.
+/// Any interrupt in L2: stamps the current sample's `after`. Nothing is ended at the interrupt controller: it
+/// is L1's.
 #[unsafe(naked)]
 extern "C" fn interrupted() {
     naked_asm!(
@@ -343,7 +347,8 @@ extern "C" fn interrupted() {
     )
 }
 
-/// 32 entries of [`trap::STUB_SIZE`] bytes. L2 survives no exception: it leaves word and waits for L1 to see it.
+/// 32 entries of [`trap::STUB_SIZE`] bytes. L2 survives no exception: it leaves word and waits for L1 to see
+/// it.
 #[unsafe(naked)]
 extern "C" fn exceptions() {
     naked_asm!(

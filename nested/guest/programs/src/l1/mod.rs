@@ -27,7 +27,7 @@ use crate::smp::{Patience, Processors};
 use crate::text::Text;
 use crate::{Exit, MAX_CPUS, console, pages, say};
 
-/// What the command line asks for.
+/// The command line's settings.
 struct Plan<'a> {
     mode: Mode,
     kinds: &'a str,
@@ -76,8 +76,8 @@ impl Plan<'_> {
 
 /// `l1 mode=MODE kinds=A,B,C touch=TOUCH n=N warmup=W cpus=C [resume-first]`.
 ///
-/// The meaning of each stands in [`hypernest_nested::l2exit`]. With `resume-first` each kind begins with VMRESUME, which only an
-/// enlightened VMCS takes.
+/// The meaning of each stands in [`hypernest_nested::l2exit`]. With `resume-first` each kind begins with
+/// VMRESUME, which only an enlightened VMCS takes.
 pub(crate) fn run(args: &Args<'_>, trampoline: &[u8]) -> Exit {
     let plan = match Plan::new(args) {
         Ok(plan) => plan,
@@ -130,7 +130,7 @@ pub(crate) fn run(args: &Args<'_>, trampoline: &[u8]) -> Exit {
 
 /// Why there are no samples of a kind.
 enum NotMeasured {
-    /// This processor does not have what it takes.
+    /// This processor lacks a required feature.
     Lacking(Text),
     Failed(Text),
 }

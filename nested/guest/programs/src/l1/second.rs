@@ -1,4 +1,5 @@
-//! The second processor, where two take part: an L1 of its own, whose L2 is halted but for what the first one's sends.
+//! The second processor, where two take part: an L1 of its own, whose L2 is halted but for what the first
+//! one's sends.
 #![allow(unsafe_code, reason = "hands itself to another processor")]
 
 use core::ptr;
@@ -62,7 +63,7 @@ impl<V: Vcpu> Second<V> {
         Part::rouse();
         let back = processors.end(ORDER);
         assert!(back.is_some(), "the second processor does not come back");
-        // What went wrong there is the reason for what went wrong here.
+        // A failure there is the cause of the failure here.
         core::mem::replace(&mut self.outcome, Ok(())).and(outcome)
     }
 
@@ -87,7 +88,7 @@ impl<V: Vcpu> Second<V> {
     }
 }
 
-/// What the second processor does.
+/// The second processor's part.
 fn work<V: Vcpu>(_: usize) -> u64 {
     let second = HANDED.load(Ordering::Acquire).cast::<Second<V>>();
     // SAFETY: `beside` put it there, of this type, and does not use it again before this function has ended.

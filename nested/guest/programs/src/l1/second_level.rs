@@ -1,7 +1,7 @@
 //! L2's guest-physical memory: four-level tables for EPT and nested paging.
 //!
-//! The first 4 GiB are mapped one to one by 2 MiB pages, but for a window of 4 KiB pages at [`WINDOW`], where a kind can
-//! take pages away and put them back. Behind all of the window is the same page of RAM.
+//! The first 4 GiB are mapped one to one by 2 MiB pages, but for a window of 4 KiB pages at [`WINDOW`], where
+//! a kind can take pages away and put them back. Behind all of the window is the same page of RAM.
 
 use crate::pages::Page;
 

@@ -1,4 +1,4 @@
-//! What VMX and SVM have in common: a virtual processor that L1 runs an L2 on.
+//! The interface common to VMX and SVM: a virtual processor on which L1 runs an L2.
 
 use core::sync::atomic::AtomicU64;
 
@@ -9,7 +9,7 @@ use super::second_level::SecondLevel;
 use crate::cpu;
 use crate::text::Text;
 
-/// Why L2 came out, in words common to both vendors.
+/// L2's exit reason, in terms common to both vendors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Cause {
     /// CPUID.
@@ -44,7 +44,7 @@ pub(crate) enum Cause {
     Other { reason: u64, qualification: u64 },
 }
 
-/// What L1 wants to see of L2.
+/// The events of L2 that L1 intercepts.
 ///
 /// CPUID, hypercalls and XSETBV come out always, and so do interrupts for L1.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -90,7 +90,7 @@ pub(crate) struct Registers {
     pub(crate) r15: u64,
 }
 
-/// The processor's own words about the last exit.
+/// The processor's description of the last exit.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct LastExit {
     pub(crate) reason: u64,
@@ -100,14 +100,15 @@ pub(crate) struct LastExit {
 
 /// A virtual processor of L1's.
 ///
-/// Called with interrupts off. What an implementation reads and writes in each call is what the profile `minimal` counts:
-/// [`Vcpu::cause`] one read, [`Vcpu::skip`] one read and one write, and no more than its purpose needs in the rest.
+/// Called with interrupts off. What an implementation reads and writes in each call is what the profile
+/// `minimal` counts: [`Vcpu::cause`] one read, [`Vcpu::skip`] one read and one write, and no more than its
+/// purpose needs in the rest.
 pub(crate) trait Vcpu: Sized {
     /// Checks that `mode` is offered and makes this processor a hypervisor's. `Err` says what is missing.
     fn new(mode: Mode, order: usize) -> Result<Self, Text>;
 
-    /// Sets everything up anew: L2 begins at `start` with the registers of a new guest, and what `touch` has L1 do around
-    /// each entry is done from now on. `Err` says which intercept this processor does not have.
+    /// Sets everything up anew: L2 begins at `start` with the registers of a new guest, and what `touch` has
+    /// L1 do around each entry is done from now on. `Err` says which intercept this processor does not have.
     fn prepare(
         &mut self,
         intercepts: &Intercepts,
@@ -116,11 +117,11 @@ pub(crate) trait Vcpu: Sized {
         touch: Touch,
     ) -> Result<(), Text>;
 
-    /// Runs L2 until its next exit. The switch itself stores the TSC: in `resumed` just before entering, in `exited`
-    /// just after leaving.
+    /// Runs L2 until its next exit. The switch itself stores the TSC: in `resumed` just before entering, in
+    /// `exited` just after leaving.
     fn enter(&mut self, resumed: &AtomicU64, exited: &AtomicU64) -> Result<(), Text>;
 
-    /// Why L2 came out.
+    /// L2's exit reason.
     fn cause(&mut self) -> Cause;
 
     /// What [`Vcpu::cause`] has read last.
@@ -129,13 +130,14 @@ pub(crate) trait Vcpu: Sized {
     /// What `touch` reads and writes on an exit beyond what handling it needs.
     fn touch(&mut self, touch: Touch, cause: Cause);
 
-    /// Lets L2 go on behind an instruction of `length` bytes.
+    /// Continues L2 after an instruction of `length` bytes.
     fn skip(&mut self, length: u64);
 
-    /// Has the next entry deliver the interrupt `vector` to L2, which must have interrupts enabled.
+    /// Injects the interrupt `vector` at the next entry; L2 must have interrupts enabled.
     fn inject(&mut self, vector: u8);
 
-    /// Takes the interrupt that ended L2: it is counted by [`crate::trap`] and ended at the interrupt controller.
+    /// Takes the interrupt that ended L2: it is counted by [`crate::trap`] and ended at the interrupt
+    /// controller.
     fn acknowledge(&mut self);
 
     /// Halts L1 until an interrupt has come and been handled.
@@ -144,20 +146,20 @@ pub(crate) trait Vcpu: Sized {
         cpu::disable_interrupts();
     }
 
-    /// L1 will not enter this L2 again: makes the processor what it was before the first entry.
+    /// Restores the processor's state from before the first entry; L1 does not enter this L2 again.
     fn leave(&mut self) {}
 
     /// L2's general registers.
     fn registers(&mut self) -> &mut Registers;
 
-    /// Changes a bit of the MSR bitmap that no kind depends on, and tells L0 so as the mode's protocol wants.
+    /// Changes a bit of the MSR bitmap that no kind depends on, and notifies L0 by the mode's protocol.
     fn change_msr_bitmap(&mut self);
 
     /// The second level of translation; the same for every call of [`Vcpu::prepare`].
     fn second_level(&mut self) -> &mut SecondLevel;
 
-    /// Drops the translations that the processor keeps of the second level, as must be after something in it was taken
-    /// away. What was only added needs none.
+    /// Drops the translations that the processor keeps of the second level, as must be after something in it
+    /// was taken away. What was only added needs none.
     fn flush_second_level(&mut self);
 
     /// The processor's words for the board and for failures.

@@ -1,4 +1,5 @@
-//! Takes part in a change of the TSC's frequency as a hypervisor does, and says to the tick what its clocks did.
+//! Takes part in a change of the TSC's frequency as a hypervisor does, and says to the tick what its clocks
+//! did.
 
 mod timers;
 
@@ -92,9 +93,9 @@ impl TscPage {
 
 /// `reenlighten [cpus=N] [moves=N] [hold=UNITS] [ahead=UNITS] [lapic=deadline|oneshot] [control=VALUE] [emulate=0] [silent]`.
 ///
-/// After each interrupt about the TSC's frequency, waits `hold` units of 100 ns, arms timers that are due in `ahead` units if
-/// that is given, and says that the old frequency is needed no longer. With `silent`, it does not say so. Ends after `moves`.
-/// Further processors look for clocks that step back all the while.
+/// After each interrupt about the TSC's frequency, waits `hold` units of 100 ns, arms timers that are due in
+/// `ahead` units if that is given, and says that the old frequency is needed no longer. With `silent`, it
+/// does not say so. Ends after `moves`. Further processors look for clocks that step back all the while.
 pub(crate) fn run(args: &Args<'_>, trampoline: &[u8]) -> Exit {
     let number = |name, default| args.number(name).ok().flatten().unwrap_or(default);
     let cpus = usize::try_from(number("cpus", 1))
@@ -195,7 +196,8 @@ fn adapt(page: TscPage, tallies: &mut Tallies) {
     );
 }
 
-/// Lets `units` of reference time go by, asleep but for a look at the clocks every 10 ms: an emulated host has little to do then.
+/// Lets `units` of reference time go by, asleep but for a look at the clocks every 10 ms: an emulated host
+/// has little to do then.
 fn wait(page: TscPage, units: u64, tallies: &mut Tallies) {
     let end = tallies.sample(page).reference + units;
     loop {

@@ -35,8 +35,8 @@ pub(super) struct Timers {
 }
 
 impl Timers {
-    /// Arms them `ahead` units after `now`: synthetic ones (direct, periodic, by message) and the local APIC's, by the TSC or by
-    /// its own clock.
+    /// Arms them `ahead` units after `now`: synthetic ones (direct, periodic, by message) and the local
+    /// APIC's, by the TSC or by its own clock.
     pub(super) fn arm(now: u64, ahead: u64, by_tsc: bool) -> Self {
         let timer = |name, vector, wanted| Timer {
             name,

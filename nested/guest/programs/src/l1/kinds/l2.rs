@@ -1,4 +1,4 @@
-//! What L2 does for each kind: the same instruction again and again, dated before and after.
+//! L2's part of each kind: the same instruction repeatedly, with timestamps before and after.
 #![allow(unsafe_code, reason = "instructions that L2 exits by")]
 
 use core::arch::asm;
@@ -135,7 +135,8 @@ extern "sysv64" fn interrupt(shared: &'static Shared) -> ! {
 }
 
 extern "sysv64" fn timer(shared: &'static Shared) -> ! {
-    // L1 lets L2 at its timer. Where the time to the interrupt is too short for L2 to see it pass, it gets longer.
+    // L1 lets L2 at its timer. Where the time to the interrupt is too short for L2 to see it pass, it gets
+    // longer.
     let ticks = Cell::new(TIMER_TICKS);
     let again = Cell::new(false);
     spinning(
@@ -168,8 +169,8 @@ extern "sysv64" fn interrupt_other(shared: &'static Shared) -> ! {
     })
 }
 
-/// Spins for as long as another processor's part should take; after that it gives way each time, for both may have to
-/// share one CPU of the host.
+/// Spins for as long as another processor's part should take; after that it gives way each time, for both may
+/// have to share one CPU of the host.
 #[inline(always)]
 fn wait_until(shared: &'static Shared, condition: impl Fn() -> bool) {
     const PATIENCE: u32 = 10_000;
@@ -221,8 +222,8 @@ fn interrupted(shared: &'static Shared, provoke: impl Fn()) -> ! {
     })
 }
 
-/// Spins until the interrupt that `arm` has sent for comes: the last time that was seen before it is `before`. A
-/// sample during which no time was seen is taken again; `done` follows one that was not.
+/// Spins until the interrupt that `arm` has sent for comes: the last time that was seen before it is
+/// `before`. A sample during which no time was seen is taken again; `done` follows one that was not.
 #[inline(always)]
 fn spinning(shared: &'static Shared, arm: impl Fn(), done: impl Fn()) -> ! {
     cpu::enable_interrupts();

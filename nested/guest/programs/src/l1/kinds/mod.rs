@@ -1,4 +1,4 @@
-//! The kinds of exits: what L2 does, and what L1 does about it in words common to both vendors.
+//! The kinds of exits: L2's operation, and L1's handling in terms common to both vendors.
 
 mod l2;
 
@@ -20,16 +20,17 @@ const PORT: u16 = 0x80;
 /// A linear address behind everything that start-up mapped.
 const NOWHERE: u64 = 5 << 30;
 
-/// What a hypercall asks of L1 in the kind `ipi`: to halt for a moment. 0 asks it to interrupt the other processor.
+/// The hypercall number in the kind `ipi` by which L2 requests a short halt; 0 requests an interrupt of the
+/// other processor.
 const GIVE_WAY: u64 = 1;
 
-/// What L1 gives to L2.
+/// The vector that L1 injects into L2.
 const WAKE: u8 = 0x40;
-/// What L2 sends to L1's processor.
+/// The vector that L2 sends to L1's processor.
 const SELF: u8 = 0x41;
-/// What L1 on the first processor sends to L1 on the second.
+/// The vector that L1 on the first processor sends to L1 on the second.
 const IPI: u8 = 0x43;
-/// What L1's timer sends.
+/// The vector of L1's timer.
 const TIMER: u8 = 0x42;
 /// How long the timer runs, in its ticks (of 1 ns in KVM).
 const TIMER_TICKS: u32 = 20_000;
@@ -49,12 +50,13 @@ mod length {
     pub(super) const PAUSE: u64 = 2;
 }
 
-/// What L1 does after an exit.
+/// L1's action after an exit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Step {
     /// It was the exit that is measured: its stamps count.
     Resume,
-    /// It was the beginning of what is measured, which ends on another processor: only the stamp behind the exit counts.
+    /// It was the beginning of what is measured, which ends on another processor: only the stamp behind the
+    /// exit counts.
     HandOver,
     /// It was the end of what began on another processor: only the stamp before the entry counts.
     TakeOver,
@@ -64,7 +66,7 @@ pub(crate) enum Step {
     Unexpected,
 }
 
-/// Why `kind` cannot be had here.
+/// The reason why `kind` is not supported here.
 pub(crate) fn lacking(kind: Kind, mode: Mode, processors: usize) -> Option<Text> {
     let why = match kind {
         Kind::Xsetbv if !cpu::has_xsave() => "CPUID shows no XSAVE",
@@ -102,7 +104,7 @@ pub(crate) struct Part {
 }
 
 impl Part {
-    /// Makes everything ready that `kind` wants, before L2 is prepared for it.
+    /// Sets up everything that `kind` needs, before L2 is prepared.
     pub(crate) fn begin<V: Vcpu>(
         kind: Kind,
         mode: Mode,
@@ -137,7 +139,7 @@ impl Part {
         }
     }
 
-    /// What L1 does about one exit.
+    /// L1's handling of one exit.
     #[inline(always)]
     pub(crate) fn handle<V: Vcpu>(&mut self, vcpu: &mut V, cause: Cause) -> Step {
         match (self.kind, cause) {
@@ -229,7 +231,7 @@ impl Part {
                     return Step::Unexpected;
                 }
                 if !(matches!(self.kind, Kind::Interrupt | Kind::Timer) && self.has_come()) {
-                    // Somebody else's: not what is measured.
+                    // An unrelated exit, which is not measured.
                     return Step::ResumeUnmeasured;
                 }
                 vcpu.inject(WAKE);

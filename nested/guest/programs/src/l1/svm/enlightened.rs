@@ -1,4 +1,4 @@
-//! What Hyper-V's interface adds for L1 on SVM: the MSR bitmap enlightenment and direct flush hypercalls.
+//! Hyper-V's interface for L1 on SVM: the MSR bitmap enlightenment and direct flush hypercalls.
 
 use core::mem::offset_of;
 
@@ -13,7 +13,7 @@ use crate::hypercall::{Hypercalls, write_page_register};
 use crate::pages::Page;
 use crate::text::Text;
 
-/// What the mode uses of it, on one processor.
+/// The enlightenments that the mode uses, on one processor.
 #[derive(Debug)]
 pub(super) struct Enlightened {
     msr_bitmap: bool,
@@ -27,7 +27,7 @@ pub(super) struct Enlightened {
 const L2: u64 = 1;
 
 impl Enlightened {
-    /// Turns on what `mode` uses.
+    /// Enables the enlightenments of `mode`.
     pub(super) fn new(mode: Mode, order: usize) -> Result<Self, Text> {
         let mut enlightened = Self {
             msr_bitmap: mode.uses_emsr_bitmap(),

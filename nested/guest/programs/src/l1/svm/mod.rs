@@ -22,8 +22,9 @@ use enlightened::Enlightened;
 use permissions::Permissions;
 use vmcb::Vmcb;
 
-/// Entries of nested paging are those of long mode. Its walks count as a user's accesses (APM volume 2, 15.25.5), and
-/// present, writable, user, accessed and dirty are bits 0, 1, 2, 5 and 6; bit 7 makes a 2 MiB page.
+/// Entries of nested paging are those of long mode. Its walks count as a user's accesses (APM volume 2,
+/// 15.25.5), and present, writable, user, accessed and dirty are bits 0, 1, 2, 5 and 6; bit 7 makes a 2 MiB
+/// page.
 const FORMAT: Format = Format {
     table: 0x27,
     page: 0x67,
@@ -42,8 +43,8 @@ pub(crate) struct Svm {
     enlightened: Enlightened,
     second_level: SecondLevel,
     registers: Registers,
-    /// Whether each entry is wrapped as KVM does it. Else L2's hidden state stays loaded and the global interrupt flag
-    /// clear from one exit to the next entry.
+    /// Whether each entry is wrapped as KVM does it. Else L2's hidden state stays loaded and the global
+    /// interrupt flag clear from one exit to the next entry.
     wrapped: bool,
     /// Whether L2's hidden state is loaded, and the global interrupt flag clear.
     inside: bool,
@@ -114,8 +115,8 @@ impl Vcpu for Svm {
     #[inline(always)]
     fn enter(&mut self, resumed: &AtomicU64, exited: &AtomicU64) -> Result<(), Text> {
         self.go_in();
-        // SAFETY: SVM is on and the save area set since `new`; `prepare` described an L2 that runs code of this image
-        // on a stack of its own.
+        // SAFETY: SVM is on and the save area set since `new`; `prepare` described an L2 that runs code of
+        // this image on a stack of its own.
         unsafe { switch::run(&mut self.registers, self.vmcb.page(), resumed, exited) };
         if self.wrapped {
             self.come_out();

@@ -1,4 +1,4 @@
-//! Which ports and model-specific registers L2 may touch.
+//! The I/O and MSR permission maps of L2.
 
 use hypernest_nested::probe::DOORBELL_PORT;
 use hypernest_nested::svm::{IO_MAP_LEN, MSR_MAP_LEN, msr_map_bit};
@@ -18,7 +18,7 @@ pub(super) struct Permissions {
 }
 
 impl Permissions {
-    /// Maps that let everything through.
+    /// Maps that intercept nothing.
     pub(super) fn new() -> Self {
         Self {
             io: pages::array(IO_MAP_LEN / 8),

@@ -45,7 +45,8 @@ unsafe extern "sysv64" fn switch(
         "mov rax, [rdi + {rax}]",
         "mov [rsi + {vmcb_rax}], rax",
         "mov rbx, rdx",
-        // Whether interrupts for L1 end L2 is up to the flag at VMRUN; until then none come, the global flag being clear.
+        // Whether interrupts for L1 end L2 is up to the flag at VMRUN; until then none come, the global flag
+        // being clear.
         "sti",
         "lfence",
         "rdtsc",
@@ -124,8 +125,8 @@ unsafe extern "sysv64" fn switch(
     )
 }
 
-/// From L1's own world into that of `l2`, up to the switch: nothing interrupts any more, and what VMRUN does not load
-/// (FS, GS, TR, LDTR and the registers of system calls) is L2's.
+/// From L1's own world into that of `l2`, up to the switch: nothing interrupts any more, and what VMRUN does
+/// not load (FS, GS, TR, LDTR and the registers of system calls) is L2's.
 ///
 /// # Safety
 /// SVM is on, `l2` holds values of that kind which the code up to [`leave`] can live with.

@@ -164,7 +164,8 @@ impl Vmcb {
         self.0.write32(at!(control.clean), clean & !group);
     }
 
-    /// After each exit: nothing is changed yet, and an event whose delivery to L2 the exit cut short comes again.
+    /// After each exit: nothing is changed yet, and an event whose delivery to L2 the exit cut short comes
+    /// again.
     #[inline(always)]
     pub(super) fn exited(self) {
         let Self(page) = self;
@@ -201,7 +202,7 @@ impl Vmcb {
         self.0.read64(at!(save.rip))
     }
 
-    /// L2 goes on behind an instruction.
+    /// L2 continues after an instruction.
     #[inline(always)]
     pub(super) fn skip(self, length: u64) {
         self.0.write64(at!(save.rip), self.rip() + length);
@@ -233,9 +234,10 @@ impl Vmcb {
         }
     }
 
-    /// Linux 6.12, arch/x86/kvm/svm/svm.c: `svm_vcpu_run` copies RAX, RSP, RIP and CR2 in and out, `sync_lapic_to_cr8`
-    /// writes INT_CTL and `sync_cr8_to_lapic` reads it, `svm_complete_interrupts` and `svm_handle_exit` read the exit
-    /// code, EXITINTINFO, CR0 and CR3, and `svm_set_interrupt_shadow` clears the interrupt state.
+    /// Linux 6.12, arch/x86/kvm/svm/svm.c: `svm_vcpu_run` copies RAX, RSP, RIP and CR2 in and out,
+    /// `sync_lapic_to_cr8` writes INT_CTL and `sync_cr8_to_lapic` reads it, `svm_complete_interrupts` and
+    /// `svm_handle_exit` read the exit code, EXITINTINFO, CR0 and CR3, and `svm_set_interrupt_shadow` clears
+    /// the interrupt state.
     #[inline(always)]
     fn touch_like_kvm(self) {
         let Self(page) = self;
@@ -257,8 +259,8 @@ impl Vmcb {
         page.write32(at!(control.interrupt_state), 0);
     }
 
-    /// An estimate: the exit's information block read, the general state read and the few fields written that follow
-    /// from handling it.
+    /// An estimate: the exit's information block read, the general state read and the few fields written that
+    /// follow from handling it.
     #[inline(always)]
     fn touch_like_hyperv(self) {
         let Self(page) = self;

@@ -1,4 +1,4 @@
-//! What this processor's VMX can do, and turning it on.
+//! This processor's VMX capabilities, and VMXON.
 #![allow(unsafe_code, reason = "VMXON and the control registers that it wants")]
 
 use core::arch::asm;
@@ -10,7 +10,7 @@ use crate::cpu::{Faulted, cpuid, rdmsr, wrmsr};
 use crate::pages::Page;
 use crate::text::Text;
 
-/// What the capability registers say.
+/// The contents of the capability registers.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Capabilities {
     /// What a region begins with.
@@ -121,7 +121,8 @@ impl Capabilities {
         region.write32(0, self.revision);
         let address = region.address();
         let failed: u8;
-        // SAFETY: the bits that VMX wants leave paging and protection as they are; the region is VMX's alone from now on.
+        // SAFETY: the bits that VMX wants leave paging and protection as they are; the region is VMX's alone
+        // from now on.
         unsafe {
             asm!(
                 "mov cr0, {cr0}",

@@ -138,7 +138,7 @@ impl Fields for Enlightened {
                 }
                 self.unclean(place.clean);
             }
-            // What L0 then takes to be 0.
+            // Fields that L0 then treats as 0.
             None if value == 0 => {}
             None => no_place(field),
         }
@@ -205,7 +205,7 @@ impl Enlightened {
             .write8(offset_of!(VpAssist, enlighten_vm_entry), on.into());
     }
 
-    /// Tells L0 that fields of these groups have changed.
+    /// Marks fields of these groups as changed, for L0.
     #[inline(always)]
     fn unclean(&self, groups: u32) {
         if groups != clean::NONE {

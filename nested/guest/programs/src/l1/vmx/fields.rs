@@ -1,4 +1,5 @@
-//! The VMCS as a region that only VMREAD and VMWRITE reach, and what it has in common with the enlightened one.
+//! The VMCS as a region that only VMREAD and VMWRITE reach, and what it has in common with the enlightened
+//! one.
 #![allow(unsafe_code, reason = "VMX instructions")]
 
 use core::arch::asm;
@@ -23,7 +24,7 @@ pub(crate) trait Fields: Sized {
     /// A field's value.
     fn read(&self, field: Field) -> u64;
 
-    /// Gives a field a value.
+    /// Writes a field.
     fn write(&mut self, field: Field, value: u64);
 
     /// The content of the MSR bitmap has changed.

@@ -8,8 +8,8 @@ use core::sync::atomic::AtomicU64;
 use crate::l1::vcpu::Registers;
 use crate::pages::{self, PAGE_SIZE};
 
-/// What the switch needs on the way back, at the address that the VMCS has as the host's RSP: so that field never
-/// changes, however deep L1's stack is.
+/// What the switch needs on the way back, at the address that the VMCS has as the host's RSP: so that field
+/// never changes, however deep L1's stack is.
 #[repr(C)]
 #[derive(Debug)]
 pub(super) struct Frame {
@@ -69,12 +69,12 @@ impl Frame {
         leave as *const () as u64
     }
 
-    /// Enters L2 by VMLAUNCH or VMRESUME and returns after its next exit. The stamps are stored as near to the entry
-    /// and the exit as can be.
+    /// Enters L2 by VMLAUNCH or VMRESUME and returns after its next exit. The stamps are stored as near to
+    /// the entry and the exit as can be.
     ///
     /// # Safety
-    /// VMX is on; the current VMCS has this frame's [`Frame::host_rsp`] and [`Frame::host_rip`] and otherwise the state
-    /// that the processor has now, and lets L2 change no memory that Rust relies on.
+    /// VMX is on; the current VMCS has this frame's [`Frame::host_rsp`] and [`Frame::host_rip`] and otherwise
+    /// the state that the processor has now, and lets L2 change no memory that Rust relies on.
     #[inline(always)]
     pub(super) unsafe fn enter(
         &mut self,

@@ -79,7 +79,8 @@ impl<F: Fields> Vmx<F> {
             // handle_ept_violation.
             Cause::SecondLevelFault { .. } => self.look(Field::EXIT_QUALIFICATION),
             Cause::Misconfigured { .. } => {
-                // x86_emulate_instruction: mode and privilege level before, flags and interrupt shadow behind.
+                // x86_emulate_instruction: mode and privilege level before, flags and interrupt shadow
+                // behind.
                 self.look(Field::GUEST_RFLAGS);
                 self.look(Field::GUEST_CS_ACCESS_RIGHTS);
                 self.look(Field::GUEST_SS_ACCESS_RIGHTS);
@@ -100,9 +101,9 @@ impl<F: Fields> Vmx<F> {
         self.look(Field::GUEST_INTERRUPTIBILITY);
     }
 
-    /// An estimate: Hyper-V's code is not public. It takes what the processor says of the exit in one go, and the state
-    /// that a message about an intercept holds (TLFS, "Intercept messages"); and it writes the guest's basic state and
-    /// its events before each entry.
+    /// An estimate: Hyper-V's code is not public. It takes what the processor says of the exit in one go, and
+    /// the state that a message about an intercept holds (TLFS, "Intercept messages"); and it writes the
+    /// guest's basic state and its events before each entry.
     fn touch_like_hyperv(&mut self) {
         look!(
             self,

@@ -1,4 +1,5 @@
-//! The clean bits: a field that L1 has changed takes effect if the bit of its group is clear, and not if it is set.
+//! The clean bits: a field that L1 has changed takes effect if the bit of its group is clear, and not if it
+//! is set.
 
 use core::arch::asm;
 
