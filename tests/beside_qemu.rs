@@ -1,4 +1,5 @@
-//! The same micro-hypervisor in hypernest and in QEMU: what its L2's exits cost is KVM's affair, not the VMM's.
+//! The same micro-hypervisor in hypernest and in QEMU: what its L2's exits cost is KVM's affair, not the
+//! VMM's.
 
 use std::process::{Command, Stdio};
 

@@ -208,8 +208,8 @@ fn stock_kernels_load() -> TestResult {
     Ok(())
 }
 
-/// Code for 32-bit and 64-bit mode alike: if the comparison `compare` finds equality, prints `text` on COM1 and ends with
-/// exit code `code`; else ends with exit code 9.
+/// Code for 32-bit and 64-bit mode alike: if the comparison `compare` finds equality, prints `text` on COM1
+/// and ends with exit code `code`; else ends with exit code 9.
 fn program(compare: &[u8], text: &str, code: u8) -> Vec<u8> {
     // mov dx, port
     let port = |port: u16| [&[0x66, 0xba][..], &port.to_le_bytes()].concat();
@@ -274,7 +274,8 @@ fn bzimage(code: &[u8]) -> Vec<u8> {
         &[0x6aeb_aa55, u32::from_le_bytes(*b"HdrS"), 0x20f],
     );
     file[0x211] = 1;
-    // The initrd's highest address, the alignment; relocatable and its 64-bit entry; the command line's length.
+    // The initrd's highest address, the alignment; relocatable and its 64-bit entry; the command line's
+    // length.
     put(&mut file, 0x22c, &[0x7fff_ffff, 0x20_0000, 0x3_0001, 2047]);
     // Preferred address, working room.
     put(&mut file, 0x258, &[0x100_0000, 0, 0x80_0000]);

@@ -1,7 +1,7 @@
 //! Hyper-V as hypernest shows it against Hyper-V as QEMU shows it with the same enlightenments.
 //!
-//! The same guest program prints CPUID 0x40000000 and up and every readable synthetic MSR under both. What differs must
-//! stand in [`DIFFERENCES`], and what stands there must differ.
+//! The same guest program prints CPUID 0x40000000 and up and every readable synthetic MSR under both. What
+//! differs must stand in [`DIFFERENCES`], and what stands there must differ.
 
 mod dump;
 
@@ -104,7 +104,8 @@ fn every() -> TestResult {
     compare(&lists, &host)
 }
 
-/// Whether QEMU shows Hyper-V to a guest if this is the only flag (the head of `hyperv::qemu` has the difference).
+/// Whether QEMU shows Hyper-V to a guest if this is the only flag (the head of `hyperv::qemu` has the
+/// difference).
 fn shows_hyperv_in_qemu(id: E) -> bool {
     let announced = !id.row().bits.is_empty() && id != E::NoNonarchCoresharing;
     (announced || id == E::Spinlocks) && !UNKNOWN_TO_QEMU.contains(&id)

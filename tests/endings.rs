@@ -1,4 +1,5 @@
-//! The access that ends, resets or pauses a VM is the last thing that its vCPU does; and no guest keeps its user from it.
+//! The access that ends, resets or pauses a VM is the last thing that its vCPU does; and no guest keeps its
+//! user from it.
 
 use std::error::Error;
 use std::process::Command;

@@ -95,7 +95,8 @@ fn nested() -> TestResult {
     quiet(2, &[WINDOWS, &more].concat(), &["--nested"])
 }
 
-/// The profile as it is, with `=auto`, and without hv-evmcs come to the same; only the last has nothing to warn about.
+/// The profile as it is, with `=auto`, and without hv-evmcs come to the same; only the last has nothing to
+/// warn about.
 fn nested_svm() -> TestResult {
     for list in ["nested", "nested,evmcs=auto"] {
         let site = Site::new()?;

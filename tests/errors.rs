@@ -1,4 +1,5 @@
-//! What goes wrong, and what the user sees: a message that says what to do, the right exit code, and never a panic.
+//! What goes wrong, and what the user sees: a message that says what to do, the right exit code, and never a
+//! panic.
 
 use std::error::Error;
 use std::fs::{self, File, Permissions};

@@ -1,4 +1,5 @@
-//! The enlightened VMCS on our KVM: what a guest hypervisor may rely on, and what becomes of one that breaks the rules.
+//! The enlightened VMCS on our KVM: what a guest hypervisor may rely on, and what becomes of one that breaks
+//! the rules.
 
 use hypernest_lab::suite::{Test, TestResult};
 

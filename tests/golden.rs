@@ -41,8 +41,9 @@ pub(crate) fn svm_l2() -> TestResult {
 /// No state of a VM is as large.
 const MOST: u64 = 64 << 20;
 
-/// The lab's AMD host has the TSC of the machine that it is on, and cannot scale. What was saved is to go on on every machine, so
-/// this is the one thing in it that is changed: a guest that was just moved between equal hosts.
+/// The lab's AMD host has the TSC of the machine that it is on, and cannot scale. What was saved is to go on
+/// on every machine, so this is the one thing in it that is changed: a guest that was just moved between
+/// equal hosts.
 pub(crate) fn take_this_hosts_frequency(dir: &Path) -> TestResult {
     let native = HostTsc::from(&HostCaps::probe()?).native;
     let path = dir.join("state");

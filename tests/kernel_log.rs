@@ -57,7 +57,8 @@ fn complaints(lines: Vec<String>, intel_lab: bool) -> Vec<String> {
             report = Some(Vec::new());
         } else if line.contains("[ end trace ") {
             let report = report.take().unwrap_or_default().join("\n");
-            // Bochs logs addresses in the page modification log that are not those of pages, and KVM warns of them.
+            // Bochs logs addresses in the page modification log that are not those of pages, and KVM warns of
+            // them.
             if !(intel_lab && report.contains(" vmx_flush_pml_buffer+")) {
                 found.push(report);
             }

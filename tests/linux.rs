@@ -12,7 +12,8 @@ use hypernest_lab::plan::LAB_DIR_VARIABLE;
 
 use crate::vm::Site;
 
-/// What every boot gets: a console, and nothing that takes long in an emulated host without being of interest.
+/// What every boot gets: a console, and nothing that takes long in an emulated host without being of
+/// interest.
 const COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 mitigations=off cryptomgr.notests";
 
 /// A report; then comes what init shall do at last.

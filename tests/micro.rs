@@ -1,4 +1,5 @@
-//! The micro-hypervisors as L1: every mode and kind that a host offers, and figures that agree with each other.
+//! The micro-hypervisors as L1: every mode and kind that a host offers, and figures that agree with each
+//! other.
 
 use std::error::Error;
 use std::io::{BufRead as _, BufReader};
@@ -43,8 +44,8 @@ const fn intel(name: &'static str, run: fn() -> TestResult) -> Test {
 /// What the Intel lab's figures are to be, with [`FULL`].
 const BASELINE: &str = include_str!("../bench/baselines/intel.json");
 
-/// All modes, and all kinds that one vCPU can have. A second of the Intel lab is minutes of waiting, so a VM is stuck sooner
-/// there than elsewhere.
+/// All modes, and all kinds that one vCPU can have. A second of the Intel lab is minutes of waiting, so a VM
+/// is stuck sooner there than elsewhere.
 const FULL: [&str; 10] = [
     "--samples",
     "50",
@@ -142,8 +143,8 @@ fn median(entry: &Value) -> f64 {
     number(&entry["parts"]["round_trip"]["summary"]["p50"])
 }
 
-/// Kinds between whose samples L2 or L1 has more to do than a few instructions: they wait for a timer, or the exit costs next
-/// to nothing.
+/// Kinds between whose samples L2 or L1 has more to do than a few instructions: they wait for a timer, or the
+/// exit costs next to nothing.
 const UNEVEN: [&str; 7] = [
     "rdmsr-direct",
     "wrmsr-direct",
@@ -235,7 +236,8 @@ fn predicted() -> TestResult {
     for (kind, exit) in [("cpuid", "cpuid"), ("hypercall", "vmcall")] {
         for mode in ["classic", "classic+shadow", "evmcs"] {
             let entry = measured.entry("micro", mode, kind);
-            // The exit and the resume; without help, the reason and RIP that are read and the RIP that is written.
+            // The exit and the resume; without help, the reason and RIP that are read and the RIP that is
+            // written.
             let mut wanted = vec![(exit, 1.0), ("vmresume", 1.0)];
             if mode == "classic" {
                 wanted.extend([("vmread", 2.0), ("vmwrite", 1.0)]);
@@ -328,7 +330,8 @@ fn samples(measured: &Value) -> u64 {
     summary["samples"].as_u64().expect("a number")
 }
 
-/// To the watchdog an L2 that takes samples for longer than it waits is as good as stuck: neither gives a sign.
+/// To the watchdog an L2 that takes samples for longer than it waits is as good as stuck: neither gives a
+/// sign.
 fn stuck() -> TestResult {
     let wanted = 200_000;
     let output = Command::new(BENCH)

@@ -1,5 +1,5 @@
-//! A stock Linux as L1, with KVM in it and an L2 that runs, moved between TSC frequencies: L1's KVM adapts, and no clock steps
-//! back in L1 or L2.
+//! A stock Linux as L1, with KVM in it and an L2 that runs, moved between TSC frequencies: L1's KVM adapts,
+//! and no clock steps back in L1 or L2.
 
 use std::error::Error;
 use std::ffi::OsStr;

@@ -157,7 +157,8 @@ fn choices() -> TestResult {
     Ok(())
 }
 
-/// Does what a user would, and leaves in the page whether each step changed the plot and `0` showed all of it again.
+/// Does what a user would, and leaves in the page whether each step changed the plot and `0` showed all of it
+/// again.
 const ZOOM: &str = r#"<script>
 {
   const plot = document.querySelector('svg[data-part="round-trip"]');
@@ -204,8 +205,8 @@ fn zoom() -> TestResult {
     Ok(())
 }
 
-/// Makes the page as narrow as a telephone, opens all that is folded, and leaves in it what is wider than that, but for what
-/// scrolls by itself.
+/// Makes the page as narrow as a telephone, opens all that is folded, and leaves in it what is wider than
+/// that, but for what scrolls by itself.
 const NARROW: &str = r#"<script>
 {
   document.documentElement.style.width = "420px";

@@ -143,7 +143,8 @@ pub(crate) fn laps(said: &str) -> u64 {
     laps.filter_map(|lap| lap.parse().ok()).max().unwrap_or(0)
 }
 
-/// After all that it has said `before`, which may end anywhere in a line, it goes on with the next lap and does some more.
+/// After all that it has said `before`, which may end anywhere in a line, it goes on with the next lap and
+/// does some more.
 fn expect_more_laps(vm: &mut Vm, before: &str) -> TestResult {
     let done = laps(before);
     vm.wait_until("three more laps", |vm| {
@@ -319,8 +320,9 @@ fn damaged() -> TestResult {
     Ok(())
 }
 
-/// Without kvmclock nobody can tell Linux that it was stopped, and its watchdogs bark at half a minute of downtime, which a busy
-/// machine may need: so its clocks stand still meanwhile, but for those that it can be told by.
+/// Without kvmclock nobody can tell Linux that it was stopped, and its watchdogs bark at half a minute of
+/// downtime, which a busy machine may need: so its clocks stand still meanwhile, but for those that it can be
+/// told by.
 fn linux_goes_on(arguments: &[&str]) -> TestResult {
     let clock = match arguments.contains(&"--kvm-leaves") {
         true => "continue",
@@ -375,7 +377,8 @@ fn l2_goes_on(mode: &str, hv: &str, n: u32, kinds: &[&str]) -> TestResult {
     vm.wait_for("l1: running cpuid")?;
     let mut in_l2 = 0;
     let mut said = String::new();
-    // Wherever L1 and L2 are: at some of these moments L2 runs. The guest may come to its end before it is saved again.
+    // Wherever L1 and L2 are: at some of these moments L2 runs. The guest may come to its end before it is
+    // saved again.
     for _ in 0..20 {
         let saved = site.control(&["save", "test", "saved", "--then", "stop"])?;
         if saved.expect_code(0).is_err() {

@@ -45,7 +45,8 @@ fn tags(path: &Path) -> Result<BTreeSet<String>, Box<dyn Error>> {
     Ok(tags)
 }
 
-/// 30 + 100 reads and writes of a port, and of memory that no device has: each is one exit, and little else is.
+/// 30 + 100 reads and writes of a port, and of memory that no device has: each is one exit, and little else
+/// is.
 fn every_exit() -> TestResult {
     let site = Site::new()?;
     let mut command = site.guest("exits n=100 warmup=30 kinds=pio-in,pio-out mmio=0xd0000000");

@@ -9,8 +9,8 @@ use crate::linux::{Report, initramfs, linux};
 use crate::needs;
 use crate::vm::{Ended, Site, Vm};
 
-/// With all kernels, and the modules of one; and with one host CPU: with two, the emulator now and then breaks guests of
-/// several vCPUs, or itself.
+/// With all kernels, and the modules of one; and with one host CPU: with two, the emulator now and then
+/// breaks guests of several vCPUs, or itself.
 pub(crate) const AMD: Stage = Stage {
     name: "linux",
     cpus: 1,

@@ -23,8 +23,8 @@ fn run(line: &str, hv: &str) -> Result<Ended, Box<dyn std::error::Error>> {
     Vm::start(&mut command)?.patient().end()
 }
 
-/// The program fails if an exit is not the one that the kind is about, and if it does not come where it should or does
-/// where it should not: a flush that L0 is to handle, a register that L1 lets through.
+/// The program fails if an exit is not the one that the kind is about, and if it does not come where it
+/// should or does where it should not: a flush that L0 is to handle, a register that L1 lets through.
 fn kinds() -> TestResult {
     for &mode in Mode::ALL.iter().filter(|mode| mode.is_svm()) {
         let names: Vec<_> = Kind::ALL.iter().map(|kind| kind.name()).collect();

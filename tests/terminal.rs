@@ -59,7 +59,8 @@ impl Terminal {
     }
 }
 
-/// Starts a guest on a terminal, and has `end` end it once the terminal is raw. Afterwards the terminal must be as before.
+/// Starts a guest on a terminal, and has `end` end it once the terminal is raw. Afterwards the terminal must
+/// be as before.
 fn ends(
     command_line: &str,
     end: impl Fn(&Terminal, &Vm) -> io::Result<()>,

@@ -1,4 +1,5 @@
-//! A guest's clocks while its TSC's frequency changes under it: to the tick, with every step of the switch and without one.
+//! A guest's clocks while its TSC's frequency changes under it: to the tick, with every step of the switch
+//! and without one.
 
 mod guest;
 
@@ -102,8 +103,8 @@ impl Moved {
         Ok(i128::from(new.wrapping_sub(old).cast_signed()))
     }
 
-    /// By how many nanoseconds reference time went on more than the host's TSC did, across the switch. The guest's readings of
-    /// the TSC are turned into the host's by what KVM says.
+    /// By how many nanoseconds reference time went on more than the host's TSC did, across the switch. The
+    /// guest's readings of the TSC are turned into the host's by what KVM says.
     fn reference_error(&self) -> Result<i128, Failure> {
         let line = self.line("switch")?;
         let (tsc, reference) = (numbers(line, "tsc")?, numbers(line, "ref")?);

@@ -1,4 +1,5 @@
-//! What a saved VM, a migration's peer and a client of the control socket cannot choose: files and descriptors of this host.
+//! What a saved VM, a migration's peer and a client of the control socket cannot choose: files and
+//! descriptors of this host.
 
 use std::error::Error;
 use std::fs;
@@ -37,7 +38,8 @@ pub(crate) const TESTS: &[Test] = &[
     ),
 ];
 
-/// Starts a guest that writes all the time, with paths of the host in its configuration, and removes what they name.
+/// Starts a guest that writes all the time, with paths of the host in its configuration, and removes what
+/// they name.
 fn writer_to_paths(site: &Site) -> Result<Vm, Box<dyn Error>> {
     let mut command = site.hypernest();
     command

@@ -20,8 +20,8 @@ use tempfile::TempDir;
 const PATIENCE: Duration = Duration::from_secs(50);
 /// The same for a whole operating system.
 const PATIENCE_WITH_LINUX: Duration = Duration::from_secs(180);
-/// By how much less a test waits in the Intel lab, where a second of the host's is half a minute, and all is done in few of
-/// them.
+/// By how much less a test waits in the Intel lab, where a second of the host's is half a minute, and all is
+/// done in few of them.
 const INTEL_HASTE: u32 = 10;
 const STEP: Duration = Duration::from_millis(10);
 
@@ -87,8 +87,8 @@ impl Site {
         command
     }
 
-    /// `hypernest run`, without enlightenments, of the guest program that this command line chooses. What it says comes out at
-    /// stdout.
+    /// `hypernest run`, without enlightenments, of the guest program that this command line chooses. What it
+    /// says comes out at stdout.
     pub(crate) fn guest(&self, command_line: &str) -> Command {
         let mut command = self.enlightened_guest(command_line);
         command.args(["--hv", "none"]);

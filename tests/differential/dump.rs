@@ -87,7 +87,8 @@ impl Dump {
         let mut found = Vec::new();
         for &leaf in union(self.cpuid.keys(), other.cpuid.keys()) {
             let [ours, theirs] = [self, other].map(|d| d.cpuid.get(&leaf).copied());
-            // A leaf past the greatest reads as zero here; the greatest leaf itself is compared in leaf 0x40000000.
+            // A leaf past the greatest reads as zero here; the greatest leaf itself is compared in leaf
+            // 0x40000000.
             let (ours, theirs) = (ours.unwrap_or_default(), theirs.unwrap_or_default());
             let registers = [Reg::Eax, Reg::Ebx, Reg::Ecx, Reg::Edx];
             for (reg, (ours, theirs)) in registers.into_iter().zip(ours.into_iter().zip(theirs)) {

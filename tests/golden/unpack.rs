@@ -1,9 +1,10 @@
 //! The golden files: VMs that some version saved, and that every later one must be able to restore.
 //!
-//! `NAME.state.gz` is the state file, compressed. `NAME.ram.gz` is the RAM file without its holes, compressed: its length, then for
-//! each page its offset and its bytes; if the offset's lowest bit is set, the bytes are those of the other file at the same
-//! offset. All numbers are 64 bits, little-endian. They were made in the AMD lab (`hypernest save`), of the guest programs of
-//! that time: `l1 mode=svm` with L2 running, and `tsc` on two vCPUs with a split irqchip.
+//! `NAME.state.gz` is the state file, compressed. `NAME.ram.gz` is the RAM file without its holes,
+//! compressed: its length, then for each page its offset and its bytes; if the offset's lowest bit is set,
+//! the bytes are those of the other file at the same offset. All numbers are 64 bits, little-endian. They
+//! were made in the AMD lab (`hypernest save`), of the guest programs of that time: `l1 mode=svm` with L2
+//! running, and `tsc` on two vCPUs with a split irqchip.
 
 use std::fs::{self, File};
 use std::io::{self, Read};

@@ -1,4 +1,5 @@
-//! A guest in this process that takes part in a change of its TSC's frequency, and what KVM says about its clocks.
+//! A guest in this process that takes part in a change of its TSC's frequency, and what KVM says about its
+//! clocks.
 
 use std::error::Error;
 use std::path::PathBuf;
@@ -59,7 +60,8 @@ pub(crate) struct Guest {
 }
 
 impl Guest {
-    /// Starts it with `cpus` vCPUs at `khz`, without these steps of the switch, and waits until it has opted in.
+    /// Starts it with `cpus` vCPUs at `khz`, without these steps of the switch, and waits until it has opted
+    /// in.
     pub(crate) fn start(
         khz: TscKhz,
         cpus: u32,

@@ -21,8 +21,9 @@ fn devices(irqchip: &str) -> DevicesWithoutVm {
     DevicesWithoutVm::new(&config).expect("devices can be made without a VM")
 }
 
-/// `irqchip`, then accesses of `what, place, offset, data u64`: bits 1:0 of `what` are the size's logarithm, bit 2 writes, bit 3
-/// is memory, bit 4 takes the address from the data; else `place` is the number of a device's range.
+/// `irqchip`, then accesses of `what, place, offset, data u64`: bits 1:0 of `what` are the size's logarithm,
+/// bit 2 writes, bit 3 is memory, bit 4 takes the address from the data; else `place` is the number of a
+/// device's range.
 pub(crate) fn accesses(bytes: &[u8]) -> bool {
     let mut input = Input::new(bytes);
     let which = usize::from(input.u8() & 1);
@@ -76,8 +77,8 @@ fn access(devices: &DevicesWithoutVm, input: &mut Input<'_>) -> bool {
     }
 }
 
-/// `irqchip, section u8, position u16`, and bytes that replace the section's from there: each device's own section, damaged. Then
-/// a guest's accesses.
+/// `irqchip, section u8, position u16`, and bytes that replace the section's from there: each device's own
+/// section, damaged. Then a guest's accesses.
 pub(crate) fn state(bytes: &[u8]) -> bool {
     let mut input = Input::new(bytes);
     let which = usize::from(input.u8() & 1);

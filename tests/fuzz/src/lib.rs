@@ -1,8 +1,9 @@
-//! What the fuzz targets do. `fuzz/` runs them under libFuzzer; the test of this crate runs them on the seeds that are
-//! committed in `fuzz/seeds`, in every `cargo test`.
+//! What the fuzz targets do. `fuzz/` runs them under libFuzzer; the test of this crate runs them on the seeds
+//! that are committed in `fuzz/seeds`, in every `cargo test`.
 //!
-//! A target takes bytes from a hostile guest, file, client or peer. It panics when something that must hold does not, and
-//! returns whether the bytes got past the first checks: a target none of whose seeds does tests nothing.
+//! A target takes bytes from a hostile guest, file, client or peer. It panics when something that must hold
+//! does not, and returns whether the bytes got past the first checks: a target none of whose seeds does tests
+//! nothing.
 
 mod boot;
 mod devices;

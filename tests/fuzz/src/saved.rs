@@ -43,7 +43,8 @@ fn read_state(bytes: &[u8]) -> bool {
 /// Magic, format, and the length and checksum of the manifest.
 const HEAD: usize = 12 + 4 + 8 + 4;
 
-/// Puts the right checksums of the sections into the manifest, and the manifest's into the head, as far as they are there.
+/// Puts the right checksums of the sections into the manifest, and the manifest's into the head, as far as
+/// they are there.
 fn mend_state(bytes: &mut [u8]) {
     let Some(&[.., l0, l1, l2, l3, l4, l5, l6, l7, _, _, _, _]) = bytes.first_chunk::<HEAD>()
     else {
@@ -105,10 +106,11 @@ fn golden() -> &'static [Sections; 2] {
     })
 }
 
-/// Sections whose checksums are right and whose bodies are anything: configuration, promise, time, vCPUs, devices.
+/// Sections whose checksums are right and whose bodies are anything: configuration, promise, time, vCPUs,
+/// devices.
 ///
-/// `which VM, section, version`, all u8, and `position u16`: the bytes that follow replace the section's from there, or, where
-/// the position is 0xffff, are the section.
+/// `which VM, section, version`, all u8, and `position u16`: the bytes that follow replace the section's from
+/// there, or, where the position is 0xffff, are the section.
 pub(crate) fn sections(bytes: &[u8]) -> bool {
     let mut input = Input::new(bytes);
     let whole = &golden()[usize::from(input.u8() & 1)];

@@ -32,8 +32,8 @@ fn listener() -> (Listener, Cancel) {
     (listener.expect("a port of the loopback interface"), cancel)
 }
 
-/// The client's bytes, up to the end of its side of the connection. Returns whether the server had an answer to them other than
-/// an alert. A client without a key of the CA never gets to send a frame.
+/// The client's bytes, up to the end of its side of the connection. Returns whether the server had an answer
+/// to them other than an alert. A client without a key of the CA never gets to send a frame.
 pub(crate) fn handshake(bytes: &[u8]) -> bool {
     LISTENER.with_borrow_mut(|(listener, cancel)| {
         let Address::Tcp { host, port } = listener.address() else {

@@ -1,4 +1,4 @@
-//! The project's own programs, linked statically so that they run in a host with nothing but a kernel.
+//! The project's programs, linked statically so that they run in a host with only a kernel.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -15,7 +15,7 @@ pub enum BuildError {
     /// Cargo could not be run.
     #[error("cannot run cargo: {0}")]
     Cargo(#[from] std::io::Error),
-    /// Cargo failed; it said why itself.
+    /// Cargo failed, and has printed the reason.
     #[error("building the programs for the lab failed")]
     Failed,
     /// Cargo's output is not understood.
@@ -70,7 +70,8 @@ pub fn cargo() -> std::io::Result<Command> {
     Ok(command)
 }
 
-/// Cargo building static programs into a directory of their own, so that they and the ordinary ones stay warm.
+/// Cargo building static programs into a directory of their own, so that they and the ordinary ones stay
+/// warm.
 fn static_cargo(root: &Path, subcommand: &str) -> std::io::Result<Command> {
     let mut command = cargo()?;
     command
@@ -89,7 +90,7 @@ fn static_cargo(root: &Path, subcommand: &str) -> std::io::Result<Command> {
     Ok(command)
 }
 
-/// Builds everything a lab host needs of ours.
+/// Builds all of the project's programs for a lab host.
 pub fn build() -> Result<Binaries, BuildError> {
     let root = workspace()?;
     let mut command = static_cargo(&root, "build")?;
@@ -143,7 +144,7 @@ pub fn build() -> Result<Binaries, BuildError> {
     })
 }
 
-/// Builds the tests that run on hosts, and says where each lies.
+/// Builds the tests that run on hosts, and returns their paths.
 pub fn build_suites() -> Result<Vec<PathBuf>, BuildError> {
     let root = workspace()?;
     let mut command = static_cargo(&root, "test")?;

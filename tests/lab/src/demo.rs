@@ -1,4 +1,5 @@
-//! `cargo lab demo`: what an enlightened VMCS is worth, measured on this machine if it can, else in the Intel lab.
+//! `cargo lab demo`: the gain of an enlightened VMCS, measured on this machine if possible, else in the Intel
+//! lab.
 
 use std::ffi::OsStr;
 use std::io::{self, Write as _};
@@ -17,7 +18,7 @@ use crate::progress::Steps;
 use crate::session::Sink;
 use crate::setup::{self, SetupError};
 
-/// The demonstration did not come to its end.
+/// The demonstration failed.
 #[derive(Debug, Error)]
 pub enum DemoError {
     /// Setup.
@@ -39,11 +40,12 @@ pub enum DemoError {
     },
 }
 
-/// The measurement, wherever it is made: the matrix of the micro-hypervisor, and a stock Linux beside it.
+/// The measurement on any host: the matrix of the micro-hypervisor, and a stock Linux for comparison.
 const MEASUREMENT: [&str; 3] = ["l2-exit", "--l1", "micro,linux"];
 /// In the Intel lab. The host there has L1's kernel itself, so its modules are of that. Time passes slowly
-/// there: a Linux is done within a second of it, and idling is skipped. It counts instructions, so that few samples are
-/// enough. An interrupt between two vCPUs is left out: on one host CPU it takes turns of the scheduler.
+/// there: a Linux is done within a second of it, and idling is skipped. It counts instructions, so that few
+/// samples are enough. An interrupt between two vCPUs is left out: on one host CPU it takes turns of the
+/// scheduler.
 const IN_THE_LAB: [&str; 18] = [
     "--modes",
     "classic,classic+shadow,evmcs,evmcs+emsr,evmcs+direct-flush",
@@ -64,15 +66,15 @@ const IN_THE_LAB: [&str; 18] = [
     "6",
     "--append",
 ];
-/// What makes L1 start faster in an emulator, as for the lab's hosts. It is part of the report.
+/// Parameters that make L1 start faster in an emulator, as for the lab's hosts. They are part of the report.
 const L1_PARAMETERS: &str =
     "mitigations=off no_timer_check tsc=reliable cryptomgr.notests audit=0 nokaslr";
 
 /// Passed on to hypernest-bench.
 const EXPLAIN: &str = "--explain";
 
-/// Measures, shows the table (with `explain` the rule of each answer, too), and writes the files into `out`. The result is
-/// the exit status.
+/// Measures, shows the table (with `explain` the rule of each answer, too), and writes the files into `out`.
+/// The result is the exit status.
 pub fn demo(out: &Path, explain: bool) -> Result<u8, DemoError> {
     let start = Instant::now();
     eprintln!(
@@ -141,7 +143,7 @@ fn in_the_lab(here: &Here<'_>, out: &Path, explain: bool) -> Result<u8, DemoErro
     let mut kept = Kept::default();
     let status = exec::exec_into(&options, &command, &mut kept)?;
     if kept.stdout.is_empty() {
-        // It has said why.
+        // It has printed the reason.
         return Ok(status);
     }
     let failed = |error| DemoError::Here {

@@ -54,19 +54,19 @@ pub enum ExecError {
     #[error("no end after {0} s, gave up")]
     TimedOut(u64),
     /// A file to be fetched.
-    #[error("cannot copy what was fetched from the host: {0}")]
+    #[error("cannot copy the files fetched from the host: {0}")]
     Fetch(io::Error),
     /// A file to be fetched that is not there.
     #[error("the command succeeded, but {0} of the files to be fetched could not be read")]
     NotFetched(u32),
-    /// A file for this machine with a place of its own.
+    /// A file with its destination.
     #[error(
         "--file {0}: on this machine files can only go below the command's directory, so use a relative name"
     )]
     Absolute(String),
 }
 
-/// The host and what is in it.
+/// The host and its contents.
 #[derive(Debug, Clone, Args)]
 pub struct HostOptions {
     /// Where to run.
@@ -84,19 +84,20 @@ pub struct HostOptions {
     /// The CPU of the emulated Intel host: ice-lake has exact timers.
     #[arg(long, value_name = "MODEL", default_value = "skylake")]
     pub intel: IntelCpu,
-    /// What the CPU of the emulated AMD host is to lack, by QEMU's name, as sse4.2.
+    /// CPU features to remove from the emulated AMD host, by QEMU's name, as sse4.2.
     #[arg(long, value_name = "FEATURE", value_delimiter = ',')]
     pub without: Vec<CpuFeature>,
     /// A parameter of a KVM module in an emulated host, as kvm_intel.enable_shadow_vmcs=0.
     #[arg(long = "module-param", value_name = "MODULE.NAME=VALUE")]
     pub parameters: Vec<ModuleParameter>,
-    /// Parts of the lab's directory wanted in an emulated host, as linux-6.12/vmlinux, qemu, xen, iasl.
+    /// Parts of the lab's directory to copy into an emulated host, as linux-6.12/vmlinux, qemu, xen, iasl.
     #[arg(long, value_name = "PART", value_delimiter = ',')]
     pub with: Vec<String>,
     /// A file or directory for the command, put into its directory, or at DST.
     #[arg(long = "file", value_name = "SRC[:DST]")]
     pub files: Vec<String>,
-    /// A file or directory to copy out of the host after the command has ended, into the current directory or to LOCAL.
+    /// A file or directory to copy out of the host after the command has ended, into the current directory or
+    /// to LOCAL.
     #[arg(long = "fetch", value_name = "PATH[:LOCAL]")]
     pub fetch: Vec<Fetch>,
     /// Give up after this many seconds.
@@ -115,7 +116,7 @@ fn parse_mib(text: &str) -> Result<u32, String> {
         .ok()
         .and_then(|number| number.checked_mul(factor))
         .filter(|mib| (128..=65536).contains(mib))
-        .ok_or_else(|| "want a size from 128M to 64G".to_owned())
+        .ok_or_else(|| "expected a size from 128M to 64G".to_owned())
 }
 
 /// The directory a command starts in, in an emulated host.
@@ -208,7 +209,7 @@ impl Sink for PassOn {
     }
 }
 
-/// Passes on what the command says and keeps the archive of fetched files.
+/// Passes on the command's output and keeps the archive of fetched files.
 struct Receiving<'a> {
     archive: File,
     sink: &'a mut dyn Sink,
@@ -232,7 +233,7 @@ impl Sink for Receiving<'_> {
     }
 }
 
-/// Runs a command on a host and passes on what it says; the result is its exit status.
+/// Runs a command on a host and passes on its output; returns its exit status.
 pub fn exec(options: &HostOptions, command: &[String], interactive: bool) -> Result<u8, ExecError> {
     let input = if interactive {
         Input::Line
@@ -242,7 +243,7 @@ pub fn exec(options: &HostOptions, command: &[String], interactive: bool) -> Res
     run(options, command, input, &mut PassOn)
 }
 
-/// Runs a command without input on an emulated host and gives `sink` what it says; the result is its exit status.
+/// Runs a command without input on an emulated host and sends its output to `sink`; returns its exit status.
 pub fn exec_into(
     options: &HostOptions,
     command: &[String],
@@ -270,7 +271,7 @@ pub fn shell(options: &HostOptions, command: &[String]) -> Result<u8, ExecError>
     )
 }
 
-/// The size of the terminal, from the program that knows it.
+/// The size of the terminal, from `stty`.
 fn terminal_size() -> Option<(u16, u16)> {
     let output = std::process::Command::new("stty")
         .arg("size")

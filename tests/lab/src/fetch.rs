@@ -1,7 +1,7 @@
 //! Files that `cargo lab exec --fetch` copies out of an emulated host after its command has ended.
 //!
-//! The host sends one gzip-compressed cpio archive over the control line. The entries of request N are `N` (a file or a
-//! directory) and what is below `N/`. Nothing is unpacked before the whole archive has arrived.
+//! The host sends one gzip-compressed cpio archive over the control line. The entries of request N are `N` (a
+//! file or a directory) and what is below `N/`. Nothing is unpacked before the whole archive has arrived.
 
 use std::fs::{self, File};
 use std::io::{self, BufReader, BufWriter, Read, Seek as _, SeekFrom, Write};
@@ -18,7 +18,7 @@ use crate::cpio::{EntryKind, Reader, Writer};
 pub struct Fetch {
     /// The file or directory in the host. Relative: to the command's directory.
     pub path: String,
-    /// What it becomes on this machine.
+    /// The destination on this machine.
     pub local: PathBuf,
 }
 

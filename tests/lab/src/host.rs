@@ -87,11 +87,12 @@ impl Kernel {
 /// The CPU that the emulated Intel host has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, ValueEnum)]
 pub enum IntelCpu {
-    /// A Skylake server at 3.5 GHz, under which the figures of exits are taken. Timers of the host are exact to 96,000
-    /// instructions only.
+    /// A Skylake server at 3.5 GHz, under which the figures of exits are taken. Timers of the host are exact
+    /// to 96,000 instructions only.
     #[default]
     Skylake,
-    /// An Ice Lake client at 1.5 GHz. The host's kernel uses its TSC deadline timer, so that timers are exact.
+    /// An Ice Lake client at 1.5 GHz. The host's kernel uses its TSC deadline timer, so that timers are
+    /// exact.
     IceLake,
 }
 
@@ -132,7 +133,7 @@ impl std::str::FromStr for CpuFeature {
         if !text.is_empty() && text.chars().all(named) {
             Ok(Self(text.to_owned()))
         } else {
-            Err("want the name of a feature, as sse4.2".to_owned())
+            Err("expected the name of a feature, as sse4.2".to_owned())
         }
     }
 }
@@ -153,7 +154,7 @@ impl std::str::FromStr for ModuleParameter {
         let (module, setting) = text
             .split_once('.')
             .filter(|(_, setting)| setting.contains('='))
-            .ok_or("want MODULE.NAME=VALUE, as kvm_intel.enable_shadow_vmcs=0")?;
+            .ok_or("expected MODULE.NAME=VALUE, as kvm_intel.enable_shadow_vmcs=0")?;
         let module = module.replace('_', "-");
         if !["kvm", "kvm-intel", "kvm-amd", "irqbypass"].contains(&module.as_str()) {
             return Err(format!(
@@ -178,11 +179,11 @@ pub struct Machine {
     pub kernel: Kernel,
     /// Its CPU, if it is the Intel host.
     pub intel: IntelCpu,
-    /// What the CPU of the AMD host lacks, by QEMU's names.
+    /// The CPU features removed from the AMD host, by QEMU's names.
     pub without: Vec<CpuFeature>,
     /// Module parameters.
     pub parameters: Vec<ModuleParameter>,
-    /// What of the lab's directory is wanted in the host, as `linux-6.12/vmlinux` or `qemu`.
+    /// Parts of the lab's directory to copy into the host, as `linux-6.12/vmlinux` or `qemu`.
     pub with: Vec<String>,
     /// More files: from here, to there.
     pub files: Vec<(PathBuf, String)>,

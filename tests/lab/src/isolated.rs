@@ -1,8 +1,8 @@
-//! A program in a network namespace of its own. Nothing outside can connect to what it listens on; one TCP connection that it
-//! makes to its own loopback interface is passed on to a Unix socket.
+//! A program in a network namespace of its own. Nothing outside can connect to what it listens on; one TCP
+//! connection that it makes to its own loopback interface is passed on to a Unix socket.
 //!
-//! The packaged Bochs needs this: its only display that works without a terminal is a VNC server on all interfaces, without a
-//! password.
+//! The packaged Bochs needs this: its only display that works without a terminal is a VNC server on all
+//! interfaces, without a password.
 
 use std::ffi::OsString;
 use std::io;
@@ -20,7 +20,8 @@ use nix::unistd::{getgid, getuid};
 
 use crate::owned::{OwnedChild, tied};
 
-/// The hidden first argument by which this program enters a namespace: `BUSYBOX [SOCKET PORT PROGRAM ARGUMENTS...]`.
+/// The hidden first argument by which this program enters a namespace:
+/// `BUSYBOX [SOCKET PORT PROGRAM ARGUMENTS...]`.
 pub const ISOLATED: &str = "__isolated";
 
 /// Whether programs can be isolated here, and if not, why not. Asked once per process.
@@ -37,8 +38,8 @@ pub fn available(busybox: &Path) -> Result<(), &'static str> {
     available.as_ref().copied().map_err(String::as_str)
 }
 
-/// A command for `program`, isolated, whose connection to `port` of its loopback interface reaches the listener at `socket`.
-/// The program's arguments are the command's.
+/// A command for `program`, isolated, whose connection to `port` of its loopback interface reaches the
+/// listener at `socket`. The program's arguments are the command's.
 pub fn command(busybox: &Path, socket: &Path, port: u16, program: &Path) -> io::Result<Command> {
     let mut command = this_program(busybox)?;
     command.arg(socket).arg(port.to_string()).arg(program);

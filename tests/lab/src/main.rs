@@ -24,11 +24,12 @@ enum Command {
     Setup {
         #[command(flatten)]
         given: setup::Given,
-        /// Make everything anew, with the newest versions.
+        /// Rebuild everything, with the newest versions.
         #[arg(long)]
         refresh: bool,
     },
-    /// Run a command on a host; its output and exit status are this program's (125 when the lab itself failed).
+    /// Run a command on a host; its output and exit status are this program's (125 when the lab itself
+    /// failed).
     Exec {
         #[command(flatten)]
         options: HostOptions,
@@ -50,7 +51,7 @@ enum Command {
         /// Only tests whose name contains this.
         filter: Option<String>,
     },
-    /// Measure what an enlightened VMCS is worth, on this machine if it can, else in the Intel lab.
+    /// Measure the gain of an enlightened VMCS, on this machine if possible, else in the Intel lab.
     Demo {
         /// Where the results are written.
         #[arg(long, value_name = "DIR", default_value = "target/demo")]

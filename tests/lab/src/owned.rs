@@ -1,5 +1,6 @@
-//! What this process owns outside itself: children, directories, the terminal's mode. Everything is given back when
-//! the owner is dropped, and also when a signal ends the process; children do not outlive it even if it is killed.
+//! What this process owns outside itself: children, directories, the terminal's mode. Everything is given
+//! back when the owner is dropped, and also when a signal ends the process; children do not outlive it even
+//! if it is killed.
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
@@ -30,8 +31,8 @@ fn owned<T>(change: impl FnOnce(&mut Owned) -> T) -> T {
     change(guard.get_or_insert_default())
 }
 
-/// From now on SIGINT, SIGTERM and SIGHUP give back everything owned and end the process. Call it first in `main`:
-/// threads started earlier would still die of the signal at once.
+/// From now on SIGINT, SIGTERM and SIGHUP give back everything owned and end the process. Call it first in
+/// `main`: threads started earlier would still die of the signal at once.
 pub fn give_back_on_signals() -> io::Result<()> {
     let mut signals = SigSet::empty();
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
@@ -218,7 +219,7 @@ impl Drop for OwnedDirectory {
     }
 }
 
-/// Removes what processes that were killed left in `parent`.
+/// Removes directories that killed processes left in `parent`.
 fn remove_orphans(parent: &Path) -> io::Result<()> {
     for entry in std::fs::read_dir(parent)? {
         let entry = entry?;

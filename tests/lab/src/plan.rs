@@ -1,13 +1,13 @@
-//! What the init of a lab host is told to do; it lies in the initramfs as a JSON file.
+//! The instructions for the init of a lab host: a JSON file in the initramfs.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-/// Where the plan lies in the initramfs.
+/// The plan's path in the initramfs.
 pub const PATH: &str = "/lab-plan.json";
 
-/// Where the payload lies in a lab host.
+/// The payload's path in a lab host.
 pub const LAB_DIR: &str = "/lab";
 
 /// The directory whose files a lab host of one stage leaves for the next one's.

@@ -1,4 +1,5 @@
-//! What a command will cost, how far it is, and how long it may still take; on standard error, with or without a terminal.
+//! A command's cost, its progress, and an estimate of the remaining time; on standard error, with or without
+//! a terminal.
 
 use std::fmt;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
@@ -9,7 +10,8 @@ use std::time::{Duration, Instant};
 /// How often a command that is otherwise silent reports.
 const INTERVAL: Duration = Duration::from_secs(30);
 
-/// The rest of a run of `total` units of which `done` took `elapsed`; before the first is done, as if a unit took `unit`.
+/// The rest of a run of `total` units of which `done` took `elapsed`; before the first is done, as if a unit
+/// took `unit`.
 fn estimate(elapsed: Duration, done: u64, total: u64, unit: Duration) -> Duration {
     let rest = u32::try_from(total.saturating_sub(done)).unwrap_or(u32::MAX);
     match u32::try_from(done) {
@@ -92,8 +94,8 @@ impl Steps {
     }
 }
 
-/// How far a set of tests is. The unit is a second of a test's time limit: a test takes about a tenth of its limit. Starting and
-/// ending an emulated host counts like a test.
+/// How far a set of tests is. The unit is a second of a test's time limit: a test takes about a tenth of its
+/// limit. Starting and ending an emulated host counts like a test.
 #[derive(Debug)]
 pub struct Tests {
     start: Instant,

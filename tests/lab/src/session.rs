@@ -15,7 +15,7 @@ use crate::boot::{Booting, Listener};
 use crate::host::Host;
 use crate::wire::{self, Decoder, Finished, Frame, Garbled, Kind};
 
-/// What the command says, as it comes.
+/// The command's output, in pieces as they arrive.
 pub trait Sink {
     /// Standard output.
     fn stdout(&mut self, bytes: &[u8]) -> io::Result<()>;
@@ -31,10 +31,10 @@ pub trait Sink {
     }
 }
 
-/// The command did not come to its end.
+/// The command did not end.
 #[derive(Debug, Error)]
 pub enum Broken {
-    /// The emulator ended or hung without the host's having said anything about it: not the command's fault.
+    /// The emulator ended or hung without a report from the host: not a failure of the command.
     #[error("the emulator of the {host} lab {how} {when}")]
     Vanished {
         /// The host.
@@ -89,7 +89,7 @@ pub enum Broken {
 }
 
 impl Broken {
-    /// Whether another try is fair: the emulator failed, and nobody has seen anything of the run.
+    /// Whether the run may be repeated: the emulator failed before any output was passed on.
     pub fn may_retry(&self) -> bool {
         matches!(self, Broken::Vanished { output: false, .. })
     }
@@ -375,7 +375,7 @@ fn is_timeout(error: &io::Error) -> bool {
     .contains(&error.kind())
 }
 
-/// What the kernel said when it crashed, if it did.
+/// The kernel's crash message, if any.
 fn crash(log: &Path) -> Option<String> {
     let text = fs::read(log).ok()?;
     let text = String::from_utf8_lossy(&text);
@@ -399,7 +399,7 @@ fn pass_input(mut from: Input, mut to: Stream, acknowledged: &mpsc::Receiver<()>
 /// How many logs of failed runs are kept.
 const LOGS_KEPT: usize = 20;
 
-/// Keeps the logs of a run that failed, and says where.
+/// Keeps the logs of a failed run, and reports their path.
 pub fn keep_logs(host: Host, booting: &Booting, logs: &Path) -> io::Result<PathBuf> {
     fs::create_dir_all(logs)?;
     let since = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();

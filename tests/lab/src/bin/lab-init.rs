@@ -1,4 +1,4 @@
-//! The init of a lab host: loads KVM, runs one command, says how it ended, powers off.
+//! The init of a lab host: loads KVM, runs one command, reports its status, powers off.
 
 use std::ffi::CString;
 use std::fs::File;
@@ -45,7 +45,7 @@ fn main() {
             let report = serde_json::to_vec(&finished).unwrap_or_default();
             say(&line, Kind::Finished, &report);
             let line = line.lock().unwrap_or_else(PoisonError::into_inner);
-            // Powering off drops what the port still holds.
+            // Powering off drops data that is still in the port.
             let _ = termios::tcdrain(&*line);
         }
         Err(error) => eprintln!("lab-init: {error}"),
@@ -105,7 +105,7 @@ fn open_line() -> io::Result<Line> {
 
 fn say(line: &Line, kind: Kind, payload: &[u8]) {
     let mut line = line.lock().unwrap_or_else(PoisonError::into_inner);
-    // Nobody is left to tell when this line is gone.
+    // If this line fails there is no other output.
     let _ = wire::send(&mut *line, kind, payload);
 }
 
@@ -147,7 +147,7 @@ fn run(line: &Line) -> io::Result<Finished> {
     }
 
     let status = child.wait()?;
-    // What the command left running would keep its output open for ever.
+    // Processes that the command left running would keep its output open for ever.
     let _ = kill(Pid::from_raw(-1), Signal::SIGKILL);
     let mut totals = [0, 0];
     for output in outputs {
@@ -170,7 +170,7 @@ fn send_fetched(wanted: &[String], line: &Line) -> io::Result<(u64, u32)> {
     if wanted.is_empty() {
         return Ok((0, 0));
     }
-    // Absolute names stay as they are.
+    // Absolute names are unchanged.
     let paths: Vec<_> = wanted
         .iter()
         .map(|path| Path::new(HOME).join(path))
@@ -186,7 +186,7 @@ fn send_fetched(wanted: &[String], line: &Line) -> io::Result<(u64, u32)> {
     Ok((sent.bytes, u32::try_from(failed.len()).unwrap_or(u32::MAX)))
 }
 
-/// Sends what is written to it as frames.
+/// Sends the data written to it as frames.
 struct FetchedFrames<'a> {
     line: &'a Line,
     bytes: u64,
@@ -208,9 +208,9 @@ fn context_json(error: serde_json::Error) -> io::Error {
     io::Error::other(format!("{}: {error}", plan::PATH))
 }
 
-/// Waits until the kernel has the final frequency of its TSC, about two seconds after boot. Where the TSC is not invariant, KVM
-/// keeps for good the frequency that the kernel has when KVM is loaded (`kvm_timer_init`), and hypernest refuses to run VMs if
-/// that was a first guess.
+/// Waits until the kernel has the final frequency of its TSC, about two seconds after boot. Where the TSC is
+/// not invariant, KVM keeps for good the frequency that the kernel has when KVM is loaded (`kvm_timer_init`),
+/// and hypernest refuses to run VMs if that was a first guess.
 fn wait_for_refined_tsc() {
     const MOST: Duration = Duration::from_secs(20);
     let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();

@@ -16,10 +16,10 @@ use crate::owned::{OwnedChild, tied};
 /// The most memory Bochs takes.
 const MAX_MEMORY_MIB: u32 = 2048;
 
-/// The kernel refuses Skylake's TSC deadline timer (its microcode has no version), and takes the local APIC's timer to run
-/// at the 24 MHz that CPUID tells; Bochs lets it run at the TSC's
-/// 3.5 GHz. With one-shot timers each tick takes some 900 interrupts that come too early, and nearly every measurement
-/// has one in it. A periodic timer comes once in 96,000 instructions.
+/// The kernel refuses Skylake's TSC deadline timer (its microcode has no version), and takes the local APIC's
+/// timer to run at the 24 MHz that CPUID tells; Bochs lets it run at the TSC's 3.5 GHz. With one-shot timers
+/// each tick takes some 900 interrupts that come too early, and nearly every measurement has one in it. A
+/// periodic timer comes once in 96,000 instructions.
 const PERIODIC_TICK: &str = "highres=off nohz=off";
 
 pub(super) fn command(
@@ -34,7 +34,7 @@ pub(super) fn command(
     }
     if !machine.without.is_empty() {
         return Err(BootError::TooMuch(
-            "the Intel lab's CPUs have what they have: --without is for the AMD lab".to_owned(),
+            "the Intel lab's CPUs are fixed: --without is for the AMD lab".to_owned(),
         ));
     }
     let program = files.held("Bochs", "bochs/bochs")?;
@@ -100,7 +100,8 @@ struct Line {
 /// The port in a namespace of Bochs's own; VNC takes those from 5900 on.
 const ISOLATED_PORT: u16 = 7000;
 
-/// A Bochs with its debugger opens VNC to all interfaces, so it gets a network namespace of its own if this machine has any.
+/// A Bochs with its debugger opens VNC to all interfaces, so it gets a network namespace of its own if this
+/// machine has any.
 fn line(program: &Path, debugger: bool, files: &Files<'_>) -> Result<Line, BootError> {
     let busybox = files.held("busybox", "busybox")?;
     let isolated = if debugger {
@@ -138,7 +139,7 @@ fn line(program: &Path, debugger: bool, files: &Files<'_>) -> Result<Line, BootE
     })
 }
 
-/// A Bochs built with its debugger waits for commands, and knows the option that gives them.
+/// A Bochs built with its debugger waits for commands, and has an option for them.
 fn has_debugger(program: &Path) -> Result<bool, BootError> {
     let output = tied(program).and_then(|mut command| OwnedChild::output(command.arg("--help")));
     let output = output.map_err(at(program))?;

@@ -1,5 +1,5 @@
-//! A bzImage that need not decompress itself: the kernel's own real-mode part, then the kernel unpacked as it lies in
-//! memory. Decompression is three quarters of what a host with a 6.12 kernel does in the Intel lab before its kernel
+//! A bzImage without compression: the kernel's real-mode part, then the kernel as it is in memory.
+//! Decompression is three quarters of what a host with a 6.12 kernel does in the Intel lab before its kernel
 //! starts, and reading a larger file costs next to nothing there.
 
 use thiserror::Error;
@@ -115,12 +115,13 @@ pub(super) fn flat_image(bzimage: &[u8], vmlinux: &[u8]) -> Result<Vec<u8>, Flat
         .map_or(0, |last| last + 1);
     kernel.truncate(used.next_multiple_of(16));
 
-    // Nothing lies between the prologue and the kernel, but reading it is cheaper than moving the kernel there.
+    // Nothing lies between the prologue and the kernel, but reading it is cheaper than moving the kernel
+    // there.
     let mut prologue = prologue(BASE, entry);
     prologue.resize((start - BASE) as usize, 0);
     let size = prologue.len() + kernel.len();
-    // Real-mode kernel header (Documentation/arch/x86/boot.rst): what says where this goes, and nothing about a
-    // payload or entries that are not there.
+    // Real-mode kernel header (Documentation/arch/x86/boot.rst): what says where this goes, and nothing about
+    // a payload or entries that are not there.
     let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
     put(0x1f4, &small((size / 16) as u64)?.to_le_bytes()); // syssize
     put(0x234, &[0]); // relocatable_kernel
@@ -134,7 +135,7 @@ pub(super) fn flat_image(bzimage: &[u8], vmlinux: &[u8]) -> Result<Vec<u8>, Flat
     Ok(image)
 }
 
-/// What runs at the 32-bit entry: into 64-bit mode with the first 4 GiB mapped as they are, on to the kernel.
+/// The code at the 32-bit entry: into 64-bit mode with the first 4 GiB mapped as they are, on to the kernel.
 fn prologue(base: u32, entry: u32) -> Vec<u8> {
     let mut code = Vec::new();
     let mut emit = |bytes: &[u8], address: Option<u32>| {

@@ -1,4 +1,5 @@
-//! What is in an emulated host: our programs, KVM's modules, the plan, and what of the lab's directory is wanted.
+//! The contents of an emulated host: the project's programs, KVM's modules, the plan, and the requested parts
+//! of the lab's directory.
 
 use std::fs::{self, File};
 use std::io::BufWriter;

@@ -79,16 +79,17 @@ pub struct Booting {
     pub listener: Listener,
     /// The emulator. It is ended before the directory below goes.
     pub emulator: OwnedChild,
-    /// What its kernel says.
+    /// The kernel's log.
     pub kernel_log: PathBuf,
-    /// What the emulator says.
+    /// The emulator's output.
     pub emulator_log: PathBuf,
     /// Its files.
     pub directory: OwnedDirectory,
 }
 
-/// Kernel parameters for both emulators. The last ones take out what costs seconds in an emulator: the self-tests of
-/// the crypto code, randomization, audit; and `tsc=reliable no_timer_check` what can hang there.
+/// Kernel parameters for both emulators. The last ones take out what costs seconds in an emulator: the
+/// self-tests of the crypto code, randomization, audit; and `tsc=reliable no_timer_check` what can hang
+/// there.
 const KERNEL_PARAMETERS: &str = "console=ttyS0,115200 quiet loglevel=5 panic=-1 tsc=reliable no_timer_check mitigations=off nokaslr audit=0 cryptomgr.notests";
 
 /// Boots `host`, which is not [`Host::Here`].

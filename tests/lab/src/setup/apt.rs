@@ -1,4 +1,5 @@
-//! Packages of the machine's distribution, downloaded without root and without touching its own package state.
+//! Packages of the machine's distribution, downloaded without root and without touching its own package
+//! state.
 
 use std::fs;
 use std::io;
@@ -14,7 +15,7 @@ use crate::owned::{OwnedChild, tied};
 /// Packages could not be had.
 #[derive(Debug, Error)]
 pub enum AptError {
-    /// A file of ours or of apt's could not be read or written.
+    /// A file of the lab or of apt could not be read or written.
     #[error("{}: {error}", path.display())]
     File {
         /// Which.
@@ -38,7 +39,7 @@ pub enum AptError {
         /// What it said.
         output: String,
     },
-    /// A package is not to be had.
+    /// A package is not available.
     #[error("the archive has no {package} of version {series} in {suites}")]
     NotThere {
         /// The package.
@@ -99,7 +100,7 @@ fn at(path: &Path) -> impl FnOnce(io::Error) -> AptError {
     move |error| AptError::File { path, error }
 }
 
-/// Runs a program to its end; what it said is the error if it fails.
+/// Runs a program to its end; if it fails, its output is the error.
 pub(super) fn run(what: &str, command: &mut Command) -> Result<Vec<u8>, AptError> {
     let output = OwnedChild::output(command).map_err(|error| AptError::Start {
         program: command.get_program().display().to_string(),

@@ -1,4 +1,5 @@
-//! A headless Chromium, for the one test that looks at a page. It is large, so it is fetched when that test is run.
+//! A headless Chromium, for the one test that looks at a page. It is large, so it is fetched when that test
+//! is run.
 
 use std::fs;
 use std::path::Path;
@@ -22,9 +23,10 @@ const FONTS: &str = "<?xml version=\"1.0\"?>\n\
     <!DOCTYPE fontconfig SYSTEM \"urn:fontconfig:fonts.dtd\">\n\
     <fontconfig><dir prefix=\"relative\">fonts</dir></fontconfig>\n";
 
-/// Starts it from wherever the directory lies. It looks for its data beside what the kernel calls its program, and that is the
-/// loader; for its other processes it would start the loader, too, hence the path. It shows pages of the tests' own, so
-/// it gets along without a sandbox, which needs a right that not every machine gives.
+/// Starts it from wherever the directory lies. It looks for its data beside what the kernel calls its
+/// program, and that is the loader; for its other processes it would start the loader, too, hence the path.
+/// It shows pages of the tests' own, so it gets along without a sandbox, which needs a right that not every
+/// machine gives.
 fn script() -> String {
     format!(
         "#!/bin/sh\nhere=$(cd \"${{0%/*}}\" && pwd)\nexport FONTCONFIG_FILE=\"$here/fonts.conf\"\n\

@@ -113,7 +113,7 @@ fn parse_kernel(text: &str) -> Result<(String, PathBuf), String> {
         Some((series @ ("6.12" | "6.1" | "newest"), directory)) => {
             Ok((series.to_owned(), directory.into()))
         }
-        _ => Err("want 6.12=DIR, 6.1=DIR or newest=DIR".to_owned()),
+        _ => Err("expected 6.12=DIR, 6.1=DIR or newest=DIR".to_owned()),
     }
 }
 
@@ -121,7 +121,7 @@ fn say(text: &str) {
     eprintln!("lab setup: {text}");
 }
 
-/// What the cache holds, made first if need be.
+/// The cache's contents, built first if needed.
 pub fn ensure(cache: &Cache) -> Result<Manifest, SetupError> {
     match cache.manifest() {
         Some(manifest) => Ok(manifest),
@@ -129,7 +129,7 @@ pub fn ensure(cache: &Cache) -> Result<Manifest, SetupError> {
     }
 }
 
-/// Fills the cache. With `refresh`, or with parts given, what is held already is made anew.
+/// Fills the cache. With `refresh`, or for the given parts, existing contents are rebuilt.
 pub fn setup(cache: &Cache, given: &Given, refresh: bool) -> Result<Manifest, SetupError> {
     let lock = cache.lock(|| say("waiting for another setup to end"));
     let _lock = lock.map_err(SetupError::Cache)?;

@@ -190,7 +190,8 @@ pub fn archives(sources: &[Source]) -> Result<Archives, SourcesError> {
     Ok(Archives { main, security })
 }
 
-/// A deb822 file for the given suites of the archives; security suites are left out where there is no such archive.
+/// A deb822 file for the given suites of the archives; security suites are left out where there is no such
+/// archive.
 pub fn write_deb822(archives: &Archives, suites: &[&str]) -> String {
     let mut text = String::new();
     for suite in suites {

@@ -1,7 +1,9 @@
-//! Tests that run on real hosts: each names what it needs, and is skipped with that text where it is missing.
+//! Tests that run on real hosts: each names its requirements, and is skipped with that text on a host without
+//! them.
 //!
-//! A test binary (`harness = false`) hands its tests to [`main`]. Every test runs in a process of its own, so a
-//! panic, a leak or an abort of one is none of the others' business, and what it prints is shown only if it fails.
+//! A test binary (`harness = false`) hands its tests to [`main`]. Every test runs in a process of its own, so
+//! a panic, a leak or an abort of one is none of the others' business, and what it prints is shown only if it
+//! fails.
 
 pub mod protocol;
 mod runner;
@@ -14,7 +16,7 @@ use crate::host::{Host, IntelCpu, Kernel};
 pub(crate) use self::runner::describe;
 pub use self::runner::main;
 
-/// What a test returns; panicking is as good as an error.
+/// A test's result; a panic counts as an error.
 pub type TestResult = Result<(), Box<dyn Error>>;
 
 /// One test.
@@ -24,7 +26,7 @@ pub struct Test {
     pub name: &'static str,
     /// Hosts it is for; empty for all. Use `needs` where a capability can be asked for instead.
     pub hosts: &'static [Host],
-    /// The host it wants.
+    /// The host that the test needs.
     pub stage: Stage,
     /// The missing capability, if there is one.
     pub needs: fn() -> Result<(), String>,
@@ -97,8 +99,8 @@ pub struct Stage {
     pub kernel: Kernel,
     /// CPU of the emulated Intel host.
     pub intel: IntelCpu,
-    /// Parts of the lab's directory in an emulated host, as `linux-6.12/vmlinux`. Every megabyte costs time in the
-    /// Intel lab.
+    /// Parts of the lab's directory in an emulated host, as `linux-6.12/vmlinux`. Every megabyte costs time
+    /// in the Intel lab.
     pub with: &'static [&'static str],
     /// Module parameters of an emulated host, as `kvm_intel.enable_shadow_vmcs=0`.
     pub parameters: &'static [&'static str],

@@ -1,4 +1,4 @@
-//! What a test binary tells the program that runs it on several hosts, one JSON object a line.
+//! Messages of a test binary to the program that runs it on several hosts, one JSON object per line.
 
 use clap::ValueEnum as _;
 use serde::{Deserialize, Serialize};
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::Test;
 use crate::host::{Host, IntelCpu, Kernel, Machine};
 
-/// A test as the runner of hosts needs to know it.
+/// A test's properties for the runner of hosts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Listed {
     /// Its name.
@@ -23,7 +23,7 @@ pub struct Listed {
     pub kernel: String,
     /// The CPU of the emulated Intel host.
     pub intel: String,
-    /// What the stage holds.
+    /// The stage's contents.
     pub with: Vec<String>,
     /// The stage's module parameters.
     pub parameters: Vec<String>,
@@ -84,9 +84,9 @@ impl Listed {
 pub enum Outcome {
     /// It holds.
     Passed,
-    /// It does not; what it printed.
+    /// Failed, with its output.
     Failed(String),
-    /// It could not run here; what is missing.
+    /// Not supported here, with the missing requirement.
     Skipped(String),
 }
 

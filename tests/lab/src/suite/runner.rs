@@ -17,7 +17,7 @@ use crate::plan::LAB_HOST_VARIABLE;
 struct Arguments {
     /// Only tests whose name contains this.
     filter: Option<String>,
-    /// Say what tests there are, in JSON.
+    /// List the tests, in JSON.
     #[arg(long)]
     list_json: bool,
     /// Run these tests, and report in JSON.
@@ -161,7 +161,7 @@ fn run_one(test: &Test) -> io::Result<Outcome> {
         Ok(Err(missing)) => return Ok(Outcome::Skipped(missing)),
         Err(_) => {
             return Ok(Outcome::Failed(
-                "asking for what the test needs panicked".to_owned(),
+                "the check of the test's requirements panicked".to_owned(),
             ));
         }
     }

@@ -1,4 +1,4 @@
-//! What several hosts' results come to together.
+//! The combined result of several hosts.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -54,8 +54,8 @@ pub struct Verdict {
     pub ran_nowhere: BTreeMap<String, Vec<(Host, String)>>,
 }
 
-/// Adds up. With `every_host`, a test that was skipped on each host counts as failed (once, instead of as skipped):
-/// nobody has seen it work.
+/// Adds up. With `every_host`, a test that was skipped on each host counts as failed (once, instead of as
+/// skipped): nobody has seen it work.
 pub fn verdict(records: &[Record], every_host: bool) -> Verdict {
     let ran: BTreeSet<&str> = records
         .iter()
@@ -86,7 +86,7 @@ pub fn verdict(records: &[Record], every_host: bool) -> Verdict {
     verdict
 }
 
-/// Adds up what `cargo test` says (`test result: ok. 3 passed; 0 failed; 1 ignored; …`).
+/// Adds up the results of `cargo test` (`test result: ok. 3 passed; 0 failed; 1 ignored; …`).
 pub fn cargo_test_counts(output: &str) -> Counts {
     let mut counts = Counts::default();
     for line in output.lines() {

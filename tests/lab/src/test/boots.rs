@@ -1,4 +1,4 @@
-//! Which boots of which hosts the tests take, and which first: pure.
+//! The boots of hosts that the tests need, and their order: pure.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -26,8 +26,8 @@ pub(super) struct Boot<'a> {
     pub(super) next: Option<Box<Boot<'a>>>,
 }
 
-/// Tests whose limits come to more than this are worth another boot, which takes half a minute. Most tests take a tenth of
-/// their limit.
+/// Tests whose limits come to more than this are worth another boot, which takes half a minute. Most tests
+/// take a tenth of their limit.
 const MOST_SECONDS: u32 = 2400;
 
 impl Boot<'_> {
@@ -92,7 +92,8 @@ pub(super) fn limit(host: Host, test: &Listed) -> Duration {
     Duration::from_secs(test.limit_seconds.into()) * patience
 }
 
-/// The time limit of a test that takes as long as the start and the end of `host`: a test takes a tenth of its limit.
+/// The time limit of a test that takes as long as the start and the end of `host`: a test takes a tenth of
+/// its limit.
 pub(super) fn start_up(host: Host) -> Duration {
     Duration::from_secs(match host {
         Host::Here => 0,
@@ -101,8 +102,8 @@ pub(super) fn start_up(host: Host) -> Duration {
     })
 }
 
-/// The boots of emulated `hosts` that the tests of `suites` take, the longest first: several run at once, and a long one that
-/// began last would run alone in the end. This machine itself has one a stage.
+/// The boots of emulated `hosts` that the tests of `suites` take, the longest first: several run at once, and
+/// a long one that began last would run alone in the end. This machine itself has one a stage.
 pub(super) fn boots<'a>(suites: &'a [Suite], hosts: &[Host]) -> Vec<Boot<'a>> {
     let mut boots = Vec::new();
     for &host in hosts {
@@ -122,7 +123,7 @@ pub(super) fn boots<'a>(suites: &'a [Suite], hosts: &[Host]) -> Vec<Boot<'a>> {
                 let seconds: u32 = tests.iter().map(|test| test.limit_seconds).sum();
                 let parts = match host {
                     Host::Here => 1,
-                    // What one of them leaves, the next must find.
+                    // The files that one of them leaves are carried to the next.
                     _ if tests.iter().any(in_chain) => 1,
                     Host::Amd | Host::Intel => seconds.div_ceil(MOST_SECONDS).max(1),
                 };

@@ -49,8 +49,8 @@ pub enum TestError {
     },
 }
 
-/// Runs the tests whose name contains `filter`, on `hosts` or (if there are none) everywhere, this machine's ordinary
-/// tests first; `long`: loops at their full length. True if all is well.
+/// Runs the tests whose name contains `filter`, on `hosts` or (if there are none) everywhere, this machine's
+/// ordinary tests first; `long`: loops at their full length. True if all is well.
 pub fn test(hosts: &[Host], filter: Option<&str>, long: bool) -> Result<bool, TestError> {
     let every_host = hosts.is_empty();
     let mut counts = Counts::default();

@@ -1,8 +1,8 @@
 //! When an emulator that died is started again: pure.
 //!
-//! A host that disappears without having reported the end of its command is the emulator's fault, not the test's. The test that
-//! was running is tried once more; if the emulator dies during it again, the test has failed. A test that failed by itself is
-//! never tried again.
+//! A host that disappears without having reported the end of its command is the emulator's fault, not the
+//! test's. The test that was running is tried once more; if the emulator dies during it again, the test has
+//! failed. A test that failed by itself is never tried again.
 
 use std::collections::BTreeSet;
 
