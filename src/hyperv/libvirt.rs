@@ -157,11 +157,15 @@ With shadow VMCS (`cat /sys/module/kvm_intel/parameters/enable_shadow_vmcs` prin
 the one to look at. No VMRESUME at all means that no hypervisor runs in the guest. Without perf, the same is in tracefs:
 
 ```console
-# cd /sys/kernel/tracing
+# cd /sys/kernel/tracing; echo > trace
 # echo 'exit_reason >= 19 && exit_reason <= 25' > events/kvm/kvm_exit/filter
 # echo 1 > events/kvm/kvm_exit/enable; sleep 10; echo 0 > events/kvm/kvm_exit/enable
 # grep -o 'reason [A-Z]*' trace | sort | uniq -c
+# echo 0 > events/kvm/kvm_exit/filter
 ```
+
+Both were tried on 2026-11-30 with Linux 6.18 and perf 6.1: the events, the fields and the filters exist, and perf prints
+the counts in the order of the options. That machine's KVM has no VMX: the counts themselves were not seen.
 
 On AMD there is no enlightened VMCS, and nothing to look for. How much it saves in your VM: [Measure your WSL2](measure-wsl2.md).
 ";
