@@ -2,7 +2,7 @@
 
 use std::error::Error;
 
-/// The error and its causes in one line, separated by colons.
+/// Formats the error and its causes in one line, separated by colons.
 pub fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
@@ -14,7 +14,7 @@ pub fn chain(error: &dyn Error) -> String {
     text
 }
 
-/// The items as the lines of a list, each on a line of its own after the text before it.
+/// Formats the items as a bulleted list, each on its own line.
 pub fn bullets<T: std::fmt::Display>(items: &[T]) -> String {
     items.iter().map(|item| format!("\n  - {item}")).collect()
 }

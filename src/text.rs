@@ -1,8 +1,8 @@
-//! "Did you mean": the nearest of the known names.
+//! "Did you mean": finds the nearest known name.
 
-/// The known name that `word` was probably meant to be, if one is near enough.
+/// The known name nearest to `word`, if it is near enough for a typo.
 pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    // A long word is a mistake of another kind, and the distance costs the product of the lengths.
+    // A long word is not a typo of a name, and the distance costs the product of the lengths.
     if word.len() > 64 {
         return None;
     }
@@ -51,7 +51,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn finds_what_was_meant() {
+    fn nearest_finds_the_intended_name() {
         let known = ["kernel", "kvm-leaves", "memory", "serial", "serial2", "hv"];
         for (word, meant) in [
             ("kernal", Some("kernel")),

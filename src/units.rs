@@ -25,9 +25,10 @@ impl fmt::Display for TscKhz {
     }
 }
 
-/// A Hyper-V virtual processor index. In hypernest it always equals the vCPU's creation order and its KVM id's rank.
+/// A Hyper-V virtual processor index. In hypernest it always equals the vCPU's creation order and the rank
+/// of its KVM id.
 ///
-/// KVM looks a VP up in O(1) only then (`get_vcpu_by_vpidx` in arch/x86/kvm/hyperv.c).
+/// Only then KVM looks up a VP in O(1) (`get_vcpu_by_vpidx` in arch/x86/kvm/hyperv.c).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct VpIndex(pub u32);
 

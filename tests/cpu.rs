@@ -23,7 +23,7 @@ fn levels() -> TestResult {
         if has == 1 {
             ended.expect_code(0)?;
         } else {
-            let lacks = format!("the host is no {level}: it lacks ");
+            let lacks = format!("the host is below {level}: it does not have ");
             ended.expect_error(3, &[&lacks, "--cpu host"])?;
         }
     }

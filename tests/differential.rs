@@ -13,7 +13,9 @@ use std::process::{Command, Stdio};
 use hypernest::hyperv::enlightenment::Argument;
 use hypernest::hyperv::qemu::{self, DIFFERENCES, Difference, UNKNOWN_TO_QEMU, When};
 use hypernest::hyperv::resolve::lack;
-use hypernest::hyperv::{Enlightenment as E, HostHv, Profile, Request, Resolved, resolve};
+use hypernest::hyperv::{
+    Enlightenment as E, EnlightenmentRequest, HostHv, Profile, Resolved, resolve,
+};
 use hypernest::kvm::host::HostCaps;
 use hypernest_guest::GUEST;
 use hypernest_lab::host::Host;
@@ -128,7 +130,8 @@ fn compare(lists: &[String], host: &HostHv) -> TestResult {
     let mut seen = BTreeSet::new();
     for list in lists {
         println!("--hv {list}");
-        let request = Request::parse(list, Profile::None).map_err(|e| format!("{e:?}"))?;
+        let request =
+            EnlightenmentRequest::parse(list, Profile::None).map_err(|e| format!("{e:?}"))?;
         let resolved = resolve(&request, host, true).map_err(|e| format!("{list}: {e:?}"))?;
         let flags = qemu::flags(&request, &resolved);
         let ours = hypernest(&guest, list)?;

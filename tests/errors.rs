@@ -168,7 +168,7 @@ fn no_clock() -> TestResult {
     refused(&site, &hidden, 3, &["there is no PIT", "--kvm-leaves"])?;
     if needs::caps()?.kvm.tsc_offset == Some(false) {
         let pause = [&run[..], &["--clock", "pause"]].concat();
-        refused(&site, &pause, 3, &["`--clock pause` cannot be had"])?;
+        refused(&site, &pause, 3, &["`--clock pause` is not possible"])?;
     }
     Ok(())
 }

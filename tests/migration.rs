@@ -8,7 +8,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
-use hypernest::migration::wire::Kind;
+use hypernest::migration::wire::FrameKind;
 use hypernest_lab::host::Host;
 use hypernest_lab::suite::{Test, TestResult};
 use nix::sys::signal::{Signal, kill};
@@ -353,7 +353,7 @@ enum Fate {
 struct Between(Option<JoinHandle<()>>);
 
 impl Between {
-    fn new(site: &Site, to: &str, kind: Kind, fate: Fate) -> Result<Self, Box<dyn Error>> {
+    fn new(site: &Site, to: &str, kind: FrameKind, fate: Fate) -> Result<Self, Box<dyn Error>> {
         let listener = UnixListener::bind(site.path("front"))?;
         let to = site.path(to);
         let thread = std::thread::spawn(move || {
@@ -407,13 +407,13 @@ impl Between {
     }
 }
 
-const PHASES: [Kind; 6] = [
-    Kind::Promise,
-    Kind::Pages,
-    Kind::State,
-    Kind::Ready,
-    Kind::Commit,
-    Kind::Running,
+const PHASES: [FrameKind; 6] = [
+    FrameKind::Promise,
+    FrameKind::Pages,
+    FrameKind::State,
+    FrameKind::Ready,
+    FrameKind::Commit,
+    FrameKind::Running,
 ];
 
 fn destination_dies() -> TestResult {
@@ -446,7 +446,10 @@ fn source_dies() -> TestResult {
         let ended = vm.end()?;
         assert_eq!(ended.status.code(), None, "{kind:?}: it ended by itself");
         between.end(&site);
-        if matches!(kind, Kind::Ready | Kind::Commit | Kind::Running) {
+        if matches!(
+            kind,
+            FrameKind::Ready | FrameKind::Commit | FrameKind::Running
+        ) {
             expect_more_laps(&mut there, laps(&ended.stdout))?;
         } else {
             there.end()?.expect_code(1)?;
@@ -464,7 +467,7 @@ fn cut() -> TestResult {
         let between = Between::new(&site, "other", kind, Fate::Cut)?;
         let moved = migrate(&site, "test", "front", &[])?;
         between.end(&site);
-        if kind == Kind::Running {
+        if kind == FrameKind::Running {
             // It runs there, and the source cannot know.
             moved.expect_error(1, &["it may run at", "kept stopped here"])?;
             assert_eq!(site.status()?["state"], "paused");

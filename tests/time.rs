@@ -7,7 +7,7 @@ use std::error::Error;
 
 use hypernest::kvm::host::HostCaps;
 use hypernest::time::HostTsc;
-use hypernest::time::switch::{Step, Switched};
+use hypernest::time::switch::{SwitchStep, Switched};
 use hypernest::units::{TscKhz, VpIndex};
 use hypernest_lab::host::{Host, IntelCpu};
 use hypernest_lab::suite::{Stage, Test, TestResult};
@@ -73,7 +73,12 @@ struct Moved {
 }
 
 impl Moved {
-    fn new(khz: TscKhz, cpus: u32, arguments: &str, left_out: &[Step]) -> Result<Self, Failure> {
+    fn new(
+        khz: TscKhz,
+        cpus: u32,
+        arguments: &str,
+        left_out: &[SwitchStep],
+    ) -> Result<Self, Failure> {
         let guest = Guest::start(khz, cpus, arguments, left_out)?;
         let before = guest.frames()?;
         guest.move_it()?;
@@ -198,30 +203,30 @@ fn clocks() -> TestResult {
 fn steps() -> TestResult {
     let khz = of_native(70)?;
     let (first, second) = (VpIndex(0), VpIndex(1));
-    let run = |what: &str, cpus, arguments: &str, left_out: &[Step]| {
+    let run = |what: &str, cpus, arguments: &str, left_out: &[SwitchStep]| {
         let moved = Moved::new(khz, cpus, arguments, left_out)?;
         moved.show(what);
         Ok::<_, Failure>(moved)
     };
-    let moved = run("the page is not opened", 1, "", &[Step::OpenPage])?;
+    let moved = run("the page is not opened", 1, "", &[SwitchStep::OpenPage])?;
     let sequence = numbers(moved.line("switch")?, "seq")?;
     assert_eq!(sequence[0], sequence[1], "{}", moved.said);
     assert!(moved.reference_error()?.abs() > 1000, "{}", moved.said);
 
-    let moved = run("no frequency", 1, "", &[Step::SetKhz(first)])?;
+    let moved = run("no frequency", 1, "", &[SwitchStep::SetKhz(first)])?;
     assert_eq!(
         number(moved.line("switch")?, "freq")?,
         i128::from(khz.0) * 1000
     );
 
-    let moved = run("no offset", 1, "", &[Step::SetOffset(first)])?;
+    let moved = run("no offset", 1, "", &[SwitchStep::SetOffset(first)])?;
     assert!(moved.tsc_error()?.abs() > 1_000_000, "{}", moved.said);
 
     let moved = run(
         "an offset on one vCPU of two",
         2,
         "",
-        &[Step::SetOffset(second)],
+        &[SwitchStep::SetOffset(second)],
     )?;
     assert!(moved.steps_back()?.0 > 0, "{}", moved.said);
 
@@ -230,7 +235,7 @@ fn steps() -> TestResult {
         "the clock is not set from the page",
         1,
         "hold=30000000",
-        &[Step::SetClock],
+        &[SwitchStep::SetClock],
     )?;
     assert!(moved.reference_error()? < -600, "{}", moved.said);
     Ok(())
@@ -285,7 +290,7 @@ fn timers() -> TestResult {
 }
 
 fn late() -> TestResult {
-    let left_out = [Step::Rearm(VpIndex(0))];
+    let left_out = [SwitchStep::Rearm(VpIndex(0))];
     let moved = Moved::new(of_native(70)?, 1, AHEAD, &left_out)?;
     let late = late_by(&moved, "deadline")?;
     println!("without re-arming, the deadline is missed by {late} ticks");

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use hypernest::hyperv::{HostHv, Profile, Request, qemu, resolve};
+use hypernest::hyperv::{EnlightenmentRequest, HostHv, Profile, qemu, resolve};
 use thiserror::Error;
 
 /// Its file.
@@ -73,7 +73,7 @@ impl Qemu {
 
 /// The value of `-cpu` for this host's CPU with the enlightenments of `list`, or what is wrong with `list`.
 pub(crate) fn cpu(list: &str, host: &HostHv, nested: bool) -> Result<String, String> {
-    let request = Request::parse(list, Profile::None).map_err(|problems| {
+    let request = EnlightenmentRequest::parse(list, Profile::None).map_err(|problems| {
         let problems: Vec<_> = problems.iter().map(ToString::to_string).collect();
         problems.join("; ")
     })?;

@@ -4,7 +4,7 @@ use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use super::protocol::{Command, Reply};
+use super::protocol::{ControlCommand, Reply};
 use super::{ApiError, RunDirs};
 use crate::config::is_name;
 use crate::machine::Status;
@@ -22,7 +22,7 @@ const MAX_REPLY: u64 = 1 << 20;
 pub fn call(
     dirs: &RunDirs,
     name: &str,
-    command: &Command,
+    command: &ControlCommand,
 ) -> Result<Option<Box<Status>>, ApiError> {
     let stream = match connect(dirs, name) {
         Ok(Some(stream)) => stream,
@@ -53,7 +53,7 @@ pub fn call(
 
 /// One of the running VMs.
 #[derive(Debug)]
-pub struct Found {
+pub struct FoundVm {
     /// Its name.
     pub name: String,
     /// How it is, or why that is not known.
@@ -64,10 +64,10 @@ pub struct Found {
 ///
 /// # Errors
 /// If the run directories cannot be read.
-pub fn list(dirs: &RunDirs) -> Result<Vec<Found>, ApiError> {
+pub fn list(dirs: &RunDirs) -> Result<Vec<FoundVm>, ApiError> {
     let mut found = Vec::new();
     for name in dirs.names()? {
-        let status = match call(dirs, &name, &Command::Status) {
+        let status = match call(dirs, &name, &ControlCommand::Status) {
             Ok(Some(status)) => Ok(status),
             // The directory of one that has died.
             Err(ApiError::NoSuchVm { .. }) => continue,
@@ -77,7 +77,7 @@ pub fn list(dirs: &RunDirs) -> Result<Vec<Found>, ApiError> {
             }),
             Err(e) => Err(e),
         };
-        found.push(Found { name, status });
+        found.push(FoundVm { name, status });
     }
     Ok(found)
 }
@@ -109,11 +109,11 @@ fn no_such_vm(dirs: &RunDirs, name: &str) -> ApiError {
     }
 }
 
-fn talk(mut stream: UnixStream, command: &Command) -> io::Result<Reply> {
+fn talk(mut stream: UnixStream, command: &ControlCommand) -> io::Result<Reply> {
     // A job takes as long as it takes; should the VM die, the connection ends.
     let patience = match command {
-        Command::Job(_) => None,
-        Command::Status | Command::Life(_) => Some(PATIENCE),
+        ControlCommand::Job(_) => None,
+        ControlCommand::Status | ControlCommand::Life(_) => Some(PATIENCE),
     };
     stream.set_read_timeout(patience)?;
     stream.set_write_timeout(Some(PATIENCE))?;

@@ -5,14 +5,14 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 
-use super::protocol::Job;
+use super::protocol::JobRequest;
 use crate::error::chain;
 use crate::life::MachineHandle;
 use crate::machine::{AfterSave, Status, migrate, save};
 
 /// What happens to the VM once a job is done.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Vm {
+pub(super) enum VmAfterJob {
     /// It stays.
     Stays,
     /// It ends, and is gone once its run directory is; after a migration, with how that ended.
@@ -20,13 +20,13 @@ pub(super) enum Vm {
 }
 
 /// Done, or why not; then the VM stays.
-pub(super) type Done = Result<Vm, String>;
+pub(super) type Done = Result<VmAfterJob, String>;
 
 type ReadStatus = Arc<dyn Fn() -> Status + Send + Sync>;
 
 /// Starts `job` for the VM that `handle` leads to. When it is done, that is in the channel, and then `wake` can be read from.
 pub(super) fn start(
-    job: Job,
+    job: JobRequest,
     handle: &MachineHandle,
     wake: &UnixStream,
     status: &ReadStatus,
@@ -49,18 +49,18 @@ pub(super) fn start(
     result
 }
 
-fn carry_out(job: Job, handle: &MachineHandle, status: &ReadStatus) -> Done {
+fn carry_out(job: JobRequest, handle: &MachineHandle, status: &ReadStatus) -> Done {
     match job {
-        Job::Save(args) => save(handle, &args.dir, args.then)
+        JobRequest::Save(args) => save(handle, &args.dir, args.then)
             .map(|()| match args.then {
-                AfterSave::Stop => Vm::Ends(None),
-                AfterSave::AsBefore | AfterSave::Run | AfterSave::Pause => Vm::Stays,
+                AfterSave::Stop => VmAfterJob::Ends(None),
+                AfterSave::AsBefore | AfterSave::Run | AfterSave::Pause => VmAfterJob::Stays,
             })
             .map_err(|e| chain(&e)),
         // The VM ends, and cannot be asked any more.
-        Job::Migrate(args) => {
-            migrate::migrate(handle, &args).map(|()| Vm::Ends(Some(Box::new(status()))))
+        JobRequest::Migrate(args) => {
+            migrate::migrate(handle, &args).map(|()| VmAfterJob::Ends(Some(Box::new(status()))))
         }
-        Job::CancelMigration => migrate::cancel(handle).map(|()| Vm::Stays),
+        JobRequest::CancelMigration => migrate::cancel(handle).map(|()| VmAfterJob::Stays),
     }
 }

@@ -14,8 +14,8 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
-pub use client::{Found, call, list};
-pub use protocol::{Command, Job, Save};
+pub use client::{FoundVm, call, list};
+pub use protocol::{ControlCommand, JobRequest, Save};
 pub use rundir::{RunDir, RunDirs};
 pub use server::Server;
 

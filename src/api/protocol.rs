@@ -14,18 +14,18 @@ pub(super) const MAX_REQUEST: usize = 4096;
 
 /// What a VM can be told.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Command {
+pub enum ControlCommand {
     /// Tell how it is.
     Status,
     /// Change its life cycle.
     Life(Request),
     /// Do what takes a while. The answer comes when it is done.
-    Job(Job),
+    Job(JobRequest),
 }
 
 /// What takes a VM a while.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Job {
+pub enum JobRequest {
     /// Save it.
     Save(Save),
     /// Move it.
@@ -46,13 +46,13 @@ pub struct Save {
 }
 
 /// Commands without arguments.
-const PLAIN: [(&str, Command); 6] = [
-    ("status", Command::Status),
-    ("pause", Command::Life(Request::Pause)),
-    ("resume", Command::Life(Request::Resume)),
-    ("reset", Command::Life(Request::Reset)),
-    ("power-button", Command::Life(Request::PowerButton)),
-    ("kill", Command::Life(Request::Kill)),
+const PLAIN: [(&str, ControlCommand); 6] = [
+    ("status", ControlCommand::Status),
+    ("pause", ControlCommand::Life(Request::Pause)),
+    ("resume", ControlCommand::Life(Request::Resume)),
+    ("reset", ControlCommand::Life(Request::Reset)),
+    ("power-button", ControlCommand::Life(Request::PowerButton)),
+    ("kill", ControlCommand::Life(Request::Kill)),
 ];
 const SAVE: &str = "save";
 const MIGRATE: &str = "migrate";
@@ -70,7 +70,7 @@ fn absolute(name: &str, path: &Path) -> Result<(), String> {
     }
 }
 
-impl Command {
+impl ControlCommand {
     /// Reads a request's line.
     ///
     /// # Errors
@@ -89,7 +89,7 @@ impl Command {
             (None, SAVE) => {
                 let save: Save = serde_json::from_value(arguments).map_err(no_request)?;
                 absolute("dir", &save.dir)?;
-                Ok(Self::Job(Job::Save(save)))
+                Ok(Self::Job(JobRequest::Save(save)))
             }
             (None, MIGRATE) => {
                 let migrate: Migrate = serde_json::from_value(arguments).map_err(no_request)?;
@@ -105,10 +105,10 @@ impl Command {
                 if let Some(path) = migrate.to.strip_prefix("unix:") {
                     absolute("to", Path::new(path))?;
                 }
-                Ok(Self::Job(Job::Migrate(Box::new(migrate))))
+                Ok(Self::Job(JobRequest::Migrate(Box::new(migrate))))
             }
             (None, CANCEL) => serde_json::from_value(arguments)
-                .map(|Nothing {}| Self::Job(Job::CancelMigration))
+                .map(|Nothing {}| Self::Job(JobRequest::CancelMigration))
                 .map_err(no_request),
             (None, unknown) => {
                 let jobs = [SAVE, MIGRATE, CANCEL];
@@ -127,9 +127,9 @@ impl Command {
     /// The request's line.
     pub fn write(&self) -> String {
         let (name, arguments) = match self {
-            Self::Job(Job::Save(save)) => (SAVE, serde_json::to_value(save)),
-            Self::Job(Job::Migrate(migrate)) => (MIGRATE, serde_json::to_value(migrate)),
-            Self::Job(Job::CancelMigration) => (CANCEL, Ok(Value::Null)),
+            Self::Job(JobRequest::Save(save)) => (SAVE, serde_json::to_value(save)),
+            Self::Job(JobRequest::Migrate(migrate)) => (MIGRATE, serde_json::to_value(migrate)),
+            Self::Job(JobRequest::CancelMigration) => (CANCEL, Ok(Value::Null)),
             plain => {
                 let name = PLAIN.iter().find(|(_, command)| command == plain);
                 (name.map_or("status", |(name, _)| name), Ok(Value::Null))

@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::job::{self, Done, Vm};
-use super::protocol::{Command, Job, MAX_REQUEST, Reply};
+use super::job::{self, Done, VmAfterJob};
+use super::protocol::{ControlCommand, JobRequest, MAX_REQUEST, Reply};
 use super::{ApiError, RunDir};
 use crate::life::{MachineHandle, Request};
 use crate::machine::Status;
@@ -74,15 +74,17 @@ impl Server {
                 clients: Vec::new(),
                 patience,
                 answer: move |command| match command {
-                    Command::Status => Answer::Now(Some(Box::new(status()))),
-                    Command::Life(request) => {
+                    ControlCommand::Status => ControlAnswer::Now(Some(Box::new(status()))),
+                    ControlCommand::Life(request) => {
                         handle.request(request);
                         match request {
-                            Request::Kill => Answer::AtEnd,
-                            _ => Answer::Now(None),
+                            Request::Kill => ControlAnswer::AtEnd,
+                            _ => ControlAnswer::Now(None),
                         }
                     }
-                    Command::Job(job) => Answer::Later(job::start(job, &handle, &wake, &status)),
+                    ControlCommand::Job(job) => {
+                        ControlAnswer::Later(job::start(job, &handle, &wake, &status))
+                    }
                 },
             };
             let thread = std::thread::Builder::new()
@@ -125,7 +127,7 @@ impl Drop for Server {
 }
 
 /// What is answered to a command.
-enum Answer {
+enum ControlAnswer {
     Now(Option<Box<Status>>),
     Refused(String),
     /// When the job is done.
@@ -144,7 +146,7 @@ struct Service<A> {
     answer: A,
 }
 
-impl<A: Fn(Command) -> Answer> Service<A> {
+impl<A: Fn(ControlCommand) -> ControlAnswer> Service<A> {
     fn run(&mut self) {
         while self.wait() {
             let mut bytes = [0; 64];
@@ -182,15 +184,17 @@ impl<A: Fn(Command) -> Answer> Service<A> {
         let jobs = self.clients.iter().filter(|client| client.is_waiting());
         let jobs = Cell::new(jobs.count());
         let answer = |command| match command {
-            Command::Job(Job::Save(_) | Job::Migrate(_)) if jobs.get() >= MAX_JOBS => {
-                Answer::Refused(format!("{MAX_JOBS} jobs are being done already"))
+            ControlCommand::Job(JobRequest::Save(_) | JobRequest::Migrate(_))
+                if jobs.get() >= MAX_JOBS =>
+            {
+                ControlAnswer::Refused(format!("{MAX_JOBS} jobs are being done already"))
             }
             // The VM ends all the same; so many clients cannot all wait for it.
-            Command::Life(Request::Kill) if jobs.get() >= MAX_JOBS => {
+            ControlCommand::Life(Request::Kill) if jobs.get() >= MAX_JOBS => {
                 answer(command);
-                Answer::Now(None)
+                ControlAnswer::Now(None)
             }
-            Command::Job(_) | Command::Life(Request::Kill) => {
+            ControlCommand::Job(_) | ControlCommand::Life(Request::Kill) => {
                 jobs.set(jobs.get() + 1);
                 answer(command)
             }
@@ -268,12 +272,12 @@ fn out_of_resources() {
 }
 
 /// The reply, or what it waits for.
-fn reply(line: &[u8], answer: impl Fn(Command) -> Answer) -> Result<Vec<u8>, Waits> {
-    let reply = match Command::read(line).map(answer) {
-        Ok(Answer::Now(status)) => Reply::Ok(status),
-        Ok(Answer::Later(job)) => return Err(Waits::Job(job)),
-        Ok(Answer::AtEnd) => return Err(Waits::VmEnd(None)),
-        Ok(Answer::Refused(why)) => Reply::Error(why),
+fn reply(line: &[u8], answer: impl Fn(ControlCommand) -> ControlAnswer) -> Result<Vec<u8>, Waits> {
+    let reply = match ControlCommand::read(line).map(answer) {
+        Ok(ControlAnswer::Now(status)) => Reply::Ok(status),
+        Ok(ControlAnswer::Later(job)) => return Err(Waits::Job(job)),
+        Ok(ControlAnswer::AtEnd) => return Err(Waits::VmEnd(None)),
+        Ok(ControlAnswer::Refused(why)) => Reply::Error(why),
         Err(why) => Reply::Error(why),
     };
     Ok(encode(&reply))
@@ -345,11 +349,11 @@ impl Client {
 
     fn job_is_done(&mut self, done: Done, patience: Duration) {
         let reply = match done {
-            Ok(Vm::Ends(status)) => {
+            Ok(VmAfterJob::Ends(status)) => {
                 self.waits = Waits::VmEnd(status);
                 return;
             }
-            Ok(Vm::Stays) => Reply::Ok(None),
+            Ok(VmAfterJob::Stays) => Reply::Ok(None),
             Err(why) => Reply::Error(why),
         };
         self.waits = Waits::Request;

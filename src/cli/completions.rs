@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap_complete::{Shell, generate};
 use clap_mangen::Man;
 
-use super::{CliError, Exit, command, print};
+use super::{CliError, ExitStatus, command, print};
 
 /// Print a shell's completions for hypernest
 #[derive(Debug, clap::Args)]
@@ -23,14 +23,14 @@ pub(super) struct ManArgs {
     out: Option<PathBuf>,
 }
 
-pub(super) fn completions(args: &CompletionsArgs) -> Result<Exit, CliError> {
+pub(super) fn completions(args: &CompletionsArgs) -> Result<ExitStatus, CliError> {
     let mut script = Vec::new();
     generate(args.shell, &mut command(), "hypernest", &mut script);
     print(&String::from_utf8_lossy(&script))?;
-    Ok(Exit::DONE)
+    Ok(ExitStatus::DONE)
 }
 
-pub(super) fn man(args: &ManArgs) -> Result<Exit, CliError> {
+pub(super) fn man(args: &ManArgs) -> Result<ExitStatus, CliError> {
     let mut root = command().disable_help_subcommand(true);
     // Gives each command its name, as `hypernest-run`, and the flags of all.
     root.build();
@@ -53,5 +53,5 @@ pub(super) fn man(args: &ManArgs) -> Result<Exit, CliError> {
             }
         }
     }
-    Ok(Exit::DONE)
+    Ok(ExitStatus::DONE)
 }

@@ -1,6 +1,6 @@
 //! `hypernest config`: check a VM's configuration without starting it.
 
-use super::{CliError, Exit, VmArgs, print};
+use super::{CliError, ExitStatus, VmArgs, print};
 
 /// Check a VM's configuration and show it as a file, with everything that was left out filled in
 #[derive(Debug, clap::Args)]
@@ -13,7 +13,7 @@ pub struct Args {
 ///
 /// # Errors
 /// Everything that is wrong with it.
-pub fn run(args: &Args) -> Result<Exit, CliError> {
+pub fn run(args: &Args) -> Result<ExitStatus, CliError> {
     print(&args.vm.check()?.to_toml())?;
-    Ok(Exit::DONE)
+    Ok(ExitStatus::DONE)
 }

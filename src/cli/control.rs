@@ -3,8 +3,8 @@
 use std::io::ErrorKind;
 use std::time::{Duration, Instant};
 
-use super::{CliError, Exit};
-use crate::api::{ApiError, Command, RunDirs, call};
+use super::{CliError, ExitStatus};
+use crate::api::{ApiError, ControlCommand, RunDirs, call};
 use crate::life::Request;
 use crate::machine::State;
 
@@ -23,7 +23,7 @@ pub struct Args {
 ///
 /// # Errors
 /// If there is no such VM, or it does not do it.
-pub fn run(args: &Args, request: Request) -> Result<Exit, CliError> {
+pub fn run(args: &Args, request: Request) -> Result<ExitStatus, CliError> {
     carry_out(&RunDirs::of_user(), &args.name, request, PATIENCE)
 }
 
@@ -32,17 +32,17 @@ fn carry_out(
     name: &str,
     request: Request,
     patience: Duration,
-) -> Result<Exit, CliError> {
-    match (request, call(dirs, name, &Command::Life(request))) {
+) -> Result<ExitStatus, CliError> {
+    match (request, call(dirs, name, &ControlCommand::Life(request))) {
         // The reply comes when the VM is gone and its name is free; without one, its process has died.
-        (Request::Kill, Ok(_)) => return Ok(Exit::DONE),
+        (Request::Kill, Ok(_)) => return Ok(ExitStatus::DONE),
         (Request::Kill, Err(ApiError::Talk { source, .. })) => {
             return match source.kind() {
                 ErrorKind::TimedOut => Err(CliError::NotDone {
                     name: name.to_owned(),
                     done: "ended",
                 }),
-                _ => Ok(Exit::DONE),
+                _ => Ok(ExitStatus::DONE),
             };
         }
         (_, reply) => reply?,
@@ -51,23 +51,23 @@ fn carry_out(
         Request::Pause => "paused",
         Request::Resume => "resumed",
         // The guest decides what comes of it, and when.
-        Request::Reset | Request::PowerButton | Request::Kill => return Ok(Exit::DONE),
+        Request::Reset | Request::PowerButton | Request::Kill => return Ok(ExitStatus::DONE),
     };
     let deadline = Instant::now() + patience;
     loop {
-        let state = match call(dirs, name, &Command::Status) {
+        let state = match call(dirs, name, &ControlCommand::Status) {
             Ok(status) => status.map(|s| s.state),
             // It took the request, and the guest that went on has ended itself since.
             Err(ApiError::NoSuchVm { .. } | ApiError::Talk { .. })
                 if request == Request::Resume =>
             {
-                return Ok(Exit::DONE);
+                return Ok(ExitStatus::DONE);
             }
             Err(e) => return Err(e.into()),
         };
         match (request, state) {
             (Request::Pause, Some(State::Paused | State::Crashed))
-            | (Request::Resume, Some(State::Running)) => return Ok(Exit::DONE),
+            | (Request::Resume, Some(State::Running)) => return Ok(ExitStatus::DONE),
             _ if Instant::now() >= deadline => {
                 return Err(CliError::NotDone {
                     name: name.to_owned(),

@@ -7,7 +7,7 @@ use std::path::Path;
 use clap::builder::PossibleValuesParser;
 use serde::Serialize;
 
-use super::{CliError, Exit, print};
+use super::{CliError, ExitStatus, print};
 use crate::doctor::text::{Style, render};
 use crate::doctor::{Diagnosis, diagnose};
 use crate::hyperv::Profile;
@@ -30,7 +30,7 @@ pub struct Args {
 
 /// The JSON form: the diagnosis, and what it was made from.
 #[derive(Serialize)]
-struct Report<'a> {
+struct DoctorReport<'a> {
     #[serde(flatten)]
     diagnosis: &'a Diagnosis,
     system: &'a System,
@@ -41,7 +41,7 @@ struct Report<'a> {
 ///
 /// # Errors
 /// If the result cannot be printed.
-pub fn run(args: &Args) -> Result<Exit, CliError> {
+pub fn run(args: &Args) -> Result<ExitStatus, CliError> {
     let system = System::read(Path::new("/"));
     let kvm = KvmFacts::probe(&system);
     let profile = Profile::ALL
@@ -50,7 +50,7 @@ pub fn run(args: &Args) -> Result<Exit, CliError> {
         .unwrap_or(Profile::Nested);
     let diagnosis = diagnose(&system, kvm.as_ref(), profile);
     if args.json {
-        let report = Report {
+        let report = DoctorReport {
             diagnosis: &diagnosis,
             system: &system,
             kvm: kvm.as_ref().ok(),
@@ -67,8 +67,8 @@ pub fn run(args: &Args) -> Result<Exit, CliError> {
         print(&render(&diagnosis, style))?;
     }
     Ok(if diagnosis.works {
-        Exit::DONE
+        ExitStatus::DONE
     } else {
-        Exit::HOST
+        ExitStatus::HOST
     })
 }

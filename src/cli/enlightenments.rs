@@ -4,9 +4,9 @@ use std::io::{self, Write};
 
 use serde_json::{Value, json};
 
-use super::{CliError, Exit, print};
+use super::{CliError, ExitStatus, print};
 use crate::hyperv::book::{facts, prose};
-use crate::hyperv::enlightenment::MsrRange;
+use crate::hyperv::enlightenment::EnlightenmentMsrs;
 use crate::hyperv::request::did_mean;
 use crate::hyperv::{Enlightenment, Profile, Row};
 
@@ -26,11 +26,11 @@ pub struct Args {
 ///
 /// # Errors
 /// If there is no such enlightenment or profile, or the result cannot be printed.
-pub fn run(args: &Args) -> Result<Exit, CliError> {
+pub fn run(args: &Args) -> Result<ExitStatus, CliError> {
     let mut text = Vec::new();
     write(args, &mut text)?;
     print(&String::from_utf8_lossy(&text))?;
-    Ok(Exit::DONE)
+    Ok(ExitStatus::DONE)
 }
 
 fn write(args: &Args, out: &mut impl Write) -> Result<(), CliError> {
@@ -142,7 +142,7 @@ fn row_as_json(row: &Row) -> Value {
         "cpuid": row.bits.iter().map(|b| json!({
             "leaf": b.leaf, "register": b.reg.to_string(), "bit": b.bit, "reported_by_kvm": b.reported,
         })).collect::<Vec<_>>(),
-        "msrs": row.msrs.iter().map(|MsrRange { first, last, .. }| json!({
+        "msrs": row.msrs.iter().map(|EnlightenmentMsrs { first, last, .. }| json!({
             "first": first.0, "last": last.0,
         })).collect::<Vec<_>>(),
         "hypercalls": row.hypercalls,

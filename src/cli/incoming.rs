@@ -4,7 +4,7 @@ use std::io::Cursor;
 
 use super::migrate::SecurityArgs;
 use super::run::to_its_end;
-use super::{CliError, Exit};
+use super::{CliError, ExitStatus};
 use crate::api::{ApiError, RunDir, RunDirs, Server};
 use crate::boot::BootFiles;
 use crate::config::{HostLimits, LocalFlags, adapt};
@@ -15,7 +15,8 @@ use crate::memory::GuestRam;
 use crate::migration::transport::Security;
 use crate::migration::wire::{MAX_PROMISE, MAX_STATE};
 use crate::migration::{
-    Address, Cancel, Listener, MigrationError, STALL, Target, VmError, destination, receive,
+    Address, Cancel, DestinationVm, Listener, MigrationError, MigrationVmError, STALL, destination,
+    receive,
 };
 use crate::state::Sections;
 
@@ -25,7 +26,7 @@ pub(super) fn run(
     security: &SecurityArgs,
     flags: LocalFlags,
     paused: bool,
-) -> Result<Exit, CliError> {
+) -> Result<ExitStatus, CliError> {
     let wrong = |why| CliError::Argument {
         flag: "--incoming",
         why,
@@ -56,12 +57,12 @@ pub(super) fn run(
         machine: None,
         server: None,
     };
-    let options = destination::Options::default();
+    let options = destination::DestinationOptions::default();
     receive(&mut incoming, &mut listener, &options, &cancel).map_err(failed)?;
     drop(listener);
     // Both are there once it has been received.
     let (Some(server), Some(machine)) = (incoming.server, incoming.machine) else {
-        return Ok(Exit::FAILED);
+        return Ok(ExitStatus::FAILED);
     };
     let _server = match server {
         Ok(server) => Some(server),
@@ -132,7 +133,7 @@ impl Incoming {
     }
 }
 
-impl Target for Incoming {
+impl DestinationVm for Incoming {
     fn prepare(&mut self, promise: &[u8]) -> Result<GuestRam, Vec<String>> {
         let prepared = self.check(promise)?;
         let ram = prepared.ram.clone();
@@ -140,7 +141,7 @@ impl Target for Incoming {
         Ok(ram)
     }
 
-    fn keep_boot_files(&mut self, files: Vec<Vec<u8>>) -> Result<(), VmError> {
+    fn keep_boot_files(&mut self, files: Vec<Vec<u8>>) -> Result<(), MigrationVmError> {
         let prepared = self.prepared.as_mut().ok_or("nothing was prepared")?;
         // Those that the user of this host names win.
         if prepared.local.boot.is_none() {
@@ -153,7 +154,7 @@ impl Target for Incoming {
         Ok(())
     }
 
-    fn load(&mut self, state: Vec<u8>, running: bool) -> Result<(), VmError> {
+    fn load(&mut self, state: Vec<u8>, running: bool) -> Result<(), MigrationVmError> {
         let prepared = self.prepared.as_mut().ok_or("nothing was prepared")?;
         let mut sections = Sections::decode(Cursor::new(state), MAX_STATE as u64)?;
         let identity = Identity::take(&mut sections)?;

@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use super::{CliError, Exit, print, to_json};
-use crate::inspect::{InspectError, Report, render};
+use super::{CliError, ExitStatus, print, to_json};
+use crate::inspect::{InspectError, InspectReport, render};
 use crate::state::snapshot::Snapshot;
 
 /// Show what a saved VM holds, and check that it is complete
@@ -27,10 +27,10 @@ pub struct Args {
 ///
 /// # Errors
 /// If the saved VM is not whole, or the result cannot be printed.
-pub fn run(args: &Args) -> Result<Exit, CliError> {
+pub fn run(args: &Args) -> Result<ExitStatus, CliError> {
     let report = Snapshot::open(&args.dir)
         .map_err(InspectError::from)
-        .and_then(|snapshot| Report::read(snapshot, args.check))
+        .and_then(|snapshot| InspectReport::read(snapshot, args.check))
         .map_err(|source| CliError::Inspect {
             dir: args.dir.clone(),
             source: Box::new(source),
@@ -41,5 +41,5 @@ pub fn run(args: &Args) -> Result<Exit, CliError> {
         render(&report)
     };
     print(&text)?;
-    Ok(Exit::DONE)
+    Ok(ExitStatus::DONE)
 }

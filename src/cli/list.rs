@@ -3,12 +3,12 @@
 use std::fmt::Write;
 
 use super::status::show_time;
-use super::{CliError, Exit, print, to_json};
-use crate::api::{Found, RunDirs, list};
+use super::{CliError, ExitStatus, print, to_json};
+use crate::api::{FoundVm, RunDirs, list};
 use crate::config::show_size;
 use crate::machine::State;
 use crate::machine::Status;
-use crate::migration::phase::Source;
+use crate::migration::phase::SourcePhase;
 
 /// List your running VMs
 #[derive(Debug, clap::Args)]
@@ -22,7 +22,7 @@ pub struct Args {
 ///
 /// # Errors
 /// If it cannot be had.
-pub fn run(args: &Args) -> Result<Exit, CliError> {
+pub fn run(args: &Args) -> Result<ExitStatus, CliError> {
     let found = list(&RunDirs::of_user())?;
     let all: Vec<&Status> = found
         .iter()
@@ -39,9 +39,9 @@ pub fn run(args: &Args) -> Result<Exit, CliError> {
         table(&found)
     })?;
     Ok(if all.len() == found.len() {
-        Exit::DONE
+        ExitStatus::DONE
     } else {
-        Exit::FAILED
+        ExitStatus::FAILED
     })
 }
 
@@ -50,12 +50,12 @@ fn state(status: &Status) -> &'static str {
     let phase = status.migration.as_ref().and_then(|m| m.phase);
     match phase {
         Some(phase) if !phase.is_over() => "migrating",
-        Some(Source::Undecided) if status.state == State::Paused => "undecided",
+        Some(SourcePhase::Undecided) if status.state == State::Paused => "undecided",
         _ => status.state.name(),
     }
 }
 
-fn table(found: &[Found]) -> String {
+fn table(found: &[FoundVm]) -> String {
     if found.is_empty() {
         return "no VM is running\n".to_owned();
     }
@@ -113,11 +113,11 @@ mod tests {
             ram: None,
         };
         let found = [
-            Found {
+            FoundVm {
                 name: "windows-11".to_owned(),
                 status: Ok(Box::new(status)),
             },
-            Found {
+            FoundVm {
                 name: "x".to_owned(),
                 status: Err(ApiError::Talk {
                     name: "x".to_owned(),

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use super::control::PATIENCE;
 use super::status::describe_migration;
-use super::{CliError, Exit, to_stderr};
-use crate::api::{ApiError, Command, Job, RunDirs, call};
+use super::{CliError, ExitStatus, to_stderr};
+use crate::api::{ApiError, ControlCommand, JobRequest, RunDirs, call};
 use crate::config::parse_size;
 use crate::machine::{Migrate, Status};
 
@@ -99,11 +99,15 @@ impl SecurityArgs {
 ///
 /// # Errors
 /// If there is no such VM, or it cannot be moved.
-pub fn run(args: &Args) -> Result<Exit, CliError> {
+pub fn run(args: &Args) -> Result<ExitStatus, CliError> {
     let dirs = RunDirs::of_user();
     let Some(to) = args.to.clone().filter(|_| !args.cancel) else {
-        call(&dirs, &args.name, &Command::Job(Job::CancelMigration))?;
-        return Ok(Exit::DONE);
+        call(
+            &dirs,
+            &args.name,
+            &ControlCommand::Job(JobRequest::CancelMigration),
+        )?;
+        return Ok(ExitStatus::DONE);
     };
     let bandwidth = args.bandwidth.as_deref().map(parse_size).transpose();
     let bandwidth = bandwidth.map_err(|why| CliError::Argument {
@@ -112,7 +116,7 @@ pub fn run(args: &Args) -> Result<Exit, CliError> {
     })?;
     let security = &args.security;
     let absolute = |path: &Option<PathBuf>| path.as_deref().map(absolute).transpose();
-    let job = Command::Job(Job::Migrate(Box::new(Migrate {
+    let job = ControlCommand::Job(JobRequest::Migrate(Box::new(Migrate {
         to: here(to)?,
         downtime_ms: args.downtime_ms,
         bandwidth,
@@ -126,14 +130,14 @@ pub fn run(args: &Args) -> Result<Exit, CliError> {
     if !args.progress && !args.json {
         let last = call(&dirs, &args.name, &job)?;
         wait_until_gone(&dirs, &args.name, last.as_deref())?;
-        return Ok(Exit::DONE);
+        return Ok(ExitStatus::DONE);
     }
     std::thread::scope(|scope| {
         let (done, over) = channel::<()>();
         let shown = scope.spawn(|| {
             let over = over;
             while over.recv_timeout(STEP) == Err(RecvTimeoutError::Timeout) {
-                if let Ok(Some(status)) = call(&dirs, &args.name, &Command::Status) {
+                if let Ok(Some(status)) = call(&dirs, &args.name, &ControlCommand::Status) {
                     show(&status, args);
                 }
             }
@@ -147,10 +151,10 @@ pub fn run(args: &Args) -> Result<Exit, CliError> {
                 // The last line is how it ended, which its process says as it goes.
                 last.iter().for_each(|status| show(status, args));
                 wait_until_gone(&dirs, &args.name, last.as_deref())?;
-                Ok(Exit::DONE)
+                Ok(ExitStatus::DONE)
             }
             Err(e) => {
-                if let Ok(Some(status)) = call(&dirs, &args.name, &Command::Status) {
+                if let Ok(Some(status)) = call(&dirs, &args.name, &ControlCommand::Status) {
                     show(&status, args);
                 }
                 Err(e.into())
@@ -163,7 +167,7 @@ pub fn run(args: &Args) -> Result<Exit, CliError> {
 fn wait_until_gone(dirs: &RunDirs, name: &str, last: Option<&Status>) -> Result<(), CliError> {
     let deadline = Instant::now() + PATIENCE;
     loop {
-        match call(dirs, name, &Command::Status) {
+        match call(dirs, name, &ControlCommand::Status) {
             Err(ApiError::NoSuchVm { .. }) => return Ok(()),
             // Another VM has its name already.
             Ok(Some(status)) if last.is_some_and(|last| last.pid != status.pid) => return Ok(()),

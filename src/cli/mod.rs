@@ -39,9 +39,9 @@ pub use vm::VmArgs;
 
 /// How a command ended, as the process's exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Exit(pub u8);
+pub struct ExitStatus(pub u8);
 
-impl Exit {
+impl ExitStatus {
     /// Done.
     pub const DONE: Self = Self(0);
     /// It failed.
@@ -192,15 +192,15 @@ pub enum CliError {
 
 impl CliError {
     /// The exit code that tells this error.
-    pub fn exit(&self) -> Exit {
+    pub fn exit(&self) -> ExitStatus {
         match self {
             Self::Argument { .. }
             | Self::Config(_)
             | Self::Log { .. }
-            | Self::NoSuchEnlightenment { .. } => Exit::USAGE,
-            Self::Machine(e) if e.is_host() => Exit::HOST,
-            Self::HostAndKernel { .. } => Exit::HOST,
-            Self::Incoming(e) if matches!(**e, MigrationError::Refused(_)) => Exit::HOST,
+            | Self::NoSuchEnlightenment { .. } => ExitStatus::USAGE,
+            Self::Machine(e) if e.is_host() => ExitStatus::HOST,
+            Self::HostAndKernel { .. } => ExitStatus::HOST,
+            Self::Incoming(e) if matches!(**e, MigrationError::Refused(_)) => ExitStatus::HOST,
             Self::Incoming(_)
             | Self::Machine(_)
             | Self::GuestCrashed
@@ -211,7 +211,7 @@ impl CliError {
             | Self::VcpuFailed(_)
             | Self::Api(_)
             | Self::NotDone { .. }
-            | Self::Stdout(_) => Exit::FAILED,
+            | Self::Stdout(_) => ExitStatus::FAILED,
         }
     }
 
@@ -247,7 +247,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     crate::sys::record_inherited();
     if let Err(e) = fatal::install() {
         to_stderr(&format!("hypernest: cannot install signal handlers: {e}"));
-        return ExitCode::from(Exit::FAILED.0);
+        return ExitCode::from(ExitStatus::FAILED.0);
     }
     let args: Vec<OsString> = args.into_iter().collect();
     let cli = match Cli::try_parse_from(&args) {
@@ -257,7 +257,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let command = || log::start(cli.log.as_deref()).and_then(|()| run(cli.command));
     // The panic hook has printed the message, and unwinding has removed the run directory.
     let exit = std::panic::catch_unwind(std::panic::AssertUnwindSafe(command))
-        .unwrap_or(Ok(Exit::FAILED))
+        .unwrap_or(Ok(ExitStatus::FAILED))
         .unwrap_or_else(|e| {
             if !e.is_quiet() {
                 to_stderr(&report(&e));
@@ -267,7 +267,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     ExitCode::from(exit.0)
 }
 
-fn run(command: Command) -> Result<Exit, CliError> {
+fn run(command: Command) -> Result<ExitStatus, CliError> {
     match command {
         Command::Config(args) => config::run(&args),
         Command::Doctor(args) => doctor::run(&args),
@@ -295,7 +295,7 @@ pub fn command() -> clap::Command {
 }
 
 /// `--help`, `--version`, or clap's message about wrong use; with hints for flags of QEMU.
-fn explain(e: &clap::Error, args: &[OsString]) -> Exit {
+fn explain(e: &clap::Error, args: &[OsString]) -> ExitStatus {
     // `-hda` begins with the short form of `--help`.
     let asked = |arg: &OsString| arg == "-h" || arg == "--help" || arg == "help";
     let hints = match e.kind() {
@@ -308,11 +308,11 @@ fn explain(e: &clap::Error, args: &[OsString]) -> Exit {
     if !hints.is_empty() {
         let text = "hypernest: these are flags of QEMU; for `hypernest run`:";
         to_stderr(&format!("{text}\n  {}", hints.join("\n  ")));
-        return Exit::USAGE;
+        return ExitStatus::USAGE;
     }
     match (e.print(), e.use_stderr()) {
-        (_, true) => Exit::USAGE,
-        (Ok(()), false) => Exit::DONE,
+        (_, true) => ExitStatus::USAGE,
+        (Ok(()), false) => ExitStatus::DONE,
         (Err(e), false) => {
             let e = CliError::Stdout(e);
             if !e.is_quiet() {

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::run::to_its_end;
-use super::{CliError, Exit, print};
+use super::{CliError, ExitStatus, print};
 use crate::api::{RunDirs, Server};
 use crate::boot::BootFiles;
 use crate::config::{HostLimits, LocalFlags, adapt};
@@ -39,8 +39,8 @@ pub(super) struct Args {
 }
 
 /// Carries it out.
-pub(super) fn run(args: &Args) -> Result<Exit, CliError> {
-    let saved = Saved::open(&args.dir).map_err(|source| broken(&args.dir, source))?;
+pub(super) fn run(args: &Args) -> Result<ExitStatus, CliError> {
+    let saved = SavedVm::open(&args.dir).map_err(|source| broken(&args.dir, source))?;
     if args.check || args.eager {
         let boot = saved.boot.as_ref().map_or(Ok(()), SavedFiles::verify);
         boot.map_err(|source| broken(&args.dir, source.into()))?;
@@ -49,7 +49,7 @@ pub(super) fn run(args: &Args) -> Result<Exit, CliError> {
         let checked = saved.ram.verify().map_err(TransferError::from);
         checked.map_err(|source| broken(&args.dir, source))?;
         print(&format!("{} is whole\n", args.dir.display()))?;
-        return Ok(Exit::DONE);
+        return Ok(ExitStatus::DONE);
     }
     let adapted = adapt(&saved.identity.config, &args.flags, HostLimits::read())?;
     for warning in &adapted.checked.warnings {
@@ -80,14 +80,14 @@ pub(super) fn run(args: &Args) -> Result<Exit, CliError> {
     to_its_end(machine)
 }
 
-struct Saved {
+struct SavedVm {
     identity: Identity,
     sections: Sections,
     ram: RamImage,
     boot: Option<SavedFiles>,
 }
 
-impl Saved {
+impl SavedVm {
     fn open(dir: &Path) -> Result<Self, TransferError> {
         let snapshot = Snapshot::open(dir)?;
         let boot = snapshot.boot().cloned();

@@ -1,7 +1,7 @@
 //! `hypernest run`: starts a VM and stays until it ends.
 
 use super::migrate::SecurityArgs;
-use super::{CliError, Exit, VmArgs, incoming};
+use super::{CliError, ExitStatus, VmArgs, incoming};
 use crate::api::{RunDirs, Server};
 use crate::boot;
 use crate::machine::{Machine, Outcome};
@@ -36,7 +36,7 @@ pub(super) struct Args {
 }
 
 /// Carries it out.
-pub(super) fn run(args: &Args) -> Result<Exit, CliError> {
+pub(super) fn run(args: &Args) -> Result<ExitStatus, CliError> {
     if let Some(address) = &args.incoming {
         return incoming::run(address, &args.security, args.vm.local()?, args.paused);
     }
@@ -62,10 +62,10 @@ pub(super) fn run(args: &Args) -> Result<Exit, CliError> {
 }
 
 /// Has `machine` run, and says how it ended.
-pub(super) fn to_its_end(machine: Machine) -> Result<Exit, CliError> {
+pub(super) fn to_its_end(machine: Machine) -> Result<ExitStatus, CliError> {
     match machine.run()? {
-        Outcome::PowerOff | Outcome::Killed | Outcome::Moved => Ok(Exit::DONE),
-        Outcome::DebugExit(code) => Ok(Exit(code)),
+        Outcome::PowerOff | Outcome::Killed | Outcome::Moved => Ok(ExitStatus::DONE),
+        Outcome::DebugExit(code) => Ok(ExitStatus(code)),
         Outcome::Crashed => Err(CliError::GuestCrashed),
         Outcome::Failed(report) => Err(CliError::VcpuFailed(report)),
     }

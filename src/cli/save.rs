@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use super::{CliError, Exit};
-use crate::api::{Command, Job, RunDirs, Save, call};
+use super::{CliError, ExitStatus};
+use crate::api::{ControlCommand, JobRequest, RunDirs, Save, call};
 use crate::machine::AfterSave;
 
 /// Save a running VM into a directory, for `hypernest restore`
@@ -24,7 +24,7 @@ pub struct Args {
 ///
 /// # Errors
 /// If there is no such VM, or it cannot be saved.
-pub fn run(args: &Args) -> Result<Exit, CliError> {
+pub fn run(args: &Args) -> Result<ExitStatus, CliError> {
     // The VM's working directory is another one.
     let dir = std::path::absolute(&args.dir).map_err(|source| CliError::Path {
         path: args.dir.clone(),
@@ -37,7 +37,7 @@ pub fn run(args: &Args) -> Result<Exit, CliError> {
     call(
         &RunDirs::of_user(),
         &args.name,
-        &Command::Job(Job::Save(save)),
+        &ControlCommand::Job(JobRequest::Save(save)),
     )?;
-    Ok(Exit::DONE)
+    Ok(ExitStatus::DONE)
 }

@@ -2,11 +2,11 @@
 
 use std::fmt::Write;
 
-use super::{CliError, Exit, print, to_json};
-use crate::api::{Command, RunDirs, call};
+use super::{CliError, ExitStatus, print, to_json};
+use crate::api::{ControlCommand, RunDirs, call};
 use crate::config::show_size;
 use crate::machine::{RamStatus, Status};
-use crate::migration::Report;
+use crate::migration::MigrationReport;
 
 /// Show the state of a running VM
 #[derive(Debug, clap::Args)]
@@ -23,8 +23,8 @@ pub struct Args {
 ///
 /// # Errors
 /// If there is no such VM, or it does not answer.
-pub fn run(args: &Args) -> Result<Exit, CliError> {
-    if let Some(status) = call(&RunDirs::of_user(), &args.name, &Command::Status)? {
+pub fn run(args: &Args) -> Result<ExitStatus, CliError> {
+    if let Some(status) = call(&RunDirs::of_user(), &args.name, &ControlCommand::Status)? {
         let text = if args.json {
             to_json(&status)?
         } else {
@@ -32,7 +32,7 @@ pub fn run(args: &Args) -> Result<Exit, CliError> {
         };
         print(&text)?;
     }
-    Ok(Exit::DONE)
+    Ok(ExitStatus::DONE)
 }
 
 fn describe(status: &Status) -> String {
@@ -116,7 +116,7 @@ fn describe_ram(ram: &RamStatus) -> String {
 }
 
 /// How a migration stands, in one line.
-pub(super) fn describe_migration(report: &Report) -> String {
+pub(super) fn describe_migration(report: &MigrationReport) -> String {
     let mut text = format!(
         "{} to {}: {} sent in {:.1} s",
         report.phase.map_or("migrating", |phase| phase.name()),

@@ -127,5 +127,5 @@ fn one_line_tells_the_whole_chain() {
         report(&e),
         "hypernest: cannot read the configuration file vm.toml: Permission denied (os error 13)"
     );
-    assert_eq!(e.exit(), Exit::USAGE);
+    assert_eq!(e.exit(), ExitStatus::USAGE);
 }

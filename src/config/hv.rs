@@ -1,13 +1,13 @@
-//! `hv`: read by [`Request`], with the place of each mistake.
+//! `hv`: read by [`EnlightenmentRequest`], with the place of each mistake.
 
 use super::build::{Build, known};
 use super::parse::{self, Wrong};
-use crate::hyperv::{Profile, Request, RequestProblem};
+use crate::hyperv::{EnlightenmentRequest, Profile, RequestProblem};
 
 const EXPECTED: &str = "names of enlightenments and profiles, see `hypernest enlightenments`";
 
 impl Build<'_> {
-    pub(super) fn hv(&mut self) -> Option<Request> {
+    pub(super) fn hv(&mut self) -> Option<EnlightenmentRequest> {
         // A wrong `nested` is reported where it is read for itself.
         let nested = self
             .part("nested")
@@ -20,7 +20,10 @@ impl Build<'_> {
             let Some(list) = self.parsed("hv", part, |v| parse::text(v, "a list of names")) else {
                 continue;
             };
-            for problem in Request::parse(&list, default).err().unwrap_or_default() {
+            for problem in EnlightenmentRequest::parse(&list, default)
+                .err()
+                .unwrap_or_default()
+            {
                 let wrong = Wrong::new(problem.to_string(), EXPECTED);
                 self.push("hv", &part.origin, wrong);
                 told.push(problem);
@@ -28,10 +31,10 @@ impl Build<'_> {
             lists.push((list, &part.origin));
         }
         if lists.is_empty() {
-            return Some(Request::profile(default));
+            return Some(EnlightenmentRequest::profile(default));
         }
         let whole: Vec<&str> = lists.iter().map(|(list, _)| list.as_str()).collect();
-        match Request::parse(&whole.join(","), default) {
+        match EnlightenmentRequest::parse(&whole.join(","), default) {
             Ok(request) => Some(request),
             Err(problems) => {
                 for problem in problems.iter().filter(|p| !told.contains(p)) {

@@ -78,7 +78,7 @@ pub struct VmConfig {
     /// Where the exit statistics are written at the end and on SIGUSR1.
     pub stats: Option<PathBuf>,
     /// Hyper-V enlightenments, not yet resolved against what the host can do.
-    pub hv: crate::hyperv::Request,
+    pub hv: crate::hyperv::EnlightenmentRequest,
     /// Show KVM's own paravirtual leaves; `None`: where a Linux guest would have no clock of Hyper-V's.
     pub kvm_leaves: Option<bool>,
 }

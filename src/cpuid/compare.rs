@@ -1,4 +1,4 @@
-//! What a guest was shown on one host, beside what another host has.
+//! Compares the CPUID that a guest was shown on one host with another host's.
 
 use thiserror::Error;
 
@@ -12,7 +12,7 @@ pub enum CpuLack {
     /// A feature with a name.
     #[error("CPU feature {0}")]
     Feature(Feature),
-    /// A feature without one.
+    /// A feature without a name.
     #[error("CPU feature CPUID {function:#x}.{index}:{reg}[{bit}]")]
     Bit {
         /// The leaf.
@@ -27,14 +27,14 @@ pub enum CpuLack {
     /// A number that is greater than the host's.
     #[error("{what}: the guest was shown {promised}, this host has {host}")]
     Number {
-        /// Of what.
+        /// The name of the number.
         what: &'static str,
         /// In the guest.
         promised: u32,
-        /// Here.
+        /// This host's value.
         host: u32,
     },
-    /// An XSAVE state component whose place differs, which programs keep.
+    /// An XSAVE state component with another layout; programs store the layout.
     #[error(
         "XSAVE state component {component}: the guest was shown {} bytes at {}, this host has {} at {}",
         .promised.0, .promised.1, .host.0, .host.1
@@ -44,13 +44,12 @@ pub enum CpuLack {
         component: u32,
         /// Size and offset in the guest.
         promised: (u32, u32),
-        /// Size and offset here.
+        /// Size and offset on this host.
         host: (u32, u32),
     },
 }
 
-/// Registers of which each bit is a feature that is there when the bit is set (SDM vol. 2A, "CPUID"; APM vol. 3, appendix
-/// E).
+/// Registers in which each set bit is a supported feature (SDM vol. 2A, "CPUID"; APM vol. 3, appendix E).
 pub(super) const FEATURES: [(u32, u32, Reg); 26] = [
     (1, 0, Reg::Ecx),
     (1, 0, Reg::Edx),
@@ -81,7 +80,7 @@ pub(super) const FEATURES: [(u32, u32, Reg); 26] = [
     (0x8000_0022, 0, Reg::Eax),
 ];
 
-/// Numbers of which a host needs at least as many: name, leaf, register, first bit, number of bits.
+/// Numbers that must be at least as large on a host: name, leaf, register, first bit, number of bits.
 const NUMBERS: [(&str, u32, Reg, u8, u8); 8] = [
     ("version of the performance counters", 0xa, Reg::Eax, 0, 8),
     ("performance counters", 0xa, Reg::Eax, 8, 8),
@@ -93,13 +92,13 @@ const NUMBERS: [(&str, u32, Reg, u8, u8); 8] = [
     ("revision of SVM", 0x8000_000a, Reg::Eax, 0, 8),
 ];
 
-/// Not the host's to give: the hypervisor says so itself, or derives it from the topology.
+/// Not from the host: the hypervisor sets these itself, or derives them from the topology.
 const OURS: [Feature; 3] = [f::HYPERVISOR, f::HTT, f::CMP_LEGACY];
 
-/// Everything in `promised` that `host`, KVM's supported CPUID, cannot give. `tsc_deadline` is KVM_CAP_TSC_DEADLINE_TIMER.
-/// The hypervisor's own leaves are not looked at.
+/// Returns everything in `promised` that `host`, KVM's supported CPUID, does not provide. `tsc_deadline` is
+/// KVM_CAP_TSC_DEADLINE_TIMER. The hypervisor's own leaves are not compared.
 pub fn lacks(promised: &[CpuidEntry], host: &[CpuidEntry], tsc_deadline: bool) -> Vec<CpuLack> {
-    // Says nothing of it, or not reliably.
+    // KVM does not report it, or not reliably.
     let mut host = host.to_vec();
     f::TSC_DEADLINE.set(&mut host, tsc_deadline);
     let host = host.as_slice();

@@ -21,7 +21,7 @@ pub struct Feature {
 }
 
 impl Feature {
-    /// Whether `entries` have it.
+    /// Whether `entries` contain it.
     pub fn is_in(self, entries: &[CpuidEntry]) -> bool {
         entries
             .iter()
@@ -29,7 +29,7 @@ impl Feature {
             .is_some_and(|e| e.reg(self.reg) & (1 << self.bit) != 0)
     }
 
-    /// Sets or clears it, where its leaf is there.
+    /// Sets or clears it, if its leaf exists.
     pub fn set(self, entries: &mut [CpuidEntry], on: bool) {
         for entry in entries
             .iter_mut()
@@ -64,7 +64,7 @@ pub fn named(function: u32, index: u32, reg: Reg) -> u32 {
     bits.fold(0, |bits, bit| bits | 1 << bit)
 }
 
-/// Clears the bits of `feature` in `entries`, where AMD repeats it too.
+/// Clears the bits of `feature` in `entries`, including AMD's copy.
 pub fn hide(entries: &mut [CpuidEntry], feature: Feature) {
     feature.set(entries, false);
     let Feature {
@@ -102,7 +102,7 @@ macro_rules! features {
             };
         )*
 
-        /// Every bit that has a name here.
+        /// All named bits.
         pub const ALL: &[Feature] = &[$($constant),*];
     };
 }

@@ -1,4 +1,4 @@
-//! What the host has and what the VM is to be -> the CPUID of each vCPU.
+//! Computes the CPUID of each vCPU from the host's CPUID and the VM's specification.
 
 use thiserror::Error;
 
@@ -14,20 +14,20 @@ use crate::cpuid::Topology;
 /// Where KVM's own leaves go beside Hyper-V's.
 pub const KVM_LEAVES_BESIDE_HYPERV: u32 = 0x4000_0100;
 
-/// What the guest's processors are to be.
+/// The specification of the guest's processors.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CpuSpec {
-    /// Which processor.
+    /// The processor model.
     pub model: CpuModel,
     /// Packages, cores, threads; none of them 0.
     pub topology: Topology,
-    /// Features of it that are hidden, by name.
+    /// Features of the model that are hidden, by name.
     pub without: Vec<&'static str>,
     /// Show VMX or SVM.
     pub nested: bool,
     /// Show an invariant TSC: a promise that its frequency never changes.
     pub invariant_tsc: bool,
-    /// KVM_CAP_TSC_DEADLINE_TIMER: KVM_GET_SUPPORTED_CPUID says nothing of it.
+    /// KVM_CAP_TSC_DEADLINE_TIMER, which KVM_GET_SUPPORTED_CPUID does not report.
     pub tsc_deadline: bool,
     /// The hypervisor's leaves ([`crate::hyperv::Resolved::cpuid_leaves`]).
     pub hyperv: Vec<CpuidEntry>,
@@ -35,27 +35,27 @@ pub struct CpuSpec {
     pub kvm_leaves: bool,
 }
 
-/// Why the host cannot give such a processor.
+/// Why the host cannot provide such a processor.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum CpuidProblem {
-    /// The host has neither VMX nor SVM to show.
+    /// The host supports neither VMX nor SVM for guests.
     #[error(
-        "the guest cannot be shown VMX or SVM (--nested): KVM does not nest here; load {} with nested=1, on a processor whose virtualization is switched on",
+        "the guest cannot be shown VMX or SVM (--nested): KVM does not support nesting on this host; load {} with nested=1, on a processor with virtualization enabled",
         .vendor.module()
     )]
     DoesNotNest {
-        /// Whose processor.
+        /// The processor's vendor.
         vendor: CpuVendor,
     },
     /// The host is below the level.
-    #[error("the host is no {level}: it lacks {}; take a lower level, or --cpu host", names(.missing))]
+    #[error("the host is below {level}: it does not have {}; use a lower level, or --cpu host", names(.missing))]
     BelowLevel {
-        /// The level asked for.
+        /// The requested level.
         level: &'static str,
-        /// What is missing.
+        /// The missing features.
         missing: Vec<Feature>,
     },
-    /// The invariant TSC was asked for and is not there.
+    /// The invariant TSC was requested, and the host has none.
     #[error(
         "the guest cannot be promised an invariant TSC: the host's is not (CPUID 0x80000007.EDX[8] is 0)"
     )]
@@ -69,30 +69,31 @@ fn names(features: &[Feature]) -> String {
 
 /// Hidden from every guest, though KVM could show them.
 const HIDDEN: [Feature; 11] = [
-    // Transactional memory: Hyper-V does not start on processors whose microcode aborts it, and it serves side channels.
+    // Transactional memory: Hyper-V does not start on processors whose microcode aborts it, and it enables
+    // side channels.
     f::RTM,
     f::HLE,
     f::TSXLDTRK,
     // Enclaves need memory sections that hypernest does not provide.
     f::SGX,
     f::SGX_LC,
-    // KVM makes MWAIT a no-op: a guest that idles by it would spin.
+    // KVM makes MWAIT a no-op: a guest that idles with it would spin.
     f::MONITOR,
     // KVM sets these as the guest sets CR4.
     f::OSXSAVE,
     f::OSPKE,
-    // KVM keeps the shadow stack pointer apart from MSRs and XSAVE's area (KVM_REG_GUEST_SSP), and it is not
+    // KVM keeps the shadow stack pointer outside MSRs and the XSAVE area (KVM_REG_GUEST_SSP), and it is not
     // saved.
     f::SHSTK,
     f::IBT,
-    // KVM emulates it on every processor; Linux 6.12 does not, 7.3 does. A guest that saw it could not move to
-    // an older kernel.
+    // KVM emulates it on every processor; Linux 6.12 does not, 7.3 does. A guest that saw it could not move
+    // to an older kernel.
     f::GP_ON_USER_CPUID,
 ];
 
-/// State components of XCR0 that guests see: x87, SSE, AVX, MPX's two, AVX-512's three, PKRU, AMX's two (SDM
-/// vol. 1, "XSAVE-Supported Features and State-Component Bitmaps"). KVM_GET_XSAVE2 carries all of them, and
-/// no supervisor state.
+/// State components of XCR0 that guests see: x87, SSE, AVX, MPX's two, AVX-512's three, PKRU, AMX's two
+/// (SDM vol. 1, "XSAVE-Supported Features and State-Component Bitmaps"). KVM_GET_XSAVE2 returns all of
+/// them, and no supervisor state.
 const STATE_COMPONENTS: u32 = 0b111 | 0b11 << 3 | 0b111 << 5 | 1 << 9 | 0b11 << 17;
 
 /// The CPUID of a VM's vCPUs.
@@ -104,10 +105,10 @@ pub struct GuestCpuid {
 }
 
 impl GuestCpuid {
-    /// From KVM_GET_SUPPORTED_CPUID and what the guest is to be.
+    /// Computes the guest's CPUID from KVM_GET_SUPPORTED_CPUID and the specification.
     ///
     /// # Errors
-    /// Everything that the host lacks.
+    /// Everything that the host does not provide.
     pub fn new(host: &[CpuidEntry], spec: &CpuSpec) -> Result<Self, Vec<CpuidProblem>> {
         let vendor = vendor(host);
         let problems = problems(host, spec, vendor);
@@ -140,7 +141,7 @@ impl GuestCpuid {
         })
     }
 
-    /// The processor that a guest has been shown on another host: vCPU 0's table there.
+    /// The processor that a guest was shown on another host: vCPU 0's table there.
     pub fn promised(entries: Vec<CpuidEntry>, topology: Topology) -> Self {
         Self {
             vendor: vendor(&entries),
@@ -149,7 +150,7 @@ impl GuestCpuid {
         }
     }
 
-    /// Whose processor the guest sees.
+    /// The vendor of the guest's processor.
     pub fn vendor(&self) -> CpuVendor {
         self.vendor
     }
@@ -168,7 +169,7 @@ impl GuestCpuid {
     }
 }
 
-/// Whose processor `entries` describe.
+/// The vendor of the processor in `entries`.
 pub(crate) fn vendor(entries: &[CpuidEntry]) -> CpuVendor {
     let mut id = [0; 12];
     if let Some(leaf) = entries.iter().find(|e| e.function == 0) {
@@ -199,15 +200,15 @@ fn problems(host: &[CpuidEntry], spec: &CpuSpec, vendor: CpuVendor) -> Vec<Cpuid
     problems
 }
 
-/// Hides features that have no name here. A newer KVM may have state for them that is not saved, and a move
-/// to an older one would fail for a feature that could be neither named nor masked.
+/// Hides features without a name here. A newer KVM may have state for them that is not saved, and a move to
+/// an older one would fail for a feature that could be neither named nor masked.
 fn hide_unknown(entries: &mut Vec<CpuidEntry>) {
     for entry in entries.iter_mut() {
         for (function, index, reg) in FEATURES {
             if (entry.function, entry.index) == (function, index) {
                 *entry.reg_mut(reg) &= match (function, index, reg) {
                     (0xd, 0, Reg::Eax) => STATE_COMPONENTS,
-                    // Intel PT's own features, all of which are its own state's (RTIT MSRs).
+                    // Intel PT's own features, all of which are part of its own state (RTIT MSRs).
                     (0x14, ..) => u32::MAX,
                     _ => f::named(function, index, reg),
                 };
@@ -237,15 +238,15 @@ fn adjust(entries: &mut Vec<CpuidEntry>, spec: &CpuSpec, vendor: CpuVendor) {
     if vendor == CpuVendor::Amd {
         // An Intel MSR that KVM emulates everywhere: Windows does not expect it on AMD and stops.
         f::ARCH_CAPABILITIES.set(entries, false);
-        // A bit of SPEC_CTRL: without the MSR, guests that set it (hvax64) meet #GP.
+        // A bit of SPEC_CTRL: without the MSR, guests that set it (hvax64) get #GP.
         let spec_ctrl = [f::AMD_IBRS, f::AMD_STIBP, f::AMD_SSBD];
         if !spec_ctrl.iter().any(|f| f.is_in(entries)) {
             f::AMD_PSFD.set(entries, false);
         }
-        // Intel's cache and topology leaves are reserved there.
+        // Intel's cache and topology leaves are reserved on AMD.
         entries.retain(|e| e.function != 4 && e.function != 0x1f);
     }
-    // Enclaves: nothing without SGX.
+    // The leaf of enclaves is empty without SGX.
     entries.retain(|e| e.function != 0x12);
 }
 
@@ -260,9 +261,10 @@ pub fn has_kvmclock(host: &[CpuidEntry]) -> bool {
     features.is_some_and(|leaf| leaf.eax & 1 << 3 != 0)
 }
 
-/// KVM's signature and feature leaves. Guests look for them at 0x40000000 first, then in steps of 0x100.
+/// KVM's signature and feature leaves. Guests search for them at 0x40000000 first, then in steps of 0x100.
 fn kvm_leaves(host: &[CpuidEntry], beside_hyperv: bool) -> Vec<CpuidEntry> {
-    /// PV end of interrupt, which shares its state with Hyper-V's VP assist page: the two must not meet.
+    /// PV end of interrupt, which shares its state with Hyper-V's VP assist page: the two must not be used
+    /// together.
     const PV_EOI: u32 = 1 << 6;
     let base = if beside_hyperv {
         KVM_LEAVES_BESIDE_HYPERV

@@ -1,8 +1,9 @@
-//! The x86-64 levels (x86-64 psABI, "Micro-Architecture Levels") as processors to give to a guest that shall be able to move
-//! between different hosts.
+//! The x86-64 levels (x86-64 psABI, "Micro-Architecture Levels") as processor models for a guest that can
+//! move between different hosts.
 //!
-//! A level shows what the psABI names, the system features that practically every host of that level has, and every
-//! mitigation that the host has: those are shown where the host has them, and a destination must have them as well.
+//! A level contains the features of the psABI, the system features that practically every host of that
+//! level has, and every mitigation of the host: a guest sees those that the host has, and a destination
+//! must have them as well.
 
 use super::CpuidEntry;
 use super::feature::{self as f, Feature};
@@ -10,7 +11,7 @@ use super::topology::{DATA_CACHE, INSTRUCTION_CACHE, UNIFIED_CACHE};
 use crate::cpuid::CpuModel;
 use crate::cpuid::CpuVendor;
 
-/// What all levels have.
+/// The features of all levels.
 const V2: [Feature; 32] = [
     f::FPU,
     f::DE,
@@ -68,7 +69,7 @@ const V4: [Feature; 5] = [
 
 /// Shown at any level where the host has them.
 const IF_THE_HOST_HAS: [Feature; 51] = [
-    // For virtual-8086 mode, which a 64-bit guest never enters; emulated hosts lack it.
+    // For virtual-8086 mode, which a 64-bit guest never enters; emulated hosts do not have it.
     f::VME,
     // Decided elsewhere: by --nested and by KVM's capabilities.
     f::VMX,
@@ -151,15 +152,15 @@ impl Level {
         }
     }
 
-    /// What a host must have for it.
+    /// The features that a host must have for it.
     pub(super) fn required(self) -> impl Iterator<Item = Feature> {
         let v3: &[Feature] = if self >= Self::V3 { &V3 } else { &[] };
         let v4: &[Feature] = if self >= Self::V4 { &V4 } else { &[] };
         V2.iter().chain(v3).chain(v4).copied()
     }
 
-    /// The state components that XSAVE handles: x87, SSE, AVX; opmask and the two ZMM halves (SDM vol. 1, "XSAVE-Managed
-    /// State").
+    /// The state components that XSAVE manages: x87, SSE, AVX; opmask and the two ZMM halves (SDM vol. 1,
+    /// "XSAVE-Managed State").
     fn xcr0(self) -> u32 {
         match self {
             Self::V2 => 0,
@@ -178,7 +179,7 @@ impl Level {
         }
     }
 
-    /// Cuts what the host has down to the level.
+    /// Reduces the host's CPUID to the level.
     pub(super) fn apply(self, host: &[CpuidEntry], vendor: CpuVendor) -> Vec<CpuidEntry> {
         let amd = vendor == CpuVendor::Amd;
         let mut entries: Vec<CpuidEntry> = host
@@ -198,7 +199,7 @@ impl Level {
         entries
     }
 
-    /// Which leaves a guest of this level sees; brand and caches are made up.
+    /// Whether a guest of this level sees a leaf; brand and caches are fixed values.
     fn keeps(self, entry: &CpuidEntry, amd: bool) -> bool {
         match entry.function {
             0 | 1 | 6 | 0xb | 0x8000_0000 | 0x8000_0001 | 0x8000_0005..=0x8000_0008 => true,
@@ -218,7 +219,7 @@ impl Level {
         let registers = match (entry.function, entry.index) {
             (0, _) => [eax.min(0xd), ebx, entry.ecx, edx],
             (1, _) => [self.signature(vendor), ebx, 0, 0],
-            // One descriptor: see leaf 4.
+            // One descriptor that refers to leaf 4.
             (2, _) => [0x0000_ff01, 0, 0, 0],
             (7, 0) => [eax, 0, 0, 0],
             (7, _) => [0; 4],
@@ -234,11 +235,11 @@ impl Level {
             // AMD repeats the signature and bits of leaf 1 here.
             (0x8000_0001, _) if amd => [self.signature(vendor), 0, 0, edx & 0x0183_f3ff],
             (0x8000_0001, _) => [0; 4],
-            // L1 of 32 KiB each, L2 of 1 MiB, L3 of 16 MiB, in AMD's older form; no word on TLBs.
+            // L1 of 32 KiB each, L2 of 1 MiB, L3 of 16 MiB, in AMD's older form; nothing about TLBs.
             (0x8000_0005, _) => [0, 0, 0x2008_0140, 0x2008_0140],
             (0x8000_0006, _) => [0, 0, 0x0400_8140, 0x0080_8140],
             (0x8000_0007, _) => [0; 4],
-            // 48 bits of virtual and at most 46 of physical addresses.
+            // 48 bits of virtual addresses and at most 46 of physical ones.
             (0x8000_0008, _) => [48 << 8 | (eax & 0xff).min(46), 0, 0, 0],
             (0x8000_0021, _) => [0, ebx, 0, edx],
             _ => return,
@@ -285,8 +286,8 @@ impl Level {
     }
 }
 
-/// The caches that every level has, in the form that leaf 4 and AMD's 0x8000001D share; who shares them is filled in with
-/// the topology.
+/// The caches of every level, in the form that leaf 4 and AMD's 0x8000001D share; the sharing fields are
+/// filled in with the topology.
 fn caches(function: u32) -> [CpuidEntry; 5] {
     // (type, level, ways, sets); lines of 64 bytes. The last one ends the list.
     let caches = [

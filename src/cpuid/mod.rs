@@ -1,7 +1,7 @@
-//! Host CPUID and feature MSRs -> the guest's, by named masks.
+//! Computes the guest's CPUID and feature MSRs from the host's, by named masks.
 //!
-//! [`GuestCpuid::new`] takes what KVM supports and what the VM is to be, and refuses what cannot be; [`GuestCpuid::for_vcpu`]
-//! is one vCPU's table for KVM_SET_CPUID2. All of it is pure.
+//! [`GuestCpuid::new`] combines KVM's support with the VM's specification, and refuses impossible ones;
+//! [`GuestCpuid::for_vcpu`] returns one vCPU's table for KVM_SET_CPUID2. All of it is pure.
 
 mod compare;
 pub mod feature;
@@ -34,22 +34,22 @@ use serde::{Deserialize, Serialize};
 pub struct CpuidEntry {
     /// The leaf: the guest's EAX.
     pub function: u32,
-    /// The sub-leaf: the guest's ECX, where it matters.
+    /// The sub-leaf: the guest's ECX, if significant.
     pub index: u32,
     /// Whether `index` matters.
     #[serde(rename = "flags", with = "flags")]
     pub indexed: bool,
-    /// What the guest gets in EAX.
+    /// EAX as returned to the guest.
     pub eax: u32,
-    /// What the guest gets in EBX.
+    /// EBX as returned to the guest.
     pub ebx: u32,
-    /// What the guest gets in ECX.
+    /// ECX as returned to the guest.
     pub ecx: u32,
-    /// What the guest gets in EDX.
+    /// EDX as returned to the guest.
     pub edx: u32,
 }
 
-/// In JSON as KVM has it: flags, of which only this one says something about an entry.
+/// JSON uses KVM's form: flags, of which only this one is significant.
 mod flags {
     use kvm_bindings::KVM_CPUID_FLAG_SIGNIFCANT_INDEX;
     use serde::{Deserialize, Deserializer, Serializer};
@@ -68,7 +68,7 @@ mod flags {
 }
 
 impl CpuidEntry {
-    /// One of the four registers.
+    /// Returns one of the four registers.
     pub fn reg(&self, reg: Reg) -> u32 {
         match reg {
             Reg::Eax => self.eax,
@@ -78,7 +78,7 @@ impl CpuidEntry {
         }
     }
 
-    /// One of the four registers, to be changed.
+    /// Returns one of the four registers for modification.
     pub fn reg_mut(&mut self, reg: Reg) -> &mut u32 {
         match reg {
             Reg::Eax => &mut self.eax,

@@ -1,4 +1,4 @@
-//! The CPU that a guest sees, as asked for, and whose processor the host has.
+//! The requested CPU model of a guest, and the vendor of the host's processor.
 
 use std::fmt;
 
@@ -16,7 +16,7 @@ pub struct Topology {
 /// The CPU that the guest sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CpuModel {
-    /// Everything the host's KVM supports, less what is masked by name.
+    /// Everything that the host's KVM supports, without the features masked by name.
     Host,
     /// The x86-64-v2 level: for migration between different hosts.
     X86_64V2,
@@ -26,14 +26,14 @@ pub enum CpuModel {
     X86_64V4,
 }
 
-/// Whose processor it is.
+/// The vendor of a processor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CpuVendor {
     /// `GenuineIntel`: VMX.
     Intel,
     /// `AuthenticAMD` or `HygonGenuine`: SVM.
     Amd,
-    /// Anybody else's.
+    /// Any other vendor.
     Other,
 }
 

@@ -9,12 +9,12 @@ pub struct MsrFeature {
     pub name: &'static str,
     /// The MSR.
     pub msr: Msr,
-    /// The bit. Of VMX controls it is the one that says that the control may be 1.
+    /// The bit. For VMX controls, the bit that allows the control to be 1.
     pub bit: u8,
 }
 
-/// VMX controls: the low half has a bit for each control that must be 1, the high half one for each that may
-/// be (SDM vol. 3, A.3 to A.5).
+/// VMX controls: the low half has a bit for each control that must be 1, the high half one for each that
+/// may be 1 (SDM vol. 3, A.3 to A.5).
 pub(super) fn is_control(msr: Msr) -> bool {
     matches!(msr.0, 0x48b | 0x48d..=0x490)
 }
@@ -36,7 +36,7 @@ pub fn hide(values: &mut [(Msr, u64)], without: &[&str]) {
 
 macro_rules! msr_features {
     ($($msr:literal + $first:literal { $($bit:literal $name:literal)* })*) => {
-        /// Every bit that has a name here.
+        /// All named bits.
         pub const ALL: &[MsrFeature] = &[$($(MsrFeature {
             name: $name,
             msr: Msr($msr),
@@ -112,7 +112,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_bit_and_each_name_stands_for_one_feature() {
+    fn bits_and_names_of_features_are_unique() {
         for (place, feature) in ALL.iter().enumerate() {
             for other in &ALL[..place] {
                 assert_ne!((feature.msr, feature.bit), (other.msr, other.bit));

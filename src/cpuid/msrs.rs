@@ -1,4 +1,4 @@
-//! MSRs that belong to the processor's description: what a firmware or KVM's feature MSRs decide once.
+//! MSRs that are part of the processor's description: set once by firmware, or fixed by KVM's feature MSRs.
 
 use thiserror::Error;
 
@@ -9,23 +9,23 @@ use crate::cpuid::CpuModel;
 use crate::cpuid::CpuVendor;
 use crate::units::Msr;
 
-/// Locked by the firmware, with what it allows.
+/// The firmware's settings, with a lock bit.
 pub const IA32_FEATURE_CONTROL: Msr = Msr(0x3a);
 /// The microcode's revision.
 pub const IA32_BIOS_SIGN_ID: Msr = Msr(0x8b);
-/// Which of the processor's weaknesses are mended.
+/// The processor's vulnerabilities that are fixed in hardware.
 pub const IA32_ARCH_CAPABILITIES: Msr = Msr(0x10a);
 /// Switches for processor features.
 pub const IA32_MISC_ENABLE: Msr = Msr(0x1a0);
 
-/// FEATURE_CONTROL: locked, VMXON allowed outside SMX (SDM vol. 3, "Enabling and Entering VMX Operation"). Hyper-V takes
-/// anything else for virtualization switched off in the firmware.
+/// FEATURE_CONTROL: locked, VMXON allowed outside SMX (SDM vol. 3, "Enabling and Entering VMX Operation").
+/// Hyper-V treats any other value as virtualization disabled by the firmware.
 const LOCKED_WITH_VMXON: u64 = 1 << 0 | 1 << 2;
 /// MISC_ENABLE: fast strings; no branch trace, no PEBS. Linux distrusts REP MOVSB without the first.
 const MISC_ENABLE: u64 = 1 << 0 | 1 << 11 | 1 << 12;
 
-/// The VMX capability MSRs that user space may write (vmx_set_vmx_msr): KVM derives CR0_FIXED1, CR4_FIXED1 and the controls
-/// that have a TRUE form.
+/// The VMX capability MSRs that user space may write (vmx_set_vmx_msr): KVM derives CR0_FIXED1, CR4_FIXED1
+/// and the controls that have a TRUE form.
 const VMX_CAPABILITIES: [Msr; 12] = [
     Msr(0x480),
     Msr(0x485),
@@ -41,16 +41,16 @@ const VMX_CAPABILITIES: [Msr; 12] = [
     Msr(0x491),
 ];
 
-/// The feature MSRs to read from KVM (KVM_GET_MSRS on /dev/kvm) for [`feature_msrs`]; those that
-/// KVM_GET_MSR_FEATURE_INDEX_LIST does not name are left out.
+/// The feature MSRs to read from KVM (KVM_GET_MSRS on /dev/kvm) for [`feature_msrs`]; those missing in
+/// KVM_GET_MSR_FEATURE_INDEX_LIST are skipped.
 pub fn wanted() -> impl Iterator<Item = Msr> {
     [IA32_BIOS_SIGN_ID, IA32_ARCH_CAPABILITIES]
         .into_iter()
         .chain(VMX_CAPABILITIES)
 }
 
-/// What to write on every vCPU after KVM_SET_CPUID2 and before it runs. `guest` is its CPUID, `host` what KVM answered for
-/// [`wanted`].
+/// The MSR writes for every vCPU after KVM_SET_CPUID2 and before it runs. `guest` is its CPUID, `host`
+/// KVM's values of [`wanted`].
 pub fn feature_msrs(
     guest: &[CpuidEntry],
     vendor: CpuVendor,
@@ -69,7 +69,7 @@ pub fn feature_msrs(
     if f::ARCH_CAPABILITIES.is_in(guest) {
         msrs.extend(of_host(IA32_ARCH_CAPABILITIES));
     }
-    // A level's signature is another processor's, so the host's microcode means nothing.
+    // A level has another processor's signature, so the host's microcode revision would be meaningless.
     if model == CpuModel::Host {
         msrs.extend(of_host(IA32_BIOS_SIGN_ID));
     }
@@ -78,7 +78,7 @@ pub fn feature_msrs(
 
 /// MSRs that a guest has only with one of some features: the first, the last, the features. KVM denies them
 /// to other guests (kvm_get_msr_common, kvm_set_msr_common, vmx_get_msr, svm_get_msr and their neighbours),
-/// and what they hold then belongs to the host.
+/// and their values then belong to the host.
 const GATED: [(u32, u32, &[Feature]); 14] = [
     (
         0x48,
@@ -125,18 +125,18 @@ pub fn is_visible(guest: &[CpuidEntry], msr: Msr) -> bool {
     gate.is_none_or(|(.., features)| features.iter().any(|feature| feature.is_in(guest)))
 }
 
-/// A feature MSR whose promised value KVM cannot give.
+/// A feature MSR whose promised value KVM cannot provide.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[error(
     "{}{}: the guest was shown {promised:#x}, this host has {}",
     self.missing(), describe(*.msr), .host.map_or("none".to_owned(), |v| format!("{v:#x}"))
 )]
 pub struct MsrLack {
-    /// Which one.
+    /// The MSR.
     pub msr: Msr,
     /// In the guest.
     pub promised: u64,
-    /// Here.
+    /// This host's value.
     pub host: Option<u64>,
 }
 
@@ -148,7 +148,7 @@ impl MsrLack {
         bits.filter_map(move |bit| msr_feature::at(msr, bit))
     }
 
-    /// The names of what is missing, and of controls that this host cannot switch off.
+    /// The names of the missing features, and of controls that this host cannot switch off.
     fn missing(&self) -> String {
         let mut names: Vec<_> = self.features().map(|f| f.name.to_owned()).collect();
         if is_control(self.msr) {
@@ -185,7 +185,8 @@ fn describe(msr: Msr) -> String {
     format!("{name} ({msr})")
 }
 
-/// Which of `promised` KVM on a host with `host` cannot give (what vmx_restore_vmx_basic and its neighbours take).
+/// Returns the MSRs of `promised` that KVM on a host with `host` cannot provide (by vmx_restore_vmx_basic
+/// and its neighbours).
 pub fn lacks(promised: &[(Msr, u64)], host: &[(Msr, u64)]) -> Vec<MsrLack> {
     promised
         .iter()
@@ -195,7 +196,7 @@ pub fn lacks(promised: &[(Msr, u64)], host: &[(Msr, u64)]) -> Vec<MsrLack> {
                 .find(|(m, _)| *m == msr)
                 .map(|(_, value)| *value);
             let given = host.is_some_and(|host| gives(msr, promised, host));
-            // The microcode's revision is a number that KVM takes as it is.
+            // The microcode's revision is a number that KVM accepts unchecked.
             (!given && msr != IA32_BIOS_SIGN_ID).then_some(MsrLack {
                 msr,
                 promised,
@@ -205,7 +206,7 @@ pub fn lacks(promised: &[(Msr, u64)], host: &[(Msr, u64)]) -> Vec<MsrLack> {
         .collect()
 }
 
-/// Whether KVM with the value `host` of its own takes `promised` for a guest.
+/// Whether KVM with its own value `host` accepts `promised` for a guest.
 fn gives(msr: Msr, promised: u64, host: u64) -> bool {
     let within = |a: u64, b: u64| a & !b == 0;
     let field = |value: u64, first: u32, bits: u32| value >> first & ((1 << bits) - 1);
@@ -227,13 +228,13 @@ fn gives(msr: Msr, promised: u64, host: u64) -> bool {
         }
         // Bits that must be 1 (A.7, A.8).
         0x486 | 0x488 => within(host, promised),
-        // Low half: what must be 1. High half: what may be 1 (A.3).
+        // Low half: controls that must be 1. High half: controls that may be 1 (A.3).
         _ if is_control(msr) => {
             within(host & 0xffff_ffff, promised & 0xffff_ffff) && within(promised >> 32, host >> 32)
         }
         // The highest index of a VMCS field: KVM takes any.
         0x48a => true,
-        // Features, or weaknesses that are not there.
+        // Features, or vulnerabilities that the processor does not have.
         _ => within(promised, host),
     }
 }
@@ -325,7 +326,7 @@ mod tests {
         let without = guest(true, false);
         assert!(!is_visible(&without, IA32_ARCH_CAPABILITIES));
         assert!(!is_visible(&without, Msr(0xda0)));
-        // CPUID says nothing of SYSENTER_CS or DEBUGCTL.
+        // CPUID does not report SYSENTER_CS or DEBUGCTL.
         assert!(is_visible(&without, Msr(0x174)));
         assert!(is_visible(&without, Msr(0x1d9)));
     }

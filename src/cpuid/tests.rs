@@ -1,4 +1,4 @@
-//! What guests are shown, on an Intel and on an AMD host.
+//! The CPUID of guests on an Intel and on an AMD host.
 
 use proptest::prelude::*;
 
@@ -31,7 +31,7 @@ fn kvm_leaves() -> [CpuidEntry; 2] {
     ]
 }
 
-/// An Intel server as KVM_GET_SUPPORTED_CPUID shows it, cut to what matters.
+/// An Intel server as KVM_GET_SUPPORTED_CPUID reports it, reduced to the relevant leaves.
 pub(crate) fn intel() -> Vec<CpuidEntry> {
     let mut entries = vec![
         leaf(0, 0, [0x20, 0x756e_6547, 0x6c65_746e, 0x4965_6e69]),
@@ -207,7 +207,7 @@ fn topology_on_amd() {
 }
 
 #[test]
-fn one_vcpu_is_no_hyperthread() {
+fn single_vcpu_is_not_a_hyperthread() {
     let mut spec = spec(CpuModel::Host, false);
     spec.topology = Topology {
         sockets: 1,
@@ -248,7 +248,7 @@ fn clocks_are_as_asked() {
 }
 
 #[test]
-fn hypervisor_leaves_are_kvms_only_on_request_and_beside_hyperv() {
+fn kvm_leaves_are_shown_only_on_request_and_beside_hyperv() {
     let mut spec = spec(CpuModel::Host, false);
     let range = 0x4000_0000..0x4fff_ffff;
     let leaves = |spec: &CpuSpec| -> Vec<u32> {
@@ -269,7 +269,7 @@ fn hypervisor_leaves_are_kvms_only_on_request_and_beside_hyperv() {
 }
 
 #[test]
-fn a_level_is_the_same_on_any_host_that_has_it() {
+fn level_is_the_same_on_any_host_that_supports_it() {
     let guest = guest(&intel(), &spec(CpuModel::X86_64V3, false), 0);
     assert_eq!(get(&guest, 0, 0)[0], 0xd);
     assert_eq!(get(&guest, 1, 0)[0], 0x0003_06f2);
@@ -303,7 +303,7 @@ fn a_level_is_the_same_on_any_host_that_has_it() {
 }
 
 #[test]
-fn what_the_host_lacks_is_named_at_once() {
+fn all_missing_features_are_reported_at_once() {
     let mut host = amd();
     f::SVM.set(&mut host, false);
     let problems = GuestCpuid::new(&host, &spec(CpuModel::X86_64V4, true)).unwrap_err();
@@ -329,7 +329,7 @@ fn what_the_host_lacks_is_named_at_once() {
 }
 
 #[test]
-fn entries_survive_kvms_form() {
+fn entries_round_trip_in_the_form_of_kvm() {
     for entry in intel() {
         let kvm = kvm_bindings::kvm_cpuid_entry2::from(&entry);
         assert_eq!(CpuidEntry::from(&kvm), entry);
@@ -338,7 +338,7 @@ fn entries_survive_kvms_form() {
 
 proptest! {
     #[test]
-    fn any_host_table_is_taken(
+    fn any_host_table_is_accepted(
         raw in proptest::collection::vec(
             (prop_oneof![0u32..0x20, 0x4000_0000u32..0x4000_0003, 0x8000_0000u32..0x8000_0022], 0u32..40, any::<[u32; 4]>()),
             0..60,

@@ -1,4 +1,4 @@
-//! How vCPUs are grouped into packages, cores and threads, and how CPUID says it.
+//! Groups vCPUs into packages, cores and threads, and describes the groups in CPUID.
 
 use super::CpuidEntry;
 use super::feature as f;
@@ -9,7 +9,7 @@ pub(super) const DATA_CACHE: u32 = 1;
 pub(super) const INSTRUCTION_CACHE: u32 = 2;
 pub(super) const UNIFIED_CACHE: u32 = 3;
 
-/// How many bits hold `count` different ids.
+/// The number of bits for `count` different ids.
 fn bits(count: u32) -> u32 {
     count.max(1).next_power_of_two().trailing_zeros()
 }
@@ -20,8 +20,8 @@ fn shifts(topology: Topology) -> (u32, u32) {
     (thread, thread + bits(topology.cores))
 }
 
-/// The (x2)APIC id of vCPU `index`: package, core and thread each in a field of its own, so that ids have gaps unless the
-/// counts are powers of two.
+/// The (x2)APIC id of vCPU `index`: package, core and thread each in its own bit field, so that ids have
+/// gaps unless the counts are powers of two.
 pub fn apic_id(topology: Topology, index: u32) -> u32 {
     let threads = topology.threads.max(1);
     let cores = topology.cores.max(1);
@@ -32,7 +32,7 @@ pub fn apic_id(topology: Topology, index: u32) -> u32 {
     package << package_shift | core << core_shift | thread
 }
 
-/// Writes the topology into the leaves that tell of it.
+/// Writes the topology into the leaves that describe it.
 pub(super) fn apply(
     entries: &mut Vec<CpuidEntry>,
     topology: Topology,
@@ -49,7 +49,7 @@ pub(super) fn apply(
     f::CMP_LEGACY.set(entries, amd && several);
     for entry in entries.iter_mut() {
         match entry.function {
-            // EBX: initial APIC id, ids per package (a power of two), CLFLUSH size and brand as they are.
+            // EBX: initial APIC id, ids per package (a power of two); CLFLUSH size and brand stay.
             1 => {
                 let ids = (1u32 << package_shift).min(0xff);
                 entry.ebx = entry.ebx & 0xffff | (id & 0xff) << 24 | ids << 16;
@@ -74,7 +74,7 @@ pub(super) fn apply(
                 };
                 entry.eax = entry.eax & 0x3fff | (sharing - 1).min(0xfff) << 14;
             }
-            // ECX: size of the id below the package, and threads in it less 1.
+            // ECX: the width of the id within a package, and its number of threads minus 1.
             0x8000_0008 => {
                 entry.ecx = if amd {
                     package_shift << 12 | (logical - 1).min(0xff)
@@ -85,7 +85,7 @@ pub(super) fn apply(
             0x8000_001e if amd => {
                 entry.eax = id;
                 entry.ebx = (topology.threads - 1) << 8 | (id >> core_shift) & 0xff;
-                // One node in each package.
+                // One node per package.
                 entry.ecx = (id >> package_shift) & 0xff;
             }
             _ => {}
@@ -100,7 +100,7 @@ fn cache_level(entry: &CpuidEntry) -> u32 {
     entry.eax >> 5 & 7
 }
 
-/// Leaves 0xB and 0x1F: threads, cores, and an end mark; only where the highest basic leaf says that they are there.
+/// Leaves 0xB and 0x1F: threads, cores, and an end mark; only where the highest basic leaf includes them.
 fn extended_topology(entries: &mut Vec<CpuidEntry>, function: u32, topology: Topology, id: u32) {
     entries.retain(|e| e.function != function);
     if !entries.iter().any(|e| e.function == 0 && e.eax >= function) {

@@ -1,9 +1,14 @@
 //! TSC and clocks.
 
-use super::{Check, Group, Status};
+use super::{Check, CheckStatus, Group};
 use crate::kvm::host::{KvmFacts, System};
 
-fn check(id: &'static str, title: &'static str, status: Status, found: impl Into<String>) -> Check {
+fn check(
+    id: &'static str,
+    title: &'static str,
+    status: CheckStatus,
+    found: impl Into<String>,
+) -> Check {
     Check::new(id, Group::Time, title, status, found)
 }
 
@@ -21,17 +26,17 @@ const TSC_BASED: [&str; 3] = ["tsc", "tsc-early", "hyperv_clocksource_tsc_page"]
 fn clocksource(system: &System) -> Check {
     let title = "host clocksource";
     let Some(current) = system.clock.current.as_deref() else {
-        return check("clocksource", title, Status::Warn, "not known");
+        return check("clocksource", title, CheckStatus::Warn, "not known");
     };
     if TSC_BASED.contains(&current) {
-        return check("clocksource", title, Status::Ok, current);
+        return check("clocksource", title, CheckStatus::Ok, current);
     }
     let cure = if system.clock.available.iter().any(|name| name == "tsc") {
         "as root: `echo tsc > /sys/devices/system/clocksource/clocksource0/current_clocksource`"
     } else {
         "the kernel found the TSC unstable: its log says why; `tsc=reliable` on its command line if you know better"
     };
-    check("clocksource", title, Status::Warn, current)
+    check("clocksource", title, CheckStatus::Warn, current)
         .means("KVM cannot keep Hyper-V's reference TSC page: with hv-time, every reading of the guest's clock leaves the guest")
         .cure(cure)
 }
@@ -42,7 +47,7 @@ fn frequency(kvm: &KvmFacts) -> Check {
         return check(
             "tsc-frequency",
             title,
-            Status::Fail,
+            CheckStatus::Fail,
             "KVM has another frequency than the TSC",
         )
         .means("no VM can run here")
@@ -52,30 +57,40 @@ fn frequency(kvm: &KvmFacts) -> Check {
         (Some(khz), Some(refined)) => check(
             "tsc-frequency",
             title,
-            Status::Warn,
+            CheckStatus::Warn,
             format!("{khz} kHz for KVM, {refined} kHz refined by the kernel"),
         )
         .means("guests' clocks drift by the difference, which their time service can correct")
         .cure("load KVM again, without VMs"),
-        (Some(khz), None) => check("tsc-frequency", title, Status::Ok, format!("{khz} kHz")),
-        (None, _) => check("tsc-frequency", title, Status::Warn, "KVM does not say")
-            .means("the guest must measure it itself, and cannot be moved to another host")
-            .cure("the kernel's log says why it takes the TSC for unstable"),
+        (Some(khz), None) => check(
+            "tsc-frequency",
+            title,
+            CheckStatus::Ok,
+            format!("{khz} kHz"),
+        ),
+        (None, _) => check(
+            "tsc-frequency",
+            title,
+            CheckStatus::Warn,
+            "KVM does not say",
+        )
+        .means("the guest must measure it itself, and cannot be moved to another host")
+        .cure("the kernel's log says why it takes the TSC for unstable"),
     }
 }
 
 fn invariant(system: &System, kvm: &KvmFacts) -> Check {
     let title = "invariant TSC";
     match (kvm.guest_invariant_tsc(), system.cpu.constant_tsc) {
-        (true, _) => check("tsc-invariant", title, Status::Ok, "yes, and guests can be shown it"),
+        (true, _) => check("tsc-invariant", title, CheckStatus::Ok, "yes, and guests can be shown it"),
         (false, true) => check(
             "tsc-invariant",
             title,
-            Status::Warn,
+            CheckStatus::Warn,
             "the host's TSC is invariant, but KVM does not show that to guests",
         )
         .means("hv-tsc-invariant cannot be had"),
-        (false, false) => check("tsc-invariant", title, Status::Warn, "no")
+        (false, false) => check("tsc-invariant", title, CheckStatus::Warn, "no")
             .means("the TSC may change its rate or stop: guests must be told by hv-reenlightenment, and hv-tsc-invariant cannot be had"),
     }
 }
@@ -83,12 +98,12 @@ fn invariant(system: &System, kvm: &KvmFacts) -> Check {
 fn scaling(kvm: &KvmFacts) -> Check {
     let title = "TSC scaling";
     match (kvm.caps.tsc_control, kvm.caps.vm_tsc_control) {
-        (true, true) => check("tsc-scaling", title, Status::Ok, "yes")
+        (true, true) => check("tsc-scaling", title, CheckStatus::Ok, "yes")
             .means("a VM from a host with another TSC frequency keeps its own here, for good or until its guest has adapted (hv-reenlightenment)"),
-        (true, false) => check("tsc-scaling", title, Status::Info, "the CPU has it, but KVM cannot set it for a whole VM")
+        (true, false) => check("tsc-scaling", title, CheckStatus::Info, "the CPU has it, but KVM cannot set it for a whole VM")
             .means("a VM from a host with another TSC frequency cannot come here")
             .cure("run Linux 5.17 or newer"),
-        (false, _) => check("tsc-scaling", title, Status::Info, "no")
+        (false, _) => check("tsc-scaling", title, CheckStatus::Info, "no")
             .means("of VMs from hosts with another TSC frequency, only those can come here whose guest takes a new one at once (hv-reenlightenment without TSC emulation); --tsc-khz cannot be had"),
     }
 }
@@ -96,11 +111,11 @@ fn scaling(kvm: &KvmFacts) -> Check {
 fn offset(kvm: &KvmFacts) -> Option<Check> {
     let title = "TSC offset";
     Some(match kvm.tsc_offset {
-        Some(true) => check("tsc-offset", title, Status::Ok, "KVM offsets and shows it"),
-        Some(false) => check("tsc-offset", title, Status::Warn, "guests see the host's TSC as it is")
+        Some(true) => check("tsc-offset", title, CheckStatus::Ok, "KVM offsets and shows it"),
+        Some(false) => check("tsc-offset", title, CheckStatus::Warn, "guests see the host's TSC as it is")
             .means("a saved VM can go on here only if it was saved here, since the last boot, and with --clock continue"),
         None if kvm.caps.any_hyperv() => {
-            check("tsc-offset", title, Status::Warn, "KVM does not show it")
+            check("tsc-offset", title, CheckStatus::Warn, "KVM does not show it")
                 .means("restoring a VM can cost it KVM's master clock, and clock readings then leave the guest")
                 .cure("run Linux 5.16 or newer")
         }

@@ -1,9 +1,14 @@
 //! /dev/kvm and what is behind it.
 
-use super::{Check, Group, Status};
+use super::{Check, CheckStatus, Group};
 use crate::kvm::host::{HostError, KvmFacts, System};
 
-fn check(id: &'static str, title: &'static str, status: Status, found: impl Into<String>) -> Check {
+fn check(
+    id: &'static str,
+    title: &'static str,
+    status: CheckStatus,
+    found: impl Into<String>,
+) -> Check {
     Check::new(id, Group::Kvm, title, status, found)
 }
 
@@ -13,7 +18,7 @@ pub(super) fn checks(system: &System, kvm: Result<&KvmFacts, &HostError>) -> Vec
         check(
             "kernel",
             "host kernel",
-            Status::Info,
+            CheckStatus::Info,
             format!("Linux {}", system.kernel),
         ),
     ];
@@ -40,13 +45,13 @@ fn device(system: &System, kvm: Result<&KvmFacts, &HostError>) -> Check {
             check(
                 "kvm-device",
                 title,
-                Status::Ok,
+                CheckStatus::Ok,
                 format!("opens, interface version 12{permissions}"),
             )
         }
         Err(error) => {
             let (found, cure) = explain(error);
-            check("kvm-device", title, Status::Fail, found)
+            check("kvm-device", title, CheckStatus::Fail, found)
                 .means("no virtual machine can run here")
                 .cure(cure)
         }
@@ -88,31 +93,31 @@ fn module(system: &System) -> Check {
         .filter(|name| system.modules.contains_key(*name))
         .collect();
     if loaded.is_empty() {
-        check("kvm-module", title, Status::Fail, "neither kvm_intel nor kvm_amd is loaded, yet KVM works")
+        check("kvm-module", title, CheckStatus::Fail, "neither kvm_intel nor kvm_amd is loaded, yet KVM works")
             .means("this KVM runs guests without the CPU's virtualization, and cannot give it to a guest; kernels start slowly or not at all")
             .cure("use a host whose CPU shows VMX or SVM and load kvm_intel or kvm_amd there")
     } else {
-        check("kvm-module", title, Status::Ok, loaded.join(", "))
+        check("kvm-module", title, CheckStatus::Ok, loaded.join(", "))
     }
 }
 
 fn ignore_msrs(system: &System) -> Option<Check> {
     let title = "kvm.ignore_msrs";
     Some(if system.flag("kvm", "ignore_msrs")? {
-        check("kvm-ignore-msrs", title, Status::Warn, "Y")
+        check("kvm-ignore-msrs", title, CheckStatus::Warn, "Y")
             .means("a guest that reads a register that does not exist gets 0 instead of a fault: guests that probe for features, as Hyper-V does, can be misled")
             .cure("as root: `echo N > /sys/module/kvm/parameters/ignore_msrs`")
     } else {
-        check("kvm-ignore-msrs", title, Status::Ok, "N")
+        check("kvm-ignore-msrs", title, CheckStatus::Ok, "N")
     })
 }
 
 fn msr_exits(kvm: &KvmFacts) -> Check {
     let title = "MSR filter";
     if kvm.caps.x86_user_space_msr && kvm.caps.x86_msr_filter {
-        check("kvm-msr-filter", title, Status::Ok, "there")
+        check("kvm-msr-filter", title, CheckStatus::Ok, "there")
     } else {
-        check("kvm-msr-filter", title, Status::Fail, "missing")
+        check("kvm-msr-filter", title, CheckStatus::Fail, "missing")
             .means(
                 "hypernest cannot own Hyper-V's crash and re-enlightenment registers, which is how it keeps a guest's clock right",
             )
@@ -123,9 +128,9 @@ fn msr_exits(kvm: &KvmFacts) -> Check {
 fn statistics(kvm: &KvmFacts) -> Check {
     let title = "KVM statistics";
     if kvm.caps.binary_stats_fd {
-        check("kvm-statistics", title, Status::Ok, "there")
+        check("kvm-statistics", title, CheckStatus::Ok, "there")
     } else {
-        check("kvm-statistics", title, Status::Warn, "missing")
+        check("kvm-statistics", title, CheckStatus::Warn, "missing")
             .means("host exits per exit of a nested guest cannot be counted")
             .cure("run Linux 5.14 or newer")
     }

@@ -1,9 +1,14 @@
 //! Hyper-V's interface in KVM, as a whole. (Each enlightenment by itself: [`super::verdict`].)
 
-use super::{Check, Group, Status};
+use super::{Check, CheckStatus, Group};
 use crate::kvm::host::{KvmFacts, System};
 
-fn check(id: &'static str, title: &'static str, status: Status, found: impl Into<String>) -> Check {
+fn check(
+    id: &'static str,
+    title: &'static str,
+    status: CheckStatus,
+    found: impl Into<String>,
+) -> Check {
     Check::new(id, Group::Hyperv, title, status, found)
 }
 
@@ -27,7 +32,7 @@ fn support(system: &System, kvm: &KvmFacts) -> Check {
             }
             None => "on, as KVM reports Hyper-V capabilities",
         };
-        return check("kvm-hyperv", title, Status::Ok, how);
+        return check("kvm-hyperv", title, CheckStatus::Ok, how);
     }
     let none = "KVM reports no Hyper-V capability";
     let found = match config {
@@ -42,7 +47,7 @@ fn support(system: &System, kvm: &KvmFacts) -> Check {
     } else {
         "run a kernel built with CONFIG_KVM_HYPERV=y, as those of the distributions are; or run guests without enlightenments: --hv none"
     };
-    check("kvm-hyperv", title, Status::Fail, found)
+    check("kvm-hyperv", title, CheckStatus::Fail, found)
         .means("no enlightenment can be had")
         .cure(cure)
 }
@@ -53,14 +58,14 @@ fn leaves(kvm: &KvmFacts) -> Check {
         check(
             "hyperv-cpuid",
             title,
-            Status::Ok,
+            CheckStatus::Ok,
             "KVM says which it can give",
         )
     } else {
         check(
             "hyperv-cpuid",
             title,
-            Status::Warn,
+            CheckStatus::Warn,
             "KVM says which it can give only for a vCPU (KVM_CAP_SYS_HYPERV_CPUID is 0)",
         )
         .means("an old kernel: some enlightenments will be missing")
@@ -77,10 +82,10 @@ fn evmcs(system: &System, kvm: &KvmFacts) -> Check {
         } else {
             format!("versions {lowest} to {highest}")
         };
-        return check("evmcs", title, Status::Ok, found);
+        return check("evmcs", title, CheckStatus::Ok, found);
     }
     let missing = |found: &str| {
-        check("evmcs", title, Status::Fail, found).means(
+        check("evmcs", title, CheckStatus::Fail, found).means(
             "hv-evmcs cannot be had: a hypervisor inside the guest pays an exit for what it could read and write in memory",
         )
     };
@@ -88,7 +93,7 @@ fn evmcs(system: &System, kvm: &KvmFacts) -> Check {
         check(
             "evmcs",
             title,
-            Status::Info,
+            CheckStatus::Info,
             "none: it belongs to Intel's VMX, and this CPU has SVM",
         )
         .means("the profiles leave hv-evmcs out on this CPU, and start with everything else that they hold")

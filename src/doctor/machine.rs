@@ -1,9 +1,14 @@
 //! Memory and processors.
 
-use super::{Check, Group, Status};
+use super::{Check, CheckStatus, Group};
 use crate::kvm::host::{KvmFacts, System};
 
-fn check(id: &'static str, title: &'static str, status: Status, found: impl Into<String>) -> Check {
+fn check(
+    id: &'static str,
+    title: &'static str,
+    status: CheckStatus,
+    found: impl Into<String>,
+) -> Check {
     Check::new(id, Group::Machine, title, status, found)
 }
 
@@ -19,7 +24,7 @@ pub(super) fn checks(system: &System, kvm: Option<&KvmFacts>) -> Vec<Check> {
 fn cpu(system: &System) -> Check {
     let cpu = &system.cpu;
     let found = format!("{} × {} ({})", cpu.count, cpu.model, cpu.vendor);
-    check("cpu", "host CPU", Status::Info, found)
+    check("cpu", "host CPU", CheckStatus::Info, found)
 }
 
 fn vcpus(kvm: &KvmFacts) -> Check {
@@ -27,7 +32,7 @@ fn vcpus(kvm: &KvmFacts) -> Check {
         "{} at most, {} recommended",
         kvm.caps.max_vcpus, kvm.caps.nr_vcpus
     );
-    check("vcpus", "vCPUs per VM", Status::Info, found)
+    check("vcpus", "vCPUs per VM", CheckStatus::Info, found)
 }
 
 /// Bit 18 of 0x40000004.EAX in what KVM supports: no two vCPUs share a core unless the guest knows
@@ -36,7 +41,7 @@ const NO_CORESHARING: u32 = 1 << 18;
 
 fn smt(system: &System, kvm: Option<&KvmFacts>) -> Check {
     let control = system.cpu.smt.as_deref().unwrap_or("not known");
-    let check = check("smt", "SMT", Status::Info, control);
+    let check = check("smt", "SMT", CheckStatus::Info, control);
     let Some(leaf) = kvm.and_then(|kvm| kvm.hv_leaf(0x4000_0004)) else {
         return check;
     };
@@ -61,11 +66,11 @@ fn hugepages(system: &System) -> Check {
         })
         .collect();
     if pools.is_empty() {
-        check("hugepages", title, Status::Info, "none reserved")
+        check("hugepages", title, CheckStatus::Info, "none reserved")
             .means("--memory SIZE,hugepages=2M cannot be used; nested guests gain most from them, as their page walks are the longest")
             .cure("as root: `sysctl vm.nr_hugepages=N`, N = half the guest's memory in MiB")
     } else {
-        check("hugepages", title, Status::Ok, pools.join(", "))
+        check("hugepages", title, CheckStatus::Ok, pools.join(", "))
     }
 }
 
@@ -80,9 +85,9 @@ fn thp(system: &System) -> Option<Check> {
         )
     };
     Some(match chosen {
-        "never" => check(Status::Warn)
+        "never" => check(CheckStatus::Warn)
             .means("guest memory is in small pages unless --memory SIZE,hugepages=2M is given: its page walks are longer")
             .cure("as root: `echo madvise > /sys/kernel/mm/transparent_hugepage/enabled`"),
-        _ => check(Status::Ok),
+        _ => check(CheckStatus::Ok),
     })
 }

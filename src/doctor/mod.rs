@@ -21,7 +21,7 @@ pub use verdict::{EnlightenmentState, Verdict};
 /// How a check came out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Status {
+pub enum CheckStatus {
     /// As it should be.
     Ok,
     /// Neither good nor bad.
@@ -80,7 +80,7 @@ pub struct Check {
     /// The same for humans.
     pub title: &'static str,
     /// How it came out.
-    pub status: Status,
+    pub status: CheckStatus,
     /// What was found.
     pub found: String,
     /// What follows from it.
@@ -94,7 +94,7 @@ impl Check {
         id: &'static str,
         group: Group,
         title: &'static str,
-        status: Status,
+        status: CheckStatus,
         found: impl Into<String>,
     ) -> Self {
         Self {

@@ -1,9 +1,14 @@
 //! Whether a guest can run guests of its own.
 
-use super::{Check, Group, Status};
+use super::{Check, CheckStatus, Group};
 use crate::kvm::host::{KvmFacts, System};
 
-fn check(id: &'static str, title: &'static str, status: Status, found: impl Into<String>) -> Check {
+fn check(
+    id: &'static str,
+    title: &'static str,
+    status: CheckStatus,
+    found: impl Into<String>,
+) -> Check {
     Check::new(id, Group::Nesting, title, status, found)
 }
 
@@ -29,7 +34,7 @@ fn cpu(system: &System) -> Check {
             let check = check(
                 "cpu-virtualization",
                 title,
-                Status::Fail,
+                CheckStatus::Fail,
                 "neither vmx nor svm in /proc/cpuinfo",
             );
             return if system.cpu.hypervisor {
@@ -43,7 +48,7 @@ fn cpu(system: &System) -> Check {
             };
         }
     };
-    check("cpu-virtualization", title, Status::Ok, found)
+    check("cpu-virtualization", title, CheckStatus::Ok, found)
 }
 
 fn nested_parameter(system: &System) -> Option<Check> {
@@ -55,11 +60,11 @@ fn nested_parameter(system: &System) -> Option<Check> {
         check(
             "nested-parameter",
             title,
-            Status::Ok,
+            CheckStatus::Ok,
             format!("{module}.nested is on"),
         )
     } else {
-        check("nested-parameter", title, Status::Fail, format!("{module}.nested is off"))
+        check("nested-parameter", title, CheckStatus::Fail, format!("{module}.nested is off"))
             .means("KVM keeps the CPU's virtualization from every guest")
             .cure(format!("with all VMs stopped, as root: `modprobe -r {module} && modprobe {module} nested=1`; for good: put `options {module} nested=1` into a file of /etc/modprobe.d"))
     })
@@ -68,12 +73,12 @@ fn nested_parameter(system: &System) -> Option<Check> {
 fn guest(kvm: &KvmFacts) -> Check {
     let title = "virtualization for guests";
     match (kvm.guest_vmx(), kvm.guest_svm()) {
-        (true, _) => check("guest-virtualization", title, Status::Ok, "guests can be shown VMX"),
-        (_, true) => check("guest-virtualization", title, Status::Ok, "guests can be shown SVM"),
+        (true, _) => check("guest-virtualization", title, CheckStatus::Ok, "guests can be shown VMX"),
+        (_, true) => check("guest-virtualization", title, CheckStatus::Ok, "guests can be shown SVM"),
         _ => check(
             "guest-virtualization",
             title,
-            Status::Fail,
+            CheckStatus::Fail,
             "KVM shows guests neither VMX nor SVM (KVM_GET_SUPPORTED_CPUID)",
         )
         .means("no hypervisor starts inside a guest: neither the Hyper-V role nor WSL2 nor KVM")
@@ -87,14 +92,14 @@ fn nested_state(kvm: &KvmFacts) -> Check {
         check(
             "nested-state",
             title,
-            Status::Ok,
+            CheckStatus::Ok,
             "can be saved and restored",
         )
     } else {
         check(
             "nested-state",
             title,
-            Status::Warn,
+            CheckStatus::Warn,
             "cannot be saved (KVM_CAP_NESTED_STATE is 0)",
         )
         .means("a VM that runs guests of its own can be neither saved nor migrated")
@@ -111,11 +116,11 @@ fn two_dimensional_paging(system: &System) -> Option<Check> {
         check(
             "nested-paging",
             title,
-            Status::Ok,
+            CheckStatus::Ok,
             format!("{module}.{name} is on"),
         )
     } else {
-        check("nested-paging", title, Status::Warn, format!("{module}.{name} is off"))
+        check("nested-paging", title, CheckStatus::Warn, format!("{module}.{name} is off"))
             .means("page tables are shadowed: guests are slow, and nested guests slower; the Hyper-V role does not start without it")
             .cure(format!("load {module} with {name}=1, on a CPU that has it"))
     })
@@ -127,11 +132,11 @@ fn shadow_vmcs(system: &System) -> Option<Check> {
         check(
             "shadow-vmcs",
             title,
-            Status::Ok,
+            CheckStatus::Ok,
             "kvm_intel.enable_shadow_vmcs is on",
         )
     } else {
-        check("shadow-vmcs", title, Status::Info, "kvm_intel.enable_shadow_vmcs is off, or the CPU has none")
+        check("shadow-vmcs", title, CheckStatus::Info, "kvm_intel.enable_shadow_vmcs is off, or the CPU has none")
             .means("a hypervisor inside that does not use hv-evmcs leaves the guest for every VMREAD and VMWRITE")
             .cure("load kvm_intel with enable_shadow_vmcs=1, or use hv-evmcs, which makes it unnecessary")
     })
@@ -146,7 +151,7 @@ fn virtual_apic(system: &System) -> Option<Check> {
         check(
             "virtual-apic",
             title,
-            Status::Ok,
+            CheckStatus::Ok,
             format!("{module}.{name} is on"),
         )
         .means("hv-avic is worth having: it keeps Windows from switching this off; when KVM itself does, and why, shows only in the trace event kvm:kvm_apicv_inhibit_changed")
@@ -154,7 +159,7 @@ fn virtual_apic(system: &System) -> Option<Check> {
         check(
             "virtual-apic",
             title,
-            Status::Info,
+            CheckStatus::Info,
             format!("{module}.{name} is off, or the CPU has none"),
         )
         .means("interrupts of a guest cost exits; hv-avic is of no use")

@@ -23,7 +23,7 @@ fn failed(diagnosis: &Diagnosis) -> Vec<&'static str> {
     diagnosis
         .checks
         .iter()
-        .filter(|check| check.status == Status::Fail)
+        .filter(|check| check.status == CheckStatus::Fail)
         .map(|check| check.id)
         .collect()
 }
@@ -151,7 +151,7 @@ fn no_hyperv(host: &mut HostCaps) {
 type Change = (
     fn(&mut HostCaps),
     &'static str,
-    Status,
+    CheckStatus,
     &'static str,
     &'static str,
 );
@@ -162,28 +162,28 @@ fn each_thing_that_can_be_wrong_is_found_with_its_cure() {
         (
             |h| set(h, "kvm", "ignore_msrs", "Y"),
             "kvm-ignore-msrs",
-            Status::Warn,
+            CheckStatus::Warn,
             "Y",
             "echo N",
         ),
         (
             |h| h.kvm.caps.x86_msr_filter = false,
             "kvm-msr-filter",
-            Status::Fail,
+            CheckStatus::Fail,
             "missing",
             "Linux 5.10",
         ),
         (
             |h| h.kvm.caps.binary_stats_fd = false,
             "kvm-statistics",
-            Status::Warn,
+            CheckStatus::Warn,
             "missing",
             "Linux 5.14",
         ),
         (
             |h| h.system.modules.clear(),
             "kvm-module",
-            Status::Fail,
+            CheckStatus::Fail,
             "neither",
             "load kvm_intel",
         ),
@@ -193,7 +193,7 @@ fn each_thing_that_can_be_wrong_is_found_with_its_cure() {
                 h.system.cpu.hypervisor = true;
             },
             "cpu-virtualization",
-            Status::Fail,
+            CheckStatus::Fail,
             "neither vmx",
             "nested virtualization",
         ),
@@ -203,56 +203,56 @@ fn each_thing_that_can_be_wrong_is_found_with_its_cure() {
                 h.system.cpu.hypervisor = false;
             },
             "cpu-virtualization",
-            Status::Fail,
+            CheckStatus::Fail,
             "neither vmx",
             "firmware",
         ),
         (
             |h| set(h, "kvm_intel", "nested", "N"),
             "nested-parameter",
-            Status::Fail,
+            CheckStatus::Fail,
             "kvm_intel.nested is off",
             "modprobe kvm_intel nested=1",
         ),
         (
             hide_vmx,
             "guest-virtualization",
-            Status::Fail,
+            CheckStatus::Fail,
             "neither VMX nor SVM",
             "nested=1",
         ),
         (
             |h| h.kvm.caps.nested_state = 0,
             "nested-state",
-            Status::Warn,
+            CheckStatus::Warn,
             "cannot be saved",
             "Linux 4.20",
         ),
         (
             |h| set(h, "kvm_intel", "ept", "N"),
             "nested-paging",
-            Status::Warn,
+            CheckStatus::Warn,
             "kvm_intel.ept is off",
             "ept=1",
         ),
         (
             |h| set(h, "kvm_intel", "enable_shadow_vmcs", "N"),
             "shadow-vmcs",
-            Status::Info,
+            CheckStatus::Info,
             "off",
             "enable_shadow_vmcs=1",
         ),
         (
             |h| set(h, "kvm_intel", "enable_apicv", "Y"),
             "virtual-apic",
-            Status::Ok,
+            CheckStatus::Ok,
             "is on",
             "",
         ),
         (
             no_hyperv,
             "kvm-hyperv",
-            Status::Fail,
+            CheckStatus::Fail,
             "although the kernel was built with",
             "kvm_intel or kvm_amd",
         ),
@@ -262,14 +262,14 @@ fn each_thing_that_can_be_wrong_is_found_with_its_cure() {
                 h.system.config.kvm_hyperv = None;
             },
             "kvm-hyperv",
-            Status::Fail,
+            CheckStatus::Fail,
             "most likely",
             "CONFIG_KVM_HYPERV=y",
         ),
         (
             |h| h.kvm.caps.sys_hyperv_cpuid = false,
             "hyperv-cpuid",
-            Status::Warn,
+            CheckStatus::Warn,
             "only for a vCPU",
             "Linux 5.11",
         ),
@@ -279,21 +279,21 @@ fn each_thing_that_can_be_wrong_is_found_with_its_cure() {
                 h.kvm.evmcs = None;
             },
             "evmcs",
-            Status::Fail,
+            CheckStatus::Fail,
             "cannot be shown VMX",
             "nested=1",
         ),
         (
             |h| h.kvm.evmcs = None,
             "evmcs",
-            Status::Fail,
+            CheckStatus::Fail,
             "KVM has none",
             "Linux 4.20",
         ),
         (
             |h| h.kvm.evmcs = Some(0x0201),
             "evmcs",
-            Status::Ok,
+            CheckStatus::Ok,
             "versions 1 to 2",
             "",
         ),
@@ -303,7 +303,7 @@ fn each_thing_that_can_be_wrong_is_found_with_its_cure() {
                 h.system.clock.available = vec!["hpet".into(), "tsc".into()];
             },
             "clocksource",
-            Status::Warn,
+            CheckStatus::Warn,
             "hpet",
             "echo tsc",
         ),
@@ -313,14 +313,14 @@ fn each_thing_that_can_be_wrong_is_found_with_its_cure() {
                 h.system.clock.available.clear();
             },
             "clocksource",
-            Status::Warn,
+            CheckStatus::Warn,
             "acpi_pm",
             "unstable",
         ),
         (
             |h| h.kvm.tsc_khz = None,
             "tsc-frequency",
-            Status::Warn,
+            CheckStatus::Warn,
             "does not say",
             "log",
         ),
@@ -330,7 +330,7 @@ fn each_thing_that_can_be_wrong_is_found_with_its_cure() {
                 h.kvm.refined_tsc_khz = Some(2_596_100);
             },
             "tsc-frequency",
-            Status::Fail,
+            CheckStatus::Fail,
             "another frequency",
             "modprobe",
         ),
@@ -340,21 +340,21 @@ fn each_thing_that_can_be_wrong_is_found_with_its_cure() {
                 h.kvm.refined_tsc_khz = Some(2_596_100);
             },
             "tsc-frequency",
-            Status::Warn,
+            CheckStatus::Warn,
             "2596100 kHz refined",
             "load KVM again",
         ),
         (
             |h| h.kvm.tsc_offset = Some(false),
             "tsc-offset",
-            Status::Warn,
+            CheckStatus::Warn,
             "as it is",
             "",
         ),
         (
             |h| h.kvm.tsc_offset = None,
             "tsc-offset",
-            Status::Warn,
+            CheckStatus::Warn,
             "does not show",
             "Linux 5.16",
         ),
@@ -493,11 +493,14 @@ fn small_pages_are_warned_of_with_what_to_do() {
     for word in ["always", "madvise"] {
         host.system.thp = Some(word.to_owned());
         let check = found(&host).unwrap();
-        assert_eq!((check.status, check.found.as_str()), (Status::Ok, word));
+        assert_eq!(
+            (check.status, check.found.as_str()),
+            (CheckStatus::Ok, word)
+        );
     }
     host.system.thp = Some("never".to_owned());
     let check = found(&host).unwrap();
-    assert_eq!(check.status, Status::Warn);
+    assert_eq!(check.status, CheckStatus::Warn);
     assert!(check.cure.unwrap().contains("echo madvise"));
 }
 
@@ -511,7 +514,7 @@ fn every_failure_says_what_it_means_and_what_to_do() {
         ids.dedup();
         assert_eq!(ids.len(), count, "ids are unique");
         for check in &diagnosis.checks {
-            if check.status == Status::Fail {
+            if check.status == CheckStatus::Fail {
                 assert!(check.means.is_some() && check.cure.is_some(), "{check:?}");
             }
         }

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{Check, Diagnosis, Group, Status, Verdict};
+use super::{Check, CheckStatus, Diagnosis, Group, Verdict};
 
 /// Columns that a line takes at most.
 const WIDTH: usize = 100;
@@ -39,12 +39,12 @@ impl Style {
         self.paint("1", text)
     }
 
-    fn status(self, status: Status) -> String {
+    fn status(self, status: CheckStatus) -> String {
         match status {
-            Status::Ok => self.paint("32", "ok  "),
-            Status::Info => self.paint("36", "info"),
-            Status::Warn => self.paint("33", "warn"),
-            Status::Fail => self.paint("1;31", "FAIL"),
+            CheckStatus::Ok => self.paint("32", "ok  "),
+            CheckStatus::Info => self.paint("36", "info"),
+            CheckStatus::Warn => self.paint("33", "warn"),
+            CheckStatus::Fail => self.paint("1;31", "FAIL"),
         }
     }
 }
@@ -118,7 +118,7 @@ fn enlightenments(out: &mut String, style: Style, diagnosis: &Diagnosis) {
         .map(|e| e.name)
         .collect();
     if !available.is_empty() {
-        let lead = format!("  {}  ", style.status(Status::Ok));
+        let lead = format!("  {}  ", style.status(CheckStatus::Ok));
         wrapped(out, &lead, INDENT, &available.join(", "));
     }
     // Those that lack the same are named together.
@@ -141,9 +141,9 @@ fn enlightenments(out: &mut String, style: Style, diagnosis: &Diagnosis) {
 
 fn render_verdict(out: &mut String, style: Style, verdict: &Verdict, asked: bool) {
     let status = if verdict.works {
-        Status::Ok
+        CheckStatus::Ok
     } else {
-        Status::Fail
+        CheckStatus::Fail
     };
     let lead = format!("  {}  ", style.status(status));
     if verdict.works {

@@ -4,7 +4,8 @@ use serde::Serialize;
 
 use crate::hyperv::resolve::lack;
 use crate::hyperv::{
-    Enlightenment, EnlightenmentSet, HostHv, Problem, Profile, Request, Resolved, resolve,
+    Enlightenment, EnlightenmentProblem, EnlightenmentRequest, EnlightenmentSet, HostHv, Profile,
+    Resolved, resolve,
 };
 use crate::kvm::host::{HostCaps, HostError};
 
@@ -78,9 +79,9 @@ fn of_profile(profile: Profile, host: &HostHv) -> Verdict {
         Profile::All | Profile::Passthrough => host.nested,
     };
     let judged = |without| {
-        let request = Request {
+        let request = EnlightenmentRequest {
             removed: without,
-            ..Request::profile(profile)
+            ..EnlightenmentRequest::profile(profile)
         };
         resolve(&request, host, nested)
     };
@@ -88,7 +89,10 @@ fn of_profile(profile: Profile, host: &HostHv) -> Verdict {
         Ok(resolved) => (Vec::new(), notes(&resolved)),
         Err(problems) => (problems, Vec::new()),
     };
-    let missing: EnlightenmentSet = problems.iter().filter_map(Problem::enlightenment).collect();
+    let missing: EnlightenmentSet = problems
+        .iter()
+        .filter_map(EnlightenmentProblem::enlightenment)
+        .collect();
     let mut texts: Vec<_> = problems.iter().map(problem).collect();
     if nested && !host.nested {
         texts.push(NO_NESTING.to_owned());
@@ -106,10 +110,10 @@ fn of_profile(profile: Profile, host: &HostHv) -> Verdict {
 }
 
 /// A problem without the advice that [`Verdict::instead`] gives for all of them together.
-fn problem(problem: &Problem) -> String {
+fn problem(problem: &EnlightenmentProblem) -> String {
     match problem {
-        Problem::Lacks { id, lack, .. } => format!("{id} is missing: {lack}"),
-        Problem::NoHyperv { .. } => NO_HYPERV.to_owned(),
+        EnlightenmentProblem::Lacks { id, lack, .. } => format!("{id} is missing: {lack}"),
+        EnlightenmentProblem::NoHyperv { .. } => NO_HYPERV.to_owned(),
         other => other.to_string(),
     }
 }

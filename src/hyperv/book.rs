@@ -2,9 +2,9 @@
 
 use std::fmt;
 
-use super::enlightenment::{Argument, Enlightenment, Migration, MsrRange, Need, Row};
+use super::enlightenment::{Argument, Enlightenment, EnlightenmentMsrs, Migration, Need, Row};
 use super::profile::{Otherwise, Profile};
-use super::qemu::{DIFFERENCES, MOVING, Place, When};
+use super::qemu::{DIFFERENCES, DifferencePlace, MOVING, When};
 use super::table::TABLE;
 
 const HEAD: &str = "\
@@ -124,10 +124,10 @@ fn differences(out: &mut String) {
             When::Without(id) => format!("without {id}"),
         };
         let place = match difference.place {
-            Place::Cpuid { leaf, reg, mask } => {
+            DifferencePlace::Cpuid { leaf, reg, mask } => {
                 format!("CPUID {leaf:#x}.{reg}[{}]", mask.trailing_zeros())
             }
-            Place::Msr { msr, mask } => format!("MSR {msr}[{}]", mask.trailing_zeros()),
+            DifferencePlace::Msr { msr, mask } => format!("MSR {msr}[{}]", mask.trailing_zeros()),
         };
         out.push_str(&format!(
             "| {when} | {place} | {} | {} |\n",
@@ -150,7 +150,7 @@ pub fn prose(row: &Row) -> String {
     }
 }
 
-/// What else a row says, as (what, value), leaving out what it does not have.
+/// Further facts of a row as (label, value); empty ones are left out.
 pub fn facts(row: &Row) -> Vec<(&'static str, String)> {
     let names = |ids: &[Enlightenment]| join(ids.iter());
     let requires = join(row.requires.iter().map(|r| match r.only {
@@ -215,7 +215,7 @@ impl fmt::Display for Argument {
     }
 }
 
-impl fmt::Display for MsrRange {
+impl fmt::Display for EnlightenmentMsrs {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.first == self.last {
             write!(f, "{}", self.first)
@@ -267,12 +267,12 @@ mod tests {
         let book = fs::read_to_string(&path).unwrap();
         assert!(
             book == document(),
-            "docs/enlightenments.md is not what the table says: run `HYPERNEST_BLESS=1 cargo test -p hypernest --lib book`"
+            "docs/enlightenments.md differs from the table: run `HYPERNEST_BLESS=1 cargo test -p hypernest --lib book`"
         );
     }
 
     #[test]
-    fn a_row_tells_all_it_has() {
+    fn facts_show_every_field_of_a_row() {
         let row = Enlightenment::EmsrBitmap.row();
         assert_eq!(
             facts(row),

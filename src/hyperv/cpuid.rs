@@ -12,29 +12,29 @@ pub const VENDOR: u32 = 0x4000_0000;
 pub const INTERFACE: u32 = 0x4000_0001;
 /// The hypervisor's version.
 pub const VERSION: u32 = 0x4000_0002;
-/// What the partition may use.
+/// The features that the partition may use.
 pub const FEATURES: u32 = 0x4000_0003;
-/// What the guest had better do.
+/// The recommendations to the guest.
 pub const RECOMMENDATIONS: u32 = 0x4000_0004;
-/// How many of what.
+/// The implementation limits.
 pub const LIMITS: u32 = 0x4000_0005;
-/// What a hypervisor inside may use.
+/// The nested features that a hypervisor inside may use.
 pub const NESTED_FEATURES: u32 = 0x4000_000a;
 
 /// "Hv#1": a guest, and KVM itself (`kvm_cpuid_has_hyperv`), takes this for Hyper-V.
 const INTERFACE_SIGNATURE: u32 = 0x3123_7648;
 /// Features EAX: the hypercall MSRs, which every Hyper-V guest needs.
 const ACCESS_HYPERCALL_MSRS: u32 = 1 << 5;
-/// Features EDX: what lets Windows take CPUs that are added while it runs. KVM does not report it.
+/// Features EDX: lets Windows accept CPUs that are added while it runs. KVM does not report it.
 const CPU_DYNAMIC_PARTITIONING: u32 = 1 << 3;
 /// Recommendations EAX: APIC accesses by MSR.
 const APIC_MSRS_RECOMMENDED: u32 = 1 << 3;
 /// Recommendations EBX: never report a long spin.
 const NEVER_NOTIFY: u32 = u32::MAX;
 
-/// Leaves 0x40000000, 2 and 5: what the hypervisor says of itself. The default is QEMU's.
+/// Leaves 0x40000000, 2 and 5: the hypervisor's identity. The default is QEMU's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Identity {
+pub struct HypervisorIdentity {
     /// The vendor string, padded with zeros.
     pub vendor: [u8; 12],
     /// The version leaf's EAX.
@@ -53,8 +53,8 @@ pub struct Identity {
     pub limits: [u32; 3],
 }
 
-impl Default for Identity {
-    /// "Microsoft Hv" 10.0.14393 (Windows Server 2016); virtual processors without limit, 64 logical ones.
+impl Default for HypervisorIdentity {
+    /// "Microsoft Hv" 10.0.14393 (Windows Server 2016); unlimited virtual processors, 64 logical ones.
     fn default() -> Self {
         Self {
             vendor: *b"Microsoft Hv",
@@ -69,8 +69,8 @@ impl Default for Identity {
     }
 }
 
-impl Identity {
-    /// What KVM says of itself.
+impl HypervisorIdentity {
+    /// KVM's own identity.
     pub(super) fn of_host(host: &HostHv) -> Self {
         let (vendor, version, limits) = (host.leaf(VENDOR), host.leaf(VERSION), host.leaf(LIMITS));
         Self {
@@ -85,7 +85,7 @@ impl Identity {
         }
     }
 
-    /// Takes what a user set by name. Values come checked against the table.
+    /// Sets a field that the user named. Values have been checked against the table.
     pub(super) fn set(&mut self, id: E, value: &Value) {
         match (id, value) {
             (E::VendorId, Value::Text(text)) => {
@@ -104,7 +104,7 @@ impl Identity {
         }
     }
 
-    /// The vendor string as it is written, without the zeros behind it.
+    /// The vendor string without its trailing zeros.
     pub(super) fn vendor_text(&self) -> String {
         String::from_utf8_lossy(&self.vendor)
             .trim_end_matches('\0')
@@ -146,7 +146,7 @@ impl Resolved {
         let mut nested = self.bits_of(NESTED_FEATURES);
         nested.eax |= u32::from(self.evmcs_version);
         nested.ebx |= u32::from(self.perf_global_ctrl);
-        // Leaves 6..9 are there, and zero, when the guest has to find leaf A behind them.
+        // Leaves 6..9 exist, as zero, if the guest has to find leaf A after them.
         let max = if nested.eax == 0 {
             LIMITS
         } else {
@@ -202,11 +202,11 @@ impl Resolved {
 #[cfg(test)]
 mod tests {
     use super::super::host::tests::{amd, intel};
-    use super::super::{HostHv, Profile, Request, resolve};
+    use super::super::{EnlightenmentRequest, HostHv, Profile, resolve};
     use super::*;
 
     fn leaves(list: &str, host: &HostHv, nested: bool) -> Vec<CpuidEntry> {
-        let request = Request::parse(list, Profile::Windows).unwrap();
+        let request = EnlightenmentRequest::parse(list, Profile::Windows).unwrap();
         resolve(&request, host, nested).unwrap().cpuid_leaves()
     }
 
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn leaf_a_on_amd_has_no_version() {
+    fn leaf_a_has_no_version_on_amd() {
         let leaves = leaves("nested,-evmcs", &amd(), true);
         assert_eq!(get(&leaves, NESTED_FEATURES), [0x000a_0000, 0, 0, 0]);
     }
@@ -268,7 +268,7 @@ mod tests {
         assert_eq!(get(&leaves, NESTED_FEATURES), [0x0101, 0, 0, 0]);
     }
 
-    /// Each alone: (features, recommendations) beyond what every Hyper-V guest is told, with what it requires.
+    /// Each alone: (features, recommendations) beyond those of every Hyper-V guest, with what it requires.
     #[test]
     fn each_enlightenment_has_its_bits() {
         let mut host = intel();
@@ -329,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn passthrough_speaks_with_kvms_voice() {
+    fn passthrough_shows_the_identity_of_kvm() {
         let leaves = leaves("passthrough", &intel(), true);
         assert_eq!(
             get(&leaves, VENDOR),

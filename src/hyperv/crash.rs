@@ -1,4 +1,4 @@
-//! hv-crash: what a guest leaves when it stops (TLFS, "Partition Properties": "Guest Crash Enlightenment").
+//! hv-crash: the crash report of a guest (TLFS, "Partition Properties": "Guest Crash Enlightenment").
 
 use super::hypercall::GuestBytes;
 use super::msr;
@@ -6,19 +6,19 @@ use super::partition::WriteOutcome;
 use crate::state::{Decoder, Encoder, StateError};
 use crate::units::{Gpa, Msr};
 
-/// The content of HV_X64_MSR_CRASH_P0..P4, and the message if the guest gave one.
+/// The content of HV_X64_MSR_CRASH_P0..P4, and the message if the guest supplied one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HypervCrash {
     /// P0..P4.
     pub params: [u64; 5],
-    /// The text at P3 with length P4, when the guest said that there is one.
+    /// The text at address P3 with length P4, if the guest set the message bit.
     pub message: Option<String>,
 }
 
 /// CTL: the guest reports a crash; readable: hypernest takes reports.
 const NOTIFY: u64 = 1 << 63;
-/// CTL: P3 and P4 are the address and the length of a message; readable: hypernest takes messages. Linux sends one only if
-/// it reads this bit.
+/// CTL: P3 and P4 are the address and the length of a message. Reads as 1, since hypernest accepts
+/// messages; Linux sends one only if it reads this bit.
 const MESSAGE: u64 = 1 << 62;
 /// A message is at most one page.
 const MAX_MESSAGE: u64 = 4096;
@@ -81,13 +81,13 @@ impl CrashState {
 pub struct CrashReport {
     /// P0..P4.
     pub params: [u64; 5],
-    /// The guest said that P3 and P4 tell where a message is.
+    /// The guest set the message bit: P3 and P4 are the address and length.
     pub has_message: bool,
 }
 
 impl CrashReport {
-    /// For a crash that KVM reports by KVM_SYSTEM_EVENT_CRASH: a guest can reach KVM's own crash registers when hv-crash
-    /// is off. Whether there is a message cannot be known then.
+    /// For a crash that KVM reports by KVM_SYSTEM_EVENT_CRASH: a guest can reach KVM's own crash registers
+    /// when hv-crash is off. The message bit is unknown then.
     pub fn from_kvm(params: [u64; 5]) -> Self {
         Self {
             params,
@@ -95,8 +95,8 @@ impl CrashReport {
         }
     }
 
-    /// Fetches the message. What cannot be read is left out; control characters are replaced, so that a guest cannot
-    /// write to the terminal of whoever reads the log.
+    /// Reads the message. Unreadable parts are omitted; control characters are replaced, so that a guest
+    /// cannot control the terminal of a log reader.
     pub fn read(&self, memory: &impl GuestBytes) -> HypervCrash {
         let message = self.has_message.then(|| self.message(memory)).flatten();
         HypervCrash {
@@ -124,7 +124,8 @@ fn clean(text: &str) -> String {
         .map(|c| match c {
             '\n' => c,
             '\t' => ' ',
-            // Besides C0 and C1: what turns the direction of text, and line separators that terminals treat in their own way.
+            // Besides C0 and C1: characters that change the text direction, and line separators that
+            // terminals treat differently.
             c if c.is_control()
                 || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}') =>
             {
@@ -151,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn the_control_register_reports_and_says_what_it_takes() {
+    fn control_register_reports_and_shows_what_it_accepts() {
         let mut state = CrashState::default();
         assert_eq!(state.rdmsr(msr::CRASH_CTL), Some(0xc000_0000_0000_0000));
         for (i, value) in [0xef, 1, 2, 0x5000, 9].into_iter().enumerate() {
@@ -201,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_that_cannot_be_read_is_left_out() {
+    fn unreadable_message_is_omitted() {
         let ram = Ram::new(0x1000);
         for (address, length) in [
             (0x1000, 1),

@@ -1,4 +1,4 @@
-//! The vocabulary of the table of enlightenments: what a row says.
+//! The types of a row in the table of enlightenments.
 
 use crate::cpuid::Reg;
 use std::fmt;
@@ -8,7 +8,7 @@ use super::table::TABLE;
 use crate::cpuid::CpuVendor;
 use crate::units::Msr;
 
-/// One enlightenment. The order is the table's order.
+/// One enlightenment, in the order of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 #[allow(
@@ -53,7 +53,7 @@ pub enum Enlightenment {
 }
 
 impl Enlightenment {
-    /// All of them, in the table's order.
+    /// Returns all, in the order of the table.
     pub fn all() -> impl Iterator<Item = Self> {
         TABLE.iter().map(|row| row.id)
     }
@@ -63,12 +63,13 @@ impl Enlightenment {
         &TABLE[self as usize]
     }
 
-    /// QEMU's name for it, `hv-…`.
+    /// QEMU's name, `hv-…`.
     pub fn name(self) -> &'static str {
         self.row().name
     }
 
-    /// Finds one by its name or an alias, with or without `hv-`, in any case, with `_` for `-`.
+    /// Finds an enlightenment by its name or an alias, with or without `hv-`, case-insensitively, with `_`
+    /// for `-`.
     pub fn by_name(name: &str) -> Option<Self> {
         let key = normalize(name);
         TABLE
@@ -95,7 +96,7 @@ pub(super) fn normalize(name: &str) -> String {
 pub struct EnlightenmentSet(u64);
 
 impl EnlightenmentSet {
-    /// Whether it holds `e`.
+    /// Whether the set contains `e`.
     pub fn contains(self, e: Enlightenment) -> bool {
         self.0 & (1 << e as u8) != 0
     }
@@ -110,7 +111,7 @@ impl EnlightenmentSet {
         self.0 &= !(1 << e as u8);
     }
 
-    /// Whether it holds nothing.
+    /// Whether the set is empty.
     pub fn is_empty(self) -> bool {
         self.0 == 0
     }
@@ -137,65 +138,66 @@ impl fmt::Debug for EnlightenmentSet {
     }
 }
 
-/// Everything there is to know about an enlightenment.
+/// The properties of one enlightenment.
 #[derive(Debug)]
 pub struct Row {
-    /// Which one.
+    /// The enlightenment.
     pub id: Enlightenment,
-    /// QEMU's flag name (or, where QEMU has none, one of the same form).
+    /// QEMU's flag name, or one of the same form where QEMU has none.
     pub name: &'static str,
     /// Other names, without `hv-`.
     pub aliases: &'static [&'static str],
-    /// What may stand after `=`.
+    /// The argument that may follow `=`.
     pub argument: Argument,
-    /// The CPUID bits that tell the guest. Leaves 0, 2 and 5, which carry values, are described in the text.
+    /// The CPUID bits that announce it. Leaves 0, 2 and 5, which contain values, are described in the text.
     pub bits: &'static [CpuidBits],
-    /// The MSRs that belong to it.
-    pub msrs: &'static [MsrRange],
-    /// The hypercall codes that belong to it.
+    /// Its MSRs.
+    pub msrs: &'static [EnlightenmentMsrs],
+    /// Its hypercall codes.
     pub hypercalls: &'static [u16],
-    /// What the host and the VM must have.
+    /// What the host and the VM must provide.
     pub needs: &'static [Need],
-    /// What must be on as well.
+    /// The enlightenments that must be on with it.
     pub requires: &'static [Requirement],
-    /// What should be on as well, or it is of little use.
+    /// The enlightenments without which it is of little use.
     pub recommends: &'static [Enlightenment],
-    /// What a guest must find as well to use it: one of each group. Without it no known guest uses the enlightenment.
+    /// One of each group must be on, or no known guest uses it.
     pub used_with: &'static [&'static [Enlightenment]],
-    /// What must not be on at the same time.
+    /// The enlightenments that must not be on with it.
     pub conflicts: &'static [Enlightenment],
-    /// Whether it may be added by itself for another one that requires it: it takes nothing away from the guest.
+    /// Whether it may be added automatically for one that requires it: it takes nothing away from the
+    /// guest.
     pub harmless: bool,
-    /// The first Linux whose KVM can do it.
+    /// The first Linux version whose KVM supports it.
     pub since: KernelVersion,
-    /// Who does the work.
+    /// The component that implements it.
     pub owner: Owner,
-    /// Why a VM that has it cannot be migrated, or not everywhere.
+    /// Whether a VM that has it can be migrated.
     pub migration: Migration,
-    /// One line.
+    /// A summary in one line.
     pub summary: &'static str,
-    /// What else a user should know.
+    /// Further details for users.
     pub detail: &'static str,
 }
 
 impl Row {
-    /// Whether the host can lack it, so that `=auto` has a meaning.
+    /// Whether a host may lack it, so that `=auto` has a meaning.
     pub(super) fn takes_auto(&self) -> bool {
         self.argument == Argument::OnOffAuto || !self.needs.is_empty()
     }
 
-    /// Every name under which it is accepted, normalized.
+    /// Every accepted spelling, normalized.
     pub(super) fn spellings(&self) -> impl Iterator<Item = &'static str> {
         std::iter::once(&self.name["hv-".len()..]).chain(self.aliases.iter().copied())
     }
 }
 
-/// What may stand after an enlightenment's `=`, besides `on` (where it stands for itself) and `off`.
+/// The argument after an enlightenment's `=`, besides `on` (equal to no argument) and `off`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Argument {
-    /// Nothing.
+    /// No argument.
     None,
-    /// A number, decimal or 0x…; always needed, as there is no sensible value otherwise.
+    /// A number, decimal or 0x…; required, since no default is sensible.
     Number {
         /// The least.
         min: u32,
@@ -220,7 +222,8 @@ pub struct CpuidBits {
     pub reg: Reg,
     /// The bit's number.
     pub bit: u8,
-    /// KVM_GET_SUPPORTED_HV_CPUID reports it when it can be had. (KVM does not report all it can do.)
+    /// KVM_GET_SUPPORTED_HV_CPUID reports it when it is available. (KVM does not report everything it
+    /// supports.)
     pub reported: bool,
 }
 
@@ -239,14 +242,14 @@ impl fmt::Display for CpuidBits {
 
 /// MSRs that belong to an enlightenment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MsrRange {
+pub struct EnlightenmentMsrs {
     /// The first.
     pub first: Msr,
     /// The last.
     pub last: Msr,
-    /// One for the VM or one for each vCPU.
+    /// One per VM, or one per vCPU.
     pub scope: Scope,
-    /// Whether they keep what was written to them, and so are saved with a VM.
+    /// Whether they keep written values, and so are saved with a VM.
     pub state: bool,
 }
 
@@ -259,7 +262,7 @@ pub enum Scope {
     Vcpu,
 }
 
-/// What a host or a VM must have for an enlightenment.
+/// What a host or a VM must provide for an enlightenment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Need {
     /// A KVM capability.
@@ -268,7 +271,7 @@ pub enum Need {
     Bits,
     /// An Intel host, as AMD has no VMCS.
     Intel,
-    /// A host whose KVM nests, and a guest that is shown VMX or SVM.
+    /// A host whose KVM supports nesting, and a guest that sees VMX or SVM.
     Nested,
     /// A non-zero enlightened VMCS version in `0x4000000A.EAX[15:0]`.
     EvmcsVersion,
@@ -280,25 +283,25 @@ pub enum Need {
     NotYet,
 }
 
-/// What must be on as well.
+/// A required enlightenment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Requirement {
-    /// Which one.
+    /// The enlightenment.
     pub id: Enlightenment,
     /// Only on hosts of this vendor.
     pub only: Option<CpuVendor>,
 }
 
-/// Who does the work behind an enlightenment.
+/// The component that implements an enlightenment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Owner {
-    /// Nobody: it tells the guest how to behave.
+    /// The guest itself: it is only a hint.
     Guest,
     /// KVM.
     Kvm,
     /// hypernest, through the MSR filter or KVM's exits.
     Hypernest,
-    /// KVM does most of it, and hands some up to hypernest.
+    /// KVM does most of it, and exits to hypernest for the rest.
     Both,
 }
 
@@ -313,15 +316,15 @@ impl fmt::Display for Owner {
     }
 }
 
-/// What an enlightenment means for migration.
+/// The effect of an enlightenment on migration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Migration {
-    /// Nothing.
+    /// No effect.
     Free,
-    /// It goes, if something holds.
+    /// Migration works under a condition.
     If(&'static str),
-    /// It does not.
+    /// Migration is impossible, with the reason.
     Blocked(&'static str),
-    /// It does not when given as `auto`.
+    /// Migration is impossible if given as `auto`, with the reason.
     BlockedIfAuto(&'static str),
 }

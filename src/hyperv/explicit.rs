@@ -1,21 +1,21 @@
-//! A resolved set as a request that names all of it: what a saved VM is asked for again on another host.
+//! A resolved set as an explicit request: what a saved VM requests on another host.
 
 use super::cpuid::NESTED_FEATURES;
 use super::enlightenment::Enlightenment as E;
 use super::profile::Profile;
-use super::request::{Request, Value};
+use super::request::{EnlightenmentRequest, Value};
 use super::resolve::Resolved;
 use crate::cpuid::CpuidEntry;
 
 /// NESTED_FEATURES EBX: the enlightened VMCS holds PERF_GLOBAL_CTRL.
 const PERF_GLOBAL_CTRL: u32 = 1 << 0;
 
-/// What a guest was told of the enlightened VMCS.
+/// The enlightened VMCS as reported to a guest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ToldEvmcs {
     /// Lowest and greatest version, in the low and the high byte; 0 for none.
     pub version: u16,
-    /// It holds PERF_GLOBAL_CTRL.
+    /// Whether it contains PERF_GLOBAL_CTRL.
     pub perf_global_ctrl: bool,
 }
 
@@ -31,10 +31,10 @@ impl ToldEvmcs {
 }
 
 impl Resolved {
-    /// A request for exactly what is on, with its values, that does not depend on what profiles hold.
-    pub fn explicit(&self) -> Request {
+    /// A request for exactly the enabled set with its values, independent of the content of profiles.
+    pub fn explicit(&self) -> EnlightenmentRequest {
         if !self.is_on() {
-            return Request::profile(Profile::None);
+            return EnlightenmentRequest::profile(Profile::None);
         }
         let id = &self.identity;
         let wanted = self.enabled.iter().map(|enlightenment| {
@@ -52,13 +52,13 @@ impl Resolved {
             };
             (enlightenment, value)
         });
-        Request {
+        EnlightenmentRequest {
             wanted: wanted.collect(),
-            ..Request::default()
+            ..EnlightenmentRequest::default()
         }
     }
 
-    /// What the guest is told of the enlightened VMCS.
+    /// The enlightened VMCS as reported to the guest.
     pub fn evmcs(&self) -> ToldEvmcs {
         ToldEvmcs {
             version: self.evmcs_version,
@@ -66,7 +66,8 @@ impl Resolved {
         }
     }
 
-    /// The same, but the guest was told less of the enlightened VMCS elsewhere, and goes by that.
+    /// Restricts the enlightened VMCS to what was reported to the guest on another host, which it relies
+    /// on.
     pub fn told(self, evmcs: ToldEvmcs) -> Self {
         Self {
             evmcs_version: evmcs.version,
@@ -83,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_explicit_request_comes_to_the_same() {
+    fn explicit_request_resolves_to_the_same_set() {
         for list in [
             "none",
             "windows",
@@ -98,13 +99,16 @@ mod tests {
                 (intel(), list.to_owned()),
                 (amd(), list.replace("nested", "nested,-evmcs")),
             ] {
-                let Ok(request) = Request::parse(&list, Profile::None) else {
+                let Ok(request) = EnlightenmentRequest::parse(&list, Profile::None) else {
                     continue;
                 };
                 let resolved = resolve(&request, &host, true).unwrap();
                 let explicit = resolved.explicit();
                 let text = explicit.to_string();
-                assert_eq!(Request::parse(&text, Profile::All), Ok(explicit.clone()));
+                assert_eq!(
+                    EnlightenmentRequest::parse(&text, Profile::All),
+                    Ok(explicit.clone())
+                );
                 let again = resolve(&explicit, &host, true).unwrap();
                 assert_eq!(again.enabled(), resolved.enabled(), "{list}");
                 assert_eq!(again.cpuid_leaves(), resolved.cpuid_leaves(), "{list}");

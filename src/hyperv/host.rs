@@ -1,4 +1,4 @@
-//! What a host can do for Hyper-V guests, as plain values.
+//! The Hyper-V support of a host, as plain values.
 
 use crate::cpuid::CpuVendor;
 use std::collections::BTreeSet;
@@ -25,7 +25,7 @@ pub enum HvCap {
 }
 
 impl HvCap {
-    /// All of them: what to ask KVM_CHECK_EXTENSION for.
+    /// All capabilities that are queried by KVM_CHECK_EXTENSION.
     pub const ALL: [Self; 12] = [
         Self::Hyperv,
         Self::Vapic,
@@ -84,7 +84,7 @@ impl fmt::Display for HvCap {
     }
 }
 
-/// A Linux version, as far as it matters here.
+/// A Linux version: major and minor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct KernelVersion {
     /// 6 of 6.12.
@@ -118,18 +118,20 @@ impl fmt::Display for KernelVersion {
     }
 }
 
-/// What a host's KVM can do for Hyper-V guests.
+/// The Hyper-V support of a host's KVM.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostHv {
-    /// Whose processor.
+    /// The processor's vendor.
     pub vendor: CpuVendor,
     /// The host's kernel, if its release could be read.
     pub kernel: Option<KernelVersion>,
-    /// Those of [`HvCap::ALL`] that KVM_CHECK_EXTENSION answered with more than 0.
+    /// The capabilities of [`HvCap::ALL`] for which KVM_CHECK_EXTENSION returned more than 0.
     pub caps: BTreeSet<HvCap>,
-    /// KVM_GET_SUPPORTED_HV_CPUID at system scope; empty if KVM has not got it (KVM_CAP_SYS_HYPERV_CPUID).
+    /// KVM_GET_SUPPORTED_HV_CPUID at system scope; empty if KVM does not support that
+    /// (KVM_CAP_SYS_HYPERV_CPUID).
     pub hv_cpuid: Vec<CpuidEntry>,
-    /// KVM_GET_SUPPORTED_CPUID shows VMX or SVM: the module was loaded with `nested=1` on a CPU that has it.
+    /// KVM_GET_SUPPORTED_CPUID shows VMX or SVM: the module was loaded with `nested=1` on a CPU that
+    /// supports it.
     pub nested: bool,
     /// KVM uses APICv or AVIC (the module's `enable_apicv` or `avic` parameter reads Y).
     pub apicv: bool,
@@ -138,7 +140,7 @@ pub struct HostHv {
 }
 
 impl HostHv {
-    /// Leaf `function` of what KVM supports, all zero if it is not there.
+    /// Leaf `function` of KVM's supported Hyper-V CPUID; all zero if it is missing.
     pub fn leaf(&self, function: u32) -> CpuidEntry {
         self.hv_cpuid
             .iter()
@@ -150,7 +152,8 @@ impl HostHv {
             })
     }
 
-    /// The enlightened VMCS versions that KVM speaks: least in the low byte, greatest in the high byte; 0 for none.
+    /// The enlightened VMCS versions that KVM supports: the minimum in the low byte, the maximum in the
+    /// high byte; 0 for none.
     pub fn evmcs_version(&self) -> u16 {
         (self.leaf(0x4000_000a).eax & 0xffff) as u16
     }
@@ -171,7 +174,7 @@ pub(crate) mod tests {
         }
     }
 
-    /// What Linux 6.12 reports (kvm_get_hv_cpuid), on a host where SMT is possible.
+    /// The report of Linux 6.12 (kvm_get_hv_cpuid), on a host where SMT is possible.
     fn linux_6_12(vendor: CpuVendor, evmcs: u16) -> HostHv {
         let evmcs_bit = if evmcs == 0 { 0 } else { 1 << 14 };
         HostHv {
@@ -229,7 +232,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn kernel_releases_are_understood() {
+    fn kernel_releases_are_parsed() {
         for (text, version) in [
             ("6.12.95+deb12-cloud-amd64", Some(KernelVersion::new(6, 12))),
             ("5.0", Some(KernelVersion::new(5, 0))),

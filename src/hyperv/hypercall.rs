@@ -1,13 +1,14 @@
-//! The hypercalls that KVM hands to user space (KVM_EXIT_HYPERV, type HCALL).
+//! The hypercalls that KVM forwards to user space (KVM_EXIT_HYPERV, type HCALL).
 //!
-//! The other types need nothing: SYNIC says that the guest changed a SynIC page or control, which concerns only who posts
-//! messages there; SYNDBG does not come, as hv-syndbg is never on. The vCPU just goes on.
+//! The other types need no action: SYNIC reports a changed SynIC page or control, which concerns only a
+//! module that posts messages there; SYNDBG does not occur, as hv-syndbg is never on. The vCPU just
+//! continues.
 
 use super::enlightenment::Enlightenment as E;
 use super::resolve::Resolved;
 use crate::units::Gpa;
 
-/// Guest memory, as far as hypercalls and crash reports need it. Nothing is done unless all of it can be.
+/// Guest memory for hypercalls and crash reports. An access is done completely or not at all.
 pub trait GuestBytes {
     /// Copies guest memory at `gpa` to `bytes`.
     fn read(&self, gpa: Gpa, bytes: &mut [u8]) -> bool;
@@ -43,14 +44,14 @@ const POST_MESSAGE_INPUT: u64 = 256;
 /// The output of HvExtCallQueryCapabilities.
 const CAPABILITIES_OUTPUT: u64 = 8;
 
-/// Answers the hypercalls that reach user space.
+/// Handles the hypercalls that reach user space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UserHypercalls {
     extended: bool,
 }
 
 impl UserHypercalls {
-    /// For a VM with what `resolved` turned on.
+    /// For a VM with the enlightenments of `resolved`.
     pub fn new(resolved: &Resolved) -> Self {
         Self::with_extended(resolved.has(E::ExtHypercalls))
     }
@@ -60,7 +61,7 @@ impl UserHypercalls {
         Self { extended }
     }
 
-    /// Carries out a call: `input` and `params` as in `kvm_hyperv_exit`. What it returns goes into its `result`.
+    /// Handles a call: `input` and `params` as in `kvm_hyperv_exit`. Returns its `result`.
     pub fn call(&self, input: u64, params: [u64; 2], memory: &impl GuestBytes) -> u64 {
         let fast = input & FAST != 0;
         match input & CODE {
@@ -97,7 +98,7 @@ pub(crate) mod tests {
     use proptest::prelude::*;
 
     use super::super::host::tests::intel;
-    use super::super::{Profile, Request, resolve};
+    use super::super::{EnlightenmentRequest, Profile, resolve};
     use super::*;
 
     /// Guest memory from 0 up.
@@ -134,7 +135,7 @@ pub(crate) mod tests {
     }
 
     fn calls(list: &str) -> UserHypercalls {
-        let request = Request::parse(list, Profile::Windows).unwrap();
+        let request = EnlightenmentRequest::parse(list, Profile::Windows).unwrap();
         UserHypercalls::new(&resolve(&request, &intel(), false).unwrap())
     }
 
@@ -173,7 +174,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn there_are_no_extended_capabilities() {
+    fn no_extended_capability_is_reported() {
         let ram = Ram::new(0x2000);
         assert_eq!(
             calls("ext-hypercalls").call(0x8001, [0, 0x1010], &ram),
@@ -186,7 +187,7 @@ pub(crate) mod tests {
 
     proptest! {
         #[test]
-        fn any_input_is_answered(input: u64, low in 0u64..0x10000, params: [u64; 2]) {
+        fn any_input_gets_a_result(input: u64, low in 0u64..0x10000, params: [u64; 2]) {
             let ram = Ram::new(0x2000);
             for input in [input, input & !CODE | low, low] {
                 prop_assert!(calls("windows,ext-hypercalls").call(input, params, &ram) < 0x100);

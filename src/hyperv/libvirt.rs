@@ -1,13 +1,14 @@
-//! docs/libvirt.md: what each profile is in a libvirt domain, written from the table.
+//! Generates docs/libvirt.md: the libvirt domain of each profile, from the table.
 
 use std::fmt::Write as _;
 
 use super::enlightenment::Enlightenment as E;
 use super::profile::{Member, Profile};
 
-/// Where an enlightenment stands in a domain (libvirt's "Hypervisor features", "Time keeping" and "panic device").
+/// The place of an enlightenment in a domain (libvirt's "Hypervisor features", "Time keeping" and "panic
+/// device").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
+enum LibvirtElement {
     /// An element of `<hyperv>`.
     Feature(&'static str),
     /// A child of an element of `<hyperv>`.
@@ -22,8 +23,8 @@ enum Place {
     None,
 }
 
-fn place(id: E) -> Place {
-    use Place::{Child, Clock, Feature, None, Panic, Spinlocks};
+fn place(id: E) -> LibvirtElement {
+    use LibvirtElement::{Child, Clock, Feature, None, Panic, Spinlocks};
     match id {
         E::Relaxed => Feature("relaxed"),
         E::Vapic => Feature("vapic"),
@@ -62,9 +63,10 @@ fn place(id: E) -> Place {
     }
 }
 
-/// The parts of a domain that give a guest `members`, and the CPU feature by which it can be a hypervisor.
+/// The elements of a domain that give a guest `members`, and the CPU feature with which it can be a
+/// hypervisor.
 fn domain(members: &[Member], feature: Option<&str>) -> String {
-    let has = |wanted: Place| members.iter().any(|member| place(member.id) == wanted);
+    let has = |wanted: LibvirtElement| members.iter().any(|member| place(member.id) == wanted);
     let mut xml = String::from("<features>\n  <acpi/>\n  <apic/>\n  <hyperv mode='custom'>\n");
     let mut line = |text: &str| {
         // Writing to a string cannot fail.
@@ -72,11 +74,11 @@ fn domain(members: &[Member], feature: Option<&str>) -> String {
     };
     for member in members {
         match place(member.id) {
-            Place::Feature(name) => {
+            LibvirtElement::Feature(name) => {
                 let children: Vec<&str> = members
                     .iter()
                     .filter_map(|other| match place(other.id) {
-                        Place::Child(parent, child) if parent == name => Some(child),
+                        LibvirtElement::Child(parent, child) if parent == name => Some(child),
                         _ => None,
                     })
                     .collect();
@@ -90,11 +92,14 @@ fn domain(members: &[Member], feature: Option<&str>) -> String {
                     line(&format!("    </{name}>"));
                 }
             }
-            Place::Spinlocks => {
+            LibvirtElement::Spinlocks => {
                 let count = member.number.unwrap_or_default();
                 line(&format!("    <spinlocks state='on' retries='{count}'/>"));
             }
-            Place::Child(..) | Place::Clock | Place::Panic | Place::None => {}
+            LibvirtElement::Child(..)
+            | LibvirtElement::Clock
+            | LibvirtElement::Panic
+            | LibvirtElement::None => {}
         }
     }
     line("  </hyperv>");
@@ -105,10 +110,10 @@ fn domain(members: &[Member], feature: Option<&str>) -> String {
         )),
         None => line("<cpu mode='host-passthrough'/>"),
     }
-    if has(Place::Clock) {
+    if has(LibvirtElement::Clock) {
         line("<clock offset='utc'>\n  <timer name='hypervclock' present='yes'/>\n</clock>");
     }
-    if has(Place::Panic) {
+    if has(LibvirtElement::Panic) {
         line("<devices>\n  <panic model='hyperv'/>\n</devices>");
     }
     xml
@@ -244,8 +249,10 @@ mod tests {
             let xml = domain(&members, None);
             for member in &members {
                 let shown = match place(member.id) {
-                    Place::Feature(name) => xml.contains(&format!("    <{name} state='on'")),
-                    Place::Child(parent, child) => {
+                    LibvirtElement::Feature(name) => {
+                        xml.contains(&format!("    <{name} state='on'"))
+                    }
+                    LibvirtElement::Child(parent, child) => {
                         let inside = xml
                             .split(&format!("<{parent} state='on'>"))
                             .nth(1)
@@ -254,15 +261,23 @@ mod tests {
                             inside.contains(&format!("<{child} state='on'/>"))
                         })
                     }
-                    Place::Spinlocks => xml.contains("<spinlocks state='on' retries='8191'/>"),
-                    Place::Clock => xml.contains("<timer name='hypervclock' present='yes'/>"),
-                    Place::Panic => xml.contains("<panic model='hyperv'/>"),
-                    Place::None => false,
+                    LibvirtElement::Spinlocks => {
+                        xml.contains("<spinlocks state='on' retries='8191'/>")
+                    }
+                    LibvirtElement::Clock => {
+                        xml.contains("<timer name='hypervclock' present='yes'/>")
+                    }
+                    LibvirtElement::Panic => xml.contains("<panic model='hyperv'/>"),
+                    LibvirtElement::None => false,
                 };
                 assert!(shown, "{profile}: {} in\n{xml}", member.id);
             }
         }
-        // What QEMU lacks, libvirt cannot pass on.
-        assert!(UNKNOWN_TO_QEMU.iter().all(|id| place(*id) == Place::None));
+        // libvirt cannot pass on what QEMU does not support.
+        assert!(
+            UNKNOWN_TO_QEMU
+                .iter()
+                .all(|id| place(*id) == LibvirtElement::None)
+        );
     }
 }

@@ -1,8 +1,9 @@
 //! The Hyper-V enlightenments: one table, its resolution, the CPUID leaves, and the synthetic MSRs that hypernest owns.
 //!
-//! An enlightenment is a piece of Hyper-V's interface that a guest may find and use instead of emulated hardware: a
-//! hypercall in place of an interrupt storm, a page in place of a clock chip, a shared page in place of VMREAD. KVM carries
-//! most of them out; user space decides which ones a guest is told of, and does the few that KVM hands up.
+//! An enlightenment is a part of Hyper-V's interface that a guest may detect and use instead of emulated
+//! hardware: a hypercall in place of an interrupt storm, a page in place of a clock chip, a shared page in
+//! place of VMREAD. KVM implements most of them; user space selects which ones are reported to a guest, and
+//! implements the few for which KVM exits.
 //!
 //! ```text
 //!  --hv LIST ─► Request ──┐
@@ -13,7 +14,7 @@
 //!                            Problems             └─► Partition      the MSRs that hypernest owns
 //! ```
 //!
-//! Everything here is pure: plain values in, plain values out. Who calls KVM is elsewhere.
+//! Everything here is pure: plain values in, plain values out. Other modules call KVM.
 
 pub mod book;
 pub mod cpuid;
@@ -39,9 +40,9 @@ pub use enlightenment::{Enlightenment, EnlightenmentSet, Row};
 pub use explicit::ToldEvmcs;
 pub use host::{HostHv, HvCap, KernelVersion};
 pub use hypercall::{GuestBytes, UserHypercalls};
-pub use outcome::{Lack, Note, Problem};
+pub use outcome::{EnlightenmentProblem, MissingRequirement, Note};
 pub use partition::{Partition, WriteOutcome};
 pub use profile::Profile;
-pub use request::{Request, RequestProblem, Value};
+pub use request::{EnlightenmentRequest, RequestProblem, Value};
 pub use resolve::{Resolved, resolve};
 pub use setup::{MsrFilterRange, SavedMsrs, VcpuSetup};

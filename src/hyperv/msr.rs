@@ -2,7 +2,7 @@
 
 use crate::units::Msr;
 
-/// Who the guest is; 0 switches the hypercall page off.
+/// The identity of the guest; 0 disables the hypercall page.
 pub const GUEST_OS_ID: Msr = Msr(0x4000_0000);
 /// Where the hypercall page is.
 pub const HYPERCALL: Msr = Msr(0x4000_0001);
@@ -10,7 +10,7 @@ pub const HYPERCALL: Msr = Msr(0x4000_0001);
 pub const VP_INDEX: Msr = Msr(0x4000_0002);
 /// Writing 1 resets the machine.
 pub const RESET: Msr = Msr(0x4000_0003);
-/// How long the vCPU ran.
+/// The time that the vCPU ran.
 pub const VP_RUNTIME: Msr = Msr(0x4000_0010);
 /// The reference clock, 100 ns.
 pub const TIME_REF_COUNT: Msr = Msr(0x4000_0020);
@@ -56,16 +56,16 @@ pub const CRASH_P0: Msr = Msr(0x4000_0100);
 pub const CRASH_P4: Msr = Msr(0x4000_0104);
 /// Reports a crash.
 pub const CRASH_CTL: Msr = Msr(0x4000_0105);
-/// Who is told, and how, when the TSC's frequency has changed.
+/// The target of the interrupt after a change of the TSC's frequency.
 pub const REENLIGHTENMENT_CONTROL: Msr = Msr(0x4000_0106);
 /// Whether the guest wants its old TSC frequency emulated until it has adapted.
 pub const TSC_EMULATION_CONTROL: Msr = Msr(0x4000_0107);
-/// Whether it is being emulated; writing 0 ends it.
+/// Whether the old frequency is emulated; writing 0 ends it.
 pub const TSC_EMULATION_STATUS: Msr = Msr(0x4000_0108);
 /// The guest accepts an invariant TSC.
 pub const TSC_INVARIANT_CONTROL: Msr = Msr(0x4000_0118);
 
-/// What a register is called, for people; `None` if it is none of these.
+/// The name of a register for users; `None` if it is not one of these.
 pub fn name(msr: Msr) -> Option<String> {
     Some(match msr.0 {
         0x4000_0000 => "GUEST_OS_ID".to_owned(),

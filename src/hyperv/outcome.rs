@@ -1,4 +1,4 @@
-//! What [`resolve`](fn@super::resolve) has to say: notes, and problems with what would mend them.
+//! The results of [`resolve`](fn@super::resolve) besides the set: notes, and problems with their remedies.
 
 use thiserror::Error;
 
@@ -13,54 +13,54 @@ pub enum Note {
     /// A requirement was added.
     #[error("{added} is on as well: {by} needs it")]
     Added {
-        /// What was added.
+        /// The added one.
         added: E,
-        /// What needs it.
+        /// The one that requires it.
         by: E,
     },
-    /// A profile's member, or one asked for as `=auto`, was left out.
+    /// A profile's member, or one requested as `=auto`, was left out.
     #[error("{id} is left out: {lack}")]
     LeftOut {
-        /// Which one.
+        /// The omitted one.
         id: E,
-        /// Why.
-        lack: Lack,
+        /// The reason.
+        lack: MissingRequirement,
         /// Whether the user expects it: it was named, or the profile is refused on other hosts without it.
         expected: bool,
     },
-    /// One was left out together with what it needs.
+    /// One was left out together with its requirement.
     #[error("{id} is left out with {without}, which it needs")]
     LeftOutWith {
-        /// Which member.
+        /// The omitted one.
         id: E,
-        /// What it needs.
+        /// Its requirement.
         without: E,
     },
     /// Something is on that is of little use alone.
     #[error("{id} is of little use without {missing}")]
     LittleUse {
-        /// What is on.
+        /// The enabled one.
         id: E,
-        /// What is not.
+        /// The missing one.
         missing: E,
     },
-    /// What no known guest will use.
+    /// Enlightenments that no known guest will use.
     #[error(
         "{} will have no effect: no known guest uses {} without {}; add {} to --hv",
         names(.ids, " and "), if .ids.len() == 1 { "it" } else { "them" }, names(.without, " or "), names(.without, " or ")
     )]
     Unused {
-        /// Which ones.
+        /// The useless ones.
         ids: Vec<E>,
-        /// One of these would do.
+        /// One of these is required.
         without: &'static [E],
     },
-    /// `auto` came out as off.
+    /// `auto` resolved to off.
     #[error(
         "{id}=auto is off here: KVM cannot rule out that vCPUs share a core (SMT is possible on this host)"
     )]
     AutoIsOff {
-        /// Which one.
+        /// The enlightenment.
         id: E,
     },
 }
@@ -88,52 +88,52 @@ fn names(ids: &[E], last: &str) -> String {
     }
 }
 
-/// Why a request cannot be carried out.
+/// Why a request cannot be fulfilled.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
-pub enum Problem {
+pub enum EnlightenmentProblem {
     /// The host's KVM has no Hyper-V.
     #[error(
         "this host's KVM has no Hyper-V support (KVM_CAP_HYPERV is 0), so {} cannot be had: \
          use a kernel built with CONFIG_KVM_HYPERV=y, or run without enlightenments: --hv none", names(.asked, " and ")
     )]
     NoHyperv {
-        /// What was asked for.
+        /// The requested ones.
         asked: Vec<E>,
     },
     /// An enlightenment lacks something.
-    #[error("{id} cannot be had: {lack}{}", cure(.id, .profile))]
+    #[error("{id} is not available: {lack}{}", cure(.id, .profile))]
     Lacks {
-        /// Which one.
+        /// The enlightenment.
         id: E,
-        /// What it lacks.
-        lack: Lack,
-        /// The profile that holds it, if it was not asked for by name.
+        /// The missing requirement.
+        lack: MissingRequirement,
+        /// The profile that contains it, if it was not requested by name.
         profile: Option<Profile>,
     },
-    /// It was asked for, and what it requires was removed.
+    /// It was requested, and its requirement was removed.
     #[error("{id} needs {requirement}, which is removed (`-{requirement}`)")]
     RequirementRemoved {
-        /// Which one.
+        /// The requested one.
         id: E,
-        /// What it requires.
+        /// Its requirement.
         requirement: E,
     },
-    /// It requires something that is not added unasked, as it takes something away from the guest.
+    /// It requires one that is not added automatically, as that takes something away from the guest.
     #[error(
-        "{id} needs {requirement}, which is not added by itself as it has a price (`hypernest enlightenments {requirement}`): name it too"
+        "{id} needs {requirement}, which is not added automatically because it has a cost (`hypernest enlightenments {requirement}`): name it too"
     )]
     RequirementUnasked {
-        /// Which one.
+        /// The requested one.
         id: E,
-        /// What it requires.
+        /// Its requirement.
         requirement: E,
     },
     /// Two that cannot be on together.
     #[error("{id} and {other} cannot be on together")]
     Conflict {
-        /// One.
+        /// The first.
         id: E,
-        /// The other.
+        /// The second.
         other: E,
     },
 }
@@ -147,8 +147,8 @@ fn cure(id: &E, profile: &Option<Profile>) -> String {
     })
 }
 
-impl Problem {
-    /// The enlightenment it is about, if it is about one.
+impl EnlightenmentProblem {
+    /// The enlightenment that the problem concerns, if it concerns one.
     pub fn enlightenment(&self) -> Option<E> {
         match self {
             Self::NoHyperv { .. } => None,
@@ -160,41 +160,41 @@ impl Problem {
     }
 }
 
-/// What is missing, and what would give it.
+/// What is missing, and the remedy.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
-pub enum Lack {
+pub enum MissingRequirement {
     /// A KVM capability.
-    #[error("KVM lacks {cap}{}", newer(.since, .running))]
+    #[error("KVM does not support {cap}{}", newer(.since, .running))]
     Cap {
-        /// Which one.
+        /// The capability.
         cap: HvCap,
-        /// Since when Linux has it.
+        /// The first Linux version with it.
         since: KernelVersion,
-        /// What runs here.
+        /// The running version.
         running: Option<KernelVersion>,
     },
     /// Bits that KVM does not report.
     #[error("KVM_GET_SUPPORTED_HV_CPUID does not report {}{}", list(.bits), newer(.since, .running))]
     Bits {
-        /// Which ones.
+        /// The CPUID bits.
         bits: Vec<CpuidBits>,
         /// Since when Linux has them.
         since: KernelVersion,
-        /// What runs here.
+        /// The running version.
         running: Option<KernelVersion>,
     },
-    /// It needs VMX, and the host is of another vendor.
+    /// It requires VMX, and the processor is of another vendor.
     #[error(
         "it needs Intel's VMX, and this host's processor is {vendor}'s; nothing on this host gives it"
     )]
     NotIntel {
-        /// Whose it is.
+        /// The processor's vendor.
         vendor: CpuVendor,
     },
     /// The host does not nest.
-    #[error("KVM does not nest here: load {} with nested=1, on a processor whose virtualization is switched on", .vendor.module())]
+    #[error("KVM does not support nesting on this host: load {} with nested=1, on a processor with virtualization enabled", .vendor.module())]
     HostDoesNotNest {
-        /// Whose processor.
+        /// The processor's vendor.
         vendor: CpuVendor,
     },
     /// The guest is not shown VMX or SVM.
@@ -203,15 +203,15 @@ pub enum Lack {
     /// KVM has no enlightened VMCS.
     #[error("KVM reports no enlightened VMCS version in 0x4000000a.EAX{}", newer(.since, .running))]
     NoEvmcsVersion {
-        /// Since when Linux has it.
+        /// The first Linux version with it.
         since: KernelVersion,
-        /// What runs here.
+        /// The running version.
         running: Option<KernelVersion>,
     },
     /// APICv or AVIC is not in use.
-    #[error("KVM uses no virtual APIC of the processor's here: load {} with {}=1 on a processor that has it", .vendor.module(), if *.vendor == CpuVendor::Intel { "enable_apicv" } else { "avic" })]
+    #[error("KVM does not use the processor's virtual APIC on this host: load {} with {}=1 on a processor that has it", .vendor.module(), if *.vendor == CpuVendor::Intel { "enable_apicv" } else { "avic" })]
     NoApicv {
-        /// Whose processor.
+        /// The processor's vendor.
         vendor: CpuVendor,
     },
     /// The host's TSC is not invariant.
@@ -219,13 +219,13 @@ pub enum Lack {
         "the host's TSC is not invariant (CPUID 0x80000007.EDX[8] is 0); nothing on this host gives it"
     )]
     NoInvariantTsc,
-    /// hypernest cannot do it so far.
-    #[error("hypernest cannot do it yet")]
+    /// hypernest does not implement it yet.
+    #[error("hypernest does not implement it yet")]
     NotYet,
 }
 
-impl Lack {
-    /// Whether no host of this vendor can have it, whatever its kernel and settings.
+impl MissingRequirement {
+    /// Whether no host of this vendor can have it, regardless of its kernel and settings.
     pub(super) fn is_vendors(&self) -> bool {
         matches!(self, Self::NotIntel { .. })
     }

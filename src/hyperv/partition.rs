@@ -1,10 +1,12 @@
-//! The synthetic MSRs that hypernest owns. They reach it through KVM's MSR filter (KVM_EXIT_X86_RDMSR and WRMSR).
+//! The synthetic MSRs that hypernest owns. KVM's MSR filter routes them here (KVM_EXIT_X86_RDMSR and
+//! WRMSR).
 //!
-//! - The crash registers, because KVM reports a crash without the bits that the guest wrote, so that nobody could tell
-//!   whether there is a message; and because the control register must read as able to take one, or guests send none.
+//! - The crash registers, because KVM reports a crash without the bits that the guest wrote, so the message
+//!   bit would be lost; and because the control register must show that messages are accepted, or guests
+//!   send none.
 //! - The reenlightenment registers, because KVM stores them and does nothing.
 //!
-//! All others are KVM's. A row that is off stays with KVM as well: its registers then are what KVM makes of them.
+//! All others are KVM's. The registers of a row that is off stay with KVM as well, with KVM's behavior.
 
 use super::crash::{CrashReport, CrashState};
 use super::enlightenment::{Enlightenment as E, EnlightenmentSet};
@@ -16,22 +18,23 @@ use crate::units::Msr;
 /// The rows whose MSRs hypernest owns when they are on.
 pub(super) const OWNED: [E; 2] = [E::Crash, E::Reenlightenment];
 
-/// What a guest's write to an owned MSR means.
+/// The result of a guest's write to an owned MSR.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum WriteOutcome {
-    /// It is done.
+    /// The write is complete.
     Done,
     /// The guest gets #GP.
     GeneralProtection,
-    /// It is done here, and KVM must be told (KVM_SET_MSRS on the vCPU that exited) before the vCPU goes on.
+    /// The write is complete here, and must be repeated in KVM (KVM_SET_MSRS on the vCPU that exited)
+    /// before the vCPU continues.
     Forward(Msr, u64),
     /// The guest reports a crash.
     Crash(CrashReport),
-    /// The guest no longer needs its old TSC frequency. It is given the new one before the vCPU goes on.
+    /// The guest no longer needs its old TSC frequency. The vCPU continues with the new one.
     EmulationEnded,
 }
 
-/// The MSRs that hypernest owns: one for the VM.
+/// The MSRs that hypernest owns; one instance per VM.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Partition {
     crash: Option<CrashState>,
@@ -39,12 +42,12 @@ pub struct Partition {
 }
 
 impl Partition {
-    /// As at power-on, with what `resolved` turned on.
+    /// The power-on state, with the enlightenments of `resolved`.
     pub fn new(resolved: &Resolved) -> Self {
         Self::with(resolved.enabled())
     }
 
-    /// As at power-on, with what `enabled` holds.
+    /// The power-on state, with the enlightenments in `enabled`.
     pub fn with(enabled: EnlightenmentSet) -> Self {
         Self {
             crash: enabled.contains(E::Crash).then(CrashState::default),
@@ -92,12 +95,12 @@ impl Partition {
         self.reenlightenment.as_ref()
     }
 
-    /// The same, to change what of them is hypernest's to change.
+    /// The reenlightenment registers, for the changes that hypernest makes.
     pub fn reenlightenment_mut(&mut self) -> Option<&mut Reenlightenment> {
         self.reenlightenment.as_mut()
     }
 
-    /// The version of what [`Partition::save`] writes.
+    /// The version of the format of [`Partition::save`].
     pub const VERSION: u32 = 1;
 
     /// Writes down the registers.
@@ -112,10 +115,10 @@ impl Partition {
         }
     }
 
-    /// Takes over what [`Partition::save`] wrote of a partition with the same enlightenments.
+    /// Loads what [`Partition::save`] saved of a partition with the same enlightenments.
     ///
     /// # Errors
-    /// If it is that of another partition, or no guest could have brought it about.
+    /// If it belongs to another partition, or no guest could have produced it.
     pub fn load(&mut self, from: &mut Decoder<'_>) -> Result<(), StateError> {
         let mut loaded = self.clone();
         expect(from, "hv-crash", loaded.crash.is_some())?;
@@ -131,7 +134,7 @@ impl Partition {
     }
 }
 
-/// What was saved must be `here` too.
+/// The saved registers must exist `here` too.
 fn expect(from: &mut Decoder<'_>, item: &str, here: bool) -> Result<(), StateError> {
     match (from.bool(item)?, here) {
         (true, false) => Err(from.invalid(item, "the saved VM has it, this one does not")),
@@ -146,14 +149,14 @@ mod tests {
 
     use super::super::host::tests::intel;
     use super::super::msr;
-    use super::super::reenlightenment::Target;
-    use super::super::{Profile, Request, resolve};
+    use super::super::reenlightenment::NotifyTarget;
+    use super::super::{EnlightenmentRequest, Profile, resolve};
     use super::*;
     use crate::units::VpIndex;
     use WriteOutcome::{Done, EmulationEnded, Forward, GeneralProtection};
 
     fn partition(list: &str) -> Partition {
-        let request = Request::parse(list, Profile::Windows).unwrap();
+        let request = EnlightenmentRequest::parse(list, Profile::Windows).unwrap();
         Partition::new(&resolve(&request, &intel(), true).unwrap())
     }
 
@@ -199,12 +202,12 @@ mod tests {
     }
 
     #[test]
-    fn the_target_is_told_only_if_it_asked() {
+    fn target_is_returned_only_if_enabled() {
         let mut partition = partition("nested");
         let target = |p: &Partition| p.reenlightenment().unwrap().target();
         assert_eq!(target(&partition), None);
         partition.wrmsr(msr::REENLIGHTENMENT_CONTROL, 0x0000_0003_0001_00ee);
-        let told = Target {
+        let told = NotifyTarget {
             vector: 0xee,
             vp: VpIndex(3),
         };
@@ -226,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn the_emulation_ends_when_the_guest_says_so_and_hypernest_has_done_it() {
+    fn emulation_ends_after_the_request_of_the_guest_is_carried_out() {
         let mut partition = partition("nested");
         partition.wrmsr(msr::TSC_EMULATION_CONTROL, 1);
         assert_eq!(partition.wrmsr(msr::TSC_EMULATION_STATUS, 0), Done);
@@ -236,7 +239,7 @@ mod tests {
             partition.wrmsr(msr::TSC_EMULATION_STATUS, 1),
             GeneralProtection
         );
-        // Two vCPUs may say it at once.
+        // Two vCPUs may request it at once.
         for _ in 0..2 {
             assert_eq!(
                 partition.wrmsr(msr::TSC_EMULATION_STATUS, 0),
@@ -253,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_saved_is_loaded() {
+    fn load_restores_the_saved_state() {
         let mut before = partition("nested");
         before.wrmsr(msr::REENLIGHTENMENT_CONTROL, 0x0000_0002_0001_00ee);
         before.wrmsr(msr::TSC_EMULATION_CONTROL, 1);
@@ -263,13 +266,13 @@ mod tests {
         let mut after = partition("nested");
         load(&mut after, &body).unwrap();
         assert_eq!(after, before);
-        // One that is ending had better been ended first; at least it is not lost.
+        // An ending emulation should end before a save; at least it is not lost.
         before.wrmsr(msr::TSC_EMULATION_STATUS, 0);
         assert_eq!(saved(&before), body);
     }
 
     #[test]
-    fn what_belongs_to_another_partition_is_refused() {
+    fn state_of_another_partition_is_refused() {
         for (from, to, says) in [
             ("nested", "time", "hv-crash"),
             ("time", "nested", "hv-crash"),
@@ -294,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_off_is_not_there() {
+    fn registers_of_disabled_rows_do_not_exist() {
         let mut partition = partition("time");
         for number in 0x4000_0100..=0x4000_0108 {
             assert_eq!(partition.rdmsr(Msr(number)), None);
@@ -304,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reset_forgets_everything() {
+    fn reset_clears_everything() {
         let mut partition = partition("nested");
         let fresh = partition.clone();
         partition.wrmsr(msr::REENLIGHTENMENT_CONTROL, 0x1_00ee);
@@ -326,7 +329,7 @@ mod tests {
         }
 
         #[test]
-        fn every_filtered_msr_answers_and_no_write_panics(offset in 0u32..12, value: u64) {
+        fn every_filtered_msr_can_be_read_and_no_write_panics(offset in 0u32..12, value: u64) {
             let mut partition = partition("nested");
             let msr = Msr(0x4000_0100 + offset);
             let owned = offset < 9;

@@ -9,37 +9,37 @@ use super::table::TABLE;
 /// A named set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Profile {
-    /// Nothing: the guest sees no Hyper-V.
+    /// Empty: the guest sees no Hyper-V.
     None,
-    /// What a Windows guest runs best with.
+    /// The members with which a Windows guest performs best.
     Windows,
-    /// `Windows`, and what a hypervisor inside the guest gains from (the Hyper-V role, WSL2, KVM).
+    /// `Windows`, and members for a hypervisor inside the guest (the Hyper-V role, WSL2, KVM).
     Nested,
-    /// Whatever this host and this VM can have.
+    /// Everything that this host and this VM support.
     All,
-    /// Whatever this host's KVM reports, with KVM's own values.
+    /// Everything that this host's KVM reports, with KVM's own values.
     Passthrough,
 }
 
 /// One member of a profile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Member {
-    /// Which enlightenment.
+    /// The enlightenment.
     pub id: E,
-    /// What to do if the host cannot have it.
+    /// The fallback if the host does not support it.
     pub otherwise: Otherwise,
-    /// Its value, for those that have one.
+    /// Its number, for those with one.
     pub number: Option<u32>,
-    /// Why it is in the profile.
+    /// The reason for the membership.
     pub why: &'static str,
 }
 
-/// What a profile does about a member that the host cannot have.
+/// The fallback for a member that the host does not support.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Otherwise {
     /// The VM is refused: the profile's promise would be broken.
     Refuse,
-    /// It is left out with a note: the guest is slower, no more.
+    /// It is left out with a note: the guest is only slower.
     LeaveOut,
 }
 
@@ -61,7 +61,7 @@ const fn may(id: E, why: &'static str) -> Member {
     }
 }
 
-/// The spin count that Windows guests are commonly given (8191).
+/// The usual spin count for Windows guests (8191).
 const SPIN_COUNT: u32 = 0x1fff;
 
 const WINDOWS: [Member; 16] = [
@@ -139,7 +139,7 @@ impl Profile {
         Self::Passthrough,
     ];
 
-    /// The default for a VM whose guest is (`nested`) or is not shown VMX or SVM.
+    /// The default for a VM whose guest sees VMX or SVM (`nested`), or does not.
     pub fn default_for(nested: bool) -> Self {
         if nested { Self::Nested } else { Self::Windows }
     }
@@ -155,7 +155,7 @@ impl Profile {
         }
     }
 
-    /// One line about it.
+    /// A summary in one line.
     pub fn summary(self) -> &'static str {
         match self {
             Self::None => {

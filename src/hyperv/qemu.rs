@@ -1,13 +1,14 @@
-//! Where a guest can see that it runs on hypernest and not on QEMU with the same enlightenments, on purpose.
+//! The intended differences, visible to a guest, between hypernest and QEMU with the same enlightenments.
 //!
-//! Everything else in CPUID 0x40000000-0x400000FF and in the synthetic MSRs at power-on is the same
-//! (`cargo lab test differential` compares them), if QEMU shows Hyper-V at all: it hides it where only the vendor string, the
-//! version, hv-enforce-cpuid or hv-no-nonarch-coresharing is set. hypernest shows Hyper-V as soon as anything of it is asked for.
+//! Everything else in CPUID 0x40000000-0x400000FF and in the synthetic MSRs at power-on is the same (`cargo
+//! lab test differential` compares them), if QEMU shows Hyper-V at all: it hides it where only the vendor
+//! string, the version, hv-enforce-cpuid or hv-no-nonarch-coresharing is set. hypernest shows Hyper-V as
+//! soon as any part of it is requested.
 
 use super::cpuid::{FEATURES, NESTED_FEATURES};
 use super::enlightenment::Enlightenment as E;
 use super::msr;
-use super::request::{Request, Value};
+use super::request::{EnlightenmentRequest, Value};
 use super::resolve::Resolved;
 use crate::cpuid::Reg;
 use crate::units::Msr;
@@ -15,17 +16,17 @@ use crate::units::Msr;
 /// One difference.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Difference {
-    /// In which VMs.
+    /// The VMs that it concerns.
     pub when: When,
-    /// What differs.
-    pub place: Place,
-    /// What there is on either side.
+    /// The CPUID register or MSR.
+    pub place: DifferencePlace,
+    /// The values on both sides.
     pub what: &'static str,
-    /// Why.
+    /// The reason.
     pub reason: &'static str,
 }
 
-/// In which VMs something differs.
+/// The VMs in which something differs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum When {
     /// With this enlightenment.
@@ -36,7 +37,7 @@ pub enum When {
 
 /// Bits that may differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum DifferencePlace {
     /// Of a CPUID leaf.
     Cpuid {
         /// The leaf.
@@ -59,7 +60,7 @@ pub enum Place {
 pub const DIFFERENCES: [Difference; 5] = [
     Difference {
         when: When::With(E::Evmcs),
-        place: Place::Cpuid {
+        place: DifferencePlace::Cpuid {
             leaf: NESTED_FEATURES,
             reg: Reg::Ebx,
             mask: 1,
@@ -69,7 +70,7 @@ pub const DIFFERENCES: [Difference; 5] = [
     },
     Difference {
         when: When::With(E::TscInvariant),
-        place: Place::Cpuid {
+        place: DifferencePlace::Cpuid {
             leaf: FEATURES,
             reg: Reg::Eax,
             mask: 1 << 15,
@@ -79,7 +80,7 @@ pub const DIFFERENCES: [Difference; 5] = [
     },
     Difference {
         when: When::With(E::ExtHypercalls),
-        place: Place::Cpuid {
+        place: DifferencePlace::Cpuid {
             leaf: FEATURES,
             reg: Reg::Ebx,
             mask: 1 << 20,
@@ -89,7 +90,7 @@ pub const DIFFERENCES: [Difference; 5] = [
     },
     Difference {
         when: When::With(E::Crash),
-        place: Place::Msr {
+        place: DifferencePlace::Msr {
             msr: msr::CRASH_CTL,
             mask: 1 << 62,
         },
@@ -98,7 +99,7 @@ pub const DIFFERENCES: [Difference; 5] = [
     },
     Difference {
         when: When::Without(E::Crash),
-        place: Place::Msr {
+        place: DifferencePlace::Msr {
             msr: msr::CRASH_CTL,
             mask: 1 << 63,
         },
@@ -107,11 +108,11 @@ pub const DIFFERENCES: [Difference; 5] = [
     },
 ];
 
-/// What QEMU has no flag for.
+/// The enlightenments without a QEMU flag.
 pub const UNKNOWN_TO_QEMU: [E; 2] = [E::TscInvariant, E::ExtHypercalls];
 
-/// What to write behind `-cpu MODEL,` to ask QEMU for what `request` came to.
-pub fn flags(request: &Request, resolved: &Resolved) -> String {
+/// The text after `-cpu MODEL,` that requests from QEMU what `request` resolved to.
+pub fn flags(request: &EnlightenmentRequest, resolved: &Resolved) -> String {
     let members = request.profiles.iter().flat_map(|p| p.members());
     let numbers: Vec<_> = members.filter_map(|m| Some((m.id, m.number?))).collect();
     let passthrough = resolved.has(E::Passthrough);
@@ -120,13 +121,13 @@ pub fn flags(request: &Request, resolved: &Resolved) -> String {
         let number = || numbers.iter().find(|(of, _)| *of == id);
         let value = match (request.wanted.get(&id), number()) {
             (Some(Value::Auto), _) if id == E::NoNonarchCoresharing => "auto".to_owned(),
-            // hypernest's `auto` came out as on.
+            // hypernest's `auto` resolved to on.
             (Some(Value::Auto), _) if id == E::Spinlocks => resolved
                 .spin_count
                 .map_or_else(|| "on".to_owned(), |count| count.to_string()),
             (Some(Value::Number(number)), _) | (None, Some((_, number))) => number.to_string(),
             (Some(Value::Text(text)), _) => text.clone(),
-            // Passed through by the one flag.
+            // Covered by the passthrough flag.
             (None, None) if passthrough && id != E::Passthrough => continue,
             _ => "on".to_owned(),
         };
@@ -137,7 +138,7 @@ pub fn flags(request: &Request, resolved: &Resolved) -> String {
     flags.join(",")
 }
 
-/// MSRs whose value is never the same twice.
+/// MSRs whose value differs between any two reads.
 pub const MOVING: [Msr; 2] = [msr::TIME_REF_COUNT, msr::VP_RUNTIME];
 
 #[cfg(test)]
@@ -162,13 +163,13 @@ mod tests {
             ("relaxed,ext-hypercalls", "hv-relaxed=on"),
             ("passthrough", "hv-passthrough=on"),
         ] {
-            let request = Request::parse(list, Profile::None).unwrap();
+            let request = EnlightenmentRequest::parse(list, Profile::None).unwrap();
             let resolved = resolve(&request, &intel(), true).unwrap();
             let flags = flags(&request, &resolved);
             // Requirements come in the table's order.
             assert_eq!(flags, wanted, "{list}");
         }
-        let request = Request::parse("windows", Profile::None).unwrap();
+        let request = EnlightenmentRequest::parse("windows", Profile::None).unwrap();
         let resolved = resolve(&request, &intel(), true).unwrap();
         assert!(flags(&request, &resolved).contains(",hv-spinlocks=8191,"));
     }
@@ -178,7 +179,7 @@ mod tests {
         let book = include_str!("../../docs/measure-wsl2.md");
         let book: String = book.split_whitespace().collect();
         for list in ["nested", "nested,-evmcs,-emsr-bitmap,-tlbflush-direct"] {
-            let request = Request::parse(list, Profile::None).unwrap();
+            let request = EnlightenmentRequest::parse(list, Profile::None).unwrap();
             let resolved = resolve(&request, &intel(), true).unwrap();
             let flags = flags(&request, &resolved);
             assert!(book.contains(&flags), "{list}: {flags}");

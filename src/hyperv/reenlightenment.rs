@@ -1,11 +1,11 @@
-//! hv-reenlightenment: the registers by which a guest says whether and how it wants to be told of a new TSC frequency, and by
-//! which its old one ends (TLFS, "Timers": "Reenlightenment Notifications").
+//! hv-reenlightenment: the registers by which a guest requests notification of a new TSC frequency, and by
+//! which the emulation of its old one ends (TLFS, "Timers": "Reenlightenment Notifications").
 //!
 //! ```text
 //!  guest    CONTROL = vector, VP, enabled     EMULATION_CONTROL = 1
 //!  move     hypernest keeps the old frequency by TSC scaling, STATUS reads 1, the vector goes to the VP
 //!  guest    stops its own guests, STATUS = 0  ─► EmulationEnded: all vCPUs stop, the frequency changes, STATUS reads 0
-//!  guest    reads TSC_FREQUENCY: the new one, adapts, lets its own guests go on
+//!  guest    reads TSC_FREQUENCY: the new one, adapts, resumes its own guests
 //! ```
 
 use super::msr;
@@ -15,7 +15,7 @@ use crate::units::{Msr, VpIndex};
 
 /// CONTROL: vector in 7:0, enabled in 16, target VP in 63:32; the rest is reserved.
 const CONTROL_RESERVED: u64 = 0xfffe_ff00;
-/// CONTROL: the guest wants to be told.
+/// CONTROL: the guest enables the notification.
 const CONTROL_ENABLED: u64 = 1 << 16;
 /// The least vector that a local APIC delivers (SDM vol. 3, "Valid Interrupt Vectors").
 const LEAST_VECTOR: u64 = 16;
@@ -33,28 +33,28 @@ pub struct Reenlightenment {
 /// Where the emulation of the old frequency is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Emulation {
-    /// The guest has the frequency that TSC_FREQUENCY says, and needs no other.
+    /// The guest has the frequency in TSC_FREQUENCY, and no emulation.
     #[default]
     No,
     /// The guest has its old frequency.
     InProgress,
-    /// The guest needs it no longer, and hypernest has not acted on that yet.
+    /// The guest no longer needs it, and hypernest has not switched yet.
     Ending,
 }
 
-/// Whom to tell of a new frequency.
+/// The target of the interrupt after a change of the frequency.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Target {
+pub struct NotifyTarget {
     /// By this interrupt.
     pub vector: u8,
-    /// Which virtual processor; a guest can write any.
+    /// The virtual processor; a guest can write any number.
     pub vp: VpIndex,
 }
 
 impl Reenlightenment {
-    /// Whom to tell of a new TSC frequency, if the guest wants to be told.
-    pub fn target(&self) -> Option<Target> {
-        (self.control & CONTROL_ENABLED != 0).then_some(Target {
+    /// The target of the interrupt, if the guest enabled it.
+    pub fn target(&self) -> Option<NotifyTarget> {
+        (self.control & CONTROL_ENABLED != 0).then_some(NotifyTarget {
             vector: (self.control & 0xff) as u8,
             vp: VpIndex((self.control >> 32) as u32),
         })
@@ -70,12 +70,13 @@ impl Reenlightenment {
         self.emulation != Emulation::No
     }
 
-    /// Whether the guest has said that it needs its old frequency no longer, and still has it.
+    /// Whether the guest has reported that it no longer needs its old frequency, and still has it.
     pub fn is_ending(&self) -> bool {
         self.emulation == Emulation::Ending
     }
 
-    /// The guest has come to a host with another frequency, and keeps its own until it says otherwise.
+    /// Records that the guest has moved to a host with another frequency, and keeps its own until it has
+    /// adapted.
     pub fn begin_emulation(&mut self) {
         self.emulation = Emulation::InProgress;
     }
@@ -100,13 +101,13 @@ impl Reenlightenment {
                 self.control = value;
                 WriteOutcome::Done
             }
-            // KVM leaves the reference TSC page alone while its copy is 1 (tsc_page_update_unsafe): a hypervisor inside
-            // relies on the page not changing under it.
+            // KVM does not update the reference TSC page while its copy is 1 (tsc_page_update_unsafe): a
+            // hypervisor inside relies on the page not changing under it.
             msr::TSC_EMULATION_CONTROL if value & !BIT_0 == 0 => {
                 self.emulation_control = value;
                 WriteOutcome::Forward(msr, value)
             }
-            // A guest can end an emulation, not begin one.
+            // A guest can end an emulation, not start one.
             msr::TSC_EMULATION_STATUS if value == 0 && self.is_emulating() => {
                 self.emulation = Emulation::Ending;
                 WriteOutcome::EmulationEnded

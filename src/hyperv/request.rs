@@ -1,4 +1,4 @@
-//! `--hv LIST`: what a user asks for.
+//! `--hv LIST`: the user's request.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,42 +10,43 @@ use super::profile::Profile;
 use super::table::TABLE;
 use crate::text::nearest;
 
-/// What stands after an enlightenment's `=`.
+/// The value after an enlightenment's `=`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Value {
-    /// It is on.
+    /// On.
     On,
-    /// It is on if the host has it. (hv-no-nonarch-coresharing: if the host's KVM reports that it is true.)
+    /// On if the host supports it. (hv-no-nonarch-coresharing: if the host's KVM reports that it is true.)
     Auto,
-    /// It has this number.
+    /// A number.
     Number(u32),
-    /// It has this text.
+    /// A text.
     Text(String),
 }
 
-/// What a user asks for: profiles, and single enlightenments that win over the profiles wherever they stand.
+/// A user's request: profiles, and single enlightenments, which override the profiles regardless of their
+/// position.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Request {
+pub struct EnlightenmentRequest {
     /// The profiles, each once.
     pub profiles: Vec<Profile>,
-    /// What is asked for by name.
+    /// The enlightenments requested by name.
     pub wanted: BTreeMap<Enlightenment, Value>,
-    /// What is to be left out.
+    /// The removed enlightenments.
     pub removed: EnlightenmentSet,
 }
 
-/// What is wrong with one item of a list.
+/// An error in one item of a list.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum RequestProblem {
-    /// There is no such enlightenment or profile.
+    /// The name is not an enlightenment or a profile.
     #[error("`{item}`: there is no enlightenment or profile of that name{}", did_you_mean(.suggestion))]
     Unknown {
-        /// What was written.
+        /// The item as written.
         item: String,
-        /// The nearest name, if one is near.
+        /// The nearest name, if one is near enough.
         suggestion: Option<&'static str>,
     },
-    /// An item with nothing in it.
+    /// An empty item.
     #[error("an item of the list is empty")]
     Empty,
     /// A profile cannot be removed or given a value.
@@ -53,7 +54,7 @@ pub enum RequestProblem {
         "`{item}`: `{profile}` is a profile; write it alone, and remove single enlightenments by `-name`"
     )]
     ProfileMisused {
-        /// What was written.
+        /// The item as written.
         item: String,
         /// The profile.
         profile: Profile,
@@ -61,29 +62,29 @@ pub enum RequestProblem {
     /// A removal with a value.
     #[error("`{item}`: a removal takes no value; write `-{name}`")]
     RemovalWithValue {
-        /// What was written.
+        /// The item as written.
         item: String,
         /// The enlightenment.
         name: &'static str,
     },
-    /// A value that the enlightenment does not take, or none where it needs one.
+    /// An invalid value for the enlightenment, or a missing one.
     #[error("`{item}`: {name} takes {argument}")]
     Value {
-        /// What was written.
+        /// The item as written.
         item: String,
         /// The enlightenment.
         name: &'static str,
-        /// What it takes.
+        /// The argument that it takes.
         argument: Argument,
     },
-    /// The same one asked for and removed, or given two values.
+    /// The same enlightenment requested and removed, or with two values.
     #[error("{name} is named twice, with different meanings (`{first}` and `{second}`)")]
     Contradiction {
         /// The enlightenment.
         name: &'static str,
-        /// What was written first.
+        /// The first item.
         first: String,
-        /// What was written then.
+        /// The second item.
         second: String,
     },
 }
@@ -96,14 +97,14 @@ fn did_you_mean(suggestion: &Option<&'static str>) -> String {
 }
 
 impl Argument {
-    /// It takes no value of its own.
+    /// Whether it takes no value.
     pub(super) fn is_flag(self) -> bool {
         self == Self::None
     }
 }
 
-impl Request {
-    /// A profile as it is.
+impl EnlightenmentRequest {
+    /// A request for `profile` alone.
     pub fn profile(profile: Profile) -> Self {
         Self {
             profiles: vec![profile],
@@ -111,13 +112,13 @@ impl Request {
         }
     }
 
-    /// Reads a list such as `windows,-hv-runtime,spinlocks=0xfff`.
+    /// Parses a list such as `windows,-hv-runtime,spinlocks=0xfff`.
     ///
-    /// A list that names a profile, or asks for anything by name, stands for itself; one that only removes things takes them
-    /// from `default`.
+    /// A list that names a profile, or requests anything by name, replaces `default`; a list that only
+    /// removes items removes them from `default`.
     ///
     /// # Errors
-    /// Everything that is wrong with the list.
+    /// All errors of the list.
     pub fn parse(list: &str, default: Profile) -> Result<Self, Vec<RequestProblem>> {
         Self::from_items(list.split(','), default)
     }
@@ -178,8 +179,8 @@ impl Request {
     }
 }
 
-impl Request {
-    /// Every item of the list, in an order of its own.
+impl EnlightenmentRequest {
+    /// Every item of the list, in canonical order.
     pub fn items(&self) -> Vec<String> {
         let profiles = self.profiles.iter().map(|p| p.name().to_owned());
         let wanted = self.wanted.iter().map(|(id, value)| match value {
@@ -193,7 +194,7 @@ impl Request {
     }
 }
 
-impl fmt::Display for Request {
+impl fmt::Display for EnlightenmentRequest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.items().join(","))
     }
@@ -312,8 +313,8 @@ mod tests {
     use super::*;
     use Enlightenment as E;
 
-    fn parse(list: &str) -> Result<Request, Vec<RequestProblem>> {
-        Request::parse(list, Profile::Windows)
+    fn parse(list: &str) -> Result<EnlightenmentRequest, Vec<RequestProblem>> {
+        EnlightenmentRequest::parse(list, Profile::Windows)
     }
 
     fn messages(list: &str) -> Vec<String> {
@@ -325,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn lists_read_as_documented() {
+    fn lists_parse_as_documented() {
         for (list, canonical) in [
             ("windows", "windows"),
             ("none", "none"),
@@ -403,7 +404,7 @@ mod tests {
     }
 
     #[test]
-    fn near_names_are_suggested_and_far_ones_are_not() {
+    fn only_near_names_are_suggested() {
         assert_eq!(did_mean("tlbfush"), Some("hv-tlbflush"));
         assert_eq!(did_mean("enlightened-vmcs"), None);
         assert_eq!(did_mean("window"), Some("windows"));
@@ -422,12 +423,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_is_read_or_refused(list in ".{0,80}") {
+        fn any_text_is_parsed_or_refused(list in ".{0,80}") {
             let _ = parse(&list);
         }
 
         #[test]
-        fn what_was_read_can_be_written_and_read_again(
+        fn parsed_requests_round_trip(
             picks in proptest::collection::btree_map(0..TABLE.len(), 0..3u8, 0..12),
             profiles in proptest::collection::vec(0..Profile::ALL.len(), 0..3),
         ) {

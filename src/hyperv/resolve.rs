@@ -1,26 +1,26 @@
-//! From what was asked for and what the host has, to what the guest gets.
+//! Resolves a request and a host's support to the enlightenments that the guest gets.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use super::cpuid::{Identity, RECOMMENDATIONS};
+use super::cpuid::{HypervisorIdentity, RECOMMENDATIONS};
 use super::enlightenment::{
     Argument, CpuidBits, Enlightenment as E, EnlightenmentSet, Migration, Need,
 };
 use super::host::{HostHv, HvCap};
-use super::outcome::{Lack, Note, Problem};
+use super::outcome::{EnlightenmentProblem, MissingRequirement, Note};
 use super::profile::{Otherwise, Profile};
-use super::request::{Request, Value};
+use super::request::{EnlightenmentRequest, Value};
 use crate::cpuid::CpuVendor;
 
-/// What a VM gets: the outcome of [`fn@resolve`].
+/// The enlightenments of a VM: the result of [`fn@resolve`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Resolved {
     pub(super) enabled: EnlightenmentSet,
     /// Rows whose MSRs a guest can reach in KVM, announced or not.
     pub(super) reachable: EnlightenmentSet,
     pub(super) spin_count: Option<u32>,
-    pub(super) identity: Identity,
+    pub(super) identity: HypervisorIdentity,
     pub(super) coresharing_auto: bool,
     pub(super) evmcs_version: u16,
     pub(super) perf_global_ctrl: bool,
@@ -34,7 +34,7 @@ impl Resolved {
             enabled: EnlightenmentSet::default(),
             reachable: EnlightenmentSet::default(),
             spin_count: None,
-            identity: Identity::default(),
+            identity: HypervisorIdentity::default(),
             coresharing_auto: false,
             evmcs_version: 0,
             perf_global_ctrl: false,
@@ -52,25 +52,26 @@ impl Resolved {
         self.enabled.contains(id)
     }
 
-    /// Whether Linux takes its clock, the TSC's frequency and its APIC timer's from Hyper-V: it looks for the VP index and the
-    /// hypercall page first (`ms_hyperv_platform` in Linux), then for the frequencies and a clocksource
-    /// (`ms_hyperv_init_platform`, which marks a TSC unstable that is not invariant).
+    /// Whether Linux uses Hyper-V for its clock and for the frequencies of the TSC and the APIC timer: it
+    /// checks for the VP index and the hypercall page first (`ms_hyperv_platform` in Linux), then for the
+    /// frequencies and a clocksource (`ms_hyperv_init_platform`, which marks a TSC unstable that is not
+    /// invariant).
     pub fn is_a_clock_for_linux(&self) -> bool {
         let clock = self.has(E::Time) || self.has(E::TscInvariant);
         self.has(E::VpIndex) && self.has(E::Frequencies) && clock
     }
 
-    /// What is on.
+    /// The enabled enlightenments.
     pub fn enabled(&self) -> EnlightenmentSet {
         self.enabled
     }
 
-    /// What a user should know about how it came out.
+    /// Notes for the user about the result.
     pub fn notes(&self) -> &[Note] {
         &self.notes
     }
 
-    /// Which enlightenments keep this VM from being migrated, and why.
+    /// The enlightenments that prevent migration, with the reasons.
     pub fn migration_blockers(&self) -> Vec<(E, &'static str)> {
         self.enabled
             .iter()
@@ -90,12 +91,13 @@ impl fmt::Display for Resolved {
     }
 }
 
-/// What `id` lacks on this host and in this VM (`nested`: the guest is shown VMX or SVM); `None` if it can be had.
-pub fn lack(id: E, host: &HostHv, nested: bool) -> Option<Lack> {
+/// What `id` is missing on this host and in this VM (`nested`: the guest sees VMX or SVM); `None` if it is
+/// available.
+pub fn lack(id: E, host: &HostHv, nested: bool) -> Option<MissingRequirement> {
     let row = id.row();
     let (since, running) = (row.since, host.kernel);
     row.needs.iter().find_map(|need| match *need {
-        Need::Cap(cap) => (!host.caps.contains(&cap)).then_some(Lack::Cap {
+        Need::Cap(cap) => (!host.caps.contains(&cap)).then_some(MissingRequirement::Cap {
             cap,
             since,
             running,
@@ -107,64 +109,67 @@ pub fn lack(id: E, host: &HostHv, nested: bool) -> Option<Lack> {
                 .filter(|b| b.reported && host.leaf(b.leaf).reg(b.reg) & b.mask() == 0)
                 .copied()
                 .collect();
-            (!bits.is_empty()).then_some(Lack::Bits {
+            (!bits.is_empty()).then_some(MissingRequirement::Bits {
                 bits,
                 since,
                 running,
             })
         }
-        Need::Intel => (host.vendor != CpuVendor::Intel).then_some(Lack::NotIntel {
+        Need::Intel => (host.vendor != CpuVendor::Intel).then_some(MissingRequirement::NotIntel {
             vendor: host.vendor,
         }),
-        Need::Nested if !host.nested => Some(Lack::HostDoesNotNest {
+        Need::Nested if !host.nested => Some(MissingRequirement::HostDoesNotNest {
             vendor: host.vendor,
         }),
-        Need::Nested => (!nested).then_some(Lack::GuestDoesNotNest),
-        Need::EvmcsVersion => {
-            (host.evmcs_version() == 0).then_some(Lack::NoEvmcsVersion { since, running })
-        }
-        Need::ActiveApicv => (!host.apicv).then_some(Lack::NoApicv {
+        Need::Nested => (!nested).then_some(MissingRequirement::GuestDoesNotNest),
+        Need::EvmcsVersion => (host.evmcs_version() == 0)
+            .then_some(MissingRequirement::NoEvmcsVersion { since, running }),
+        Need::ActiveApicv => (!host.apicv).then_some(MissingRequirement::NoApicv {
             vendor: host.vendor,
         }),
-        Need::InvariantTsc => (!host.invariant_tsc).then_some(Lack::NoInvariantTsc),
-        Need::NotYet => Some(Lack::NotYet),
+        Need::InvariantTsc => (!host.invariant_tsc).then_some(MissingRequirement::NoInvariantTsc),
+        Need::NotYet => Some(MissingRequirement::NotYet),
     })
 }
 
 struct Candidate {
     value: Value,
-    /// The profile it comes from, unless it was asked for by name or added.
+    /// Its profile, unless it was requested by name or added.
     profile: Option<Profile>,
     otherwise: Otherwise,
 }
 
 impl Candidate {
-    /// Whether the VM starts without it where it lacks `lack`.
-    fn may_lack(&self, lack: &Lack) -> bool {
+    /// Whether the VM starts without it if it is missing `lack`.
+    fn may_lack(&self, lack: &MissingRequirement) -> bool {
         self.otherwise == Otherwise::LeaveOut || self.profile.is_some() && lack.is_vendors()
     }
 
-    /// Whether it goes with a requirement that the user removed or the host lacks.
+    /// Whether it is dropped with a requirement that the user removed or the host does not support.
     fn is_optional(&self) -> bool {
         self.profile.is_some() || self.otherwise == Otherwise::LeaveOut
     }
 
-    /// Whether it was asked for by name, as `=auto`.
+    /// Whether it was requested by name, as `=auto`.
     fn is_auto(&self) -> bool {
         self.profile.is_none() && self.otherwise == Otherwise::LeaveOut
     }
 }
 
-/// Decides what the guest gets. `nested`: the guest is shown VMX or SVM.
+/// Resolves `request`. `nested`: the guest sees VMX or SVM.
 ///
 /// # Errors
-/// Everything that keeps the request from being carried out, at once.
-pub fn resolve(request: &Request, host: &HostHv, nested: bool) -> Result<Resolved, Vec<Problem>> {
+/// All problems that prevent the request, at once.
+pub fn resolve(
+    request: &EnlightenmentRequest,
+    host: &HostHv,
+    nested: bool,
+) -> Result<Resolved, Vec<EnlightenmentProblem>> {
     let mut candidates = collect(request);
     let mut settled = Settled::default();
     let no_hyperv = !host.caps.contains(&HvCap::Hyperv);
     if no_hyperv && !candidates.values().all(Candidate::is_auto) {
-        settled.problems.push(Problem::NoHyperv {
+        settled.problems.push(EnlightenmentProblem::NoHyperv {
             asked: candidates.keys().copied().collect(),
         });
     }
@@ -179,8 +184,13 @@ pub fn resolve(request: &Request, host: &HostHv, nested: bool) -> Result<Resolve
         let Some(lack) = lack_of(*id, candidate, host, nested) else {
             continue;
         };
-        if !no_hyperv || matches!(lack, Lack::NotYet | Lack::GuestDoesNotNest) {
-            problems.push(Problem::Lacks {
+        if !no_hyperv
+            || matches!(
+                lack,
+                MissingRequirement::NotYet | MissingRequirement::GuestDoesNotNest
+            )
+        {
+            problems.push(EnlightenmentProblem::Lacks {
                 id: *id,
                 lack,
                 profile: candidate.profile,
@@ -190,7 +200,7 @@ pub fn resolve(request: &Request, host: &HostHv, nested: bool) -> Result<Resolve
     for id in candidates.keys() {
         for other in id.row().conflicts {
             if id < other && candidates.contains_key(other) {
-                problems.push(Problem::Conflict {
+                problems.push(EnlightenmentProblem::Conflict {
                     id: *id,
                     other: *other,
                 });
@@ -213,25 +223,30 @@ pub fn resolve(request: &Request, host: &HostHv, nested: bool) -> Result<Resolve
     Ok(finish(&candidates, host, notes))
 }
 
-/// What was decided beside the candidates themselves.
+/// The decisions besides the candidates themselves.
 #[derive(Default)]
 struct Settled {
     notes: Vec<Note>,
-    problems: Vec<Problem>,
-    /// What the host lacks and the VM starts without.
-    left_out: BTreeMap<E, Lack>,
+    problems: Vec<EnlightenmentProblem>,
+    /// Those that the host does not support and the VM starts without.
+    left_out: BTreeMap<E, MissingRequirement>,
 }
 
-/// What keeps `candidate` from being had.
-fn lack_of(id: E, candidate: &Candidate, host: &HostHv, nested: bool) -> Option<Lack> {
+/// What `candidate` is missing.
+fn lack_of(
+    id: E,
+    candidate: &Candidate,
+    host: &HostHv,
+    nested: bool,
+) -> Option<MissingRequirement> {
     lack(id, host, nested).filter(|lack| {
-        // What KVM reports is passed through whether or not it is of use here.
+        // Passthrough shows what KVM reports, useful on this host or not.
         let passthrough = id == E::Avic && candidate.profile == Some(Profile::Passthrough);
-        !(passthrough && matches!(lack, Lack::NoApicv { .. }))
+        !(passthrough && matches!(lack, MissingRequirement::NoApicv { .. }))
     })
 }
 
-/// Takes out what the host lacks and the VM may start without.
+/// Removes what the host does not support and the VM may start without.
 fn leave_out(
     host: &HostHv,
     nested: bool,
@@ -253,7 +268,7 @@ fn leave_out(
     });
 }
 
-fn collect(request: &Request) -> BTreeMap<E, Candidate> {
+fn collect(request: &EnlightenmentRequest) -> BTreeMap<E, Candidate> {
     let mut candidates: BTreeMap<E, Candidate> = BTreeMap::new();
     for profile in &request.profiles {
         for member in profile.members() {
@@ -285,7 +300,7 @@ fn collect(request: &Request) -> BTreeMap<E, Candidate> {
         }
     }
     for (id, value) in &request.wanted {
-        // `auto` of the one that takes it as a value is decided by finish.
+        // For the one that takes it as a value, `auto` is decided by finish.
         let auto = *value == Value::Auto && id.row().argument != Argument::OnOffAuto;
         let of_profile = candidates.get(id).map(|there| there.value.clone());
         candidates.insert(
@@ -317,10 +332,10 @@ fn requirements(id: E, host: &HostHv) -> impl Iterator<Item = E> {
         .map(|r| r.id)
 }
 
-/// Adds what is required and harmless, drops optional ones whose requirement the user removed or the host lacks, and finds
-/// what can be neither.
+/// Adds harmless requirements, drops optional candidates whose requirement the user removed or the host
+/// does not support, and reports the rest as problems.
 fn settle_requirements(
-    request: &Request,
+    request: &EnlightenmentRequest,
     host: &HostHv,
     nested: bool,
     candidates: &mut BTreeMap<E, Candidate>,
@@ -347,7 +362,7 @@ fn settle_requirements(
             candidates.remove(&id);
             removed.insert(id);
             settled.notes.push(Note::LeftOutWith { id, without });
-            // Those that were fine as long as this one was there.
+            // Candidates that were valid as long as this one existed.
             pending.extend(candidates.keys().copied());
             continue;
         }
@@ -357,15 +372,15 @@ fn settle_requirements(
             }
             let left_out = settled.left_out.get(&requirement);
             let problem = if let Some(lack) = left_out {
-                Problem::Lacks {
+                EnlightenmentProblem::Lacks {
                     id: requirement,
                     lack: lack.clone(),
                     profile: None,
                 }
             } else if request.removed.contains(requirement) || removed.contains(&requirement) {
-                Problem::RequirementRemoved { id, requirement }
+                EnlightenmentProblem::RequirementRemoved { id, requirement }
             } else if !requirement.row().harmless {
-                Problem::RequirementUnasked { id, requirement }
+                EnlightenmentProblem::RequirementUnasked { id, requirement }
             } else {
                 settled.notes.push(Note::Added {
                     added: requirement,
@@ -419,9 +434,9 @@ fn finish(candidates: &BTreeMap<E, Candidate>, host: &HostHv, mut notes: Vec<Not
     };
     notes.extend(unused(enabled));
     let mut identity = if passthrough {
-        Identity::of_host(host)
+        HypervisorIdentity::of_host(host)
     } else {
-        Identity::default()
+        HypervisorIdentity::default()
     };
     for (id, candidate) in candidates {
         identity.set(*id, &candidate.value);
@@ -446,7 +461,7 @@ fn finish(candidates: &BTreeMap<E, Candidate>, host: &HostHv, mut notes: Vec<Not
     }
 }
 
-/// What no known guest uses in `enabled`, grouped by what is missing.
+/// The enlightenments in `enabled` that no known guest uses, grouped by what is missing.
 fn unused(enabled: EnlightenmentSet) -> Vec<Note> {
     let mut groups: Vec<(&'static [E], Vec<E>)> = Vec::new();
     for id in enabled.iter() {
@@ -467,8 +482,8 @@ fn unused(enabled: EnlightenmentSet) -> Vec<Note> {
         .collect()
 }
 
-/// Whether a guest can reach a row's MSRs in KVM: without hv-enforce-cpuid KVM serves all it has, but for those of the
-/// SynIC and its timers, which need the SynIC switched on (synic_set_msr, stimer_set_config).
+/// Whether a guest can reach a row's MSRs in KVM: without hv-enforce-cpuid KVM serves all it has, except
+/// those of the SynIC and its timers, which require an enabled SynIC (synic_set_msr, stimer_set_config).
 fn kvm_has_msrs(id: E, host: &HostHv, enabled: EnlightenmentSet) -> bool {
     let reported = id
         .row()

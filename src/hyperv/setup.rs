@@ -1,4 +1,4 @@
-//! What must be done to a VM and its vCPUs for the enlightenments, as data: a thin layer carries it out.
+//! The steps for a VM and its vCPUs to enable the enlightenments, as data: a thin layer carries them out.
 
 use super::enlightenment::{Enlightenment as E, Scope};
 use super::msr;
@@ -11,9 +11,10 @@ use crate::units::{Msr, VpIndex};
 pub enum VcpuSetup {
     /// KVM_ENABLE_CAP(KVM_CAP_HYPERV_SYNIC2), no arguments. Needs the LAPIC in KVM.
     EnableSynic,
-    /// KVM_ENABLE_CAP(KVM_CAP_HYPERV_ENLIGHTENED_VMCS) with a pointer to a u16 in args\[0\]; it must come back as `version`.
+    /// KVM_ENABLE_CAP(KVM_CAP_HYPERV_ENLIGHTENED_VMCS) with a pointer to a u16 in args\[0\]; KVM must
+    /// return `version` in it.
     EnableEvmcs {
-        /// What leaf 0x4000000A tells the guest.
+        /// The version in leaf 0x4000000A.
         version: u16,
     },
     /// KVM_ENABLE_CAP(KVM_CAP_HYPERV_ENFORCE_CPUID) with args\[0\] = 1.
@@ -24,28 +25,28 @@ pub enum VcpuSetup {
     SetMsr(Msr, u64),
 }
 
-/// MSRs that come to hypernest instead of KVM: a range of KVM_X86_SET_MSR_FILTER, all of whose bits are 0 (denied) for
-/// reads and writes. It takes KVM_CAP_X86_USER_SPACE_MSR with KVM_MSR_EXIT_REASON_FILTER to see them.
+/// MSRs that exit to hypernest instead of KVM: a range of KVM_X86_SET_MSR_FILTER with all bits 0 (denied)
+/// for reads and writes. Requires KVM_CAP_X86_USER_SPACE_MSR with KVM_MSR_EXIT_REASON_FILTER.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MsrFilterRange {
     /// The first.
     pub base: Msr,
-    /// How many.
+    /// The number of MSRs.
     pub count: u32,
 }
 
 /// The synthetic MSRs in KVM that are state, in the order in which a restore writes them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SavedMsrs {
-    /// Of the VM, on any one vCPU.
+    /// Of the VM, accessed on any one vCPU.
     pub vm: Vec<Msr>,
     /// Of every vCPU.
     pub vcpu: Vec<Msr>,
 }
 
 impl SavedMsrs {
-    /// What is written for the values `saved` of the VM's MSRs. KVM drops a write to HYPERCALL while GUEST_OS_ID is 0, and a
-    /// guest may have set it back to 0 since: so it is given another value first.
+    /// The writes that restore the values `saved` of the VM's MSRs. KVM drops a write to HYPERCALL while
+    /// GUEST_OS_ID is 0, and a guest may have set it back to 0 since, so another value is written first.
     pub fn writes(saved: &[(Msr, u64)]) -> Vec<(Msr, u64)> {
         let of = |msr: Msr| saved.iter().copied().find(|(m, _)| *m == msr);
         let first = [msr::GUEST_OS_ID, msr::HYPERCALL];
@@ -63,11 +64,11 @@ impl SavedMsrs {
 }
 
 impl Resolved {
-    /// What vCPU `vp` needs before it runs, in this order.
+    /// The steps for vCPU `vp` before it runs, in this order.
     ///
-    /// Capabilities come before CPUID: KVM computes what the guest's VMX may do from both, and the enlightened VMCS must be
-    /// known by then. MSRs come after CPUID, and VP_INDEX before any GSI route to a synthetic interrupt: KVM looks the vCPU
-    /// up by it.
+    /// Capabilities come before CPUID: KVM computes the guest's VMX controls from both, and must know of
+    /// the enlightened VMCS by then. MSRs come after CPUID, and VP_INDEX before any GSI route to a
+    /// synthetic interrupt: KVM finds the vCPU by it.
     pub fn vcpu_setup(&self, vp: VpIndex) -> Vec<VcpuSetup> {
         let synic = self.has(E::Synic);
         [
@@ -79,7 +80,7 @@ impl Resolved {
             Some(VcpuSetup::SetCpuid),
             self.has(E::VpIndex)
                 .then_some(VcpuSetup::SetMsr(msr::VP_INDEX, u64::from(vp.0))),
-            // KVM switches the controller on with the capability; TLFS has it off at power-on.
+            // KVM enables the controller with the capability; by the TLFS it is off at power-on.
             synic.then_some(VcpuSetup::SetMsr(msr::SCONTROL, 0)),
         ]
         .into_iter()
@@ -100,7 +101,8 @@ impl Resolved {
             .collect()
     }
 
-    /// The MSRs in KVM that a saved VM takes along. Some are hypernest's ([`super::Partition`]), and KVM has a copy that counts.
+    /// The MSRs in KVM that are saved with a VM. Some are owned by hypernest ([`super::Partition`]), but
+    /// KVM's copy has an effect.
     pub fn saved_msrs(&self) -> SavedMsrs {
         let mut saved = SavedMsrs::default();
         if !self.is_on() {
@@ -123,11 +125,11 @@ impl Resolved {
 #[cfg(test)]
 mod tests {
     use super::super::host::tests::intel;
-    use super::super::{Profile, Request, resolve};
+    use super::super::{EnlightenmentRequest, Profile, resolve};
     use super::*;
 
     fn resolved(list: &str) -> Resolved {
-        let request = Request::parse(list, Profile::Windows).unwrap();
+        let request = EnlightenmentRequest::parse(list, Profile::Windows).unwrap();
         resolve(&request, &intel(), true).unwrap()
     }
 
@@ -173,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn a_saved_vm_takes_along_all_that_a_guest_can_have_changed() {
+    fn saved_msrs_include_all_that_a_guest_can_change() {
         assert_eq!(resolved("none").saved_msrs(), SavedMsrs::default());
         let saved = resolved("windows").saved_msrs();
         assert_eq!(saved.vm[..2], [msr::GUEST_OS_ID, msr::HYPERCALL]);
@@ -213,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn without_the_synic_its_registers_are_left_alone() {
+    fn registers_of_the_synic_are_not_set_without_it() {
         let saved = resolved("time").saved_msrs();
         assert!(
             saved
@@ -228,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn the_hypercall_page_is_restored_whatever_the_guest_says_it_is() {
+    fn hypercall_page_is_restored_for_any_guest_id() {
         let (id, page, crash) = (msr::GUEST_OS_ID, msr::HYPERCALL, msr::CRASH_P0);
         assert_eq!(
             SavedMsrs::writes(&[(id, 0), (page, 0x1000), (crash, 5)]),

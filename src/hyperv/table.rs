@@ -1,12 +1,12 @@
-//! The table of enlightenments. Adding one is adding a row here, and code only where user space has work to do.
+//! The table of enlightenments. A new one needs a row here, and code only where user space has work to do.
 //!
 //! Bits and MSRs: TLFS, "Feature and Interface Discovery" and "Virtual Processors"; what KVM reports and enforces:
 //! `kvm_get_hv_cpuid`, `hv_check_msr_access` and `hv_check_hypercall_access` in arch/x86/kvm/hyperv.c.
 
 use super::cpuid::{FEATURES, NESTED_FEATURES, RECOMMENDATIONS};
 use super::enlightenment::{
-    Argument, CpuidBits, Enlightenment as E, Migration, MsrRange, Need, Owner, Requirement, Row,
-    Scope,
+    Argument, CpuidBits, Enlightenment as E, EnlightenmentMsrs, Migration, Need, Owner,
+    Requirement, Row, Scope,
 };
 use super::host::{HvCap, KernelVersion};
 use super::msr;
@@ -23,7 +23,7 @@ const fn bit(leaf: u32, reg: Reg, bit: u8) -> CpuidBits {
     }
 }
 
-/// A bit of which KVM says nothing, or nothing that decides.
+/// A bit that KVM does not report, or whose report does not decide.
 const fn silent(leaf: u32, reg: Reg, bit: u8) -> CpuidBits {
     CpuidBits {
         leaf,
@@ -33,13 +33,13 @@ const fn silent(leaf: u32, reg: Reg, bit: u8) -> CpuidBits {
     }
 }
 
-/// MSRs that keep what was written to them.
+/// MSRs that keep written values.
 const STATE: bool = true;
-/// Clocks, commands, registers of the local APIC, and what is fixed at creation.
+/// Clocks, commands, registers of the local APIC, and values fixed at creation.
 const NO_STATE: bool = false;
 
-const fn range(first: Msr, last: Msr, scope: Scope, state: bool) -> MsrRange {
-    MsrRange {
+const fn range(first: Msr, last: Msr, scope: Scope, state: bool) -> EnlightenmentMsrs {
+    EnlightenmentMsrs {
         first,
         last,
         scope,
@@ -47,11 +47,11 @@ const fn range(first: Msr, last: Msr, scope: Scope, state: bool) -> MsrRange {
     }
 }
 
-const fn vm(number: Msr, state: bool) -> MsrRange {
+const fn vm(number: Msr, state: bool) -> EnlightenmentMsrs {
     range(number, number, Scope::Vm, state)
 }
 
-const fn vcpu(number: Msr, state: bool) -> MsrRange {
+const fn vcpu(number: Msr, state: bool) -> EnlightenmentMsrs {
     range(number, number, Scope::Vcpu, state)
 }
 
@@ -70,12 +70,12 @@ const fn linux(major: u16, minor: u16) -> KernelVersion {
     KernelVersion::new(major, minor)
 }
 
-/// Guests take a hypervisor for Hyper-V only if it has the hypercall MSRs, which every VM with an enlightenment gets, and
-/// the VP index: the minimal interface of "Requirements for Implementing the Microsoft Hypervisor Interface", and Linux'
-/// ms_hyperv_platform in arch/x86/kernel/cpu/mshyperv.c.
+/// Guests detect Hyper-V only if the hypercall MSRs, which every VM with an enlightenment gets, and the VP
+/// index exist: the minimal interface of "Requirements for Implementing the Microsoft Hypervisor
+/// Interface", and Linux' ms_hyperv_platform in arch/x86/kernel/cpu/mshyperv.c.
 const RECOGNITION: &[E] = &[E::VpIndex];
 
-/// What most rows say; a row names only what differs.
+/// The defaults of a row; each row names only what differs.
 const PLAIN: Row = Row {
     id: E::Relaxed,
     name: "",
@@ -105,7 +105,7 @@ const VERSION: Row = Row {
     ..PLAIN
 };
 
-/// One row each, in the order of [`E`].
+/// One row per enlightenment, in the order of [`E`].
 pub(super) static TABLE: [Row; 34] = [
     Row {
         id: E::Relaxed,
@@ -368,7 +368,8 @@ pub(super) static TABLE: [Row; 34] = [
         id: E::XmmInput,
         name: "hv-xmm-input",
         bits: &[bit(FEATURES, Reg::Edx, 4)],
-        // No other hypercall takes its input in XMM registers (is_xmm_fast_hypercall in arch/x86/kvm/hyperv.c).
+        // No other hypercall takes its input in XMM registers (is_xmm_fast_hypercall in
+        // arch/x86/kvm/hyperv.c).
         used_with: &[RECOGNITION, &[E::TlbFlush, E::Ipi]],
         since: linux(5, 14),
         summary: "Flush and IPI hypercalls may carry their input in XMM registers.",

@@ -8,7 +8,7 @@ use crate::machine::promise::Promise;
 
 /// A processor.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Cpu {
+pub struct SavedCpu {
     /// Whose: `Intel`, `AMD`, `other`.
     pub vendor: String,
     /// What it says of itself.
@@ -19,7 +19,7 @@ pub struct Cpu {
     pub features: Vec<&'static str>,
 }
 
-impl Cpu {
+impl SavedCpu {
     /// What a guest was shown.
     pub(super) fn of(promise: &Promise) -> Self {
         let leaves = promise.cpuid.as_slice();

@@ -1,6 +1,6 @@
 //! What is in a saved VM, read and checked without KVM.
 //!
-//! [`Report::read`] goes through every section as a restore would, up to the point where KVM would be asked, so what it
+//! [`InspectReport::read`] goes through every section as a restore would, up to the point where KVM would be asked, so what it
 //! accepts is whole and of the right form. Whether a certain host can take it is another question
 //! ([`Promise::check`](crate::machine::promise::Promise::check)).
 
@@ -11,10 +11,10 @@ mod vcpu;
 
 use serde::Serialize;
 
-pub use cpu::Cpu;
+pub use cpu::SavedCpu;
 pub use error::InspectError;
 pub use text::render;
-pub use vcpu::{Nested, Vcpu};
+pub use vcpu::{Nested, SavedVcpu};
 
 use crate::boot::{BootConfig, BootError, BootFiles};
 use crate::config::{Irqchip, VmConfig};
@@ -43,7 +43,7 @@ impl From<u64> for Hex {
 
 /// What is in a saved VM.
 #[derive(Clone, Debug, Serialize)]
-pub struct Report {
+pub struct InspectReport {
     /// The version of this form.
     pub version: u32,
     /// The version of the state file's format.
@@ -57,28 +57,28 @@ pub struct Report {
     /// The enlightenments that are on, with their values.
     pub hv: Vec<String>,
     /// The processor that the guest was shown.
-    pub cpu: Cpu,
+    pub cpu: SavedCpu,
     /// Its clocks.
     pub time: SavedTime,
     /// What the guest has set of Hyper-V for the VM as a whole.
     pub hyperv: Vec<Register>,
     /// Its vCPUs.
-    pub vcpus: Vec<Vcpu>,
+    pub vcpus: Vec<SavedVcpu>,
     /// Its devices.
-    pub devices: Vec<Part>,
+    pub devices: Vec<SectionSize>,
     /// Its RAM.
     pub ram: Ram,
     /// What its configuration names on the host that saved it. A restore opens none of it unless a flag says so.
-    pub endpoints: Vec<Endpoint>,
+    pub endpoints: Vec<SavedEndpoint>,
     /// What a reset boots.
     pub boot: Vec<BootFile>,
     /// All sections.
-    pub sections: Vec<Part>,
+    pub sections: Vec<SectionSize>,
 }
 
 /// A section.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Part {
+pub struct SectionSize {
     /// Its name, without `device/` among the devices.
     pub name: String,
     /// Its version.
@@ -98,7 +98,7 @@ pub struct Register {
 
 /// Something on the host that the configuration names.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Endpoint {
+pub struct SavedEndpoint {
     /// The setting.
     pub setting: String,
     /// Its value.
@@ -124,21 +124,21 @@ pub struct Ram {
     /// How much of it is in the file, in bytes; the rest is zeroes.
     pub data: u64,
     /// Its pieces.
-    pub pieces: Vec<Piece>,
+    pub pieces: Vec<RamRegion>,
     /// All of it was read and has the checksums that it should have.
     pub checked: bool,
 }
 
 /// A piece of RAM.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Piece {
+pub struct RamRegion {
     /// Its first guest address.
     pub gpa: Hex,
     /// Its length in bytes.
     pub bytes: u64,
 }
 
-impl Report {
+impl InspectReport {
     /// Reads a saved VM: all of its state, and its RAM too if `check_ram`.
     ///
     /// # Errors
@@ -187,20 +187,20 @@ impl Report {
         } = Identity::take(&mut sections)?;
         let ram = ram(&config)?;
         let hyperv = hyperv(&config, &promise, &mut sections)?;
-        let cpu = Cpu::of(&promise);
+        let cpu = SavedCpu::of(&promise);
         let mut vcpus = Vec::new();
         for vp in 0..config.cpus.count {
             let section = sections.take(&transfer::vcpu_section(VpIndex(vp)))?;
             let mut d = section.decoder(VcpuState::VERSION)?;
             let state = VcpuState::decode(&mut d)?;
             d.finish()?;
-            vcpus.push(Vcpu::of(vp, &state, &promise, &section.name)?);
+            vcpus.push(SavedVcpu::of(vp, &state, &promise, &section.name)?);
         }
         check_devices(&config, &mut sections)?;
         sections.finish()?;
         let devices = parts.iter().filter_map(|part| {
             let name = part.name.strip_prefix("device/")?.to_owned();
-            Some(Part {
+            Some(SectionSize {
                 name,
                 ..part.clone()
             })
@@ -225,10 +225,10 @@ impl Report {
     }
 }
 
-fn parts(sections: &Sections) -> Vec<Part> {
+fn parts(sections: &Sections) -> Vec<SectionSize> {
     sections
         .iter()
-        .map(|section| Part {
+        .map(|section| SectionSize {
             name: section.name.clone(),
             version: section.version,
             bytes: section.body.len(),
@@ -253,7 +253,7 @@ fn ram(config: &VmConfig, image: &RamImage, check: bool) -> Result<Ram, InspectE
         data: image.data(),
         pieces: pieces
             .iter()
-            .map(|&(Gpa(gpa), bytes)| Piece {
+            .map(|&(Gpa(gpa), bytes)| RamRegion {
                 gpa: gpa.into(),
                 bytes,
             })
@@ -262,9 +262,9 @@ fn ram(config: &VmConfig, image: &RamImage, check: bool) -> Result<Ram, InspectE
     })
 }
 
-fn endpoints(config: &VmConfig) -> Vec<Endpoint> {
+fn endpoints(config: &VmConfig) -> Vec<SavedEndpoint> {
     let all = config.endpoints().into_iter();
-    all.map(|endpoint| Endpoint {
+    all.map(|endpoint| SavedEndpoint {
         setting: endpoint.setting.to_owned(),
         value: endpoint.value,
     })

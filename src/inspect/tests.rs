@@ -12,11 +12,11 @@ mod unpack;
 
 use unpack::{Golden, SPLIT, SVM_L2};
 
-fn read(golden: &Golden) -> Report {
+fn read(golden: &Golden) -> InspectReport {
     let parent = tempfile::tempdir().unwrap();
     let dir = parent.path().join("saved");
     golden.unpack(&dir).unwrap();
-    Report::read(Snapshot::open(&dir).unwrap(), true).unwrap()
+    InspectReport::read(Snapshot::open(&dir).unwrap(), true).unwrap()
 }
 
 #[test]
@@ -140,7 +140,7 @@ fn refusal(change: impl FnOnce(&mut Sections)) -> String {
     SVM_L2.unpack(&dir).unwrap();
     let (mut sections, image) = Snapshot::open(&dir).unwrap().into_parts();
     change(&mut sections);
-    let error = Report::of(sections, |config| ram(config, &image, false)).unwrap_err();
+    let error = InspectReport::of(sections, |config| ram(config, &image, false)).unwrap_err();
     let mut text = error.to_string();
     let mut source = std::error::Error::source(&error);
     while let Some(error) = source {
@@ -221,7 +221,7 @@ proptest! {
             sections.push(section.name.clone(), section.version, body);
         }
         let ram = Ram { size: 0, data: 0, pieces: Vec::new(), checked: false };
-        match Report::of(sections, |_| Ok(ram)) {
+        match InspectReport::of(sections, |_| Ok(ram)) {
             Ok(report) => {
                 let shown = render(&report);
                 prop_assert!(shown.chars().all(|c| c == '\n' || !c.is_control()));

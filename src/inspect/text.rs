@@ -2,11 +2,11 @@
 
 use std::fmt::Write;
 
-use super::{Cpu, Endpoint, Report, Vcpu};
+use super::{InspectReport, SavedCpu, SavedEndpoint, SavedVcpu};
 use crate::config::show_size;
 
 /// The report in lines.
-pub fn render(report: &Report) -> String {
+pub fn render(report: &InspectReport) -> String {
     let mut text = format!(
         "{}: saved by {} (format {})\n",
         shown(&report.name),
@@ -72,7 +72,7 @@ pub fn render(report: &Report) -> String {
     let devices: Vec<_> = report.devices.iter().map(|d| d.name.as_str()).collect();
     line("devices", &devices.join(" "));
     for endpoint in &report.endpoints {
-        let Endpoint { setting, value } = endpoint;
+        let SavedEndpoint { setting, value } = endpoint;
         line(
             "names",
             &format!("{setting} {value} (not opened unless --{setting} is given)"),
@@ -98,14 +98,14 @@ pub fn render(report: &Report) -> String {
 }
 
 /// KVM gives guests no brand string of its own, so there is often none.
-fn name(cpu: &Cpu) -> String {
+fn name(cpu: &SavedCpu) -> String {
     match cpu.brand.as_str() {
         "" => format!("{} processor without a brand string", cpu.vendor),
         brand => format!("{brand} ({})", cpu.vendor),
     }
 }
 
-fn describe(vcpu: &Vcpu) -> String {
+fn describe(vcpu: &SavedVcpu) -> String {
     format!(
         "{}, {}, RIP {}, RSP {}, CR3 {}",
         vcpu.state, vcpu.mode, vcpu.rip.0, vcpu.rsp.0, vcpu.cr3.0

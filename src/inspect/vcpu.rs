@@ -22,7 +22,7 @@ const RFLAGS_VM: u64 = 1 << 17;
 
 /// A vCPU.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Vcpu {
+pub struct SavedVcpu {
     /// Its number.
     pub index: u32,
     /// What it is at: `runnable`, `halted`, `waiting` for a start-up interrupt, ...
@@ -62,7 +62,7 @@ pub struct Nested {
     pub summary: String,
 }
 
-impl Vcpu {
+impl SavedVcpu {
     pub(super) fn of(
         index: u32,
         state: &VcpuState,

@@ -1,4 +1,5 @@
-//! What follows from the guest's events and the users' requests. Pure: the machine's main thread carries it out.
+//! Decides what follows from guest events and user requests. Pure: the machine's main thread carries it
+//! out.
 //!
 //! | | Running | Paused, Crashed |
 //! |---|---|---|
@@ -10,8 +11,8 @@
 //! | user's reset | reset, runs | reset, runs |
 //! | kill | end | end |
 //!
-//! A VM that is held (its state is being handed to another process) neither runs nor is reset, whoever asks; only its user
-//! and the hand-over itself end it.
+//! A VM that is held (its state is being handed off to another process) neither runs nor is reset, whatever
+//! the request; only a kill and the hand-off itself end it.
 
 use serde::{Deserialize, Serialize};
 
@@ -30,7 +31,7 @@ pub enum RunState {
 }
 
 impl RunState {
-    /// One word.
+    /// The name in status and logs.
     pub fn name(self) -> &'static str {
         match self {
             Self::Running => "running",
@@ -40,12 +41,12 @@ impl RunState {
     }
 }
 
-/// What to do when the guest reports a crash.
+/// The policy for a crash that the guest reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnCrash {
-    /// Note it and let the guest go on, so that it can write its dump.
+    /// Record it and let the guest continue, so that it can write its dump.
     Continue,
-    /// Stop the vCPUs and keep everything for a look.
+    /// Stop the vCPUs and keep everything for inspection.
     Pause,
     /// Reset the machine.
     Reset,
@@ -60,17 +61,17 @@ pub enum Outcome {
     PowerOff,
     /// The guest wrote this to the debug-exit port.
     DebugExit(u8),
-    /// A user ended it.
+    /// A user ended the VM.
     Killed,
-    /// It runs in another process.
+    /// The VM was moved: it runs in another process.
     Moved,
-    /// The guest crashed, and `on_crash` says stop.
+    /// The guest crashed, and `on_crash` is stop.
     Crashed,
     /// A vCPU could not go on, or a thread of hypernest panicked; the report is for the user.
     Failed(String),
 }
 
-/// What the main thread has to do before any vCPU runs again.
+/// What the main thread must do before any vCPU runs again.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Due {
     /// Make a new power cycle.
@@ -84,14 +85,14 @@ pub enum Due {
 pub struct LifeState {
     run: RunState,
     held: bool,
-    /// The first decisive event's consequence; what the guest reported after it is no longer of this VM.
+    /// The consequence of the first decisive event; guest events after it are dropped.
     due: Option<Due>,
-    /// `due` comes from a user or the hand-over, and is carried out even while the VM is held.
+    /// `due` comes from a user or the hand-off, and is carried out even while the VM is held.
     forced: bool,
 }
 
 impl LifeState {
-    /// A VM that has not begun to run, and will.
+    /// The state of a VM that has not started, and will run.
     pub fn new() -> Self {
         Self {
             run: RunState::Running,
@@ -101,7 +102,7 @@ impl LifeState {
         }
     }
 
-    /// Whether it runs, as far as it is up to its user and its guest's crashes.
+    /// Whether the VM runs, as decided by its user and its guest's crashes.
     pub fn run(&self) -> RunState {
         self.run
     }
@@ -116,7 +117,7 @@ impl LifeState {
         self.due.as_ref()
     }
 
-    /// Takes what is to be carried out now.
+    /// Takes the action that is to be carried out now.
     pub fn take_due(&mut self) -> Option<Due> {
         if self.held && !self.forced {
             return None;
@@ -157,7 +158,7 @@ impl LifeState {
         }
     }
 
-    /// A user made `request`. `false` if it is refused because the VM is held.
+    /// Handles a user's request. Returns `false` if it is refused because the VM is held.
     pub fn user(&mut self, request: Request) -> bool {
         match request {
             Request::Pause => {
@@ -183,7 +184,7 @@ impl LifeState {
         self.forced = true;
     }
 
-    /// Whether it is held.
+    /// Whether the VM is held.
     pub fn is_held(&self) -> bool {
         self.held
     }

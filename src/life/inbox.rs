@@ -6,12 +6,13 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::{GuestEvent, Request, UserRequest};
 
-/// How many requests of users may wait. A sender waits while there are so many; to end the VM is always taken.
+/// The maximum number of queued user requests. A sender waits while the queue is full; a kill is always
+/// accepted.
 const MAX_REQUESTS: usize = 64;
 
-/// The handles and the inbox of one machine.
+/// Creates the handles and the inbox of one machine.
 pub fn channel() -> (GuestEvents, MachineHandle, Inbox) {
-    let shared = Arc::new(Shared::default());
+    let shared = Arc::new(InboxShared::default());
     (
         GuestEvents(Arc::clone(&shared)),
         MachineHandle(Arc::clone(&shared)),
@@ -20,16 +21,16 @@ pub fn channel() -> (GuestEvents, MachineHandle, Inbox) {
 }
 
 #[derive(Debug, Default)]
-struct Shared {
-    state: Mutex<State>,
+struct InboxShared {
+    state: Mutex<InboxState>,
     changed: Condvar,
     /// Mirrors `!state.guest.is_empty()`, so that the exit path needs no lock.
     pending: AtomicBool,
 }
 
 #[derive(Debug, Default)]
-struct State {
-    /// In the order of their reports, at most one per slot ([`GuestEvent::same_slot`]).
+struct InboxState {
+    /// In the order of the reports, at most one per slot ([`GuestEvent::same_slot`]).
     guest: Vec<GuestEvent>,
     requests: VecDeque<UserRequest>,
     kill: bool,
@@ -39,25 +40,26 @@ struct State {
     closed: bool,
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
+impl InboxShared {
+    fn lock(&self) -> MutexGuard<'_, InboxState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+    fn wait<'a>(&self, state: MutexGuard<'a, InboxState>) -> MutexGuard<'a, InboxState> {
         self.changed
             .wait(state)
             .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Reports what the guest did that concerns the VM as a whole. Cheap to clone. It never waits for the main thread.
+/// Reports guest events that concern the VM as a whole. Cheap to clone. Reporting never waits for the main
+/// thread.
 #[derive(Clone, Debug)]
-pub struct GuestEvents(Arc<Shared>);
+pub struct GuestEvents(Arc<InboxShared>);
 
 impl GuestEvents {
-    /// Reports `event`. A second report in a slot that the main thread has not emptied is dropped: the guest gains
-    /// neither memory of the host's nor attention by repeating it.
+    /// Reports `event`. A second report in a slot that the main thread has not emptied is dropped, so that
+    /// repeating it costs the host no memory.
     pub fn report(&self, event: GuestEvent) {
         let mut state = self.0.lock();
         if !state.guest.iter().any(|other| other.same_slot(&event)) {
@@ -68,7 +70,7 @@ impl GuestEvents {
         self.0.changed.notify_all();
     }
 
-    /// Whether an event waits for the main thread's decision. The thread that reported it sees it at once.
+    /// Whether an event waits for the main thread's decision. The reporting thread sees it at once.
     pub fn are_pending(&self) -> bool {
         self.0.pending.load(Ordering::Acquire)
     }
@@ -84,15 +86,15 @@ impl GuestEvents {
 
 /// Makes requests of a machine's main thread, for a user. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct MachineHandle(Arc<Shared>);
+pub struct MachineHandle(Arc<InboxShared>);
 
 impl MachineHandle {
-    /// Requests a change of the VM's life cycle. A VM that has ended ignores it.
+    /// Requests a change of the VM's life cycle. Ignored if the VM has ended.
     pub fn request(&self, request: Request) {
         self.send(UserRequest::Life(request));
     }
 
-    /// Asks for the exit statistics so far.
+    /// Requests the exit statistics so far.
     pub fn write_stats(&self) {
         self.send(UserRequest::WriteStats);
     }
@@ -102,7 +104,8 @@ impl MachineHandle {
         GuestEvents(Arc::clone(&self.0)).watch_thread(name)
     }
 
-    /// Queues `request`; waits while the queue is full. One that repeats the last in the queue adds nothing.
+    /// Queues `request`; waits while the queue is full. A request equal to the last one in the queue is
+    /// dropped.
     pub(crate) fn send(&self, request: UserRequest) {
         let mut state = self.0.lock();
         if request == UserRequest::Life(Request::Kill) {
@@ -121,11 +124,11 @@ impl MachineHandle {
     }
 }
 
-/// While it lives, a panic of the thread that holds it ends the VM.
+/// Ends the VM if the thread that holds it panics.
 #[derive(Debug)]
 pub struct ThreadWatch {
     name: String,
-    shared: Arc<Shared>,
+    shared: Arc<InboxShared>,
 }
 
 impl Drop for ThreadWatch {
@@ -138,12 +141,12 @@ impl Drop for ThreadWatch {
     }
 }
 
-/// The main thread's end. Dropping it tells waiting senders that the VM has ended.
+/// The main thread's end. Dropping it wakes waiting senders with [`VmEnded`](super::VmEnded).
 #[derive(Debug)]
-pub struct Inbox(Arc<Shared>);
+pub struct Inbox(Arc<InboxShared>);
 
 impl Inbox {
-    /// Waits until there is something in it.
+    /// Waits until an event or a request is queued.
     pub fn wait(&self) {
         let mut state = self.0.lock();
         while state.guest.is_empty()
@@ -160,15 +163,15 @@ impl Inbox {
         self.0.pending.load(Ordering::Acquire)
     }
 
-    /// Takes what the guest has reported, in order. All vCPUs must be parked: one that is not would enter the guest
-    /// before the event is acted on.
+    /// Takes the reported guest events, in order. All vCPUs must be parked: a running vCPU could enter the
+    /// guest before the event is handled.
     pub fn take_guest_events(&self) -> Vec<GuestEvent> {
         let mut state = self.0.lock();
         self.0.pending.store(false, Ordering::Release);
         std::mem::take(&mut state.guest)
     }
 
-    /// Takes the next request: to end the VM first, the others in order.
+    /// Takes the next request: a kill first, the others in order.
     pub fn next_request(&self) -> Option<UserRequest> {
         let mut state = self.0.lock();
         if std::mem::take(&mut state.kill) {
@@ -192,7 +195,7 @@ impl Drop for Inbox {
         state.closed = true;
         let requests = std::mem::take(&mut state.requests);
         drop(state);
-        // Jobs hold what their callers gave them, whose drop may take any lock.
+        // Jobs hold values of their callers, whose drop may take any lock.
         drop(requests);
         self.0.changed.notify_all();
     }
@@ -263,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_queue_takes_a_kill_and_its_senders_leave_with_the_machine() {
+    fn full_queue_accepts_a_kill_and_its_senders_end_with_the_machine() {
         let (_, handle, inbox) = channel();
         for n in 0..MAX_REQUESTS {
             handle.request([Request::Pause, Request::Resume][n % 2]);

@@ -1,4 +1,4 @@
-//! The VM's life cycle: what the guest may report, what a user may request, and what follows from both.
+//! The VM's life cycle: guest events, user requests, and the decisions that follow from both.
 //!
 //! - [`GuestEvents`] is held by devices and vCPUs. They report that the guest reset, ended or crashed the VM; they cannot
 //!   make requests. From the report until the machine's main thread has decided, no vCPU enters the guest again: the vCPU
@@ -22,33 +22,33 @@ pub use inbox::{GuestEvents, Inbox, MachineHandle, ThreadWatch, channel};
 
 use crate::hyperv::HypervCrash;
 
-/// What the guest does that concerns the VM as a whole.
+/// An event in the guest that concerns the VM as a whole.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum GuestEvent {
-    /// It asked for a reset (keyboard controller, reset control register, hv-reset, ...).
+    /// The guest requested a reset (keyboard controller, reset control register, hv-reset, ...).
     Reset {
-        /// By what means, for the log.
+        /// The device or register, for the log.
         by: &'static str,
     },
-    /// It powered itself off (ACPI S5).
+    /// The guest powered itself off (ACPI S5).
     PowerOff,
-    /// It wrote `code` to the debug-exit port: hypernest ends with that exit code.
+    /// The guest wrote `code` to the debug-exit port: hypernest exits with it.
     DebugExit {
         /// The byte written.
         code: u8,
     },
-    /// It reported a panic through pvpanic.
+    /// The guest reported a panic through pvpanic.
     Panicked,
-    /// It loaded a crash kernel (pvpanic bit 1) and goes on by itself.
+    /// The guest loaded a crash kernel (pvpanic bit 1) and continues by itself.
     CrashKernelLoaded,
-    /// It wrote Hyper-V's crash control register.
+    /// The guest wrote Hyper-V's crash control register.
     Crash {
         /// The vCPU that wrote it.
         vcpu: u32,
         /// The content of the crash registers.
         crash: HypervCrash,
     },
-    /// It no longer needs its old TSC frequency; the vCPU that reported this waits for the new one.
+    /// The guest no longer needs its old TSC frequency; the reporting vCPU waits for the new one.
     TscEmulationEnded,
     /// A vCPU had a triple fault. A PC resets.
     TripleFault {
@@ -67,7 +67,8 @@ pub enum GuestEvent {
 }
 
 impl GuestEvent {
-    /// Whether `other` is reported in the same slot: the same kind, by the same vCPU where the kind belongs to one.
+    /// Whether `other` uses the same slot: the same kind, and the same vCPU for kinds that belong to a
+    /// vCPU.
     fn same_slot(&self, other: &Self) -> bool {
         let vcpu = |event: &Self| match event {
             Self::Crash { vcpu, .. }
@@ -79,7 +80,7 @@ impl GuestEvent {
     }
 }
 
-/// What a user can ask of a running VM.
+/// A user's request to a running VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Request {
     /// Stop the vCPUs, keep everything.
@@ -94,7 +95,7 @@ pub enum Request {
     Kill,
 }
 
-/// What is asked of the machine's main thread from outside the VM.
+/// A request to the machine's main thread from outside the VM.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum UserRequest {
     /// A change of the VM's life cycle.
@@ -102,15 +103,15 @@ pub enum UserRequest {
     /// Write the exit statistics so far (SIGUSR1).
     WriteStats,
     /// Work that needs the running machine as a whole.
-    Job(Job),
+    Job(MachineJob),
 }
 
-/// Work for the machine's main thread. Clones are of the same work. Only the layer that knows the machine can
-/// look into it.
+/// Work for the machine's main thread. Clones share the work. Only the layer that knows the machine can
+/// downcast it.
 #[derive(Clone)]
-pub struct Job(Arc<dyn Any + Send + Sync>);
+pub struct MachineJob(Arc<dyn Any + Send + Sync>);
 
-impl Job {
+impl MachineJob {
     /// Of `work`.
     pub(crate) fn new(work: impl Any + Send + Sync) -> Self {
         Self(Arc::new(work))
@@ -122,15 +123,15 @@ impl Job {
     }
 }
 
-impl PartialEq for Job {
+impl PartialEq for MachineJob {
     fn eq(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
     }
 }
 
-impl Eq for Job {}
+impl Eq for MachineJob {}
 
-impl std::fmt::Debug for Job {
+impl std::fmt::Debug for MachineJob {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Job")
     }

@@ -1,7 +1,7 @@
-//! Every interleaving of a small machine: two vCPUs that execute and report, a user who makes requests, and the main thread
-//! that parks, decides and resumes. The decisions are the real [`LifeState`]'s; the steps around them are those of
-//! `vcpu::thread` (look at both flags, enter, execute, report) and `machine::main_loop` (guest events with all vCPUs parked,
-//! then one request).
+//! Explores every interleaving of a small machine: two vCPUs that execute and report, a user who makes
+//! requests, and the main thread that parks, decides and resumes. The decisions are those of the real
+//! [`LifeState`]; the steps around them are those of `vcpu::thread` (check both flags, enter, execute,
+//! report) and `machine::main_loop` (guest events with all vCPUs parked, then one request).
 
 use std::collections::{HashSet, VecDeque};
 
@@ -90,7 +90,7 @@ struct World {
     requests: VecDeque<Asked>,
     life: LifeState,
     main: Main,
-    /// The user's pause has been carried out, and nothing since lets the VM run.
+    /// The user's pause has been carried out, and nothing has resumed the VM since.
     stopped: bool,
     reported: u8,
     acted: u8,
@@ -146,7 +146,7 @@ impl World {
             At::Parked => vcpu.at = At::Check,
             At::Check if pending || !vcpu.wanted || vcpu.left.is_empty() => {
                 vcpu.at = At::Parked;
-                // park_self: the main thread resumes it. A guest that has nothing left to do halts.
+                // park_self: the main thread resumes it. A guest with an empty program halts.
                 vcpu.wanted &= !pending;
             }
             At::Check => vcpu.at = At::Guest,
@@ -160,7 +160,7 @@ impl World {
                     next.pending.push((index, report));
                     next.reported += 1;
                 }
-                // Each exit and each kick leads back here.
+                // Each exit and each kick returns to here.
                 next.vcpus[index].at = At::Check;
             }
         }
@@ -247,7 +247,7 @@ impl World {
         }
     }
 
-    /// Nothing can happen any more, and nothing waits.
+    /// Checks a final world: no step is possible, and nothing is queued.
     fn assert_settled(&self) {
         assert!(self.pending.is_empty(), "{self:?}");
         assert!(self.requests.is_empty(), "{self:?}");
@@ -284,7 +284,8 @@ impl World {
     }
 }
 
-/// Every pair of reports, whose vCPUs are alike, with every policy that matters to it and every pair of requests.
+/// Every pair of reports (the vCPUs are interchangeable), with every policy that matters to it and every
+/// pair of requests.
 fn starts() -> Vec<World> {
     let requests = [
         Request::Pause,
@@ -314,10 +315,10 @@ fn starts() -> Vec<World> {
     starts
 }
 
-/// In every interleaving: no instruction follows an access that waits for a decision or was decisive, none is executed while
-/// the VM is paused or held, a held VM is neither reset nor ended by its guest (the assertions in the steps), and no event is
-/// acted on twice. Where nothing can happen any more, each event and request has been acted on, and a VM that may run has run
-/// to the end of its program.
+/// In every interleaving: no instruction follows an access that waits for a decision or was decisive, none
+/// is executed while the VM is paused or held, a held VM is neither reset nor ended by its guest (the
+/// assertions in the steps), and no event is handled twice. In every final world each event and request has
+/// been handled, and a VM that may run has run to the end of its program.
 #[test]
 fn no_interleaving_runs_the_guest_after_the_end_or_loses_an_event() {
     let (mut ends, mut resets, mut stays) = (0, 0, 0);

@@ -18,10 +18,10 @@ use crate::memory::GuestRam;
 use crate::memory::dirty::PageSet;
 use crate::units::{TscKhz, VpIndex};
 use crate::vcpu::create::{self, CreateError};
-use crate::vcpu::platform::Platform;
+use crate::vcpu::platform::VcpuPlatform;
 use crate::vcpu::ring::Ring;
 use crate::vcpu::set::Vcpus;
-use crate::vcpu::stats::{Clock, Reader, Recorder};
+use crate::vcpu::stats::{ExitClock, Reader, Recorder};
 use crate::vcpu::thread::Vcpu;
 
 /// KVM_CPUID_FLAG_SIGNIFCANT_INDEX: the sub-leaf matters.
@@ -46,7 +46,7 @@ impl PowerCycle {
         vm: Arc<VmFd>,
         config: &VmConfig,
         plan: &Plan,
-        platform: &Arc<Platform>,
+        platform: &Arc<VcpuPlatform>,
         tsc_is_a_clock: bool,
         entry: Option<&Entry>,
         exit_counters: Option<&ExitCounters>,
@@ -66,7 +66,7 @@ impl PowerCycle {
         let mut vcpus = Vec::new();
         let mut rings = Vec::new();
         let mut readers = Vec::new();
-        let mut clock = Clock::new(None);
+        let mut clock = ExitClock::new(None);
         for vp in (0..config.cpus.count).map(VpIndex) {
             let fd = create_vcpu(&vm, vp, config, plan)?;
             if vp == VpIndex(0) {
@@ -81,7 +81,7 @@ impl PowerCycle {
                     stale_tsc_khz(khz, tsc::kernel_khz(&fd)?, vendor)?;
                     host_khz = Some(khz);
                 }
-                clock = Clock::new(host_khz.filter(|_| tsc_is_a_clock));
+                clock = ExitClock::new(host_khz.filter(|_| tsc_is_a_clock));
             }
             if let Some(khz) = plan.tsc_khz
                 && tsc::khz(&fd).is_ok_and(|has| has != khz)
@@ -126,7 +126,11 @@ impl PowerCycle {
 
     /// Adds the pages of RAM that were written since the last call, or since the log began, to `set` or to those that the
     /// RAM itself has marked.
-    pub(super) fn take_log(&self, platform: &Platform, set: &mut PageSet) -> Result<(), KvmError> {
+    pub(super) fn take_log(
+        &self,
+        platform: &VcpuPlatform,
+        set: &mut PageSet,
+    ) -> Result<(), KvmError> {
         if self.rings.is_empty() {
             return platform.slots.take_log(set);
         }

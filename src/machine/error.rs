@@ -16,7 +16,7 @@ use crate::kvm::KvmError;
 use crate::kvm::host::HostError;
 use crate::memory::MemoryError;
 use crate::vcpu::create::CreateError;
-use crate::vcpu::stats::StatsError;
+use crate::vcpu::stats::ExitStatsError;
 use crate::virtio::transport::pci::TransportError;
 
 /// Why a machine could not be built or could not go on.
@@ -74,7 +74,7 @@ pub enum MachineError {
     Counters(#[from] crate::kvm::stats::StatsError),
     /// The exit statistics.
     #[error(transparent)]
-    Stats(#[from] StatsError),
+    Stats(#[from] ExitStatsError),
     /// A saved VM could not be restored.
     #[error("cannot restore the VM")]
     Restore(#[from] Box<TransferError>),
@@ -109,7 +109,7 @@ pub enum MachineError {
 pub enum Impossible {
     /// An enlightenment.
     #[error("{0}")]
-    Hyperv(hyperv::Problem),
+    Hyperv(hyperv::EnlightenmentProblem),
     /// The CPU model or VMX/SVM.
     #[error("{0}")]
     Cpuid(CpuidProblem),
@@ -118,7 +118,7 @@ pub enum Impossible {
     Promise(super::promise::Mismatch),
     /// The frequency of the TSC.
     #[error("{0}")]
-    Time(crate::time::Why),
+    Time(crate::time::TscRefusal),
     /// No clock for a guest without a PIT.
     #[error(
         "with --irqchip split there is no PIT, so the guest needs KVM's clock (leave out --kvm-leaves false) or Hyper-V's (hv-vpindex, hv-time and hv-frequencies); a stock Linux would hang without"

@@ -4,7 +4,7 @@ use std::sync::mpsc::sync_channel;
 use std::sync::{Mutex, PoisonError};
 
 use super::{Machine, PowerCycle, Running};
-use crate::life::{Job, MachineHandle, UserRequest, VmEnded};
+use crate::life::{MachineHandle, MachineJob, UserRequest, VmEnded};
 
 type Task = Box<dyn FnOnce(&mut Running<'_>) + Send>;
 
@@ -26,14 +26,14 @@ impl MachineHandle {
             // The caller waits for it, and the channel has room for one.
             let _caller_waits = done.send(job(machine));
         }))));
-        self.send(UserRequest::Job(Job::new(work)));
+        self.send(UserRequest::Job(MachineJob::new(work)));
         // A machine that has ended drops the job, and the sender with it.
         result.recv().map_err(|_| VmEnded)
     }
 }
 
 /// Does `job` with `machine`, unless it has been done.
-pub(super) fn run(job: &Job, machine: &mut Machine, cycle: &PowerCycle) {
+pub(super) fn run(job: &MachineJob, machine: &mut Machine, cycle: &PowerCycle) {
     let Some(Work(work)) = job.work::<Work>() else {
         return;
     };

@@ -13,7 +13,7 @@ use crate::memory::dirty::PageSet;
 use crate::migration::source::{self, End};
 use crate::migration::transport::{Address, BadAddress, Dialer, Security};
 use crate::migration::{
-    Cancel, MAX_CONNECTIONS, MigrationError, Origin, Progress, STALL, Stopped, VmError,
+    Cancel, MAX_CONNECTIONS, MigrationError, MigrationVmError, Progress, STALL, SourceVm, Stopped,
 };
 use crate::state::Sections;
 
@@ -99,12 +99,12 @@ pub fn migrate(handle: &MachineHandle, how: &Migrate) -> Result<(), String> {
         })
         .map_err(|e| e.to_string())?
         .ok_or("it is already being moved")?;
-    let options = source::Options {
+    let options = source::SourceOptions {
         downtime: Duration::from_millis(how.downtime_ms),
         bandwidth: how.bandwidth,
         connections: how.connections,
         zstd: how.zstd,
-        ..source::Options::default()
+        ..source::SourceOptions::default()
     };
     let mut origin = Live {
         handle: handle.clone(),
@@ -146,7 +146,7 @@ impl Live {
     fn run_on_main<R: Send + 'static>(
         &self,
         job: impl FnOnce(&mut Running<'_>) -> R + Send + 'static,
-    ) -> Result<R, VmError> {
+    ) -> Result<R, MigrationVmError> {
         Ok(self.handle.run_on_main(job)?)
     }
 }
@@ -157,13 +157,13 @@ fn encode(sections: &Sections) -> Result<Vec<u8>, TransferError> {
     Ok(bytes)
 }
 
-impl Origin for Live {
-    fn promise(&mut self) -> Result<Vec<u8>, VmError> {
+impl SourceVm for Live {
+    fn promise(&mut self) -> Result<Vec<u8>, MigrationVmError> {
         let sections = self.run_on_main(|vm| vm.identity())??;
         Ok(encode(&sections)?)
     }
 
-    fn boot_files(&mut self) -> Result<Option<BootFiles>, VmError> {
+    fn boot_files(&mut self) -> Result<Option<BootFiles>, MigrationVmError> {
         self.run_on_main(|vm| vm.boot_files())
     }
 
@@ -171,11 +171,11 @@ impl Origin for Live {
         self.ram.clone()
     }
 
-    fn start_log(&mut self) -> Result<(), VmError> {
+    fn start_log(&mut self) -> Result<(), MigrationVmError> {
         Ok(self.run_on_main(|vm| vm.start_log())??)
     }
 
-    fn collect(&mut self, dirty: &mut PageSet) -> Result<(), VmError> {
+    fn collect(&mut self, dirty: &mut PageSet) -> Result<(), MigrationVmError> {
         let mut set = std::mem::take(dirty);
         let (set, taken) = self.run_on_main(move |vm| {
             let taken = vm.take_log(&mut set);
@@ -190,7 +190,7 @@ impl Origin for Live {
         let _ended = self.run_on_main(move |vm| vm.throttle(percent));
     }
 
-    fn stop(&mut self) -> Result<Stopped, VmError> {
+    fn stop(&mut self) -> Result<Stopped, MigrationVmError> {
         let (sections, running) = self.run_on_main(|vm| {
             vm.hold();
             // A crash that is found only now may have paused it.
@@ -202,7 +202,7 @@ impl Origin for Live {
         })
     }
 
-    fn go_on(&mut self) {
+    fn resume(&mut self) {
         let _ended = self.run_on_main(|vm| {
             vm.stop_log();
             vm.release();

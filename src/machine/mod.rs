@@ -69,10 +69,10 @@ use crate::memory::GuestRam;
 use crate::memory::dirty_log::DirtyLog;
 use crate::memory::slots::{AddressSpace, SlotKind};
 use crate::sys::affinity;
-use crate::time::switch::{Step, Switched};
+use crate::time::switch::{SwitchStep, Switched};
 use crate::time::{Downtime, HostTsc};
-use crate::vcpu::platform::Platform;
-use crate::vcpu::stats::{Reader, Report, Snapshot};
+use crate::vcpu::platform::VcpuPlatform;
+use crate::vcpu::stats::{CountersSnapshot, Reader, StatsReport};
 use attachments::{Attachments, Stage};
 use guest_log::GuestLog;
 use moving::Moving;
@@ -87,7 +87,7 @@ pub struct Machine {
     config: VmConfig,
     kvm: Kvm,
     plan: Plan,
-    platform: Arc<Platform>,
+    platform: Arc<VcpuPlatform>,
     devices: Vec<SharedDevice>,
     device_clock: Arc<HostClock>,
     acpi: Arc<Mutex<AcpiPm>>,
@@ -113,11 +113,11 @@ pub struct Machine {
     /// The guest keeps its TSC's frequency, even if it has asked for the host's on an earlier one.
     keeps_frequency: bool,
     /// Steps of a change of the TSC's frequency that are not to be taken.
-    left_out: Vec<Step>,
+    left_out: Vec<SwitchStep>,
     /// The last change of the TSC's frequency.
     switched: Option<Switched>,
     /// Exits of earlier power cycles, per vCPU.
-    past: Vec<Snapshot>,
+    past: Vec<CountersSnapshot>,
     /// Exits of this one.
     readers: Vec<Reader>,
     exit_counters: Option<ExitCounters>,
@@ -224,7 +224,7 @@ impl Machine {
         for (device, path) in &wired.ptys {
             warn!("{device} is at {}", path.display());
         }
-        let platform = Platform {
+        let platform = VcpuPlatform {
             ports: wired.ports,
             mmio: wired.mmio,
             dirty: DirtyLog::new(Arc::clone(ram.written()), ram.pieces()),
@@ -285,7 +285,7 @@ impl Machine {
             powered_on: started.1,
             io: io.start().map_err(io_failed)?,
             stopped: true,
-            past: vec![Snapshot::default(); vcpus],
+            past: vec![CountersSnapshot::default(); vcpus],
             readers: Vec::new(),
             exit_counters: None,
             restored: None,
@@ -394,7 +394,7 @@ impl Machine {
         for (all, reader) in vcpus.iter_mut().zip(&self.readers) {
             all.add(&reader.snapshot());
         }
-        let report = Report {
+        let report = StatsReport {
             vm: &self.config.name,
             started: self.started.0,
             uptime: self.started.1.elapsed(),

@@ -14,7 +14,9 @@ use crate::cpuid::CpuVendor;
 use crate::cpuid::feature as f;
 use crate::cpuid::msrs::{self, MsrLack};
 use crate::cpuid::{self, CpuLack, CpuidEntry, GuestCpuid, feature_msrs};
-use crate::hyperv::{self, Enlightenment, EnlightenmentSet, HostHv, Profile, Request, ToldEvmcs};
+use crate::hyperv::{
+    self, Enlightenment, EnlightenmentRequest, EnlightenmentSet, HostHv, Profile, ToldEvmcs,
+};
 use crate::kvm::dirty_ring;
 use crate::kvm::host::HostCaps;
 use crate::units::Msr;
@@ -73,7 +75,7 @@ pub enum Mismatch {
     },
     /// An enlightenment.
     #[error("{0}")]
-    Hyperv(hyperv::Problem),
+    Hyperv(hyperv::EnlightenmentProblem),
     /// An enlightenment that this program does not know.
     #[error("enlightenments that this version of hypernest does not take: {0}")]
     Unknown(String),
@@ -197,7 +199,7 @@ impl Promise {
     /// The enlightenments that are on, as far as this program knows them.
     pub fn enabled(&self) -> EnlightenmentSet {
         let items = self.hv.iter().map(String::as_str);
-        let request = Request::from_items(items, Profile::None).unwrap_or_default();
+        let request = EnlightenmentRequest::from_items(items, Profile::None).unwrap_or_default();
         request.wanted.into_keys().collect()
     }
 
@@ -248,11 +250,12 @@ impl Promise {
         host: &HostCaps,
     ) -> Result<hyperv::Resolved, Vec<Mismatch>> {
         let items = self.hv.iter().map(String::as_str);
-        let request = Request::from_items(items, Profile::None).map_err(|problems| {
-            let each = problems.into_iter();
-            each.map(|problem| Mismatch::Unknown(problem.to_string()))
-                .collect::<Vec<_>>()
-        })?;
+        let request =
+            EnlightenmentRequest::from_items(items, Profile::None).map_err(|problems| {
+                let each = problems.into_iter();
+                each.map(|problem| Mismatch::Unknown(problem.to_string()))
+                    .collect::<Vec<_>>()
+            })?;
         let resolved = hyperv::resolve(&request, &HostHv::from(host), config.cpus.nested).map_err(
             |problems| {
                 problems

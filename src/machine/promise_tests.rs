@@ -16,7 +16,7 @@ use crate::layout::MachineType;
 use crate::life::OnCrash;
 use crate::machine::Impossible;
 use crate::memory::MemoryConfig;
-use crate::time::{Downtime, Why};
+use crate::time::{Downtime, TscRefusal};
 
 /// VMX's capabilities as KVM on some host has them.
 fn vmx() -> BTreeMap<u32, u64> {
@@ -116,7 +116,7 @@ fn config(hv: &str) -> VmConfig {
         stop_timeout: None,
         time: TimeConfig::default(),
         stats: None,
-        hv: Request::parse(hv, Profile::Nested).unwrap(),
+        hv: EnlightenmentRequest::parse(hv, Profile::Nested).unwrap(),
         kvm_leaves: Some(true),
     }
 }
@@ -177,7 +177,7 @@ fn a_newer_host_shows_the_guest_what_it_saw_before() {
     }
     let promise = promise(&config, &old);
     // What a profile holds may change; what was on does not.
-    config.hv = Request::profile(Profile::None);
+    config.hv = EnlightenmentRequest::profile(Profile::None);
     let kept = promise.check(&config, &new).unwrap();
     assert!(!f::UMIP.is_in(&kept.cpuid.for_vcpu(0)));
     assert!(kept.feature_msrs.contains(&(Msr(0x8b), 7 << 32)));
@@ -265,7 +265,7 @@ fn what_another_host_lacks_is_named() {
         (
             "windows",
             |h| h.kvm.caps.hyperv_synic2 = false,
-            "hv-synic cannot be had: KVM lacks KVM_CAP_HYPERV_SYNIC2",
+            "hv-synic is not available: KVM does not support KVM_CAP_HYPERV_SYNIC2",
         ),
         (
             "windows",
@@ -285,7 +285,7 @@ fn what_another_host_lacks_is_named() {
         (
             "nested",
             |h| hv_leaf(h, 0x4000_000a, |leaf| leaf.eax = 0),
-            "hv-evmcs cannot be had",
+            "hv-evmcs is not available",
         ),
     ];
     for (list, change, expected) in cases {
@@ -333,8 +333,8 @@ fn everything_is_named_at_once() {
         "bmi2",
         "PROCBASED_CTLS2",
         "KVM_CAP_PIT2",
-        "hv-tlbflush cannot",
-        "hv-ipi cannot",
+        "hv-tlbflush is not available",
+        "hv-ipi is not available",
     ] {
         assert!(found.iter().any(|f| f.contains(expected)), "{found:#?}");
     }
@@ -469,7 +469,10 @@ fn a_pause_that_the_host_cannot_give_is_refused_at_the_start() {
     }
     host.kvm.tsc_offset = Some(false);
     let refused = Plan::new(&config, &host).unwrap_err();
-    assert!(matches!(refused[..], [Impossible::Time(Why::CannotPause)]));
+    assert!(matches!(
+        refused[..],
+        [Impossible::Time(TscRefusal::CannotPause)]
+    ));
     config.time.downtime = Downtime::Continue;
     assert!(Plan::new(&config, &host).is_ok());
 }

@@ -25,7 +25,7 @@ use crate::memory::MemoryConfig;
 use crate::memory::slots::{AddressSpace, SlotKind};
 use crate::memory::{GuestRam, NoRam};
 use crate::units::{Gpa, VpIndex};
-use crate::vcpu::platform::Platform;
+use crate::vcpu::platform::VcpuPlatform;
 
 /// VP_ASSIST_PAGE: the page is in use; where it is, in 63:12.
 const ENABLED: u64 = 1;
@@ -82,7 +82,7 @@ impl StandIns {
     /// Has KVM take up a stand-in on each of these vCPUs, which have all of their state and have not run.
     pub(super) fn put(
         cycle: &PowerCycle,
-        platform: &Platform,
+        platform: &VcpuPlatform,
         wanted: &[Wanted],
     ) -> Result<Self, TransferError> {
         if wanted.is_empty() {

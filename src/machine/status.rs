@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 pub use crate::life::RunState as State;
 use crate::memory::{Backing, GuestRam};
-use crate::migration::{Cancel, Progress, Report};
+use crate::migration::{Cancel, MigrationReport, Progress};
 
 /// A VM's status, kept current by its machine and read by others. Clones are of the same board.
 #[derive(Clone, Debug)]
@@ -134,7 +134,7 @@ pub struct Status {
     pub ptys: BTreeMap<String, String>,
     /// The last migration away from here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub migration: Option<Report>,
+    pub migration: Option<MigrationReport>,
     /// What the host holds of guest RAM, where its kernel tells.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ram: Option<RamStatus>,

@@ -6,11 +6,11 @@ use super::Machine;
 use super::cycle::PowerCycle;
 use crate::bus;
 use crate::error::chain;
-use crate::hyperv::reenlightenment::Target;
+use crate::hyperv::reenlightenment::NotifyTarget;
 use crate::kvm::KvmError;
 use crate::kvm::route::{self, Msi};
 use crate::machine::TscStatus;
-use crate::time::switch::{self, Step, Switched};
+use crate::time::switch::{self, SwitchStep, Switched};
 use crate::time::{HostTsc, TimeError};
 
 /// Where an MSI must be written to reach a local APIC: bits 19:12 are the low 8 bits of its id (SDM vol. 3, 11.11.1). The others
@@ -19,7 +19,7 @@ const MSI_BASE: u64 = 0xfee0_0000;
 
 impl Machine {
     /// Leaves these steps out of every change of the TSC's frequency, to see what comes of it.
-    pub fn leave_out(&mut self, steps: Vec<Step>) {
+    pub fn leave_out(&mut self, steps: Vec<SwitchStep>) {
         self.left_out = steps;
     }
 
@@ -66,7 +66,7 @@ impl Machine {
             registers.target()
         };
         self.show_time(false);
-        let Some(Target { vector, vp }) = target else {
+        let Some(NotifyTarget { vector, vp }) = target else {
             return Ok(());
         };
         let delivered = vp.0 < self.config.cpus.count && {

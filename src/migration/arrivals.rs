@@ -1,5 +1,5 @@
-//! Connections on their way to becoming part of a migration: the TLS handshake and the first message of each are waited for side
-//! by side, so that a stranger who says nothing keeps no source waiting.
+//! New connections that are not yet part of a migration. The TLS handshake and the first message of each
+//! are read in parallel, so that a silent stranger does not delay a source.
 
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
 use std::time::{Duration, Instant};
@@ -11,19 +11,19 @@ use super::channel::Channel;
 use super::transport::{Cancel, Listener, Stream};
 use super::wire::Hello;
 
-/// How long a connection may take until its Hello is there.
+/// The timeout for a connection's Hello.
 const HELLO: Duration = Duration::from_secs(10);
-/// Connections that are waited for at a time.
+/// The maximum number of connections that may wait at a time.
 const MAX_WAITING: usize = 64;
-/// With that many, one that has taken longer than this makes room for the next.
-const PATIENT: Duration = Duration::from_secs(2);
-/// How often is looked at those that are waited for.
-const STEP: Duration = Duration::from_millis(10);
+/// When that many wait, a connection older than this is dropped for the next one.
+const MIN_WAIT: Duration = Duration::from_secs(2);
+/// The poll interval for waiting connections.
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 /// Warnings about strangers that are logged within a [`WINDOW`].
 const WARNINGS: u32 = 8;
 const WINDOW: Duration = Duration::from_secs(60);
 
-/// A connection whose Hello has not come yet.
+/// A connection whose Hello has not arrived yet.
 #[derive(Debug)]
 struct Waiting {
     since: Instant,
@@ -31,7 +31,7 @@ struct Waiting {
     result: Receiver<Result<(Channel, Hello), MigrationError>>,
 }
 
-/// The connections that come to a listener.
+/// The connections that arrive at a listener.
 #[derive(Debug)]
 pub(super) struct Arrivals<'a> {
     listener: &'a mut Listener,
@@ -41,7 +41,7 @@ pub(super) struct Arrivals<'a> {
 }
 
 impl<'a> Arrivals<'a> {
-    /// Those that come to `listener`.
+    /// Serves the connections of `listener`.
     pub(super) fn at(listener: &'a mut Listener) -> Self {
         Self {
             listener,
@@ -51,15 +51,15 @@ impl<'a> Arrivals<'a> {
         }
     }
 
-    /// Whether another connection can come after one that was of no use.
+    /// Whether the address takes another connection after a useless one.
     pub(super) fn takes_many(&self) -> bool {
         self.listener.takes_many()
     }
 
-    /// The next connection whose Hello has come; `None` if none has until `deadline`.
+    /// Returns the next connection whose Hello has arrived; `None` if none has by `deadline`.
     ///
     /// # Errors
-    /// If no connection can come any more, or it was cancelled.
+    /// If no more connections can arrive, or the wait was cancelled.
     pub(super) fn next(
         &mut self,
         cancel: &Cancel,
@@ -77,12 +77,12 @@ impl<'a> Arrivals<'a> {
             if deadline.is_some_and(|deadline| now >= deadline) {
                 return Ok(None);
             }
-            let step = (!self.waiting.is_empty()).then(|| now + STEP);
+            let step = (!self.waiting.is_empty()).then(|| now + POLL_INTERVAL);
             let until = step.into_iter().chain(deadline).min();
             let single_is_here = !self.takes_many() && !self.waiting.is_empty();
             if single_is_here || !self.has_room() {
                 // Further connections wait in the listener's queue.
-                let _cancelled = cancel.sleep(STEP);
+                let _cancelled = cancel.sleep(POLL_INTERVAL);
                 continue;
             }
             match self.listener.accept(cancel, until) {
@@ -94,8 +94,8 @@ impl<'a> Arrivals<'a> {
     }
 
     /// Warns of a connection that is of no use.
-    pub(super) fn stranger(&mut self, why: &str) {
-        self.warnings.stranger(why);
+    pub(super) fn warn_of_stranger(&mut self, why: &str) {
+        self.warnings.warn_of_stranger(why);
     }
 
     /// Whether another connection can be waited for.
@@ -104,12 +104,12 @@ impl<'a> Arrivals<'a> {
             return true;
         }
         // The oldest is the first.
-        if self.waiting[0].since.elapsed() < PATIENT {
+        if self.waiting[0].since.elapsed() < MIN_WAIT {
             return false;
         }
         self.waiting.remove(0).cancel.set();
         self.warnings
-            .stranger("it said nothing while others waited");
+            .warn_of_stranger("it sent no Hello while others waited");
         true
     }
 
@@ -154,7 +154,7 @@ impl<'a> Arrivals<'a> {
             match result {
                 Ok(arrived) => return Ok(Some(arrived)),
                 Err(e) if !self.takes_many() => return Err(e),
-                Err(e) => self.warnings.stranger(&e.chain()),
+                Err(e) => self.warnings.warn_of_stranger(&e.chain()),
             }
         }
         Ok(None)
@@ -169,7 +169,7 @@ impl Drop for Arrivals<'_> {
     }
 }
 
-/// On a thread of its own: the handshake happens as the Hello is read.
+/// Runs on its own thread; reading the Hello performs the handshake.
 fn hello(stream: Stream, done: &SyncSender<Result<(Channel, Hello), MigrationError>>) {
     let mut channel = Channel::new(stream);
     let hello = channel.recv::<Hello>("Hello").and_then(|hello| {
@@ -179,16 +179,17 @@ fn hello(stream: Stream, done: &SyncSender<Result<(Channel, Hello), MigrationErr
     let result = match hello {
         Ok(hello) => Ok((channel, hello)),
         Err(e) => {
-            channel.give_up(&e.chain());
+            channel.send_failure(&e.chain());
             channel.drain(1);
             Err(e)
         }
     };
-    // Nothing may be waited for any more.
+    // The receiver may have gone.
     let _no_longer_wanted = done.send(result);
 }
 
-/// Strangers can come without end; the log gets a few of them a minute, and how many more there were.
+/// Rate limit for warnings about strangers, who may connect without end: the log gets a few warnings a
+/// minute and a count of the rest.
 #[derive(Debug, Default)]
 struct Warnings {
     window: Option<Instant>,
@@ -197,7 +198,7 @@ struct Warnings {
 }
 
 impl Warnings {
-    fn stranger(&mut self, why: &str) {
+    fn warn_of_stranger(&mut self, why: &str) {
         if let Some(suppressed) = self.admit(Instant::now()) {
             if suppressed > 0 {
                 warn!("{suppressed} more connections did not come from a source");
@@ -206,7 +207,7 @@ impl Warnings {
         }
     }
 
-    /// Whether a warning at `now` is logged: with how many there were since the last that were not.
+    /// Whether a warning at `now` is logged; returns the number of warnings suppressed since the last one.
     fn admit(&mut self, now: Instant) -> Option<u64> {
         if self
             .window
@@ -229,7 +230,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn warnings_are_limited_and_what_was_left_out_is_counted() {
+    fn warnings_are_rate_limited_and_the_suppressed_are_counted() {
         let start = Instant::now();
         let mut warnings = Warnings::default();
         for _ in 0..WARNINGS {

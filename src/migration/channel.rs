@@ -1,15 +1,17 @@
-//! One connection, as frames and messages.
+//! One connection that carries frames and messages.
 
 use std::time::Duration;
 
 use super::MigrationError;
 use super::transport::Stream;
-use super::wire::{Failed, Frame, FrameReader, FrameWriter, Kind, MAX_BODY, Message, WireError};
+use super::wire::{
+    Failed, Frame, FrameKind, FrameReader, FrameWriter, MAX_BODY, WireError, WireMessage,
+};
 
-/// The most bytes in a [`Kind::Part`].
+/// The maximum number of bytes in a [`FrameKind::Part`].
 pub(super) const PART: usize = 1 << 20;
 
-/// One connection.
+/// One connection with its frame reader and writer.
 #[derive(Debug)]
 pub struct Channel {
     stream: Stream,
@@ -18,7 +20,7 @@ pub struct Channel {
 }
 
 impl Channel {
-    /// Over `stream`.
+    /// Creates a channel over `stream`.
     pub fn new(stream: Stream) -> Self {
         Self {
             stream,
@@ -32,11 +34,11 @@ impl Channel {
         &mut self.stream
     }
 
-    /// Sends a frame; how many bytes it took.
+    /// Sends a frame and returns the number of bytes sent.
     ///
     /// # Errors
     /// If the connection fails.
-    pub fn send_frame(&mut self, kind: Kind, body: &[u8]) -> Result<u64, WireError> {
+    pub fn send_frame(&mut self, kind: FrameKind, body: &[u8]) -> Result<u64, WireError> {
         Ok(self.writer.write(&mut self.stream, kind, body)?)
     }
 
@@ -44,11 +46,11 @@ impl Channel {
     ///
     /// # Errors
     /// If the connection fails.
-    pub fn send<M: Message>(&mut self, message: &M) -> Result<u64, WireError> {
+    pub fn send<M: WireMessage>(&mut self, message: &M) -> Result<u64, WireError> {
         self.send_frame(M::KIND, &message.body())
     }
 
-    /// Sends `bytes` in pieces; how many bytes it took.
+    /// Sends `bytes` in [`FrameKind::Part`] frames and returns the number of bytes sent.
     ///
     /// # Errors
     /// If the connection fails.
@@ -56,37 +58,41 @@ impl Channel {
         const { assert!(PART <= MAX_BODY) };
         let mut sent = 0;
         for part in bytes.chunks(PART) {
-            sent += self.send_frame(Kind::Part, part)?;
+            sent += self.send_frame(FrameKind::Part, part)?;
         }
         Ok(sent)
     }
 
-    /// Waits for a frame.
+    /// Reads the next frame.
     ///
     /// # Errors
-    /// If none comes, or the other end gives up.
+    /// If the connection fails, or the other end aborts.
     pub fn frame(&mut self) -> Result<Frame<'_>, MigrationError> {
         let frame = self.reader.read(&mut self.stream)?;
-        if frame.kind == Kind::Failed {
+        if frame.kind == FrameKind::Failed {
             let failed: Failed = frame.message("anything")?;
-            return Err(MigrationError::Peer(visible(&failed.why)));
+            return Err(MigrationError::Peer(escaped(&failed.why)));
         }
         Ok(frame)
     }
 
-    /// Waits for a message.
+    /// Reads the next frame as a message.
     ///
     /// # Errors
-    /// If something else comes, or nothing.
-    pub fn recv<M: Message>(&mut self, wanted: &'static str) -> Result<M, MigrationError> {
+    /// If the connection fails, or the frame is of another kind.
+    pub fn recv<M: WireMessage>(&mut self, wanted: &'static str) -> Result<M, MigrationError> {
         Ok(self.frame()?.message(wanted)?)
     }
 
-    /// Waits for a frame without a body.
+    /// Reads the next frame, which must be of `kind` and has no body.
     ///
     /// # Errors
-    /// If something else comes, or nothing.
-    pub fn recv_kind(&mut self, kind: Kind, wanted: &'static str) -> Result<(), MigrationError> {
+    /// If the connection fails, or the frame is of another kind.
+    pub fn recv_kind(
+        &mut self,
+        kind: FrameKind,
+        wanted: &'static str,
+    ) -> Result<(), MigrationError> {
         let frame = self.frame()?;
         if frame.kind != kind {
             return Err(WireError::OutOfTurn {
@@ -98,8 +104,9 @@ impl Channel {
         Ok(())
     }
 
-    /// What the other end had to say before the connection failed with `e`, if it is known that it gave up.
-    pub fn last_word(&mut self, e: MigrationError) -> MigrationError {
+    /// Returns the reason that the other end sent for aborting, if it sent one before the connection failed
+    /// with `e`; otherwise `e`.
+    pub fn abort_reason(&mut self, e: MigrationError) -> MigrationError {
         if !matches!(e, MigrationError::Wire(_)) {
             return e;
         }
@@ -110,16 +117,16 @@ impl Channel {
         }
     }
 
-    /// Tells the other end why this one gives up, as far as it still listens.
-    pub fn give_up(&mut self, why: &str) {
+    /// Sends the reason why this end aborts; errors are ignored, since the other end may be gone.
+    pub fn send_failure(&mut self, why: &str) {
         self.stream.cannot_be_cancelled(Duration::from_secs(1));
         let _gone = self.send(&Failed {
             why: why.to_owned(),
         });
     }
 
-    /// Reads what still comes and throws it away, so that what was said last is not lost with it (TCP resets a connection
-    /// that is closed with input unread).
+    /// Reads and discards further frames, so that the message sent last is not lost: TCP resets a
+    /// connection that is closed with unread input.
     pub fn drain(&mut self, frames: u32) {
         self.stream.cannot_be_cancelled(Duration::from_millis(500));
         for _ in 0..frames {
@@ -130,7 +137,7 @@ impl Channel {
     }
 }
 
-/// Collects the pieces that a message then ends.
+/// Collects the parts of a blob until a message ends it.
 #[derive(Debug)]
 pub(super) struct Parts {
     bytes: Vec<u8>,
@@ -138,7 +145,7 @@ pub(super) struct Parts {
 }
 
 impl Parts {
-    /// Nothing yet, and at most `max` bytes.
+    /// Creates an empty collection for at most `max` bytes.
     pub(super) fn new(max: usize) -> Self {
         Self {
             bytes: Vec::new(),
@@ -146,14 +153,14 @@ impl Parts {
         }
     }
 
-    /// Adds a piece.
+    /// Adds a part.
     ///
     /// # Errors
-    /// If it becomes too much.
+    /// If the total exceeds the maximum.
     pub(super) fn add(&mut self, part: &[u8]) -> Result<(), WireError> {
         if self.bytes.len() + part.len() > self.max {
             return Err(WireError::Nonsense {
-                kind: Kind::Part,
+                kind: FrameKind::Part,
                 why: format!("more than {} bytes", self.max),
             });
         }
@@ -161,23 +168,23 @@ impl Parts {
         Ok(())
     }
 
-    /// All of it, which must be `len` bytes.
+    /// Returns all collected bytes, which must be `len` in number.
     ///
     /// # Errors
-    /// If it is not.
-    pub(super) fn finish(&mut self, len: u64, kind: Kind) -> Result<Vec<u8>, WireError> {
+    /// If the length differs.
+    pub(super) fn finish(&mut self, len: u64, kind: FrameKind) -> Result<Vec<u8>, WireError> {
         if self.bytes.len() as u64 != len {
             return Err(WireError::Nonsense {
                 kind,
-                why: format!("{} bytes came of {len}", self.bytes.len()),
+                why: format!("received {} of {len} bytes", self.bytes.len()),
             });
         }
         Ok(std::mem::take(&mut self.bytes))
     }
 }
 
-/// Another's words, which could hold anything that a terminal obeys.
-pub(super) fn visible(text: &str) -> String {
+/// Escapes a string of the peer, which could contain terminal control sequences.
+pub(super) fn escaped(text: &str) -> String {
     let short: String = text.chars().take(4096).collect();
     short.escape_debug().to_string()
 }

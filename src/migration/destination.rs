@@ -1,4 +1,4 @@
-//! The end that is to get the VM.
+//! The destination: the end that receives the VM.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -6,41 +6,41 @@ use std::time::{Duration, Instant};
 use tracing::{debug, info, warn};
 
 use super::arrivals::Arrivals;
-use super::channel::{Channel, Parts, visible};
+use super::channel::{Channel, Parts, escaped};
 use super::pages::Unpacker;
 use super::peer::Process;
-use super::phase::{Destination, DestinationEvent, Vm};
+use super::phase::{DestinationEvent, DestinationPhase, LocalVm};
 use super::transport::{Cancel, Listener};
 use super::wire::{
-    Accept, BOOT_FILES, BootFile, Hello, Kind, MAX_BOOT, MAX_PROMISE, MAX_STATE, Promise, Refuse,
-    State, VERSIONS, Versions, Welcome, WireError,
+    Accept, BOOT_FILES, BootFile, FrameKind, Hello, MAX_BOOT, MAX_PROMISE, MAX_STATE,
+    PromiseMessage, Refuse, StateMessage, VERSIONS, Versions, Welcome, WireError,
 };
-use super::{MAX_CONNECTIONS, MigrationError, STALL, Target};
+use super::{DestinationVm, MAX_CONNECTIONS, MigrationError, STALL};
 use crate::memory::GuestRam;
 
 /// Long for a process to end that has lost its connection.
 const END_OF_PEER: Duration = Duration::from_secs(5);
-/// How often is looked whether the first connection is still there, while others are waited for.
-const LOOK: Duration = Duration::from_millis(100);
-/// The most files that a reset boots: no boot protocol is used with more modules.
+/// The interval for checking the first connection while additional ones are awaited.
+const CHECK_INTERVAL: Duration = Duration::from_millis(100);
+/// The maximum number of files that a reset boots: no boot protocol is used with more modules.
 const MAX_BOOT_FILES: usize = 256;
-/// What this version knows beyond the basics.
-const KNOWN: [&str; 1] = ["zstd"];
+/// The optional features that this version supports.
+const FEATURES: [&str; 1] = ["zstd"];
 
-/// What can be chosen.
+/// The options of the destination.
 #[derive(Clone, Debug)]
-pub struct Options {
-    /// How long the source may keep this end waiting.
+pub struct DestinationOptions {
+    /// The timeout for the source.
     pub stall: Duration,
-    /// What is spoken.
+    /// The supported protocol versions.
     pub versions: Versions,
-    /// The process that gets the VM, for the other end to see whether it lives.
+    /// The process that receives the VM; the source checks whether it has ended.
     pub process: Option<Process>,
-    /// How long a source on the same host that was lost is given to end, once this end has everything.
+    /// How long to wait for a lost source on the same host to exit, once this end holds everything.
     pub end_of_peer: Duration,
 }
 
-impl Default for Options {
+impl Default for DestinationOptions {
     fn default() -> Self {
         Self {
             stall: STALL,
@@ -51,7 +51,7 @@ impl Default for Options {
     }
 }
 
-/// The VM is here.
+/// The result of a migration: the VM runs here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Received {
     /// Whether its vCPUs run.
@@ -61,18 +61,18 @@ pub struct Received {
 /// Waits at `listener` for a source, and makes `target` its VM.
 ///
 /// # Errors
-/// If nobody came, or it did not work; `target` never ran then, and never will.
+/// If no source arrived, or the migration failed; `target` has not run then, and never will.
 pub fn receive(
-    target: &mut dyn Target,
+    target: &mut dyn DestinationVm,
     listener: &mut Listener,
-    options: &Options,
+    options: &DestinationOptions,
     cancel: &Cancel,
 ) -> Result<Received, MigrationError> {
     let mut session = DestinationSession {
         target,
         options,
         cancel,
-        phase: Destination::Waiting,
+        phase: DestinationPhase::Waiting,
         peer: None,
         running: false,
     };
@@ -81,7 +81,7 @@ pub fn receive(
     session.end(result, main)
 }
 
-/// What the first connection said, which the others have to match.
+/// What the first connection's Hello said; additional connections must match it.
 struct Session {
     session: String,
     connections: u16,
@@ -89,10 +89,10 @@ struct Session {
 }
 
 struct DestinationSession<'a> {
-    target: &'a mut dyn Target,
-    options: &'a Options,
+    target: &'a mut dyn DestinationVm,
+    options: &'a DestinationOptions,
     cancel: &'a Cancel,
-    phase: Destination,
+    phase: DestinationPhase,
     peer: Option<Process>,
     running: bool,
 }
@@ -119,11 +119,11 @@ impl DestinationSession<'_> {
         self.advance(DestinationEvent::PromiseKept);
         main.send(&Accept {})?;
 
-        let more = self.wait_for_the_others(&mut arrivals, main, &session)?;
+        let more = self.wait_for_connections(&mut arrivals, main, &session)?;
         drop(arrivals);
         let taken = self.take_in(main, more, &ram, &session)?;
         self.running = taken.running;
-        debug!("RAM and state are here");
+        debug!("RAM and state are complete");
         let Taken {
             state,
             running,
@@ -134,16 +134,16 @@ impl DestinationSession<'_> {
             false => self.target.keep_boot_files(boot_files),
         };
         let loaded = loaded.and_then(|()| self.target.load(state, running));
-        loaded.map_err(MigrationError::vm("build the VM from the state that came"))?;
+        loaded.map_err(MigrationError::vm("build the VM from the received state"))?;
         debug!("the VM could run");
         self.advance(DestinationEvent::Complete);
-        main.send_frame(Kind::Ready, &[])?;
-        main.recv_kind(Kind::Commit, "Commit")?;
+        main.send_frame(FrameKind::Ready, &[])?;
+        main.recv_kind(FrameKind::Commit, "Commit")?;
         self.advance(DestinationEvent::Commit);
         Ok(())
     }
 
-    /// A connection that is not a source's does not end the waiting, where others can come.
+    /// A connection that does not come from a source does not end the wait if the address takes more.
     fn wait_for_source(
         &mut self,
         arrivals: &mut Arrivals<'_>,
@@ -155,9 +155,9 @@ impl DestinationSession<'_> {
             match self.first_hello(&mut channel, hello) {
                 Ok(session) => return Ok((channel, session)),
                 Err(e) => {
-                    channel.give_up(&e.chain());
+                    channel.send_failure(&e.chain());
                     channel.drain(1);
-                    // The user here sees it too if this version cannot serve the source.
+                    // A user at the destination also sees that this version cannot serve the source.
                     let of_version = matches!(
                         e,
                         MigrationError::Versions { .. } | MigrationError::Unknown(_)
@@ -165,7 +165,7 @@ impl DestinationSession<'_> {
                     if of_version || self.cancel.is_set() || !arrivals.takes_many() {
                         return Err(e);
                     }
-                    arrivals.stranger(&e.chain());
+                    arrivals.warn_of_stranger(&e.chain());
                 }
             }
         }
@@ -177,7 +177,7 @@ impl DestinationSession<'_> {
         hello: Hello,
     ) -> Result<Session, MigrationError> {
         let nonsense = |why: &str| WireError::Nonsense {
-            kind: Kind::Hello,
+            kind: FrameKind::Hello,
             why: why.to_owned(),
         };
         if hello.protocol != Hello::PROTOCOL {
@@ -188,8 +188,8 @@ impl DestinationSession<'_> {
             source_speaks: hello.versions,
             destination_speaks: self.options.versions,
         })?;
-        if let Some(unknown) = hello.needs.iter().find(|n| !KNOWN.contains(&n.as_str())) {
-            return Err(MigrationError::Unknown(visible(unknown)));
+        if let Some(unknown) = hello.needs.iter().find(|n| !FEATURES.contains(&n.as_str())) {
+            return Err(MigrationError::Unknown(escaped(unknown)));
         }
         if hello.connection != 0 || !(1..=MAX_CONNECTIONS).contains(&hello.connections) {
             return Err(nonsense("not the first of 1 to 64 connections").into());
@@ -209,14 +209,14 @@ impl DestinationSession<'_> {
 
     fn compare(&mut self, main: &mut Channel) -> Result<GuestRam, MigrationError> {
         let mut parts = Parts::new(MAX_PROMISE);
-        let promise: Promise = loop {
+        let promise: PromiseMessage = loop {
             let frame = main.frame()?;
-            if frame.kind != Kind::Part {
+            if frame.kind != FrameKind::Part {
                 break frame.message("Part or Promise")?;
             }
             parts.add(frame.body)?;
         };
-        let blob = parts.finish(promise.len, Kind::Promise)?;
+        let blob = parts.finish(promise.len, FrameKind::Promise)?;
         let prepared = self.target.prepare(&blob).and_then(|ram| {
             let here: Vec<_> = ram.pieces().map(|piece| (piece.gpa.0, piece.len)).collect();
             match here == promise.ram {
@@ -233,7 +233,7 @@ impl DestinationSession<'_> {
         })
     }
 
-    fn wait_for_the_others(
+    fn wait_for_connections(
         &self,
         arrivals: &mut Arrivals<'_>,
         main: &mut Channel,
@@ -242,9 +242,10 @@ impl DestinationSession<'_> {
         let mut more: Vec<Option<Channel>> = (1..session.connections).map(|_| None).collect();
         let deadline = Instant::now() + self.options.stall;
         while more.iter().any(Option::is_none) {
-            let soon = deadline.min(Instant::now() + LOOK);
+            let soon = deadline.min(Instant::now() + CHECK_INTERVAL);
             let Some((mut channel, hello)) = arrivals.next(self.cancel, Some(soon))? else {
-                // The source sends nothing before all are there, so what has come is the end.
+                // The source sends nothing before all connections are accepted, so any input here means
+                // that it aborted.
                 if main.stream().has_input() {
                     return Err(WireError::OutOfTurn {
                         got: main.frame()?.kind,
@@ -262,8 +263,8 @@ impl DestinationSession<'_> {
             match self.further_hello(&mut channel, &hello, session, &mut more) {
                 Ok(index) => more[index] = Some(channel),
                 Err(e) => {
-                    arrivals.stranger(&e.chain());
-                    channel.give_up(&e.chain());
+                    arrivals.warn_of_stranger(&e.chain());
+                    channel.send_failure(&e.chain());
                 }
             }
         }
@@ -290,14 +291,14 @@ impl DestinationSession<'_> {
                 Ok(index)
             }
             _ => Err(WireError::Nonsense {
-                kind: Kind::Hello,
+                kind: FrameKind::Hello,
                 why: "not a connection that is due".to_owned(),
             }
             .into()),
         }
     }
 
-    /// RAM from all connections, and the state from the first; whether the vCPUs ran comes with it.
+    /// Receives RAM from all connections, and the state (with whether the vCPUs ran) from the first.
     fn take_in(
         &self,
         main: &mut Channel,
@@ -355,11 +356,11 @@ impl DestinationSession<'_> {
             });
         }
         let mut main = main;
-        if self.phase.vm() != Vm::Runs {
+        if self.phase.vm() != LocalVm::Runs {
             let e = result.err().unwrap_or(MigrationError::Cancelled);
             if let Some(main) = &mut main {
                 if !matches!(e, MigrationError::Refused(_)) {
-                    main.give_up(&e.chain());
+                    main.send_failure(&e.chain());
                 }
                 main.drain(64);
             }
@@ -367,14 +368,14 @@ impl DestinationSession<'_> {
         }
         if let Err(e) = result {
             warn!(
-                "the source has ended after it had sent everything ({}): the VM goes on here",
+                "the source exited after it had sent everything ({}): the VM runs here",
                 e.chain()
             );
         }
         self.target.run();
         if let Some(main) = &mut main {
             main.stream().cannot_be_cancelled(Duration::from_secs(5));
-            match main.send_frame(Kind::Running, &[]) {
+            match main.send_frame(FrameKind::Running, &[]) {
                 Ok(_) => info!("the VM has arrived"),
                 Err(e) => warn!(
                     "the VM has arrived, but the source could not be notified: {}",
@@ -387,9 +388,10 @@ impl DestinationSession<'_> {
         })
     }
 
-    /// With everything here and the source known to have ended without a word, the VM is nowhere else.
+    /// Whether the source's process is known to have ended without aborting. This end holds everything
+    /// then, and the VM is nowhere else.
     fn source_is_dead(&self, e: &MigrationError) -> bool {
-        self.phase == Destination::Holding
+        self.phase == DestinationPhase::Holding
             && matches!(
                 e,
                 MigrationError::Wire(WireError::Closed | WireError::Io(_))
@@ -418,8 +420,8 @@ fn pages_until_end(
     loop {
         let frame = channel.frame()?;
         match frame.kind {
-            Kind::Pages => unpacker.unpack(frame.body, ram)?,
-            Kind::EndOfPages => return Ok(()),
+            FrameKind::Pages => unpacker.unpack(frame.body, ram)?,
+            FrameKind::EndOfPages => return Ok(()),
             got => {
                 return Err(WireError::OutOfTurn {
                     got,
@@ -431,14 +433,15 @@ fn pages_until_end(
     }
 }
 
-/// What came beside RAM.
+/// What was received besides RAM.
 struct Taken {
     state: Vec<u8>,
     running: bool,
     boot_files: Vec<Vec<u8>>,
 }
 
-/// The files of a reset, until the first pages come. They take at most as much memory here as the guest has.
+/// Receives the files for a reset until the first pages arrive. They may take at most as much memory here
+/// as the guest has.
 fn boot_files_until_pages(
     main: &mut Channel,
     ram: &GuestRam,
@@ -452,19 +455,19 @@ fn boot_files_until_pages(
         let file: BootFile = loop {
             let frame = main.frame()?;
             match frame.kind {
-                Kind::Part => parts.add(frame.body)?,
-                Kind::Pages => {
+                FrameKind::Part => parts.add(frame.body)?,
+                FrameKind::Pages => {
                     unpacker(zstd)?.unpack(frame.body, ram)?;
                     return Ok(true);
                 }
-                Kind::EndOfPages => return Ok(false),
+                FrameKind::EndOfPages => return Ok(false),
                 _ => break frame.message("Part, BootFile, Pages or EndOfPages")?,
             }
         };
         if boot_files.len() == MAX_BOOT_FILES {
             return Err(nonsense(format!("more than {MAX_BOOT_FILES} files")).into());
         }
-        let bytes = parts.finish(file.len, Kind::BootFile)?;
+        let bytes = parts.finish(file.len, FrameKind::BootFile)?;
         room -= bytes.len();
         boot_files.push(bytes);
     }
@@ -472,7 +475,7 @@ fn boot_files_until_pages(
 
 fn nonsense(why: String) -> WireError {
     WireError::Nonsense {
-        kind: Kind::BootFile,
+        kind: FrameKind::BootFile,
         why,
     }
 }
@@ -485,13 +488,13 @@ fn take_in_main(main: &mut Channel, ram: &GuestRam, zstd: bool) -> Result<Taken,
     let mut parts = Parts::new(MAX_STATE);
     loop {
         let frame = main.frame()?;
-        if frame.kind == Kind::Part {
+        if frame.kind == FrameKind::Part {
             parts.add(frame.body)?;
             continue;
         }
-        let state: State = frame.message("Part or State")?;
+        let state: StateMessage = frame.message("Part or State")?;
         return Ok(Taken {
-            state: parts.finish(state.len, Kind::State)?,
+            state: parts.finish(state.len, FrameKind::State)?,
             running: state.running,
             boot_files,
         });

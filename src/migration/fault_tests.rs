@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::testing::*;
-use super::wire::{Kind, Versions};
+use super::wire::{FrameKind, Versions};
 use super::*;
 
 const LONG: Duration = Duration::from_secs(120);
@@ -13,8 +13,8 @@ struct Setup {
     at: Option<At>,
     origin_fails: Fails,
     target_fails: Fails,
-    source: source::Options,
-    destination: destination::Options,
+    source: source::SourceOptions,
+    destination: destination::DestinationOptions,
     running: bool,
     cancel_at: Option<u32>,
     busy: u64,
@@ -26,18 +26,18 @@ impl Default for Setup {
             at: None,
             origin_fails: Fails::Never,
             target_fails: Fails::Never,
-            source: source::Options {
+            source: source::SourceOptions {
                 stall: LONG,
-                // Nothing is known of the other end's process, as between two hosts.
+                // The other end's process is unknown, as between two hosts.
                 process: None,
                 end_of_peer: Duration::ZERO,
-                ..source::Options::default()
+                ..source::SourceOptions::default()
             },
-            destination: destination::Options {
+            destination: destination::DestinationOptions {
                 stall: LONG,
                 process: None,
                 end_of_peer: Duration::ZERO,
-                ..destination::Options::default()
+                ..destination::DestinationOptions::default()
             },
             running: true,
             cancel_at: None,
@@ -58,7 +58,7 @@ struct Result {
     hit: Option<u16>,
     ran: Option<bool>,
     throttled: Vec<u8>,
-    report: Report,
+    report: MigrationReport,
 }
 
 fn run(setup: Setup) -> Result {
@@ -80,7 +80,8 @@ fn run(setup: Setup) -> Result {
     if let Some(At(fault @ (Fault::KillSource | Fault::KillDestination), ..)) = setup.at {
         source_options.process = Some(victims.0.1.clone());
         destination_options.process = Some(victims.1.1.clone());
-        // The one that lives waits for the other's end; the dead one is a thread that has to come to its end.
+        // The surviving end waits for the other's process to end; the dead end is a thread that has to
+        // return.
         match fault {
             Fault::KillSource => destination_options.end_of_peer = LONG,
             _ => source_options.end_of_peer = LONG,
@@ -121,7 +122,8 @@ fn run(setup: Setup) -> Result {
     let dialer = Dialer::new(Address::Unix(front.clone()), &Security::Unsaid, stall).unwrap();
     let progress = Progress::new("here".to_owned());
     let end = migrate(&mut origin, &dialer, &source_options, &progress, &cancel);
-    // A destination that nobody greeted waits on; so does one whose source was refused by the proxy.
+    // A destination that was not contacted keeps waiting; so does one whose source was refused by the
+    // proxy.
     let hit = proxy.hit();
     proxy.stop(&front);
     if !destination.is_finished()
@@ -136,9 +138,9 @@ fn run(setup: Setup) -> Result {
             connections: 1,
             process: None,
         };
-        let body = wire::Message::body(&hello);
+        let body = wire::WireMessage::body(&hello);
         let mut writer = wire::FrameWriter::default();
-        let _gone = writer.write(&mut nobody, Kind::Hello, &body);
+        let _gone = writer.write(&mut nobody, FrameKind::Hello, &body);
     }
     let (received, target) = destination.join().unwrap();
     Result {
@@ -167,8 +169,8 @@ fn kept(result: &Result) {
     assert_eq!(result.ran, None);
 }
 
-fn options(connections: u16, zstd: bool) -> source::Options {
-    source::Options {
+fn options(connections: u16, zstd: bool) -> source::SourceOptions {
+    source::SourceOptions {
         connections,
         zstd,
         ..Setup::default().source
@@ -176,7 +178,7 @@ fn options(connections: u16, zstd: bool) -> source::Options {
 }
 
 #[test]
-fn a_vm_moves_with_all_of_its_memory() {
+fn migration_moves_all_of_the_memory() {
     for (connections, zstd, running) in [
         (1, false, true),
         (1, true, false),
@@ -191,17 +193,17 @@ fn a_vm_moves_with_all_of_its_memory() {
         moved(&result);
         assert_eq!(result.ran, Some(running));
         let report = result.report;
-        assert_eq!(report.phase, Some(phase::Source::Gone));
+        assert_eq!(report.phase, Some(phase::SourcePhase::Gone));
         assert!(report.sent > 0 && report.rounds >= 1 && report.downtime_ms.is_some());
         assert_eq!(report.remaining, 0);
     }
 }
 
 #[test]
-fn a_busy_guest_is_slowed_until_it_converges() {
+fn busy_guest_is_throttled_until_it_converges() {
     let result = run(Setup {
         busy: PAGES,
-        source: source::Options {
+        source: source::SourceOptions {
             downtime: Duration::ZERO,
             ..options(1, false)
         },
@@ -214,23 +216,23 @@ fn a_busy_guest_is_slowed_until_it_converges() {
     );
 }
 
-/// Tries `fault` at each frame of `direction` until there is no such frame any more. `each` sees the kind of the frame.
+/// Injects `fault` at each frame of `direction` in turn. `each` gets the kind of the frame.
 fn at_each_frame(
     fault: Fault,
     direction: Direction,
     connections: u16,
     stall: Duration,
-    each: impl Fn(&Result, Kind),
+    each: impl Fn(&Result, FrameKind),
 ) {
     for frame in 0.. {
         let base = Setup::default();
         let result = run(Setup {
             at: Some(At(fault, direction, frame)),
-            source: source::Options {
+            source: source::SourceOptions {
                 stall,
                 ..options(connections, false)
             },
-            destination: destination::Options {
+            destination: destination::DestinationOptions {
                 stall,
                 ..base.destination
             },
@@ -241,19 +243,19 @@ fn at_each_frame(
             assert!(frame >= 4, "{frame} frames were hit");
             return;
         };
-        let kind = Kind::all().find(|kind| kind.number() == hit).unwrap();
-        // Never two, which the fakes check all the time, and none lost.
+        let kind = FrameKind::all().find(|kind| kind.number() == hit).unwrap();
+        // Never two copies, which the fakes check at all times, and never none.
         assert_ne!(result.running, (true, true));
         each(&result, kind);
     }
 }
 
-/// A fault of the connection before Commit leaves the VM at the source; after it, with the destination; at Commit itself or at
-/// the word that it arrived, the source may have to ask its user.
-fn decided(result: &Result, kind: Kind, delivered: bool) {
+/// A connection fault before Commit leaves the VM at the source; after Commit, at the destination; at
+/// Commit or Running, the source may be undecided.
+fn decided(result: &Result, kind: FrameKind, delivered: bool) {
     match (kind, delivered) {
-        (Kind::Commit, false) => {
-            // It never arrived: nobody runs, and the source has all of it.
+        (FrameKind::Commit, false) => {
+            // Commit did not arrive: no copy runs, and the source holds everything.
             assert!(!result.running.1, "{result:?}");
             match &result.end {
                 End::Kept(_) => assert!(result.running.0),
@@ -261,7 +263,7 @@ fn decided(result: &Result, kind: Kind, delivered: bool) {
                 End::Gone => panic!("{result:?}"),
             }
         }
-        (Kind::Commit, true) | (Kind::Running, _) => {
+        (FrameKind::Commit, true) | (FrameKind::Running, _) => {
             assert_eq!(result.running, (false, true), "{result:?}");
             assert!(
                 matches!(result.end, End::Gone | End::Undecided(_)),
@@ -273,7 +275,7 @@ fn decided(result: &Result, kind: Kind, delivered: bool) {
 }
 
 #[test]
-fn a_connection_that_is_cut_anywhere_leaves_one_vm() {
+fn cut_connection_leaves_one_vm() {
     for connections in [1, 2] {
         for direction in [Direction::ToDestination, Direction::ToSource] {
             for fault in [Fault::Cut, Fault::Torn] {
@@ -286,7 +288,7 @@ fn a_connection_that_is_cut_anywhere_leaves_one_vm() {
 }
 
 #[test]
-fn a_connection_that_is_cut_after_any_frame_leaves_one_vm() {
+fn connection_cut_after_any_frame_leaves_one_vm() {
     for direction in [Direction::ToDestination, Direction::ToSource] {
         at_each_frame(
             Fault::CutAfter,
@@ -294,8 +296,8 @@ fn a_connection_that_is_cut_after_any_frame_leaves_one_vm() {
             1,
             LONG,
             |result, kind| match kind {
-                // What is answered to these may still get through before the connection ends, Commit too.
-                Kind::State | Kind::Ready => match &result.end {
+                // The replies to these may still get through before the connection ends, and so may Commit.
+                FrameKind::State | FrameKind::Ready => match &result.end {
                     End::Gone => assert_eq!(result.running, (false, true), "{result:?}"),
                     End::Kept(_) => assert_eq!(result.running, (true, false), "{result:?}"),
                     End::Undecided(_) => assert!(!result.running.0, "{result:?}"),
@@ -318,7 +320,7 @@ fn a_damaged_frame_leaves_one_vm() {
 }
 
 #[test]
-fn a_connection_that_stalls_anywhere_leaves_one_vm() {
+fn stalled_connection_leaves_one_vm() {
     let stall = Duration::from_millis(250);
     for direction in [Direction::ToDestination, Direction::ToSource] {
         at_each_frame(Fault::Stall, direction, 1, stall, |result, kind| {
@@ -327,9 +329,10 @@ fn a_connection_that_stalls_anywhere_leaves_one_vm() {
     }
 }
 
-/// The destination's death is seen on the same host, so that even within the window of commitment the source goes on.
+/// The source detects the destination's death on the same host, so it resumes the VM even within the
+/// commitment window.
 #[test]
-fn a_destination_that_dies_leaves_the_vm_at_the_source() {
+fn death_of_the_destination_leaves_the_vm_at_the_source() {
     for direction in [Direction::ToDestination, Direction::ToSource] {
         at_each_frame(Fault::KillDestination, direction, 1, LONG, |result, _| {
             assert!(matches!(result.end, End::Kept(_)), "{result:?}");
@@ -338,19 +341,22 @@ fn a_destination_that_dies_leaves_the_vm_at_the_source() {
     }
 }
 
-/// A source that dies takes its VM with it, unless the destination already has everything.
+/// The VM dies with its source, unless the destination already holds everything.
 #[test]
-fn a_source_that_dies_loses_only_what_was_not_handed_over() {
+fn death_of_the_source_loses_only_a_vm_that_was_not_handed_off() {
     for direction in [Direction::ToDestination, Direction::ToSource] {
         at_each_frame(Fault::KillSource, direction, 1, LONG, |result, kind| {
-            let handed_over = matches!(kind, Kind::Ready | Kind::Commit | Kind::Running);
+            let handed_over = matches!(
+                kind,
+                FrameKind::Ready | FrameKind::Commit | FrameKind::Running
+            );
             assert_eq!(result.running, (false, handed_over), "{result:?}");
         });
     }
 }
 
 #[test]
-fn a_vm_that_cannot_be_saved_stays() {
+fn vm_that_cannot_be_saved_stays_at_the_source() {
     for fails in [
         Fails::Promise,
         Fails::Log,
@@ -370,7 +376,7 @@ fn a_vm_that_cannot_be_saved_stays() {
 }
 
 #[test]
-fn a_destination_that_cannot_be_it_says_why() {
+fn refusing_destination_reports_its_reasons() {
     for (fails, why) in [
         (Fails::Prepare, "\n  - no avx512f\n  - no  eVMCS"),
         (Fails::OtherRam, "lies elsewhere"),
@@ -391,11 +397,11 @@ fn a_destination_that_cannot_be_it_says_why() {
 }
 
 #[test]
-fn versions_meet_or_both_ends_say_that_they_do_not() {
+fn version_mismatch_is_reported_by_both_ends() {
     let speak = |min, max| Versions { min, max };
     for (ours, theirs, spoken) in [
         (speak(1, 1), speak(1, 1), true),
-        // One version newer or older, and still speaking the other's.
+        // One version newer or older, with the other's version still supported.
         (speak(1, 2), speak(1, 1), true),
         (speak(1, 1), speak(1, 2), true),
         (speak(2, 3), speak(1, 2), true),
@@ -405,11 +411,11 @@ fn versions_meet_or_both_ends_say_that_they_do_not() {
     ] {
         let base = Setup::default();
         let result = run(Setup {
-            source: source::Options {
+            source: source::SourceOptions {
                 versions: ours,
                 ..base.source
             },
-            destination: destination::Options {
+            destination: destination::DestinationOptions {
                 versions: theirs,
                 ..base.destination
             },
@@ -422,13 +428,13 @@ fn versions_meet_or_both_ends_say_that_they_do_not() {
         kept(&result);
         let End::Kept(e) = &result.end else { panic!() };
         let wanted =
-            format!("speaks version {ours} of the migration protocol, the destination {theirs}");
+            format!("supports version {ours} of the migration protocol, the destination {theirs}");
         assert!(e.chain().contains(&wanted), "{}", e.chain());
     }
 }
 
 #[test]
-fn cancelling_leaves_the_vm_where_it_is_at_any_time() {
+fn cancelling_at_any_time_leaves_the_vm_at_the_source() {
     // Before anything, after the first round, and once the guest is stopped.
     for call in 0..3 {
         let result = run(Setup {
@@ -452,7 +458,7 @@ fn nobody_there() {
     let dialer = Dialer::new(address, &Security::Unsaid, LONG).unwrap();
     let progress = Progress::new(String::new());
     let cancel = Cancel::new().unwrap();
-    let options = source::Options::default();
+    let options = source::SourceOptions::default();
     let end = migrate(&mut origin, &dialer, &options, &progress, &cancel);
     assert!(matches!(end, End::Kept(MigrationError::Transport(_))));
     assert_eq!(world.running(), (true, false));

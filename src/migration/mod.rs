@@ -1,9 +1,11 @@
-//! Moving a running VM to another process, here or on another host.
+//! Live migration: moves a running VM to another process, on this host or on another.
 //!
-//! RAM is copied while the guest runs ([`precopy`] says for how long), then the guest is stopped, the rest and the state of
-//! everything else is sent, and the destination goes on. [`phase`] is the heart: it says who has the VM, and why there are
-//! never two. [`source`] and [`destination`] carry it out over [`transport`] in the frames of [`wire`]; what they need of the
-//! VM are the traits [`Origin`] and [`Target`]. docs/migration.md describes it for users, with the format on the wire.
+//! The source copies RAM while the guest runs ([`precopy`] decides for how long). Then it stops the guest,
+//! sends the remaining pages and the state of everything else, and the destination resumes the VM.
+//! [`phase`] decides which end owns the VM, and why two copies never run. [`source`] and [`destination`]
+//! carry this out over [`transport`] in the frames of [`wire`]; the traits [`SourceVm`] and
+//! [`DestinationVm`] are what they require of the VM. docs/migration.md describes migration for users, and
+//! the wire format.
 
 mod arrivals;
 mod channel;
@@ -30,7 +32,7 @@ use thiserror::Error;
 
 pub use channel::Channel;
 pub use destination::{Received, receive};
-pub use progress::{Progress, Report};
+pub use progress::{MigrationReport, Progress};
 pub use source::{End, migrate};
 pub use transport::{Address, Cancel, Dialer, Listener, Security};
 
@@ -42,31 +44,31 @@ use pages::PagesError;
 use transport::TransportError;
 use wire::{Versions, WireError};
 
-/// The longest that one end waits for a sign of the other.
+/// The default timeout: the longest that one end waits for the other to send or read.
 pub const STALL: Duration = Duration::from_secs(30);
-/// The budget for the guest's stop, unless told otherwise.
+/// The default downtime budget.
 pub const DOWNTIME: Duration = Duration::from_millis(300);
-/// The most connections.
+/// The maximum number of connections.
 pub const MAX_CONNECTIONS: u16 = 64;
 
-/// What goes wrong with a VM, in its own words.
-pub type VmError = Box<dyn std::error::Error + Send + Sync>;
+/// An error of the VM itself, opaque to this module.
+pub type MigrationVmError = Box<dyn std::error::Error + Send + Sync>;
 
-/// Why a migration did not succeed.
+/// Why a migration failed.
 #[derive(Debug, Error)]
 pub enum MigrationError {
     /// The other end could not be reached.
     #[error(transparent)]
     Transport(#[from] TransportError),
-    /// The connection failed, or something came over it that makes no sense.
+    /// The connection failed, or the peer sent an invalid frame or message.
     #[error(transparent)]
     Wire(#[from] WireError),
-    /// Guest memory that came makes no sense.
+    /// The peer sent invalid guest memory.
     #[error(transparent)]
     Pages(#[from] PagesError),
-    /// The two ends speak no common version.
+    /// The two ends have no protocol version in common.
     #[error(
-        "the source speaks version {source_speaks} of the migration protocol, the destination {destination_speaks}"
+        "the source supports version {source_speaks} of the migration protocol, the destination {destination_speaks}"
     )]
     Versions {
         /// The source's.
@@ -74,44 +76,44 @@ pub enum MigrationError {
         /// The destination's.
         destination_speaks: Versions,
     },
-    /// The source needs what this end does not know.
-    #[error("the source needs {0:?}, which this version does not know")]
+    /// The source requires a feature that this end does not support.
+    #[error("the source requires {0:?}, which this version does not support")]
     Unknown(String),
-    /// The destination cannot keep what the guest was promised.
+    /// The destination cannot provide what the source promised to the guest.
     #[error("the destination cannot run this VM:{}", bullets(.0))]
     Refused(Vec<String>),
-    /// The other end gave up and said why.
-    #[error("the other end gave up: {0}")]
+    /// The other end aborted and sent this reason.
+    #[error("the other end aborted: {0}")]
     Peer(String),
     /// The VM could not do its part.
     #[error("cannot {doing}")]
     Vm {
-        /// What was being done.
+        /// The step that failed, after "cannot".
         doing: &'static str,
         /// Why not.
-        source: VmError,
+        source: MigrationVmError,
     },
     /// A thread or a buffer.
     #[error("cannot {doing}")]
     Resources {
-        /// What was being done.
+        /// The step that failed, after "cannot".
         doing: &'static str,
         /// Why not.
         source: std::io::Error,
     },
-    /// Further connections of the source have not come.
-    #[error("{missing} of the source's further connections have not come in time")]
+    /// Some of the source's additional connections did not arrive in time.
+    #[error("{missing} of the source's additional connections did not arrive in time")]
     MissingConnections {
-        /// How many.
+        /// The number of missing connections.
         missing: usize,
     },
-    /// A user wants no more of it.
+    /// A user cancelled the migration.
     #[error("the migration was cancelled")]
     Cancelled,
 }
 
 impl MigrationError {
-    fn vm(doing: &'static str) -> impl FnOnce(VmError) -> Self {
+    fn vm(doing: &'static str) -> impl FnOnce(MigrationVmError) -> Self {
         move |source| Self::Vm { doing, source }
     }
 
@@ -121,19 +123,19 @@ impl MigrationError {
     }
 }
 
-/// What the source needs of its VM.
-pub trait Origin {
-    /// What the guest was promised, as an opaque blob for [`Target::prepare`].
-    ///
-    /// # Errors
-    /// If it cannot be told.
-    fn promise(&mut self) -> Result<Vec<u8>, VmError>;
-
-    /// What a reset boots, if the VM has it.
+/// What the source requires of its VM.
+pub trait SourceVm {
+    /// Returns what the guest was promised, as an opaque blob for [`DestinationVm::prepare`].
     ///
     /// # Errors
     /// If the VM has ended.
-    fn boot_files(&mut self) -> Result<Option<BootFiles>, VmError>;
+    fn promise(&mut self) -> Result<Vec<u8>, MigrationVmError>;
+
+    /// Returns the files that a reset boots, if the VM keeps them.
+    ///
+    /// # Errors
+    /// If the VM has ended.
+    fn boot_files(&mut self) -> Result<Option<BootFiles>, MigrationVmError>;
 
     /// The guest's RAM.
     fn ram(&self) -> GuestRam;
@@ -142,58 +144,61 @@ pub trait Origin {
     ///
     /// # Errors
     /// If KVM refuses.
-    fn start_log(&mut self) -> Result<(), VmError>;
+    fn start_log(&mut self) -> Result<(), MigrationVmError>;
 
     /// Adds the pages that were written since the last call to `dirty`.
     ///
     /// # Errors
     /// If KVM refuses.
-    fn collect(&mut self, dirty: &mut PageSet) -> Result<(), VmError>;
+    fn collect(&mut self, dirty: &mut PageSet) -> Result<(), MigrationVmError>;
 
     /// Takes this share of their time from the vCPUs, in percent.
     fn throttle(&mut self, percent: u8);
 
-    /// Stops all vCPUs and saves everything but RAM. What saving writes into RAM is in the next [`Origin::collect`].
+    /// Stops all vCPUs and saves everything but RAM. Pages that saving writes are in the next
+    /// [`SourceVm::collect`].
     ///
     /// # Errors
-    /// If something cannot be saved; then [`Origin::go_on`] follows.
-    fn stop(&mut self) -> Result<Stopped, VmError>;
+    /// If something cannot be saved; the caller then calls [`SourceVm::resume`].
+    fn stop(&mut self) -> Result<Stopped, MigrationVmError>;
 
-    /// The VM stays: no more log, no throttle, and the vCPUs run if they ran.
-    fn go_on(&mut self);
+    /// Keeps the VM here: ends the dirty log and the throttle, and lets the vCPUs run if they ran before.
+    fn resume(&mut self);
 
-    /// The VM stays stopped until its user says otherwise, since the destination may run it.
+    /// Keeps the VM stopped until a user resumes it, since the destination may run it.
     fn keep_stopped(&mut self);
 }
 
-/// A VM that was stopped to be handed over.
+/// A stopped VM that is ready to be handed off.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stopped {
-    /// Everything but RAM, as an opaque blob for [`Target::load`].
+    /// Everything but RAM, as an opaque blob for [`DestinationVm::load`].
     pub state: Vec<u8>,
     /// Whether its vCPUs ran before.
     pub running: bool,
 }
 
-/// What the destination needs to become the VM.
-pub trait Target {
-    /// Compares what the guest was promised with what is here, and gets the RAM.
+/// What the destination requires to become the VM.
+pub trait DestinationVm {
+    /// Compares what the guest was promised with this host, and returns the RAM to fill.
     ///
     /// # Errors
-    /// Every reason why it cannot be.
+    /// All reasons why this host cannot run the VM.
     fn prepare(&mut self, promise: &[u8]) -> Result<GuestRam, Vec<String>>;
 
-    /// Keeps what a reset boots, in the order of [`BootFiles::all`]; called at most once, after [`Target::prepare`].
+    /// Stores the files that a reset boots, in the order of [`BootFiles::all`]; called at most once, after
+    /// [`DestinationVm::prepare`].
     ///
     /// # Errors
-    /// If these are not the files of the VM that was promised.
-    fn keep_boot_files(&mut self, files: Vec<Vec<u8>>) -> Result<(), VmError>;
+    /// If these are not the files of the promised VM.
+    fn keep_boot_files(&mut self, files: Vec<Vec<u8>>) -> Result<(), MigrationVmError>;
 
-    /// Builds the VM around the RAM, which is complete. It could run then; its vCPUs will only if they ran at the source.
+    /// Builds the VM around the complete RAM. The VM is then ready to run; its vCPUs will run only if they
+    /// ran at the source.
     ///
     /// # Errors
     /// If it cannot be built.
-    fn load(&mut self, state: Vec<u8>, running: bool) -> Result<(), VmError>;
+    fn load(&mut self, state: Vec<u8>, running: bool) -> Result<(), MigrationVmError>;
 
     /// The VM is this end's. This cannot fail.
     fn run(&mut self);

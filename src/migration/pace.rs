@@ -1,9 +1,9 @@
-//! Keeping to a bandwidth. Pure, but for the clock's reading that it is given.
+//! Bandwidth limit. Pure: the caller passes the time.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// What may be sent at once after a silence.
+/// The time's worth of data that may be sent at once after a pause.
 const BURST: Duration = Duration::from_millis(20);
 
 /// A limit that several connections share.
@@ -15,7 +15,7 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// At most `bytes_per_second`, or as much as will go.
+    /// Limits to `bytes_per_second`; unlimited if `None`.
     pub fn new(bytes_per_second: Option<u64>, now: Instant) -> Self {
         Self {
             bytes_per_second: bytes_per_second.map(|rate| rate.max(1)),
@@ -23,7 +23,7 @@ impl Pace {
         }
     }
 
-    /// `bytes` have been sent at `now`: how long to wait before sending more.
+    /// Records that `bytes` were sent at `now`; returns how long to wait before sending more.
     pub fn sent(&self, bytes: u64, now: Instant) -> Duration {
         let Some(rate) = self.bytes_per_second else {
             return Duration::ZERO;
@@ -43,11 +43,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_sent_is_paid_for() {
+    fn sent_bytes_are_charged() {
         let start = Instant::now();
         let at = |ms| start + Duration::from_millis(ms);
         let pace = Pace::new(Some(1000), start);
-        // After a pause of 1 s at most the burst is free.
+        // After a pause of 1 s only the burst is free.
         assert_eq!(pace.sent(100, at(1000)), Duration::from_millis(80));
         // Another connection sends as well: both wait.
         assert_eq!(pace.sent(100, at(1000)), Duration::from_millis(180));
@@ -55,7 +55,7 @@ mod tests {
         assert_eq!(pace.sent(10, at(1500)), Duration::ZERO);
         let free = Pace::new(None, start);
         assert_eq!(free.sent(u64::MAX, at(0)), Duration::ZERO);
-        // The slowest there is does not overflow.
+        // The lowest limit does not overflow.
         let slow = Pace::new(Some(0), start);
         assert!(slow.sent(u64::MAX, at(0)) > Duration::from_secs(1 << 30));
     }

@@ -6,7 +6,8 @@
 //!         u32  0 zero, 1 plain, 2 zstd
 //!         u32  bytes that follow: 0, 4096 a page, or fewer
 //! ```
-//! A frame holds any number of runs. RAM at the destination is zero to begin with, so the first round leaves zero pages out.
+//! A frame holds any number of runs. RAM at the destination is zero at first, so the first round omits zero
+//! pages.
 
 use thiserror::Error;
 use zstd::bulk::{Compressor, Decompressor};
@@ -16,24 +17,24 @@ use crate::memory::dirty::PAGE;
 use crate::memory::{GuestRam, NoRam};
 use crate::units::Gpa;
 
-/// The most pages in a run.
+/// The maximum number of pages in a run.
 pub const MAX_RUN: u64 = 256;
 const PAGE_BYTES: usize = 4096;
 const RUN_HEADER: usize = 20;
 const ZERO: u32 = 0;
 const PLAIN: u32 = 1;
 const ZSTD: u32 = 2;
-/// Faster than most links, and most of what a higher level saves.
+/// Faster than most links, with most of the savings of a higher level.
 const ZSTD_LEVEL: i32 = 1;
 
-/// What is wrong with pages that came.
+/// What is wrong with received pages.
 #[derive(Debug, Error)]
 pub enum PagesError {
-    /// Less than a run's header, or than what it announces.
+    /// The body ends inside a run's header or its data.
     #[error("a run of pages is cut short")]
     Short,
     /// Not a run that this protocol has.
-    #[error("a run of {pages} pages at {gpa:#x} as {kind} in {len} bytes makes no sense")]
+    #[error("a run of {pages} pages at {gpa:#x} as {kind} in {len} bytes is invalid")]
     Nonsense {
         /// First address.
         gpa: u64,
@@ -73,10 +74,10 @@ impl std::fmt::Debug for Packer {
 }
 
 impl Packer {
-    /// An empty body. With `zeroes` pages of zeroes are mentioned.
+    /// Creates a packer with an empty body. `zeroes` includes zero pages.
     ///
     /// # Errors
-    /// If zstd cannot be had.
+    /// If zstd cannot be initialized.
     pub fn new(zstd: bool, zeroes: bool) -> std::io::Result<Self> {
         let compressor = match zstd {
             true => Some(Compressor::new(ZSTD_LEVEL)?),
@@ -92,7 +93,7 @@ impl Packer {
 
     /// Whether `pages` more pages surely fit.
     pub fn has_room(&self, pages: u64) -> bool {
-        // At worst every page is a run of its own.
+        // In the worst case every page is its own run.
         let pages = usize::try_from(pages).unwrap_or(usize::MAX);
         pages
             .checked_mul(PAGE_BYTES + RUN_HEADER)
@@ -122,7 +123,7 @@ impl Packer {
         }
     }
 
-    /// The body so far, if there is anything in it. The caller then calls [`Packer::clear`].
+    /// Returns the body, if it is not empty. The caller then calls [`Packer::clear`].
     pub fn body(&self) -> Option<&[u8]> {
         (!self.body.is_empty()).then_some(&self.body)
     }
@@ -134,7 +135,7 @@ impl Packer {
 
     fn add_data(&mut self, gpa: u64, data: &[u8]) {
         if let Some(compressor) = &mut self.compressor {
-            // What does not shrink by a sixteenth is sent as it is, and does not have to be unpacked.
+            // Data that does not shrink by a sixteenth is sent plain, which spares decompressing it.
             self.squeezed.resize(data.len() - data.len() / 16, 0);
             if let Ok(len) = compressor.compress_to_buffer(data, &mut self.squeezed[..]) {
                 self.header(gpa, data.len(), ZSTD, len);
@@ -170,10 +171,10 @@ impl std::fmt::Debug for Unpacker {
 }
 
 impl Unpacker {
-    /// Knows compressed pages only with `zstd`.
+    /// Creates an unpacker; without `zstd` it refuses compressed pages.
     ///
     /// # Errors
-    /// If zstd cannot be had.
+    /// If zstd cannot be initialized.
     pub fn new(zstd: bool) -> std::io::Result<Self> {
         let decompressor = match zstd {
             true => Some(Decompressor::new()?),
@@ -185,10 +186,10 @@ impl Unpacker {
         })
     }
 
-    /// Carries out all runs of a frame's body.
+    /// Writes all runs of a frame's body to guest RAM.
     ///
     /// # Errors
-    /// If it makes no sense, or the guest has no RAM there. What came before has been written.
+    /// If a run is invalid, or the guest has no RAM there. Earlier runs have been written.
     pub fn unpack(&mut self, mut body: &[u8], ram: &GuestRam) -> Result<(), PagesError> {
         while !body.is_empty() {
             let (header, rest) = body
@@ -258,10 +259,11 @@ impl Unpacker {
     }
 }
 
-/// Whether there is nothing but zeroes in `data`.
+/// Whether `data` contains only zeroes.
 pub fn is_zero(data: &[u8]) -> bool {
     let (blocks, rest) = data.as_chunks::<64>();
-    // Folding a whole block lets the compiler use vectors; a page with content is told by one of its first blocks.
+    // Folding a whole block lets the compiler use vectors; a page with content usually differs in one of
+    // its first blocks.
     blocks
         .iter()
         .all(|block| block.iter().fold(0, |all, byte| all | byte) == 0)
@@ -285,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn zero_pages_cost_a_header_a_run_and_nothing_in_the_first_round() {
+    fn zero_pages_take_one_header_per_run_and_nothing_in_the_first_round() {
         let data = content(&[0, 0, 0, 7, 7, 0]);
         let mut packer = Packer::new(false, true).unwrap();
         packer.add(Gpa(0x1000), &data);
@@ -320,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn compression_is_used_where_it_helps_and_only_if_agreed() {
+    fn compression_is_used_only_if_it_helps_and_was_agreed() {
         let mut packer = Packer::new(true, true).unwrap();
         packer.add(Gpa(0), &content(&[5; 64]));
         let body = packer.body().unwrap().to_vec();
@@ -364,13 +366,13 @@ mod tests {
                 "short",
             ),
             (run(0, 3, PLAIN, 0xffff_ffff), "short"),
-            (run(0, 0, ZERO, 0), "sense"),
-            (run(1, 1, ZERO, 0), "sense"),
-            (run(0, 257, ZERO, 0), "sense"),
-            (run(0, 1, ZERO, 1), "sense"),
-            (run(0, 2, PLAIN, 4096), "sense"),
-            (run(0, 1, 3, 0), "sense"),
-            (run(0, 1, ZSTD, 4096), "sense"),
+            (run(0, 0, ZERO, 0), "is invalid"),
+            (run(1, 1, ZERO, 0), "is invalid"),
+            (run(0, 257, ZERO, 0), "is invalid"),
+            (run(0, 1, ZERO, 1), "is invalid"),
+            (run(0, 2, PLAIN, 4096), "is invalid"),
+            (run(0, 1, 3, 0), "is invalid"),
+            (run(0, 1, ZSTD, 4096), "is invalid"),
             (run(0, 1, ZSTD, 5), "unpacked"),
             (run(16 * PAGE, 1, ZERO, 0), "no RAM"),
             (run(15 * PAGE, 2, ZERO, 0), "no RAM"),
@@ -384,7 +386,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn pages_arrive_as_they_were(
+        fn unpacked_pages_equal_the_packed_pages(
             pages in proptest::collection::vec(0_u8..4, 1..60), zstd: bool, first in 0_u64..4
         ) {
             let data = content(&pages);
@@ -400,7 +402,7 @@ mod tests {
         }
 
         #[test]
-        fn no_bytes_do_harm(bytes in proptest::collection::vec(any::<u8>(), 0..200), zstd: bool) {
+        fn arbitrary_bytes_do_not_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), zstd: bool) {
             let _refused = Unpacker::new(zstd).unwrap().unpack(&bytes, &ram(16));
         }
     }

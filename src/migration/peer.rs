@@ -1,11 +1,11 @@
-//! Whether the process at the other end still lives, where that can be known: on the same host.
+//! Detects whether the peer's process has ended, which is possible on the same host only.
 
 use std::fs;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-/// A process, so described that nobody else is meant.
+/// Identifies a process uniquely, even if its PID is reused.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Process {
     /// The kernel's random id of this boot.
@@ -14,15 +14,15 @@ pub struct Process {
     pub namespace: String,
     /// The process.
     pub pid: u32,
-    /// When it started, in clock ticks since the boot: a number that is used again starts later.
+    /// Its start time, in clock ticks since boot: a reused PID starts later.
     pub start: u64,
 }
 
-/// How often is looked.
-const STEP: Duration = Duration::from_millis(5);
+/// The poll interval.
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 impl Process {
-    /// This one; `None` if /proc does not say.
+    /// Returns this process; `None` if /proc cannot be read.
     pub fn current() -> Option<Self> {
         Self::of(std::process::id())
     }
@@ -37,12 +37,12 @@ impl Process {
         })
     }
 
-    /// Whether it can be seen from here.
+    /// Whether this process can observe it: same boot, same PID namespace.
     pub fn is_on_this_host(&self) -> bool {
         boot().as_ref() == Some(&self.boot) && namespace().as_ref() == Some(&self.namespace)
     }
 
-    /// Whether it is known to have ended: none of its threads will ever run again.
+    /// Whether it is known to have ended: none of its threads will run again.
     pub fn has_ended(&self) -> bool {
         if !self.is_on_this_host() {
             return false;
@@ -53,9 +53,10 @@ impl Process {
         }
     }
 
-    /// Waits until it has ended; `false` if it has not within `patience`, or cannot be seen from here.
-    pub fn wait_for_end(&self, patience: Duration) -> bool {
-        let deadline = Instant::now() + patience;
+    /// Waits until the process has ended; returns `false` after `timeout`, or if it cannot be observed from
+    /// here.
+    pub fn wait_for_end(&self, timeout: Duration) -> bool {
+        let deadline = Instant::now() + timeout;
         loop {
             if self.has_ended() {
                 return true;
@@ -63,12 +64,12 @@ impl Process {
             if Instant::now() >= deadline || !self.is_on_this_host() {
                 return false;
             }
-            std::thread::sleep(STEP);
+            std::thread::sleep(POLL_INTERVAL);
         }
     }
 }
 
-/// What matters of /proc/PID/stat (proc_pid_stat(5)).
+/// The fields of /proc/PID/stat that are used (proc_pid_stat(5)).
 #[derive(Debug, PartialEq, Eq)]
 struct Stat {
     state: char,
@@ -82,7 +83,8 @@ impl Stat {
     }
 
     fn parse(text: &str) -> Option<Self> {
-        // The name in parentheses may hold anything, so what counts begins behind the last one. Field 3 comes first there.
+        // The name in parentheses may contain anything, so fields count from after the last one; the first
+        // there is field 3.
         let (_, rest) = text.rsplit_once(')')?;
         let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
         let field = |number: usize| fields.get(number - 3).copied();
@@ -93,8 +95,8 @@ impl Stat {
         })
     }
 
-    /// Whether the process that started at `start` is over, which has this number now. A first thread that has ended waits as
-    /// a zombie for the others.
+    /// Whether the process that started at `start` has ended, given the current stat of its PID. A main
+    /// thread that has ended stays a zombie until the other threads end.
     fn is_over(&self, start: u64) -> bool {
         self.start != start || (matches!(self.state, 'Z' | 'X') && self.threads <= 1)
     }
@@ -117,7 +119,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_process_is_known_to_live_and_to_have_ended() {
+    fn live_and_ended_processes_are_distinguished() {
         let mut child = Command::new("cat")
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
@@ -132,12 +134,12 @@ mod tests {
         assert!(!process.has_ended());
         assert!(!process.wait_for_end(Duration::ZERO));
         child.kill().unwrap();
-        // A zombie counts, and so does one that is gone.
+        // A zombie counts as ended, and so does a reaped process.
         assert!(process.wait_for_end(Duration::from_secs(60)));
         child.wait().unwrap();
         assert!(process.has_ended());
         assert!(!ours.has_ended());
-        // Its number has been given to another.
+        // Its PID has been reused.
         assert!(
             Process {
                 start: ours.start + 1,
@@ -145,7 +147,7 @@ mod tests {
             }
             .has_ended()
         );
-        // Elsewhere nothing is known.
+        // Nothing is known about a process of another host.
         let elsewhere = Process {
             boot: "other".to_owned(),
             ..process

@@ -1,26 +1,26 @@
-//! How a migration stands, for whoever asks.
+//! The progress of a migration, for status and the API.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use super::phase::Source;
+use super::phase::SourcePhase;
 use super::precopy::{self, Round};
 use crate::memory::dirty::PAGE;
 
 /// How a migration stands.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Report {
-    /// Where to.
+pub struct MigrationReport {
+    /// The destination's address.
     pub to: String,
-    /// How far it is.
-    pub phase: Option<Source>,
-    /// Rounds of copying RAM that are over.
+    /// The phase of the source.
+    pub phase: Option<SourcePhase>,
+    /// Completed rounds of copying RAM.
     pub rounds: u32,
     /// Bytes of guest RAM.
     pub ram: u64,
-    /// Bytes sent so far, of everything.
+    /// Bytes sent so far, in total.
     pub sent: u64,
     /// Bytes of guest RAM that this round still has to send.
     pub remaining: u64,
@@ -30,13 +30,13 @@ pub struct Report {
     pub dirty_rate: u64,
     /// The share of their time that is taken from the vCPUs, in percent.
     pub throttle: u8,
-    /// Milliseconds that it took or takes so far.
+    /// Milliseconds since the start; the total once the migration has ended.
     pub elapsed_ms: u64,
-    /// Milliseconds until the guest is stopped, as far as that can be told.
+    /// Estimated milliseconds until the guest is stopped, if known.
     pub estimate_ms: Option<u64>,
-    /// Milliseconds from the guest's stop until the destination said that it runs.
+    /// Milliseconds from the guest's stop until the destination reported that it runs.
     pub downtime_ms: Option<u64>,
-    /// Why it failed.
+    /// The error, if the migration failed.
     pub error: Option<String>,
 }
 
@@ -48,21 +48,21 @@ pub struct Progress {
 
 #[derive(Debug)]
 struct Inner {
-    report: Report,
+    report: MigrationReport,
     started: Instant,
     ended: Option<Instant>,
     stopped: Option<Instant>,
 }
 
 impl Progress {
-    /// A migration to `to` begins.
+    /// Starts the progress of a migration to `to`.
     pub fn new(to: String) -> Self {
         Self {
             inner: Arc::new(Mutex::new(Inner {
-                report: Report {
+                report: MigrationReport {
                     to,
-                    phase: Some(Source::Connecting),
-                    ..Report::default()
+                    phase: Some(SourcePhase::Connecting),
+                    ..MigrationReport::default()
                 },
                 started: Instant::now(),
                 ended: None,
@@ -71,27 +71,29 @@ impl Progress {
         }
     }
 
-    /// Now.
-    pub fn report(&self) -> Report {
+    /// Returns the current progress.
+    pub fn report(&self) -> MigrationReport {
         let inner = self.lock();
         let until = inner.ended.unwrap_or_else(Instant::now);
-        Report {
+        MigrationReport {
             elapsed_ms: ms(until.saturating_duration_since(inner.started)),
             ..inner.report.clone()
         }
     }
 
-    /// Whether it is over, one way or the other.
+    /// Whether the migration has ended, successfully or not.
     pub fn is_over(&self) -> bool {
-        self.lock().report.phase.is_some_and(Source::is_over)
+        self.lock().report.phase.is_some_and(SourcePhase::is_over)
     }
 
-    pub(super) fn phase(&self, phase: Source) {
+    pub(super) fn phase(&self, phase: SourcePhase) {
         let mut inner = self.lock();
         inner.report.phase = Some(phase);
         match phase {
-            Source::HandingOver => inner.stopped = Some(Instant::now()),
-            Source::Gone => inner.report.downtime_ms = inner.stopped.map(|at| ms(at.elapsed())),
+            SourcePhase::HandingOver => inner.stopped = Some(Instant::now()),
+            SourcePhase::Gone => {
+                inner.report.downtime_ms = inner.stopped.map(|at| ms(at.elapsed()))
+            }
             _ => {}
         }
         if phase.is_over() {

@@ -1,4 +1,4 @@
-//! The end that has the VM.
+//! The source: the end that runs the VM when the migration starts.
 
 use std::fs::File;
 use std::io::Read;
@@ -11,43 +11,45 @@ use super::channel::{Channel, PART};
 use super::pace::Pace;
 use super::pages::{MAX_RUN, Packer};
 use super::peer::Process;
-use super::phase::{Source, SourceEvent, Vm};
-use super::precopy::{Convergence, Next, Round};
+use super::phase::{LocalVm, SourceEvent, SourcePhase};
+use super::precopy::{Convergence, Round, RoundDecision};
 use super::progress::Progress;
 use super::transport::{Cancel, Dialer, TransportError};
 use super::wire::{
-    Accept, BOOT_FILES, BootFile, Hello, Kind, Promise, Refuse, State, VERSIONS, Versions, Welcome,
+    Accept, BOOT_FILES, BootFile, FrameKind, Hello, PromiseMessage, Refuse, StateMessage, VERSIONS,
+    Versions, Welcome,
 };
-use super::{DOWNTIME, MigrationError, Origin, STALL};
+use super::{DOWNTIME, MigrationError, STALL, SourceVm};
 use crate::boot::BootFiles;
 use crate::memory::GuestRam;
 use crate::memory::dirty::PageSet;
 
-/// Longer than a destination that has lost its connection waits before it gives up and ends.
+/// Longer than a destination that has lost its connection waits before it aborts and exits.
 const END_OF_PEER: Duration = Duration::from_secs(15);
 
-/// What a user can choose.
+/// The options of the source.
 #[derive(Clone, Debug)]
-pub struct Options {
-    /// How long the guest may be stopped.
+pub struct SourceOptions {
+    /// The downtime budget: how long the guest may be stopped.
     pub downtime: Duration,
-    /// Bytes per second at most.
+    /// The bandwidth limit, in bytes per second.
     pub bandwidth: Option<u64>,
-    /// How many connections.
+    /// The number of connections.
     pub connections: u16,
     /// Whether pages are compressed.
     pub zstd: bool,
-    /// How long the destination may keep this end waiting once it is to say that it runs.
+    /// The timeout for the destination's Running, after Commit.
     pub stall: Duration,
-    /// What is spoken.
+    /// The protocol versions to offer.
     pub versions: Versions,
-    /// The process that has the VM, for the other end to see whether it lives.
+    /// The process that runs the VM; the destination checks whether it has ended.
     pub process: Option<Process>,
-    /// How long a destination on the same host that lost the connection is given to end before the VM is called undecided.
+    /// How long to wait for a destination on the same host to exit after the connection was lost, before
+    /// the VM is called undecided.
     pub end_of_peer: Duration,
 }
 
-impl Default for Options {
+impl Default for SourceOptions {
     fn default() -> Self {
         Self {
             downtime: DOWNTIME,
@@ -62,22 +64,22 @@ impl Default for Options {
     }
 }
 
-/// How it ended, for the VM at this end.
+/// How the migration ended for the VM at the source.
 #[derive(Debug)]
 pub enum End {
     /// The destination runs it.
     Gone,
-    /// It stayed, and goes on if it ran.
+    /// The VM stays here, and resumes if it ran.
     Kept(MigrationError),
-    /// It is kept stopped: the destination may run it.
+    /// The VM stays here stopped, since the destination may run it.
     Undecided(MigrationError),
 }
 
 /// Moves `origin` to where `dialer` leads.
 pub fn migrate(
-    origin: &mut dyn Origin,
+    origin: &mut dyn SourceVm,
     dialer: &Dialer,
-    options: &Options,
+    options: &SourceOptions,
     progress: &Progress,
     cancel: &Cancel,
 ) -> End {
@@ -87,7 +89,7 @@ pub fn migrate(
         options,
         progress,
         cancel,
-        phase: Source::Connecting,
+        phase: SourcePhase::Connecting,
         peer: None,
     };
     let mut channel = None;
@@ -102,12 +104,12 @@ pub fn migrate(
 }
 
 struct SourceSession<'a> {
-    origin: &'a mut dyn Origin,
+    origin: &'a mut dyn SourceVm,
     dialer: &'a Dialer,
-    options: &'a Options,
+    options: &'a SourceOptions,
     progress: &'a Progress,
     cancel: &'a Cancel,
-    phase: Source,
+    phase: SourcePhase,
     peer: Option<Process>,
 }
 
@@ -115,13 +117,13 @@ impl SourceSession<'_> {
     fn advance(&mut self, event: SourceEvent) {
         match self.phase.after(event) {
             Some(next) => self.phase = next,
-            // The code below brings up events in their order; a bug in it must not move the VM.
+            // The code below raises events in their order; a bug in it must not hand off the VM.
             None => unreachable!("{event:?} in {:?}", self.phase),
         }
         self.progress.phase(self.phase);
     }
 
-    /// Everything up to the destination's word that it runs.
+    /// Runs the migration until the destination reports that it runs the VM.
     fn run(&mut self, main: &mut Option<Channel>) -> Result<(), MigrationError> {
         let session = session()?;
         let main = main.insert(Channel::new(self.dialer.dial(self.cancel)?));
@@ -148,7 +150,7 @@ impl SourceSession<'_> {
             && welcome.takes.iter().any(|what| what == BOOT_FILES)
         {
             let files = self.origin.boot_files();
-            let files = files.map_err(MigrationError::vm("ask what a reset boots"))?;
+            let files = files.map_err(MigrationError::vm("get the files that a reset boots"))?;
             self.send_boot_files(main, files, &pace)?;
         }
         let mut dirty = self.copy(&mut channels, &ram, &pace)?;
@@ -159,29 +161,30 @@ impl SourceSession<'_> {
             .map_err(MigrationError::vm("save the VM"))?;
         self.collect(&mut dirty)?;
         debug!("stopped, with {} pages left", dirty.count());
-        // What is left was counted against the downtime, so no limit holds it up.
+        // The remaining pages were counted against the downtime, so the bandwidth limit does not apply to
+        // them.
         let free = Pace::new(None, Instant::now());
         self.send_round(&mut channels, &ram, &dirty, true, &free)?;
         for channel in &mut channels {
             self.progress
-                .sent(channel.send_frame(Kind::EndOfPages, &[])?);
+                .sent(channel.send_frame(FrameKind::EndOfPages, &[])?);
         }
         let main = &mut *channels[0];
         self.progress.sent(main.send_parts(&stopped.state)?);
-        main.send(&State {
+        main.send(&StateMessage {
             len: stopped.state.len() as u64,
             running: stopped.running,
         })?;
         debug!("all is sent");
-        main.recv_kind(Kind::Ready, "Ready")?;
+        main.recv_kind(FrameKind::Ready, "Ready")?;
         if self.cancel.is_set() {
             return Err(MigrationError::Cancelled);
         }
-        // From here on it is too late to cancel.
+        // From here on the migration cannot be cancelled.
         self.advance(SourceEvent::Ready);
         main.stream().cannot_be_cancelled(self.options.stall);
-        main.send_frame(Kind::Commit, &[])?;
-        main.recv_kind(Kind::Running, "Running")?;
+        main.send_frame(FrameKind::Commit, &[])?;
+        main.recv_kind(FrameKind::Running, "Running")?;
         self.advance(SourceEvent::Running);
         Ok(())
     }
@@ -219,29 +222,29 @@ impl SourceSession<'_> {
         Ok(welcome)
     }
 
-    /// Before any RAM is sent the destination says whether it can keep what the guest was promised.
+    /// Sends what the guest was promised; the destination accepts or refuses it before any RAM is sent.
     fn compare(&mut self, main: &mut Channel, ram: &GuestRam) -> Result<(), MigrationError> {
         let promise = self
             .origin
             .promise()
-            .map_err(MigrationError::vm("tell what the guest was promised"))?;
+            .map_err(MigrationError::vm("describe what the guest was promised"))?;
         self.progress.sent(main.send_parts(&promise)?);
-        main.send(&Promise {
+        main.send(&PromiseMessage {
             len: promise.len() as u64,
             ram: ram.pieces().map(|piece| (piece.gpa.0, piece.len)).collect(),
         })?;
         let answer = main.frame()?;
-        if answer.kind == Kind::Refuse {
+        if answer.kind == FrameKind::Refuse {
             let refuse: Refuse = answer.message("Refuse")?;
             let reasons = refuse.reasons.iter();
-            let visible = reasons.map(|reason| super::channel::visible(reason));
-            return Err(MigrationError::Refused(visible.collect()));
+            let escaped = reasons.map(|reason| super::channel::escaped(reason));
+            return Err(MigrationError::Refused(escaped.collect()));
         }
         let Accept {} = answer.message("Accept or Refuse")?;
         Ok(())
     }
 
-    /// Sends what a reset boots while the guest runs.
+    /// Sends the files that a reset boots, while the guest runs.
     fn send_boot_files(
         &self,
         channel: &mut Channel,
@@ -251,7 +254,9 @@ impl SourceSession<'_> {
         let mut buffer = vec![0; PART];
         for image in files.iter().flat_map(BootFiles::all) {
             let unreadable = |source| {
-                MigrationError::vm("read what a reset boots")(Box::new(image.unreadable(source)))
+                MigrationError::vm("read the files that a reset boots")(Box::new(
+                    image.unreadable(source),
+                ))
             };
             let mut content = image.reader();
             let mut len = 0;
@@ -260,7 +265,7 @@ impl SourceSession<'_> {
                 if read == 0 {
                     break;
                 }
-                let bytes = channel.send_frame(Kind::Part, &buffer[..read])?;
+                let bytes = channel.send_frame(FrameKind::Part, &buffer[..read])?;
                 self.progress.sent(bytes);
                 len += read as u64;
                 if self.cancel.sleep(pace.sent(bytes, Instant::now())) {
@@ -282,7 +287,7 @@ impl SourceSession<'_> {
         self.origin
             .start_log()
             .map_err(MigrationError::vm("log the pages that the guest writes"))?;
-        // After the log has begun: what comes later is in the log.
+        // The dirty log runs already, so it contains every later write.
         let mut dirty = PageSet::none(ram.pieces());
         for part in ram.data() {
             dirty.insert_all(part);
@@ -311,13 +316,13 @@ impl SourceSession<'_> {
                 round.dirtied
             );
             match convergence.after(round) {
-                Next::GoOn => {}
-                Next::Throttle(percent) => {
+                RoundDecision::Continue => {}
+                RoundDecision::Throttle(percent) => {
                     info!("the guest's vCPUs are slowed down by {percent} %");
                     self.progress.throttle(percent);
                     self.origin.throttle(percent);
                 }
-                Next::Stop => return Ok(dirty),
+                RoundDecision::Stop => return Ok(dirty),
             }
         }
     }
@@ -327,8 +332,8 @@ impl SourceSession<'_> {
         collected.map_err(MigrationError::vm("read which pages the guest wrote"))
     }
 
-    /// Sends the pages of `dirty` over all connections: each 1 MiB of RAM always over the same one, so that a page's later
-    /// content never overtakes an earlier one's. Returns the bytes that it took.
+    /// Sends the pages of `dirty` over all connections and returns the bytes sent. Each 1 MiB of RAM always
+    /// uses the same connection, so that a page's later content never overtakes an earlier one.
     fn send_round(
         &self,
         channels: &mut [&mut Channel],
@@ -364,7 +369,7 @@ impl SourceSession<'_> {
             let mut all = share.send(first, 0);
             for thread in threads {
                 let result = match thread {
-                    // A panic of a thread is a bug, and goes on here.
+                    // A panic of a thread is a bug: pass it on.
                     Ok(thread) => thread
                         .join()
                         .unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
@@ -375,7 +380,7 @@ impl SourceSession<'_> {
                 };
                 all = match (all, result) {
                     (Ok(a), Ok(b)) => Ok(a + b),
-                    // The one that failed first made the others give up.
+                    // The connection that failed first made the others stop.
                     (Err(MigrationError::Cancelled) | Ok(_), Err(e)) | (Err(e), _) => Err(e),
                 };
             }
@@ -383,7 +388,7 @@ impl SourceSession<'_> {
         })
     }
 
-    /// What becomes of the VM.
+    /// Ends the migration: decides what happens to the VM after `result`.
     fn end(&mut self, result: Result<(), MigrationError>, main: Option<&mut Channel>) -> End {
         let Err(mut e) = result else {
             return End::Gone;
@@ -393,11 +398,11 @@ impl SourceSession<'_> {
         }
         if let Some(main) = main {
             if !matches!(e, MigrationError::Cancelled) {
-                e = main.last_word(e);
+                e = main.abort_reason(e);
             }
-            // Said before the VM goes on, so that a destination that hears it surely gives up.
-            if self.phase != Source::Committed {
-                main.give_up(&e.chain());
+            // Sent before the VM resumes, so that a destination that reads it aborts for certain.
+            if self.phase != SourcePhase::Committed {
+                main.send_failure(&e.chain());
             }
         }
         let gave_up = matches!(e, MigrationError::Peer(_));
@@ -405,19 +410,19 @@ impl SourceSession<'_> {
             true => SourceEvent::PeerGaveUp,
             false => SourceEvent::Trouble,
         });
-        if self.phase == Source::Undecided
+        if self.phase == SourcePhase::Undecided
             && let Some(peer) = &self.peer
             && peer.wait_for_end(self.options.end_of_peer)
         {
             self.advance(SourceEvent::PeerEnded);
         }
         match self.phase.vm() {
-            Vm::Runs => {
-                self.origin.go_on();
+            LocalVm::Runs => {
+                self.origin.resume();
                 End::Kept(e)
             }
-            Vm::Stopped | Vm::NotHere => {
-                warn!("the destination may run the VM: it stays stopped here");
+            LocalVm::Stopped | LocalVm::Absent => {
+                warn!("the destination may run the VM, so it stays stopped here");
                 self.origin.keep_stopped();
                 End::Undecided(e)
             }
@@ -425,7 +430,7 @@ impl SourceSession<'_> {
     }
 }
 
-/// What one connection sends in one round.
+/// The share of one round that one connection sends.
 struct Share<'a> {
     ram: &'a GuestRam,
     dirty: &'a PageSet,
@@ -435,7 +440,7 @@ struct Share<'a> {
     pace: &'a Pace,
     progress: &'a Progress,
     cancel: &'a Cancel,
-    /// Another connection has failed, so that nothing will come of it.
+    /// Another connection has failed, so this one stops too.
     failed: &'a AtomicBool,
 }
 
@@ -483,7 +488,7 @@ impl Share<'_> {
             self.progress.pages_sent(std::mem::take(pages), 0);
             return Ok(0);
         };
-        // The destination says something in between only if it gives up.
+        // During a round the destination sends something only if it aborts.
         if channel.stream().has_input() {
             let frame = channel.frame()?;
             return Err(super::wire::WireError::OutOfTurn {
@@ -492,7 +497,7 @@ impl Share<'_> {
             }
             .into());
         }
-        let bytes = channel.send_frame(Kind::Pages, body)?;
+        let bytes = channel.send_frame(FrameKind::Pages, body)?;
         packer.clear();
         self.progress.pages_sent(std::mem::take(pages), bytes);
         let wait = self.pace.sent(bytes, Instant::now());
@@ -503,7 +508,7 @@ impl Share<'_> {
     }
 }
 
-/// A name for what belongs together that nobody can guess.
+/// Returns a session name that cannot be guessed; it marks the connections that belong together.
 fn session() -> Result<String, MigrationError> {
     let mut bytes = [0; 16];
     File::open("/dev/urandom")

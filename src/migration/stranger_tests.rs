@@ -1,4 +1,4 @@
-//! Connections that are not a source's, beside one that is.
+//! Connections from strangers, besides one from a source.
 
 use std::io::Write;
 use std::net::TcpStream;
@@ -37,14 +37,14 @@ fn a_source_comes_after_strangers(here: &Security, there: &Security, connections
     };
     let mut target = FakeTarget::new(&world);
     let destination = std::thread::spawn(move || {
-        let options = destination::Options {
+        let options = destination::DestinationOptions {
             stall: long,
-            ..destination::Options::default()
+            ..destination::DestinationOptions::default()
         };
         receive(&mut target, &mut listener, &options, &cancel).unwrap();
         target
     });
-    // Silent ones, one that was cut, and one that sends a byte at a time of what could be the beginning of something.
+    // Silent connections, a closed one, and one that slowly sends the beginning of a possible handshake.
     let connect = || TcpStream::connect(("127.0.0.1", port)).unwrap();
     let silent: Vec<_> = (0..100).map(|_| connect()).collect();
     drop(connect());
@@ -59,10 +59,10 @@ fn a_source_comes_after_strangers(here: &Security, there: &Security, connections
 
     let mut origin = FakeOrigin::new(&world);
     let dialer = Dialer::new(address, here, long).unwrap();
-    let options = source::Options {
+    let options = source::SourceOptions {
         connections,
         stall: long,
-        ..source::Options::default()
+        ..source::SourceOptions::default()
     };
     let progress = Progress::new("there".to_owned());
     let cancel = Cancel::new().unwrap();
@@ -76,11 +76,11 @@ fn a_source_comes_after_strangers(here: &Security, there: &Security, connections
 }
 
 #[test]
-fn strangers_keep_no_source_with_certificates_waiting() {
+fn strangers_do_not_delay_a_source_with_certificates() {
     a_source_comes_after_strangers(&tls("source"), &tls("destination"), 3);
 }
 
 #[test]
-fn strangers_keep_no_source_without_certificates_waiting() {
+fn strangers_do_not_delay_a_source_without_certificates() {
     a_source_comes_after_strangers(&Security::Plaintext, &Security::Plaintext, 1);
 }

@@ -15,7 +15,7 @@ use crate::memory::MemoryConfig;
 use crate::memory::dirty::PAGE;
 use crate::units::Gpa;
 
-/// Pages of the fake guest: three pieces of 1 MiB, so that two connections both have something to do.
+/// Pages of the fake guest: three regions of 1 MiB, so that both of two connections carry pages.
 pub(super) const PAGES: u64 = 3 * 256;
 pub(super) const STATE: &[u8] = b"everything else";
 pub(super) const BOOT: [&[u8]; 2] = [b"kernel", b"initrd"];
@@ -26,7 +26,7 @@ pub(super) fn ram() -> GuestRam {
     GuestRam::new(&config, &[(Gpa(0), PAGES * PAGE)]).unwrap()
 }
 
-/// Where the VM runs, and whether the processes live.
+/// Which end runs the VM, and whether the processes live.
 #[derive(Debug, Default)]
 pub(super) struct World {
     pub(super) at_source: AtomicBool,
@@ -60,7 +60,7 @@ impl World {
     }
 }
 
-/// What a fake does wrong.
+/// The fault of a fake.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Fails {
     #[default]
@@ -110,19 +110,19 @@ impl FakeOrigin {
     }
 }
 
-fn fail() -> VmError {
+fn fail() -> MigrationVmError {
     "injected: No space left on device".into()
 }
 
-impl Origin for FakeOrigin {
-    fn promise(&mut self) -> Result<Vec<u8>, VmError> {
+impl SourceVm for FakeOrigin {
+    fn promise(&mut self) -> Result<Vec<u8>, MigrationVmError> {
         if self.fails == Fails::Promise {
             return Err(fail());
         }
         Ok(PROMISE.to_vec())
     }
 
-    fn boot_files(&mut self) -> Result<Option<BootFiles>, VmError> {
+    fn boot_files(&mut self) -> Result<Option<BootFiles>, MigrationVmError> {
         let config = BootConfig {
             kernel: "kernel".into(),
             initrd: Some("initrd".into()),
@@ -137,20 +137,20 @@ impl Origin for FakeOrigin {
         self.ram.clone()
     }
 
-    fn start_log(&mut self) -> Result<(), VmError> {
+    fn start_log(&mut self) -> Result<(), MigrationVmError> {
         if self.fails == Fails::Log {
             return Err(fail());
         }
         Ok(())
     }
 
-    fn collect(&mut self, dirty: &mut PageSet) -> Result<(), VmError> {
+    fn collect(&mut self, dirty: &mut PageSet) -> Result<(), MigrationVmError> {
         self.collected += 1;
         (self.at_collect)(self.collected);
         if self.fails == Fails::Collect(self.collected) {
             return Err(fail());
         }
-        // The guest has written meanwhile; so has saving it.
+        // The guest has written meanwhile, and so has saving its state.
         let writes = if self.stopped { 1 } else { self.busy };
         for write in 0..writes {
             let page = (u64::from(self.collected) * 101 + write * 3) % PAGES;
@@ -172,7 +172,7 @@ impl Origin for FakeOrigin {
         }
     }
 
-    fn stop(&mut self) -> Result<Stopped, VmError> {
+    fn stop(&mut self) -> Result<Stopped, MigrationVmError> {
         self.world.at_source.store(false, Ordering::SeqCst);
         self.stopped = true;
         if self.fails == Fails::Stop {
@@ -184,7 +184,7 @@ impl Origin for FakeOrigin {
         })
     }
 
-    fn go_on(&mut self) {
+    fn resume(&mut self) {
         let alive = !self.world.source_dead.load(Ordering::SeqCst);
         self.world.at_source.store(alive, Ordering::SeqCst);
         self.world.check();
@@ -217,7 +217,7 @@ impl FakeTarget {
     }
 }
 
-impl Target for FakeTarget {
+impl DestinationVm for FakeTarget {
     fn prepare(&mut self, promise: &[u8]) -> Result<GuestRam, Vec<String>> {
         assert_eq!(promise, PROMISE);
         if self.fails == Fails::Prepare {
@@ -232,13 +232,13 @@ impl Target for FakeTarget {
         Ok(ram)
     }
 
-    fn keep_boot_files(&mut self, files: Vec<Vec<u8>>) -> Result<(), VmError> {
+    fn keep_boot_files(&mut self, files: Vec<Vec<u8>>) -> Result<(), MigrationVmError> {
         assert_eq!(files, BOOT);
         self.has_boot_files = true;
         Ok(())
     }
 
-    fn load(&mut self, state: Vec<u8>, running: bool) -> Result<(), VmError> {
+    fn load(&mut self, state: Vec<u8>, running: bool) -> Result<(), MigrationVmError> {
         self.loaded = running;
         if self.fails == Fails::Load {
             return Err(fail());
@@ -266,7 +266,7 @@ pub(super) fn same(a: &GuestRam, b: &GuestRam) -> bool {
     })
 }
 
-/// A process whose life can be ended, to stand for one of the two ends.
+/// A process that a test kills, in place of one of the two ends.
 pub(super) struct Victim(Mutex<Child>, pub(super) Process);
 
 impl Victim {
@@ -299,28 +299,28 @@ pub(super) enum Direction {
     ToSource,
 }
 
-/// What befalls a frame.
+/// The fault of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fault {
-    /// The connection ends before it.
+    /// The connection is closed before it.
     Cut,
-    /// The connection ends in the middle of it.
+    /// The connection is closed in the middle of it.
     Torn,
-    /// The connection ends after it.
+    /// The connection is closed after it.
     CutAfter,
-    /// Nothing comes through any more, in either direction.
+    /// Nothing is forwarded any more, in either direction.
     Stall,
     /// A bit of its end flips.
     Damage,
     /// A bit of its kind flips.
     OtherKind,
-    /// The source's process dies before it.
+    /// The source's process dies before the frame.
     KillSource,
-    /// The destination's process dies before it.
+    /// The destination's process dies before the frame.
     KillDestination,
 }
 
-/// The fault, and where: at which frame of which direction, all connections counted together.
+/// The fault and its place: a frame number in one direction, all connections counted together.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct At(pub(super) Fault, pub(super) Direction, pub(super) u32);
 
@@ -367,7 +367,7 @@ impl Proxy {
                 let Ok(destination) = UnixStream::connect(&to) else {
                     continue;
                 };
-                // Before anything can befall it.
+                // Before any fault can be injected.
                 ours.streams.lock().unwrap().extend([
                     source.try_clone().unwrap(),
                     destination.try_clone().unwrap(),
@@ -394,7 +394,7 @@ impl Proxy {
         }
     }
 
-    /// The kind of the frame that was hit, if it came so far.
+    /// The kind of the frame that was hit, if the connection got that far.
     pub(super) fn hit(&self) -> Option<u16> {
         *self.shared.hit.lock().unwrap()
     }

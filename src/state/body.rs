@@ -37,7 +37,7 @@ impl Encoder {
         self.0.extend(value.to_le_bytes());
     }
 
-    /// Appends a truth value as one byte.
+    /// Appends a boolean as one byte.
     pub fn bool(&mut self, value: bool) {
         self.0.push(value.into());
     }
@@ -48,7 +48,7 @@ impl Encoder {
         self.0.extend(value);
     }
 
-    /// Appends bytes whose number the reader knows.
+    /// Appends bytes without a length, which the reader knows.
     pub fn array<const N: usize>(&mut self, value: &[u8; N]) {
         self.0.extend(value);
     }
@@ -58,7 +58,7 @@ impl Encoder {
         self.bytes(value.as_bytes());
     }
 
-    /// Appends a part of a section: it has a name and a version of its own.
+    /// Appends a part of a section, with its own name and version.
     pub fn part(&mut self, name: &str, version: u32, body: Self) {
         self.str(name);
         self.u32(version);
@@ -80,7 +80,7 @@ pub struct Decoder<'a> {
 }
 
 impl<'a> Decoder<'a> {
-    /// Reads `body`, which belongs to version `version` of `section`.
+    /// Creates a decoder for `body`, which has version `version` of `section`.
     pub fn new(section: &'a str, version: u32, body: &'a [u8]) -> Self {
         Self {
             section,
@@ -107,7 +107,7 @@ impl<'a> Decoder<'a> {
     /// Reads one byte.
     ///
     /// # Errors
-    /// If the body ends before it, as for all of these.
+    /// If the body ends too early, as for all of these.
     pub fn u8(&mut self, item: &str) -> Result<u8, StateError> {
         self.array(item).map(u8::from_le_bytes)
     }
@@ -144,10 +144,10 @@ impl<'a> Decoder<'a> {
         self.array(item).map(i64::from_le_bytes)
     }
 
-    /// Reads a truth value.
+    /// Reads a boolean.
     ///
     /// # Errors
-    /// If the body ends too early, or it is neither 0 nor 1.
+    /// If the body ends too early, or the byte is neither 0 nor 1.
     pub fn bool(&mut self, item: &str) -> Result<bool, StateError> {
         match self.u8(item)? {
             0 => Ok(false),
@@ -184,19 +184,19 @@ impl<'a> Decoder<'a> {
         Ok(*bytes)
     }
 
-    /// Reads a text behind its length.
+    /// Reads a string with its length before it.
     ///
     /// # Errors
-    /// If the body ends too early, or it is not UTF-8.
+    /// If the body ends too early, or the string is not UTF-8.
     pub fn str(&mut self, item: &str) -> Result<&'a str, StateError> {
         let bytes = self.bytes(item)?;
         std::str::from_utf8(bytes).map_err(|e| self.invalid(item, e.to_string()))
     }
 
-    /// Reads the next part, which must be `name` in version `current` or the one before.
+    /// Reads the next part, which must be `name` in version `current` or the previous one.
     ///
     /// # Errors
-    /// If it is another, or the body ends too early.
+    /// If it is another part or version, or the body ends too early.
     pub fn part(&mut self, name: &str, current: u32) -> Result<Self, StateError> {
         let found = self.str("name of a part")?;
         if found != name {
@@ -215,10 +215,11 @@ impl<'a> Decoder<'a> {
         })
     }
 
-    /// Reads the number of elements that follow, each at least `element` bytes long: so many must fit into what is left.
+    /// Reads the number of elements that follow, each at least `element` bytes long; they must fit into the
+    /// rest of the body.
     ///
     /// # Errors
-    /// If the body ends too early, or cannot hold so many.
+    /// If the body ends too early, or is too short for that number.
     pub fn count(&mut self, item: &str, element: usize) -> Result<usize, StateError> {
         let count = self.u64(item)?;
         let fits = self.rest.len().checked_div(element).unwrap_or(0);
@@ -236,7 +237,7 @@ impl<'a> Decoder<'a> {
             })
     }
 
-    /// The error for an item whose value cannot be.
+    /// Creates the error for an item with an invalid value.
     pub fn invalid(&self, item: &str, why: impl Into<String>) -> StateError {
         StateError::Item {
             section: self.section.to_owned(),
@@ -271,7 +272,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_kind_of_item_comes_back() {
+    fn every_kind_of_item_round_trips() {
         let mut e = Encoder::new();
         e.u8(1);
         e.u16(2);
@@ -297,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn parts_come_back_in_their_order_and_version() {
+    fn parts_round_trip_in_order_and_version() {
         let mut inner = Encoder::new();
         inner.u16(7);
         let mut e = Encoder::new();

@@ -5,7 +5,7 @@ use thiserror::Error;
 /// Why state could not be written or read.
 #[derive(Debug, Error)]
 pub enum StateError {
-    /// The bytes do not begin as a state file does.
+    /// The data does not start with the magic of a state file.
     #[error(
         "this is not the saved state of a VM: it does not begin with the state file's signature"
     )]
@@ -22,14 +22,14 @@ pub enum StateError {
     /// The file ends too early.
     #[error("section {section} of the saved state is cut off: {missing} more bytes should follow")]
     Truncated {
-        /// The section in which it ends; `manifest` is the file's own table.
+        /// The section that is cut off; `manifest` is the file's own table.
         section: String,
-        /// How many bytes are missing at least.
+        /// The minimum number of missing bytes.
         missing: u64,
     },
     /// The checksum does not fit.
     #[error(
-        "section {section} of the saved state is damaged: its CRC32C is {found:#010x} and should be {expected:#010x}"
+        "section {section} of the saved state is damaged: its CRC32C is {found:#010x} instead of {expected:#010x}"
     )]
     Damaged {
         /// The section.
@@ -40,7 +40,7 @@ pub enum StateError {
         found: u32,
     },
     /// More bytes follow the last section.
-    #[error("the saved state goes on after its last section, {section}")]
+    #[error("the saved state has data after its last section, {section}")]
     Trailing {
         /// The last section.
         section: String,
@@ -53,19 +53,19 @@ pub enum StateError {
         /// The limit for the whole state.
         limit: u64,
     },
-    /// Two sections of one name.
-    #[error("section {section} stands twice in the saved state")]
+    /// Two sections have the same name.
+    #[error("section {section} occurs twice in the saved state")]
     Duplicate {
         /// The name.
         section: String,
     },
-    /// A section that must be there is not.
+    /// A required section is missing.
     #[error("section {section} is missing in the saved state")]
     Missing {
         /// The name.
         section: String,
     },
-    /// Sections that nobody knows.
+    /// Sections that this version does not support.
     #[error("the saved state has sections that this version of hypernest does not know: {}", .sections.join(", "))]
     Unknown {
         /// Their names.
@@ -84,14 +84,14 @@ pub enum StateError {
         /// The version that is written now.
         current: u32,
     },
-    /// An item of a section is not what it should be.
+    /// An item of a section has an invalid value.
     #[error("section {section} of the saved state: {item}: {why}")]
     Item {
         /// The section.
         section: String,
         /// The item.
         item: String,
-        /// What is wrong with it.
+        /// The reason.
         why: String,
     },
     /// A section in JSON cannot be understood or written.
@@ -99,7 +99,7 @@ pub enum StateError {
     Json {
         /// The section.
         section: String,
-        /// Where and why.
+        /// The item and the reason.
         #[source]
         source: serde_json::Error,
     },
@@ -110,7 +110,7 @@ pub enum StateError {
         doing: &'static str,
         /// The section.
         section: String,
-        /// The system's answer.
+        /// The system's error.
         #[source]
         source: io::Error,
     },

@@ -8,25 +8,26 @@ use serde::de::DeserializeOwned;
 
 use super::{Decoder, Encoder, StateError};
 
-/// The format that is written, and the only one that is read: sections have versions of their own.
+/// The format version that is written, and the only one that is read: sections have their own versions.
 pub const FORMAT_VERSION: u32 = 1;
 
-/// The first bytes. Like PNG's: a byte that is not ASCII, and both kinds of line end, to notice a mangled file early.
+/// The first bytes. As in PNG, a byte that is not ASCII and both kinds of line end reveal a mangled file
+/// early.
 const MAGIC: [u8; 12] = *b"\x89hypernest\r\n";
 
-/// What the manifest is called in errors.
+/// The name of the manifest in errors.
 const MANIFEST: &str = "manifest";
 
-/// The flag of a section that a reader may ignore if it does not know it.
+/// The flag of a section that a reader may ignore if it does not support it.
 const OPTIONAL: u32 = 1;
 
 /// Bytes of a section's entry in the manifest with an empty name: name, version, flags, length, checksum.
 const ENTRY: usize = 8 + 4 + 4 + 8 + 4;
 
-/// Nobody names a section with more than this many bytes.
+/// The maximum length of a section's name, in bytes.
 const NAME_MAX: usize = 255;
 
-/// A named piece of state.
+/// A named section of state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Section {
     /// Unique in its file, e.g. `vcpu/0`.
@@ -38,10 +39,10 @@ pub struct Section {
 }
 
 impl Section {
-    /// Reads the body, of which `current` is the version that is written now.
+    /// Returns a decoder for the body; `current` is the version that is written now.
     ///
     /// # Errors
-    /// If the section's version is neither that nor the one before.
+    /// If the section's version is neither `current` nor the previous one.
     pub fn decoder(&self, current: u32) -> Result<Decoder<'_>, StateError> {
         self.check_version(current)?;
         Ok(Decoder::new(&self.name, self.version, &self.body))
@@ -79,7 +80,7 @@ struct Kept {
     optional: bool,
 }
 
-/// The state of a VM: sections in the order in which they were written.
+/// The state of a VM: sections in the order of writing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sections {
     writer: String,
@@ -109,7 +110,7 @@ impl Sections {
     /// Appends a section.
     ///
     /// # Panics
-    /// If the name is taken or longer than 255 bytes: who writes knows its own names.
+    /// If the name is taken or longer than 255 bytes; names are constants of the writer.
     pub fn push(&mut self, name: impl Into<String>, version: u32, body: Vec<u8>) {
         self.keep(name.into(), version, body, false);
     }
@@ -161,32 +162,32 @@ impl Sections {
         });
     }
 
-    /// Looks at a section.
+    /// Returns a section without taking it.
     pub fn get(&self, name: &str) -> Option<&Section> {
         self.iter().find(|section| section.name == name)
     }
 
-    /// All that are there, in order.
+    /// The remaining sections, in order.
     pub fn iter(&self) -> impl Iterator<Item = &Section> {
         self.kept.iter().map(|kept| &kept.section)
     }
 
-    /// The names of those that are there, in order.
+    /// The names of the remaining sections, in order.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.iter().map(|section| section.name.as_str())
     }
 
-    /// Takes a section out.
+    /// Takes a section.
     ///
     /// # Errors
-    /// If it is not there.
+    /// If it is missing.
     pub fn take(&mut self, name: &str) -> Result<Section, StateError> {
         self.take_optional(name).ok_or_else(|| StateError::Missing {
             section: name.to_owned(),
         })
     }
 
-    /// Takes a section out if it is there.
+    /// Takes a section if it exists.
     pub fn take_optional(&mut self, name: &str) -> Option<Section> {
         let at = self
             .kept
@@ -195,7 +196,7 @@ impl Sections {
         Some(self.kept.remove(at).section)
     }
 
-    /// Ends taking.
+    /// Checks that every required section was taken.
     ///
     /// # Errors
     /// If a section is left that must not be ignored; the error names all of them.
@@ -244,12 +245,12 @@ impl Sections {
         Ok(())
     }
 
-    /// Reads a whole file of at most `limit` bytes.
+    /// Reads a complete file of at most `limit` bytes.
     ///
     /// # Errors
-    /// If it is anything but a whole, undamaged file of this format; the error names the section.
+    /// If it is not a complete, undamaged file of this format; the error names the section.
     pub fn decode(from: impl Read, limit: u64) -> Result<Self, StateError> {
-        let mut from = Source {
+        let mut from = SectionSource {
             from,
             limit,
             left: limit,
@@ -289,10 +290,10 @@ impl Sections {
 
 struct Manifest {
     writer: String,
-    entries: Vec<Entry>,
+    entries: Vec<SectionEntry>,
 }
 
-struct Entry {
+struct SectionEntry {
     name: String,
     version: u32,
     optional: bool,
@@ -320,7 +321,7 @@ impl Manifest {
             if !names.insert(name.clone()) {
                 return Err(StateError::Duplicate { section: name });
             }
-            entries.push(Entry {
+            entries.push(SectionEntry {
                 version,
                 optional: flags & OPTIONAL != 0,
                 length: d.u64(&name)?,
@@ -333,15 +334,15 @@ impl Manifest {
     }
 }
 
-/// Bytes that come in, within a limit.
-struct Source<R> {
+/// Input with a size limit.
+struct SectionSource<R> {
     from: R,
     limit: u64,
     left: u64,
 }
 
-impl<R: Read> Source<R> {
-    /// Memory grows with what is really there.
+impl<R: Read> SectionSource<R> {
+    /// Allocates only as data arrives.
     fn take(&mut self, section: &str, length: u64) -> Result<Vec<u8>, StateError> {
         let Some(left) = self.left.checked_sub(length) else {
             return Err(StateError::TooLarge {

@@ -1,4 +1,4 @@
-//! A VM's clocks in KVM: each request on the thread that may make it.
+//! Access to a VM's clocks in KVM; each ioctl runs on the thread that may make it.
 
 use kvm_ioctls::VcpuFd;
 
@@ -9,12 +9,12 @@ use crate::vcpu::set::Vcpus;
 
 /// IA32_TIME_STAMP_COUNTER.
 pub(super) const IA32_TSC: Msr = Msr(0x10);
-/// MSR_KVM_SYSTEM_TIME_NEW: where the guest's kvmclock is; bit 0: it has one.
+/// MSR_KVM_SYSTEM_TIME_NEW: the address of the guest's kvmclock; bit 0 enables it.
 pub(super) const KVM_SYSTEM_TIME: Msr = Msr(0x4b56_4d01);
 /// The boot vCPU.
 pub(super) const BOOT: VpIndex = VpIndex(0);
 
-/// Does `work`, which is to `doing` something, with a vCPU on its thread.
+/// Runs `work` on a vCPU's thread; `doing` names the step in an error.
 pub(super) fn on_vcpu<R: Send + 'static>(
     vcpus: &Vcpus,
     vp: VpIndex,
@@ -26,7 +26,7 @@ pub(super) fn on_vcpu<R: Send + 'static>(
         .map_err(|source| TimeError::Vcpu { doing, vp, source })
 }
 
-/// An MSR of a vCPU, if it has that.
+/// Reads an MSR of a vCPU; `None` if it does not exist.
 pub(super) fn get_msr(vcpus: &Vcpus, vp: VpIndex, which: Msr) -> Result<Option<u64>, TimeError> {
     on_vcpu(vcpus, vp, "read a register", move |fd| msr::get(fd, which))
 }

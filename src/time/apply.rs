@@ -12,8 +12,9 @@ use crate::kvm::{clock, tsc};
 use crate::units::{TscKhz, VpIndex};
 use crate::vcpu::set::Vcpus;
 
-/// Sets the clocks of a VM that has not run: its vCPUs are there, created with the frequency `khz` where KVM takes one for the
-/// whole VM; nothing that counts time has been restored. Returns how long the VM was away by its own clock, in nanoseconds.
+/// Sets the clocks of a VM that has not run. Its vCPUs exist, created with the frequency `khz` where KVM
+/// takes one for the whole VM, and no state that counts time has been restored. Returns how long the VM was
+/// away by its own clock, in nanoseconds.
 ///
 /// # Errors
 /// If KVM refuses.
@@ -50,7 +51,7 @@ pub fn apply(
     }
     if now.host.is_none() {
         warn!(
-            "this host's KVM has no master clock (its clocksource is not the TSC): the guest's clocks go on, but may be off by \
+            "this host's KVM has no master clock (its clocksource is not the TSC): the guest's clocks continue, but may be off by \
              microseconds, and every reading of Hyper-V's reference time leaves the guest"
         );
     }
@@ -72,7 +73,7 @@ pub(super) fn set_tsc(
                 tsc::set_tsc_offset(fd, offset)
             })
         }
-        // KVM takes those that are written within a second for one (kvm_synchronize_tsc).
+        // KVM synchronizes TSCs that are written within a second (kvm_synchronize_tsc).
         _ => set_msr(vcpus, vp, IA32_TSC, guest_tsc),
     }
 }

@@ -1,4 +1,4 @@
-//! What a VM's clocks say at one instant.
+//! Captures a VM's clocks at one instant.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -13,7 +13,7 @@ use crate::memory::GuestRam;
 use crate::units::{Gpa, TscKhz, VpIndex};
 use crate::vcpu::set::Vcpus;
 
-/// A VM's time, and the instant on this host at which it was that.
+/// A VM's time, and the host's TSC at the same instant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Captured {
     /// The VM's time.
@@ -22,15 +22,15 @@ pub struct Captured {
     pub host_tsc: u64,
 }
 
-/// REFERENCE_TSC: the page is in use; where it is, in 63:12.
+/// REFERENCE_TSC: bit 0 enables the page; 63:12 are its address.
 const ENABLED: u64 = 1;
 const PAGE: u64 = !0xfff;
 
-/// The page and KVM's own reckoning differ by no more than this, or somebody has written to the page who had better not: one
-/// second, in units of 100 ns.
+/// The maximum plausible difference between the page and KVM's own computation: one second, in units of 100
+/// ns. Beyond it something has overwritten the page.
 const PLAUSIBLE: u64 = 10_000_000;
 
-/// Reads the clocks of a VM all of whose vCPUs are stopped.
+/// Reads the clocks of a VM whose vCPUs are all stopped.
 ///
 /// # Errors
 /// If KVM refuses.
@@ -57,7 +57,7 @@ pub fn capture(
     };
     let tsc = match (host.ratio(khz), offset) {
         (Some(ratio), Some(offset)) => ratio.guest_tsc(host_tsc, offset),
-        // KVM's own word for it, a little later.
+        // KVM's own value, read slightly later.
         _ => get_msr(vcpus, BOOT, IA32_TSC)?.ok_or(TimeError::NoMsr {
             vp: BOOT,
             msr: IA32_TSC,
@@ -79,7 +79,7 @@ pub fn capture(
     Ok(Captured { time, host_tsc })
 }
 
-/// A vCPU's TSC offset, if KVM tells.
+/// A vCPU's TSC offset, if KVM reports it.
 pub(super) fn offset(vcpus: &Vcpus, vp: VpIndex) -> Result<Option<u64>, TimeError> {
     on_vcpu(vcpus, vp, "read the TSC offset", |fd| {
         if tsc::has_tsc_offset(fd) {
@@ -90,7 +90,7 @@ pub(super) fn offset(vcpus: &Vcpus, vp: VpIndex) -> Result<Option<u64>, TimeErro
     })
 }
 
-/// By how much each further vCPU's TSC is ahead of the boot vCPU's; nothing if none is.
+/// How far each further vCPU's TSC is ahead of the boot vCPU's; empty if all are equal.
 fn ahead(vcpus: &Vcpus, of_boot: Option<u64>) -> Result<Vec<u64>, TimeError> {
     let mut ahead = Vec::new();
     for vp in vcpus.vps().skip(1) {
@@ -106,7 +106,7 @@ fn ahead(vcpus: &Vcpus, of_boot: Option<u64>) -> Result<Vec<u64>, TimeError> {
     Ok(ahead)
 }
 
-/// The reference TSC page, if the guest has one and KVM has filled it.
+/// The reference TSC page, if the guest enabled it and KVM has filled it.
 pub(super) fn page(vcpus: &Vcpus, ram: &GuestRam) -> Result<Option<ReferencePage>, TimeError> {
     let register = get_msr(vcpus, BOOT, msr::REFERENCE_TSC)?.unwrap_or(0);
     let mut bytes = [0; ReferencePage::BYTES];
@@ -116,7 +116,7 @@ pub(super) fn page(vcpus: &Vcpus, ram: &GuestRam) -> Result<Option<ReferencePage
         .filter(|page| page.sequence != 0))
 }
 
-/// What the guest would read from its page at `tsc`.
+/// The value that the guest would read from its page at `tsc`.
 fn reference(vcpus: &Vcpus, ram: &GuestRam, tsc: u64) -> Result<Option<u64>, TimeError> {
     let of_page = page(vcpus, ram)?.and_then(|page| page.time(tsc));
     let of_kvm = get_msr(vcpus, BOOT, msr::TIME_REF_COUNT)?;
@@ -127,7 +127,8 @@ fn reference(vcpus: &Vcpus, ram: &GuestRam, tsc: u64) -> Result<Option<u64>, Tim
 }
 
 impl GuestTime {
-    /// What the guest has said by the registers that hypernest owns, and whether it relies on an invariant TSC.
+    /// The guest's settings in the registers that hypernest owns, and whether it relies on an invariant
+    /// TSC.
     pub fn of(partition: &Partition, invariant: bool) -> Self {
         let registers = partition.reenlightenment();
         Self {

@@ -2,7 +2,7 @@
 
 use thiserror::Error;
 
-use super::plan::Why;
+use super::plan::TscRefusal;
 use crate::kvm::KvmError;
 use crate::units::{Msr, TscKhz, VpIndex};
 use crate::vcpu::set::VcpuGone;
@@ -10,25 +10,25 @@ use crate::vcpu::set::VcpuGone;
 /// Why a VM's time could not be read or set.
 #[derive(Debug, Error)]
 pub enum TimeError {
-    /// A vCPU does not answer.
+    /// A vCPU's thread has ended.
     #[error(transparent)]
     Gone(#[from] VcpuGone),
     /// KVM refused something for the VM.
     #[error("cannot {doing}")]
     Vm {
-        /// What was being done.
+        /// The step that failed, after "cannot".
         doing: &'static str,
-        /// Why.
+        /// The cause.
         source: KvmError,
     },
     /// KVM refused something for a vCPU.
     #[error("cannot {doing} of vCPU {vp}")]
     Vcpu {
-        /// What was being done.
+        /// The step that failed, after "cannot".
         doing: &'static str,
         /// Which vCPU.
         vp: VpIndex,
-        /// Why.
+        /// The cause.
         source: KvmError,
     },
     /// KVM refused a value for an MSR.
@@ -49,12 +49,12 @@ pub enum TimeError {
         /// The MSR.
         msr: Msr,
     },
-    /// The TSC cannot run at that frequency here.
-    #[error("the guest's TSC cannot run at {khz} here: {why}")]
+    /// This host cannot run the TSC at that frequency.
+    #[error("the guest's TSC cannot run at {khz} on this host: {why}")]
     Khz {
         /// The frequency.
         khz: TscKhz,
-        /// Why.
-        why: Why,
+        /// The reason.
+        why: TscRefusal,
     },
 }

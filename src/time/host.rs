@@ -1,4 +1,4 @@
-//! What this host's TSC can do, from KVM's capabilities.
+//! The capabilities of this host's TSC, from KVM's capabilities.
 
 use super::plan::HostTsc;
 use super::ratio::Scaling;

@@ -1,17 +1,18 @@
 //! Hyper-V's reference TSC page (TLFS, "Partition Reference Time Enlightenment"): reference time, in units of 100 ns, from
 //! the TSC without leaving the guest.
 //!
-//! KVM computes the page from the VM's clock and from the guest's frequency in whole kilohertz, rounded down twice where the
-//! TSC is scaled (`kvm_guest_time_update`, `compute_tsc_page_parameters`). A scaled VM's page so runs fast by up to one
-//! kilohertz, for ever, and is ahead of KVM's clock by as much as that has come to. Whoever makes KVM write the page anew must
-//! first set KVM's clock to what the page says, or reference time steps back.
+//! KVM computes the page from the VM's clock and from the guest's frequency in whole kilohertz, rounded
+//! down twice where the TSC is scaled (`kvm_guest_time_update`, `compute_tsc_page_parameters`). A scaled
+//! VM's page therefore runs fast by up to one kilohertz, without limit, and is ahead of KVM's clock by the
+//! accumulated difference. Before KVM rewrites the page, KVM's clock must be set to the time of the page,
+//! or reference time steps back.
 
 use super::ratio::mul_shift;
 
 /// The page's content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReferencePage {
-    /// 0: the page says nothing. Changes whenever the rest does.
+    /// 0: the page is invalid. Changes whenever another field does.
     pub sequence: u32,
     /// Units of reference time per TSC tick, times 2^64.
     pub scale: u64,
@@ -20,7 +21,7 @@ pub struct ReferencePage {
 }
 
 impl ReferencePage {
-    /// How many bytes of the page have a meaning.
+    /// The number of bytes of the page that have a meaning.
     pub const BYTES: usize = 24;
 
     /// From guest memory.
@@ -37,7 +38,7 @@ impl ReferencePage {
         }
     }
 
-    /// The reference time at `guest_tsc`; `None` if the page says nothing.
+    /// The reference time at `guest_tsc`; `None` if the page is invalid.
     pub fn time(&self, guest_tsc: u64) -> Option<u64> {
         (self.sequence != 0).then(|| mul_shift(guest_tsc, self.scale, 64).wrapping_add(self.offset))
     }
@@ -46,8 +47,8 @@ impl ReferencePage {
 /// Nanoseconds per unit of reference time.
 pub const UNIT_NS: u64 = 100;
 
-/// What KVM's clock must be set to so that reference time goes on from `reference`: the last nanosecond of that unit, since
-/// KVM rounds down when it makes reference time of it. `None` after 584 years.
+/// The value for KVM's clock with which reference time continues from `reference`: the last nanosecond of
+/// that unit, since KVM rounds down when it computes reference time. `None` after 584 years.
 pub fn clock_ns(reference: u64) -> Option<u64> {
     reference.checked_mul(UNIT_NS)?.checked_add(UNIT_NS - 1)
 }
@@ -59,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_page_is_read_as_tlfs_lays_it_out() {
+    fn page_is_parsed_by_the_layout_of_the_tlfs() {
         let mut bytes = [0u8; ReferencePage::BYTES];
         bytes[0..4].copy_from_slice(&7u32.to_le_bytes());
         bytes[4..8].copy_from_slice(&[0xff; 4]);
@@ -99,7 +100,7 @@ mod tests {
         }
 
         #[test]
-        fn a_clock_set_from_the_page_gives_the_same_unit(reference in 0u64..1 << 56) {
+        fn clock_set_from_the_page_gives_the_same_unit(reference in 0u64..1 << 56) {
             prop_assert_eq!(clock_ns(reference).unwrap() / UNIT_NS, reference);
         }
     }

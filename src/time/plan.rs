@@ -1,4 +1,4 @@
-//! What becomes of a VM's TSC on another host: one pure function.
+//! Decides how a VM's TSC continues on another host: one pure function.
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -9,82 +9,82 @@ use crate::kvm::clock::HostInstant;
 use crate::kvm::tsc::within_tolerance;
 use crate::units::TscKhz;
 
-/// What the user wants done about another frequency.
+/// The user's policy for a changed TSC frequency.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Policy {
-    /// Whatever keeps the guest's clocks right: nothing if there is nothing to do, the guest's own adaptation if it asked for
-    /// that, scaling else.
+    /// Keeps the guest's clocks right: no action if the frequency is the same, the guest's own adaptation
+    /// if it enabled that, scaling otherwise.
     #[default]
     Auto,
-    /// The guest keeps its frequency, for good.
+    /// The guest keeps its frequency, permanently.
     Scale,
-    /// The guest takes this host's frequency; it must have asked to be told.
+    /// The guest takes this host's frequency; it must have enabled reenlightenment.
     Reenlighten,
-    /// Nothing but the guest's own frequency will do, and without scaling.
+    /// Only the guest's own frequency is accepted, and without scaling.
     Refuse,
 }
 
-/// What this host's TSC can do.
+/// The capabilities of this host's TSC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HostTsc {
     /// The host's own frequency; `None` where its kernel takes the TSC for unstable.
     pub native: Option<TscKhz>,
-    /// The frequency that a VM is moved to, if it is not the host's own: so that one host can play two.
+    /// The frequency for a moved VM, if it is not the host's own; lets one host simulate two.
     pub instead: Option<TscKhz>,
     /// How guests' TSCs are scaled, if they can be.
     pub scaling: Option<Scaling>,
-    /// Guests read the host's TSC as it is: KVM does not offset it.
+    /// Guests read the host's TSC directly: KVM does not offset it.
     pub fixed: bool,
 }
 
 impl HostTsc {
-    /// The frequency that a VM takes which takes this host's.
+    /// The frequency of a VM that takes this host's.
     pub fn target(&self) -> Option<TscKhz> {
         self.instead.or(self.native)
     }
 
-    /// How KVM runs a guest at `khz` here; `None` if it cannot.
+    /// The ratio at which KVM runs a guest at `khz` here; `None` if it cannot.
     pub fn ratio(&self, khz: TscKhz) -> Option<Ratio> {
         Ratio::new(khz, self.native?, self.scaling)
     }
 
-    /// Whether KVM can run a guest at `khz` here.
+    /// Checks that KVM can run a guest at `khz` here.
     ///
     /// # Errors
-    /// Why it cannot.
-    pub fn runs_at(&self, guest: TscKhz) -> Result<(), Why> {
-        let host = self.native.ok_or(Why::NoFrequency)?;
+    /// The reason why it cannot.
+    pub fn runs_at(&self, guest: TscKhz) -> Result<(), TscRefusal> {
+        let host = self.native.ok_or(TscRefusal::NoFrequency)?;
         match (self.ratio(guest), self.scaling) {
             (Some(_), _) => Ok(()),
-            (None, Some(_)) => Err(Why::OutOfReach { guest, host }),
-            (None, None) => Err(Why::NoScaling { guest, host }),
+            (None, Some(_)) => Err(TscRefusal::OutOfReach { guest, host }),
+            (None, None) => Err(TscRefusal::NoScaling { guest, host }),
         }
     }
 }
 
 impl HostTsc {
-    /// Whether a VM's clocks can do this while it is away.
+    /// Checks that a VM's clocks support `downtime` while it is away.
     ///
     /// # Errors
-    /// If not.
-    pub fn can(&self, downtime: Downtime) -> Result<(), Why> {
+    /// If they do not.
+    pub fn can(&self, downtime: Downtime) -> Result<(), TscRefusal> {
         match downtime {
-            Downtime::Pause if self.fixed => Err(Why::CannotPause),
+            Downtime::Pause if self.fixed => Err(TscRefusal::CannotPause),
             Downtime::Pause | Downtime::Continue => Ok(()),
         }
     }
 
-    /// Whether the TSC of a VM that was saved as `saved` can go on from there `now`.
+    /// Checks that the TSC of a VM saved as `saved` can continue from there `now`.
     ///
     /// # Errors
-    /// If it would be another one.
+    /// If it would jump.
     pub fn continues(
         &self,
         saved: &SavedTime,
         downtime: Downtime,
         now: HostInstant,
-    ) -> Result<(), Why> {
+    ) -> Result<(), TscRefusal> {
         self.can(downtime)?;
         if !self.fixed {
             return Ok(());
@@ -94,44 +94,46 @@ impl HostTsc {
         // Two's complement: a TSC that was reset is behind.
         let off = now.tsc.wrapping_sub(expected).cast_signed();
         let by_ms = off / i64::from(saved.khz.0.max(1));
-        // On the host that the VM was saved on, and in the same boot, the guest's TSC is right whatever the wall clock says. So
-        // this need only tell that from another host or boot: a second for what came between two readings and for steps of the
-        // wall clock, and 500 ppm for its slewing and the frequency's error.
+        // In the boot of the host that the VM was saved in, the guest's TSC is right regardless of the wall
+        // clock. So this check only has to distinguish that from another host or boot: a second for the
+        // time between two readings and for steps of the wall clock, and 500 ppm for its slewing and the
+        // frequency's error.
         let bound_ms = 1_000 + i64::try_from(away_ns / 1_000_000 / 2_000).unwrap_or(i64::MAX);
         if by_ms.abs() > bound_ms {
-            Err(Why::Jumps { by_ms })
+            Err(TscRefusal::Jumps { by_ms })
         } else {
             Ok(())
         }
     }
 }
 
-/// What becomes of a VM's TSC on another host.
+/// How a VM's TSC continues on another host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TimePlan {
-    /// The guest keeps its frequency, which is this host's.
+    /// The guest keeps its frequency, which equals this host's.
     Same,
-    /// The guest keeps its frequency, which is not this host's, by TSC scaling and for good.
+    /// The guest keeps its frequency, which differs from this host's, permanently by TSC scaling.
     Scale,
-    /// The guest keeps its frequency by TSC scaling until it says that it has adapted; it is told of the move.
+    /// The guest is notified of the move and keeps its frequency by TSC scaling until it reports that it
+    /// has adapted.
     Reenlighten,
-    /// The guest has this host's frequency at once, and is told so.
+    /// The guest has this host's frequency at once, and is notified.
     ReenlightenAtOnce,
-    /// It cannot be, or is not wanted.
-    Refuse(Why),
+    /// The move is impossible, or the policy refuses it.
+    Refuse(TscRefusal),
 }
 
-/// Why a VM's TSC cannot go on.
+/// Why a VM's TSC cannot continue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-pub enum Why {
-    /// KVM does not know the frequency.
+pub enum TscRefusal {
+    /// KVM reports no frequency.
     #[error(
-        "this host's TSC has no known frequency, as its kernel takes it for unstable: its log says why"
+        "the frequency of this host's TSC is unknown, because the kernel marked it unstable: see the kernel log"
     )]
     NoFrequency,
     /// The policy is to refuse.
     #[error(
-        "the guest's TSC runs at {guest}, this host's at {host}, and `--on-tsc-change refuse` allows no change: without it, hypernest does what it can"
+        "the guest's TSC runs at {guest}, this host's at {host}, and `--on-tsc-change refuse` allows no change: without it, hypernest scales the TSC or notifies the guest"
     )]
     Unwanted {
         /// The guest's.
@@ -141,7 +143,7 @@ pub enum Why {
     },
     /// Scaling is needed and the CPU has none.
     #[error(
-        "the guest's TSC must run at {guest}, this host's runs at {host}, and its CPU or KVM cannot scale (no KVM_CAP_TSC_CONTROL): `hypernest doctor` tells which hosts can"
+        "the guest's TSC must run at {guest}, this host's runs at {host}, and its CPU or KVM cannot scale (no KVM_CAP_TSC_CONTROL): `hypernest doctor` shows whether a host can"
     )]
     NoScaling {
         /// The guest's.
@@ -157,9 +159,9 @@ pub enum Why {
         /// The host's.
         host: TscKhz,
     },
-    /// Reenlightenment is wanted, but not by the guest.
+    /// The policy is reenlightenment, but the guest has not enabled it.
     #[error(
-        "the guest has not asked to be told of a new TSC frequency (hv-reenlightenment; a hypervisor in it does, Linux when its KVM is loaded), so it cannot take {host}: `--on-tsc-change scale` keeps its own"
+        "the guest has not enabled notification of a new TSC frequency (hv-reenlightenment; hypervisors do, Linux when its KVM is loaded), so it cannot take {host}: `--on-tsc-change scale` keeps its own"
     )]
     NotAsked {
         /// The host's.
@@ -167,18 +169,18 @@ pub enum Why {
     },
     /// The guest's TSC would have to stand still and cannot.
     #[error(
-        "`--clock pause` cannot be had: guests read this host's TSC as it is (KVM does not offset it), so it goes on while the VM is saved; `--clock continue` can"
+        "`--clock pause` is not possible: guests read this host's TSC directly (KVM does not offset it), so it keeps counting while the VM is saved; use `--clock continue`"
     )]
     CannotPause,
     /// The guest's TSC would jump.
     #[error(
-        "guests read this host's TSC as it is (KVM does not offset it), and the guest's TSC would jump by {by_ms} ms: it can go on only on the host that it was saved on, until that is booted again"
+        "guests read this host's TSC directly (KVM does not offset it), and the guest's TSC would jump by {by_ms} ms: it can continue only on the host that it was saved on, until that host reboots"
     )]
     Jumps {
-        /// How far, in ms.
+        /// The jump, in milliseconds.
         by_ms: i64,
     },
-    /// The guest was promised that nothing changes.
+    /// The guest was promised a constant rate.
     #[error(
         "the guest relies on a TSC that never changes its rate (hv-tsc-invariant), so it cannot take {host}: `--on-tsc-change scale` keeps its own"
     )]
@@ -188,7 +190,7 @@ pub enum Why {
     },
 }
 
-/// What becomes of the TSC of a VM that was saved with `saved` on a host with `host`.
+/// Decides how the TSC of a VM saved with `saved` continues on `host`.
 pub fn plan(saved: &SavedTime, host: &HostTsc, policy: Policy) -> TimePlan {
     match decide(saved, host, policy) {
         Ok(plan) => plan,
@@ -196,13 +198,16 @@ pub fn plan(saved: &SavedTime, host: &HostTsc, policy: Policy) -> TimePlan {
     }
 }
 
-fn decide(saved: &SavedTime, host: &HostTsc, policy: Policy) -> Result<TimePlan, Why> {
-    let target = host.native.and(host.target()).ok_or(Why::NoFrequency)?;
+fn decide(saved: &SavedTime, host: &HostTsc, policy: Policy) -> Result<TimePlan, TscRefusal> {
+    let target = host
+        .native
+        .and(host.target())
+        .ok_or(TscRefusal::NoFrequency)?;
     let keep = |plan| host.runs_at(saved.khz).map(|()| plan);
     let may_change = if !saved.guest.notify {
-        Err(Why::NotAsked { host: target })
+        Err(TscRefusal::NotAsked { host: target })
     } else if saved.guest.invariant {
-        Err(Why::Invariant { host: target })
+        Err(TscRefusal::Invariant { host: target })
     } else {
         Ok(())
     };
@@ -217,10 +222,10 @@ fn decide(saved: &SavedTime, host: &HostTsc, policy: Policy) -> Result<TimePlan,
     let same = within_tolerance(saved.khz, target);
     match policy {
         Policy::Reenlighten if saved.khz == target => keep(TimePlan::Same),
-        // A few ppm are worth a change only to who asks for it.
+        // A difference of a few ppm matters only if the user requests reenlightenment.
         Policy::Reenlighten => reenlighten(),
         _ if same => keep(TimePlan::Same),
-        Policy::Refuse => Err(Why::Unwanted {
+        Policy::Refuse => Err(TscRefusal::Unwanted {
             guest: saved.khz,
             host: target,
         }),
@@ -263,7 +268,7 @@ mod tests {
         native: None,
         ..SCALES
     };
-    /// It plays a host of the other frequency.
+    /// Simulates a host of the other frequency.
     const PLAYS: HostTsc = HostTsc {
         instead: Some(OTHER),
         ..SCALES
@@ -290,13 +295,13 @@ mod tests {
     fn the_table() {
         use Policy::{Auto, Reenlighten, Refuse, Scale};
         const NEAR: TscKhz = TscKhz(3_500_100);
-        let no_scaling = TimePlan::Refuse(Why::NoScaling {
+        let no_scaling = TimePlan::Refuse(TscRefusal::NoScaling {
             guest: OTHER,
             host: KHZ,
         });
-        let not_asked = TimePlan::Refuse(Why::NotAsked { host: KHZ });
-        let invariant = TimePlan::Refuse(Why::Invariant { host: KHZ });
-        let unwanted = |guest, host| TimePlan::Refuse(Why::Unwanted { guest, host });
+        let not_asked = TimePlan::Refuse(TscRefusal::NotAsked { host: KHZ });
+        let invariant = TimePlan::Refuse(TscRefusal::Invariant { host: KHZ });
+        let unwanted = |guest, host| TimePlan::Refuse(TscRefusal::Unwanted { guest, host });
         for (khz, guest, host, policy, expected) in [
             // The same frequency is always the same.
             (KHZ, "", SCALES, Auto, TimePlan::Same),
@@ -305,11 +310,11 @@ mod tests {
             (KHZ, "ne", RIGID, Reenlighten, TimePlan::Same),
             (KHZ, "", RIGID, Reenlighten, TimePlan::Same),
             (KHZ, "", RIGID, Refuse, TimePlan::Same),
-            // So is what KVM does not scale, but for who asks.
+            // A difference within KVM's tolerance is not scaled, unless reenlightenment is requested.
             (NEAR, "ne", RIGID, Auto, TimePlan::Same),
             (NEAR, "", RIGID, Refuse, TimePlan::Same),
             (NEAR, "ne", RIGID, Reenlighten, TimePlan::Reenlighten),
-            // Another frequency, a guest that knows nothing.
+            // Another frequency, a guest without reenlightenment.
             (OTHER, "", SCALES, Auto, TimePlan::Scale),
             (OTHER, "i", SCALES, Auto, TimePlan::Scale),
             (OTHER, "e", SCALES, Auto, TimePlan::Scale),
@@ -319,7 +324,7 @@ mod tests {
             (OTHER, "", RIGID, Auto, no_scaling),
             (OTHER, "", RIGID, Scale, no_scaling),
             (OTHER, "", RIGID, Refuse, unwanted(OTHER, KHZ)),
-            // A guest that asked.
+            // A guest that enabled it.
             (OTHER, "ne", SCALES, Auto, TimePlan::Reenlighten),
             (OTHER, "nes", SCALES, Auto, TimePlan::Reenlighten),
             (OTHER, "ne", SCALES, Reenlighten, TimePlan::Reenlighten),
@@ -327,11 +332,11 @@ mod tests {
             (OTHER, "ne", SCALES, Refuse, unwanted(OTHER, KHZ)),
             (OTHER, "ne", RIGID, Auto, no_scaling),
             (OTHER, "ne", RIGID, Reenlighten, no_scaling),
-            // A guest that asked for the interrupt alone: no need of scaling.
+            // A guest that enabled only the interrupt: scaling is not needed.
             (OTHER, "n", SCALES, Auto, TimePlan::ReenlightenAtOnce),
             (OTHER, "n", RIGID, Auto, TimePlan::ReenlightenAtOnce),
             (OTHER, "n", RIGID, Scale, no_scaling),
-            // A guest that was promised a constant rate, and asked all the same.
+            // A guest that was promised a constant rate, and enabled it as well.
             (OTHER, "nei", SCALES, Auto, TimePlan::Scale),
             (OTHER, "nei", SCALES, Reenlighten, invariant),
             (OTHER, "nei", RIGID, Auto, no_scaling),
@@ -343,14 +348,20 @@ mod tests {
             (OTHER, "", RIGID_PLAYS, Auto, no_scaling),
             (KHZ, "ne", RIGID_PLAYS, Auto, no_scaling),
             (KHZ, "n", RIGID_PLAYS, Auto, no_scaling),
-            // A host that does not know its frequency, a guest that has none.
-            (KHZ, "", UNKNOWN, Auto, TimePlan::Refuse(Why::NoFrequency)),
+            // A host with unknown frequency, a guest without any.
+            (
+                KHZ,
+                "",
+                UNKNOWN,
+                Auto,
+                TimePlan::Refuse(TscRefusal::NoFrequency),
+            ),
             (
                 TscKhz(0),
                 "",
                 SCALES,
                 Auto,
-                TimePlan::Refuse(Why::OutOfReach {
+                TimePlan::Refuse(TscRefusal::OutOfReach {
                     guest: TscKhz(0),
                     host: KHZ,
                 }),
@@ -365,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn the_guest_starts_at_the_frequency_of_the_plan() {
+    fn guest_starts_at_the_frequency_of_the_plan() {
         let saved = saved(OTHER, "n");
         for (plan, khz) in [
             (TimePlan::Same, OTHER),
@@ -378,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_without_tsc_offsets_takes_only_its_own_vms_and_pauses_none() {
+    fn host_without_tsc_offsets_accepts_only_its_own_vms_and_no_pause() {
         const FIXED: HostTsc = HostTsc {
             fixed: true,
             ..RIGID
@@ -393,17 +404,22 @@ mod tests {
         assert_eq!(goes_on(later(500, -900)), Ok(()));
         // 500 ppm of an hour are 1.8 s.
         assert_eq!(goes_on(later(3_600_000, 2_700)), Ok(()));
-        assert_eq!(goes_on(later(500, 1_500)), Err(Why::Jumps { by_ms: 1_500 }));
+        assert_eq!(
+            goes_on(later(500, 1_500)),
+            Err(TscRefusal::Jumps { by_ms: 1_500 })
+        );
         assert_eq!(
             goes_on(later(500, -1_500)),
-            Err(Why::Jumps { by_ms: -1_500 })
+            Err(TscRefusal::Jumps { by_ms: -1_500 })
         );
         let booted_again = HostInstant {
             tsc: 0,
             ..later(500, 0)
         };
-        assert!(matches!(goes_on(booted_again), Err(Why::Jumps { by_ms }) if by_ms < -40_000));
-        let pause = Err(Why::CannotPause);
+        assert!(
+            matches!(goes_on(booted_again), Err(TscRefusal::Jumps { by_ms }) if by_ms < -40_000)
+        );
+        let pause = Err(TscRefusal::CannotPause);
         assert_eq!(FIXED.can(Downtime::Pause), pause);
         assert_eq!(FIXED.continues(&saved, Downtime::Pause, later(0, 0)), pause);
         assert_eq!(FIXED.can(Downtime::Continue), Ok(()));
@@ -413,7 +429,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is not refused can be run, and a refusal has its reason in a sentence.
+        /// Every accepted plan can be run, and every refusal has a reason.
         #[test]
         fn a_plan_can_be_carried_out(
             khz: u32, native: Option<u32>, instead: Option<u32>, scaling in 0u8..3, guest in 0u8..16, policy in 0u8..4,

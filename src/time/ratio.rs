@@ -15,7 +15,7 @@ pub enum Scaling {
 }
 
 impl Scaling {
-    /// How many of the multiplier's bits are fractional.
+    /// The number of fractional bits of the multiplier.
     pub fn fractional_bits(self) -> u32 {
         match self {
             Self::Vmx => 48,
@@ -49,8 +49,8 @@ impl Ratio {
         bits: 0,
     };
 
-    /// What KVM makes of `KVM_SET_TSC_KHZ(guest)` on a host with `host`; `None` if it cannot: without `scaling`, or where
-    /// the multiplier does not fit.
+    /// The ratio that KVM uses after `KVM_SET_TSC_KHZ(guest)` on a host with `host`; `None` if it cannot:
+    /// without `scaling`, or if the multiplier does not fit.
     pub fn new(guest: TscKhz, host: TscKhz, scaling: Option<Scaling>) -> Option<Self> {
         if guest.0 == 0 || host.0 == 0 {
             return None;
@@ -72,7 +72,7 @@ impl Ratio {
         self == Self::ONE
     }
 
-    /// The guest's ticks for the host's, before the offset. It wraps as the hardware's does.
+    /// Converts host ticks to guest ticks, before the offset. Wraps as the hardware does.
     pub fn scale(self, host_tsc: u64) -> u64 {
         mul_shift(host_tsc, self.multiplier, self.bits)
     }
@@ -82,7 +82,7 @@ impl Ratio {
         guest_tsc.wrapping_sub(self.scale(host_tsc))
     }
 
-    /// What the guest reads when the host reads `host_tsc`.
+    /// The value that the guest reads when the host reads `host_tsc`.
     pub fn guest_tsc(self, host_tsc: u64, offset: u64) -> u64 {
         self.scale(host_tsc).wrapping_add(offset)
     }
@@ -108,7 +108,7 @@ mod tests {
 
     use super::*;
 
-    /// A host whose frequency is no round number.
+    /// A host with a frequency that is not a round number.
     const HOST: TscKhz = TscKhz(3_499_912);
     const VMX: Option<Scaling> = Some(Scaling::Vmx);
     const SVM: Option<Scaling> = Some(Scaling::Svm);
@@ -146,14 +146,14 @@ mod tests {
     }
 
     #[test]
-    fn what_kvm_refuses_has_no_ratio() {
+    fn frequency_that_kvm_refuses_has_no_ratio() {
         for (guest, host, scaling) in [
             (2_449_938, HOST.0, None),
             (0, HOST.0, VMX),
             (HOST.0, 0, VMX),
             // SVM multiplies by less than 256.
             (256_000, 1000, SVM),
-            // Nothing above a signed 32-bit integer.
+            // KVM accepts at most a signed 32-bit integer.
             (0x7fff_ffff, HOST.0, VMX),
             (u32::MAX, HOST.0, VMX),
         ] {
@@ -199,7 +199,7 @@ mod tests {
         }
 
         #[test]
-        fn an_offset_makes_the_guest_go_on_where_it_was(
+        fn offset_continues_the_tsc_of_the_guest(
             guest in 500_000u32..6_000_000, host in 500_000u32..6_000_000, at: u64, host_tsc: u64,
         ) {
             let ratio = Ratio::new(TscKhz(guest), TscKhz(host), VMX).unwrap();

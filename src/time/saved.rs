@@ -1,18 +1,18 @@
-//! A VM's time at one instant: what a snapshot and a migration carry.
+//! A VM's time at one instant, as saved in a snapshot and sent by a migration.
 
 use serde::{Deserialize, Serialize};
 
 use super::page;
 use crate::units::{TscKhz, VpIndex};
 
-/// What becomes of the time during which a saved VM does not run.
+/// How the guest's clocks treat the time during which a saved VM does not run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Downtime {
     /// The guest's clocks have gone on, as a wall clock would.
     #[default]
     Continue,
-    /// The guest's clocks have stood still, as if it had not been away.
+    /// The guest's clocks stop meanwhile, as if no time had passed.
     Pause,
 }
 
@@ -20,13 +20,14 @@ pub enum Downtime {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SavedTime {
-    /// The frequency that the guest was told of and, where the host could, had.
+    /// The frequency reported to the guest, which is also its real one where the host can provide it.
     pub khz: TscKhz,
     /// The boot vCPU's TSC.
     pub tsc: u64,
-    /// By how much each further vCPU's TSC is ahead of that; empty if none is, as long as the guest itself does not write to one.
+    /// How far each further vCPU's TSC is ahead of that; empty if all are equal, as long as the guest
+    /// itself does not write one.
     pub ahead: Vec<u64>,
-    /// What the reference TSC page said then, in units of 100 ns, if the guest had one.
+    /// The time on the reference TSC page, in units of 100 ns, if the guest enabled it.
     pub reference: Option<u64>,
     /// KVM's clock of the VM, in nanoseconds: kvmclock, and the source of reference time where there is no page.
     pub clock_ns: u64,
@@ -34,19 +35,20 @@ pub struct SavedTime {
     pub kvmclock: bool,
     /// The host's wall clock, in nanoseconds since 1970.
     pub realtime_ns: u64,
-    /// The clocks above were read at one instant; else one after the other, as this host's KVM had no master clock.
+    /// The clocks above were read at one instant; otherwise in sequence, since this host's KVM had no
+    /// master clock.
     pub exact: bool,
-    /// Whether and how the guest wants to be told of another frequency.
+    /// Whether and how the guest wants a notification of a new frequency.
     pub guest: GuestTime,
 }
 
-/// What the guest has said and been promised about its TSC.
+/// The guest's settings for its TSC, and what it was promised.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GuestTime {
-    /// REENLIGHTENMENT_CONTROL.enabled: it wants an interrupt.
+    /// REENLIGHTENMENT_CONTROL.enabled: an interrupt notifies it.
     pub notify: bool,
-    /// TSC_EMULATION_CONTROL: it wants its old frequency until it says otherwise.
+    /// TSC_EMULATION_CONTROL: it keeps its old frequency until it reports that it has adapted.
     pub emulate: bool,
     /// TSC_EMULATION_STATUS: it still has its old frequency from an earlier move.
     pub emulating: bool,
@@ -55,17 +57,17 @@ pub struct GuestTime {
 }
 
 impl SavedTime {
-    /// By how much the vCPU's TSC is ahead of the boot vCPU's.
+    /// How far the vCPU's TSC is ahead of the boot vCPU's.
     pub fn ahead_of_boot(&self, vp: VpIndex) -> u64 {
         let further = vp.0.checked_sub(1).and_then(|n| usize::try_from(n).ok());
         let by = further.and_then(|n| self.ahead.get(n));
         by.copied().unwrap_or(0)
     }
 
-    /// What KVM's clock is set to for reference time and kvmclock to go on: neither may step back.
+    /// The value for KVM's clock with which reference time and kvmclock continue; neither may step back.
     ///
-    /// Reference time wins, as its page is always a little off KVM's clock (see [`page`]); where the guest reads both, the
-    /// later of the two.
+    /// Reference time decides, as its page is always slightly off KVM's clock (see [`page`]); for a guest
+    /// that reads both, the later of the two.
     pub fn clock_to_set(&self) -> u64 {
         match self.reference.and_then(page::clock_ns) {
             None => self.clock_ns,
@@ -79,7 +81,7 @@ impl SavedTime {
 pub(super) mod tests {
     use super::*;
 
-    /// A guest that ran a minute at 2.45 GHz and knows nothing of reenlightenment.
+    /// A guest that ran for a minute at 2.45 GHz, without reenlightenment.
     pub(in crate::time) const PLAIN: SavedTime = SavedTime {
         khz: TscKhz(2_449_938),
         tsc: 146_996_280_000,
@@ -123,7 +125,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_guest_that_set_its_tscs_apart_keeps_them_so() {
+    fn tscs_that_the_guest_set_apart_stay_apart() {
         let apart = SavedTime {
             ahead: vec![0, u64::MAX],
             ..PLAIN

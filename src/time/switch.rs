@@ -1,5 +1,5 @@
-//! The switch of a stopped VM from its old TSC frequency to another, while everything else that it can read goes on: a list of
-//! steps, with the reason for each and for their order.
+//! Switches a stopped VM from its old TSC frequency to another, while everything else that it can read
+//! continues: a list of steps, with the reason for each and for their order.
 
 use super::access::{BOOT, on_vcpu, set_msr};
 use super::apply::set_tsc;
@@ -14,19 +14,19 @@ use crate::vcpu::set::Vcpus;
 
 /// One step of the switch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Step {
-    /// KVM's copy of TSC_EMULATION_CONTROL becomes 0: until then KVM leaves the reference TSC page alone
-    /// (`tsc_page_update_unsafe`).
+pub enum SwitchStep {
+    /// Sets KVM's copy of TSC_EMULATION_CONTROL to 0: while it is set, KVM does not update the reference
+    /// TSC page (`tsc_page_update_unsafe`).
     OpenPage,
-    /// Reads at one instant what the guest would read then.
+    /// Reads the guest's clocks at one instant.
     ReadNow,
-    /// A vCPU takes the new frequency. TSC_FREQUENCY says so at once; nothing else takes notice.
+    /// Sets a vCPU's frequency. TSC_FREQUENCY shows it at once; nothing else changes yet.
     SetKhz(VpIndex),
-    /// A vCPU's TSC goes on from what it was at that instant. A changed offset is what makes KVM work its clocks out anew and
-    /// write the page.
+    /// Continues a vCPU's TSC from its value at that instant. The changed offset makes KVM recompute its
+    /// clocks and write the page.
     SetOffset(VpIndex),
-    /// KVM's clock goes on from what the page said at that instant, as the new page is worked out from KVM's clock, and a
-    /// scaled VM's page is ahead of it.
+    /// Continues KVM's clock from the time on the page at that instant: the new page is computed from KVM's
+    /// clock, and a scaled VM's page is ahead of it.
     SetClock,
     /// A vCPU's timers that count TSC ticks are armed for the new frequency.
     Rearm(VpIndex),
@@ -34,18 +34,19 @@ pub enum Step {
     SetVmKhz,
     /// KVM writes the page, before any vCPU runs.
     WritePage,
-    /// KVM's copy of TSC_EMULATION_CONTROL is what the guest wrote: from then on the page stays as it is.
+    /// Sets KVM's copy of TSC_EMULATION_CONTROL to the guest's value: from then on the page stays
+    /// unchanged.
     ClosePage,
 }
 
-/// Of two steps the first must come first.
+/// Two steps that must happen in this order.
 #[derive(Clone, Copy, Debug)]
-pub struct Edge {
-    /// What comes first.
-    pub first: fn(Step) -> bool,
-    /// What comes after it.
-    pub then: fn(Step) -> bool,
-    /// Why.
+pub struct StepOrder {
+    /// Matches the first step.
+    pub first: fn(SwitchStep) -> bool,
+    /// Matches the second step.
+    pub then: fn(SwitchStep) -> bool,
+    /// The reason.
     pub why: &'static str,
 }
 
@@ -55,76 +56,82 @@ macro_rules! is {
     };
 }
 
-/// What the order of the steps keeps to.
-pub const EDGES: &[Edge] = &[
-    Edge {
-        first: is!(Step::OpenPage),
-        then: is!(Step::SetOffset(_) | Step::SetClock),
+/// The required order of the steps.
+pub const EDGES: &[StepOrder] = &[
+    StepOrder {
+        first: is!(SwitchStep::OpenPage),
+        then: is!(SwitchStep::SetOffset(_) | SwitchStep::SetClock),
         why: "KVM marks the page to be written when the offset or the clock changes, and only if it may be \
               (kvm_hv_request_tsc_page_update)",
     },
-    Edge {
-        first: is!(Step::ReadNow),
-        then: is!(Step::SetKhz(_) | Step::SetOffset(_) | Step::SetClock),
-        why: "afterwards nobody knows what the guest would have read",
+    StepOrder {
+        first: is!(SwitchStep::ReadNow),
+        then: is!(SwitchStep::SetKhz(_) | SwitchStep::SetOffset(_) | SwitchStep::SetClock),
+        why: "afterwards the guest's old clocks cannot be read any more",
     },
-    Edge {
-        first: is!(Step::SetKhz(_)),
-        then: is!(Step::SetOffset(_)),
-        why: "KVM keeps the frequency with the offset, and compares both with those of a vCPU that comes later \
+    StepOrder {
+        first: is!(SwitchStep::SetKhz(_)),
+        then: is!(SwitchStep::SetOffset(_)),
+        why: "KVM keeps the frequency with the offset, and compares both with those of a vCPU that is created later \
               (kvm_arch_tsc_set_attr): all vCPUs have the new one before any offset is set",
     },
-    Edge {
-        first: is!(Step::SetOffset(_)),
-        then: is!(Step::Rearm(_)),
+    StepOrder {
+        first: is!(SwitchStep::SetOffset(_)),
+        then: is!(SwitchStep::Rearm(_)),
         why: "KVM works out when a timer is due from frequency and offset",
     },
-    Edge {
-        first: is!(Step::SetOffset(_) | Step::SetClock),
-        then: is!(Step::WritePage),
+    StepOrder {
+        first: is!(SwitchStep::SetOffset(_) | SwitchStep::SetClock),
+        then: is!(SwitchStep::WritePage),
         why: "the page is written from them",
     },
-    Edge {
-        first: is!(Step::WritePage),
-        then: is!(Step::ClosePage),
-        why: "a page that is closed before it is written stays the old one",
+    StepOrder {
+        first: is!(SwitchStep::WritePage),
+        then: is!(SwitchStep::ClosePage),
+        why: "a page that is closed before it is written keeps its old content",
     },
 ];
 
 /// The steps for a VM with these vCPUs.
-pub fn steps(vps: impl Iterator<Item = VpIndex> + Clone) -> Vec<Step> {
-    let mut steps = vec![Step::OpenPage, Step::ReadNow];
-    steps.extend(vps.clone().map(Step::SetKhz));
-    steps.extend(vps.clone().map(Step::SetOffset));
-    steps.push(Step::SetClock);
-    steps.extend(vps.map(Step::Rearm));
-    steps.extend([Step::SetVmKhz, Step::WritePage, Step::ClosePage]);
+pub fn steps(vps: impl Iterator<Item = VpIndex> + Clone) -> Vec<SwitchStep> {
+    let mut steps = vec![SwitchStep::OpenPage, SwitchStep::ReadNow];
+    steps.extend(vps.clone().map(SwitchStep::SetKhz));
+    steps.extend(vps.clone().map(SwitchStep::SetOffset));
+    steps.push(SwitchStep::SetClock);
+    steps.extend(vps.map(SwitchStep::Rearm));
+    steps.extend([
+        SwitchStep::SetVmKhz,
+        SwitchStep::WritePage,
+        SwitchStep::ClosePage,
+    ]);
     steps
 }
 
-/// What a switch did.
+/// The result of a switch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Switched {
     /// The VM's time at the instant of the switch, with the old frequency.
     pub at: Captured,
     /// The new frequency.
     pub khz: TscKhz,
-    /// The reference TSC page was written anew, or the guest has none. Else KVM will write it when a vCPU runs, and may write it
-    /// again when a clock is set.
+    /// KVM has rewritten the reference TSC page, or the guest has none. Otherwise KVM will write it when a
+    /// vCPU runs, and may write it again when a clock is set.
     pub page_written: bool,
 }
 
-/// Switches a VM, all of whose vCPUs are stopped, to `khz`, by `steps`. `None` if it runs at that already.
+/// Switches a VM, whose vCPUs are all stopped, to `khz`, by `steps`. Returns `None` if it runs at `khz`
+/// already.
 ///
 /// # Errors
-/// If it cannot run at `khz`; then nothing has changed. Or if KVM refuses a step; then the VM's clocks are not to be trusted.
+/// If it cannot run at `khz`; then nothing has changed. Or if KVM refuses a step; then the VM's clocks are
+/// invalid.
 pub fn switch(
     vcpus: &Vcpus,
     host: &HostTsc,
     ram: &GuestRam,
     partition: &Partition,
     khz: TscKhz,
-    steps: &[Step],
+    steps: &[SwitchStep],
 ) -> Result<Option<Switched>, TimeError> {
     host.runs_at(khz)
         .map_err(|why| TimeError::Khz { khz, why })?;
@@ -143,7 +150,7 @@ pub fn switch(
 }
 
 fn carry_out(
-    step: Step,
+    step: SwitchStep,
     switched: &mut Switched,
     vcpus: &Vcpus,
     host: &HostTsc,
@@ -153,25 +160,26 @@ fn carry_out(
     let khz = switched.khz;
     let (now, host_tsc) = (&switched.at.time, switched.at.host_tsc);
     match step {
-        Step::OpenPage => control_page(vcpus, partition, 0)?,
-        Step::ReadNow => switched.at = capture(vcpus, host, ram, partition)?,
-        Step::SetKhz(vp) => on_vcpu(vcpus, vp, "set the TSC frequency", move |fd| {
+        SwitchStep::OpenPage => control_page(vcpus, partition, 0)?,
+        SwitchStep::ReadNow => switched.at = capture(vcpus, host, ram, partition)?,
+        SwitchStep::SetKhz(vp) => on_vcpu(vcpus, vp, "set the TSC frequency", move |fd| {
             tsc::set_khz(fd, khz)
         })?,
-        Step::SetOffset(vp) => {
+        SwitchStep::SetOffset(vp) => {
             let guest_tsc = now.tsc.wrapping_add(now.ahead_of_boot(vp));
             set_tsc(vcpus, vp, host.ratio(khz), guest_tsc, host_tsc)?;
         }
-        Step::SetClock => {
+        SwitchStep::SetClock => {
             let since = Some(now.realtime_ns);
             clock::set(vcpus.vm(), now.clock_to_set(), since).map_err(|source| TimeError::Vm {
                 doing: "set the VM's clock",
                 source,
             })?;
         }
-        Step::Rearm(vp) => on_vcpu(vcpus, vp, "arm the timer", |fd| timer::rearm(fd))?,
-        Step::SetVmKhz => {
-            // Where KVM knows none for the VM, it scales none, and vCPUs that are created later have the host's.
+        SwitchStep::Rearm(vp) => on_vcpu(vcpus, vp, "arm the timer", |fd| timer::rearm(fd))?,
+        SwitchStep::SetVmKhz => {
+            // Where KVM stores no frequency for the VM, it cannot scale, and vCPUs that are created later
+            // have the host's.
             if tsc::vm_khz(vcpus.vm()).is_ok() {
                 tsc::set_vm_khz(vcpus.vm(), khz).map_err(|source| TimeError::Vm {
                     doing: "set the frequency of further vCPUs",
@@ -179,8 +187,8 @@ fn carry_out(
                 })?;
             }
         }
-        Step::WritePage => switched.page_written = write_page(vcpus, ram)?,
-        Step::ClosePage => {
+        SwitchStep::WritePage => switched.page_written = write_page(vcpus, ram)?,
+        SwitchStep::ClosePage => {
             let wanted = partition
                 .reenlightenment()
                 .is_some_and(|r| r.wants_emulation());
@@ -200,8 +208,8 @@ fn control_page(vcpus: &Vcpus, partition: &Partition, value: u64) -> Result<(), 
     }
 }
 
-/// Has KVM write the page, if there is one, on the first vCPU that is not halted: there is one, as the guest has just asked for
-/// this. Whether the page is new then.
+/// Makes KVM write the page, if there is one, on the first vCPU that is not halted; such a vCPU exists,
+/// since the guest has just requested the switch. Returns whether the page is new.
 fn write_page(vcpus: &Vcpus, ram: &GuestRam) -> Result<bool, TimeError> {
     let Some(before) = page(vcpus, ram)? else {
         return Ok(true);
@@ -232,10 +240,14 @@ mod tests {
     }
 
     #[test]
-    fn no_vcpu_is_left_out() {
+    fn steps_include_every_vcpu() {
         let steps = steps((0..2).map(VpIndex));
         for vp in [VpIndex(0), VpIndex(1)] {
-            for step in [Step::SetKhz(vp), Step::SetOffset(vp), Step::Rearm(vp)] {
+            for step in [
+                SwitchStep::SetKhz(vp),
+                SwitchStep::SetOffset(vp),
+                SwitchStep::Rearm(vp),
+            ] {
                 assert!(steps.contains(&step), "{step:?}");
             }
         }

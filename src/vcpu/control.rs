@@ -1,4 +1,5 @@
-//! How the machine's main thread steers a vCPU thread: run, pause, leave; and has it do work with the vCPU in between.
+//! Control of a vCPU thread by the machine's main thread: run, pause, leave; and work that the thread runs
+//! in between.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,20 +10,20 @@ use thiserror::Error;
 
 use crate::kvm::kick::Kicker;
 
-/// The vCPU's thread has ended, so nobody can do anything with the vCPU.
+/// The vCPU's thread has ended, so the vCPU is not accessible any more.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[error("the vCPU's thread has ended")]
 pub struct Ended;
 
-/// Work with what the thread holds.
-pub(super) type Work<T> = Box<dyn FnOnce(&mut T) + Send>;
+/// Work on the value that the thread holds.
+pub(super) type VcpuWork<T> = Box<dyn FnOnce(&mut T) + Send>;
 
-/// What the thread does next.
-pub(super) enum Step<T> {
+/// The thread's next step.
+pub(super) enum ControlStep<T> {
     /// Runs guest code.
     Run,
-    /// Does this, then asks again.
-    Work(Work<T>),
+    /// Runs this, then asks again.
+    Work(VcpuWork<T>),
     /// Ends.
     Leave,
 }
@@ -34,23 +35,23 @@ enum Wanted {
     Leave,
 }
 
-struct State<T> {
+struct ControlState<T> {
     wanted: Wanted,
-    /// The thread waits here, or has not entered its loop yet, or has left it: it does not run guest code.
+    /// The thread waits here, has not entered its loop yet, or has left it: it runs no guest code.
     parked: bool,
     /// Present while the thread is in its loop.
     kicker: Option<Kicker>,
-    /// To be done by the thread before it runs guest code again.
-    work: VecDeque<Work<T>>,
-    /// The thread has left its loop for good.
+    /// To be run by the thread before it runs guest code again.
+    work: VecDeque<VcpuWork<T>>,
+    /// The thread has left its loop permanently.
     ended: bool,
-    /// It waits though it is wanted to run: its share of time is used up.
+    /// It waits although it should run: its share of time is used up.
     throttled: bool,
 }
 
 /// Shared by one vCPU thread, which holds a `T`, and the main thread.
 pub struct Control<T> {
-    state: Mutex<State<T>>,
+    state: Mutex<ControlState<T>>,
     changed: Condvar,
     /// Mirrors `wanted != Run` or work, so that the exit path needs no lock.
     attention: AtomicBool,
@@ -75,10 +76,10 @@ impl<T> Default for Control<T> {
 }
 
 impl<T> Control<T> {
-    /// A vCPU that is wanted paused.
+    /// Creates the control of a vCPU that starts paused.
     pub fn new() -> Self {
         Self {
-            state: Mutex::new(State {
+            state: Mutex::new(ControlState {
                 wanted: Wanted::Pause,
                 parked: true,
                 kicker: None,
@@ -91,22 +92,22 @@ impl<T> Control<T> {
         }
     }
 
-    /// Main thread: let it run.
+    /// Main thread: lets the vCPU run.
     pub fn resume(&self) {
         self.want(Wanted::Run);
     }
 
-    /// Main thread: ask it to stop running guest code. [`Control::wait_parked`] waits for that.
+    /// Main thread: requests a pause. [`Control::wait_parked`] waits for it.
     pub fn pause(&self) {
         self.want(Wanted::Pause);
     }
 
-    /// Main thread: ask it to leave its loop for good.
+    /// Main thread: requests that the thread leaves its loop permanently.
     pub fn leave(&self) {
         self.want(Wanted::Leave);
     }
 
-    /// Makes it wait though it is wanted to run, or lets it run again. Whether it is paused is another matter.
+    /// Makes the vCPU wait although it should run, or lets it run again. Independent of a pause.
     pub fn throttle(&self, on: bool) {
         let mut state = self.lock();
         state.throttled = on;
@@ -130,18 +131,18 @@ impl<T> Control<T> {
         }
     }
 
-    /// Makes a running vCPU look at its requests without changing what is wanted.
+    /// Makes a running vCPU check its requests, without changing the wanted state.
     pub fn kick(&self) {
         if let Some(kicker) = &self.lock().kicker {
             kicker.kick();
         }
     }
 
-    /// Main thread: has the vCPU thread do `work` with what it holds, and waits for the result. A parked thread does it at
-    /// once and stays parked; one that runs does it between two entries into the guest.
+    /// Main thread: runs `work` on the vCPU's thread, and waits for the result. A parked thread runs it at
+    /// once and stays parked; a running one runs it between two guest entries.
     ///
     /// # Errors
-    /// If the thread has ended, or ends before or while it does the work.
+    /// If the thread has ended, or ends before or during the work.
     pub fn run_on_vcpu<R: Send + 'static>(
         &self,
         work: impl FnOnce(&mut T) -> R + Send + 'static,
@@ -159,16 +160,16 @@ impl<T> Control<T> {
             }
             self.changed.notify_all();
         }
-        // A thread that ends drops the work that it has not done, and the sender with it.
+        // A thread that ends drops its pending work, and the sender with it.
         result.recv().map_err(|_| Ended)
     }
 
-    /// vCPU thread: it enters its loop and can be kicked from now on.
+    /// vCPU thread: enters the loop; it can be kicked from now on.
     pub(super) fn enter(&self, kicker: Kicker) {
         self.lock().kicker = Some(kicker);
     }
 
-    /// vCPU thread: it is out of its loop; nobody signals it any more.
+    /// vCPU thread: has left the loop; it is not signaled any more.
     pub(super) fn left(&self) {
         let mut state = self.lock();
         state.kicker = None;
@@ -194,8 +195,8 @@ impl<T> Control<T> {
         }
     }
 
-    /// vCPU thread: KVM_RUN was interrupted. What it was kicked for was set before, so [`Control::attention`]
-    /// is true by now.
+    /// vCPU thread: KVM_RUN was interrupted. The reason for the kick was set before, so
+    /// [`Control::attention`] is true by now.
     pub(super) fn interrupted(&self) {
         if let Some(kicker) = &self.lock().kicker {
             kicker.clear();
@@ -207,27 +208,27 @@ impl<T> Control<T> {
         self.attention.load(Ordering::Acquire)
     }
 
-    /// vCPU thread: what to do next. Waits while the vCPU is paused and there is no work.
-    pub(super) fn next_step(&self) -> Step<T> {
+    /// vCPU thread: returns the next step. Waits while the vCPU is paused and there is no work.
+    pub(super) fn next_step(&self) -> ControlStep<T> {
         let mut state = self.lock();
         loop {
             if state.wanted == Wanted::Leave {
-                return Step::Leave;
+                return ControlStep::Leave;
             }
             if state.wanted == Wanted::Pause && !state.parked {
                 state.parked = true;
                 self.changed.notify_all();
             }
             if let Some(work) = state.work.pop_front() {
-                return Step::Work(work);
+                return ControlStep::Work(work);
             } else if state.wanted == Wanted::Run && !state.throttled {
                 state.parked = false;
                 self.attention.store(false, Ordering::Release);
-                // A kick that came while parked has done its work.
+                // A kick that arrived while parked has had its effect.
                 if let Some(kicker) = &state.kicker {
                     kicker.clear();
                 }
-                return Step::Run;
+                return ControlStep::Run;
             } else {
                 state = self
                     .changed
@@ -243,7 +244,7 @@ impl<T> Control<T> {
             return;
         }
         state.wanted = wanted;
-        // Only the thread itself lets its attention go, when there is nothing left that wants it.
+        // Only the thread itself clears the flag, when no request is left.
         self.attention.store(true, Ordering::Release);
         if wanted != Wanted::Run
             && let Some(kicker) = &state.kicker
@@ -253,7 +254,7 @@ impl<T> Control<T> {
         self.changed.notify_all();
     }
 
-    fn lock(&self) -> MutexGuard<'_, State<T>> {
+    fn lock(&self) -> MutexGuard<'_, ControlState<T>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -261,9 +262,9 @@ impl<T> Control<T> {
 fn answering<T, R: Send + 'static>(
     work: impl FnOnce(&mut T) -> R + Send + 'static,
     done: SyncSender<R>,
-) -> Work<T> {
+) -> VcpuWork<T> {
     Box::new(move |held| {
-        // Whoever asked waits for it, and the channel has room for one.
+        // The caller waits for the result, and the channel has room for one.
         let _asker_is_there = done.send(work(held));
     })
 }
@@ -279,15 +280,15 @@ mod tests {
     fn attend<T>(control: &Control<T>, held: &mut T) -> bool {
         loop {
             match control.next_step() {
-                Step::Run => return true,
-                Step::Work(work) => work(held),
-                Step::Leave => return false,
+                ControlStep::Run => return true,
+                ControlStep::Work(work) => work(held),
+                ControlStep::Leave => return false,
             }
         }
     }
 
     #[test]
-    fn a_thread_runs_only_while_it_is_wanted_to() {
+    fn thread_runs_only_while_running_is_wanted() {
         let control = Arc::new(Control::new());
         let laps = Arc::new(AtomicU64::new(0));
         let thread = std::thread::spawn({
@@ -319,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_that_parks_itself_waits_for_a_decision() {
+    fn thread_that_parks_itself_waits_for_a_decision() {
         let control = Control::new();
         control.resume();
         assert!(attend(&control, &mut ()));
@@ -346,7 +347,7 @@ mod tests {
         thread.join().unwrap();
     }
 
-    /// A thread that holds 7 and adds what it is told to.
+    /// A thread that holds 7 and adds the given numbers.
     fn adder() -> (Arc<Control<u32>>, std::thread::JoinHandle<()>) {
         let control = Arc::new(Control::new());
         let thread = std::thread::spawn({
@@ -363,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn work_is_done_by_the_thread_parked_or_running() {
+    fn thread_runs_work_parked_or_running() {
         let (control, thread) = adder();
         let add = |n: u32| {
             control.run_on_vcpu(move |held| {
@@ -385,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn work_for_a_thread_that_has_ended_is_an_error_and_no_wait() {
+    fn work_for_an_ended_thread_fails_without_waiting() {
         let (control, thread) = adder();
         control.leave();
         assert!(control.run_on_vcpu(|_| ()).is_err() || control.run_on_vcpu(|_| ()).is_err());

@@ -1,4 +1,4 @@
-//! The state in which a vCPU starts, in the order in which KVM must be told.
+//! The initial state of a vCPU, in the order that KVM requires.
 
 use kvm_bindings::{CpuId, Msrs, kvm_cpuid_entry2, kvm_msr_entry};
 use kvm_ioctls::VcpuFd;
@@ -8,11 +8,12 @@ use crate::boot::Entry;
 use crate::kvm::KvmError;
 use crate::units::{Msr, VpIndex};
 
-/// IA32_MTRR_DEF_TYPE (Intel SDM vol. 3, 12.11.2.1): MTRRs enabled, default type write-back. Firmware leaves it so; without
-/// it Linux takes all memory for uncacheable.
+/// IA32_MTRR_DEF_TYPE (Intel SDM vol. 3, 12.11.2.1): MTRRs enabled, default type write-back, as firmware
+/// leaves it. Without it Linux treats all memory as uncacheable.
 const MTRR_DEF_TYPE: (Msr, u64) = (Msr(0x2ff), 1 << 11 | 6);
 
-/// Local APIC register offsets and delivery modes (Intel SDM vol. 3, 11.5.1): what firmware programs for virtual wire mode.
+/// Local APIC register offsets and delivery modes (Intel SDM vol. 3, 11.5.1), as firmware programs them for
+/// virtual wire mode.
 const LVT_LINT0: usize = 0x350;
 const LVT_LINT1: usize = 0x360;
 const DELIVERY_EXTINT: u32 = 0b111 << 8;
@@ -28,7 +29,7 @@ pub enum CreateError {
         vp: VpIndex,
         /// The ioctl's name.
         ioctl: &'static str,
-        /// The kernel's answer.
+        /// The kernel's error.
         source: kvm_ioctls::Error,
     },
     /// One of our own KVM wrappers failed.
@@ -36,7 +37,7 @@ pub enum CreateError {
     Kvm {
         /// Which vCPU.
         vp: VpIndex,
-        /// Why.
+        /// The cause.
         source: KvmError,
     },
     /// KVM refused an MSR.
@@ -57,16 +58,16 @@ pub enum CreateError {
         /// The MSR.
         msr: Msr,
     },
-    /// KVM's eVMCS changed its version between the question and the answer.
+    /// KVM enabled another eVMCS version than it had reported.
     #[error(
         "cannot set up vCPU {vp}: KVM enabled eVMCS version {got:#x} where it had offered {version:#x}"
     )]
     Evmcs {
         /// Which vCPU.
         vp: VpIndex,
-        /// What the guest is told.
+        /// The version reported to the guest.
         version: u16,
-        /// What KVM enabled.
+        /// The version that KVM enabled.
         got: u16,
     },
     /// More entries than an ioctl takes.
@@ -87,7 +88,8 @@ pub(crate) fn ioctl_failed(
     move |source| CreateError::Ioctl { vp, ioctl, source }
 }
 
-/// KVM_SET_CPUID2. After the capabilities that change what KVM makes of it (eVMCS, enforcement), before any MSR.
+/// KVM_SET_CPUID2. After the capabilities that change how KVM interprets it (eVMCS, enforcement), before
+/// any MSR.
 ///
 /// # Errors
 /// If KVM refuses.
@@ -102,7 +104,7 @@ pub fn set_cpuid(
         .map_err(ioctl_failed(vp, "KVM_SET_CPUID2"))
 }
 
-/// KVM_SET_MSRS, one result for all.
+/// KVM_SET_MSRS for all values at once.
 ///
 /// # Errors
 /// If KVM refuses one; the error names it.
@@ -120,14 +122,14 @@ pub fn set_msrs(vp: VpIndex, fd: &VcpuFd, values: &[(Msr, u64)]) -> Result<(), C
     let done = fd
         .set_msrs(&msrs)
         .map_err(ioctl_failed(vp, "KVM_SET_MSRS"))?;
-    // KVM stops at the first that it refuses.
+    // KVM stops at the first MSR that it refuses.
     match values.get(done) {
         Some(&(msr, value)) => Err(CreateError::Msr { vp, msr, value }),
         None => Ok(()),
     }
 }
 
-/// KVM_GET_MSRS of exactly these.
+/// KVM_GET_MSRS for exactly these MSRs.
 ///
 /// # Errors
 /// If KVM refuses one; the error names it.
@@ -155,7 +157,7 @@ pub fn get_msrs<const N: usize>(
     Ok(values)
 }
 
-/// What firmware leaves behind on every processor: MTRRs on, LINT0 and LINT1 wired.
+/// Sets what firmware sets on every processor: MTRRs on, LINT0 and LINT1 wired.
 ///
 /// # Errors
 /// If KVM refuses.

@@ -1,6 +1,6 @@
-//! One exit -> the device or the module that owns it. Allocates nothing, logs nothing.
+//! Dispatches one exit to the device or the module that owns it. Allocates nothing, logs nothing.
 
-use super::platform::Platform;
+use super::platform::VcpuPlatform;
 use crate::bus;
 use crate::hyperv::{CrashReport, WriteOutcome};
 use crate::kvm::exit::Exit;
@@ -8,30 +8,30 @@ use crate::kvm::internal_error::InternalError;
 use crate::life::GuestEvent;
 use crate::units::Msr;
 
-/// What becomes of the vCPU after an exit.
+/// What the vCPU thread does after an exit.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Next {
+pub enum AfterExit {
     /// Enter the guest again.
     Run,
     /// KVM_RUN was interrupted by a kick.
     Interrupted,
     /// The main thread has to decide.
     Report(GuestEvent),
-    /// KVM must be told of an MSR before the vCPU goes on.
+    /// Set an MSR in KVM before the vCPU continues.
     Forward(Msr, u64),
     /// The guest reports a crash.
     Crash(CrashReport),
     /// The guest reports a crash, and the parameters are in KVM's own registers.
     CrashInKvm,
-    /// What the vCPU wrote has to be taken out of its dirty ring.
+    /// Harvest the vCPU's dirty ring.
     DirtyRingFull,
     /// The guest needs its old TSC frequency no longer.
     EmulationEnded,
-    /// Nothing can be done.
+    /// The vCPU cannot continue.
     Failed(Failure),
 }
 
-/// Why a vCPU cannot go on.
+/// Why a vCPU cannot continue.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Failure {
     /// `KVM_EXIT_SHUTDOWN`.
@@ -57,7 +57,7 @@ pub enum Failure {
         /// errno.
         errno: i32,
     },
-    /// An exit that this VM did not ask for.
+    /// An exit that this VM did not enable.
     Unexpected {
         /// `KVM_EXIT_*`.
         reason: u32,
@@ -68,8 +68,8 @@ pub enum Failure {
 const SYSTEM_EVENT_RESET: u32 = 2;
 const SYSTEM_EVENT_CRASH: u32 = 3;
 
-/// Carries out one exit.
-pub fn dispatch(exit: Exit<'_>, platform: &Platform) -> Next {
+/// Handles one exit.
+pub fn dispatch(exit: Exit<'_>, platform: &VcpuPlatform) -> AfterExit {
     match exit {
         Exit::PortIn { port, size, data } => {
             for element in data.chunks_exact_mut(size) {
@@ -79,8 +79,9 @@ pub fn dispatch(exit: Exit<'_>, platform: &Platform) -> Next {
         Exit::PortOut { port, size, data } => {
             for element in data.chunks_exact(size) {
                 platform.ports.write(port.into(), element);
-                // The element that ends or resets the VM is the last one. KVM hands up one element of `rep outs` per exit
-                // (em_out in arch/x86/kvm/emulate.c), so no element is lost if the guest runs on.
+                // The element that ends or resets the VM is the last one. KVM exits once per element of
+                // `rep outs` (em_out in arch/x86/kvm/emulate.c), so no element is lost if the guest
+                // continues.
                 if platform.events.are_pending() {
                     break;
                 }
@@ -101,9 +102,9 @@ pub fn dispatch(exit: Exit<'_>, platform: &Platform) -> Next {
             match bus::lock(&platform.partition).wrmsr(Msr(msr), data) {
                 WriteOutcome::Done => {}
                 WriteOutcome::GeneralProtection => *error = 1,
-                WriteOutcome::Forward(msr, value) => return Next::Forward(msr, value),
-                WriteOutcome::Crash(report) => return Next::Crash(report),
-                WriteOutcome::EmulationEnded => return Next::EmulationEnded,
+                WriteOutcome::Forward(msr, value) => return AfterExit::Forward(msr, value),
+                WriteOutcome::Crash(report) => return AfterExit::Crash(report),
+                WriteOutcome::EmulationEnded => return AfterExit::EmulationEnded,
             }
         }
         Exit::HvHypercall {
@@ -111,35 +112,38 @@ pub fn dispatch(exit: Exit<'_>, platform: &Platform) -> Next {
             params,
             result,
         } => *result = platform.hypercalls.call(input, params, &platform.ram),
-        // Whoever posts messages would have to know; nobody does. The vCPU goes on.
+        // Only a module that posts messages would need this exit, and there is none. The vCPU continues.
         Exit::Synic { .. } => {}
         Exit::IoapicEoi { vector } => {
             if let Some(ioapic) = &platform.ioapic {
                 ioapic.eoi(vector);
             }
         }
-        Exit::DirtyRingFull => return Next::DirtyRingFull,
-        Exit::Interrupted => return Next::Interrupted,
+        Exit::DirtyRingFull => return AfterExit::DirtyRingFull,
+        Exit::Interrupted => return AfterExit::Interrupted,
         Exit::SystemEvent {
             kind: SYSTEM_EVENT_RESET,
-        } => return Next::Report(GuestEvent::Reset { by: "hv-reset" }),
+        } => return AfterExit::Report(GuestEvent::Reset { by: "hv-reset" }),
         Exit::SystemEvent {
             kind: SYSTEM_EVENT_CRASH,
-        } => return Next::CrashInKvm,
-        Exit::Shutdown => return Next::Failed(Failure::TripleFault),
-        Exit::InternalError(error) => return Next::Failed(Failure::Internal(error)),
-        Exit::FailEntry { reason, cpu } => return Next::Failed(Failure::Entry { reason, cpu }),
-        Exit::MemoryFault { gpa, size } => return Next::Failed(Failure::Memory { gpa, size }),
-        Exit::RunFailed { errno } => return Next::Failed(Failure::Run { errno }),
-        // The LAPIC is always in the kernel, which handles HLT; hv-syndbg is never on; and no other event was asked for.
+        } => return AfterExit::CrashInKvm,
+        Exit::Shutdown => return AfterExit::Failed(Failure::TripleFault),
+        Exit::InternalError(error) => return AfterExit::Failed(Failure::Internal(error)),
+        Exit::FailEntry { reason, cpu } => {
+            return AfterExit::Failed(Failure::Entry { reason, cpu });
+        }
+        Exit::MemoryFault { gpa, size } => return AfterExit::Failed(Failure::Memory { gpa, size }),
+        Exit::RunFailed { errno } => return AfterExit::Failed(Failure::Run { errno }),
+        // The LAPIC is always in the kernel, which handles HLT; hv-syndbg is never on; and no other exit is
+        // enabled.
         Exit::Hlt => return unexpected(kvm_bindings::KVM_EXIT_HLT),
         Exit::Syndbg => return unexpected(kvm_bindings::KVM_EXIT_HYPERV),
         Exit::SystemEvent { .. } => return unexpected(kvm_bindings::KVM_EXIT_SYSTEM_EVENT),
         Exit::Unexpected { reason } => return unexpected(reason),
     }
-    Next::Run
+    AfterExit::Run
 }
 
-fn unexpected(reason: u32) -> Next {
-    Next::Failed(Failure::Unexpected { reason })
+fn unexpected(reason: u32) -> AfterExit {
+    AfterExit::Failed(Failure::Unexpected { reason })
 }

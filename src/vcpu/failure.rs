@@ -1,4 +1,4 @@
-//! What is told when a vCPU cannot go on: why, the registers, the code bytes, and what to try.
+//! The report about a vCPU that cannot continue: the reason, the registers, the code bytes, and advice.
 
 use std::fmt::Write as _;
 
@@ -13,10 +13,10 @@ use crate::units::{Gpa, VpIndex};
 const CODE: usize = 16;
 
 impl Failure {
-    /// One line: what happened.
+    /// What happened, in one line.
     fn what(&self) -> String {
         match self {
-            Self::TripleFault => "triple fault (KVM_EXIT_SHUTDOWN): an exception came while the guest could not handle the one before"
+            Self::TripleFault => "triple fault (KVM_EXIT_SHUTDOWN): an exception was raised while the guest could not handle the previous one"
                 .to_owned(),
             Self::Internal(error) => format!(
                 "{} (KVM_EXIT_INTERNAL_ERROR, suberror {})",
@@ -34,28 +34,28 @@ impl Failure {
                 std::io::Error::from_raw_os_error(*errno)
             ),
             Self::Unexpected { reason } => {
-                format!("KVM left the guest for a reason that hypernest did not ask for: {reason}")
+                format!("unexpected exit reason {reason} from KVM")
             }
         }
     }
 
-    /// One line: what to try.
+    /// Advice, in one line.
     fn advice(&self) -> &'static str {
         match self {
             Self::TripleFault => {
-                "the guest crashed before it could report anything, or resets this way: look at its console, and \
+                "the guest crashed before it could report anything, or resets this way: check its console, and \
                  use --on-triple-fault stop to end the VM at the first one; on AMD the registers are those after \
                  the processor's own INIT"
             }
             Self::Internal(error) if error.suberror == KVM_INTERNAL_ERROR_EMULATION => {
-                "the guest ran into data or device memory, or its CPU model offers an instruction that this host's KVM cannot emulate: \
+                "the guest executed data or device memory, or its CPU model offers an instruction that this host's KVM cannot emulate: \
                  check the kernel image, then try another --cpu model, or kvm_intel.unrestricted_guest=1"
             }
             Self::Internal(_) => {
-                "look at the host's kernel log; a newer host kernel may know this case"
+                "check the host's kernel log; a newer host kernel may handle this case"
             }
             Self::Entry { .. } => {
-                "the vCPU's state is not one that this CPU accepts: look at the host's kernel log, and try --cpu host or without --nested"
+                "this CPU does not accept the vCPU's state: check the host's kernel log, and try --cpu host or without --nested"
             }
             Self::Memory { .. } | Self::Run { .. } => {
                 "look at the host's free memory (and huge pages) and its kernel log"
@@ -69,7 +69,7 @@ impl Failure {
 pub(super) fn report(vcpu: VpIndex, failure: &Failure, fd: &VcpuFd, ram: &GuestRam) -> String {
     let mut text = format!("vCPU {vcpu} stopped: {}\n", failure.what());
     if let Some(lost) = ram.lost() {
-        // Whatever the vCPU did, this is why; and reading the code bytes would raise SIGBUS.
+        // This is the cause, whatever the vCPU did; and reading the code bytes would raise SIGBUS.
         text.push_str(lost);
         return text;
     }

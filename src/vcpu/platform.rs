@@ -11,9 +11,9 @@ use crate::memory::GuestRam;
 use crate::memory::dirty_log::DirtyLog;
 use crate::units::Gpa;
 
-/// What the vCPUs of one machine share. It outlives resets of the machine.
+/// The state that the vCPUs of one machine share. It outlives resets of the machine.
 #[derive(Debug)]
-pub struct Platform {
+pub struct VcpuPlatform {
     /// Port I/O.
     pub ports: Bus,
     /// MMIO.
@@ -26,9 +26,9 @@ pub struct Platform {
     pub slots: MemorySlots,
     /// The synthetic MSRs that hypernest owns.
     pub partition: Mutex<Partition>,
-    /// The hypercalls that KVM hands up.
+    /// The hypercalls that KVM exits for.
     pub hypercalls: UserHypercalls,
-    /// What the guest does that concerns the VM as a whole.
+    /// Reports guest events that concern the VM as a whole.
     pub events: GuestEvents,
     /// The user-space I/O APIC of the split irqchip.
     pub ioapic: Option<Arc<IoApic>>,

@@ -1,4 +1,5 @@
-//! A vCPU's dirty ring, emptied by its own thread when it is full and by the machine's when somebody wants to know.
+//! A vCPU's dirty ring: its own thread harvests it when it is full, the main thread when it collects dirty
+//! pages.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -11,7 +12,7 @@ use crate::kvm::dirty_ring::{self, DirtyRing, Harvest};
 use crate::memory::dirty::WrittenPages;
 use crate::memory::slots::RamSlots;
 
-/// A vCPU's ring, and the VM that takes back what was harvested.
+/// A vCPU's ring, and the VM that resets the harvested entries.
 #[derive(Debug)]
 pub struct Ring {
     ring: Mutex<DirtyRing>,
@@ -40,19 +41,20 @@ impl Ring {
         })
     }
 
-    /// Marks what the vCPU, which is out of the guest, has written. KVM gets it back with [`dirty_ring::reset`].
+    /// Marks the pages that the vCPU, which is out of the guest, has written. [`dirty_ring::reset`] returns
+    /// the entries to KVM.
     pub fn harvest(&self, written: &WrittenPages) {
         if bus::lock(&self.ring).harvest(&self.slots, written) == Harvest::Overflowed {
             self.overflowed.store(true, Ordering::SeqCst);
         }
     }
 
-    /// Whether it has ever lost what the vCPU wrote.
+    /// Whether the ring has ever lost writes of the vCPU.
     pub fn has_overflowed(&self) -> bool {
         self.overflowed.load(Ordering::SeqCst)
     }
 
-    /// The same, and gives it back.
+    /// Harvests the ring and returns its entries to KVM.
     ///
     /// # Errors
     /// If KVM refuses.

@@ -13,7 +13,7 @@ use crate::units::VpIndex;
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[error("vCPU {vp} cannot be reached: its thread has ended")]
 pub struct VcpuGone {
-    /// Which.
+    /// The vCPU.
     pub vp: VpIndex,
 }
 
@@ -25,7 +25,7 @@ pub struct Vcpus {
 }
 
 impl Vcpus {
-    /// Those of `vm`, in the order of their VP indices.
+    /// The vCPUs of `vm`, in the order of their VP indices.
     pub(crate) fn new(vm: Arc<VmFd>, threads: Vec<VcpuThread>) -> Self {
         Self { threads, vm }
     }
@@ -40,9 +40,9 @@ impl Vcpus {
         (0..).map(VpIndex).take(self.threads.len())
     }
 
-    /// Runs `work` with a vCPU on its own thread, and waits for the result. KVM has completed the vCPU's last
-    /// exit by then, unless that waits for the main thread's decision on a guest event. The vCPU need not be
-    /// paused; what `work` reads of one that runs is soon out of date.
+    /// Runs `work` with a vCPU on its own thread, and waits for the result. KVM has completed the vCPU's
+    /// last exit by then, unless that waits for the main thread's decision on a guest event. The vCPU need
+    /// not be paused; values read from a running vCPU are soon out of date.
     ///
     /// # Errors
     /// If there is no such vCPU, or its thread has ended or ends meanwhile.
@@ -58,7 +58,7 @@ impl Vcpus {
         done.and_then(Result::ok).ok_or(VcpuGone { vp })
     }
 
-    /// What starts and stops each of them.
+    /// The controls that start and stop each vCPU.
     pub(crate) fn controls(&self) -> Vec<Arc<Control<VcpuFd>>> {
         let each = self.threads.iter();
         each.map(|vcpu| Arc::clone(vcpu.control())).collect()
@@ -71,12 +71,12 @@ impl Vcpus {
         }
     }
 
-    /// Has KVM complete the instructions that the parked vCPUs' last exits came from: until then their
-    /// registers are those before it. That may reach devices (a repeated string instruction exits per
-    /// element), and so cause guest events.
+    /// Makes KVM complete the instructions of the parked vCPUs' last exits: until then their registers are
+    /// those before the instruction. Completion may reach devices (a repeated string instruction exits per
+    /// element), and so raise guest events.
     pub(crate) fn complete_exits(&self) {
         for vp in self.vps() {
-            // A vCPU whose thread has ended has no state to be completed.
+            // A vCPU whose thread has ended has no state to complete.
             let _ended = self.on_vcpu(vp, |_| ());
         }
     }
@@ -94,7 +94,7 @@ impl Vcpus {
 
 impl Drop for Vcpus {
     fn drop(&mut self) {
-        // All at once, so that the threads end in parallel; dropping each then waits for it.
+        // Request all first, so that the threads end in parallel; dropping each then waits for it.
         for vcpu in &self.threads {
             vcpu.control().leave();
         }

@@ -1,12 +1,14 @@
-//! The thread of one vCPU: the whole loop.
+//! The thread of one vCPU: its whole loop.
 //!
-//! Before each KVM_RUN the thread looks at two flags: whether the main thread asks for something, and whether a guest event
-//! is pending. With the second it parks itself until the main thread has decided. So the vCPU whose access ended, reset or
-//! paused the VM executes no further instruction, and any other vCPU none after its next exit.
+//! Before each KVM_RUN the thread checks two flags: whether the main thread has a request, and whether a
+//! guest event is pending. For the latter it parks itself until the main thread has decided. So the vCPU
+//! whose access ended, reset or paused the VM executes no further instruction, and any other vCPU none
+//! after its next exit.
 //!
-//! A parked vCPU's last exit is not completed: KVM carries out the rest of the instruction (advances RIP, stores what was
-//! read, goes on with a repeated string instruction) in the next KVM_RUN. `Vcpu::complete_exit` has it do so, without
-//! entering the guest, before anything reads or writes the vCPU's state; a vCPU that leaves skips it.
+//! A parked vCPU's last exit is not completed: KVM carries out the rest of the instruction (advances RIP,
+//! stores the data that was read, continues a repeated string instruction) in the next KVM_RUN.
+//! `Vcpu::complete_exit` makes it do so, without entering the guest, before anything reads or writes the
+//! vCPU's state; a vCPU that leaves skips it.
 
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -15,11 +17,11 @@ use std::thread::JoinHandle;
 use kvm_ioctls::VcpuFd;
 use tracing::warn;
 
-use super::control::{Control, Step};
+use super::control::{Control, ControlStep};
 use super::create;
-use super::dispatch::{Failure, Next, dispatch};
+use super::dispatch::{AfterExit, Failure, dispatch};
 use super::failure;
-use super::platform::Platform;
+use super::platform::VcpuPlatform;
 use super::ring::Ring;
 use super::stats::{ExitReason, Recorder};
 use crate::hyperv::{CrashReport, msr};
@@ -43,7 +45,7 @@ const CRASH_PARAMS: [Msr; 5] = [
 pub struct Vcpu {
     index: VpIndex,
     fd: VcpuFd,
-    platform: Arc<Platform>,
+    platform: Arc<VcpuPlatform>,
     control: Arc<Control<VcpuFd>>,
     recorder: Recorder,
     ring: Option<Arc<Ring>>,
@@ -54,11 +56,11 @@ pub struct Vcpu {
 }
 
 impl Vcpu {
-    /// A vCPU around its KVM file descriptor, in its initial state; with its dirty ring, if it has one.
+    /// Wraps a KVM vCPU file descriptor in its initial state, with its dirty ring if it has one.
     pub fn new(
         index: VpIndex,
         fd: VcpuFd,
-        platform: Arc<Platform>,
+        platform: Arc<VcpuPlatform>,
         recorder: Recorder,
         ring: Option<Arc<Ring>>,
     ) -> Self {
@@ -82,7 +84,7 @@ impl Vcpu {
     /// Starts its thread, which waits until the control says run.
     ///
     /// # Errors
-    /// If no thread can be had.
+    /// If no thread can be created.
     pub fn spawn(self) -> std::io::Result<VcpuThread> {
         let control = Arc::clone(&self.control);
         let thread = std::thread::Builder::new()
@@ -99,7 +101,7 @@ impl Vcpu {
             .platform
             .events
             .watch_thread(&format!("vcpu{}", self.index));
-        // However the thread ends, a panic included: no other thread may wait for it.
+        // However the thread ends, a panic included, no other thread may keep waiting for it.
         let _leaves = Leaves(Arc::clone(&self.control));
         if let Some(cpus) = &self.cpus
             && let Err(e) = affinity::pin(cpus)
@@ -136,13 +138,13 @@ impl Vcpu {
         }
     }
 
-    /// Does what the main thread asks for, and waits while the vCPU is paused. `false` means leave.
+    /// Serves the main thread's requests, and waits while the vCPU is paused. `false` means leave.
     fn attend(&mut self) -> bool {
         loop {
             match self.control.next_step() {
-                Step::Run => return true,
-                Step::Leave => return false,
-                Step::Work(work) => {
+                ControlStep::Run => return true,
+                ControlStep::Leave => return false,
+                ControlStep::Work(work) => {
                     self.complete_exit();
                     work(&mut self.fd);
                 }
@@ -158,8 +160,8 @@ impl Vcpu {
         self.recorder.finish(reason, start);
         self.exit_pending = true;
         match next {
-            Next::Run => {}
-            Next::Interrupted => {
+            AfterExit::Run => {}
+            AfterExit::Interrupted => {
                 self.exit_pending = false;
                 self.control.interrupted();
             }
@@ -167,9 +169,10 @@ impl Vcpu {
         }
     }
 
-    /// Has KVM complete the instruction that the last exit came from (`complete_userspace_io`), without entering the guest:
-    /// until then the registers are those before it. That may end in another exit. While a guest event is pending nothing
-    /// is completed: the rest of a `rep outs` that reset the VM must not reach a device.
+    /// Makes KVM complete the instruction of the last exit (`complete_userspace_io`), without entering the
+    /// guest: until then the registers are those before the instruction. That may cause another exit. While
+    /// a guest event is pending nothing is completed: the rest of a `rep outs` that reset the VM must not
+    /// reach a device.
     fn complete_exit(&mut self) {
         while self.exit_pending && !self.platform.events.are_pending() {
             self.control.request_immediate_exit();
@@ -177,30 +180,30 @@ impl Vcpu {
         }
     }
 
-    /// What happens a few times in a VM's life, and may allocate.
-    fn rare(&mut self, next: Next) {
+    /// Handles the rare cases, which may allocate.
+    fn rare(&mut self, next: AfterExit) {
         match next {
-            Next::Run | Next::Interrupted => {}
-            Next::Report(event) => self.platform.events.report(event),
-            Next::Forward(msr, value) => {
+            AfterExit::Run | AfterExit::Interrupted => {}
+            AfterExit::Report(event) => self.platform.events.report(event),
+            AfterExit::Forward(msr, value) => {
                 if let Err(e) = create::set_msrs(self.index, &self.fd, &[(msr, value)]) {
                     self.fail(&format!("vCPU {}: {e}", self.index));
                 }
             }
-            Next::Crash(report) => self.crash(&report),
-            Next::DirtyRingFull => {
+            AfterExit::Crash(report) => self.crash(&report),
+            AfterExit::DirtyRingFull => {
                 let ring = self.ring.as_ref();
                 let written = self.platform.ram.written();
                 if let Some(Err(e)) = ring.map(|ring| ring.make_room(written)) {
                     self.fail(&format!("vCPU {}: {e}", self.index));
                 }
             }
-            Next::EmulationEnded => self.platform.events.report(GuestEvent::TscEmulationEnded),
-            Next::CrashInKvm => match create::get_msrs(self.index, &self.fd, &CRASH_PARAMS) {
+            AfterExit::EmulationEnded => self.platform.events.report(GuestEvent::TscEmulationEnded),
+            AfterExit::CrashInKvm => match create::get_msrs(self.index, &self.fd, &CRASH_PARAMS) {
                 Ok(params) => self.crash(&CrashReport::from_kvm(params)),
                 Err(e) => self.fail(&format!("vCPU {}: {e}", self.index)),
             },
-            Next::Failed(failure) => {
+            AfterExit::Failed(failure) => {
                 self.exit_pending = false;
                 let ram = &self.platform.ram;
                 let report = failure::report(self.index, &failure, &self.fd, ram);
@@ -216,7 +219,7 @@ impl Vcpu {
         }
     }
 
-    /// The message is fetched before the guest goes on and reuses its memory.
+    /// Fetches the crash message before the guest continues and reuses its memory.
     fn crash(&self, report: &CrashReport) {
         let crash = report.read(&self.platform.ram);
         self.platform.events.report(GuestEvent::Crash {
@@ -242,7 +245,7 @@ impl Drop for Leaves {
     }
 }
 
-/// A vCPU's thread, and how to steer it. Dropping it ends the thread.
+/// A vCPU's thread and its control. Dropping it ends the thread.
 #[derive(Debug)]
 pub struct VcpuThread {
     control: Arc<Control<VcpuFd>>,
@@ -260,7 +263,7 @@ impl Drop for VcpuThread {
     fn drop(&mut self) {
         self.control.leave();
         if let Some(thread) = self.thread.take() {
-            // A vCPU thread that panicked has reported itself through the panic hook; there is nothing left to wait for.
+            // A panic of a vCPU thread has been reported by the panic hook already.
             let _panicked = thread.join();
         }
     }

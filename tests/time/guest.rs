@@ -12,7 +12,7 @@ use hypernest::life::{MachineHandle, Request};
 use hypernest::machine::{Machine, MachineError, Outcome, Running};
 use hypernest::time::HostTsc;
 use hypernest::time::ratio::Ratio;
-use hypernest::time::switch::{Step, Switched};
+use hypernest::time::switch::{SwitchStep, Switched};
 use hypernest::units::{TscKhz, VpIndex};
 use tempfile::TempDir;
 
@@ -66,7 +66,7 @@ impl Guest {
         khz: TscKhz,
         cpus: u32,
         arguments: &str,
-        left_out: &[Step],
+        left_out: &[SwitchStep],
     ) -> Result<Self, Failure> {
         let dir = TempDir::with_prefix("time")?;
         let path = |name: &str| dir.path().join(name);

@@ -24,7 +24,7 @@ use clap::ValueEnum;
 use hypernest::hyperv::HostHv;
 use hypernest::kvm::host::{HostCaps, HostError};
 use hypernest::units::TscKhz;
-use hypernest::vcpu::stats::{self, Clock};
+use hypernest::vcpu::stats::{self, ExitClock};
 use hypernest_guest::GUEST;
 use hypernest_nested::probe::{ALIVE, Malformed};
 use thiserror::Error;
@@ -83,7 +83,7 @@ pub(crate) enum VmmError {
     SmapsUnknown { path: String },
     /// Counters of exits.
     #[error("cannot measure the cost of counting exits")]
-    Stats(#[from] stats::StatsError),
+    Stats(#[from] stats::ExitStatsError),
 }
 
 /// Measure start-up, exits to user space and memory, compared with QEMU
@@ -297,8 +297,8 @@ impl Bench {
             .filter(|_| self.host.system.tsc_is_a_clock());
         let mut text = String::new();
         for (name, clock) in [
-            ("CLOCK_MONOTONIC", Some(Clock::new(None))),
-            ("the TSC", tsc.map(|khz| Clock::new(Some(TscKhz(khz))))),
+            ("CLOCK_MONOTONIC", Some(ExitClock::new(None))),
+            ("the TSC", tsc.map(|khz| ExitClock::new(Some(TscKhz(khz))))),
         ] {
             let Some(clock) = clock else {
                 continue;

@@ -4,8 +4,8 @@ use super::*;
 use crate::hyperv::KernelVersion;
 use crate::hyperv::host::tests::{amd, intel, without_hyperv};
 
-fn run(list: &str, host: &HostHv, nested: bool) -> Result<Resolved, Vec<Problem>> {
-    let request = Request::parse(list, Profile::default_for(nested)).unwrap();
+fn run(list: &str, host: &HostHv, nested: bool) -> Result<Resolved, Vec<EnlightenmentProblem>> {
+    let request = EnlightenmentRequest::parse(list, Profile::default_for(nested)).unwrap();
     resolve(&request, host, nested)
 }
 
@@ -49,7 +49,7 @@ const NOT_ON_AMD: &str =
     "it needs Intel's VMX, and this host's processor is AMD's; nothing on this host gives it";
 
 #[test]
-fn on_amd_the_nested_profile_leaves_out_evmcs_alone_with_a_warning() {
+fn nested_profile_on_amd_omits_only_evmcs_with_a_warning() {
     let resolved = run("nested", &amd(), true).unwrap();
     assert!(resolved.has(E::EmsrBitmap) && resolved.has(E::TlbFlushDirect));
     let warnings: Vec<String> = resolved
@@ -62,33 +62,37 @@ fn on_amd_the_nested_profile_leaves_out_evmcs_alone_with_a_warning() {
     let asked = run("nested,-evmcs", &amd(), true).unwrap();
     assert_eq!(asked.enabled(), resolved.enabled());
     assert!(!asked.notes().iter().any(Note::is_warning));
-    // Asked for by name, it is refused.
+    // It is refused if requested by name.
     assert_eq!(
         problems("nested,evmcs", &amd(), true),
-        [format!("hv-evmcs cannot be had: {NOT_ON_AMD}")]
+        [format!("hv-evmcs is not available: {NOT_ON_AMD}")]
     );
 }
 
 #[test]
-fn what_an_intel_host_lacks_of_the_nested_profile_is_refused() {
+fn nested_profile_is_refused_if_an_intel_host_lacks_a_member() {
     let mut host = intel();
     host.caps.remove(&HvCap::EnlightenedVmcs);
     let found = problems("nested", &host, true);
     assert_eq!(found.len(), 1, "{found:?}");
     assert!(
-        found[0].starts_with("hv-evmcs cannot be had: KVM lacks KVM_CAP_HYPERV_ENLIGHTENED_VMCS")
-            && found[0].ends_with(". To go without it: --hv nested,-evmcs"),
+        found[0].starts_with(
+            "hv-evmcs is not available: KVM does not support KVM_CAP_HYPERV_ENLIGHTENED_VMCS"
+        ) && found[0].ends_with(". To go without it: --hv nested,-evmcs"),
         "{found:?}"
     );
-    // What needs it goes with it where it may be missing, and is refused where it was asked for by name.
+    // Members that require it are omitted with it where allowed, and refused where requested by name.
     let resolved = run("nested,evmcs=auto", &host, true).unwrap();
     assert!(!resolved.has(E::Evmcs) && !resolved.has(E::EmsrBitmap));
     let named = problems("nested,evmcs=auto,emsr-bitmap", &host, true);
-    assert!(named[0].starts_with("hv-evmcs cannot be had"), "{named:?}");
+    assert!(
+        named[0].starts_with("hv-evmcs is not available"),
+        "{named:?}"
+    );
 }
 
 #[test]
-fn auto_takes_what_is_there_and_notes_what_is_not() {
+fn auto_enables_what_is_available_and_notes_the_rest() {
     for (list, host, nested, on, warned) in [
         (
             "vpindex,evmcs=auto",
@@ -126,9 +130,9 @@ fn auto_takes_what_is_there_and_notes_what_is_not() {
             intel(),
             false,
             "hv-vpindex",
-            Some("hv-syndbg is left out: hypernest cannot do it yet".to_owned()),
+            Some("hv-syndbg is left out: hypernest does not implement it yet".to_owned()),
         ),
-        // Its requirement has a price and was not asked for.
+        // Its requirement has a cost and was not requested.
         (
             "vpindex,emsr-bitmap=auto",
             intel(),
@@ -170,7 +174,7 @@ fn auto_takes_what_is_there_and_notes_what_is_not() {
 }
 
 #[test]
-fn what_no_known_guest_uses_is_warned_about_with_what_to_add() {
+fn unused_enlightenments_are_warned_about_with_a_remedy() {
     let alone =
         "will have no effect: no known guest uses it without hv-vpindex; add hv-vpindex to --hv";
     for (list, nested, warned) in [
@@ -217,7 +221,7 @@ fn what_no_known_guest_uses_is_warned_about_with_what_to_add() {
 }
 
 #[test]
-fn on_intel_what_needs_evmcs_goes_with_it() {
+fn members_that_require_evmcs_are_omitted_with_it_on_intel() {
     let without = run("nested,-evmcs", &intel(), true).unwrap();
     assert!(!without.has(E::EmsrBitmap) && !without.has(E::TlbFlushDirect));
     let notes = notes("nested,-evmcs", &intel(), true);
@@ -246,11 +250,11 @@ fn harmless_requirements_are_added_with_a_note() {
 }
 
 #[test]
-fn a_requirement_with_a_price_must_be_named() {
+fn requirement_with_a_cost_must_be_named() {
     assert_eq!(
         problems("emsr-bitmap", &intel(), true),
         [
-            "hv-emsr-bitmap needs hv-evmcs, which is not added by itself as it has a price (`hypernest enlightenments \
+            "hv-emsr-bitmap needs hv-evmcs, which is not added automatically because it has a cost (`hypernest enlightenments \
           hv-evmcs`): name it too"
         ]
     );
@@ -258,7 +262,7 @@ fn a_requirement_with_a_price_must_be_named() {
 }
 
 #[test]
-fn removing_a_requirement_is_a_conflict_only_with_what_was_asked_for_by_name() {
+fn removing_a_requirement_conflicts_only_with_requests_by_name() {
     assert_eq!(
         problems("stimer,-time", &intel(), false),
         ["hv-stimer needs hv-time, which is removed (`-hv-time`)"]
@@ -269,27 +273,27 @@ fn removing_a_requirement_is_a_conflict_only_with_what_was_asked_for_by_name() {
 }
 
 #[test]
-fn everything_impossible_is_named_at_once() {
+fn all_problems_are_reported_at_once() {
     assert_eq!(
         problems("evmcs,avic,syndbg,emsr-bitmap,passthrough", &amd(), false),
         [
-            "hv-avic cannot be had: KVM uses no virtual APIC of the processor's here: load kvm_amd with avic=1 on a \
+            "hv-avic is not available: KVM does not use the processor's virtual APIC on this host: load kvm_amd with avic=1 on a \
              processor that has it",
-            "hv-evmcs cannot be had: it needs Intel's VMX, and this host's processor is AMD's; nothing on this host \
+            "hv-evmcs is not available: it needs Intel's VMX, and this host's processor is AMD's; nothing on this host \
              gives it",
-            "hv-emsr-bitmap cannot be had: it serves hypervisors inside the guest only: add --nested",
-            "hv-syndbg cannot be had: hypernest cannot do it yet",
+            "hv-emsr-bitmap is not available: it serves hypervisors inside the guest only: add --nested",
+            "hv-syndbg is not available: hypernest does not implement it yet",
             "hv-passthrough and hv-syndbg cannot be on together",
         ]
     );
     assert_eq!(
         problems("evmcs", &intel(), false),
-        ["hv-evmcs cannot be had: it serves hypervisors inside the guest only: add --nested"]
+        ["hv-evmcs is not available: it serves hypervisors inside the guest only: add --nested"]
     );
 }
 
 #[test]
-fn a_kvm_without_hyperv_is_named_once() {
+fn kvm_without_hyperv_is_reported_once() {
     let found = problems("windows", &without_hyperv(), false);
     assert_eq!(found.len(), 1, "{found:?}");
     assert!(found[0].contains("CONFIG_KVM_HYPERV=y") && found[0].contains("--hv none"));
@@ -301,7 +305,7 @@ fn a_kvm_without_hyperv_is_named_once() {
 }
 
 #[test]
-fn an_older_kernel_is_told_apart_from_one_built_without() {
+fn older_kernel_is_distinguished_from_one_built_without_hyperv() {
     let mut old = intel();
     old.kernel = Some(KernelVersion::new(6, 1));
     for leaf in &mut old.hv_cpuid {
@@ -314,7 +318,7 @@ fn an_older_kernel_is_told_apart_from_one_built_without() {
     assert_eq!(
         problems("tlbflush-ext", &old, false),
         [
-            "hv-tlbflush-ext cannot be had: KVM_GET_SUPPORTED_HV_CPUID does not report 0x40000003.EDX[14]: Linux 6.2 has \
+            "hv-tlbflush-ext is not available: KVM_GET_SUPPORTED_HV_CPUID does not report 0x40000003.EDX[14]: Linux 6.2 has \
           it, this is 6.1"
         ]
     );
@@ -325,14 +329,14 @@ fn an_older_kernel_is_told_apart_from_one_built_without() {
     assert_eq!(
         problems("windows", &old, false),
         [
-            "hv-ipi cannot be had: KVM lacks KVM_CAP_HYPERV_SEND_IPI although this is Linux 6.1 and 4.20 has it: the \
+            "hv-ipi is not available: KVM does not support KVM_CAP_HYPERV_SEND_IPI although this is Linux 6.1 and 4.20 has it: the \
           kernel was built without it (CONFIG_KVM_HYPERV=y gives it). To go without it: --hv windows,-ipi"
         ]
     );
 }
 
 #[test]
-fn a_host_that_does_not_nest_is_told_how() {
+fn host_without_nesting_gets_the_remedy() {
     let mut host = intel();
     host.nested = false;
     let found = problems("evmcs", &host, true);
@@ -340,7 +344,7 @@ fn a_host_that_does_not_nest_is_told_how() {
 }
 
 #[test]
-fn auto_coresharing_takes_kvms_word_and_keeps_the_vm_here() {
+fn auto_coresharing_follows_kvm_and_blocks_migration() {
     let mut host = intel();
     let resolved = run("no-nonarch-coresharing=auto", &host, false).unwrap();
     assert!(!resolved.has(E::NoNonarchCoresharing));
@@ -361,7 +365,7 @@ fn auto_coresharing_takes_kvms_word_and_keeps_the_vm_here() {
 }
 
 #[test]
-fn passthrough_is_what_kvm_reports() {
+fn passthrough_shows_what_kvm_reports() {
     let resolved = run("passthrough", &intel(), true).unwrap();
     assert!(resolved.has(E::Avic) && resolved.has(E::Evmcs));
     assert_eq!(resolved.spin_count, Some(0xfff));
@@ -380,7 +384,7 @@ fn passthrough_is_what_kvm_reports() {
 
 proptest! {
     #[test]
-    fn what_resolves_is_complete_and_possible(
+    fn resolved_sets_are_complete_and_possible(
         wanted in proptest::collection::btree_set(0..34usize, 0..10),
         removed in proptest::collection::btree_set(0..34usize, 0..5),
         profile in 0..Profile::ALL.len(),
@@ -389,7 +393,7 @@ proptest! {
     ) {
         let host = if on_amd { amd() } else { intel() };
         let all: Vec<E> = E::all().collect();
-        let request = Request {
+        let request = EnlightenmentRequest {
             profiles: vec![Profile::ALL[profile]],
             wanted: wanted.difference(&removed).map(|i| (all[*i], Value::On)).collect(),
             removed: removed.iter().map(|i| all[*i]).collect(),
@@ -400,7 +404,7 @@ proptest! {
                 prop_assert!(requirements(id, &host).all(|r| resolved.has(r)), "{id}");
                 let lack = lack(id, &host, nested);
                 prop_assert!(
-                    matches!(lack, None | Some(Lack::NoApicv { .. })),
+                    matches!(lack, None | Some(MissingRequirement::NoApicv { .. })),
                     "{id}: {lack:?}"
                 );
             }

@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use super::*;
 
 #[test]
-fn every_row_stands_at_its_own_place() {
+fn rows_are_in_the_order_of_the_enum() {
     for (index, row) in TABLE.iter().enumerate() {
         assert_eq!(row.id as usize, index, "{}", row.name);
     }

@@ -1,4 +1,5 @@
-//! How far each end has come, what may happen next, and who has the VM. Pure: the two ends only carry out what is said here.
+//! The phases of both ends, their transitions, and which end owns the VM. Pure: the two ends only carry out
+//! these decisions.
 //!
 //! ```text
 //!  source        Connecting ─► Comparing ─► Copying ─► HandingOver ─► Committed ─► Gone
@@ -10,39 +11,40 @@
 //!                    └──────────┴───────────┴───────────┴─► GaveUp
 //! ```
 //!
-//! Sending Commit is the single point of commitment. Before it the VM is the source's, whatever happens; a destination that
-//! has read it runs the VM, whatever happens. In between neither end alone can know: a source that has sent Commit and hears
-//! nothing does not run the VM again unless the destination's process is known to have ended, and a destination that holds
-//! everything and hears nothing runs it only if the source's process is known to have ended. So there are never two.
+//! Sending Commit is the single point of commitment. Before Commit the source owns the VM in every case; a
+//! destination that has read Commit runs the VM in every case. In between neither end alone can decide: a
+//! source that has sent Commit and receives no reply does not run the VM again unless the destination's
+//! process is known to have ended, and a destination that holds everything and receives no Commit runs the
+//! VM only if the source's process is known to have ended. So two copies never run.
 
 #[cfg(test)]
 mod model_tests;
 
 use serde::{Deserialize, Serialize};
 
-/// How far the source has come.
+/// The phase of the source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Source {
-    /// It looks for the destination, and greets it.
+pub enum SourcePhase {
+    /// Connects to the destination and exchanges Hello and Welcome.
     Connecting,
-    /// The destination compares what the guest was promised with what it has.
+    /// The destination compares what the guest was promised with its host.
     Comparing,
     /// RAM is copied while the guest runs.
     Copying,
-    /// The guest is stopped; the rest is sent.
+    /// The guest is stopped; the source sends the remaining pages and the state.
     HandingOver,
     /// Commit was sent, or may have been.
     Committed,
     /// The VM runs at the destination.
     Gone,
-    /// The VM stayed, and goes on if it ran.
+    /// The VM stays at the source, and resumes if it ran.
     Kept,
-    /// The VM is kept stopped: the destination may run it, and cannot be asked.
+    /// The VM stays stopped at the source: the destination may run it, and cannot be reached.
     Undecided,
 }
 
-/// What can happen to a source.
+/// An event at the source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum SourceEvent {
     /// The destination greeted.
@@ -55,9 +57,9 @@ pub enum SourceEvent {
     Ready,
     /// The destination runs the VM.
     Running,
-    /// The connection is of no use any more, a user wants no more of it, or the VM cannot be stopped or saved.
+    /// The connection failed, a user cancelled, or the VM cannot be stopped or saved.
     Trouble,
-    /// The destination said that it gave up, after which it never runs the VM.
+    /// The destination reported that it aborted; it never runs the VM after that.
     PeerGaveUp,
     /// The destination's process is known to have ended.
     PeerEnded,
@@ -65,17 +67,17 @@ pub enum SourceEvent {
 
 /// Whether this end's vCPUs may run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Vm {
+pub enum LocalVm {
     /// They may.
     Runs,
     /// They are stopped, and everything is kept.
     Stopped,
-    /// It is not here.
-    NotHere,
+    /// The VM is not here.
+    Absent,
 }
 
-impl Source {
-    /// All of them, in order.
+impl SourcePhase {
+    /// All phases, in order.
     pub const ALL: [Self; 8] = [
         Self::Connecting,
         Self::Comparing,
@@ -87,7 +89,7 @@ impl Source {
         Self::Undecided,
     ];
 
-    /// What follows; `None` if this cannot happen here.
+    /// Returns the phase after `event`; `None` if the event is not possible in this phase.
     pub fn after(self, event: SourceEvent) -> Option<Self> {
         use SourceEvent as E;
         Some(match (self, event) {
@@ -103,18 +105,18 @@ impl Source {
             )
             | (Self::Committed, E::PeerGaveUp) => Self::Kept,
             (Self::Committed, E::Trouble) => Self::Undecided,
-            // A VM that had begun to run there is over as well.
+            // If the VM had started at the destination, that copy is gone as well.
             (Self::Committed | Self::Undecided, E::PeerEnded) => Self::Kept,
             _ => return None,
         })
     }
 
-    /// Whether the vCPUs may run here.
-    pub fn vm(self) -> Vm {
+    /// Whether the vCPUs may run at this end.
+    pub fn vm(self) -> LocalVm {
         match self {
-            Self::Connecting | Self::Comparing | Self::Copying | Self::Kept => Vm::Runs,
-            Self::HandingOver | Self::Committed | Self::Undecided => Vm::Stopped,
-            Self::Gone => Vm::NotHere,
+            Self::Connecting | Self::Comparing | Self::Copying | Self::Kept => LocalVm::Runs,
+            Self::HandingOver | Self::Committed | Self::Undecided => LocalVm::Stopped,
+            Self::Gone => LocalVm::Absent,
         }
     }
 
@@ -126,12 +128,12 @@ impl Source {
         )
     }
 
-    /// Whether it is over.
+    /// Whether the migration has ended.
     pub fn is_over(self) -> bool {
         matches!(self, Self::Gone | Self::Kept | Self::Undecided)
     }
 
-    /// One word or two.
+    /// The name for users.
     pub fn name(self) -> &'static str {
         match self {
             Self::Connecting => "connecting",
@@ -146,43 +148,43 @@ impl Source {
     }
 }
 
-/// How far the destination has come.
+/// The phase of the destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Destination {
-    /// Nobody has come yet.
+pub enum DestinationPhase {
+    /// No source has connected yet.
     Waiting,
-    /// It learns what the guest was promised.
+    /// Receives what the guest was promised, and compares it with this host.
     Checking,
-    /// RAM and state come in.
+    /// Receives RAM and state.
     Receiving,
-    /// It has everything and could run.
+    /// Holds the complete VM, ready to run.
     Holding,
     /// The VM is its own.
     Running,
-    /// It has nothing, and never ran anything.
+    /// Holds nothing, and never ran the VM.
     GaveUp,
 }
 
-/// What can happen to a destination.
+/// An event at the destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DestinationEvent {
     /// A source greeted.
     Hello,
-    /// The promise came and can be kept.
+    /// The promise arrived and can be kept.
     PromiseKept,
-    /// RAM and state came, and the VM is complete.
+    /// RAM and state arrived, and the VM is complete.
     Complete,
-    /// The source gave the VM away.
+    /// The source handed off the VM.
     Commit,
-    /// The source gave up, the connection is of no use any more, or the VM cannot be built.
+    /// The source aborted, the connection failed, or the VM cannot be built.
     Trouble,
-    /// The connection is gone and the source's process is known to have ended.
+    /// The connection is lost and the source's process is known to have ended.
     PeerEnded,
 }
 
-impl Destination {
-    /// All of them, in order.
+impl DestinationPhase {
+    /// All phases, in order.
     pub const ALL: [Self; 6] = [
         Self::Waiting,
         Self::Checking,
@@ -192,7 +194,7 @@ impl Destination {
         Self::GaveUp,
     ];
 
-    /// What follows; `None` if this cannot happen here.
+    /// Returns the phase after `event`; `None` if the event is not possible in this phase.
     pub fn after(self, event: DestinationEvent) -> Option<Self> {
         use DestinationEvent as E;
         Some(match (self, event) {
@@ -200,7 +202,7 @@ impl Destination {
             (Self::Checking, E::PromiseKept) => Self::Receiving,
             (Self::Receiving, E::Complete) => Self::Holding,
             (Self::Holding, E::Commit) => Self::Running,
-            // Nobody else has it, and here is all of it.
+            // No other process has the VM, and this end holds all of it.
             (Self::Holding, E::PeerEnded) => Self::Running,
             (Self::Waiting | Self::Checking | Self::Receiving, E::Trouble | E::PeerEnded)
             | (Self::Holding, E::Trouble) => Self::GaveUp,
@@ -208,12 +210,12 @@ impl Destination {
         })
     }
 
-    /// Whether the vCPUs may run here.
-    pub fn vm(self) -> Vm {
+    /// Whether the vCPUs may run at this end.
+    pub fn vm(self) -> LocalVm {
         match self {
-            Self::Waiting | Self::Checking | Self::GaveUp => Vm::NotHere,
-            Self::Receiving | Self::Holding => Vm::Stopped,
-            Self::Running => Vm::Runs,
+            Self::Waiting | Self::Checking | Self::GaveUp => LocalVm::Absent,
+            Self::Receiving | Self::Holding => LocalVm::Stopped,
+            Self::Running => LocalVm::Runs,
         }
     }
 }

@@ -1,11 +1,11 @@
-//! Every course that two ends and the connection between them can take, tried out: each end acts when it likes, messages are
-//! delivered, delayed or lost with the connection, and either end may die at any moment.
+//! Explores every interleaving of the two ends and their connection: each end acts at any time, messages
+//! are delivered, delayed or lost with the connection, and either process may die at any moment.
 
 use std::collections::{HashSet, VecDeque};
 
 use super::*;
 
-/// What is on its way.
+/// A message in flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Word {
     Hello,
@@ -21,14 +21,14 @@ enum Word {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct World {
-    /// `None`: dead.
-    source: Option<Source>,
-    destination: Option<Destination>,
-    /// Whether anything can be said any more.
+    /// `None`: the process died.
+    source: Option<SourcePhase>,
+    destination: Option<DestinationPhase>,
+    /// Whether messages can still be sent.
     connected: bool,
     to_destination: VecDeque<Word>,
     to_source: VecDeque<Word>,
-    /// Both processes are on one host, so that each can see whether the other lives.
+    /// Both processes are on one host, so that each can detect the end of the other.
     same_host: bool,
     died: bool,
 }
@@ -36,8 +36,8 @@ struct World {
 impl World {
     fn start(same_host: bool) -> Self {
         Self {
-            source: Some(Source::Connecting),
-            destination: Some(Destination::Waiting),
+            source: Some(SourcePhase::Connecting),
+            destination: Some(DestinationPhase::Waiting),
             connected: true,
             to_destination: VecDeque::from([Word::Hello]),
             to_source: VecDeque::new(),
@@ -48,8 +48,8 @@ impl World {
 
     fn running(&self) -> (bool, bool) {
         (
-            self.source.is_some_and(|s| s.vm() == Vm::Runs),
-            self.destination.is_some_and(|d| d.vm() == Vm::Runs),
+            self.source.is_some_and(|s| s.vm() == LocalVm::Runs),
+            self.destination.is_some_and(|d| d.vm() == LocalVm::Runs),
         )
     }
 
@@ -71,7 +71,7 @@ impl World {
         Some(next)
     }
 
-    /// The source reads what came, or acts of itself.
+    /// The next worlds in which the source reads a message, or acts by itself.
     fn source_turns(&self) -> Vec<Self> {
         let mut turns = Vec::new();
         let Some(source) = self.source else {
@@ -89,20 +89,21 @@ impl World {
                 };
                 turns.extend(after.source_does(event, says));
             }
-            // What was still on its way has been read.
+            // All messages in flight have been read.
             None if !self.connected => {
                 turns.extend(self.source_does(SourceEvent::Trouble, &[]));
             }
             None => {}
         }
-        if source == Source::Undecided && self.same_host && self.destination.is_none() {
+        if source == SourcePhase::Undecided && self.same_host && self.destination.is_none() {
             turns.extend(self.source_does(SourceEvent::PeerEnded, &[]));
         }
-        if source == Source::Copying {
+        if source == SourcePhase::Copying {
             turns.extend(self.source_does(SourceEvent::Stop, &[Word::Everything]));
         }
-        // A user cancels, or waiting took too long: it says so and closes the connection, or tries to.
-        if source.can_be_cancelled() || source == Source::Committed {
+        // A user cancels, or a timeout expires: the source sends Failed, if it can, and closes the
+        // connection.
+        if source.can_be_cancelled() || source == SourcePhase::Committed {
             turns.extend(self.source_does(SourceEvent::Trouble, &[Word::Failed]));
         }
         turns
@@ -133,7 +134,7 @@ impl World {
             }
             None => {}
         }
-        // It cannot build the VM, or waiting took too long.
+        // It cannot build the VM, or a timeout expires.
         turns.extend(self.destination_does(DestinationEvent::Trouble, &[Word::Failed]));
         turns
     }
@@ -141,7 +142,7 @@ impl World {
     fn fate_turns(&self) -> Vec<Self> {
         let mut turns = Vec::new();
         if self.connected {
-            // Each direction may still deliver any part of what is on its way.
+            // Each direction may still deliver any prefix of its messages in flight.
             for to_destination in 0..=self.to_destination.len() {
                 for to_source in 0..=self.to_source.len() {
                     let mut next = self.clone();
@@ -187,7 +188,7 @@ fn explore(same_host: bool, mut each: impl FnMut(&World, &[World])) {
 }
 
 #[test]
-fn never_do_two_run() {
+fn two_copies_never_run() {
     for same_host in [false, true] {
         explore(same_host, |world, _| {
             assert_ne!(world.running(), (true, true), "{world:?}");
@@ -195,24 +196,27 @@ fn never_do_two_run() {
     }
 }
 
-/// When all has been said and done, one runs; or the source waits for its user's word, which it does only if the connection
-/// went between Commit and Running.
+/// In every final world one copy runs; or the source waits for its user, but only if the connection was
+/// lost between Commit and Running.
 #[test]
-fn in_the_end_one_runs_unless_its_process_died() {
+fn one_copy_runs_in_the_end_unless_its_process_died() {
     let mut ends = [0; 4];
     for same_host in [false, true] {
         explore(same_host, |world, turns| {
-            // Somebody will still do something. With the connection up and nothing said, a time limit does.
+            // A further step follows. With the connection up and no message in flight, that is a timeout.
             if !turns.is_empty() {
                 return;
             }
             match (world.running(), world.source, world.destination) {
-                ((true, false), Some(Source::Kept), _) => ends[0] += 1,
-                ((false, true), None | Some(Source::Gone | Source::Undecided), _) => ends[1] += 1,
-                // The destination gave up before it read Commit, or died after: nobody runs, and the source has it all.
-                ((false, false), Some(Source::Undecided), _) => ends[2] += 1,
-                // Whoever had it was killed.
-                ((false, false), None, _) | ((false, false), Some(Source::Gone), None) => {
+                ((true, false), Some(SourcePhase::Kept), _) => ends[0] += 1,
+                ((false, true), None | Some(SourcePhase::Gone | SourcePhase::Undecided), _) => {
+                    ends[1] += 1
+                }
+                // The destination aborted before it read Commit, or died after it: no copy runs, and the
+                // source holds everything.
+                ((false, false), Some(SourcePhase::Undecided), _) => ends[2] += 1,
+                // The process that owned the VM was killed.
+                ((false, false), None, _) | ((false, false), Some(SourcePhase::Gone), None) => {
                     ends[3] += 1;
                 }
                 _ => panic!("{world:?}"),
@@ -222,22 +226,22 @@ fn in_the_end_one_runs_unless_its_process_died() {
     assert!(ends.into_iter().all(|n| n > 0), "{ends:?}");
 }
 
-/// On one host a killed destination never leaves the source undecided for good, and a killed source that had handed over
-/// everything leaves the VM with the destination.
+/// On one host a killed destination never leaves the source undecided forever, and a killed source that had
+/// handed off everything leaves the VM with the destination.
 #[test]
-fn on_one_host_a_death_decides() {
+fn on_one_host_the_death_of_a_process_decides() {
     explore(true, |world, turns| {
         if turns.is_empty() && world.destination.is_none() {
-            assert_ne!(world.source, Some(Source::Undecided), "{world:?}");
+            assert_ne!(world.source, Some(SourcePhase::Undecided), "{world:?}");
         }
         if world.source.is_none()
-            && world.destination == Some(Destination::Holding)
+            && world.destination == Some(DestinationPhase::Holding)
             && world.to_destination.is_empty()
         {
             assert!(
                 turns
                     .iter()
-                    .any(|t| t.destination == Some(Destination::Running)),
+                    .any(|t| t.destination == Some(DestinationPhase::Running)),
                 "{world:?}"
             );
         }
@@ -245,7 +249,7 @@ fn on_one_host_a_death_decides() {
 }
 
 #[test]
-fn what_is_over_stays_over() {
+fn final_phases_stay_final() {
     for event in [
         SourceEvent::Welcome,
         SourceEvent::Accept,
@@ -255,31 +259,37 @@ fn what_is_over_stays_over() {
         SourceEvent::Trouble,
         SourceEvent::PeerGaveUp,
     ] {
-        for phase in Source::ALL.into_iter().filter(|p| p.is_over()) {
+        for phase in SourcePhase::ALL.into_iter().filter(|p| p.is_over()) {
             assert_eq!(phase.after(event), None);
         }
     }
-    assert_eq!(Source::Gone.after(SourceEvent::PeerEnded), None);
-    assert_eq!(Destination::GaveUp.after(DestinationEvent::Commit), None);
-    assert_eq!(Destination::Running.after(DestinationEvent::Trouble), None);
+    assert_eq!(SourcePhase::Gone.after(SourceEvent::PeerEnded), None);
+    assert_eq!(
+        DestinationPhase::GaveUp.after(DestinationEvent::Commit),
+        None
+    );
+    assert_eq!(
+        DestinationPhase::Running.after(DestinationEvent::Trouble),
+        None
+    );
 }
 
-/// Nothing but Commit and the source's death makes a destination run, and nothing but Ready makes a source commit.
+/// Only Commit and the source's death make a destination run, and only Ready makes a source commit.
 #[test]
 fn there_is_one_point_of_commitment() {
-    for phase in Destination::ALL {
+    for phase in DestinationPhase::ALL {
         for event in [
             DestinationEvent::Hello,
             DestinationEvent::PromiseKept,
             DestinationEvent::Complete,
             DestinationEvent::Trouble,
         ] {
-            assert_ne!(phase.after(event), Some(Destination::Running));
+            assert_ne!(phase.after(event), Some(DestinationPhase::Running));
         }
     }
-    for phase in Source::ALL {
+    for phase in SourcePhase::ALL {
         for event in [SourceEvent::Welcome, SourceEvent::Accept, SourceEvent::Stop] {
-            assert_ne!(phase.after(event), Some(Source::Committed));
+            assert_ne!(phase.after(event), Some(SourcePhase::Committed));
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Where the other end is.
+//! Addresses of the other end.
 
 use std::net::IpAddr;
 use std::os::fd::RawFd;
@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 use thiserror::Error;
 
-/// Where the other end is, or where it is waited for.
+/// The address to connect to, or to listen at.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Address {
     /// `unix:PATH`.
@@ -23,9 +23,9 @@ pub enum Address {
     Exec(String),
     /// `fd:N` or `fd:IN,OUT`: open descriptors.
     Fd {
-        /// What is read from.
+        /// Read from.
         input: RawFd,
-        /// What is written to.
+        /// Written to.
         output: RawFd,
     },
 }
@@ -50,22 +50,20 @@ impl FromStr for Address {
         };
         let (kind, rest) = text.split_once(':').ok_or_else(|| bad("it has no kind"))?;
         if rest.is_empty() {
-            return Err(bad("there is nothing behind the colon"));
+            return Err(bad("nothing follows the colon"));
         }
         match kind {
             "unix" => Ok(Self::Unix(rest.into())),
             "exec" => Ok(Self::Exec(rest.to_owned())),
             "tcp" => {
-                let (host, port) = rest
-                    .rsplit_once(':')
-                    .ok_or_else(|| bad("there is no port"))?;
+                let (host, port) = rest.rsplit_once(':').ok_or_else(|| bad("it has no port"))?;
                 let port = port
                     .parse()
                     .map_err(|_| bad("the port is not a number up to 65535"))?;
                 let bare = host.strip_prefix('[').and_then(|h| h.strip_suffix(']'));
                 if host.is_empty() || (bare.is_none() && host.contains(':')) {
                     return Err(bad(
-                        "an IPv6 address wants brackets, and a host cannot be empty",
+                        "an IPv6 address needs brackets, and a host cannot be empty",
                     ));
                 }
                 Ok(Self::Tcp {
@@ -81,7 +79,7 @@ impl FromStr for Address {
                     _ => Err(bad("a descriptor is a number")),
                 }
             }
-            _ => Err(bad("there is no such kind")),
+            _ => Err(bad("the kind is unknown")),
         }
     }
 }
@@ -100,13 +98,13 @@ impl std::fmt::Display for Address {
 }
 
 impl Address {
-    /// Whether more than one connection can be made to it.
+    /// Whether the address takes more than one connection.
     pub fn takes_many(&self) -> bool {
         matches!(self, Self::Unix(_) | Self::Tcp { .. })
     }
 }
 
-/// Whether nothing leaves this host on the way to `ip`.
+/// Whether traffic to `ip` stays on this host.
 pub fn is_loopback(ip: IpAddr) -> bool {
     ip.to_canonical().is_loopback()
 }
@@ -152,12 +150,12 @@ mod tests {
         for (text, why) in [
             ("", "no kind"),
             ("/tmp/x", "no kind"),
-            ("unix:", "nothing behind"),
+            ("unix:", "nothing follows"),
             ("tcp:host", "no port"),
             ("tcp:host:70000", "65535"),
             ("tcp:::1:7", "brackets"),
             ("tcp::7", "empty"),
-            ("rdma:x:1", "no such kind"),
+            ("rdma:x:1", "kind is unknown"),
             ("fd:x", "a number"),
             ("fd:-1", "a number"),
             ("fd:1,", "a number"),

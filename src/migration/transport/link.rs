@@ -1,4 +1,4 @@
-//! Two descriptors as a connection that never waits for longer than it may, and not after it was cancelled.
+//! Two descriptors as a connection with a timeout for every wait, and with cancellation.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::SocketAddr;
@@ -13,7 +13,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-/// Ends all waiting on the links that know it. Clones are of the same.
+/// Ends all waits on the links that share it. Clones share the state.
 #[derive(Clone, Debug)]
 pub struct Cancel(Arc<Inner>);
 
@@ -24,10 +24,10 @@ struct Inner {
 }
 
 impl Cancel {
-    /// Not cancelled yet.
+    /// Creates a token that is not cancelled.
     ///
     /// # Errors
-    /// If no descriptor can be had.
+    /// If no descriptor can be created.
     pub fn new() -> io::Result<Self> {
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         let event = EventFd::from_flags(flags)?;
@@ -37,7 +37,7 @@ impl Cancel {
         })))
     }
 
-    /// Cancels, for good.
+    /// Cancels, permanently.
     pub fn set(&self) {
         self.0.set.store(true, Ordering::SeqCst);
         // The counter is far from full.
@@ -49,10 +49,10 @@ impl Cancel {
         self.0.set.load(Ordering::SeqCst)
     }
 
-    /// Waits for `time` unless it is cancelled; whether it was.
+    /// Sleeps for `time` or until cancelled; returns whether it was cancelled.
     pub fn sleep(&self, time: Duration) -> bool {
         if !time.is_zero() {
-            // Whatever ends it early: the caller looks again.
+            // The caller checks the condition again, so the cause of the wakeup does not matter.
             let _ended = wait(&mut [readable(self)], Some(Instant::now() + time));
         }
         self.is_set()
@@ -63,7 +63,7 @@ fn readable(cancel: &Cancel) -> PollFd<'_> {
     PollFd::new(cancel.0.event.as_fd(), PollFlags::POLLIN)
 }
 
-/// `false` when the time is over.
+/// Waits for an event; `false` when `deadline` has passed.
 fn wait(fds: &mut [PollFd<'_>], deadline: Option<Instant>) -> io::Result<bool> {
     loop {
         let timeout = match deadline {
@@ -90,7 +90,7 @@ fn wait(fds: &mut [PollFd<'_>], deadline: Option<Instant>) -> io::Result<bool> {
     }
 }
 
-/// Waits until `what` can be read from; `false` if it was cancelled or the time is over.
+/// Waits until `what` is readable; `false` if cancelled or the deadline has passed.
 pub(super) fn wait_for_input(
     what: &impl AsFd,
     cancel: &Cancel,
@@ -109,19 +109,19 @@ pub struct Link {
     input: OwnedFd,
     output: OwnedFd,
     stall: Duration,
-    /// When waiting for input ends, however much came before.
+    /// The end of all waits for input, regardless of how much has arrived.
     deadline: Option<Instant>,
     cancel: Option<Cancel>,
-    /// Of a TCP connection without TLS: this end and the other.
+    /// For TCP without TLS: the addresses of this end and the other.
     pub(super) loopback: Option<(SocketAddr, SocketAddr)>,
     child: Option<Child>,
 }
 
 impl Link {
-    /// Reads from `input` and writes to `output`. The other end may keep each waiting for `stall`.
+    /// Reads from `input` and writes to `output`; `stall` is the timeout for each wait.
     ///
     /// # Errors
-    /// If they cannot be set to not block.
+    /// If the descriptors cannot be made non-blocking.
     pub fn new(
         input: OwnedFd,
         output: OwnedFd,
@@ -143,36 +143,36 @@ impl Link {
         })
     }
 
-    /// Over one descriptor for both directions.
+    /// Uses one descriptor for both directions.
     ///
     /// # Errors
-    /// If it cannot be duplicated, or set to not block.
+    /// If it cannot be duplicated, or made non-blocking.
     pub fn over(fd: impl Into<OwnedFd>, stall: Duration, cancel: &Cancel) -> io::Result<Self> {
         let input = fd.into();
         let output = input.try_clone()?;
         Self::new(input, output, stall, cancel)
     }
 
-    /// The other end is `child`, which is waited for after the connection is closed.
+    /// The other end is `child`, which is reaped after the connection is closed.
     pub fn with_child(mut self, child: Child) -> Self {
         self.child = Some(child);
         self
     }
 
-    /// From now on `cancel` ends waiting, and so does `deadline`, if there is one, however much has come until then.
+    /// From now on `cancel` ends waits, and so does `deadline`, regardless of how much has arrived.
     pub fn greet_until(&mut self, cancel: &Cancel, deadline: Option<Instant>) {
         self.cancel = Some(cancel.clone());
         self.deadline = deadline;
     }
 
-    /// From now on waiting takes at most `stall`, and cancelling does not end it.
+    /// Sets the timeout to `stall` and ignores cancellation from now on.
     pub fn cannot_be_cancelled(&mut self, stall: Duration) {
         self.cancel = None;
         self.deadline = None;
         self.stall = stall;
     }
 
-    /// Whether something has come, or the other end is gone.
+    /// Whether input is available, or the other end has closed the connection.
     pub fn has_input(&self) -> bool {
         let mut fds = [PollFd::new(self.input.as_fd(), PollFlags::POLLIN)];
         matches!(poll(&mut fds, PollTimeout::ZERO), Ok(1..))
@@ -210,7 +210,7 @@ fn late() -> io::Error {
 
 impl Read for Link {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        // Input that is always there is no reason to wait without end for what it should be.
+        // A steady trickle of input must not extend the deadline.
         if self
             .deadline
             .is_some_and(|deadline| Instant::now() >= deadline)
@@ -248,7 +248,7 @@ impl Write for Link {
 impl Drop for Link {
     fn drop(&mut self) {
         if let Some(mut child) = self.child.take() {
-            // It may still have to pass on what it was given, and ends when it sees that its input is closed.
+            // It may still have data to forward, and exits when it reads the end of its input.
             let reap = std::thread::Builder::new().name("reap".to_owned());
             let _no_thread = reap.spawn(move || child.wait());
         }
@@ -264,7 +264,7 @@ mod tests {
     const LONG: Duration = Duration::from_secs(60);
 
     #[test]
-    fn a_silent_end_is_not_waited_for_without_end() {
+    fn waiting_for_a_silent_peer_times_out() {
         let (a, b) = UnixStream::pair().unwrap();
         let cancel = Cancel::new().unwrap();
         let mut link = Link::over(a, Duration::from_millis(20), &cancel).unwrap();
@@ -279,14 +279,14 @@ mod tests {
         assert_eq!(full.kind(), ErrorKind::TimedOut);
         drop(b);
         assert!(link.has_input());
-        // What it had not read is lost, and both directions say so.
+        // Its unread data is lost, and both directions report that.
         assert!(link.write(&[0]).is_err());
         link.read(&mut [0; 1]).unwrap_err();
         assert_eq!(link.read(&mut [0; 1]).unwrap(), 0);
     }
 
     #[test]
-    fn cancelling_ends_waiting_until_it_may_not() {
+    fn cancelling_ends_waits_until_it_is_disabled() {
         let (a, mut b) = UnixStream::pair().unwrap();
         let cancel = Cancel::new().unwrap();
         let mut link = Link::over(a, LONG, &cancel).unwrap();

@@ -29,7 +29,7 @@ use crate::sys::{self, private};
 /// How a TCP connection is protected.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Security {
-    /// Nobody said.
+    /// No flag was given.
     #[default]
     Unsaid,
     /// By certificates of both ends.
@@ -39,7 +39,7 @@ pub enum Security {
 }
 
 impl Security {
-    /// What protects a TCP connection, from the flags that ask for it.
+    /// Returns the security of a TCP connection from the flags.
     ///
     /// # Errors
     /// If the flags exclude each other or are incomplete.
@@ -64,31 +64,31 @@ impl Security {
     }
 }
 
-/// Why the other end cannot be reached, or waited for.
+/// Why the other end cannot be reached or accepted.
 #[derive(Debug, Error)]
 pub enum TransportError {
-    /// What was asked for would be unsafe, or is not there.
-    #[error("{address} wants {what}")]
+    /// The address needs something that is missing or would be unsafe.
+    #[error("{address} needs {what}")]
     Unprotected {
         /// Where.
         address: Address,
-        /// What it wants.
+        /// The missing thing.
         what: &'static str,
     },
-    /// It did not work.
+    /// A system call failed.
     #[error("cannot {doing} {address}")]
     Io {
-        /// What was being done.
+        /// The step that failed, after "cannot".
         doing: &'static str,
         /// Where.
         address: Address,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
     /// Certificates.
     #[error(transparent)]
     Tls(#[from] TlsError),
-    /// No more connections come this way.
+    /// The address takes one connection only.
     #[error("{0} is a single connection")]
     Single(Address),
     /// Another user's process, without TLS.
@@ -96,30 +96,30 @@ pub enum TransportError {
         "the process at {peer} belongs to user {uid}, and this one to user {ours}: --plaintext is for one user's processes; give both ends TLS certificates, or use a unix: address"
     )]
     OtherUser {
-        /// The other end.
+        /// The other end's address.
         peer: SocketAddr,
         /// Its user.
         uid: u32,
         /// This process's user.
         ours: u32,
     },
-    /// The kernel does not say whose the other end is.
+    /// The kernel reports no owner for the other end.
     #[error(
         "cannot find out which user the process at {peer} belongs to, and --plaintext is for one user's processes; give both ends TLS certificates, or use a unix: address"
     )]
     UnknownUser {
-        /// The other end.
+        /// The other end's address.
         peer: SocketAddr,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// A user wants no more of it.
+    /// A user cancelled.
     #[error("cancelled")]
     Cancelled,
 }
 
 impl TransportError {
-    /// Whether a deadline has passed, and nothing else is wrong.
+    /// Whether the error is an expired deadline.
     pub fn is_timeout(&self) -> bool {
         matches!(self, Self::Io { source, .. } if source.kind() == ErrorKind::TimedOut)
     }
@@ -133,7 +133,7 @@ const LOOPBACK: &str = "TLS: --plaintext is for addresses of this host only (127
 /// A connection, protected or not.
 #[derive(Debug)]
 pub enum Stream {
-    /// As it is.
+    /// Without TLS.
     Plain(Link),
     /// TLS, from the source's side.
     Client(Box<StreamOwned<ClientConnection, Link>>),
@@ -150,25 +150,27 @@ impl Stream {
         }
     }
 
-    /// From now on waiting takes at most `stall`, and cancelling does not end it.
+    /// Sets the timeout to `stall` and ignores cancellation from now on.
     pub fn cannot_be_cancelled(&mut self, stall: Duration) {
         self.link().cannot_be_cancelled(stall);
     }
 
-    /// Until [`Stream::greeted`] the other end has until `deadline` for all that it sends, and `cancel` alone ends waiting.
+    /// Until [`Stream::greeted`] the other end has until `deadline` for everything that it sends, and
+    /// `cancel` alone ends the wait.
     pub fn greet_until(&mut self, cancel: &Cancel, deadline: Option<Instant>) {
         self.link().greet_until(cancel, deadline);
     }
 
-    /// The first message has come.
+    /// The first message has arrived: lifts the deadline and uses `cancel`.
     pub fn greeted(&mut self, cancel: &Cancel) {
         self.link().greet_until(cancel, None);
     }
 
-    /// Without TLS: whether the other end is a process of the same user. Something must have come from it.
+    /// Without TLS, checks that the other end is a process of the same user. Data must have arrived from
+    /// it.
     ///
     /// # Errors
-    /// If it is not, or that is not known.
+    /// If it is another user's, or its owner is unknown.
     pub fn check_peer(&mut self) -> Result<(), TransportError> {
         let Some((local, peer)) = self.link().loopback else {
             return Ok(());
@@ -181,7 +183,7 @@ impl Stream {
         }
     }
 
-    /// Whether something has come, or the other end is gone.
+    /// Whether input is available, or the other end has closed the connection.
     pub fn has_input(&mut self) -> bool {
         self.link().has_input()
     }
@@ -215,19 +217,19 @@ impl Write for Stream {
     }
 }
 
-/// Makes connections to one address.
+/// Dials one address.
 #[derive(Debug)]
 pub struct Dialer {
     address: Address,
-    tls: Option<tls::Client>,
+    tls: Option<tls::TlsClient>,
     stall: Duration,
 }
 
 impl Dialer {
-    /// To `address`. The other end may keep each connection waiting for `stall`.
+    /// Creates a dialer for `address`; `stall` is the timeout of its connections.
     ///
     /// # Errors
-    /// If it would be unprotected, or there are no usable certificates.
+    /// If the connection would be unprotected, or the certificates are unusable.
     pub fn new(
         address: Address,
         security: &Security,
@@ -252,10 +254,10 @@ impl Dialer {
         &self.address
     }
 
-    /// Makes a connection.
+    /// Opens a connection.
     ///
     /// # Errors
-    /// If it cannot be made.
+    /// If it cannot be opened.
     pub fn dial(&self, cancel: &Cancel) -> Result<Stream, TransportError> {
         let failed = |source| TransportError::Io {
             doing: "connect to",
@@ -322,7 +324,7 @@ fn check(address: &Address, security: &Security) -> Result<(), TransportError> {
     })
 }
 
-/// A TCP connection; a `plain` one will be asked whose the other end is.
+/// Wraps a TCP connection; the owner of a `plain` one is checked later.
 fn over_tcp(stream: TcpStream, plain: bool, stall: Duration, cancel: &Cancel) -> io::Result<Link> {
     let ends = stream
         .local_addr()
@@ -369,20 +371,20 @@ enum Way {
     Single(Option<Link>),
 }
 
-/// Waits for connections at one address.
+/// Listens at one address.
 #[derive(Debug)]
 pub struct Listener {
     address: Address,
     way: Way,
-    tls: Option<tls::Server>,
+    tls: Option<tls::TlsServer>,
     stall: Duration,
 }
 
 impl Listener {
-    /// At `address`. The other end may keep each connection waiting for `stall`.
+    /// Listens at `address`; `stall` is the timeout of its connections.
     ///
     /// # Errors
-    /// If it would be unprotected, there are no usable certificates, or the address cannot be had.
+    /// If connections would be unprotected, the certificates are unusable, or the address cannot be bound.
     pub fn new(
         address: Address,
         security: &Security,
@@ -432,7 +434,7 @@ impl Listener {
         })
     }
 
-    /// The address, with the port that was given where 0 was asked for.
+    /// The address, with the assigned port if port 0 was requested.
     pub fn address(&self) -> Address {
         match (&self.address, &self.way) {
             (Address::Tcp { host, .. }, Way::Tcp(listener)) => Address::Tcp {
@@ -443,10 +445,10 @@ impl Listener {
         }
     }
 
-    /// Waits for a connection, until `deadline` if there is one.
+    /// Accepts a connection, until `deadline` if there is one.
     ///
     /// # Errors
-    /// If none comes.
+    /// If none arrives.
     pub fn accept(
         &mut self,
         cancel: &Cancel,
@@ -472,7 +474,7 @@ impl Listener {
                 let stream = accept(listener, cancel, deadline, |l| l.accept().map(|(s, _)| s));
                 let stream = stream.map_err(failed.clone())?;
                 let stream = stream.ok_or(TransportError::Cancelled)?;
-                // Of one that is gone already this fails, and so will reading.
+                // This fails if the peer has disconnected already, and so will reading.
                 let _gone = stream.set_nodelay(true);
                 over_tcp(stream, self.tls.is_none(), self.stall, cancel).map_err(failed)?
             }
@@ -483,7 +485,7 @@ impl Listener {
         })
     }
 
-    /// Whether another connection can come after one that was of no use.
+    /// Whether the address takes another connection after a useless one.
     pub fn takes_many(&self) -> bool {
         self.address.takes_many()
     }
@@ -492,13 +494,13 @@ impl Listener {
 impl Drop for Listener {
     fn drop(&mut self) {
         if let Way::Unix { path, .. } = &self.way {
-            // If it is gone already, so much the better.
+            // The socket may have been removed already.
             let _gone = fs::remove_file(path);
         }
     }
 }
 
-/// `None` if it was cancelled.
+/// Returns `None` if cancelled.
 fn accept<L: std::os::fd::AsFd, S>(
     listener: &L,
     cancel: &Cancel,
@@ -513,10 +515,13 @@ fn accept<L: std::os::fd::AsFd, S>(
                     if cancel.is_set() {
                         return Ok(None);
                     }
-                    return Err(io::Error::new(ErrorKind::TimedOut, "nobody came"));
+                    return Err(io::Error::new(
+                        ErrorKind::TimedOut,
+                        "no connection arrived in time",
+                    ));
                 }
             }
-            // A client that went away before it was accepted.
+            // A client that disconnected before it was accepted.
             Err(e)
                 if matches!(
                     e.kind(),
@@ -527,7 +532,7 @@ fn accept<L: std::os::fd::AsFd, S>(
     }
 }
 
-/// A socket of this user's alone. One that was left over, with no process behind it, is replaced.
+/// Binds a socket that only this user can use; replaces a stale one, which no process listens at.
 fn listen_unix(path: &Path) -> io::Result<UnixListener> {
     match private::listen(path) {
         Err(e)

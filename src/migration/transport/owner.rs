@@ -1,17 +1,20 @@
-//! Whose a TCP connection within this host is. Loopback has no permissions: any user's process can connect to a port, or listen
-//! on one, so without TLS the kernel's table of sockets says to which user the other end belongs.
+//! Finds the owner of a TCP connection within this host. Loopback has no permissions: any user's process
+//! can connect to a port, or listen on one. Without TLS the kernel's socket table shows which user owns the
+//! other end.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-/// `TCP_ESTABLISHED` (include/net/tcp_states.h). A socket without a process has left this state, and shows user 0.
+/// `TCP_ESTABLISHED` (include/net/tcp_states.h). A socket without a process has left this state, and shows
+/// user 0.
 const ESTABLISHED: u8 = 1;
 
-/// The user whose socket is the other end of the connection between `ours` and `theirs`, both on this host. The other end must
-/// have been accepted, as it has been once something came from it: until then the kernel shows user 0.
+/// Returns the user who owns the other end of the connection between `ours` and `theirs`, both on this
+/// host. The other end must have been accepted, which is certain once data arrived from it: until then the
+/// kernel shows user 0.
 ///
 /// # Errors
-/// If the tables cannot be read, or the connection is not in them.
+/// If the tables cannot be read, or do not contain the connection.
 pub(super) fn of_peer(ours: SocketAddr, theirs: SocketAddr) -> io::Result<u32> {
     // An IPv6 socket can hold an IPv4 connection.
     for table in ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"] {
@@ -32,8 +35,8 @@ pub(super) fn of_peer(ours: SocketAddr, theirs: SocketAddr) -> io::Result<u32> {
     ))
 }
 
-/// The user of a line of /proc/net/tcp or tcp6, if it is the established socket with these addresses. The columns are those of
-/// get_tcp4_sock in net/ipv4/tcp_ipv4.c.
+/// Returns the user in a line of /proc/net/tcp or tcp6, if it is the established socket with these
+/// addresses. The columns are those of get_tcp4_sock in net/ipv4/tcp_ipv4.c.
 fn uid(line: &str, local: SocketAddr, remote: SocketAddr) -> Option<u32> {
     let mut words = line.split_ascii_whitespace().skip(1);
     let is = |word: &str, wanted: SocketAddr| address(word) == Some(canonical(wanted));
@@ -51,7 +54,7 @@ fn canonical(address: SocketAddr) -> (IpAddr, u16) {
     (address.ip().to_canonical(), address.port())
 }
 
-/// `0100007F:1F90`: the address as 32-bit words in the host's byte order, and the port.
+/// Parses `0100007F:1F90`: the address as 32-bit words in the host's byte order, and the port.
 fn address(text: &str) -> Option<(IpAddr, u16)> {
     let (ip, port) = text.split_once(':')?;
     let port = u16::from_str_radix(port, 16).ok()?;
@@ -89,7 +92,7 @@ mod tests {
         assert_eq!(uid(row, server, client), Some(1000));
         assert_eq!(uid(row, client, server), None);
         assert_eq!(uid(row, server, at("127.0.0.1:50001")), None);
-        // A socket that nobody has open any more: FIN_WAIT2, user 0.
+        // A socket that no process has open: FIN_WAIT2, user 0.
         assert_eq!(uid(&row.replace(" 01 ", " 05 "), server, client), None);
         for damaged in [
             "",
@@ -102,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn ipv6_and_ipv4_in_ipv6_are_understood() {
+    fn ipv6_and_ipv4_mapped_addresses_are_parsed() {
         let v6 = "0: 00000000000000000000000001000000:0050 00000000000000000000000001000000:0051 01 0:0 0:0 0 7 0 1";
         assert_eq!(uid(v6, at("[::1]:80"), at("[::1]:81")), Some(7));
         let mapped = "0: 0000000000000000FFFF00000100007F:0050 0000000000000000FFFF00000100007F:0051 01 0:0 0:0 0 7 0 1";

@@ -21,7 +21,7 @@ fn loopback(port: u16) -> Address {
     }
 }
 
-/// A destination that answers five bytes with five others.
+/// A destination that replies to five bytes with five others.
 fn waiting(address: Address, security: &Security) -> (Address, JoinHandle<io::Result<()>>) {
     let cancel = Cancel::new().unwrap();
     let mut listener = Listener::new(address, security, LONG, &cancel).unwrap();
@@ -48,7 +48,7 @@ fn talk(address: Address, security: &Security) -> io::Result<()> {
     stream.flush()?;
     let mut words = [0; 5];
     stream.read_exact(&mut words)?;
-    // An alert of TLS where a plain answer is waited for is none.
+    // A TLS alert instead of a plain reply counts as a failure.
     (&words == b"there")
         .then_some(())
         .ok_or_else(|| io::Error::other("another answer"))
@@ -102,7 +102,7 @@ fn tcp_without_tls_is_for_loopback_and_on_request() {
 }
 
 #[test]
-fn files_that_are_no_certificates_are_named() {
+fn error_names_the_file_that_is_not_a_certificate() {
     for (name, ca, wrong) in [
         ("nobody", "ca", "nobody.pem"),
         ("source", "nobody", "nobody.pem"),
@@ -113,7 +113,7 @@ fn files_that_are_no_certificates_are_named() {
 }
 
 #[test]
-fn a_unix_socket_is_its_owners_and_one_that_was_left_over_is_replaced() {
+fn unix_socket_is_private_and_a_stale_one_is_replaced() {
     use std::os::unix::fs::PermissionsExt;
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("socket");
@@ -125,7 +125,7 @@ fn a_unix_socket_is_its_owners_and_one_that_was_left_over_is_replaced() {
     let first = listen().unwrap();
     let mode = fs::metadata(&path).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
-    // One that somebody listens at is not.
+    // A socket with a listener is not replaced.
     listen().unwrap_err();
     drop(first);
     assert!(!path.exists());
@@ -133,7 +133,7 @@ fn a_unix_socket_is_its_owners_and_one_that_was_left_over_is_replaced() {
 
 #[test]
 fn commands_and_descriptors() {
-    // What a command is given comes back.
+    // A command's output is what it read.
     let dialer = Dialer::new(
         "exec:read -r x; echo re $x".parse().unwrap(),
         &Security::Unsaid,

@@ -16,38 +16,38 @@ use super::link::Link;
 /// Where the certificates are.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TlsFiles {
-    /// This end's certificate, and those between it and the CA (PEM).
+    /// This end's certificate and the intermediates up to the CA (PEM).
     pub cert: PathBuf,
     /// Its private key (PEM).
     pub key: PathBuf,
-    /// The CA that the other end's certificate must come from (PEM).
+    /// The CA that must have issued the other end's certificate (PEM).
     pub ca: PathBuf,
 }
 
-/// Why there can be no TLS.
+/// Why TLS cannot be set up.
 #[derive(Debug, Error)]
 pub enum TlsError {
     /// A file.
     #[error("cannot use {}: {why}", path.display())]
     File {
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// Why.
+        /// The reason.
         why: String,
     },
     /// The certificate and the key, or the CA.
     #[error("cannot use the certificate {}: {why}", path.display())]
     Certificate {
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// Why.
+        /// The reason.
         why: String,
     },
-    /// The other end cannot be named in a certificate.
-    #[error("{0:?} is no name that a certificate can hold")]
+    /// The destination's host is not a valid certificate name.
+    #[error("{0:?} is not a valid certificate name")]
     Name(String),
-    /// The protocol could not be begun.
-    #[error("cannot begin TLS")]
+    /// rustls refused to start the protocol.
+    #[error("cannot start TLS")]
     Begin(#[source] rustls::Error),
 }
 
@@ -68,7 +68,7 @@ impl TlsFiles {
                 .and_then(Iterator::collect::<Result<Vec<_>, _>>)
                 .map_err(|e| failed(e.to_string()))?;
             if all.is_empty() {
-                return Err(failed("there is no certificate in it".to_owned()));
+                return Err(failed("the file contains no certificate".to_owned()));
             }
             Ok(all)
         };
@@ -92,7 +92,7 @@ impl TlsFiles {
     }
 
     /// The source's side: the destination must have a certificate for `host`.
-    pub(super) fn client(&self, host: &str) -> Result<Client, TlsError> {
+    pub(super) fn client(&self, host: &str) -> Result<TlsClient, TlsError> {
         let name =
             ServerName::try_from(host.to_owned()).map_err(|_| TlsError::Name(host.to_owned()))?;
         let loaded = self.load()?;
@@ -103,14 +103,14 @@ impl TlsFiles {
             .with_root_certificates(loaded.roots)
             .with_client_auth_cert(loaded.chain, loaded.key)
             .map_err(|e| self.certificate(&e))?;
-        Ok(Client {
+        Ok(TlsClient {
             config: Arc::new(config),
             name,
         })
     }
 
     /// The destination's side: the source must have a certificate of the CA.
-    pub(super) fn server(&self) -> Result<Server, TlsError> {
+    pub(super) fn server(&self) -> Result<TlsServer, TlsError> {
         let loaded = self.load()?;
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let verifier =
@@ -126,9 +126,9 @@ impl TlsFiles {
             .with_client_cert_verifier(verifier)
             .with_single_cert(loaded.chain, loaded.key)
             .map_err(|e| self.certificate(&e))?;
-        // Nobody comes back, and what the source reads is frames only.
+        // No session is resumed, so tickets would only delay the frames that the source reads.
         config.send_tls13_tickets = 0;
-        Ok(Server {
+        Ok(TlsServer {
             config: Arc::new(config),
         })
     }
@@ -141,14 +141,14 @@ impl TlsFiles {
     }
 }
 
-/// Begins connections as the source.
+/// Starts connections as the source.
 #[derive(Clone, Debug)]
-pub(super) struct Client {
+pub(super) struct TlsClient {
     config: Arc<ClientConfig>,
     name: ServerName<'static>,
 }
 
-impl Client {
+impl TlsClient {
     pub(super) fn over(&self, link: Link) -> Result<StreamOwned<ClientConnection, Link>, TlsError> {
         let connection = ClientConnection::new(Arc::clone(&self.config), self.name.clone())
             .map_err(TlsError::Begin)?;
@@ -156,13 +156,13 @@ impl Client {
     }
 }
 
-/// Begins connections as the destination.
+/// Starts connections as the destination.
 #[derive(Clone, Debug)]
-pub(super) struct Server {
+pub(super) struct TlsServer {
     config: Arc<ServerConfig>,
 }
 
-impl Server {
+impl TlsServer {
     pub(super) fn over(&self, link: Link) -> Result<StreamOwned<ServerConnection, Link>, TlsError> {
         let connection =
             ServerConnection::new(Arc::clone(&self.config)).map_err(TlsError::Begin)?;

@@ -1,32 +1,33 @@
-//! The bodies of frames that are no memory: JSON, so that a later version can say more and be understood.
+//! The bodies of frames other than memory: JSON, so that a later version can add fields.
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::{Frame, Kind, WireError};
+use super::{Frame, FrameKind, WireError};
 use crate::migration::peer::Process;
 
-/// The most bytes of a promise.
+/// The maximum size of a promise, in bytes.
 pub const MAX_PROMISE: usize = 4 << 20;
-/// The most bytes of a state without RAM: 255 vCPUs with the largest XSAVE area and nested state there is leave room.
+/// The maximum size of a state without RAM, in bytes: enough for 255 vCPUs with the largest XSAVE area and
+/// nested state.
 pub const MAX_STATE: usize = 256 << 20;
-/// The most reasons that are read from a refusal.
+/// The maximum number of reasons read from a refusal.
 const MAX_REASONS: usize = 256;
 
 /// Versions of the protocol, lowest to highest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Versions {
-    /// The oldest that is spoken.
+    /// The oldest supported version.
     pub min: u16,
     /// The newest.
     pub max: u16,
 }
 
-/// What this program speaks.
+/// The protocol versions that this program supports.
 pub const VERSIONS: Versions = Versions { min: 1, max: 1 };
 
 impl Versions {
-    /// The newest version that both speak.
+    /// Returns the newest version that both support.
     pub fn common(self, other: Self) -> Option<u16> {
         let newest = self.max.min(other.max);
         (newest >= self.min && newest >= other.min).then_some(newest)
@@ -47,15 +48,15 @@ impl std::fmt::Display for Versions {
 pub struct Hello {
     /// Always [`Hello::PROTOCOL`].
     pub protocol: String,
-    /// What the source speaks.
+    /// The versions that the source supports.
     pub versions: Versions,
-    /// What the destination must know, by name.
+    /// The features that the destination must support, by name.
     pub needs: Vec<String>,
-    /// Drawn by the source: which connections belong together.
+    /// A random name chosen by the source; equal on all connections of a migration.
     pub session: String,
-    /// Which connection this is, from 0, the one on which everything but pages goes.
+    /// The number of this connection, from 0; connection 0 carries everything but pages.
     pub connection: u16,
-    /// How many there will be.
+    /// The number of connections of this migration.
     pub connections: u16,
     /// The source's process.
     pub process: Option<Process>,
@@ -66,27 +67,27 @@ impl Hello {
     pub const PROTOCOL: &str = "hypernest-migration";
 }
 
-/// The destination's answer to each [`Hello`].
+/// The destination's reply to each [`Hello`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Welcome {
-    /// The version that is spoken from now on.
+    /// The version used from now on.
     pub version: u16,
     /// The destination's process.
     pub process: Option<Process>,
-    /// What the destination takes beyond the basics, by name.
+    /// Optional features that the destination accepts, by name.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub takes: Vec<String>,
 }
 
 /// The name in [`Welcome::takes`] of a destination that takes [`BootFile`]s.
 pub const BOOT_FILES: &str = "boot-files";
-/// The most bytes of all boot files, beside the size of the guest's RAM, which they have to fit into.
+/// The maximum size of all boot files, in bytes; they must also fit the size of the guest's RAM.
 pub const MAX_BOOT: usize = 4 << 30;
 
-/// Ends the pieces of a promise.
+/// Ends the parts of a promise.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Promise {
-    /// Bytes in all pieces.
+pub struct PromiseMessage {
+    /// The total size of the parts, in bytes.
     pub len: u64,
     /// The guest's RAM: (first address, bytes).
     pub ram: Vec<(u64, u64)>,
@@ -103,33 +104,33 @@ pub struct Refuse {
     pub reasons: Vec<String>,
 }
 
-/// Ends the pieces of a file that a reset boots.
+/// Ends the parts of a file that a reset boots.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BootFile {
-    /// Bytes in all pieces.
+    /// The total size of the parts, in bytes.
     pub len: u64,
 }
 
-/// Ends the pieces of a state.
+/// Ends the parts of a state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct State {
-    /// Bytes in all pieces.
+pub struct StateMessage {
+    /// The total size of the parts, in bytes.
     pub len: u64,
     /// Whether the vCPUs ran at the source.
     pub running: bool,
 }
 
-/// One end gives up.
+/// One end aborts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failed {
-    /// Why, for people.
+    /// The reason, for users.
     pub why: String,
 }
 
 /// A message with a JSON body.
-pub trait Message: Serialize + DeserializeOwned {
+pub trait WireMessage: Serialize + DeserializeOwned {
     /// Its kind of frame.
-    const KIND: Kind;
+    const KIND: FrameKind;
 
     /// Its body. Reasons that are too long are cut.
     fn body(&self) -> Vec<u8> {
@@ -138,24 +139,24 @@ pub trait Message: Serialize + DeserializeOwned {
     }
 }
 
-impl Message for Hello {
-    const KIND: Kind = Kind::Hello;
+impl WireMessage for Hello {
+    const KIND: FrameKind = FrameKind::Hello;
 }
 
-impl Message for Welcome {
-    const KIND: Kind = Kind::Welcome;
+impl WireMessage for Welcome {
+    const KIND: FrameKind = FrameKind::Welcome;
 }
 
-impl Message for Promise {
-    const KIND: Kind = Kind::Promise;
+impl WireMessage for PromiseMessage {
+    const KIND: FrameKind = FrameKind::Promise;
 }
 
-impl Message for Accept {
-    const KIND: Kind = Kind::Accept;
+impl WireMessage for Accept {
+    const KIND: FrameKind = FrameKind::Accept;
 }
 
-impl Message for Refuse {
-    const KIND: Kind = Kind::Refuse;
+impl WireMessage for Refuse {
+    const KIND: FrameKind = FrameKind::Refuse;
 
     fn body(&self) -> Vec<u8> {
         let short = Self {
@@ -170,16 +171,16 @@ impl Message for Refuse {
     }
 }
 
-impl Message for BootFile {
-    const KIND: Kind = Kind::BootFile;
+impl WireMessage for BootFile {
+    const KIND: FrameKind = FrameKind::BootFile;
 }
 
-impl Message for State {
-    const KIND: Kind = Kind::State;
+impl WireMessage for StateMessage {
+    const KIND: FrameKind = FrameKind::State;
 }
 
-impl Message for Failed {
-    const KIND: Kind = Kind::Failed;
+impl WireMessage for Failed {
+    const KIND: FrameKind = FrameKind::Failed;
 
     fn body(&self) -> Vec<u8> {
         let short = Self {
@@ -189,7 +190,8 @@ impl Message for Failed {
     }
 }
 
-/// Control characters become visible here, so that no JSON escape makes the text much longer, and no terminal obeys it.
+/// Escapes control characters, so that JSON escapes do not make the text much longer, and terminals do not
+/// interpret it.
 fn cut(text: &str, chars: usize) -> String {
     text.chars()
         .map(|c| if c.is_control() { ' ' } else { c })
@@ -198,11 +200,11 @@ fn cut(text: &str, chars: usize) -> String {
 }
 
 impl Frame<'_> {
-    /// The body as a message.
+    /// Parses the body as a message.
     ///
     /// # Errors
-    /// If it is another kind of frame, or its body makes no sense. A [`Failed`] that comes instead is the caller's to see.
-    pub fn message<M: Message>(&self, wanted: &'static str) -> Result<M, WireError> {
+    /// If the frame is of another kind, or its body is invalid. The caller checks for [`Failed`] first.
+    pub fn message<M: WireMessage>(&self, wanted: &'static str) -> Result<M, WireError> {
         if self.kind != M::KIND {
             return Err(WireError::OutOfTurn {
                 got: self.kind,

@@ -1,4 +1,4 @@
-//! What goes over a connection: frames of a kind, a length, a checksum and a body.
+//! The wire format: frames with a kind, a length, a checksum and a body.
 //!
 //! ```text
 //! offset 0  u32  bytes of the body
@@ -7,7 +7,8 @@
 //!        8  u32  CRC32C of the first eight bytes and the body
 //!       12       the body
 //! ```
-//! Little-endian. A reader keeps one buffer, never larger than [`MAX_BODY`], whatever the other end claims.
+//! Little-endian. A reader has one buffer, never larger than [`MAX_BODY`], regardless of the length that
+//! the peer claims.
 
 mod message;
 #[cfg(test)]
@@ -18,8 +19,8 @@ use std::io::{self, ErrorKind, Read, Write};
 use thiserror::Error;
 
 pub use message::{
-    Accept, BOOT_FILES, BootFile, Failed, Hello, MAX_BOOT, MAX_PROMISE, MAX_STATE, Message,
-    Promise, Refuse, State, VERSIONS, Versions, Welcome,
+    Accept, BOOT_FILES, BootFile, Failed, Hello, MAX_BOOT, MAX_PROMISE, MAX_STATE, PromiseMessage,
+    Refuse, StateMessage, VERSIONS, Versions, Welcome, WireMessage,
 };
 
 /// The longest body: 1 MiB of pages and their headers.
@@ -28,41 +29,43 @@ pub const MAX_BODY: usize = (1 << 20) + (64 << 10);
 const MAX_TALK: usize = 64 << 10;
 const HEADER: usize = 12;
 
-/// What a frame is.
+/// The kind of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u16)]
-pub enum Kind {
+pub enum FrameKind {
     /// Source: the first frame of each connection.
     Hello = 1,
-    /// Destination: the answer.
+    /// Destination: the reply to Hello.
     Welcome = 2,
-    /// Source: a piece of the promise or of the state, which the next [`Kind::Promise`] or [`Kind::State`] ends.
+    /// Source: a part of the promise or of the state, ended by the next [`FrameKind::Promise`] or
+    /// [`FrameKind::State`].
     Part = 3,
-    /// Source: the pieces were what the guest was promised.
+    /// Source: the parts were what the guest was promised.
     Promise = 4,
     /// Destination: it can keep the promise, and has the RAM.
     Accept = 5,
-    /// Destination: it cannot, and why.
+    /// Destination: it cannot keep the promise, with the reasons.
     Refuse = 6,
     /// Source: guest memory.
     Pages = 7,
     /// Source: no more guest memory on this connection.
     EndOfPages = 8,
-    /// Source: the pieces were everything else.
+    /// Source: the parts were the state of everything but RAM.
     State = 9,
     /// Destination: the VM is complete and could run.
     Ready = 10,
-    /// Source: it is yours. The single point of commitment.
+    /// Source: the destination owns the VM. The single point of commitment.
     Commit = 11,
-    /// Destination: it runs.
+    /// Destination: it runs the VM.
     Running = 12,
-    /// Either end: gives up, and why.
+    /// Either end: it aborts, with the reason.
     Failed = 13,
-    /// Source: the pieces were a file that a reset boots. Only to a destination whose [`Welcome`] says that it takes them.
+    /// Source: the parts were a file that a reset boots. Sent only to a destination whose [`Welcome`]
+    /// accepts it.
     BootFile = 14,
 }
 
-impl Kind {
+impl FrameKind {
     const ALL: [Self; 14] = [
         Self::Hello,
         Self::Welcome,
@@ -80,7 +83,7 @@ impl Kind {
         Self::BootFile,
     ];
 
-    /// All of them.
+    /// Returns all kinds.
     pub fn all() -> impl Iterator<Item = Self> {
         Self::ALL.into_iter()
     }
@@ -111,7 +114,7 @@ impl Kind {
     }
 }
 
-/// What is wrong with what came over a connection.
+/// What is wrong with the received data.
 #[derive(Debug, Error)]
 pub enum WireError {
     /// The connection ended, stalled, or failed.
@@ -122,39 +125,39 @@ pub enum WireError {
     Closed,
     /// Not a kind of this protocol.
     #[error(
-        "a frame of unknown kind {0} came: the other end is not hypernest, or of a later version"
+        "received a frame of unknown kind {0}: the other end is not hypernest, or is a later version"
     )]
     UnknownKind(u16),
     /// Longer than its kind allows.
-    #[error("a {kind:?} frame of {len} bytes came: {max} are allowed")]
+    #[error("received a {kind:?} frame of {len} bytes; the maximum is {max}")]
     TooLong {
         /// Its kind.
-        kind: Kind,
-        /// What it claims.
+        kind: FrameKind,
+        /// The length in the header, in bytes.
         len: u64,
-        /// What it may have.
+        /// The maximum for this kind, in bytes.
         max: usize,
     },
     /// The checksum is wrong.
-    #[error("a {kind:?} frame came damaged: its checksum is wrong")]
+    #[error("received a damaged {kind:?} frame: its checksum is wrong")]
     Damaged {
         /// Its kind.
-        kind: Kind,
+        kind: FrameKind,
     },
-    /// The body does not say what such a frame says.
-    #[error("a {kind:?} frame makes no sense: {why}")]
+    /// The body is not valid for this kind.
+    #[error("received an invalid {kind:?} frame: {why}")]
     Nonsense {
         /// Its kind.
-        kind: Kind,
-        /// Why.
+        kind: FrameKind,
+        /// The reason.
         why: String,
     },
-    /// Not the frame whose turn it is.
-    #[error("a {got:?} frame came where {wanted} was due")]
+    /// The frame is valid but not expected now.
+    #[error("received a {got:?} frame, expected {wanted}")]
     OutOfTurn {
-        /// What came.
-        got: Kind,
-        /// What was due.
+        /// The received kind.
+        got: FrameKind,
+        /// The expected frames.
         wanted: &'static str,
     },
 }
@@ -162,19 +165,19 @@ pub enum WireError {
 /// Writes frames.
 #[derive(Debug, Default)]
 pub struct FrameWriter {
-    /// Header and, if it is short, body of the frame being written.
+    /// The header of the frame being written, and its body if that is short.
     frame: Vec<u8>,
 }
 
 impl FrameWriter {
-    /// Writes a frame to `to`, which should not need a buffer of its own; how many bytes it took.
+    /// Writes a frame to `to`, which needs no buffer, and returns the number of bytes written.
     ///
     /// # Errors
     /// If the connection fails.
     ///
     /// # Panics
-    /// If the body is longer than its kind may have.
-    pub fn write(&mut self, to: &mut impl Write, kind: Kind, body: &[u8]) -> io::Result<u64> {
+    /// If the body is longer than its kind allows.
+    pub fn write(&mut self, to: &mut impl Write, kind: FrameKind, body: &[u8]) -> io::Result<u64> {
         assert!(body.len() <= kind.limit(), "{kind:?} is too long");
         let len = u32::try_from(body.len()).expect("below the limit");
         self.frame.clear();
@@ -187,7 +190,7 @@ impl FrameWriter {
             self.frame.extend_from_slice(body);
             to.write_all(&self.frame)?;
         } else {
-            // Another system call takes less than copying so much.
+            // A second system call costs less than copying a body of this size.
             to.write_all(&self.frame)?;
             to.write_all(body)?;
         }
@@ -202,27 +205,27 @@ pub struct FrameReader {
     body: Vec<u8>,
 }
 
-/// A frame as it came.
+/// A received frame.
 #[derive(Debug)]
 pub struct Frame<'a> {
-    /// What it is.
-    pub kind: Kind,
-    /// What it carries.
+    /// Its kind.
+    pub kind: FrameKind,
+    /// Its body.
     pub body: &'a [u8],
 }
 
 impl FrameReader {
-    /// Waits for the next frame.
+    /// Reads the next frame.
     ///
     /// # Errors
-    /// If the connection fails, or what comes is no frame.
+    /// If the connection fails, or the data is not a valid frame.
     pub fn read(&mut self, from: &mut impl Read) -> Result<Frame<'_>, WireError> {
         let mut header = [0; HEADER];
         read_header(from, &mut header)?;
         let [l0, l1, l2, l3, k0, k1, z0, z1, c0, c1, c2, c3] = header;
         let len = u32::from_le_bytes([l0, l1, l2, l3]);
         let number = u16::from_le_bytes([k0, k1]);
-        let kind = Kind::of(number).ok_or(WireError::UnknownKind(number))?;
+        let kind = FrameKind::of(number).ok_or(WireError::UnknownKind(number))?;
         let too_long = || WireError::TooLong {
             kind,
             len: len.into(),
@@ -245,7 +248,7 @@ impl FrameReader {
     }
 }
 
-/// An end between two frames is told from one inside a frame.
+/// Reads a header; distinguishes the end of input between two frames from one inside a frame.
 fn read_header(from: &mut impl Read, header: &mut [u8; HEADER]) -> Result<(), WireError> {
     let first = loop {
         match from.read(header) {

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-fn frame(kind: Kind, body: &[u8]) -> Vec<u8> {
+fn frame(kind: FrameKind, body: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::new();
     let written = FrameWriter::default()
         .write(&mut bytes, kind, body)
@@ -14,21 +14,21 @@ fn frame(kind: Kind, body: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn frames_come_as_they_were_sent() {
-    let mut bytes = frame(Kind::Part, &[7; 5000]);
-    bytes.extend(frame(Kind::Commit, &[]));
+fn read_frames_equal_the_written_frames() {
+    let mut bytes = frame(FrameKind::Part, &[7; 5000]);
+    bytes.extend(frame(FrameKind::Commit, &[]));
     let mut from = Cursor::new(bytes);
     let mut reader = FrameReader::default();
     let first = reader.read(&mut from).unwrap();
-    assert_eq!((first.kind, first.body), (Kind::Part, &[7; 5000][..]));
+    assert_eq!((first.kind, first.body), (FrameKind::Part, &[7; 5000][..]));
     let second = reader.read(&mut from).unwrap();
-    assert_eq!((second.kind, second.body), (Kind::Commit, &[][..]));
+    assert_eq!((second.kind, second.body), (FrameKind::Commit, &[][..]));
     assert!(matches!(reader.read(&mut from), Err(WireError::Closed)));
 }
 
 #[test]
-fn the_layout_is_what_the_book_says() {
-    let bytes = frame(Kind::Part, b"123456789");
+fn frame_layout_matches_the_documentation() {
+    let bytes = frame(FrameKind::Part, b"123456789");
     assert_eq!(bytes[..8], [9, 0, 0, 0, 3, 0, 0, 0]);
     let mut covered = bytes[..8].to_vec();
     covered.extend_from_slice(b"123456789");
@@ -38,7 +38,7 @@ fn the_layout_is_what_the_book_says() {
 }
 
 #[test]
-fn what_a_header_claims_is_checked_before_anything_is_allocated() {
+fn header_length_is_checked_before_allocation() {
     let mut reader = FrameReader::default();
     for (kind, len) in [(7, u32::MAX), (1, 70_000), (11, 1)] {
         let mut header = u32::to_le_bytes(len).to_vec();
@@ -53,8 +53,8 @@ fn what_a_header_claims_is_checked_before_anything_is_allocated() {
 }
 
 #[test]
-fn each_flipped_bit_is_noticed() {
-    let bytes = frame(Kind::Part, b"memory");
+fn each_flipped_bit_is_detected() {
+    let bytes = frame(FrameKind::Part, b"memory");
     for bit in 0..bytes.len() * 8 {
         let mut damaged = bytes.clone();
         damaged[bit / 8] ^= 1 << (bit % 8);
@@ -70,27 +70,27 @@ fn each_flipped_bit_is_noticed() {
 }
 
 #[test]
-fn messages_are_bounded_and_understood_by_kind() {
+fn messages_are_bounded_and_parsed_by_kind() {
     let refuse = Refuse {
         reasons: vec!["\u{7}x".repeat(10_000); 1000],
     };
     let body = refuse.body();
-    assert!(body.len() <= Kind::Refuse.limit());
-    let bytes = frame(Kind::Refuse, &body);
+    assert!(body.len() <= FrameKind::Refuse.limit());
+    let bytes = frame(FrameKind::Refuse, &body);
     let mut reader = FrameReader::default();
     let back = reader.read(&mut Cursor::new(&bytes)).unwrap();
     let refuse: Refuse = back.message("Refuse").unwrap();
     assert_eq!(refuse.reasons.len(), 256);
-    assert!(back.message::<State>("State").is_err());
-    let nonsense = frame(Kind::State, b"{}");
+    assert!(back.message::<StateMessage>("State").is_err());
+    let nonsense = frame(FrameKind::State, b"{}");
     let frame = reader.read(&mut Cursor::new(&nonsense)).unwrap();
-    let e = frame.message::<State>("State").unwrap_err();
+    let e = frame.message::<StateMessage>("State").unwrap_err();
     assert!(matches!(e, WireError::Nonsense { .. }), "{e}");
 }
 
 proptest! {
     #[test]
-    fn no_bytes_do_harm(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+    fn arbitrary_bytes_do_not_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
         let mut from = Cursor::new(bytes);
         let mut reader = FrameReader::default();
         while reader.read(&mut from).is_ok() {}

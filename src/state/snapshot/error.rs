@@ -13,58 +13,58 @@ pub enum SnapshotError {
     /// A file or directory.
     #[error("cannot {doing} {}", .path.display())]
     File {
-        /// What was being done.
+        /// The step that failed, after "cannot".
         doing: &'static str,
-        /// To what.
+        /// The path.
         path: PathBuf,
-        /// The system's answer.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
-    /// There is no name to give to the directory.
+    /// The path has no name for the directory.
     #[error("cannot save into {}: it does not name a directory in another one", .path.display())]
     NoName {
-        /// What was given.
+        /// The given path.
         path: PathBuf,
     },
-    /// What is there is not ours to replace.
-    #[error("cannot save into {}: it holds {other}, which is not part of a saved VM; give a directory that does not exist, or holds a saved VM", .path.display())]
+    /// The directory contains foreign files, which must not be replaced.
+    #[error("cannot save into {}: it contains {other}, which is not part of a saved VM; give a directory that does not exist, or contains a saved VM", .path.display())]
     NotOurs {
         /// The directory.
         path: PathBuf,
-        /// The first thing found in it.
+        /// The first foreign file that was found.
         other: String,
     },
-    /// Somebody else is saving there.
+    /// Another process is saving into it.
     #[error("cannot save into {}: another save into it is under way", .path.display())]
     Busy {
         /// The directory.
         path: PathBuf,
     },
-    /// The file system cannot replace a directory in one step.
+    /// The file system cannot replace a directory atomically.
     #[error("cannot replace the saved VM in {} in one step: its file system cannot exchange two names; give another directory, or remove this one", .path.display())]
     CannotExchange {
         /// The directory.
         path: PathBuf,
-        /// The system's answer.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
     /// The sections.
     #[error(transparent)]
     State(#[from] StateError),
-    /// The RAM file has another size than the state says.
-    #[error("the saved RAM in {} is cut off or does not belong to its state: it has {found} bytes and should have {expected}", .path.display())]
+    /// The size of the RAM file differs from the state.
+    #[error("the saved RAM in {} is cut off or does not belong to its state: it has {found} bytes instead of {expected}", .path.display())]
     RamSize {
         /// The file.
         path: PathBuf,
-        /// What the state says.
+        /// The size in the state.
         expected: u64,
-        /// What it has.
+        /// The size of the file.
         found: u64,
     },
-    /// The RAM file's content is not what was saved.
-    #[error("the saved RAM in {} is damaged within the 2 MiB at guest address {gpa}: their CRC32C is {found:#010x} and should be {expected:#010x}", .path.display())]
+    /// The content of the RAM file differs from its checksum.
+    #[error("the saved RAM in {} is damaged within the 2 MiB at guest address {gpa}: their CRC32C is {found:#010x} instead of {expected:#010x}", .path.display())]
     RamDamaged {
         /// The file.
         path: PathBuf,
@@ -75,7 +75,7 @@ pub enum SnapshotError {
         /// As computed.
         found: u32,
     },
-    /// The file of boot files has another size than the state says.
+    /// The size of the file of boot files differs from the state.
     #[error("the saved boot files in {} are cut off or do not belong to their state: {found} bytes instead of {expected}", .path.display())]
     BootSize {
         /// The file.
@@ -85,8 +85,8 @@ pub enum SnapshotError {
         /// Of the file.
         found: u64,
     },
-    /// A boot file's content is not what was saved.
-    #[error("the saved boot files in {} are damaged: the CRC32C of one is {found:#010x} and should be {expected:#010x}", .path.display())]
+    /// The content of a boot file differs from its checksum.
+    #[error("the saved boot files in {} are damaged: the CRC32C of one is {found:#010x} instead of {expected:#010x}", .path.display())]
     BootDamaged {
         /// The file.
         path: PathBuf,

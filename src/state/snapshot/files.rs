@@ -1,4 +1,4 @@
-//! The file with what the guest boots from: kernel, initrd and modules one after the other, each with a checksum.
+//! The file of boot files: kernel, initrd and modules in sequence, each with a checksum.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -10,13 +10,13 @@ use std::sync::Arc;
 use super::{BOOT_VERSION, SnapshotError};
 use crate::state::{Encoder, Section, StateError};
 
-/// What is copied at a time.
+/// The size of the copy buffer, in bytes.
 const BUFFER: usize = 1 << 20;
 
-/// One file in the file of boot files.
+/// One entry in the file of boot files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SavedFile {
-    /// Where its content lies.
+    /// The range of its content.
     pub range: Range<u64>,
     /// The content's CRC32C.
     pub crc32c: u32,
@@ -30,7 +30,7 @@ pub struct SavedFiles {
     entries: Vec<SavedFile>,
 }
 
-/// Writes `contents` one after the other.
+/// Writes `contents` in sequence.
 pub(super) fn write(
     mut to: &File,
     contents: &mut dyn Iterator<Item = Box<dyn Read + '_>>,
@@ -115,20 +115,20 @@ impl SavedFiles {
         })
     }
 
-    /// The file that holds all of them.
+    /// The file that contains all entries.
     pub fn file(&self) -> &Arc<File> {
         &self.file
     }
 
-    /// Where each of them lies.
+    /// The entries.
     pub fn entries(&self) -> &[SavedFile] {
         &self.entries
     }
 
-    /// Reads and checks all of them.
+    /// Reads and checks all entries.
     ///
     /// # Errors
-    /// If the file cannot be read, or one is damaged.
+    /// If the file cannot be read, or an entry is damaged.
     pub fn verify(&self) -> Result<(), SnapshotError> {
         for entry in &self.entries {
             let found = entry.checksum(&self.file);
@@ -151,7 +151,7 @@ impl SavedFiles {
 }
 
 impl SavedFile {
-    /// The CRC32C of what `file` holds in this range.
+    /// Returns the CRC32C of this range of `file`.
     ///
     /// # Errors
     /// If it cannot be read.

@@ -1,4 +1,4 @@
-//! The RAM file: pieces one after the other, and a checksum per chunk of the file.
+//! The RAM file: the regions in sequence, with a checksum per chunk of the file.
 
 use std::fs::File;
 use std::io;
@@ -11,34 +11,34 @@ use crate::memory::{GuestRam, HostMemory, MemoryConfig, data_of};
 use crate::state::{Encoder, Section, StateError};
 use crate::units::Gpa;
 
-/// What one checksum covers, in bytes.
+/// The size of a chunk, which one checksum covers, in bytes.
 pub const CHUNK: u64 = 2 << 20;
 
-/// What is written or left out as a whole.
+/// The unit that is written, or left out as a hole, in bytes.
 const PAGE: usize = 4096;
 
 static ZEROES: [u8; PAGE] = [0; PAGE];
 
-/// Where the pieces of RAM lie in the guest and in the file, and the file's checksums.
+/// The RAM regions in the guest and in the file, and the file's checksums.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RamIndex {
     pieces: Vec<(Gpa, u64)>,
-    /// CRC32C of each chunk of the file, the last one perhaps shorter.
+    /// The CRC32C of each chunk of the file; the last chunk may be shorter.
     chunks: Vec<u32>,
 }
 
 impl RamIndex {
-    /// (First guest address, length) of each piece.
+    /// (First guest address, length) of each region.
     pub fn pieces(&self) -> &[(Gpa, u64)] {
         &self.pieces
     }
 
-    /// How long the file is.
+    /// The length of the file, in bytes.
     pub fn len(&self) -> u64 {
         self.pieces.iter().map(|&(_, len)| len).sum()
     }
 
-    /// Whether there is no RAM at all.
+    /// Whether there is no RAM.
     pub fn is_empty(&self) -> bool {
         self.pieces.is_empty()
     }
@@ -58,10 +58,10 @@ impl RamIndex {
         e.into_body()
     }
 
-    /// Reads it from its section.
+    /// Parses the section.
     ///
     /// # Errors
-    /// If it is not whole, or the pieces are no RAM that could be.
+    /// If it is incomplete, or the regions are not valid RAM.
     pub fn load(section: &Section) -> Result<Self, StateError> {
         let mut d = section.decoder(RAM_VERSION)?;
         let count = d.count("number of pieces", 16)?;
@@ -97,13 +97,13 @@ impl RamIndex {
         Ok(Self { pieces, chunks })
     }
 
-    /// The chunk with this number: where it lies in the file.
+    /// The range of chunk `index` in the file.
     fn chunk(&self, index: u64) -> Range<u64> {
         let start = index * CHUNK;
         start..(start + CHUNK).min(self.len())
     }
 
-    /// What lies at a place in the file: its guest address, and how much of its piece follows.
+    /// The guest address for an offset in the file, and the rest of its region in bytes.
     fn place(&self, mut offset: u64) -> io::Result<(Gpa, u64)> {
         for &(gpa, len) in &self.pieces {
             if offset < len {
@@ -115,7 +115,8 @@ impl RamIndex {
     }
 }
 
-/// Writes `ram` into `file`, which is empty, and leaves out pages of zeroes. `written` is told of each chunk that is done.
+/// Writes `ram` into `file`, which is empty, with holes for pages of zeroes. Calls `written` after each
+/// chunk.
 pub(super) fn write(
     file: &File,
     ram: &GuestRam,
@@ -179,7 +180,8 @@ fn in_file(pieces: &[(Gpa, u64)], data: Vec<Range<Gpa>>) -> Vec<Range<u64>> {
         .collect()
 }
 
-/// Copies the file's range `part` from guest RAM into `bytes`, which begin at `base`. A part never crosses pieces.
+/// Copies the range `part` of the file from guest RAM into `bytes`, which start at `base`. A part never
+/// crosses regions.
 fn copy(
     index: &RamIndex,
     ram: &GuestRam,
@@ -234,18 +236,18 @@ impl RamImage {
         Ok(image)
     }
 
-    /// Where the pieces lie.
+    /// The index of the regions.
     pub fn index(&self) -> &RamIndex {
         &self.index
     }
 
-    /// How many bytes of the file are not holes.
+    /// The number of bytes of the file that are not holes.
     pub fn data(&self) -> u64 {
         let data = data_of(&self.file, self.index.len());
         data.iter().map(|part| part.end - part.start).sum()
     }
 
-    /// The RAM, mapped from the file and read when the guest needs it. Its content is not checked.
+    /// Maps the file as RAM; it is read when the guest accesses it. Its content is not checked.
     ///
     /// # Errors
     /// If it cannot be mapped, or the host cannot do with it what `host` says.
@@ -258,16 +260,16 @@ impl RamImage {
         )?)
     }
 
-    /// The RAM, read and checked as a whole, in memory as `config` wants it.
+    /// Reads and checks the complete RAM, into memory by `config`.
     ///
     /// # Errors
-    /// If memory cannot be had, or the file cannot be read or is damaged.
+    /// If memory cannot be allocated, or the file cannot be read or is damaged.
     pub fn read(&self, config: &MemoryConfig) -> Result<GuestRam, SnapshotError> {
         let ram = GuestRam::new(config, &self.index.pieces)?;
         self.each_chunk(&mut |at, bytes| {
             let mut bytes = bytes;
             let mut at = at;
-            // A chunk may reach from one piece into the next.
+            // A chunk may span two regions.
             while !bytes.is_empty() {
                 let (gpa, left) = self.index.place(at)?;
                 let len = usize::try_from(left).map_or(bytes.len(), |n| n.min(bytes.len()));
@@ -280,7 +282,7 @@ impl RamImage {
         Ok(ram)
     }
 
-    /// Reads and checks all of it.
+    /// Reads and checks the complete file.
     ///
     /// # Errors
     /// If the file cannot be read or is damaged.
@@ -288,7 +290,8 @@ impl RamImage {
         self.each_chunk(&mut |_, _| Ok(()))
     }
 
-    /// Hands out every chunk that is not a hole, checked: its place in the file and its bytes.
+    /// Passes every chunk that is not a hole, checked, to the callback: its offset in the file and its
+    /// bytes.
     fn each_chunk(
         &self,
         take: &mut dyn FnMut(u64, &[u8]) -> io::Result<()>,

@@ -1,14 +1,14 @@
 //! A saved VM on disk: a directory with two or three files.
 //!
-//! - `state`: the [`Sections`], among them `ram`, which says where the pieces of RAM lie and holds a checksum per 2 MiB
-//! - `ram`: the pieces of RAM one after the other, as they are; pages of zeroes are holes
-//! - `boot`: the kernel, initrd and modules, which a reset of the restored VM boots; the section `boot` has their lengths and
-//!   checksums. A VM that was restored without them is saved without them
+//! - `state`: the [`Sections`]; among them `ram` with the RAM regions and a checksum per 2 MiB
+//! - `ram`: the contents of the RAM regions in sequence, uncompressed; pages of zeroes are holes
+//! - `boot`: the kernel, initrd and modules that a reset of the restored VM boots; the section `boot` has
+//!   their lengths and checksums. A VM that was restored without them is saved without them
 //!
-//! None of them may be a symbolic link: a saved VM chooses no files of the host.
+//! None of them may be a symbolic link: a saved VM must not select files of the host.
 //!
-//! [`Saving`] writes it beside its place, under a hidden name, brings it to the disk and then puts it in place in one step: a
-//! crash at any moment leaves what was there before, or nothing. [`Snapshot`] reads it.
+//! [`Saving`] writes it next to its place, under a hidden name, syncs it to the disk and then puts it in
+//! place in one step: a crash at any moment leaves the previous content or nothing. [`Snapshot`] reads it.
 
 mod error;
 mod files;
@@ -26,7 +26,7 @@ use nix::sys::stat::Mode;
 pub use error::SnapshotError;
 pub use files::{SavedFile, SavedFiles};
 pub use image::{CHUNK, RamImage, RamIndex};
-pub use write::{Saving, Step};
+pub use write::{SaveStep, Saving};
 
 use super::Sections;
 
@@ -63,15 +63,16 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// Opens the one in `dir`.
+    /// Opens the saved VM in `dir`.
     ///
     /// # Errors
-    /// If it is not there, not whole, or damaged in its state; RAM is checked by its size only ([`RamImage::verify`]).
+    /// If it is missing or incomplete, or its state is damaged; RAM is checked by its size only
+    /// ([`RamImage::verify`]).
     pub fn open(dir: &Path) -> Result<Self, SnapshotError> {
-        // All files by way of one directory: that at `dir` may be replaced meanwhile.
+        // Open all files through one directory: the one at `dir` may be replaced meanwhile.
         let directory = File::open(dir).map_err(error::read_failed(dir))?;
         let open = |name: &str| {
-            // O_NONBLOCK: not to wait for a writer, should it be a pipe.
+            // O_NONBLOCK, so that a pipe in place of a file does not block until a writer comes.
             let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOFOLLOW;
             let failed = error::read_failed(&dir.join(name));
             match openat(&directory, name, flags, Mode::empty()) {
@@ -111,7 +112,7 @@ impl Snapshot {
         &self.ram
     }
 
-    /// What the guest boots from, if it was saved too.
+    /// The guest's boot files, if they were saved.
     pub fn boot(&self) -> Option<&SavedFiles> {
         self.boot.as_ref()
     }

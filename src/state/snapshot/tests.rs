@@ -44,7 +44,7 @@ fn save(dir: &Path, mark: u8) -> Result<(), SnapshotError> {
 fn save_watched(
     dir: &Path,
     mark: u8,
-    watch: Box<dyn FnMut(Step) -> io::Result<()> + Send>,
+    watch: Box<dyn FnMut(SaveStep) -> io::Result<()> + Send>,
 ) -> Result<(), SnapshotError> {
     let mut saving = Saving::begin_watched(dir, watch)?;
     let files = boot_files(mark);
@@ -191,7 +191,7 @@ fn two_saves_to_one_place_do_not_mix() {
 }
 
 /// The steps of a save, in order.
-fn steps(dir: &Path) -> Vec<Step> {
+fn steps(dir: &Path) -> Vec<SaveStep> {
     let steps = Arc::new(Mutex::new(Vec::new()));
     let seen = Arc::clone(&steps);
     let watch = move |step| {
@@ -208,7 +208,7 @@ fn a_full_disk_at_any_step_is_an_error_that_leaves_nothing_behind() {
     let dir = parent.path().join("vm");
     let first_time = steps(&dir);
     let replacing = steps(&dir);
-    assert_eq!(replacing.last(), Some(&Step::RemoveOld));
+    assert_eq!(replacing.last(), Some(&SaveStep::RemoveOld));
     fs::remove_dir_all(&dir).unwrap();
     for (steps, before) in [(first_time, None), (replacing, Some(1))] {
         for (fail_at, step) in steps.into_iter().enumerate() {
@@ -226,12 +226,12 @@ fn a_full_disk_at_any_step_is_an_error_that_leaves_nothing_behind() {
             let result = save_watched(&dir, 2, Box::new(watch));
             match step {
                 // Too late: it is in place.
-                Step::RemoveOld => {
+                SaveStep::RemoveOld => {
                     result.unwrap();
                     assert_eq!(mark(&dir), 2);
                     continue;
                 }
-                Step::SyncParent => {
+                SaveStep::SyncParent => {
                     result.unwrap_err();
                     assert_eq!(mark(&dir), 2);
                     fs::remove_dir_all(&dir).unwrap();

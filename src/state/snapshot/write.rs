@@ -1,4 +1,4 @@
-//! Writing a saved VM beside its place, and putting it there in one step.
+//! Writes a saved VM next to its place, and puts it there in one step.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, BufWriter, Read, Write};
@@ -19,14 +19,14 @@ use crate::state::Sections;
 /// All files of a saved VM.
 const FILES: [&str; 3] = [STATE_FILE, RAM_FILE, BOOT_FILE];
 
-/// What is done next. Tests let the writer fail or die there.
+/// The next step of a save. Tests make the writer fail or die there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Step {
+pub enum SaveStep {
     /// Making the directory beside the place.
     Create,
     /// Writing the boot files.
     Boot,
-    /// Writing one more chunk of the RAM file.
+    /// Write one more chunk of the RAM file.
     Ram,
     /// Writing the state file.
     State,
@@ -38,23 +38,23 @@ pub enum Step {
     Rename,
     /// Bringing its name to the disk.
     SyncParent,
-    /// Removing what it has replaced.
+    /// Remove the replaced one.
     RemoveOld,
 }
 
-/// Told of every step before it is taken; an error makes the step fail.
-type Watch = Box<dyn FnMut(Step) -> io::Result<()> + Send>;
+/// Called before every step; an error makes the step fail.
+type Watch = Box<dyn FnMut(SaveStep) -> io::Result<()> + Send>;
 
-/// A VM that is being saved. Dropped before it is committed, it leaves nothing behind.
+/// A save in progress. Dropped before it is committed, it leaves nothing behind.
 pub struct Saving {
     /// The final place.
     place: PathBuf,
     parent: PathBuf,
-    /// Where it is written.
+    /// The hidden directory that is written.
     beside: PathBuf,
     /// Held until the end. A lock on the directory itself, so that it ends with the process.
     lock: Option<Flock<File>>,
-    /// The boot files and where they lie in their file.
+    /// The boot files and their ranges in their file.
     boot: Option<(File, Vec<SavedFile>)>,
     files: Option<(File, File)>,
     watch: Watch,
@@ -69,12 +69,13 @@ impl std::fmt::Debug for Saving {
 }
 
 impl Saving {
-    /// Begins to save into `dir`, which does not exist, is empty, or holds a saved VM that is to be replaced.
+    /// Starts to save into `dir`, which does not exist, is empty, or contains a saved VM that is to be
+    /// replaced.
     ///
-    /// What can be refused is refused here: before the guest is stopped.
+    /// Everything that can be refused is refused here: before the guest is stopped.
     ///
     /// # Errors
-    /// If `dir` is something else, or nothing can be written beside it.
+    /// If `dir` is something else, or nothing can be written next to it.
     pub fn begin(dir: &Path) -> Result<Self, SnapshotError> {
         Self::begin_watched(dir, Box::new(|_| Ok(())))
     }
@@ -99,16 +100,16 @@ impl Saving {
             watch,
         };
         check_replaceable(&saving.place)?;
-        saving.step(Step::Create, "create")?;
+        saving.step(SaveStep::Create, "create")?;
         saving.lock = Some(saving.own_directory()?);
         Ok(saving)
     }
 
-    /// Makes and locks the directory beside the place. What a crashed save left there is emptied.
+    /// Creates and locks the hidden directory. Leftovers of a crashed save are removed.
     fn own_directory(&self) -> Result<Flock<File>, SnapshotError> {
         let failed = |doing| file_error(doing, &self.beside);
         loop {
-            // A guest's memory is nobody else's business.
+            // Only the user may read a guest's memory.
             match DirBuilder::new().mode(0o700).create(&self.beside) {
                 Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
                     return Err(failed("create")(e));
@@ -140,15 +141,15 @@ impl Saving {
         }
     }
 
-    /// Writes what the guest boots from. The guest may run meanwhile.
+    /// Writes the guest's boot files. The guest may run meanwhile.
     ///
     /// # Errors
-    /// If a file cannot be read, or written.
+    /// If a file cannot be read or written.
     pub fn write_boot_files<'a>(
         &mut self,
         mut contents: impl Iterator<Item = Box<dyn Read + 'a>>,
     ) -> Result<(), SnapshotError> {
-        self.step(Step::Boot, "write")?;
+        self.step(SaveStep::Boot, "write")?;
         let path = self.beside.join(BOOT_FILE);
         let file = create(&path).map_err(file_error("write", &path))?;
         let entries = files::write(&file, &mut contents);
@@ -157,19 +158,19 @@ impl Saving {
         Ok(())
     }
 
-    /// Writes everything else; the guest must not run meanwhile. It may go on afterwards.
+    /// Writes everything else; the guest must not run meanwhile. It may resume afterwards.
     ///
     /// # Errors
     /// If the files cannot be written, e.g. because the disk is full.
     ///
     /// # Panics
-    /// If `sections` has one called `ram` or `boot`: those are added here.
+    /// If `sections` contains one named `ram` or `boot`: those are added here.
     pub fn write(&mut self, mut sections: Sections, ram: &GuestRam) -> Result<(), SnapshotError> {
         let path = self.beside.join(RAM_FILE);
         let failed = file_error("write", &path);
         let ram_file = create(&path).map_err(&failed)?;
         let watch = &mut self.watch;
-        let index = image::write(&ram_file, ram, &mut || watch(Step::Ram)).map_err(&failed)?;
+        let index = image::write(&ram_file, ram, &mut || watch(SaveStep::Ram)).map_err(&failed)?;
         sections.push(RAM_SECTION, RAM_VERSION, index.save());
         if let Some((_, entries)) = &self.boot {
             // Only a reset needs it, so a reader may ignore it.
@@ -178,7 +179,7 @@ impl Saving {
 
         let path = self.beside.join(STATE_FILE);
         let failed = file_error("write", &path);
-        self.step(Step::State, "write")?;
+        self.step(SaveStep::State, "write")?;
         let mut state_file = BufWriter::new(create(&path).map_err(&failed)?);
         sections.encode(&mut state_file)?;
         state_file.flush().map_err(&failed)?;
@@ -189,50 +190,51 @@ impl Saving {
         Ok(())
     }
 
-    /// Brings it to the disk and puts it in place.
+    /// Syncs the save to the disk and puts it in place.
     ///
     /// # Errors
-    /// If the disk or the file system does not do it. What was there before is still there then, unless the last step was
-    /// what failed: bringing the new name to the disk.
+    /// If the disk or the file system fails. The previous content is still in place then, unless the last
+    /// step failed: syncing the new name to the disk.
     ///
     /// # Panics
     /// If nothing was written.
     pub fn commit(mut self) -> Result<(), SnapshotError> {
         let (state, ram) = self.files.take().expect("written before it is committed");
-        self.step(Step::SyncFiles, "write")?;
+        self.step(SaveStep::SyncFiles, "write")?;
         let boot = self.boot.take().map(|(file, _)| (BOOT_FILE, file));
         let files = [(RAM_FILE, ram), (STATE_FILE, state)];
         for (name, file) in boot.into_iter().chain(files) {
             let failed = file_error("write", &self.beside.join(name));
             file.sync_all().map_err(failed)?;
         }
-        self.step(Step::SyncDirectory, "write")?;
+        self.step(SaveStep::SyncDirectory, "write")?;
         sync_directory(&self.beside)?;
-        self.step(Step::Rename, "rename")?;
+        self.step(SaveStep::Rename, "rename")?;
         let replaced = self.put_in_place()?;
-        // From here on it is there, and `beside` is what it has replaced.
+        // From here on the new save is in place, and `beside` is the replaced one.
         let lock = self.lock.take();
         let synced = self
-            .step(Step::SyncParent, "write")
+            .step(SaveStep::SyncParent, "write")
             .and_then(|()| sync_directory(&self.parent));
         if replaced && synced.is_ok() {
-            // What cannot be removed now is removed by the next save.
+            // If this fails, the next save removes it.
             let _next_time = self
-                .step(Step::RemoveOld, "remove")
+                .step(SaveStep::RemoveOld, "remove")
                 .is_ok_and(|()| remove(&self.beside).is_ok());
         }
         drop(lock);
         synced
     }
 
-    /// Whether something was there before, and is now beside the place.
+    /// Returns whether a previous save existed, which is now next to the place.
     fn put_in_place(&self) -> Result<bool, SnapshotError> {
         let rename = |flags| renameat2(AT_FDCWD, &self.beside, AT_FDCWD, &self.place, flags);
-        // Again, if it appears or goes away meanwhile.
+        // Retries if the place appears or disappears meanwhile.
         for _ in 0..8 {
             match rename(RenameFlags::RENAME_NOREPLACE) {
                 Ok(()) => return Ok(false),
-                // Without the flag this is not atomic against others, and replaces nothing but an empty directory.
+                // Without the flag this is not atomic against other processes, and replaces only an empty
+                // directory.
                 Err(Errno::EINVAL) if !self.place.exists() => {
                     fs::rename(&self.beside, &self.place)
                         .map_err(file_error("rename", &self.beside))?;
@@ -258,7 +260,7 @@ impl Saving {
         })
     }
 
-    fn step(&mut self, step: Step, doing: &'static str) -> Result<(), SnapshotError> {
+    fn step(&mut self, step: SaveStep, doing: &'static str) -> Result<(), SnapshotError> {
         (self.watch)(step).map_err(file_error(doing, &self.beside))
     }
 }
@@ -266,7 +268,7 @@ impl Saving {
 impl Drop for Saving {
     fn drop(&mut self) {
         if let Some(lock) = self.lock.take() {
-            // The next save removes what cannot be removed now.
+            // If this fails, the next save removes it.
             let _next_time = remove(&self.beside);
             drop(lock);
         }
@@ -287,7 +289,7 @@ fn file_error(doing: &'static str, path: &Path) -> impl Fn(io::Error) -> Snapsho
     }
 }
 
-/// The real path, whose last part need not exist.
+/// Returns the real path; its last part need not exist.
 fn resolve(dir: &Path) -> Result<PathBuf, SnapshotError> {
     match fs::canonicalize(dir) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => {}
@@ -306,7 +308,7 @@ fn resolve(dir: &Path) -> Result<PathBuf, SnapshotError> {
     Ok(parent.join(name))
 }
 
-/// Only what is a saved VM, or nothing, may be replaced.
+/// Checks that the place is empty or contains a saved VM.
 fn check_replaceable(place: &Path) -> Result<(), SnapshotError> {
     let entries = match fs::read_dir(place) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -326,7 +328,8 @@ fn check_replaceable(place: &Path) -> Result<(), SnapshotError> {
     Ok(())
 }
 
-/// Whether `directory` is the one at `path`. One that belongs to somebody else, who could have put it there, is an error.
+/// Whether `directory` is the one at `path`. A directory of another user, who could have put it there, is
+/// an error.
 fn is_ours(directory: &File, path: &Path) -> io::Result<bool> {
     let opened = directory.metadata()?;
     if opened.uid() != geteuid().as_raw() {

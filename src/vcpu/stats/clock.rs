@@ -10,10 +10,10 @@ const FRACTION: u32 = 32;
 
 /// Where the time comes from. Two looks at it are most of what an exit's statistics cost.
 #[derive(Clone, Copy, Debug)]
-pub struct Clock(Source);
+pub struct ExitClock(ClockSource);
 
 #[derive(Clone, Copy, Debug)]
-enum Source {
+enum ClockSource {
     Tsc { ns_per_tick: u64 },
     Monotonic { origin: Instant },
 }
@@ -22,14 +22,14 @@ enum Source {
 #[derive(Clone, Copy, Debug)]
 pub struct Start(u64);
 
-impl Clock {
+impl ExitClock {
     /// The host's TSC if it is invariant, which runs at `host_tsc`; else, with `None`, CLOCK_MONOTONIC.
     pub fn new(host_tsc: Option<TscKhz>) -> Self {
         match host_tsc.filter(|khz| khz.0 > 0) {
-            Some(khz) => Self(Source::Tsc {
+            Some(khz) => Self(ClockSource::Tsc {
                 ns_per_tick: (1_000_000 << FRACTION) / u64::from(khz.0),
             }),
-            None => Self(Source::Monotonic {
+            None => Self(ClockSource::Monotonic {
                 origin: Instant::now(),
             }),
         }
@@ -39,8 +39,8 @@ impl Clock {
     #[inline]
     pub(super) fn start(&self) -> Start {
         Start(match self.0 {
-            Source::Tsc { .. } => host_tsc(),
-            Source::Monotonic { origin } => since(origin),
+            ClockSource::Tsc { .. } => host_tsc(),
+            ClockSource::Monotonic { origin } => since(origin),
         })
     }
 
@@ -48,8 +48,10 @@ impl Clock {
     #[inline]
     pub(super) fn ns_since(&self, start: Start) -> u64 {
         match self.0 {
-            Source::Tsc { ns_per_tick } => to_ns(host_tsc().saturating_sub(start.0), ns_per_tick),
-            Source::Monotonic { origin } => since(origin).saturating_sub(start.0),
+            ClockSource::Tsc { ns_per_tick } => {
+                to_ns(host_tsc().saturating_sub(start.0), ns_per_tick)
+            }
+            ClockSource::Monotonic { origin } => since(origin).saturating_sub(start.0),
         }
     }
 }
@@ -76,9 +78,9 @@ mod tests {
 
     #[test]
     fn ticks_become_nanoseconds() {
-        let ns = |khz: u32, ticks| match Clock::new(Some(TscKhz(khz))).0 {
-            Source::Tsc { ns_per_tick } => to_ns(ticks, ns_per_tick),
-            Source::Monotonic { .. } => panic!("{khz} kHz"),
+        let ns = |khz: u32, ticks| match ExitClock::new(Some(TscKhz(khz))).0 {
+            ClockSource::Tsc { ns_per_tick } => to_ns(ticks, ns_per_tick),
+            ClockSource::Monotonic { .. } => panic!("{khz} kHz"),
         };
         assert_eq!(ns(1_000_000, 12345), 12345);
         assert_eq!(ns(2_000_000, 12345), 6172);
@@ -92,7 +94,7 @@ mod tests {
     #[test]
     fn without_a_frequency_the_kernels_clock_serves() {
         for khz in [None, Some(TscKhz(0))] {
-            let clock = Clock::new(khz);
+            let clock = ExitClock::new(khz);
             let start = clock.start();
             std::thread::sleep(Duration::from_millis(2));
             assert!(clock.ns_since(start) >= 2_000_000);
@@ -101,7 +103,7 @@ mod tests {
 
     #[test]
     fn a_start_in_the_future_took_no_time() {
-        let clock = Clock::new(Some(TscKhz(1_000_000)));
+        let clock = ExitClock::new(Some(TscKhz(1_000_000)));
         assert_eq!(clock.ns_since(Start(u64::MAX)), 0);
     }
 }

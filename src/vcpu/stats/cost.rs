@@ -3,7 +3,7 @@
 use std::hint::black_box;
 use std::time::Instant;
 
-use super::{Clock, ExitReason, Recorder, StatsError};
+use super::{ExitClock, ExitReason, ExitStatsError, Recorder};
 
 /// The cost of one exit's statistics, on average.
 #[derive(Clone, Copy, Debug)]
@@ -18,7 +18,7 @@ pub struct Cost {
 ///
 /// # Errors
 /// If there is no memory for counters.
-pub fn cost(exits: u32, clock: Clock) -> Result<Cost, StatsError> {
+pub fn cost(exits: u32, clock: ExitClock) -> Result<Cost, ExitStatsError> {
     let mut recorder = Recorder::new(clock)?;
     let nothing = per_exit(exits, |reason, ns| {
         black_box((reason, ns));

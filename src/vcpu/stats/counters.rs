@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use zerocopy::FromZeros;
 
-use super::clock::{Clock, Start};
-use super::report::StatsError;
-use super::snapshot::{ReasonCounts, Snapshot};
+use super::clock::{ExitClock, Start};
+use super::report::ExitStatsError;
+use super::snapshot::{CountersSnapshot, ReasonCounts};
 use super::{ExitReason, bucket};
 
 /// Per reason: these, then the buckets.
@@ -38,7 +38,7 @@ fn add(counter: &AtomicU64, n: u64) {
 /// A vCPU thread's side: there is one per vCPU, and only it writes.
 pub struct Recorder {
     counters: Arc<Counters>,
-    clock: Clock,
+    clock: ExitClock,
 }
 
 impl Recorder {
@@ -46,13 +46,13 @@ impl Recorder {
     ///
     /// # Errors
     /// If there is no memory.
-    pub fn new(clock: Clock) -> Result<Self, StatsError> {
+    pub fn new(clock: ExitClock) -> Result<Self, ExitStatsError> {
         <[AtomicU64]>::new_box_zeroed_with_elems(ExitReason::ALL.len() * STRIDE)
             .map(|counters| Self {
                 counters: Arc::new(Counters(counters)),
                 clock,
             })
-            .map_err(|_| StatsError::NoMemory)
+            .map_err(|_| ExitStatsError::NoMemory)
     }
 
     /// The vCPU has just left the guest.
@@ -101,8 +101,8 @@ pub struct Reader(Arc<Counters>);
 
 impl Reader {
     /// What was counted up to now. The vCPU goes on meanwhile: an exit that it records during the copy may be in it or not.
-    pub fn snapshot(&self) -> Snapshot {
-        Snapshot {
+    pub fn snapshot(&self) -> CountersSnapshot {
+        CountersSnapshot {
             reasons: ExitReason::ALL
                 .into_iter()
                 .map(|reason| (reason, self.counts(reason)))

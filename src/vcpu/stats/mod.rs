@@ -1,7 +1,7 @@
 //! Exit statistics: how often each vCPU came to user space, why, and how long that took.
 //!
 //! Each vCPU's thread owns a [`Recorder`] and writes plain counters through it, without a lock and without allocating;
-//! everybody else reads them through a [`Reader`], at any time and without stopping the vCPU. A [`Report`] writes what was
+//! everybody else reads them through a [`Reader`], at any time and without stopping the vCPU. A [`StatsReport`] writes what was
 //! read as JSON and as an HDR histogram log.
 
 mod bucket;
@@ -11,11 +11,11 @@ mod counters;
 mod report;
 mod snapshot;
 
-pub use clock::{Clock, Start};
+pub use clock::{ExitClock, Start};
 pub use cost::{Cost, cost};
 pub use counters::{Reader, Recorder};
-pub use report::{Report, StatsError};
-pub use snapshot::{ReasonCounts, Snapshot, Summary};
+pub use report::{ExitStatsError, StatsReport};
+pub use snapshot::{CountersSnapshot, ReasonCounts, Summary};
 
 use crate::kvm::exit::Exit;
 

@@ -14,13 +14,13 @@ use hdrhistogram::serialization::interval_log::{
 use serde::Serialize;
 use thiserror::Error;
 
-use super::snapshot::{Snapshot, Summary};
+use super::snapshot::{CountersSnapshot, Summary};
 use super::{ExitReason, bucket};
 use crate::sys::private::{self, Existing};
 
 /// What goes wrong with statistics.
 #[derive(Debug, Error)]
-pub enum StatsError {
+pub enum ExitStatsError {
     /// There is no memory for the counters.
     #[error("no memory for the exit statistics")]
     NoMemory,
@@ -36,7 +36,7 @@ pub enum StatsError {
 
 /// The statistics of a VM.
 #[derive(Clone, Debug)]
-pub struct Report<'a> {
+pub struct StatsReport<'a> {
     /// The VM's name.
     pub vm: &'a str,
     /// When it started.
@@ -44,7 +44,7 @@ pub struct Report<'a> {
     /// How long ago that was.
     pub uptime: Duration,
     /// By VP index.
-    pub vcpus: Vec<Snapshot>,
+    pub vcpus: Vec<CountersSnapshot>,
 }
 
 #[derive(Serialize)]
@@ -67,13 +67,13 @@ struct JsonVcpu {
     exits: BTreeMap<&'static str, Summary>,
 }
 
-impl Report<'_> {
+impl StatsReport<'_> {
     /// Writes both files. Each is complete or not there: it is written under another name and renamed. What is no regular file, such
     /// as a pipe or a terminal, is written to as it is.
     ///
     /// # Errors
     /// If one of them cannot be written; the previous one of that name, if any, is then still there.
-    pub fn write(&self, path: &Path) -> Result<(), StatsError> {
+    pub fn write(&self, path: &Path) -> Result<(), ExitStatsError> {
         let mut log = OsString::from(path);
         log.push(".hlog");
         let log = PathBuf::from(log);
@@ -82,8 +82,8 @@ impl Report<'_> {
     }
 
     /// All vCPUs together.
-    fn all(&self) -> Snapshot {
-        let mut all = Snapshot::default();
+    fn all(&self) -> CountersSnapshot {
+        let mut all = CountersSnapshot::default();
         for vcpu in &self.vcpus {
             all.add(vcpu);
         }
@@ -157,7 +157,7 @@ impl Report<'_> {
     }
 }
 
-fn summaries(snapshot: &Snapshot) -> BTreeMap<&'static str, Summary> {
+fn summaries(snapshot: &CountersSnapshot) -> BTreeMap<&'static str, Summary> {
     snapshot
         .reasons
         .iter()
@@ -169,8 +169,8 @@ fn summaries(snapshot: &Snapshot) -> BTreeMap<&'static str, Summary> {
 fn replace(
     path: &Path,
     write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
-) -> Result<(), StatsError> {
-    let failed = |source| StatsError::Write {
+) -> Result<(), ExitStatsError> {
+    let failed = |source| ExitStatsError::Write {
         path: path.to_owned(),
         source,
     };

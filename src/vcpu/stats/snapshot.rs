@@ -9,12 +9,12 @@ use super::{ExitReason, bucket};
 
 /// The counts of one vCPU, or of several together.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Snapshot {
+pub struct CountersSnapshot {
     /// Reasons that occurred.
     pub reasons: BTreeMap<ExitReason, ReasonCounts>,
 }
 
-impl Snapshot {
+impl CountersSnapshot {
     /// Adds the counts of another.
     pub fn add(&mut self, other: &Self) {
         for (reason, counts) in &other.reasons {

@@ -10,11 +10,11 @@ use super::*;
 use crate::units::TscKhz;
 
 fn recorder() -> Recorder {
-    Recorder::new(Clock::new(None)).unwrap()
+    Recorder::new(ExitClock::new(None)).unwrap()
 }
 
-fn report(vcpus: Vec<Snapshot>) -> Report<'static> {
-    Report {
+fn report(vcpus: Vec<CountersSnapshot>) -> StatsReport<'static> {
+    StatsReport {
         vm: "test",
         started: SystemTime::UNIX_EPOCH,
         uptime: Duration::from_secs(5),
@@ -23,7 +23,7 @@ fn report(vcpus: Vec<Snapshot>) -> Report<'static> {
 }
 
 /// Two vCPUs; the second also has an exit that is out of range.
-fn two_vcpus() -> Report<'static> {
+fn two_vcpus() -> StatsReport<'static> {
     let (mut first, mut second) = (recorder(), recorder());
     for ns in 1..=1000 {
         first.record(ExitReason::PortOut, ns);
@@ -47,7 +47,7 @@ fn each_reason_stands_in_its_place() {
 
 #[test]
 fn nothing_recorded_is_nothing_read() {
-    assert_eq!(recorder().reader().snapshot(), Snapshot::default());
+    assert_eq!(recorder().reader().snapshot(), CountersSnapshot::default());
 }
 
 #[test]
@@ -187,7 +187,7 @@ fn a_full_disk_is_told_and_the_device_stays_one() {
         e.to_string(),
         "cannot write the exit statistics to /dev/full"
     );
-    let StatsError::Write { source, .. } = e else {
+    let ExitStatsError::Write { source, .. } = e else {
         panic!("{e}");
     };
     assert_eq!(source.raw_os_error(), Some(libc::ENOSPC));
@@ -201,7 +201,7 @@ fn a_missing_directory_is_told() {
         .write(&dir.path().join("no/exits.json"))
         .unwrap_err();
     assert!(
-        matches!(e, StatsError::Write { source, .. } if source.kind() == io::ErrorKind::NotFound)
+        matches!(e, ExitStatsError::Write { source, .. } if source.kind() == io::ErrorKind::NotFound)
     );
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
 }
@@ -254,7 +254,7 @@ fn a_reader_sees_every_exit_of_a_running_vcpu_in_the_end() {
 
 #[test]
 fn the_cost_can_be_measured() {
-    let cost = cost(10_000, Clock::new(Some(TscKhz(2_000_000)))).unwrap();
+    let cost = cost(10_000, ExitClock::new(Some(TscKhz(2_000_000)))).unwrap();
     assert!(cost.record_ns.is_finite() && cost.timed_record_ns.is_finite());
     println!("{cost:?}");
 }

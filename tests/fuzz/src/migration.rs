@@ -3,7 +3,7 @@
 use hypernest::memory::{GuestRam, MemoryConfig};
 use hypernest::migration::pages::Unpacker;
 use hypernest::migration::wire::{
-    FrameReader, Hello, Kind, MAX_BODY, Promise, Refuse, State, Welcome,
+    FrameKind, FrameReader, Hello, MAX_BODY, PromiseMessage, Refuse, StateMessage, Welcome,
 };
 use hypernest::units::Gpa;
 
@@ -50,10 +50,10 @@ fn frames(stream: &[u8]) -> bool {
         assert!(frame.body.len() <= MAX_BODY);
         let _hello = frame.message::<Hello>("Hello");
         let _welcome = frame.message::<Welcome>("Welcome");
-        let _promise = frame.message::<Promise>("Promise");
+        let _promise = frame.message::<PromiseMessage>("Promise");
         let _refuse = frame.message::<Refuse>("Refuse");
-        let _state = frame.message::<State>("State");
-        assert_eq!(frame.kind == Kind::Commit, frame.kind.number() == 11);
+        let _state = frame.message::<StateMessage>("State");
+        assert_eq!(frame.kind == FrameKind::Commit, frame.kind.number() == 11);
         for unpacker in &mut unpackers {
             let _refused = unpacker.unpack(frame.body, &ram);
         }

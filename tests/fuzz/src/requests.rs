@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use hypernest::api::Command;
+use hypernest::api::ControlCommand;
 use hypernest::config::{ConfigFile, Flags, HostLimits, build};
-use hypernest::hyperv::{Profile, Request};
+use hypernest::hyperv::{EnlightenmentRequest, Profile};
 
 /// Configuration files.
 pub(crate) fn config_file(bytes: &[u8]) -> bool {
@@ -19,13 +19,13 @@ pub(crate) fn config_file(bytes: &[u8]) -> bool {
 pub(crate) fn enlightenments(bytes: &[u8]) -> bool {
     let request = std::str::from_utf8(bytes)
         .ok()
-        .and_then(|list| Request::parse(list, Profile::Windows).ok());
+        .and_then(|list| EnlightenmentRequest::parse(list, Profile::Windows).ok());
     let Some(request) = request else {
         return false;
     };
     let shown = request.to_string();
     assert_eq!(
-        Request::parse(&shown, Profile::None).as_ref(),
+        EnlightenmentRequest::parse(&shown, Profile::None).as_ref(),
         Ok(&request),
         "{shown}"
     );
@@ -34,11 +34,11 @@ pub(crate) fn enlightenments(bytes: &[u8]) -> bool {
 
 /// Lines of the control socket.
 pub(crate) fn control_request(bytes: &[u8]) -> bool {
-    match Command::read(bytes) {
+    match ControlCommand::read(bytes) {
         Ok(command) => {
             let line = command.write();
             // A path that is no text has no form in JSON, but none comes out of JSON either.
-            assert_eq!(Command::read(line.as_bytes()), Ok(command), "{line}");
+            assert_eq!(ControlCommand::read(line.as_bytes()), Ok(command), "{line}");
             true
         }
         Err(why) => {

@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 
 use flate2::read::GzDecoder;
 use hypernest::config::VmConfig;
-use hypernest::inspect::{Ram, Report, render};
+use hypernest::inspect::{InspectReport, Ram, render};
 use hypernest::kvm::host::{HostCaps, KvmCaps, KvmFacts, System};
 use hypernest::machine::promise::Promise;
 use hypernest::state::Sections;
@@ -143,7 +143,7 @@ pub(crate) fn sections(bytes: &[u8]) -> bool {
         pieces: Vec::new(),
         checked: false,
     };
-    let Ok(report) = Report::of(sections, |_| Ok(ram)) else {
+    let Ok(report) = InspectReport::of(sections, |_| Ok(ram)) else {
         return false;
     };
     let text = render(&report);

@@ -5,13 +5,13 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::time::Duration;
 
-use hypernest::api::{Command, Job, Save};
+use hypernest::api::{ControlCommand, JobRequest, Save};
 use hypernest::config::SETTINGS;
 use hypernest::machine::{AfterSave, Migrate};
 use hypernest::migration::pages::Packer;
 use hypernest::migration::transport::{Address, Cancel, Dialer, Security, TlsFiles};
 use hypernest::migration::wire::{
-    FrameWriter, Hello, Kind, Message, Promise, Refuse, State, Versions,
+    FrameKind, FrameWriter, Hello, PromiseMessage, Refuse, StateMessage, Versions, WireMessage,
 };
 use hypernest::state::Sections;
 use hypernest::units::Gpa;
@@ -264,9 +264,12 @@ fn requests(add: &mut impl FnMut(&'static str, &str, Vec<u8>)) {
         plaintext: false,
     };
     for (name, command) in [
-        ("status", Command::Status),
-        ("save", Command::Job(Job::Save(save))),
-        ("migrate", Command::Job(Job::Migrate(Box::new(migrate)))),
+        ("status", ControlCommand::Status),
+        ("save", ControlCommand::Job(JobRequest::Save(save))),
+        (
+            "migrate",
+            ControlCommand::Job(JobRequest::Migrate(Box::new(migrate))),
+        ),
     ] {
         add("control-request", name, command.write().into_bytes());
     }
@@ -559,12 +562,12 @@ fn saved(add: &mut impl FnMut(&'static str, &str, Vec<u8>)) {
 }
 
 fn wire(add: &mut impl FnMut(&'static str, &str, Vec<u8>)) {
-    fn say(writer: &mut FrameWriter, stream: &mut Vec<u8>, message: &impl Message) {
+    fn say(writer: &mut FrameWriter, stream: &mut Vec<u8>, message: &impl WireMessage) {
         writer
             .write(stream, kind_of(message), &message.body())
             .unwrap();
     }
-    fn kind_of<M: Message>(_: &M) -> Kind {
+    fn kind_of<M: WireMessage>(_: &M) -> FrameKind {
         M::KIND
     }
     let (mut writer, mut stream) = (FrameWriter::default(), Vec::new());
@@ -578,7 +581,7 @@ fn wire(add: &mut impl FnMut(&'static str, &str, Vec<u8>)) {
         process: None,
     };
     say(&mut writer, &mut stream, &hello);
-    let promise = Promise {
+    let promise = PromiseMessage {
         len: 5,
         ram: vec![(0, 1 << 20)],
     };
@@ -588,15 +591,15 @@ fn wire(add: &mut impl FnMut(&'static str, &str, Vec<u8>)) {
         packer.add(Gpa(0), &[0; 4096]);
         packer.add(Gpa(4096), &[0x5a; 4096]);
         if let Some(body) = packer.body() {
-            writer.write(&mut stream, Kind::Pages, body).unwrap();
+            writer.write(&mut stream, FrameKind::Pages, body).unwrap();
         }
     }
-    let state = State {
+    let state = StateMessage {
         len: 5,
         running: true,
     };
     say(&mut writer, &mut stream, &state);
-    writer.write(&mut stream, Kind::Commit, &[]).unwrap();
+    writer.write(&mut stream, FrameKind::Commit, &[]).unwrap();
     // A checksum that is wrong, which the target mends.
     let last = stream.len() - 1;
     stream[last] ^= 1;
