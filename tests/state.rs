@@ -379,7 +379,7 @@ fn l2_goes_on(mode: &str, hv: &str, n: u32, kinds: &[&str]) -> TestResult {
     let mut said = String::new();
     // Wherever L1 and L2 are: at some of these moments L2 runs. The guest may come to its end before it is
     // saved again.
-    for _ in 0..20 {
+    for _ in 0..40 {
         let saved = site.control(&["save", "test", "saved", "--then", "stop"])?;
         if saved.expect_code(0).is_err() {
             break;

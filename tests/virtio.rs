@@ -2,7 +2,6 @@
 //! the VM meanwhile.
 
 use std::collections::BTreeSet;
-use std::error::Error;
 
 use hypernest_lab::host::Host;
 use hypernest_lab::suite::{Stage, Test, TestResult};

@@ -92,7 +92,7 @@ impl Progress {
         match phase {
             SourcePhase::HandingOver => inner.stopped = Some(Instant::now()),
             SourcePhase::Gone => {
-                inner.report.downtime_ms = inner.stopped.map(|at| ms(at.elapsed()))
+                inner.report.downtime_ms = inner.stopped.map(|at| ms(at.elapsed()));
             }
             _ => {}
         }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use hypernest::cpuid::Reg;
-use hypernest::hyperv::qemu::{MOVING, Place};
+use hypernest::hyperv::qemu::{DifferencePlace, MOVING};
 use hypernest::units::Msr;
 use hypernest_lab::suite::TestResult;
 
@@ -122,7 +122,7 @@ fn union<'a>(
 
 impl Found {
     /// Whether `place` covers every bit that differs.
-    pub(super) fn is_within(&self, place: Place) -> bool {
+    pub(super) fn is_within(&self, place: DifferencePlace) -> bool {
         match (*self, place) {
             (
                 Self::Cpuid {
@@ -131,7 +131,7 @@ impl Found {
                     ours,
                     theirs,
                 },
-                Place::Cpuid {
+                DifferencePlace::Cpuid {
                     leaf: of,
                     reg: register,
                     mask,
@@ -143,7 +143,7 @@ impl Found {
                     ours: Some(Some(ours)),
                     theirs: Some(Some(theirs)),
                 },
-                Place::Msr { msr: of, mask },
+                DifferencePlace::Msr { msr: of, mask },
             ) => msr == of && (ours ^ theirs) & !mask == 0,
             _ => false,
         }
@@ -185,7 +185,7 @@ pub(super) fn planted_differences() -> TestResult {
     let [bit] = against("a7f 30", "27f 30")?[..] else {
         panic!("one register differs");
     };
-    let eax = |leaf, mask| Place::Cpuid {
+    let eax = |leaf, mask| DifferencePlace::Cpuid {
         leaf,
         reg: Reg::Eax,
         mask,
@@ -201,7 +201,7 @@ pub(super) fn planted_differences() -> TestResult {
     let [crash] = against("c000000000000000", "8000000000000000")?[..] else {
         panic!("one MSR differs");
     };
-    let msr = |mask| Place::Msr {
+    let msr = |mask| DifferencePlace::Msr {
         msr: Msr(0x4000_0105),
         mask,
     };

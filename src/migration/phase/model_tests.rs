@@ -210,7 +210,7 @@ fn one_copy_runs_in_the_end_unless_its_process_died() {
             match (world.running(), world.source, world.destination) {
                 ((true, false), Some(SourcePhase::Kept), _) => ends[0] += 1,
                 ((false, true), None | Some(SourcePhase::Gone | SourcePhase::Undecided), _) => {
-                    ends[1] += 1
+                    ends[1] += 1;
                 }
                 // The destination aborted before it read Commit, or died after it: no copy runs, and the
                 // source holds everything.

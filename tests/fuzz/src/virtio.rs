@@ -48,10 +48,8 @@ pub(crate) fn driver(bytes: &[u8]) -> bool {
                 && status[0] & DRIVER_OK != 0;
         }
         devices.quiesce();
-        let saved = devices.save().expect("devices can be saved");
-        devices
-            .load(&mut saved.clone())
-            .expect("what was saved is loaded");
+        let mut saved = devices.save().expect("devices can be saved");
+        devices.load(&mut saved).expect("what was saved is loaded");
         ready
     })
 }

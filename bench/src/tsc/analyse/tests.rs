@@ -384,7 +384,7 @@ fn a_guest_stopped_between_two_reads_of_a_sample_has_clocks_that_agree() {
     let tsc = Clock::Tsc.index();
     let first = record.samples.iter_mut().find(|sample| sample.run == 1);
     let first = first.unwrap();
-    first.now[tsc] -= (DOWN as f64 * KHZ / 1e6) as u64;
+    first.now[tsc] -= super::super::round(DOWN as f64 * KHZ / 1e6);
     assert_eq!(analyse(&record, &doings).unwrap().failures, [""; 0]);
 }
 
