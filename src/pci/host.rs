@@ -64,14 +64,19 @@ impl Function<'_> {
 }
 
 impl PciHost {
-    /// With the host bridge alone on bus 0.
-    pub fn new(events: GuestEvents) -> Self {
-        let mut host = Self {
+    /// With nothing on bus 0.
+    pub fn empty(events: GuestEvents) -> Self {
+        Self {
             address: 0,
             reset_control: ResetControl::new(events),
             functions: (0..FUNCTIONS).map(|_| None).collect(),
             devices: (0..FUNCTIONS).map(|_| None).collect(),
-        };
+        }
+    }
+
+    /// With the host bridge alone on bus 0.
+    pub fn new(events: GuestEvents) -> Self {
+        let mut host = Self::empty(events);
         host.insert(DevFn::HOST_BRIDGE, Box::new(HostBridge::default()));
         host
     }

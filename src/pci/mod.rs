@@ -13,6 +13,7 @@
 pub mod bar;
 mod bridge;
 pub mod caps;
+pub mod chipset;
 mod function;
 pub mod header;
 mod host;
@@ -47,6 +48,9 @@ impl DevFn {
 
     /// The host bridge's place.
     pub const HOST_BRIDGE: Self = Self(0);
+
+    /// The place of the bridge to the ISA devices, where a PC has it: 00:1f.0.
+    pub const LPC: Self = Self(31 << 3);
 
     fn index(self) -> usize {
         usize::from(self.0)
