@@ -5,7 +5,7 @@ use std::fs;
 use std::process::Command;
 use std::time::Instant;
 
-use hypernest::layout;
+use hypernest::layout::{self, MachineType};
 use hypernest_lab::suite::{Test, TestResult};
 use nix::sys::signal::Signal;
 
@@ -270,15 +270,23 @@ fn paused() -> TestResult {
     Ok(())
 }
 
+/// A guest of the default machine type.
 fn waits_for_the_button() -> String {
-    format!("power pm1={:#x}", layout::PM1A_EVENT.start)
+    waits_for_the_button_of(MachineType::Pc1)
+}
+
+fn waits_for_the_button_of(machine: MachineType) -> String {
+    let (pm1, s5) = (layout::PM1A_EVENT.start, machine.map().sleep_type_s5);
+    format!("power pm1={pm1:#x} s5={s5}")
 }
 
 /// The first SIGTERM, as a request, presses the button; a guest that listens powers off.
 fn power_button() -> TestResult {
-    for by_signal in [true, false] {
+    for (by_signal, machine) in [(true, MachineType::Pc1), (false, MachineType::Direct1)] {
         let site = Site::new()?;
-        let mut vm = Vm::start(site.guest(&waits_for_the_button()))?;
+        let mut command = site.guest(&waits_for_the_button_of(machine));
+        command.args(["--machine", machine.name()]);
+        let mut vm = Vm::start(command)?;
         vm.wait_for("waiting for the button")?;
         if by_signal {
             vm.signal(Signal::SIGTERM)?;

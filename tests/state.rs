@@ -41,6 +41,9 @@ pub(crate) const TESTS: &[Test] = &[
     micro("state::a_guest_with_a_split_irqchip_goes_on", || {
         goes_on(&["--hv", "none", "--irqchip", "split"])
     }),
+    micro("state::a_guest_of_machine_type_direct_1_goes_on", || {
+        goes_on(&["--hv", "none", "--machine", "direct-1"])
+    }),
     hyperv("state::a_guest_of_profile_windows_goes_on", || {
         goes_on(&["--hv", "windows"])
     }),

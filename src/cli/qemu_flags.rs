@@ -28,6 +28,9 @@ use Instead::{Console, LeaveOut, Missing, Same};
 const NO_DISK: Instead = Missing("there are no disks yet: boot from --kernel and --initrd");
 const NO_NETWORK: Instead = Missing("there is no network yet");
 const NO_DISPLAY: Instead = LeaveOut("there is no display; the guest's COM1 is on the terminal");
+const MACHINE: Instead = LeaveOut(
+    "the default, --machine pc-1, is like q35; the interrupt controllers are chosen by --irqchip",
+);
 const NO_FIRMWARE: Instead = Missing("there is no firmware yet: boot from --kernel");
 const CONTROL: Instead =
     LeaveOut("`hypernest status`, `pause`, `save` and `migrate` and the control socket do its job");
@@ -47,14 +50,8 @@ const FLAGS: [(&str, Instead); 46] = [
     ("debugcon", Console("--debugcon")),
     ("enable-kvm", LeaveOut("hypernest always uses KVM")),
     ("accel", LeaveOut("hypernest always uses KVM")),
-    (
-        "machine",
-        LeaveOut("there is one machine; the interrupt controllers are chosen by --irqchip"),
-    ),
-    (
-        "M",
-        LeaveOut("there is one machine; the interrupt controllers are chosen by --irqchip"),
-    ),
+    ("machine", MACHINE),
+    ("M", MACHINE),
     ("nographic", NO_DISPLAY),
     ("display", NO_DISPLAY),
     ("vga", NO_DISPLAY),
@@ -109,7 +106,8 @@ const FLAGS: [(&str, Instead); 46] = [
 /// Those that hypernest takes with two dashes, too.
 fn is_ours(name: &str) -> bool {
     [
-        "kernel", "initrd", "name", "incoming", "cpu", "serial", "debugcon", "append", "smp",
+        "kernel", "initrd", "name", "incoming", "machine", "cpu", "serial", "debugcon", "append",
+        "smp",
     ]
     .contains(&name)
 }
@@ -313,7 +311,7 @@ mod tests {
     #[test]
     fn our_own_flags_are_no_qemu_flags() {
         for line in [
-            "--kernel k --cpu host --serial stdio --name x",
+            "--kernel k --cpu host --serial stdio --name x --machine pc-1",
             "--append quiet --smp 4",
             "--cmdline -append --hv -m",
             "run -h",

@@ -185,7 +185,13 @@ impl<'a> Build<'a> {
     fn config(&mut self) -> Option<VmConfig> {
         let name = self.one("name", parse::name);
         let boot = self.boot();
-        let machine = MachineType::Direct1;
+        let machine = self
+            .one("machine", |v| parse::choice(v, &MachineType::NAMES))
+            .unwrap_or(match self.files {
+                Files::MustBeThere => MachineType::Pc1,
+                // A VM that was saved before there were machine types.
+                Files::MayLack => MachineType::Direct1,
+            });
         let memory = self.memory(machine);
         let cpus = self.cpus();
         let pins = self.pins(cpus.as_ref().map(|cpus| cpus.count));

@@ -731,3 +731,60 @@ fn boot_files_of_a_saved_vm_are_replaced_as_a_whole() {
     let missing = local(&[("kernel", "/nowhere/kernel")]).unwrap_err();
     assert!(missing.to_string().contains("/nowhere/kernel"));
 }
+
+#[test]
+fn a_saved_vm_keeps_its_machine_type() {
+    let saved = |machine: &str| {
+        let text = with_file(machine).unwrap().to_saved();
+        VmConfig::from_saved(text).unwrap()
+    };
+    let pc = saved("");
+    let direct = saved("machine = 'direct-1'");
+    assert_eq!(pc.machine, MachineType::Pc1);
+    assert_eq!(direct.machine, MachineType::Direct1);
+    // Earlier versions did not say what there was one of.
+    let lines = direct.to_saved();
+    let old: String = lines
+        .lines()
+        .filter(|line| !line.starts_with("machine"))
+        .map(|line| format!("{line}\n"))
+        .collect();
+    assert_ne!(old, lines);
+    assert_eq!(VmConfig::from_saved(old).unwrap(), direct);
+    let dir = files();
+    let kernel = dir.path().join("vmlinuz");
+    for config in [pc, direct] {
+        for flags in [vec![], vec![("kernel", kernel.to_str().unwrap())]] {
+            let flags = LocalFlags(Flags::from_pairs(flags));
+            let adapted = adapt(&config, &flags, HOST).unwrap();
+            assert_eq!(adapted.checked.config.machine, config.machine);
+        }
+    }
+}
+
+#[test]
+fn machine_types_are_named_and_limit_ram() {
+    for (machine, problem) in [
+        ("pc1", "did you mean pc-1?"),
+        ("direct", "did you mean direct-1?"),
+        ("q35", "expected pc-1 or direct-1"),
+    ] {
+        let problems = with_flags(&[("machine", machine)]).unwrap_err();
+        assert!(
+            problems.len() == 1 && problems[0].contains(problem),
+            "{problems:#?}"
+        );
+    }
+    for (machine, most) in [("pc-1", "1022G"), ("direct-1", "1023G")] {
+        let flags = |memory| [("machine", machine), ("memory", memory)];
+        assert_eq!(
+            with_flags(&flags(most)).map(|c| c.machine.name()),
+            Ok(machine)
+        );
+        let problems = with_flags(&flags("1024G")).unwrap_err();
+        assert!(
+            problems[0].contains(&format!("at most {most}")),
+            "{problems:#?}"
+        );
+    }
+}

@@ -306,6 +306,14 @@ pub static SETTINGS: &[Setting] = &[
         file_example: "kvm-leaves = true",
     },
     Setting {
+        key: "machine",
+        shape: Shape::One,
+        value: "TYPE",
+        help: "The board: pc-1 (like QEMU's q35) or direct-1 (as of earlier versions) [default: pc-1]",
+        flag_example: " pc-1",
+        file_example: "machine = \"pc-1\"",
+    },
+    Setting {
         key: "serial",
         shape: Shape::One,
         value: "BACKEND",

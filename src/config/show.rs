@@ -19,6 +19,7 @@ impl VmConfig {
             table.insert(key.to_owned(), value);
         };
         put("name", text(&self.name));
+        put("machine", text(self.machine.name()));
         put("kernel", path(&self.boot.kernel));
         if let Some(initrd) = &self.boot.initrd {
             put("initrd", path(initrd));

@@ -5,6 +5,7 @@
 //! place and is emptied; devices go back to power-on; consoles stay connected.
 
 mod attachments;
+mod board;
 mod counters;
 mod cycle;
 mod dry;

@@ -3,13 +3,14 @@
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
+use super::board;
 use super::error::MachineError;
 use super::extra_ports::ExtraPorts;
 use super::pci_devices::{self, Backplane};
 use crate::bus::{Bus, BusError, Device, LockedDevice, Region, SharedDevice, lock};
 use crate::config::{Irqchip, VmConfig};
 use crate::cpuid::topology::apic_id;
-use crate::devices::acpi_pm::{self, AcpiPm};
+use crate::devices::acpi_pm::AcpiPm;
 use crate::devices::clock::HostClock;
 use crate::devices::cmos::{self, Cmos, MemorySizes};
 use crate::devices::debug::{DebugExit, Debugcon};
@@ -25,7 +26,6 @@ use crate::irq::IrqLine;
 use crate::irq::ioapic::{IoApic, IoApicMmio};
 use crate::layout;
 use crate::life::GuestEvents;
-use crate::pci::{self, PciHost};
 use crate::units::Gsi;
 
 /// All devices on their buses.
@@ -44,7 +44,7 @@ pub(super) struct Wired {
 
 impl Wired {
     /// Adds `device` with these regions at the port bus: (region, first port, how many).
-    fn place<D: LockedDevice + 'static>(
+    pub(super) fn place<D: LockedDevice + 'static>(
         &mut self,
         device: D,
         ports: &[(Region, u16, u64)],
@@ -97,11 +97,7 @@ pub(super) fn wire(
         clock: Arc::clone(&clock),
         ptys: Vec::new(),
     };
-    for (region, offset, len) in acpi_pm::BLOCKS {
-        let first = u64::from(layout::PM1A_EVENT.start) + offset;
-        let acpi = wired.acpi.clone();
-        wired.ports.fixed("acpi-pm", region, first, len, acpi)?;
-    }
+    board::power_management(config.machine, &wired)?;
     io.schedule(wired.acpi.clone());
 
     for (n, (&(base, gsi), backend)) in layout::SERIAL.iter().zip(&config.serial).enumerate() {
@@ -147,19 +143,7 @@ pub(super) fn wire(
         wired.place_at(layout::FW_CFG_PORT, fw_cfg::PORTS, device)?;
     }
     wired.place_at(layout::POST_PORT, 1, PostPort::default())?;
-    let (ports, ecam) = (layout::PCI_CONFIG_PORTS, &map.ecam);
-    let pci = wired.place(
-        PciHost::new(events.clone()),
-        &[(
-            pci::CONFIG_PORTS,
-            ports.start,
-            (ports.end - ports.start).into(),
-        )],
-    )?;
-    let len = ecam.end - ecam.start;
-    wired
-        .mmio
-        .fixed("pci-host", pci::ECAM, ecam.start, len, pci.clone())?;
+    let pci = board::chipset(config.machine, &mut wired, events)?;
     for (place, slot) in pci_devices::plug(&config.devices, backplane, &wired.ports, &wired.mmio)? {
         lock(&pci).plug(place, slot.clone());
         wired.devices.push(slot);
@@ -180,6 +164,7 @@ pub(super) fn wire(
             .fixed(&name, Region::ONLY, first, count, handler)?;
         wired.devices.push(extra.device.clone());
     }
+    board::check(&wired)?;
     Ok(wired)
 }
 

@@ -208,3 +208,40 @@ fn the_srat_covers_all_ram_but_the_hole() {
         127
     );
 }
+
+#[test]
+fn the_dsdt_follows_the_machine_type() {
+    for (map, s5, io, memory) in [
+        (
+            &AddressMap::PC_1,
+            &[6, 4, 0, 0, 0, 0][..],
+            0x6000_u16,
+            0x8000_0000_u32,
+        ),
+        (
+            &AddressMap::DIRECT_1,
+            &[8, 4, 0xa, 5, 0xa, 5, 0, 0],
+            0xc000,
+            0xc000_0000,
+        ),
+    ] {
+        let config = AcpiConfig {
+            map,
+            pci_mmio32: map.pci_mmio32(128 << 20),
+            ..small()
+        };
+        let dsdt = build(&config, NVS, DATA);
+        let dsdt = &find(&dsdt, b"DSDT").bytes;
+        let has = |bytes: &[u8]| dsdt.windows(bytes.len()).any(|window| window == bytes);
+        assert!(has(&[b"\x08_S5_\x12", s5].concat()), "_S5");
+        // Granularity, first, last.
+        let [low, high] = io.to_le_bytes();
+        assert!(has(&[0, 0, low, high, 0xff, 0xff]), "the window of ports");
+        let window = [[0; 4], memory.to_le_bytes(), 0xdfff_ffff_u32.to_le_bytes()];
+        assert!(has(&window.concat()), "the 32-bit window");
+        // Package: address, pin, no link device, line.
+        let line = u8::try_from(map.pci_interrupt(31, 0).0).unwrap();
+        let address = [0xc, 0xff, 0xff, 0x1f, 0];
+        assert!(has(&[&address[..], &[0, 0, 0xa, line]].concat()), "_PRT");
+    }
+}

@@ -6,27 +6,35 @@ use hypernest::state::Sections;
 
 use crate::Input;
 
-/// All devices that do not depend on the interrupt controller; the second part chooses that.
+/// All devices that depend neither on the interrupt controller nor on the machine type.
 const CONFIG: &str = "name = \"fuzz\"\nmemory = \"64M\"\nkernel = \"/nowhere\"\nhv = \"none\"\n\
                       serial = \"none\"\nserial2 = \"none\"\ndebugcon = \"none\"\ndebug-exit = 0xf4\nfw-cfg = true\n";
 
 thread_local! {
-    /// With the kernel's interrupt controllers, and with the I/O APIC.
-    static DEVICES: [DevicesWithoutVm; 2] = ["kernel", "split"].map(devices);
+    /// With the kernel's interrupt controllers (even), and with the I/O APIC.
+    static DEVICES: [DevicesWithoutVm; BOARDS] = [
+        ("kernel", "direct-1"),
+        ("split", "direct-1"),
+        ("kernel", "pc-1"),
+        ("split", "pc-1"),
+    ]
+    .map(devices);
 }
 
-fn devices(irqchip: &str) -> DevicesWithoutVm {
-    let config = format!("{CONFIG}irqchip = \"{irqchip}\"\n");
+const BOARDS: usize = 4;
+
+fn devices((irqchip, machine): (&str, &str)) -> DevicesWithoutVm {
+    let config = format!("{CONFIG}irqchip = \"{irqchip}\"\nmachine = \"{machine}\"\n");
     let config = VmConfig::from_saved(config).expect("a configuration");
     DevicesWithoutVm::new(&config).expect("devices can be made without a VM")
 }
 
-/// `irqchip`, then accesses of `what, place, offset, data u64`: bits 1:0 of `what` are the size's logarithm,
+/// `board`, then accesses of `what, place, offset, data u64`: bits 1:0 of `what` are the size's logarithm,
 /// bit 2 writes, bit 3 is memory, bit 4 takes the address from the data; else `place` is the number of a
 /// device's range.
 pub(crate) fn accesses(bytes: &[u8]) -> bool {
     let mut input = Input::new(bytes);
-    let which = usize::from(input.u8() & 1);
+    let which = usize::from(input.u8()) % BOARDS;
     DEVICES.with(|all| {
         let devices = &all[which];
         devices.reset();
@@ -77,11 +85,11 @@ fn access(devices: &DevicesWithoutVm, input: &mut Input<'_>) -> bool {
     }
 }
 
-/// `irqchip, section u8, position u16`, and bytes that replace the section's from there: each device's own
+/// `board, section u8, position u16`, and bytes that replace the section's from there: each device's own
 /// section, damaged. Then a guest's accesses.
 pub(crate) fn state(bytes: &[u8]) -> bool {
     let mut input = Input::new(bytes);
-    let which = usize::from(input.u8() & 1);
+    let which = usize::from(input.u8()) % BOARDS;
     let (section, position, len) = (input.u8(), input.u16(), input.u8());
     let replacement = input.bytes(len.into());
     DEVICES.with(|all| {

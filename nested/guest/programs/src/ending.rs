@@ -15,7 +15,7 @@ const POST: u16 = 0x80;
 const PVPANIC: u16 = 0x505;
 const PANICKED: u8 = 1 << 0;
 
-/// `ending via=WAY cpus=N pm1=PORT`: makes the access with `N` processors busy. A second boot ends well.
+/// `ending via=WAY cpus=N pm1=PORT [s5=TYPE]`: makes the access with `N` processors busy. A second boot ends well.
 ///
 /// WAY is debug-exit, outs (the same by `rep outsb`), acpi, keyboard, output-port, cf9, port92, hv, pvpanic
 /// or hv-crash.
@@ -40,7 +40,11 @@ pub(crate) fn run(args: &Args<'_>, trampoline: &[u8]) -> Exit {
                 say!("wrong use: ending via=acpi takes pm1=PORT");
                 return Exit::WrongUse;
             };
-            cpu::out8(pm1.wrapping_add(5), life::SLEEP_5);
+            let Some(off) = life::power_off(args) else {
+                say!("wrong use: s5= is no sleep type");
+                return Exit::WrongUse;
+            };
+            cpu::out8(pm1.wrapping_add(5), off);
         }
         "keyboard" => cpu::out8(0x64, 0xFE),
         "output-port" => {

@@ -105,11 +105,16 @@ pub(crate) fn reset(args: &Args<'_>) -> Exit {
     Exit::Failed
 }
 
-/// SLP_EN with SLP_TYP 5 in the second byte of PM1 control.
-pub(crate) const SLEEP_5: u8 = 1 << (13 - 8) | 5 << (10 - 8);
+/// What PM1 control takes in its second byte to power off: SLP_EN with SLP_TYP `s5=TYPE`, or 0.
+pub(crate) fn power_off(args: &Args<'_>) -> Option<u8> {
+    const SLP_EN: u8 = 1 << (13 - 8);
+    let of_s5 = args.number("s5").ok()?.unwrap_or(0);
+    let of_s5 = u8::try_from(of_s5).ok().filter(|of_s5| *of_s5 < 8)?;
+    Some(SLP_EN | of_s5 << (10 - 8))
+}
 
-/// `power pm1=PORT`: waits until the power button is pressed, then powers off by sleep type 5, both through
-/// ACPI's PM1 registers, whose status is at PORT and whose control comes four bytes later (ACPI 6.5, 4.8.4).
+/// `power pm1=PORT [s5=TYPE]`: waits until the power button is pressed, then powers off, both through ACPI's
+/// PM1 registers, whose status is at PORT and whose control comes four bytes later (ACPI 6.5, 4.8.4).
 pub(crate) fn power(args: &Args<'_>) -> Exit {
     /// PWRBTN_STS in the second byte of its register.
     const BUTTON: u8 = 1 << 0;
@@ -122,6 +127,10 @@ pub(crate) fn power(args: &Args<'_>) -> Exit {
         say!("wrong use: pm1= is more than 0xfff0");
         return Exit::WrongUse;
     };
+    let Some(off) = power_off(args) else {
+        say!("wrong use: s5= is no sleep type");
+        return Exit::WrongUse;
+    };
     say!("power: waiting for the button");
     while cpu::in8(pm1 + 1) & BUTTON == 0 {
         core::hint::spin_loop();
@@ -132,7 +141,7 @@ pub(crate) fn power(args: &Args<'_>) -> Exit {
         return Exit::Failed;
     }
     say!("power: off");
-    cpu::out8(pm1 + 5, SLEEP_5);
+    cpu::out8(pm1 + 5, off);
     let _ = smp::Patience::DEFAULT.until(|| false);
     say!("FAIL power: still running");
     Exit::Failed

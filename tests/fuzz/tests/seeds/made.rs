@@ -309,25 +309,21 @@ fn guests(add: &mut impl FnMut(&'static str, &str, Vec<u8>)) {
     lives(add);
 
     // Every range of ports and memory, read and written with each size.
-    for irqchip in [0, 1] {
-        let mut accesses = vec![irqchip];
+    for board in 0..4 {
+        let mut accesses = vec![board];
         for place in 0..32_u8 {
             for what in [0, 4, 1, 5, 2, 6, 8 | 2, 8 | 6] {
                 accesses.extend([what, place, place & 7]);
                 accesses.extend(u64::from(place).wrapping_mul(0x0101_0101).to_le_bytes());
             }
         }
-        add(
-            "devices",
-            &format!("every-range-{irqchip}"),
-            accesses.clone(),
-        );
-        for section in 0..16 {
-            let mut state = vec![irqchip, section, 0, 0, 4, 1, 0, 1, 0];
+        add("devices", &format!("every-range-{board}"), accesses.clone());
+        for section in 0..if board < 2 { 16 } else { 18 } {
+            let mut state = vec![board, section, 0, 0, 4, 1, 0, 1, 0];
             state.extend(&accesses[1..1 + 11 * 16]);
             add(
                 "device-state",
-                &format!("section-{irqchip}-{section:02}"),
+                &format!("section-{board}-{section:02}"),
                 state,
             );
         }

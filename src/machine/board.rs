@@ -1,0 +1,214 @@
+//! What machine types do not have in common: the chipset, and who places the power management registers.
+
+use std::sync::{Arc, Mutex};
+
+use super::wiring::Wired;
+use crate::bus::{BusError, Region, SharedDevice, lock};
+use crate::devices::acpi_pm;
+use crate::layout::{self, MachineType};
+use crate::life::GuestEvents;
+use crate::pci::chipset::{
+    ECAM_SIZES, Lpc, OnBoard, PowerOn, Q35HostBridge, RCBA_LEN, RootComplexRegisters,
+};
+use crate::pci::{self, ConfigSpace, DevFn, PciHost};
+
+const PM: &str = "acpi-pm";
+const PCI: &str = "pci-host";
+
+/// Places the power management registers where they cannot move, if so.
+pub(super) fn power_management(machine: MachineType, wired: &Wired) -> Result<(), BusError> {
+    if machine == MachineType::Direct1 {
+        for (region, offset, len) in acpi_pm::BLOCKS {
+            let first = u64::from(layout::PM1A_EVENT.start) + offset;
+            let acpi = wired.acpi.clone();
+            wired.ports.fixed(PM, region, first, len, acpi)?;
+        }
+    }
+    Ok(())
+}
+
+/// Adds the root of PCI with the functions of the chipset.
+pub(super) fn chipset(
+    machine: MachineType,
+    wired: &mut Wired,
+    events: &GuestEvents,
+) -> Result<Arc<Mutex<PciHost>>, BusError> {
+    let ports = layout::PCI_CONFIG_PORTS;
+    let host = match machine {
+        MachineType::Pc1 => PciHost::empty(events.clone()),
+        MachineType::Direct1 => PciHost::new(events.clone()),
+    };
+    let len = (ports.end - ports.start).into();
+    let host = wired.place(host, &[(pci::CONFIG_PORTS, ports.start, len)])?;
+    let ecam = &machine.map().ecam;
+    match machine {
+        MachineType::Pc1 => q35(machine, wired, &host),
+        MachineType::Direct1 => {
+            let len = ecam.end - ecam.start;
+            wired
+                .mmio
+                .fixed(PCI, pci::ECAM, ecam.start, len, host.clone())?;
+        }
+    }
+    Ok(host)
+}
+
+/// The chipset of `pc-1`. What firmware would do to it is done: kernels are booted directly.
+fn q35(machine: MachineType, wired: &mut Wired, host: &Arc<Mutex<PciHost>>) {
+    const POWER_ON: PowerOn = PowerOn::AfterFirmware;
+    let windows = ECAM_SIZES.map(|len| wired.mmio.window(PCI, pci::ECAM, len, host.clone()));
+    let ecam = u32::try_from(machine.map().ecam.start).expect("below 4 GiB");
+    let bridge = Q35HostBridge::new(windows, POWER_ON, ecam);
+    plug(DevFn::HOST_BRIDGE, bridge, wired, host);
+
+    let pm = acpi_pm::BLOCKS.map(|(region, offset, len)| {
+        let acpi = wired.acpi.clone();
+        (offset, wired.ports.window(PM, region, len, acpi))
+    });
+    let rcba = Arc::new(RootComplexRegisters);
+    let rcba = wired.mmio.window("rcba", Region::ONLY, RCBA_LEN, rcba);
+    plug(DevFn::LPC, Lpc::new(pm.into(), rcba, POWER_ON), wired, host);
+}
+
+fn plug<F: pci::PciFunction + 'static>(
+    place: DevFn,
+    function: F,
+    wired: &mut Wired,
+    host: &Mutex<PciHost>,
+) {
+    let function = Arc::new(OnBoard::new(place, function));
+    let device: SharedDevice = function.clone();
+    let config: Arc<dyn ConfigSpace> = function;
+    lock(host).plug(place, config);
+    wired.devices.push(device);
+}
+
+/// Refuses devices that are placed where the power management registers are at power-on: they would hide
+/// them.
+pub(super) fn check(wired: &Wired) -> Result<(), BusError> {
+    let ranges = wired.ports.ranges();
+    for (_, offset, len) in acpi_pm::BLOCKS {
+        let first = u64::from(layout::PM1A_EVENT.start) + offset;
+        let last = first + len - 1;
+        let hiding = ranges
+            .iter()
+            .find(|(start, end, name)| *start <= last && first <= *end && &**name != PM);
+        if let Some((start, end, name)) = hiding {
+            return Err(BusError::Overlap {
+                bus: "port",
+                name: name.to_string(),
+                start: *start,
+                last: *end,
+                other: PM.to_owned(),
+                other_start: first,
+                other_last: last,
+            });
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use crate::config::VmConfig;
+    use crate::machine::DevicesWithoutVm;
+
+    fn devices(settings: &str) -> Result<DevicesWithoutVm, String> {
+        let config = format!("kernel = '/nowhere'\nhv = 'none'\n{settings}\n");
+        let config = VmConfig::from_saved(config).unwrap();
+        DevicesWithoutVm::new(&config).map_err(|e| crate::error::chain(&e))
+    }
+
+    fn function(devices: &DevicesWithoutVm, at: u64) -> Option<u32> {
+        let mut data = [0; 4];
+        let found = devices.read(true, 0xe000_0000 + (at << 12), &mut data);
+        found.then(|| u32::from_le_bytes(data))
+    }
+
+    fn sections(devices: &DevicesWithoutVm) -> Vec<(String, usize)> {
+        let sections = devices.save().unwrap();
+        let sections = sections.iter();
+        sections
+            .filter(|s| s.name.contains("pci-"))
+            .map(|s| (s.name.clone(), s.body.len()))
+            .collect()
+    }
+
+    #[test]
+    fn each_machine_type_has_its_chipset() {
+        let none = u32::MAX;
+        let direct = devices("").unwrap();
+        assert_eq!(function(&direct, 0), Some(0x0d57_8086));
+        assert_eq!(function(&direct, 0xf8), Some(none));
+        let pc = devices("machine = 'pc-1'").unwrap();
+        assert_eq!(function(&pc, 0), Some(0x29c0_8086));
+        assert_eq!(function(&pc, 0xf8), Some(0x2918_8086));
+        assert_eq!(function(&pc, 0xf9), Some(none));
+        for devices in [&direct, &pc] {
+            let timer = devices.ranges(false).contains(&(0x608, 0x60b));
+            assert!(timer, "{:x?}", devices.ranges(false));
+        }
+        // Address and reset control, and a function with its interrupt line; or none.
+        let host = |len| ("device/pci-host".to_owned(), len);
+        assert_eq!(sections(&direct), [host(4 + 1 + 8 + 1 + 8 + 4)]);
+        let function = |name: &str, registers: usize| (format!("device/pci-{name}"), registers * 4);
+        let expected = [
+            host(4 + 1 + 8),
+            function("00:00.0", 7),
+            function("00:1f.0", 7),
+        ];
+        assert_eq!(sections(&pc), expected);
+    }
+
+    #[test]
+    fn nothing_hides_the_power_management_registers() {
+        for machine in ["pc-1", "direct-1"] {
+            let settings = |port| format!("machine = '{machine}'\ndebug-exit = {port}");
+            let error = devices(&settings("0x601")).unwrap_err();
+            assert!(
+                error.contains("debug-exit") && error.contains("acpi-pm"),
+                "{error}"
+            );
+            devices(&settings("0x60c")).unwrap();
+        }
+    }
+
+    proptest! {
+        /// A guest that moves the ECAM window and the power management registers over everything else.
+        #[test]
+        fn devices_outlast_any_configuration_writes(
+            writes in proptest::collection::vec(
+                (prop::sample::select(vec![0x60_u64, 0x64, 0xf_8040, 0xf_8044, 0xf_80f0, 0x9c]),
+                 any::<u32>(), 0..4_u64, 1..=4_usize), 0..40),
+            split in any::<bool>(),
+        ) {
+            let irqchip = if split { "split" } else { "kernel" };
+            let pc = devices(&format!("machine = 'pc-1'\nirqchip = '{irqchip}'")).unwrap();
+            for (register, value, byte, len) in writes {
+                let address = 0x8000_0000 | u32::try_from(register >> 4 & 0xff00 | register & 0xff).unwrap();
+                pc.write(false, 0xcf8, &address.to_le_bytes());
+                let len = len.min(4 - usize::try_from(byte).unwrap());
+                pc.write(false, 0xcfc + byte, &value.to_le_bytes()[..len]);
+            }
+            // CMOS has 640 KiB of base memory in bytes 0x15 and 0x16.
+            pc.write(false, 0x70, &[0x15]);
+            let mut low = [0];
+            prop_assert!(pc.read(false, 0x71, &mut low) && low == [0x80]);
+            let mut version = [0; 4];
+            pc.write(true, 0xfec0_0000, &[1, 0, 0, 0]);
+            if split {
+                prop_assert!(pc.read(true, 0xfec0_0010, &mut version));
+                prop_assert_eq!(version[2], 23);
+            }
+            let mut saved = pc.save().unwrap();
+            let again = devices(&format!("machine = 'pc-1'\nirqchip = '{irqchip}'")).unwrap();
+            again.load(&mut saved).unwrap();
+            prop_assert_eq!(again.ranges(false), pc.ranges(false));
+            pc.reset();
+            prop_assert!(pc.ranges(false).contains(&(0x608, 0x60b)));
+            prop_assert_eq!(function(&pc, 0), Some(0x29c0_8086));
+        }
+    }
+}
