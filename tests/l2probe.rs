@@ -117,5 +117,5 @@ fn expect_figures(report: &Value, l1: &str) {
     // It was a guest of hypernest, and CPUID went to whoever runs it.
     let said = report["warnings"].to_string();
     assert!(said.contains("Microsoft Hv"), "{said}");
-    assert!(said.contains("CPUID virtualised"), "{said}");
+    assert!(said.contains("CPUID virtualized"), "{said}");
 }

@@ -31,6 +31,8 @@ const FOREIGN: &[(&str, &[&str])] = &[
     ("perf", &["filter"]),
     ("systemctl", &["now"]),
     ("useradd", &["groups", "system"]),
+    ("configure of kvm-unit-tests", &["arch"]),
+    ("the test harness", &["ignored", "nocapture"]),
 ];
 
 fn files(dir: &Path, extension: &str, found: &mut Vec<PathBuf>) {

@@ -202,7 +202,7 @@ pub(crate) fn notes(place: &Place, allowed: Allowed) -> Vec<String> {
             );
         }
         (Trapped::Yes, None) => {
-            note("CPUID is virtualised by a hypervisor that does not name itself");
+            note("CPUID is virtualized by a hypervisor that does not name itself");
         }
         (Trapped::Unknown, _) => note("the time of CPUID does not show whether it is virtualized"),
         (Trapped::Yes, Some(_)) => {}
@@ -301,7 +301,7 @@ mod tests {
             cpuid: Trapped::No,
             ..Place::default()
         };
-        assert!(said(&bare).contains("not virtualised"));
+        assert!(said(&bare).contains("not virtualized"));
         let hidden = Place {
             cpuid: Trapped::Yes,
             ..Place::default()

@@ -41,9 +41,9 @@ fn write_all(document: &Document, out: &mut String) -> std::fmt::Result {
         None => writeln!(out, "hypervisor: none is named")?,
     }
     let trapped = match place.cpuid {
-        Trapped::Yes => "virtualised",
-        Trapped::No => "not virtualised",
-        Trapped::Unknown => "unclear whether virtualised",
+        Trapped::Yes => "virtualized",
+        Trapped::No => "not virtualized",
+        Trapped::Unknown => "unclear whether virtualized",
     };
     let tsc = match place.tsc.khz {
         Some(khz) => format!("{khz:.0} kHz by the kernel's clock"),

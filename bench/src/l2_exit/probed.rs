@@ -116,9 +116,9 @@ fn said(run: &Run) -> Vec<String> {
         .as_ref()
         .map_or("none", |hypervisor| &hypervisor.signature);
     let trapped = match place.cpuid {
-        Trapped::Yes => "virtualised",
-        Trapped::No => "not virtualised",
-        Trapped::Unknown => "perhaps virtualised",
+        Trapped::Yes => "virtualized",
+        Trapped::No => "not virtualized",
+        Trapped::Unknown => "perhaps virtualized",
     };
     let label = named(&run.label);
     let place = format!(
