@@ -9,7 +9,7 @@
 //!   vCPU: read(address) ───────────────────────────────────┴──► Handler::read(region, offset)
 //! ```
 //!
-//! A look-up takes no lock: it loads the published [`table::Table`]. Devices may call [`Window`] from within
+//! A look-up takes no lock: it loads the published `table::Table`. Devices may call [`Window`] from within
 //! an access (a write to a PCI command register does), as no lock of the bus is held then.
 
 mod device;

@@ -15,7 +15,7 @@ pub struct ExtraPorts {
 }
 
 impl ExtraPorts {
-    /// `device` at `count` ports from `first`: its [`Region::ONLY`].
+    /// `device` at `count` ports from `first`: its [`Region::ONLY`](crate::bus::Region::ONLY).
     pub fn new<D: Device + Handler + 'static>(first: u16, count: u16, device: Arc<D>) -> Self {
         Self {
             first,
