@@ -49,7 +49,10 @@ impl Guest {
                 *byte &= !(1 << (v % 8));
             }
         }
-        self.vcpu.set_lapic(&lapic).unwrap();
+        // Not for nothing: what KVM's worker requests since the read would be overwritten.
+        if !found.is_empty() {
+            self.vcpu.set_lapic(&lapic).unwrap();
+        }
         found
     }
 
