@@ -36,7 +36,7 @@ const CONTROL: Instead =
     LeaveOut("`hypernest status`, `pause`, `save` and `migrate` and the control socket do its job");
 
 /// QEMU's names, without dashes.
-const FLAGS: [(&str, Instead); 46] = [
+const FLAGS: [(&str, Instead); 48] = [
     ("kernel", Same("--kernel")),
     ("initrd", Same("--initrd")),
     ("append", Same("--cmdline")),
@@ -99,7 +99,14 @@ const FLAGS: [(&str, Instead); 46] = [
     ("usb", Missing("there is no USB")),
     (
         "object",
-        Missing("huge pages are asked for by --memory 2G,hugepages=2M"),
+        Missing(
+            "guest RAM's host memory is described by --memory: hugepages=2M, prealloc, mergeable, numa=NODES",
+        ),
+    ),
+    ("mem-prealloc", Missing("write --memory SIZE,prealloc")),
+    (
+        "overcommit",
+        Missing("for mem-lock=on write --memory SIZE,lock"),
     ),
 ];
 
