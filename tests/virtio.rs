@@ -156,8 +156,8 @@ fn rng(arguments: &[&str]) -> TestResult {
         assert!(drawn.is_disjoint(&more), "no bytes come twice");
         drawn.extend(more);
     }
-    site.control(&["stop", "other", "--force"])?
-        .expect_code(0)?;
+    site.control(&["stop", "other"])?.expect_code(0)?;
+    vm.end()?.expect_code(0)?;
     Ok(())
 }
 
