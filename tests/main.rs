@@ -80,6 +80,7 @@ fn main() -> ExitCode {
     // Twelve boots of three kernels.
     if vm::is_long_run() {
         suites.push(kernels::TESTS);
+        suites.push(virtio::LONG);
     }
     hypernest_lab::suite::main(&suites.concat())
 }
