@@ -63,7 +63,6 @@ fn main() -> ExitCode {
         time::TESTS,
         migration::TESTS,
         trust::TESTS,
-        virtio::TESTS,
         reenlightenment::TESTS,
         differential::TESTS,
         beside_qemu::TESTS,
@@ -80,7 +79,7 @@ fn main() -> ExitCode {
     // Twelve boots of three kernels.
     if vm::is_long_run() {
         suites.push(kernels::TESTS);
-        suites.push(virtio::LONG);
+        suites.push(virtio::TESTS);
     }
     hypernest_lab::suite::main(&suites.concat())
 }
