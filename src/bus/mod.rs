@@ -290,6 +290,16 @@ impl Window {
         range.map(|_| ())
     }
 
+    /// Maps the region at `at`, or takes it out of the address space; also the latter where it would wrap.
+    pub fn place(&self, at: Option<u64>) {
+        match at {
+            Some(at) => {
+                let _mapped = self.map(at);
+            }
+            None => self.unmap(),
+        }
+    }
+
     /// Takes the region out of the address space.
     pub fn unmap(&self) {
         if let Some(bus) = self.bus.upgrade() {

@@ -45,6 +45,10 @@ impl InboxShared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn has_guest_events(&self) -> bool {
+        self.pending.load(Ordering::Acquire)
+    }
+
     fn wait<'a>(&self, state: MutexGuard<'a, InboxState>) -> MutexGuard<'a, InboxState> {
         self.changed
             .wait(state)
@@ -72,7 +76,7 @@ impl GuestEvents {
 
     /// Whether an event waits for the main thread's decision. The reporting thread sees it at once.
     pub fn are_pending(&self) -> bool {
-        self.0.pending.load(Ordering::Acquire)
+        self.0.has_guest_events()
     }
 
     /// Ends the VM if the calling thread panics while the result lives.
@@ -160,7 +164,7 @@ impl Inbox {
 
     /// Whether the guest has reported something.
     pub fn has_guest_events(&self) -> bool {
-        self.0.pending.load(Ordering::Acquire)
+        self.0.has_guest_events()
     }
 
     /// Takes the reported guest events, in order. All vCPUs must be parked: a running vCPU could enter the

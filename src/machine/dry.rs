@@ -1,18 +1,17 @@
 //! A machine's devices without a VM: to check whether a saved state is one of theirs, and what accesses do to them.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use super::error::MachineError;
 use super::pci_devices::Backplane;
 use super::wiring::{self, Wired};
+use super::world;
 use crate::bus;
-use crate::config::{Irqchip, VmConfig};
+use crate::config::VmConfig;
 use crate::devices;
 use crate::devices::char::CharBackend;
 use crate::devices::io_thread::IoThread;
-use crate::irq::ioapic::IoApic;
-use crate::irq::{Doorbells, IrqSink, Routes};
+use crate::irq::{Doorbells, Routes};
 use crate::life;
 use crate::machine::TransferError;
 use crate::memory::{GuestRam, MemoryConfig};
@@ -53,26 +52,15 @@ impl DevicesWithoutVm {
         };
         let (events, handle, _) = life::channel();
         let routes = Routes::new(config.irqchip.into(), MAX_ROUTES);
-        let ioapic = (config.irqchip == Irqchip::Split)
-            .then(|| Arc::new(IoApic::new(Arc::new(routes.clone()))));
-        let sink: Arc<dyn IrqSink> = match &ioapic {
-            Some(ioapic) => Arc::clone(ioapic) as _,
-            None => Arc::new(routes.clone()),
-        };
         let mut io = IoThread::new(handle).map_err(|source| MachineError::Thread {
             what: "I/O",
             source,
         })?;
         let memory = MemoryConfig::of(RAM);
         let ram = GuestRam::new(&memory, &[(Gpa(0), RAM)])?;
-        let backplane = Backplane {
-            map: config.machine.map(),
-            ram: &ram,
-            lines: &sink,
-            routes: &routes,
-            doorbells: &Doorbells::default(),
-        };
-        let wired = wiring::wire(&config, &[], &backplane, ioapic.as_ref(), &events, &mut io)?;
+        let doorbells = Doorbells::default();
+        let backplane = Backplane::new(&config, &ram, &routes, &doorbells);
+        let wired = wiring::wire(&config, &[], &backplane, &events, &mut io)?;
         Ok(Self {
             wired,
             ram,
@@ -110,13 +98,12 @@ impl DevicesWithoutVm {
     }
 
     /// Devices start nothing any more, as after they were made. Returns when nothing is under way.
+    ///
+    /// # Panics
+    /// If a device has not drained in time.
     pub fn quiesce(&self) {
-        for device in &self.wired.devices {
-            device.quiesce();
-        }
-        while !self.wired.devices.iter().all(|device| device.drained()) {
-            std::thread::yield_now();
-        }
+        let at_work = world::quiesce(&self.wired.devices, world::DRAIN_TIMEOUT);
+        assert!(at_work.is_empty(), "still at work: {at_work:?}");
     }
 
     /// The end of [`DevicesWithoutVm::quiesce`].

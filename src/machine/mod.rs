@@ -59,8 +59,6 @@ use crate::devices::acpi_pm::AcpiPm;
 use crate::devices::clock::HostClock;
 use crate::devices::io_thread::{IoThread, RunningIo};
 use crate::hyperv::{Partition, UserHypercalls};
-use crate::irq::IrqSink;
-use crate::irq::ioapic::IoApic;
 use crate::kvm::host::HostCaps;
 use crate::kvm::kick;
 use crate::kvm::memory::MemorySlots;
@@ -192,13 +190,6 @@ impl Machine {
         let slots = MemorySlots::new(host.kvm.caps.nr_memslots);
         slots.add(SlotKind::Ram, AddressSpace::Normal, &ram)?;
         let attachments = Attachments::new(config.irqchip, &host.kvm.caps, slots.clone());
-        let routes = &attachments.routes;
-        let ioapic = (config.irqchip == Irqchip::Split)
-            .then(|| Arc::new(IoApic::new(Arc::new(routes.clone()))));
-        let sink: Arc<dyn IrqSink> = match &ioapic {
-            Some(ioapic) => Arc::clone(ioapic) as _,
-            None => Arc::new(routes.clone()),
-        };
         let io_failed = |source| MachineError::Thread {
             what: "I/O",
             source,
@@ -207,21 +198,12 @@ impl Machine {
         if goes_on {
             io.keep_files();
         }
-        let backplane = Backplane {
-            map: config.machine.map(),
-            ram: &ram,
-            lines: &sink,
-            routes,
-            doorbells: &attachments.doorbells,
-        };
-        let wired = wiring::wire(
-            &config,
-            extra,
-            &backplane,
-            ioapic.as_ref(),
-            &events,
-            &mut io,
-        )?;
+        let Attachments {
+            routes, doorbells, ..
+        } = &attachments;
+        let backplane = Backplane::new(&config, &ram, routes, doorbells);
+        let wired = wiring::wire(&config, extra, &backplane, &events, &mut io)?;
+        let ioapic = backplane.ioapic;
         for (device, path) in &wired.ptys {
             warn!("{device} is at {}", path.display());
         }

@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use super::error::MachineError;
 use crate::bus::Bus;
+use crate::config::{Irqchip, VmConfig};
 use crate::devices::table::{DeviceConfig, DeviceType};
+use crate::irq::ioapic::IoApic;
 use crate::irq::{Doorbells, IrqLine, IrqSink, Routes, SharedLine};
 use crate::layout::AddressMap;
 use crate::memory::{Dma, GuestRam};
@@ -18,13 +20,40 @@ use crate::virtio::transport;
 /// INTA#.
 const PIN_A: u8 = 0;
 
-/// What functions reach beyond their slots.
+/// What devices reach beyond themselves.
 pub(super) struct Backplane<'a> {
     pub(super) map: &'a AddressMap,
     pub(super) ram: &'a GuestRam,
-    pub(super) lines: &'a Arc<dyn IrqSink>,
+    pub(super) lines: Arc<dyn IrqSink>,
+    /// The one in user space, of the split irqchip.
+    pub(super) ioapic: Option<Arc<IoApic>>,
     pub(super) routes: &'a Routes,
     pub(super) doorbells: &'a Doorbells,
+}
+
+impl<'a> Backplane<'a> {
+    /// That of a VM of `config`.
+    pub(super) fn new(
+        config: &VmConfig,
+        ram: &'a GuestRam,
+        routes: &'a Routes,
+        doorbells: &'a Doorbells,
+    ) -> Self {
+        let ioapic = (config.irqchip == Irqchip::Split)
+            .then(|| Arc::new(IoApic::new(Arc::new(routes.clone()))));
+        let lines: Arc<dyn IrqSink> = match &ioapic {
+            Some(ioapic) => Arc::clone(ioapic) as _,
+            None => Arc::new(routes.clone()),
+        };
+        Self {
+            map: config.machine.map(),
+            ram,
+            lines,
+            ioapic,
+            routes,
+            doorbells,
+        }
+    }
 }
 
 /// Makes all `devices` and connects them to the buses. Each goes into the slot that is returned with it.
@@ -50,7 +79,7 @@ pub(super) fn plug(
 }
 
 fn shared_line(backplane: &Backplane<'_>, gsi: Gsi) -> SharedLine {
-    SharedLine::new(IrqLine::new(Arc::clone(backplane.lines), gsi))
+    SharedLine::new(IrqLine::new(Arc::clone(&backplane.lines), gsi))
 }
 
 fn slot(
@@ -88,11 +117,11 @@ mod tests {
     fn plug_into(routes: &Routes, count: u8) -> Result<Vec<(DevFn, Arc<Slot>)>, MachineError> {
         let config = MemoryConfig::of(1 << 20);
         let ram = GuestRam::new(&config, &[(crate::units::Gpa(0), 1 << 20)]).unwrap();
-        let lines: Arc<dyn IrqSink> = Arc::new(routes.clone());
         let backplane = Backplane {
             map: MachineType::Direct1.map(),
             ram: &ram,
-            lines: &lines,
+            lines: Arc::new(routes.clone()),
+            ioapic: None,
             routes,
             doorbells: &Doorbells::default(),
         };

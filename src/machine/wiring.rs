@@ -23,7 +23,7 @@ use crate::devices::post::PostPort;
 use crate::devices::pvpanic::Pvpanic;
 use crate::devices::serial::Serial;
 use crate::irq::IrqLine;
-use crate::irq::ioapic::{IoApic, IoApicMmio};
+use crate::irq::ioapic::IoApicMmio;
 use crate::layout;
 use crate::life::GuestEvents;
 use crate::units::Gsi;
@@ -75,12 +75,11 @@ pub(super) fn wire(
     config: &VmConfig,
     extra: &[ExtraPorts],
     backplane: &Backplane<'_>,
-    ioapic: Option<&Arc<IoApic>>,
     events: &GuestEvents,
     io: &mut IoThread,
 ) -> Result<Wired, MachineError> {
-    let line = |gsi: Gsi| IrqLine::new(Arc::clone(backplane.lines), gsi);
-    let map = config.machine.map();
+    let line = |gsi: Gsi| IrqLine::new(Arc::clone(&backplane.lines), gsi);
+    let map = backplane.map;
     let clock = Arc::new(HostClock::new());
     let acpi = Arc::new(Mutex::new(AcpiPm::new(
         map.sleep_type_s5,
@@ -148,7 +147,7 @@ pub(super) fn wire(
         lock(&pci).plug(place, slot.clone());
         wired.devices.push(slot);
     }
-    if let Some(ioapic) = ioapic {
+    if let Some(ioapic) = &backplane.ioapic {
         let registers = Arc::new(Mutex::new(IoApicMmio::new(Arc::clone(ioapic))));
         let (base, len) = (layout::IOAPIC.0, layout::IOAPIC_LEN);
         wired

@@ -14,7 +14,7 @@ use crate::bus::SharedDevice;
 use crate::devices::io_thread::RunningIo;
 
 /// How long devices and the I/O thread have to finish what they have begun.
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often devices are asked meanwhile.
 const DRAIN_POLL: Duration = Duration::from_millis(1);
 
@@ -95,7 +95,7 @@ impl Parts for OfMachine<'_> {
 }
 
 /// Quiesces all devices, then waits for each; the names of those that are not drained in time.
-fn quiesce(devices: &[SharedDevice], timeout: Duration) -> Vec<String> {
+pub(super) fn quiesce(devices: &[SharedDevice], timeout: Duration) -> Vec<String> {
     for device in devices {
         device.quiesce();
     }

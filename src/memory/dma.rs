@@ -9,6 +9,7 @@
 )]
 
 use std::io;
+use std::ops::{Deref, DerefMut};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -159,9 +160,7 @@ impl Dma {
     /// # Errors
     /// If any of it cannot be reached.
     pub fn readable(&self, gpa: Gpa, len: u64) -> Result<Readable, DmaError> {
-        let mut readable = Readable(IoVecs::new(self.clone()));
-        readable.push(gpa, len)?;
-        Ok(readable)
+        Ok(Readable(IoVecs::of(self, gpa, len)?))
     }
 
     /// Guest memory that the host's I/O writes to. Its pages count as written when that is done.
@@ -169,14 +168,12 @@ impl Dma {
     /// # Errors
     /// If any of it cannot be reached.
     pub fn writable(&self, gpa: Gpa, len: u64) -> Result<Writable, DmaError> {
-        let mut writable = Writable(IoVecs::new(self.clone()));
-        writable.push(gpa, len)?;
-        Ok(writable)
+        Ok(Writable(IoVecs::of(self, gpa, len)?))
     }
 }
 
-/// Ranges of guest memory as addresses of this process.
-struct IoVecs {
+/// Ranges of guest memory as addresses of this process, in the order of the data.
+pub struct IoVecs {
     dma: Dma,
     vecs: Vec<iovec>,
     /// The same in guest addresses.
@@ -197,16 +194,23 @@ impl std::fmt::Debug for IoVecs {
 type Transfer = unsafe extern "C" fn(c_int, *const iovec, c_int, i64) -> isize;
 
 impl IoVecs {
-    fn new(dma: Dma) -> Self {
-        Self {
-            dma,
+    /// One range.
+    fn of(dma: &Dma, gpa: Gpa, len: u64) -> Result<Self, DmaError> {
+        let mut vecs = Self {
+            dma: dma.clone(),
             vecs: Vec::new(),
             ranges: Vec::new(),
             len: 0,
-        }
+        };
+        vecs.push(gpa, len)?;
+        Ok(vecs)
     }
 
-    fn push(&mut self, gpa: Gpa, len: u64) -> Result<(), DmaError> {
+    /// Adds a range at the end.
+    ///
+    /// # Errors
+    /// If any of it cannot be reached; nothing is added then.
+    pub fn push(&mut self, gpa: Gpa, len: u64) -> Result<(), DmaError> {
         let count = usize::try_from(len).unwrap_or(usize::MAX);
         let missing = NoRam { gpa, len: count };
         let before = self.vecs.len();
@@ -228,7 +232,23 @@ impl IoVecs {
         Ok(())
     }
 
-    fn clear(&mut self) {
+    /// How many bytes there are.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// For a request to the kernel, as long as this lives and is not changed. [`Writable::complete`] comes after one that
+    /// writes to them.
+    pub fn iovecs(&self) -> &[iovec] {
+        &self.vecs
+    }
+
+    fn remove_all(&mut self) {
         self.vecs.clear();
         self.ranges.clear();
         self.len = 0;
@@ -294,30 +314,21 @@ impl IoVecs {
 #[derive(Debug)]
 pub struct Readable(IoVecs);
 
+impl Deref for Readable {
+    type Target = IoVecs;
+
+    fn deref(&self) -> &IoVecs {
+        &self.0
+    }
+}
+
+impl DerefMut for Readable {
+    fn deref_mut(&mut self) -> &mut IoVecs {
+        &mut self.0
+    }
+}
+
 impl Readable {
-    /// Adds a range at the end.
-    ///
-    /// # Errors
-    /// If any of it cannot be reached; nothing is added then.
-    pub fn push(&mut self, gpa: Gpa, len: u64) -> Result<(), DmaError> {
-        self.0.push(gpa, len)
-    }
-
-    /// How many bytes there are.
-    pub fn len(&self) -> u64 {
-        self.0.len
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.0.len == 0
-    }
-
-    /// For a request to the kernel that reads from them, as long as this lives and is not changed.
-    pub fn iovecs(&self) -> &[iovec] {
-        &self.0.vecs
-    }
-
     /// Writes all of it to a file from `offset` on. Returns how many bytes it took.
     ///
     /// # Errors
@@ -329,7 +340,7 @@ impl Readable {
 
     /// Removes all ranges, and keeps the allocation for the next request.
     pub fn clear(&mut self) {
-        self.0.clear();
+        self.0.remove_all();
     }
 }
 
@@ -338,36 +349,26 @@ impl Readable {
 #[derive(Debug)]
 pub struct Writable(IoVecs);
 
+impl Deref for Writable {
+    type Target = IoVecs;
+
+    fn deref(&self) -> &IoVecs {
+        &self.0
+    }
+}
+
+impl DerefMut for Writable {
+    fn deref_mut(&mut self) -> &mut IoVecs {
+        &mut self.0
+    }
+}
+
 impl Writable {
-    /// Adds a range at the end.
-    ///
-    /// # Errors
-    /// If any of it cannot be reached; nothing is added then.
-    pub fn push(&mut self, gpa: Gpa, len: u64) -> Result<(), DmaError> {
-        self.0.push(gpa, len)
-    }
-
-    /// How many bytes there are.
-    pub fn len(&self) -> u64 {
-        self.0.len
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.0.len == 0
-    }
-
-    /// For a request to the kernel that writes to them, as long as this lives and is not changed. [`Self::complete`] comes
-    /// after it.
-    pub fn iovecs(&self) -> &[iovec] {
-        &self.0.vecs
-    }
-
     /// The request is done and has written the first `bytes`: their pages are marked. Removes all ranges, and keeps the
     /// allocation for the next request.
     pub fn complete(&mut self, bytes: u64) {
         self.0.mark(bytes);
-        self.0.clear();
+        self.0.remove_all();
     }
 
     /// Fills it from a file from `offset` on, and completes. Returns how many bytes there were; fewer at the file's end.

@@ -137,13 +137,7 @@ impl Slot {
             }
             config.placed[number] = at;
             if let Some(window) = &config.windows[number] {
-                match at {
-                    // A range that is placed does not wrap.
-                    Some(at) => {
-                        let _mapped = window.map(at);
-                    }
-                    None => window.unmap(),
-                }
+                window.place(at);
             }
             self.ranges.function.bar_moved(number, at);
         }

@@ -87,13 +87,7 @@ impl Q35HostBridge {
     fn apply(&self) {
         let ecam = self.ecam();
         for (n, window) in self.windows.iter().enumerate() {
-            if ecam.is_none_or(|(_, which)| which != n) {
-                window.unmap();
-            }
-        }
-        if let Some((base, which)) = ecam {
-            // It ends below 2^36.
-            let _mapped = self.windows[which].map(base);
+            window.place(ecam.filter(|(_, which)| *which == n).map(|(base, _)| base));
         }
     }
 }

@@ -77,21 +77,11 @@ impl Lpc {
         let enabled = self.registers.get(ACPI_CNTL) & ACPI_EN != 0;
         let base = u64::from(self.registers.get(PMBASE) & PMBASE_ADDRESS);
         for (offset, window) in &self.pm {
-            place(window, enabled.then_some(base + offset));
+            window.place(enabled.then_some(base + offset));
         }
         let rcba = self.registers.get(RCBA);
         let at = (rcba & RCBA_EN != 0).then_some(u64::from(rcba & RCBA_ADDRESS));
-        place(&self.rcba, at);
-    }
-}
-
-fn place(window: &Window, at: Option<u64>) {
-    match at {
-        // Aligned to its length: it does not wrap.
-        Some(at) => {
-            let _mapped = window.map(at);
-        }
-        None => window.unmap(),
+        self.rcba.place(at);
     }
 }
 
