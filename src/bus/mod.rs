@@ -18,7 +18,7 @@ mod table;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, Cache};
 use thiserror::Error;
 
 pub use device::{Device, LockedDevice, SharedDevice};
@@ -92,7 +92,7 @@ pub struct Bus(Arc<Shared>);
 struct Shared {
     kind: &'static str,
     /// What look-ups read. Replaced only by whoever holds the lock of `placements`.
-    table: ArcSwap<Table>,
+    table: Arc<ArcSwap<Table>>,
     placements: Mutex<Placements>,
 }
 
@@ -127,7 +127,7 @@ impl Bus {
     fn new(kind: &'static str) -> Self {
         Self(Arc::new(Shared {
             kind,
-            table: ArcSwap::default(),
+            table: Arc::default(),
             placements: Mutex::default(),
         }))
     }
@@ -205,28 +205,38 @@ impl Bus {
     /// Reads `data.len()` bytes at `addr`. Without a device there, `data` reads as all ones, and `false` is
     /// returned.
     pub fn read(&self, addr: u64, data: &mut [u8]) -> bool {
-        data.fill(0xff);
-        let table = self.0.table.load();
-        let Some((handler, region, offset)) = table.find(addr) else {
-            return false;
-        };
-        handler.read(region, offset, data);
-        true
+        self.0.table.load().read(addr, data)
     }
 
     /// Writes `data` at `addr`; `false` if there is no device.
     pub fn write(&self, addr: u64, data: &[u8]) -> bool {
-        let table = self.0.table.load();
-        let Some((handler, region, offset)) = table.find(addr) else {
-            return false;
-        };
-        handler.write(region, offset, data);
-        true
+        self.0.table.load().write(addr, data)
+    }
+
+    /// The bus for one thread that accesses it again and again.
+    pub fn view(&self) -> View {
+        View(Cache::new(Arc::clone(&self.0.table)))
     }
 
     /// Every range that is decoded with its device's name, in address order: (first, last, name).
     pub fn ranges(&self) -> Vec<(u64, u64, Arc<str>)> {
         self.0.table.load().ranges().collect()
+    }
+}
+
+/// A [`Bus`] for one thread: it keeps the table between accesses, and checks by one load that it is still the
+/// published one.
+pub struct View(Cache<Arc<ArcSwap<Table>>, Arc<Table>>);
+
+impl View {
+    /// As [`Bus::read`].
+    pub fn read(&mut self, addr: u64, data: &mut [u8]) -> bool {
+        self.0.load().read(addr, data)
+    }
+
+    /// As [`Bus::write`].
+    pub fn write(&mut self, addr: u64, data: &[u8]) -> bool {
+        self.0.load().write(addr, data)
     }
 }
 
@@ -347,6 +357,12 @@ impl fmt::Debug for Bus {
             .field("kind", &self.0.kind)
             .field("ranges", &self.ranges())
             .finish()
+    }
+}
+
+impl fmt::Debug for View {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("View").finish_non_exhaustive()
     }
 }
 

@@ -94,8 +94,27 @@ impl Table {
         self.0.partition_point(|segment| segment.range.last < addr)
     }
 
+    /// See [`super::Bus::read`].
+    pub(super) fn read(&self, addr: u64, data: &mut [u8]) -> bool {
+        data.fill(0xff);
+        let Some((handler, region, offset)) = self.find(addr) else {
+            return false;
+        };
+        handler.read(region, offset, data);
+        true
+    }
+
+    /// See [`super::Bus::write`].
+    pub(super) fn write(&self, addr: u64, data: &[u8]) -> bool {
+        let Some((handler, region, offset)) = self.find(addr) else {
+            return false;
+        };
+        handler.write(region, offset, data);
+        true
+    }
+
     /// Whose region has `addr`, and at which offset.
-    pub(super) fn find(&self, addr: u64) -> Option<(&dyn Handler, Region, u64)> {
+    fn find(&self, addr: u64) -> Option<(&dyn Handler, Region, u64)> {
         let segment = self.0.get(self.after(addr))?;
         (segment.range.first <= addr).then(|| {
             let of = &segment.of;

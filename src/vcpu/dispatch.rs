@@ -1,6 +1,6 @@
 //! Dispatches one exit to the device or the module that owns it. Allocates nothing, logs nothing.
 
-use super::platform::VcpuPlatform;
+use super::platform::{Buses, VcpuPlatform};
 use crate::bus;
 use crate::hyperv::{CrashReport, WriteOutcome};
 use crate::kvm::exit::Exit;
@@ -69,16 +69,16 @@ const SYSTEM_EVENT_RESET: u32 = 2;
 const SYSTEM_EVENT_CRASH: u32 = 3;
 
 /// Handles one exit.
-pub fn dispatch(exit: Exit<'_>, platform: &VcpuPlatform) -> AfterExit {
+pub fn dispatch(exit: Exit<'_>, platform: &VcpuPlatform, buses: &mut Buses) -> AfterExit {
     match exit {
         Exit::PortIn { port, size, data } => {
             for element in data.chunks_exact_mut(size) {
-                platform.ports.read(port.into(), element);
+                buses.ports.read(port.into(), element);
             }
         }
         Exit::PortOut { port, size, data } => {
             for element in data.chunks_exact(size) {
-                platform.ports.write(port.into(), element);
+                buses.ports.write(port.into(), element);
                 // The element that ends or resets the VM is the last one. KVM exits once per element of
                 // `rep outs` (em_out in arch/x86/kvm/emulate.c), so no element is lost if the guest
                 // continues.
@@ -88,10 +88,10 @@ pub fn dispatch(exit: Exit<'_>, platform: &VcpuPlatform) -> AfterExit {
             }
         }
         Exit::MmioRead { addr, data } => {
-            platform.mmio.read(addr, data);
+            buses.mmio.read(addr, data);
         }
         Exit::MmioWrite { addr, data } => {
-            platform.mmio.write(addr, data);
+            buses.mmio.write(addr, data);
         }
         Exit::Rdmsr { msr, data, error } => match bus::lock(&platform.partition).rdmsr(Msr(msr)) {
             Some(value) => (*data, *error) = (value, 0),

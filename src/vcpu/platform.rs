@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use crate::bus::Bus;
+use crate::bus::{Bus, View};
 use crate::hyperv::{GuestBytes, Partition, UserHypercalls};
 use crate::irq::ioapic::IoApic;
 use crate::kvm::memory::MemorySlots;
@@ -32,6 +32,25 @@ pub struct VcpuPlatform {
     pub events: GuestEvents,
     /// The user-space I/O APIC of the split irqchip.
     pub ioapic: Option<Arc<IoApic>>,
+}
+
+/// The buses as one vCPU's thread accesses them.
+#[derive(Debug)]
+pub struct Buses {
+    /// Port I/O.
+    pub ports: View,
+    /// MMIO.
+    pub mmio: View,
+}
+
+impl VcpuPlatform {
+    /// For a vCPU.
+    pub fn buses(&self) -> Buses {
+        Buses {
+            ports: self.ports.view(),
+            mmio: self.mmio.view(),
+        }
+    }
 }
 
 impl GuestBytes for GuestRam {

@@ -21,7 +21,7 @@ use super::control::{Control, ControlStep};
 use super::create;
 use super::dispatch::{AfterExit, Failure, dispatch};
 use super::failure;
-use super::platform::VcpuPlatform;
+use super::platform::{Buses, VcpuPlatform};
 use super::ring::Ring;
 use super::stats::{ExitReason, Recorder};
 use crate::hyperv::{CrashReport, msr};
@@ -46,6 +46,7 @@ pub struct Vcpu {
     index: VpIndex,
     fd: VcpuFd,
     platform: Arc<VcpuPlatform>,
+    buses: Buses,
     control: Arc<Control<VcpuFd>>,
     recorder: Recorder,
     ring: Option<Arc<Ring>>,
@@ -67,6 +68,7 @@ impl Vcpu {
         Self {
             index,
             fd,
+            buses: platform.buses(),
             platform,
             control: Arc::new(Control::new()),
             recorder,
@@ -156,7 +158,7 @@ impl Vcpu {
         let exit = exit::run(&mut self.fd);
         let start = self.recorder.start();
         let reason = ExitReason::of(&exit);
-        let next = dispatch(exit, &self.platform);
+        let next = dispatch(exit, &self.platform, &mut self.buses);
         self.recorder.finish(reason, start);
         self.exit_pending = true;
         match next {
