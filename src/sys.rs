@@ -19,8 +19,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::sys::signal::Signal;
 
-/// A descriptor that this process was started with: its number, and the device and inode of what is behind it. The number alone
-/// would not do, since it may have been closed and given to something else.
+/// A descriptor that this process was started with: its number, and the device and inode of what is behind
+/// it. The number alone would not do, since it may have been closed and given to something else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Inherited {
     fd: RawFd,
@@ -34,8 +34,8 @@ fn recorded() -> MutexGuard<'static, Vec<Inherited>> {
     INHERITED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Records the sockets and pipes that this process was started with: [`inherited`] duplicates no others. To be called before the
-/// program opens anything.
+/// Records the sockets and pipes that this process was started with: [`inherited`] duplicates no others. To
+/// be called before the program opens anything.
 pub(crate) fn record_inherited() {
     // Without /proc there are none to be named.
     let entries = fs::read_dir("/proc/self/fd")
@@ -67,7 +67,8 @@ fn identity(fd: RawFd, own: &OwnedFd) -> Option<Inherited> {
 /// A duplicate of the socket or pipe numbered `fd`, which this process was started with.
 ///
 /// # Errors
-/// If it was started with no socket or pipe of this number: no user can name its other descriptors, such as guest memory and KVM.
+/// If it was started with no socket or pipe of this number: no user can name its other descriptors, such as
+/// guest memory and KVM.
 pub(crate) fn inherited(fd: RawFd) -> io::Result<OwnedFd> {
     let own = duplicate(fd)?;
     match identity(fd, &own) {
@@ -79,8 +80,8 @@ pub(crate) fn inherited(fd: RawFd) -> io::Result<OwnedFd> {
     }
 }
 
-/// Has the kernel kill the process that `command` starts when this thread ends, in whatever way: a VM is not left behind by a
-/// program that was killed. To be started by a thread that lives as long as the VM is to.
+/// Has the kernel kill the process that `command` starts when this thread ends, in whatever way: a VM is not
+/// left behind by a program that was killed. To be started by a thread that lives as long as the VM is to.
 pub fn end_with_parent(command: &mut Command) {
     let parent = nix::unistd::getpid();
     let before_exec = move || {

@@ -146,7 +146,8 @@ fn wrong_use_is_2() {
         ),
         (
             &["run", "-kernel", "vmlinuz", "-m", "2048", "-enable-kvm"],
-            "  -kernel vmlinuz: write --kernel vmlinuz\n  -m 2048: write --memory 2048M\n  -enable-kvm: leave it out",
+            "  -kernel vmlinuz: write --kernel vmlinuz\n  -m 2048: write --memory 2048M\n  -enable-kvm: \
+             leave it out",
         ),
         (&["run", "-hda", "disk.img"], "there are no disks yet"),
         (&["-kernel", "vmlinuz"], "write --kernel vmlinuz"),

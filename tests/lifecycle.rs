@@ -134,7 +134,8 @@ fn stops_at_a_triple_fault() -> TestResult {
     let site = Site::new()?;
     site.file(
         "vm.toml",
-        "kernel = 'guest'\ncmdline = 'fault triple'\nmemory = '64M'\nhv = 'none'\nserial = 'none'\ndebugcon = 'stdio'\n\
+        "kernel = 'guest'\ncmdline = 'fault triple'\nmemory = '64M'\nhv = 'none'\nserial = 'none'\ndebugcon \
+         = 'stdio'\n\
          on-triple-fault = 'stop'\n",
     )?;
     let mut by_file = site.hypernest();

@@ -69,7 +69,8 @@ pub(crate) fn initramfs(site: &Site, last: &str) -> Result<(), Box<dyn Error>> {
     initramfs_with(site, &format!("{INIT}exec $b {last}\n"), &[])
 }
 
-/// Makes the initramfs anew, with this init and these of the lab's files at its root: (name, what the lab calls it).
+/// Makes the initramfs anew, with this init and these of the lab's files at its root: (name, what the lab
+/// calls it).
 pub(crate) fn initramfs_with(
     site: &Site,
     init: &str,

@@ -1,4 +1,5 @@
-//! Guest RAM and vCPUs on the host: huge pages, memory that is ready, locked, merged or of a node, and pinned threads.
+//! Guest RAM and vCPUs on the host: huge pages, memory that is ready, locked, merged or of a node, and pinned
+//! threads.
 
 use std::collections::BTreeMap;
 use std::error::Error;

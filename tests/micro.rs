@@ -202,7 +202,9 @@ fn repeats() -> TestResult {
     std::fs::write(&kept, BASELINE)?;
     within("2", &first, &kept).map_err(|changes| {
         format!(
-            "the figures are not those of bench/baselines/intel.json:\n{changes}if that is meant, update it:\n  cargo lab exec --host intel -- sh -c 'hypernest-bench l2-exit --json --host-modules {LAB_MODULES} {} > /r.json; hypernest-bench baseline /r.json' > bench/baselines/intel.json",
+            "the figures are not those of bench/baselines/intel.json:\n{changes}if that is meant, update \
+             it:\n  cargo lab exec --host intel -- sh -c 'hypernest-bench l2-exit --json --host-modules \
+             {LAB_MODULES} {} > /r.json; hypernest-bench baseline /r.json' > bench/baselines/intel.json",
             FULL.join(" ")
         )
         .into()

@@ -1,5 +1,5 @@
-//! Migration between two processes: the guest goes on as if nothing had been, and whatever happens to either of them or to what
-//! is between them, one VM runs.
+//! Migration between two processes: the guest goes on as if nothing had been, and whatever happens to either
+//! of them or to what is between them, one VM runs.
 
 use std::error::Error;
 use std::io::{Read as _, Write as _};
@@ -130,7 +130,8 @@ pub(crate) fn migrate(
     site.control(&command)
 }
 
-/// Moves the VM called `NAMES[turn]` to one called by the other name: what the old process said, and the new one.
+/// Moves the VM called `NAMES[turn]` to one called by the other name: what the old process said, and the new
+/// one.
 pub(crate) fn move_on(
     site: &Site,
     vm: Vm,

@@ -180,7 +180,8 @@ fn stop_timeout() -> TestResult {
     let site = Site::new()?;
     fs::write(
         site.path("vm.toml"),
-        "kernel = 'guest'\ncmdline = 'fault spin'\nmemory = '64M'\nhv = 'none'\nserial = 'none'\ndebugcon = 'stdio'\n\
+        "kernel = 'guest'\ncmdline = 'fault spin'\nmemory = '64M'\nhv = 'none'\nserial = 'none'\ndebugcon = \
+         'stdio'\n\
          stop-timeout = 1\n",
     )?;
     for in_file in [false, true] {

@@ -144,7 +144,8 @@ impl Baseline {
             && series(new) != series(old)
         {
             changes.push(format!(
-                "the host's kernel is {new}, and these figures are of {old}: another series needs a baseline of its own"
+                "the host's kernel is {new}, and these figures are of {old}: another series needs a \
+                 baseline of its own"
             ));
         }
         for (mode, kinds) in &kept.results {
@@ -250,7 +251,8 @@ mod tests {
         assert_eq!(newer.changes(&kept, 0.02), [""; 0]);
         assert_eq!(
             newer.kernel_note(&kept).unwrap(),
-            "note: the host's kernel is 6.12.117+deb12-cloud-amd64, and these figures are of 6.12.95+deb12-cloud-amd64"
+            "note: the host's kernel is 6.12.117+deb12-cloud-amd64, and these figures are of \
+             6.12.95+deb12-cloud-amd64"
         );
         assert_eq!(on("6.12.117", 1021.0).changes(&kept, 0.02).len(), 1);
         let changes = on("7.3.4", 1000.0).changes(&kept, 0.02);

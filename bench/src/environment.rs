@@ -57,7 +57,8 @@ pub(crate) fn warnings(environment: &Environment) -> Vec<String> {
     let mut warnings = Vec::new();
     if !environment.tsc_invariant {
         warnings.push(
-            "the TSC of this host is not invariant (no constant_tsc and nonstop_tsc in /proc/cpuinfo): its ticks may not be time"
+            "the TSC of this host is not invariant (no constant_tsc and nonstop_tsc in /proc/cpuinfo): its \
+             ticks may not be time"
                 .to_owned(),
         );
     }
@@ -65,7 +66,8 @@ pub(crate) fn warnings(environment: &Environment) -> Vec<String> {
         && governor != "performance"
     {
         warnings.push(format!(
-            "the CPU's frequency governor is {governor:?}: figures depend on the CPU's previous load; \"performance\" is more stable"
+            "the CPU's frequency governor is {governor:?}: figures depend on the CPU's previous load; \
+             \"performance\" is more stable"
         ));
     }
     warnings

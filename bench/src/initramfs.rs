@@ -75,7 +75,8 @@ pub(crate) enum InitramfsError {
     },
     /// Not a static program.
     #[error(
-        "{} needs a dynamic linker, which an initramfs does not have: build {name} statically (RUSTFLAGS='-C target-feature=+crt-static' with an explicit --target) and name it by {flag}",
+        "{} needs a dynamic linker, which an initramfs does not have: build {name} statically \
+         (RUSTFLAGS='-C target-feature=+crt-static' with an explicit --target) and name it by {flag}",
         path.display()
     )]
     Dynamic {

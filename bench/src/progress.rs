@@ -359,7 +359,8 @@ mod tests {
     proptest! {
         #[test]
         fn every_state_has_a_line(
-            cycle in any::<u32>(), cycles in any::<f64>(), steps in any::<(usize, usize)>(), elapsed in any::<u32>()
+            cycle in any::<u32>(), cycles in any::<f64>(), steps in any::<(usize, usize)>(),
+                elapsed in any::<u32>()
         ) {
             let state = state(cycle, cycles, steps);
             let line = state.line(seconds(elapsed.into()));

@@ -30,7 +30,8 @@ pub(crate) fn unit(host: Option<Host>, khz: Option<TscKhz>) -> Unit {
             ticks: f64::from(khz.0) / 1e6,
             why: match lab {
                 Some(Host::Amd) => format!(
-                    "the TSC ticks at {khz}; the CPU is emulated and its time is the emulator's: compare host exits, not ns"
+                    "the TSC ticks at {khz}; the CPU is emulated and its time is the emulator's: compare \
+                     host exits, not ns"
                 ),
                 _ => format!("the TSC ticks at {khz}"),
             },
@@ -48,7 +49,8 @@ fn instructions(ticks: f64, spread: f64) -> Unit {
         name: "emulated instructions".to_owned(),
         ticks,
         why: format!(
-            "the emulated TSC counts instructions: {ticks:.3} ticks each, by the shortest run of a loop of known length; half of its runs lie within {:.2} % above",
+            "the emulated TSC counts instructions: {ticks:.3} ticks each, by the shortest run of a loop of \
+             known length; half of its runs lie within {:.2} % above",
             spread * 100.0
         ),
     }

@@ -54,7 +54,8 @@ fn main() {
         flags.push(without_sse.to_owned());
     } else {
         println!(
-            "cargo::warning=this compiler needs SSE2: the guest programs will not run where KVM interprets guest code"
+            "cargo::warning=this compiler needs SSE2: the guest programs will not run where KVM interprets \
+             guest code"
         );
     }
     let out = variable("OUT_DIR");

@@ -127,7 +127,8 @@ macro_rules! layout {
         #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
         pub struct Evmcs {
             $(
-                #[doc = concat!("At ", stringify!($offset), $(" the field [`Field::", stringify!($field), "`]", )? ".")]
+                #[doc = concat!("At ", stringify!($offset), $(" the field \
+                    [`Field::", stringify!($field), "`]", )? ".")]
                 pub $name: $type,
             )*
         }

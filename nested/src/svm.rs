@@ -285,12 +285,14 @@ pub const DATA: u16 = 0x0C93;
 pub const TSS_64_BUSY: u16 = 0x008B;
 
 macro_rules! area {
-    ($(#[doc = $doc:literal])* $name:ident, $size:literal; $($(#[doc = $field_doc:literal])* $offset:literal $field:ident: $type:ty,)*) => {
+    ($(#[doc = $doc:literal])* $name:ident,
+        $size:literal; $($(#[doc = $field_doc:literal])* $offset:literal $field:ident: $type:ty,)*) => {
         $(#[doc = $doc])*
         #[repr(C)]
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         pub struct $name {
-            $($(#[doc = $field_doc])* #[doc = concat!("\n\nAt ", stringify!($offset), ".")] pub $field: $type,)*
+            $($(#[doc = $field_doc])* #[doc = concat!("\n\nAt \
+                ", stringify!($offset), ".")] pub $field: $type,)*
         }
 
         const _: () = {

@@ -15,7 +15,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// The longest answer that is read.
 const MAX_REPLY: u64 = 1 << 20;
 
-/// Tells the VM `name` to carry out `command`, and waits for its answer. The status comes with the command that asks for it.
+/// Tells the VM `name` to carry out `command`, and waits for its answer. The status comes with the command
+/// that asks for it.
 ///
 /// # Errors
 /// If there is no such VM, or it does not answer, or refuses.

@@ -24,7 +24,8 @@ pub(super) type Done = Result<VmAfterJob, String>;
 
 type ReadStatus = Arc<dyn Fn() -> Status + Send + Sync>;
 
-/// Starts `job` for the VM that `handle` leads to. When it is done, that is in the channel, and then `wake` can be read from.
+/// Starts `job` for the VM that `handle` leads to. When it is done, that is in the channel, and then `wake`
+/// can be read from.
 pub(super) fn start(
     job: JobRequest,
     handle: &MachineHandle,

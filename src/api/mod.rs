@@ -1,7 +1,8 @@
 //! The control socket and the run directory: how a running VM is found and told what to do.
 //!
-//! Each VM has a directory with a socket, `control.sock`. A request is a line of JSON, `{"command":"status"}`, and so is its
-//! answer, `{"ok":...}` or `{"error":"..."}`. docs/control-socket.md describes both.
+//! Each VM has a directory with a socket, `control.sock`. A request is a line of JSON,
+//! `{"command":"status"}`, and so is its answer, `{"ok":...}` or `{"error":"..."}`. docs/control-socket.md
+//! describes both.
 
 mod client;
 mod job;
@@ -39,7 +40,8 @@ pub enum ApiError {
         why: &'static str,
     },
     /// The path of the socket.
-    #[error("the control socket's path {} is {} bytes long, and a socket's can have {max}", path.display(), path.as_os_str().len())]
+    #[error("the control socket's path {} is {} bytes long, and a socket's can have \
+        {max}", path.display(), path.as_os_str().len())]
     TooLong {
         /// The path.
         path: PathBuf,
@@ -47,7 +49,8 @@ pub enum ApiError {
         max: usize,
     },
     /// Names are unique.
-    #[error("a VM named {name} is already running{}", pid.map(|pid| format!(" (process {pid})")).unwrap_or_default())]
+    #[error("a VM named {name} is already \
+        running{}", pid.map(|pid| format!(" (process {pid})")).unwrap_or_default())]
     NameTaken {
         /// The name.
         name: String,
@@ -63,7 +66,8 @@ pub enum ApiError {
         source: io::Error,
     },
     /// No VM has this name.
-    #[error("there is no running VM named {name:?}{}", meant.as_ref().map(|m| format!("; did you mean {m}?")).unwrap_or_default())]
+    #[error("there is no running VM named \
+        {name:?}{}", meant.as_ref().map(|m| format!("; did you mean {m}?")).unwrap_or_default())]
     NoSuchVm {
         /// The name.
         name: String,

@@ -64,7 +64,8 @@ fn absolute(name: &str, path: &Path) -> Result<(), String> {
         Ok(())
     } else {
         Err(format!(
-            "`{name}` is the relative path {:?}: give an absolute one, as the VM's working directory is not yours",
+            "`{name}` is the relative path {:?}: give an absolute one, as the VM's working directory is not \
+             yours",
             path.display().to_string()
         ))
     }

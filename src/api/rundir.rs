@@ -1,7 +1,7 @@
 //! Run directories: one per VM, named for it, and nobody else's to write.
 //!
-//! A VM holds a lock on its `pid` file for as long as it lives, and the kernel drops it when the process dies in whatever
-//! way. So a directory whose file is not locked is left over, and is taken.
+//! A VM holds a lock on its `pid` file for as long as it lives, and the kernel drops it when the process dies
+//! in whatever way. So a directory whose file is not locked is left over, and is taken.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
@@ -29,8 +29,8 @@ pub struct RunDirs {
 }
 
 impl RunDirs {
-    /// This user's: `$XDG_RUNTIME_DIR/hypernest`; without that variable `/run/user/UID/hypernest` if there is such a directory,
-    /// or else `/tmp/hypernest-UID`.
+    /// This user's: `$XDG_RUNTIME_DIR/hypernest`; without that variable `/run/user/UID/hypernest` if there is
+    /// such a directory, or else `/tmp/hypernest-UID`.
     pub fn of_user() -> Self {
         let uid = Uid::effective();
         let variable = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);

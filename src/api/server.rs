@@ -1,4 +1,5 @@
-//! The VM's side of the control socket: one thread, which waits for all clients at once, so that none can hold up another.
+//! The VM's side of the control socket: one thread, which waits for all clients at once, so that none can
+//! hold up another.
 
 use std::cell::Cell;
 use std::io::{self, ErrorKind, Read, Write};
@@ -28,8 +29,8 @@ const GRACE: Duration = Duration::from_millis(100);
 /// A client that neither sends a request nor takes its answer for so long is let go.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Serves a VM's control socket. Dropping it ends the thread, removes the run directory, and then replies to the
-/// clients that wait for the VM's end: when they have the reply, the VM's name is free.
+/// Serves a VM's control socket. Dropping it ends the thread, removes the run directory, and then replies to
+/// the clients that wait for the VM's end: when they have the reply, the VM's name is free.
 #[derive(Debug)]
 pub struct Server {
     /// Closing it tells the thread to end.
@@ -40,7 +41,8 @@ pub struct Server {
 }
 
 impl Server {
-    /// Serves in `dir`. Requests go to `handle`; `status` is asked on the server's thread and must not wait for anything.
+    /// Serves in `dir`. Requests go to `handle`; `status` is asked on the server's thread and must not wait
+    /// for anything.
     ///
     /// # Errors
     /// If there is no socket or thread to be had.
@@ -207,7 +209,8 @@ impl<A: Fn(ControlCommand) -> ControlAnswer> Service<A> {
         });
     }
 
-    /// When another client can be taken, at the latest when one has been idle for [`GRACE`]; `None`: when a job is done.
+    /// When another client can be taken, at the latest when one has been idle for [`GRACE`]; `None`: when a
+    /// job is done.
     fn room_at(&self, now: Instant) -> Option<Instant> {
         if self.clients.len() < MAX_CLIENTS {
             return Some(now);

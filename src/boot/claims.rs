@@ -1,4 +1,5 @@
-//! Who lies where in guest RAM while a kernel is being loaded: nothing may overlap anything else or leave free RAM.
+//! Who lies where in guest RAM while a kernel is being loaded: nothing may overlap anything else or leave
+//! free RAM.
 
 use std::ops::Range;
 
@@ -12,7 +13,8 @@ use crate::units::Gpa;
 pub enum ClaimError {
     /// The range is not free RAM.
     #[error(
-        "{what} must lie at {start:#x}..{end:#x}, which is not all RAM; the guest has RAM at {ram}: give it more with --memory"
+        "{what} must lie at {start:#x}..{end:#x}, which is not all RAM; the guest has RAM at {ram}: give it \
+         more with --memory"
     )]
     NotRam {
         /// What is to be placed.
@@ -56,7 +58,8 @@ pub enum ClaimError {
     },
     /// There is no room.
     #[error(
-        "no {len} bytes of RAM in one piece are free at {start:#x}..{end:#x} for {what}: give the guest more with --memory"
+        "no {len} bytes of RAM in one piece are free at {start:#x}..{end:#x} for {what}: give the guest \
+         more with --memory"
     )]
     NoRoom {
         /// What is to be placed.
@@ -282,7 +285,8 @@ mod tests {
     proptest! {
         #[test]
         fn claims_never_overlap_and_stay_in_ram(
-            wishes in proptest::collection::vec((0_u8..3, 0_u64..0x12_0000, 0_u64..0x2_0000, 0_u32..14), 1..60),
+            wishes in proptest::collection::vec((0_u8..3, 0_u64..0x12_0000, 0_u64..0x2_0000, 0_u32..14),
+                1..60),
         ) {
             let ram = [0x1000..0x9_f000, 0x10_0000..0x20_0000];
             let mut claims = claims(&ram);
@@ -298,7 +302,8 @@ mod tests {
                 if let Ok(Gpa(at)) = got {
                     let range = at..at + len;
                     prop_assert!(ram.iter().any(|r| r.start <= range.start && range.end <= r.end));
-                    prop_assert!(how == 0 || (at % align == 0 && within.start <= at && range.end <= within.end));
+                    prop_assert!(how == 0 || (at % align == 0 && within.start <= at
+                        && range.end <= within.end));
                     for other in placed.iter().filter(|_| len > 0) {
                         prop_assert!(range.end <= other.start || other.end <= range.start);
                     }

@@ -1,4 +1,5 @@
-//! ELF files: what is to be loaded where, and the entry point for PVH. Sections, symbols and relocations do not matter here.
+//! ELF files: what is to be loaded where, and the entry point for PVH. Sections, symbols and relocations do
+//! not matter here.
 
 use std::io;
 
@@ -342,7 +343,8 @@ impl Elf {
             .unwrap_or(0)
     }
 
-    /// Where the ELF header's entry point lies in guest RAM: it may be given as the address that the kernel will see.
+    /// Where the ELF header's entry point lies in guest RAM: it may be given as the address that the kernel
+    /// will see.
     pub fn physical_entry(&self) -> u64 {
         self.segments
             .iter()

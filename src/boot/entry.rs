@@ -1,4 +1,5 @@
-//! The state in which the boot vCPU starts, as plain data. The other vCPUs wait for a start-up IPI; KVM sees to that.
+//! The state in which the boot vCPU starts, as plain data. The other vCPUs wait for a start-up IPI; KVM sees
+//! to that.
 
 use kvm_bindings::{kvm_dtable, kvm_regs, kvm_segment, kvm_sregs};
 
@@ -216,7 +217,8 @@ impl Entry {
         }
     }
 
-    /// The special registers for `KVM_SET_SREGS`: those of the vCPU's reset state, changed where the kernel's entry differs.
+    /// The special registers for `KVM_SET_SREGS`: those of the vCPU's reset state, changed where the kernel's
+    /// entry differs.
     pub fn sregs(&self, reset: &kvm_sregs) -> kvm_sregs {
         let data = self.data.to_kvm();
         kvm_sregs {

@@ -52,7 +52,8 @@ pub enum BootError {
         expected: usize,
     },
     /// A saved boot file's content is not what was saved.
-    #[error("the {role} {} is damaged in the saved VM: its CRC32C is {found:#010x} and should be {expected:#010x}", .path.display())]
+    #[error("the {role} {} is damaged in the saved VM: its CRC32C is {found:#010x} and should be \
+        {expected:#010x}", .path.display())]
     Damaged {
         /// What it is for.
         role: Role,
@@ -75,7 +76,8 @@ pub enum BootError {
         source: io::Error,
     },
     /// The gzip data are too much.
-    #[error("the {role} {} unpacks to more than {} MiB, which the guest has no room for: give it more with --memory", .path.display(), .most >> 20)]
+    #[error("the {role} {} unpacks to more than {} MiB, which the guest has no room for: give it more with \
+        --memory", .path.display(), .most >> 20)]
     UnpacksTooLarge {
         /// What it is for.
         role: Role,
@@ -85,7 +87,8 @@ pub enum BootError {
         most: u64,
     },
     /// The file cannot be copied into the guest.
-    #[error("cannot copy the {role} {} to guest address {gpa}: did the file change meanwhile?", .path.display())]
+    #[error("cannot copy the {role} {} to guest address {gpa}: did the file change \
+        meanwhile?", .path.display())]
     Copy {
         /// What it is for.
         role: Role,
@@ -98,7 +101,8 @@ pub enum BootError {
         source: vm_memory::GuestMemoryError,
     },
     /// No kernel format is recognized.
-    #[error("{} is not a kernel that hypernest can start ({reason}): it takes a bzImage, an ELF file with a PVH note, or a multiboot 1 image", .path.display())]
+    #[error("{} is not a kernel that hypernest can start ({reason}): it takes a bzImage, an ELF file with a \
+        PVH note, or a multiboot 1 image", .path.display())]
     NoKernel {
         /// The file.
         path: PathBuf,
@@ -106,7 +110,8 @@ pub enum BootError {
         reason: &'static str,
     },
     /// An ELF file without a way to start it.
-    #[error("{} is an ELF file with neither a PVH note nor a multiboot header: build the kernel with CONFIG_PVH, or use its bzImage", .path.display())]
+    #[error("{} is an ELF file with neither a PVH note nor a multiboot header: build the kernel with \
+        CONFIG_PVH, or use its bzImage", .path.display())]
     NoEntry {
         /// The file.
         path: PathBuf,
@@ -139,7 +144,8 @@ pub enum BootError {
         source: MultibootError,
     },
     /// A bzImage takes no modules.
-    #[error("the Linux kernel {} takes an initrd but no modules: modules are for PVH and multiboot kernels", .path.display())]
+    #[error("the Linux kernel {} takes an initrd but no modules: modules are for PVH and multiboot \
+        kernels", .path.display())]
     ModulesForLinux {
         /// The file.
         path: PathBuf,

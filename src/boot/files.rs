@@ -1,4 +1,5 @@
-//! The files that a guest boots from: opened once and held, so that every reset boots what the VM was started with.
+//! The files that a guest boots from: opened once and held, so that every reset boots what the VM was started
+//! with.
 
 use std::path::Path;
 use std::sync::Arc;

@@ -55,7 +55,8 @@ const BIOS_CALL: Gpa = Gpa((BIOS_CALL_SEGMENT as u64) * 16 + BIOS_CALL_OFFSET as
 /// Page size.
 const PAGE: u64 = 0x1000;
 
-/// Writes the BIOS data area and the tables: the ACPI tables to the top of low RAM, the rest to the firmware's area.
+/// Writes the BIOS data area and the tables: the ACPI tables to the top of low RAM, the rest to the
+/// firmware's area.
 ///
 /// # Errors
 /// If there is too little RAM.
@@ -125,7 +126,8 @@ fn place_acpi(
     ))
 }
 
-/// The fields of the BIOS data area that kernels still read: Linux and Xen take the end of low memory from it.
+/// The fields of the BIOS data area that kernels still read: Linux and Xen take the end of low memory from
+/// it.
 fn write_bios_data(ram: &GuestRam) -> Result<(), BootError> {
     const COM_PORTS: Gpa = Gpa(0x400);
     const EBDA_SEGMENT: Gpa = Gpa(0x40e);
@@ -149,8 +151,8 @@ fn halfword(value: u64) -> [u8; 2] {
     u16::try_from(value).unwrap_or(u16::MAX).to_le_bytes()
 }
 
-/// Lets a kernel call the BIOS in real mode: every call returns at once and says that it failed (carry set), upon which
-/// Xen, for one, takes the memory map that it was given.
+/// Lets a kernel call the BIOS in real mode: every call returns at once and says that it failed (carry set),
+/// upon which Xen, for one, takes the memory map that it was given.
 pub(super) fn install_bios_calls(ram: &GuestRam) -> Result<(), BootError> {
     // push bp; mov bp, sp; or byte [bp+6], 1 (carry in the flags to be returned); pop bp; iret
     const FAIL: [u8; 9] = [0x55, 0x89, 0xe5, 0x80, 0x4e, 0x06, 0x01, 0x5d, 0xcf];

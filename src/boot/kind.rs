@@ -15,7 +15,8 @@ pub enum Kind {
     Gzip,
 }
 
-/// How many bytes at the start of a file tell what it is: multiboot headers lie within the first 8 KiB (Multiboot 0.6.96, 3.1).
+/// How many bytes at the start of a file tell what it is: multiboot headers lie within the first 8 KiB
+/// (Multiboot 0.6.96, 3.1).
 pub const HEAD: usize = multiboot::SEARCH;
 
 /// The format of a file that begins with `head`.

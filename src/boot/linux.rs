@@ -49,7 +49,8 @@ pub enum LinuxError {
     No64,
     /// The file ends within the kernel.
     #[error(
-        "the header promises {promised} bytes, but the file has {found}: it is damaged or not wholly downloaded"
+        "the header promises {promised} bytes, but the file has {found}: it is damaged or not wholly \
+         downloaded"
     )]
     CutOff {
         /// Setup and kernel.
@@ -166,7 +167,8 @@ impl Header {
         Ok(claims.lowest(WHAT, len, self.setup.kernel_alignment.into(), &below_4g)?)
     }
 
-    /// Finds room for an initrd of `len` bytes: high in low RAM, or above 4 GiB if the kernel allows it and must.
+    /// Finds room for an initrd of `len` bytes: high in low RAM, or above 4 GiB if the kernel allows it and
+    /// must.
     ///
     /// # Errors
     /// If there is none.

@@ -52,10 +52,11 @@ fn identify(kernel: &Image, most: u64) -> Result<(Option<Image>, Vec<u8>, Kind),
     }
 }
 
-/// Makes `ram` ready for the kernel of `boot`: firmware tables for `platform`, the kernel, and what it is given.
+/// Makes `ram` ready for the kernel of `boot`: firmware tables for `platform`, the kernel, and what it is
+/// given.
 ///
-/// `ram` must be all zero, as it is when it is new: what a kernel file wants cleared is not written. To start again after a
-/// reset, discard the old content first.
+/// `ram` must be all zero, as it is when it is new: what a kernel file wants cleared is not written. To start
+/// again after a reset, discard the old content first.
 ///
 /// # Errors
 /// If a file is missing, damaged, or not startable, or something does not fit into RAM.

@@ -1,11 +1,13 @@
-//! The memory map that firmware would report (int 15h, AX=E820h), and that every boot protocol hands on in its own form.
+//! The memory map that firmware would report (int 15h, AX=E820h), and that every boot protocol hands on in
+//! its own form.
 
 use std::ops::Range;
 
 use crate::layout;
 use crate::units::Gpa;
 
-/// What a range of guest-physical addresses is. The values are those of ACPI 6.5, table 15.6, and the same in all protocols.
+/// What a range of guest-physical addresses is. The values are those of ACPI 6.5, table 15.6, and the same in
+/// all protocols.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum MemoryKind {
@@ -84,7 +86,8 @@ pub fn memory_map(
 /// 640 KiB up to the firmware's area: a PC has video memory and option ROMs there, and maps leave it out.
 const HOLE_640K: Range<u64> = layout::EBDA.end..layout::BIOS_AREA.start;
 
-/// What is never free. The ECAM window must stand in the map, or Linux does not use it (`is_mmconf_reserved`).
+/// What is never free. The ECAM window must stand in the map, or Linux does not use it
+/// (`is_mmconf_reserved`).
 fn fixed(ecam: &Range<u64>) -> [(Range<u64>, MemoryKind); 4] {
     [
         (layout::EBDA, MemoryKind::Reserved),
@@ -192,7 +195,8 @@ mod tests {
                     let kind = covered.map(|e| e.kind);
                     let expected = if taken.contains(&page) { Some(AcpiData) }
                         else if HOLE_640K.contains(&page) { None }
-                        else if layout::EBDA.contains(&page) || layout::BIOS_AREA.contains(&page) { Some(Reserved) }
+                        else if layout::EBDA.contains(&page)
+                            || layout::BIOS_AREA.contains(&page) { Some(Reserved) }
                         else { Some(Ram) };
                     prop_assert_eq!(kind, expected);
                 }

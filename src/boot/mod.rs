@@ -1,7 +1,7 @@
 //! Kernels, ACPI and SMBIOS tables, written into guest RAM, and the registers that the boot vCPU starts with.
 //!
-//! There is no firmware: [`load`] leaves behind what one would have left, by the boot protocol that the kernel's content
-//! asks for ([`kind`]):
+//! There is no firmware: [`load`] leaves behind what one would have left, by the boot protocol that the
+//! kernel's content asks for ([`kind`]):
 //!
 //! | kernel | protocol | starts in |
 //! |---|---|---|
@@ -9,8 +9,8 @@
 //! | ELF with a PVH note | PVH | protected mode |
 //! | multiboot 1 image | multiboot 1 | protected mode |
 //!
-//! The last two may be gzipped. All parsers are pure functions over bytes; every address that a file asks for goes through
-//! [`claims::Claims`], so that nothing is loaded over anything else or outside RAM.
+//! The last two may be gzipped. All parsers are pure functions over bytes; every address that a file asks for
+//! goes through [`claims::Claims`], so that nothing is loaded over anything else or outside RAM.
 
 pub mod acpi;
 pub mod claims;

@@ -26,7 +26,8 @@ const HAS_ADDRESSES: u32 = 1 << 16;
 pub enum MultibootError {
     /// A video mode is required.
     #[error(
-        "its multiboot header requires a video mode, but the machine has no display: use a build that runs on a serial console"
+        "its multiboot header requires a video mode, but the machine has no display: use a build that runs \
+         on a serial console"
     )]
     Video,
     /// Something else is required.
@@ -39,7 +40,8 @@ pub enum MultibootError {
     Addresses(&'static str),
     /// The file is shorter than the header says.
     #[error(
-        "its multiboot header wants {wanted} bytes from offset {offset}, but the file has {found}: it is damaged or not wholly downloaded"
+        "its multiboot header wants {wanted} bytes from offset {offset}, but the file has {found}: it is \
+         damaged or not wholly downloaded"
     )]
     CutOff {
         /// Where the kernel begins in the file.
@@ -126,8 +128,8 @@ impl Header {
         }
     }
 
-    /// What to load if the header has addresses of its own (3.1.3), from a file of `file_len` bytes; `None` if the kernel is
-    /// to be loaded as an ELF file.
+    /// What to load if the header has addresses of its own (3.1.3), from a file of `file_len` bytes; `None`
+    /// if the kernel is to be loaded as an ELF file.
     ///
     /// # Errors
     /// If the addresses contradict each other or the file.

@@ -1,4 +1,5 @@
-//! The PVH boot protocol (Xen's docs/misc/pvh.pandoc and public/arch-x86/hvm/start_info.h): any ELF kernel with the note.
+//! The PVH boot protocol (Xen's docs/misc/pvh.pandoc and public/arch-x86/hvm/start_info.h): any ELF kernel
+//! with the note.
 
 use linux_loader::loader::elf::start_info::{
     XEN_HVM_START_MAGIC_VALUE, hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info,
@@ -8,7 +9,8 @@ use vm_memory::ByteValued;
 use super::memory_map::MemoryRange;
 use crate::units::Gpa;
 
-/// The longest command line: Linux on x86 cuts off what is longer (`COMMAND_LINE_SIZE` is 2048 with the final zero).
+/// The longest command line: Linux on x86 cuts off what is longer (`COMMAND_LINE_SIZE` is 2048 with the final
+/// zero).
 pub const CMDLINE_MAX: usize = 2047;
 
 /// Version 1 brought the memory map.

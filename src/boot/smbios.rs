@@ -1,4 +1,5 @@
-//! System Management BIOS 3.2 (DMTF DSP0134): what the guest's system information shows. Section numbers refer to it.
+//! System Management BIOS 3.2 (DMTF DSP0134): what the guest's system information shows. Section numbers
+//! refer to it.
 
 use std::ops::Range;
 
@@ -135,8 +136,8 @@ impl Structure {
     fn reserved(self, len: usize) -> Self {
         self.bytes(&vec![0; len])
     }
-    /// A reference to `text`; zero if there is none. A string may hold no zero byte and no more than 64 characters were
-    /// allowed before 2.7, which readers may still assume.
+    /// A reference to `text`; zero if there is none. A string may hold no zero byte and no more than 64
+    /// characters were allowed before 2.7, which readers may still assume.
     fn string(mut self, text: &str) -> Self {
         let text: String = text.chars().filter(|c| *c != '\0').take(64).collect();
         if text.is_empty() {

@@ -10,9 +10,10 @@ pub trait Device: Send + Sync {
     /// A short name for messages, statistics and its section in a saved VM, e.g. `serial0`.
     fn name(&self) -> String;
 
-    /// Starts nothing any more: no access to guest memory, no request to a back end, no interrupt from its own threads. What
-    /// has begun goes on until it is [drained](Device::drained). Accesses may still arrive, from the completion of a vCPU's
-    /// last instruction: they change registers, and what they ask for waits. A new device is quiesced. May be called again.
+    /// Starts nothing any more: no access to guest memory, no request to a back end, no interrupt from its
+    /// own threads. What has begun goes on until it is [drained](Device::drained). Accesses may still arrive,
+    /// from the completion of a vCPU's last instruction: they change registers, and what they ask for waits.
+    /// A new device is quiesced. May be called again.
     fn quiesce(&self) {}
 
     /// Whether what had begun has come to its end. It may be asked at any time after [`Device::quiesce`].
@@ -36,7 +37,8 @@ pub trait Device: Send + Sync {
         1
     }
 
-    /// Saves everything that the guest could notice, other than the configuration. The device is quiesced and drained.
+    /// Saves everything that the guest could notice, other than the configuration. The device is quiesced and
+    /// drained.
     fn save(&self, to: &mut Encoder);
 
     /// Loads what was saved, and drives its interrupt lines accordingly. `from` is hostile; after an error

@@ -50,7 +50,8 @@ pub trait Handler: Send + Sync {
 pub enum BusError {
     /// The range overlaps one that is already there.
     #[error(
-        "cannot place {name} at {start:#x}..={last:#x} on the {bus} bus: it overlaps {other} at {other_start:#x}..={other_last:#x}"
+        "cannot place {name} at {start:#x}..={last:#x} on the {bus} bus: it overlaps {other} at \
+         {other_start:#x}..={other_last:#x}"
     )]
     Overlap {
         /// `port` or `MMIO`.

@@ -372,7 +372,8 @@ proptest! {
 
 /// docs/decisions/0016-regions-and-windows.md has the figures.
 #[test]
-#[ignore = "a measurement: cargo test --release -p hypernest --lib -- --ignored --nocapture cost_of_a_look_up"]
+#[ignore = "a measurement: cargo test --release -p hypernest --lib -- --ignored --nocapture \
+    cost_of_a_look_up"]
 fn cost_of_a_look_up() {
     const ROUNDS: u32 = 2_000_000;
     let bus = Bus::ports();
@@ -398,6 +399,7 @@ fn cost_of_a_look_up() {
     let by_bus = best(&mut |place| _ = bus.read(place, &mut data));
     let by_view = best(&mut |place| _ = view.read(place, &mut data));
     println!(
-        "one read of one byte, found and with the device's lock: {by_bus:.1} ns by the bus, {by_view:.1} ns by a view"
+        "one read of one byte, found and with the device's lock: {by_bus:.1} ns by the bus, {by_view:.1} ns \
+         by a view"
     );
 }

@@ -15,12 +15,17 @@ use crate::kvm::host::{KvmFacts, System};
 
 /// Check whether nested Hyper-V works on this host, and what would make it work
 ///
-/// Looks at KVM, the CPU and the clock, at every enlightenment, and says for each profile whether a VM that asks for it
-/// starts here. Exits with 0 if the profile asked for works, and with 3 if not.
+/// Looks at KVM, the CPU and the clock, at every enlightenment, and says for each profile whether a VM that
+/// asks for it starts here. Exits with 0 if the profile asked for works, and with 3 if not.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The profile that has to work
-    #[arg(long, value_name = "NAME", default_value = Profile::Nested.name(), value_parser = PossibleValuesParser::new(Profile::ALL.map(Profile::name)))]
+    #[arg(
+        long,
+        value_name = "NAME",
+        default_value = Profile::Nested.name(),
+        value_parser = PossibleValuesParser::new(Profile::ALL.map(Profile::name)),
+    )]
     profile: String,
 
     /// Print JSON, with everything that was found on the host

@@ -8,7 +8,8 @@ use crate::state::snapshot::Snapshot;
 
 /// Show what a saved VM holds, and check that it is complete
 ///
-/// Needs no KVM. All of the VM's state is read and checked; its RAM by its size only, unless --check is given.
+/// Needs no KVM. All of the VM's state is read and checked; its RAM by its size only, unless --check is
+/// given.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The directory

@@ -17,7 +17,8 @@ const STEP: Duration = Duration::from_millis(500);
 /// How often is looked whether the VM's process here has ended.
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// Move a running VM to another process, which `hypernest run --incoming ADDRESS` started, here or on another host
+/// Move a running VM to another process, which `hypernest run --incoming ADDRESS` started, here or on another
+/// host
 ///
 /// It returns when the VM runs there; its process here ends then. If it cannot be moved, it goes on here.
 #[derive(Debug, clap::Args)]
@@ -37,7 +38,8 @@ pub struct Args {
     #[arg(long, value_name = "MS", default_value_t = 300)]
     downtime_ms: u64,
 
-    /// Bytes per second at most, until the guest is stopped; K, M and G are powers of 1024 [default: as fast as it goes]
+    /// Bytes per second at most, until the guest is stopped; K, M and G are powers of 1024 [default: as fast
+    /// as it goes]
     #[arg(long, value_name = "SIZE")]
     bandwidth: Option<String>,
 

@@ -56,7 +56,8 @@ impl ExitStatus {
 #[derive(Debug, Parser)]
 #[command(name = "hypernest", version, propagate_version = true)]
 struct Cli {
-    /// What is logged on stderr: off, error, warn, info, debug, trace, or TARGET=LEVEL,... [default: HYPERNEST_LOG, or warn]
+    /// What is logged on stderr: off, error, warn, info, debug, trace, or TARGET=LEVEL,... [default:
+    /// HYPERNEST_LOG, or warn]
     #[arg(long, global = true, value_name = "LEVEL")]
     log: Option<String>,
 
@@ -118,7 +119,8 @@ pub enum CliError {
         what: String,
     },
     /// A name that is none of the table's.
-    #[error("there is no enlightenment or profile `{name}`{}", .suggestion.map_or_else(String::new, |s| format!("; did you mean `{s}`?")))]
+    #[error("there is no enlightenment or profile \
+        `{name}`{}", .suggestion.map_or_else(String::new, |s| format!("; did you mean `{s}`?")))]
     NoSuchEnlightenment {
         /// What was written.
         name: String,

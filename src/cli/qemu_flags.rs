@@ -170,7 +170,8 @@ impl Instead {
                     .split(',')
                     .find_map(|part| part.strip_prefix("iobase="));
                 format!(
-                    "write --debug-exit={}; the exit code is the byte that the guest writes, and not (2 * byte) | 1",
+                    "write --debug-exit={}; the exit code is the byte that the guest writes, and not (2 * \
+                     byte) | 1",
                     port.unwrap_or("0x501")
                 )
             }
@@ -290,7 +291,8 @@ mod tests {
             ("-debugcon null", "-debugcon null: write --debugcon none"),
             (
                 "-device isa-debug-exit,iobase=0xf4,iosize=4",
-                "-device isa-debug-exit,iobase=0xf4,iosize=4: write --debug-exit=0xf4; the exit code is the byte that \
+                "-device isa-debug-exit,iobase=0xf4,iosize=4: write --debug-exit=0xf4; the exit code is the \
+                 byte that \
                  the guest writes, and not (2 * byte) | 1",
             ),
             (

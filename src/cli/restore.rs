@@ -13,10 +13,10 @@ use crate::state::snapshot::{RamImage, SavedFiles, Snapshot};
 
 /// Restore a saved VM and stay until it ends
 ///
-/// What the VM is was saved with it; flags say how it goes on here. No file, socket or pseudo-terminal of this host is opened that
-/// no flag names; a reset boots the kernel that was saved with the VM. What was saved stays as it is, and must not be changed while
-/// the VM runs, which reads its RAM when it needs it. The exit code is that of `hypernest run`,
-/// and signals have the same meaning.
+/// What the VM is was saved with it; flags say how it goes on here. No file, socket or pseudo-terminal of
+/// this host is opened that no flag names; a reset boots the kernel that was saved with the VM. What was
+/// saved stays as it is, and must not be changed while the VM runs, which reads its RAM when it needs it. The
+/// exit code is that of `hypernest run`, and signals have the same meaning.
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct Args {
     /// The directory

@@ -11,8 +11,9 @@ const MIGRATION: &str = "Incoming migration";
 
 /// Start a VM and stay until it ends
 ///
-/// The exit code is 0 if the guest powered off or a user ended it, the byte that the guest wrote to the debug-exit port if it
-/// wrote one, 1 if something failed, 2 if the configuration is wrong and 3 if this host cannot run it.
+/// The exit code is 0 if the guest powered off or a user ended it, the byte that the guest wrote to the
+/// debug-exit port if it wrote one, 1 if something failed, 2 if the configuration is wrong and 3 if this host
+/// cannot run it.
 ///
 /// SIGTERM presses the guest's power button, which a guest can ignore; a second SIGTERM ends the VM, and so
 /// does --stop-timeout SECONDS after the first one. SIGINT and SIGHUP end the VM at once. SIGUSR1 writes the
@@ -22,8 +23,8 @@ pub(super) struct Args {
     #[command(flatten)]
     vm: VmArgs,
 
-    /// Wait for a VM that `hypernest migrate` moves here; what it is comes with it: unix:PATH, tcp:HOST:PORT, exec:COMMAND,
-    /// fd:N or fd:IN,OUT
+    /// Wait for a VM that `hypernest migrate` moves here; what it is comes with it: unix:PATH, tcp:HOST:PORT,
+    /// exec:COMMAND, fd:N or fd:IN,OUT
     #[arg(long, value_name = "ADDRESS", help_heading = MIGRATION)]
     incoming: Option<String>,
 

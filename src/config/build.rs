@@ -72,9 +72,11 @@ pub struct Adapted {
     pub boot_is_local: bool,
 }
 
-/// The configuration of a VM that was saved as `saved`, where `flags` say how it goes on. Its kernel need not be there.
+/// The configuration of a VM that was saved as `saved`, where `flags` say how it goes on. Its kernel need not
+/// be there.
 ///
-/// What the saved configuration names on this host is left out, with a warning: only this host's user says what is opened here.
+/// What the saved configuration names on this host is left out, with a warning: only this host's user says
+/// what is opened here.
 ///
 /// # Errors
 /// Everything that is wrong, at once.

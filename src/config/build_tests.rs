@@ -559,8 +559,11 @@ fn a_shown_configuration_gives_itself_again() {
     let full = "kernel = 'vmlinuz'\ninitrd = 'initrd.img'\nname = 'x'\ncmdline = 'a=\"b\"'\n\
                 module = ['dom0-vmlinuz,args=a,b=c', 'initrd.img']\nmemory = '2050M,hugepages=2M'\n\
                 cpus = '8,threads=2'\ncpu = 'x86-64-v4'\nnested = true\nserial = 'file:f'\n\
-                serial2 = 'socket:s'\ndebugcon = 'stdio'\ndebug-exit = 9\ndevice = ['virtio-rng,slot=9', 'virtio-rng']\nirqchip = 'split'\n\
-                on-crash = 'reset'\non-triple-fault = 'stop'\nstop-timeout = 0\nclock = 'pause'\non-tsc-change = 'refuse'\ntsc-khz = 3000000\nstats = 's'\nkvm-leaves = true\nhv = 'all,-evmcs,spinlocks=0xfff'";
+                serial2 = 'socket:s'\ndebugcon = 'stdio'\ndebug-exit = 9\ndevice = ['virtio-rng,slot=9', \
+                'virtio-rng']\nirqchip = 'split'\n\
+                on-crash = 'reset'\non-triple-fault = 'stop'\nstop-timeout = 0\nclock = \
+                'pause'\non-tsc-change = 'refuse'\ntsc-khz = 3000000\nstats = 's'\nkvm-leaves = true\nhv = \
+                'all,-evmcs,spinlocks=0xfff'";
     for text in [minimal, full] {
         let config = build_in(dir.path(), text, &[]).unwrap().config;
         let shown = config.to_toml();
@@ -618,7 +621,8 @@ proptest! {
     #[test]
     fn no_flag_panics(
         key in proptest::sample::select(SETTINGS.iter().map(|s| s.key).collect::<Vec<_>>()),
-        value in prop_oneof!["[ -~]{0,20}", ".{0,20}", "[0-9]{1,20}[KMGT]?", "[0-9]{1,11}(,cores=[0-9]{1,11})?"],
+        value in prop_oneof!["[ \
+            -~]{0,20}", ".{0,20}", "[0-9]{1,20}[KMGT]?", "[0-9]{1,11}(,cores=[0-9]{1,11})?"],
     ) {
         let flags = Flags::from_pairs([(key, value.as_str())]);
         let _ = build(None, &flags, HOST).map_err(|e| e.to_string());

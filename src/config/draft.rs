@@ -22,7 +22,8 @@ impl Draft {
         self.entries.entry(setting.key).or_default().push(entry);
     }
 
-    /// `setting` was meant, but the way it was said is already reported: nobody need be told that it is missing.
+    /// `setting` was meant, but the way it was said is already reported: nobody need be told that it is
+    /// missing.
     pub(super) fn attempt(&mut self, setting: &'static str) {
         self.attempted.insert(setting);
     }

@@ -1,4 +1,5 @@
-//! What a configuration opens on the host. A saved VM and a migration's source are not trusted with any of it.
+//! What a configuration opens on the host. A saved VM and a migration's source are not trusted with any of
+//! it.
 
 use super::{CharBackend, VmConfig};
 
@@ -12,13 +13,15 @@ pub struct Endpoint {
 }
 
 impl VmConfig {
-    /// The files, sockets and pseudo-terminals that the VM's devices and its statistics open. Standard input and output are not
-    /// among them: they belong to the process already. Nor are the boot files, which are only read.
+    /// The files, sockets and pseudo-terminals that the VM's devices and its statistics open. Standard input
+    /// and output are not among them: they belong to the process already. Nor are the boot files, which are
+    /// only read.
     pub fn endpoints(&self) -> Vec<Endpoint> {
         self.clone().remove_endpoints(|_| true)
     }
 
-    /// Removes those of [`VmConfig::endpoints`] whose setting is to `go`: the devices stay, and are connected to nothing.
+    /// Removes those of [`VmConfig::endpoints`] whose setting is to `go`: the devices stay, and are connected
+    /// to nothing.
     pub(super) fn remove_endpoints(&mut self, go: impl Fn(&str) -> bool) -> Vec<Endpoint> {
         let [serial, serial2] = &mut self.serial;
         let consoles = [

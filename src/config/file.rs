@@ -1,4 +1,5 @@
-//! The TOML file. It is parsed into a tree with positions and walked here, so that one mistake does not hide the next.
+//! The TOML file. It is parsed into a tree with positions and walked here, so that one mistake does not hide
+//! the next.
 
 use std::fs::File;
 use std::io::Read;

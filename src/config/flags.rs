@@ -9,8 +9,8 @@ use super::placement;
 use super::problem::{Origin, Problem};
 use super::setting::{self, Entry, LOCAL, SETTINGS, Scalar, Setting, Shape};
 
-/// The flags that were given, not yet understood: clap knows which there are, this module's parent what they mean, so
-/// that all mistakes are reported together.
+/// The flags that were given, not yet understood: clap knows which there are, this module's parent what they
+/// mean, so that all mistakes are reported together.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Flags {
     given: Vec<(&'static str, OsString)>,
@@ -171,7 +171,8 @@ impl clap::Args for LocalFlags {
                     "After a reset boot this kernel [default: the one that was saved with the VM]"
                 }
                 "initrd" | "module" => "After a reset, for the kernel of --kernel: as for `run`",
-                "memory" => "What this host does with the guest's RAM: as for `run`, without size and hugepages",
+                "memory" => "What this host does with the guest's RAM: as for `run`, without size and \
+                 hugepages",
                 "serial" | "serial2" | "debugcon" => {
                     "none, stdio, pty, file:PATH or socket:PATH [default: stdio if it was that, or none]"
                 }

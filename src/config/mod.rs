@@ -1,4 +1,5 @@
-//! What a user asked for: flags and an optional TOML file, checked as a whole, every mistake reported at once.
+//! What a user asked for: flags and an optional TOML file, checked as a whole, every mistake reported at
+//! once.
 
 use std::path::PathBuf;
 

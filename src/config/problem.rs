@@ -74,7 +74,8 @@ pub enum ConfigError {
         limit: u64,
     },
     /// The file is not text.
-    #[error("the configuration file {} is not UTF-8 text (byte {at} is not); is it the right file?", path.display())]
+    #[error("the configuration file {} is not UTF-8 text (byte {at} is not); is it the right \
+        file?", path.display())]
     NotText {
         /// The file.
         path: PathBuf,

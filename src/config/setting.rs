@@ -1,4 +1,5 @@
-//! Every setting there is, once: from this table come the flags, the keys of the file, and the checks of the documentation.
+//! Every setting there is, once: from this table come the flags, the keys of the file, and the checks of the
+//! documentation.
 
 use super::problem::{Origin, Problem};
 use crate::devices::table::DEVICE_KEYS;
@@ -252,7 +253,8 @@ pub static SETTINGS: &[Setting] = &[
         key: "memory",
         shape: Shape::Parts(&["size", "hugepages", "prealloc", "mergeable", "lock", "numa"]),
         value: "SIZE[,hugepages=2M|1G][,prealloc][,mergeable][,lock][,numa=NODES]",
-        help: "Guest RAM; prealloc: all of it at the start; mergeable: by KSM; lock: never in swap; numa: from these nodes of the host [default: 1G]",
+        help: "Guest RAM; prealloc: all of it at the start; mergeable: by KSM; lock: never in swap; numa: \
+            from these nodes of the host [default: 1G]",
         flag_example: " 2G,hugepages=2M",
         file_example: "memory = { size = \"2G\", hugepages = \"2M\" }",
     },
@@ -268,7 +270,8 @@ pub static SETTINGS: &[Setting] = &[
         key: "pin",
         shape: Shape::One,
         value: "CPUS",
-        help: "The CPUs of the host that the vCPUs run on: one for each in turn, or VCPU=CPU for some [default: any]",
+        help: "The CPUs of the host that the vCPUs run on: one for each in turn, or VCPU=CPU for some \
+            [default: any]",
         flag_example: " 2-5",
         file_example: "pin = \"0=4-5\"",
     },
@@ -293,7 +296,8 @@ pub static SETTINGS: &[Setting] = &[
         key: "hv",
         shape: Shape::List,
         value: "LIST",
-        help: "Hyper-V enlightenments and profiles (none, windows, nested, all, passthrough); -NAME leaves one out. Repeatable [default: windows, or nested with --nested]",
+        help: "Hyper-V enlightenments and profiles (none, windows, nested, all, passthrough); -NAME leaves \
+            one out. Repeatable [default: windows, or nested with --nested]",
         flag_example: " nested,-hv-evmcs,hv-spinlocks=0x1fff",
         file_example: "hv = [\"nested\", \"-hv-evmcs\", \"hv-spinlocks=0x1fff\"]",
     },
@@ -301,7 +305,8 @@ pub static SETTINGS: &[Setting] = &[
         key: "kvm-leaves",
         shape: Shape::Switch,
         value: "BOOL",
-        help: "Show KVM's own paravirtual CPUID leaves, at 0x40000000 or, beside Hyper-V's, at 0x40000100 [default: true where Linux would find no clock of Hyper-V's, else false]",
+        help: "Show KVM's own paravirtual CPUID leaves, at 0x40000000 or, beside Hyper-V's, at 0x40000100 \
+            [default: true where Linux would find no clock of Hyper-V's, else false]",
         flag_example: "",
         file_example: "kvm-leaves = true",
     },
@@ -341,7 +346,8 @@ pub static SETTINGS: &[Setting] = &[
         key: "debug-exit",
         shape: Shape::Optional,
         value: "PORT",
-        help: "The debug-exit device: a byte written to it ends the VM with that exit code [port when left out: 0xf4]",
+        help: "The debug-exit device: a byte written to it ends the VM with that exit code [port when left \
+            out: 0xf4]",
         flag_example: "=0xf4",
         file_example: "debug-exit = 0xf4",
     },
@@ -349,7 +355,8 @@ pub static SETTINGS: &[Setting] = &[
         key: "fw-cfg",
         shape: Shape::Switch,
         value: "BOOL",
-        help: "QEMU's firmware configuration device at I/O port 0x510, with the number of CPUs and the size of RAM [default: true]",
+        help: "QEMU's firmware configuration device at I/O port 0x510, with the number of CPUs and the size \
+            of RAM [default: true]",
         flag_example: "=false",
         file_example: "fw-cfg = false",
     },
@@ -365,7 +372,8 @@ pub static SETTINGS: &[Setting] = &[
         key: "irqchip",
         shape: Shape::One,
         value: "WHERE",
-        help: "The interrupt controllers: kernel (all in KVM) or split (I/O APIC in hypernest, no PIC, no PIT) [default: kernel]",
+        help: "The interrupt controllers: kernel (all in KVM) or split (I/O APIC in hypernest, no PIC, no \
+            PIT) [default: kernel]",
         flag_example: " split",
         file_example: "irqchip = \"split\"",
     },
@@ -381,7 +389,8 @@ pub static SETTINGS: &[Setting] = &[
         key: "on-triple-fault",
         shape: Shape::One,
         value: "ACTION",
-        help: "When a vCPU has a triple fault: reset, as a PC does, or stop with a report. Five in a row within seconds stop the VM, too [default: reset]",
+        help: "When a vCPU has a triple fault: reset, as a PC does, or stop with a report. Five in a row \
+            within seconds stop the VM, too [default: reset]",
         flag_example: " stop",
         file_example: "on-triple-fault = \"stop\"",
     },
@@ -389,7 +398,8 @@ pub static SETTINGS: &[Setting] = &[
         key: "stop-timeout",
         shape: Shape::One,
         value: "SECONDS",
-        help: "On SIGTERM the power button is pressed: end the VM if it has not powered off after so many seconds [default: wait for as long as it takes]",
+        help: "On SIGTERM the power button is pressed: end the VM if it has not powered off after so many \
+            seconds [default: wait for as long as it takes]",
         flag_example: " 90",
         file_example: "stop-timeout = 90",
     },
@@ -405,7 +415,8 @@ pub static SETTINGS: &[Setting] = &[
         key: "on-tsc-change",
         shape: Shape::One,
         value: "ACTION",
-        help: "On a host with another TSC frequency: auto, scale (keep the guest's), reenlighten (tell the guest) or refuse [default: auto]",
+        help: "On a host with another TSC frequency: auto, scale (keep the guest's), reenlighten (tell the \
+            guest) or refuse [default: auto]",
         flag_example: " scale",
         file_example: "on-tsc-change = \"scale\"",
     },
@@ -413,7 +424,8 @@ pub static SETTINGS: &[Setting] = &[
         key: "clock",
         shape: Shape::One,
         value: "ACTION",
-        help: "While the VM is saved or on its way, the guest's clocks: continue or pause [default: continue]",
+        help: "While the VM is saved or on its way, the guest's clocks: continue or pause [default: \
+            continue]",
         flag_example: " pause",
         file_example: "clock = \"pause\"",
     },
@@ -429,7 +441,8 @@ pub static SETTINGS: &[Setting] = &[
         key: "dirty-ring-size",
         shape: Shape::One,
         value: "ENTRIES",
-        help: "How many pages a vCPU may write to until hypernest must look, while the VM is moved; 0: a bitmap of all RAM instead [default: 4096 where KVM has rings]",
+        help: "How many pages a vCPU may write to until hypernest must look, while the VM is moved; 0: a \
+            bitmap of all RAM instead [default: 4096 where KVM has rings]",
         flag_example: " 8192",
         file_example: "dirty-ring-size = 8192",
     },

@@ -6,8 +6,8 @@ use crate::cpuid::Topology;
 /// xAPIC ids are 8 bits, and 255 is the broadcast.
 pub(super) const MAX_CPUS: u32 = 255;
 
-/// Fills in what was left out: the first of cores, sockets and threads that is not given takes what the given ones leave,
-/// the others are 1.
+/// Fills in what was left out: the first of cores, sockets and threads that is not given takes what the given
+/// ones leave, the others are 1.
 pub(super) fn topology(
     count: Option<u32>,
     sockets: Option<u32>,

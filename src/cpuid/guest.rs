@@ -40,7 +40,8 @@ pub struct CpuSpec {
 pub enum CpuidProblem {
     /// The host supports neither VMX nor SVM for guests.
     #[error(
-        "the guest cannot be shown VMX or SVM (--nested): KVM does not support nesting on this host; load {} with nested=1, on a processor with virtualization enabled",
+        "the guest cannot be shown VMX or SVM (--nested): KVM does not support nesting on this host; load \
+         {} with nested=1, on a processor with virtualization enabled",
         .vendor.module()
     )]
     DoesNotNest {
@@ -48,7 +49,8 @@ pub enum CpuidProblem {
         vendor: CpuVendor,
     },
     /// The host is below the level.
-    #[error("the host is below {level}: it does not have {}; use a lower level, or --cpu host", names(.missing))]
+    #[error("the host is below {level}: it does not have {}; use a lower level, or --cpu \
+        host", names(.missing))]
     BelowLevel {
         /// The requested level.
         level: &'static str,

@@ -340,7 +340,8 @@ proptest! {
     #[test]
     fn any_host_table_is_accepted(
         raw in proptest::collection::vec(
-            (prop_oneof![0u32..0x20, 0x4000_0000u32..0x4000_0003, 0x8000_0000u32..0x8000_0022], 0u32..40, any::<[u32; 4]>()),
+            (prop_oneof![0u32..0x20, 0x4000_0000u32..0x4000_0003, 0x8000_0000u32..0x8000_0022], 0u32..40,
+                any::<[u32; 4]>()),
             0..60,
         ),
         model in 0..4usize,

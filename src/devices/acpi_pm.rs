@@ -1,7 +1,7 @@
 //! ACPI fixed hardware: PM1a event and control blocks, the power management timer, general purpose events.
 //!
-//! The machine is always in ACPI mode (FADT: SMI_CMD = 0), so SCI_EN is hard-wired to one. The reset register is not
-//! here: the FADT names the reset control register at 0xcf9.
+//! The machine is always in ACPI mode (FADT: SMI_CMD = 0), so SCI_EN is hard-wired to one. The reset register
+//! is not here: the FADT names the reset control register at 0xcf9.
 
 use std::sync::Arc;
 use std::time::Duration;

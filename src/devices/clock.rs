@@ -65,7 +65,8 @@ impl Clock for HostClock {
 
 /// A device that has something to do at a certain time, not only when the guest looks.
 ///
-/// A guest access that brings the time nearer must be followed by [`Waker::wake`](super::io_thread::Waker::wake).
+/// A guest access that brings the time nearer must be followed by
+/// [`Waker::wake`](super::io_thread::Waker::wake).
 pub trait Timed: Send {
     /// How long until [`Timed::tick`] has something to do; `None` while nothing is planned.
     fn until_due(&self) -> Option<Duration>;

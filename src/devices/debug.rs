@@ -1,4 +1,5 @@
-//! Devices for tests and firmware debugging, there only on request: the debug-exit port and the debug console.
+//! Devices for tests and firmware debugging, there only on request: the debug-exit port and the debug
+//! console.
 
 use super::char::{CharDevice, TxQueue};
 use super::io_thread::Waker;
@@ -46,8 +47,8 @@ impl LockedDevice for DebugExit {
     }
 }
 
-/// Every byte written is output. While its reader is slow and the queue full, bytes are lost: the port has no way to say
-/// "busy".
+/// Every byte written is output. While its reader is slow and the queue full, bytes are lost: the port has no
+/// way to say "busy".
 #[derive(Debug)]
 pub struct Debugcon {
     queue: TxQueue,

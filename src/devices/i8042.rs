@@ -1,7 +1,7 @@
 //! The keyboard controller (8042) with a keyboard and no mouse.
 //!
-//! Enough of both for the probes of Linux (i8042, atkbd) and Windows to end quickly and content: a probe that gets no
-//! answer waits half a second. Nobody types on this keyboard; people use the serial console.
+//! Enough of both for the probes of Linux (i8042, atkbd) and Windows to end quickly and content: a probe that
+//! gets no answer waits half a second. Nobody types on this keyboard; people use the serial console.
 
 use std::collections::VecDeque;
 

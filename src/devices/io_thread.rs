@@ -1,8 +1,9 @@
 //! The one thread that waits for the outside world: characters in and out, and the devices' deadlines.
 //!
-//! It is a loop around `ppoll`: what to wait for is asked of every wire and timed device anew in each turn, so nothing is
-//! registered and nothing can be forgotten. (An epoll-based event loop would save that for thousands of descriptors; here
-//! there are a handful, and epoll refuses regular files and /dev/null, which stdout often is.)
+//! It is a loop around `ppoll`: what to wait for is asked of every wire and timed device anew in each turn,
+//! so nothing is registered and nothing can be forgotten. (An epoll-based event loop would save that for
+//! thousands of descriptors; here there are a handful, and epoll refuses regular files and /dev/null, which
+//! stdout often is.)
 
 mod parking;
 
@@ -29,8 +30,8 @@ use parking::Parking;
 /// How long the thread, told to stop, waits for a reader that takes nothing.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(1);
 
-/// How long output may gather before it is fetched, unless it is the first for that long: a guest sends bytes one by one, and
-/// waking for each would cost more than the byte.
+/// How long output may gather before it is fetched, unless it is the first for that long: a guest sends bytes
+/// one by one, and waking for each would cost more than the byte.
 const GATHER: Duration = Duration::from_micros(500);
 
 /// Calls the I/O thread's attention. Cheap while it is already on its way.
@@ -80,7 +81,8 @@ impl Waker {
     }
 
     fn clear(&self) {
-        // Emptied before the flags fall: a wake in between finds its flag set, and the look that follows sees its cause.
+        // Emptied before the flags fall: a wake in between finds its flag set, and the look that follows sees
+        // its cause.
         self.drain();
         self.0.urgent.store(false, Ordering::Release);
         self.0.output.store(false, Ordering::Release);
@@ -120,8 +122,8 @@ impl IoThread {
         })
     }
 
-    /// Files that are connected from now on keep what is in them: a VM that goes on adds to what it wrote before, and what another
-    /// process still writes is not lost.
+    /// Files that are connected from now on keep what is in them: a VM that goes on adds to what it wrote
+    /// before, and what another process still writes is not lost.
     pub fn keep_files(&mut self) {
         self.keeps_files = true;
     }
@@ -131,7 +133,8 @@ impl IoThread {
         self.waker.clone()
     }
 
-    /// The waker for a device's [`TxQueue`](super::char::TxQueue): `None` if `backend` leads nowhere, so that output costs nothing.
+    /// The waker for a device's [`TxQueue`](super::char::TxQueue): `None` if `backend` leads nowhere, so that
+    /// output costs nothing.
     pub fn waker_for(&self, backend: &CharBackend) -> Option<Waker> {
         (*backend != CharBackend::None).then(|| self.waker())
     }
@@ -322,7 +325,8 @@ impl fmt::Debug for IoThread {
     }
 }
 
-/// The running thread. Dropped, it delivers what output it can, restores the terminal, removes sockets and ends.
+/// The running thread. Dropped, it delivers what output it can, restores the terminal, removes sockets and
+/// ends.
 #[derive(Debug)]
 pub struct RunningIo {
     stop: Arc<AtomicBool>,
@@ -333,8 +337,8 @@ pub struct RunningIo {
 
 impl RunningIo {
     /// Brings the thread to a point where it touches no device: no input arrives and no deadline comes until
-    /// [`RunningIo::unpark`]. It goes on to serve the user's side: escape keys, and output that the devices have. `false`
-    /// if the thread is not there within `timeout`; it parks as soon as it can.
+    /// [`RunningIo::unpark`]. It goes on to serve the user's side: escape keys, and output that the devices
+    /// have. `false` if the thread is not there within `timeout`; it parks as soon as it can.
     pub fn park(&self, timeout: Duration) -> bool {
         self.parking.want(true);
         self.waker.wake();

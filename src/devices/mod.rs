@@ -1,5 +1,6 @@
-//! The platform's devices. None of them knows KVM: each answers accesses from the bus, drives the interrupt lines it was
-//! given, and reports what concerns the VM as a whole through a [`GuestEvents`](crate::life::GuestEvents).
+//! The platform's devices. None of them knows KVM: each answers accesses from the bus, drives the interrupt
+//! lines it was given, and reports what concerns the VM as a whole through a
+//! [`GuestEvents`](crate::life::GuestEvents).
 //!
 //! ```text
 //!   vCPU ──► bus ──► Serial, Cmos, AcpiPm, …        (one lock: the device's own)

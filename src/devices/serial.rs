@@ -1,8 +1,9 @@
 //! A 16550A UART: COM1 and COM2.
 //!
-//! Registers, receive FIFO and loopback come from `vm_superio::Serial`. What it leaves out is added around it: interrupt
-//! identification with priorities and as a level that follows its causes (it would report two causes at once as a third
-//! one, and forget data on reading IIR), the FIFO control register, back-pressure in both directions, and break.
+//! Registers, receive FIFO and loopback come from `vm_superio::Serial`. What it leaves out is added around
+//! it: interrupt identification with priorities and as a level that follows its causes (it would report two
+//! causes at once as a third one, and forget data on reading IIR), the FIFO control register, back-pressure
+//! in both directions, and break.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -308,8 +309,8 @@ impl LockedDevice for Serial {
         }
     }
 
-    // Output that waits to be delivered is not part of it: the VM that was saved delivers it. What is loaded finds an empty
-    // transmitter, and tells a guest that waits for one.
+    // Output that waits to be delivered is not part of it: the VM that was saved delivers it. What is loaded
+    // finds an empty transmitter, and tells a guest that waits for one.
     fn save(&self, to: &mut Encoder) {
         let uart = self.uart.state();
         to.array(&registers(&uart));
@@ -348,7 +349,8 @@ impl LockedDevice for Serial {
         let sent = mem::take(self.uart.writer_mut());
         match Registers::from_state(&state, NoTrigger, NoEvents, sent) {
             Ok(uart) => self.uart = uart,
-            // Output waits in a VM that is restored only if somebody loads twice; it goes with what was there.
+            // Output waits in a VM that is restored only if somebody loads twice; it goes with what was
+            // there.
             Err(_) => {
                 let count = state.in_buffer.len();
                 return Err(from.invalid("received bytes", format!("{count} do not fit")));

@@ -42,9 +42,9 @@ pub fn save(
 
 /// Loads `devices`, which were made from the same configuration, from their sections and takes these out.
 ///
-/// The devices' clock goes on from where it was, plus `missed`: the part of the time since then that counts for the guest.
-/// Interrupt controllers must be there already, and in the state that was saved with the devices': each device drives its
-/// lines as they were.
+/// The devices' clock goes on from where it was, plus `missed`: the part of the time since then that counts
+/// for the guest. Interrupt controllers must be there already, and in the state that was saved with the
+/// devices': each device drives its lines as they were.
 ///
 /// # Errors
 /// If a section is missing, or cannot be what it says.

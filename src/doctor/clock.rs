@@ -34,10 +34,12 @@ fn clocksource(system: &System) -> Check {
     let cure = if system.clock.available.iter().any(|name| name == "tsc") {
         "as root: `echo tsc > /sys/devices/system/clocksource/clocksource0/current_clocksource`"
     } else {
-        "the kernel found the TSC unstable: its log says why; `tsc=reliable` on its command line if you know better"
+        "the kernel found the TSC unstable: its log says why; `tsc=reliable` on its command line if you \
+         know better"
     };
     check("clocksource", title, CheckStatus::Warn, current)
-        .means("KVM cannot keep Hyper-V's reference TSC page: with hv-time, every reading of the guest's clock leaves the guest")
+        .means("KVM cannot keep Hyper-V's reference TSC page: with hv-time, every reading of the guest's \
+            clock leaves the guest")
         .cure(cure)
 }
 
@@ -82,7 +84,12 @@ fn frequency(kvm: &KvmFacts) -> Check {
 fn invariant(system: &System, kvm: &KvmFacts) -> Check {
     let title = "invariant TSC";
     match (kvm.guest_invariant_tsc(), system.cpu.constant_tsc) {
-        (true, _) => check("tsc-invariant", title, CheckStatus::Ok, "yes, and guests can be shown it"),
+        (true, _) => check(
+            "tsc-invariant",
+            title,
+            CheckStatus::Ok,
+            "yes, and guests can be shown it",
+        ),
         (false, true) => check(
             "tsc-invariant",
             title,
@@ -90,8 +97,10 @@ fn invariant(system: &System, kvm: &KvmFacts) -> Check {
             "the host's TSC is invariant, but KVM does not show that to guests",
         )
         .means("hv-tsc-invariant cannot be had"),
-        (false, false) => check("tsc-invariant", title, CheckStatus::Warn, "no")
-            .means("the TSC may change its rate or stop: guests must be told by hv-reenlightenment, and hv-tsc-invariant cannot be had"),
+        (false, false) => check("tsc-invariant", title, CheckStatus::Warn, "no").means(
+            "the TSC may change its rate or stop: guests must be told by hv-reenlightenment, and \
+                hv-tsc-invariant cannot be had",
+        ),
     }
 }
 
@@ -99,26 +108,48 @@ fn scaling(kvm: &KvmFacts) -> Check {
     let title = "TSC scaling";
     match (kvm.caps.tsc_control, kvm.caps.vm_tsc_control) {
         (true, true) => check("tsc-scaling", title, CheckStatus::Ok, "yes")
-            .means("a VM from a host with another TSC frequency keeps its own here, for good or until its guest has adapted (hv-reenlightenment)"),
-        (true, false) => check("tsc-scaling", title, CheckStatus::Info, "the CPU has it, but KVM cannot set it for a whole VM")
+            .means("a VM from a host with another TSC frequency keeps its own here, for good or until its \
+                guest has adapted (hv-reenlightenment)"),
+        (true, false) => check("tsc-scaling", title, CheckStatus::Info, "the CPU has it, but KVM cannot set \
+            it for a whole VM")
             .means("a VM from a host with another TSC frequency cannot come here")
             .cure("run Linux 5.17 or newer"),
         (false, _) => check("tsc-scaling", title, CheckStatus::Info, "no")
-            .means("of VMs from hosts with another TSC frequency, only those can come here whose guest takes a new one at once (hv-reenlightenment without TSC emulation); --tsc-khz cannot be had"),
+            .means("of VMs from hosts with another TSC frequency, only those can come here whose guest \
+                takes a new one at once (hv-reenlightenment without TSC emulation); --tsc-khz cannot be had"),
     }
 }
 
 fn offset(kvm: &KvmFacts) -> Option<Check> {
     let title = "TSC offset";
     Some(match kvm.tsc_offset {
-        Some(true) => check("tsc-offset", title, CheckStatus::Ok, "KVM offsets and shows it"),
-        Some(false) => check("tsc-offset", title, CheckStatus::Warn, "guests see the host's TSC as it is")
-            .means("a saved VM can go on here only if it was saved here, since the last boot, and with --clock continue"),
-        None if kvm.caps.any_hyperv() => {
-            check("tsc-offset", title, CheckStatus::Warn, "KVM does not show it")
-                .means("restoring a VM can cost it KVM's master clock, and clock readings then leave the guest")
-                .cure("run Linux 5.16 or newer")
-        }
+        Some(true) => check(
+            "tsc-offset",
+            title,
+            CheckStatus::Ok,
+            "KVM offsets and shows it",
+        ),
+        Some(false) => check(
+            "tsc-offset",
+            title,
+            CheckStatus::Warn,
+            "guests see the host's TSC as it is",
+        )
+        .means(
+            "a saved VM can go on here only if it was saved here, since the last boot, and with \
+                --clock continue",
+        ),
+        None if kvm.caps.any_hyperv() => check(
+            "tsc-offset",
+            title,
+            CheckStatus::Warn,
+            "KVM does not show it",
+        )
+        .means(
+            "restoring a VM can cost it KVM's master clock, and clock readings then leave the \
+                    guest",
+        )
+        .cure("run Linux 5.16 or newer"),
         None => return None,
     })
 }

@@ -93,9 +93,18 @@ fn module(system: &System) -> Check {
         .filter(|name| system.modules.contains_key(*name))
         .collect();
     if loaded.is_empty() {
-        check("kvm-module", title, CheckStatus::Fail, "neither kvm_intel nor kvm_amd is loaded, yet KVM works")
-            .means("this KVM runs guests without the CPU's virtualization, and cannot give it to a guest; kernels start slowly or not at all")
-            .cure("use a host whose CPU shows VMX or SVM and load kvm_intel or kvm_amd there")
+        check(
+            "kvm-module",
+            title,
+            CheckStatus::Fail,
+            "neither kvm_intel nor kvm_amd is loaded, yet KVM \
+            works",
+        )
+        .means(
+            "this KVM runs guests without the CPU's virtualization, and cannot give it to a guest; \
+                kernels start slowly or not at all",
+        )
+        .cure("use a host whose CPU shows VMX or SVM and load kvm_intel or kvm_amd there")
     } else {
         check("kvm-module", title, CheckStatus::Ok, loaded.join(", "))
     }
@@ -105,7 +114,8 @@ fn ignore_msrs(system: &System) -> Option<Check> {
     let title = "kvm.ignore_msrs";
     Some(if system.flag("kvm", "ignore_msrs")? {
         check("kvm-ignore-msrs", title, CheckStatus::Warn, "Y")
-            .means("a guest that reads a register that does not exist gets 0 instead of a fault: guests that probe for features, as Hyper-V does, can be misled")
+            .means("a guest that reads a register that does not exist gets 0 instead of a fault: guests \
+                that probe for features, as Hyper-V does, can be misled")
             .cure("as root: `echo N > /sys/module/kvm/parameters/ignore_msrs`")
     } else {
         check("kvm-ignore-msrs", title, CheckStatus::Ok, "N")
@@ -119,7 +129,8 @@ fn msr_exits(kvm: &KvmFacts) -> Check {
     } else {
         check("kvm-msr-filter", title, CheckStatus::Fail, "missing")
             .means(
-                "hypernest cannot own Hyper-V's crash and re-enlightenment registers, which is how it keeps a guest's clock right",
+                "hypernest cannot own Hyper-V's crash and re-enlightenment registers, which is how it keeps \
+                 a guest's clock right",
             )
             .cure("run Linux 5.10 or newer")
     }

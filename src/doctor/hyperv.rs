@@ -39,13 +39,15 @@ fn support(system: &System, kvm: &KvmFacts) -> Check {
         Some(false) => format!("{none}: this kernel was built without CONFIG_KVM_HYPERV"),
         Some(true) => format!("{none}, although the kernel was built with CONFIG_KVM_HYPERV"),
         None => format!(
-            "{none}: this kernel was most likely built without CONFIG_KVM_HYPERV (its configuration cannot be read)"
+            "{none}: this kernel was most likely built without CONFIG_KVM_HYPERV (its configuration cannot \
+             be read)"
         ),
     };
     let cure = if config == Some(true) {
         "find out whether the KVM modules belong to this kernel, and are the usual kvm_intel or kvm_amd"
     } else {
-        "run a kernel built with CONFIG_KVM_HYPERV=y, as those of the distributions are; or run guests without enlightenments: --hv none"
+        "run a kernel built with CONFIG_KVM_HYPERV=y, as those of the distributions are; or run guests \
+         without enlightenments: --hv none"
     };
     check("kvm-hyperv", title, CheckStatus::Fail, found)
         .means("no enlightenment can be had")
@@ -86,7 +88,8 @@ fn evmcs(system: &System, kvm: &KvmFacts) -> Check {
     }
     let missing = |found: &str| {
         check("evmcs", title, CheckStatus::Fail, found).means(
-            "hv-evmcs cannot be had: a hypervisor inside the guest pays an exit for what it could read and write in memory",
+            "hv-evmcs cannot be had: a hypervisor inside the guest pays an exit for what it could read and \
+             write in memory",
         )
     };
     if system.cpu.svm || kvm.guest_svm() {

@@ -67,7 +67,8 @@ fn hugepages(system: &System) -> Check {
         .collect();
     if pools.is_empty() {
         check("hugepages", title, CheckStatus::Info, "none reserved")
-            .means("--memory SIZE,hugepages=2M cannot be used; nested guests gain most from them, as their page walks are the longest")
+            .means("--memory SIZE,hugepages=2M cannot be used; nested guests gain most from them, as their \
+                page walks are the longest")
             .cure("as root: `sysctl vm.nr_hugepages=N`, N = half the guest's memory in MiB")
     } else {
         check("hugepages", title, CheckStatus::Ok, pools.join(", "))
@@ -86,7 +87,8 @@ fn thp(system: &System) -> Option<Check> {
     };
     Some(match chosen {
         "never" => check(CheckStatus::Warn)
-            .means("guest memory is in small pages unless --memory SIZE,hugepages=2M is given: its page walks are longer")
+            .means("guest memory is in small pages unless --memory SIZE,hugepages=2M is given: its page \
+                walks are longer")
             .cure("as root: `echo madvise > /sys/kernel/mm/transparent_hugepage/enabled`"),
         _ => check(CheckStatus::Ok),
     })

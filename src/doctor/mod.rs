@@ -1,7 +1,7 @@
 //! Why nested Hyper-V will or will not work on this host, in words a user can act on.
 //!
-//! Pure functions over the host's facts: [`diagnose`] turns them into checks, the state of every enlightenment and a verdict
-//! for every profile; [`text`] says it to humans, and JSON to programs.
+//! Pure functions over the host's facts: [`diagnose`] turns them into checks, the state of every
+//! enlightenment and a verdict for every profile; [`text`] says it to humans, and JSON to programs.
 
 mod clock;
 mod device;

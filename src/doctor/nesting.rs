@@ -64,9 +64,17 @@ fn nested_parameter(system: &System) -> Option<Check> {
             format!("{module}.nested is on"),
         )
     } else {
-        check("nested-parameter", title, CheckStatus::Fail, format!("{module}.nested is off"))
-            .means("KVM keeps the CPU's virtualization from every guest")
-            .cure(format!("with all VMs stopped, as root: `modprobe -r {module} && modprobe {module} nested=1`; for good: put `options {module} nested=1` into a file of /etc/modprobe.d"))
+        check(
+            "nested-parameter",
+            title,
+            CheckStatus::Fail,
+            format!("{module}.nested is off"),
+        )
+        .means("KVM keeps the CPU's virtualization from every guest")
+        .cure(format!(
+            "with all VMs stopped, as root: `modprobe -r {module} && modprobe {module} \
+                nested=1`; for good: put `options {module} nested=1` into a file of /etc/modprobe.d"
+        ))
     })
 }
 
@@ -82,7 +90,8 @@ fn guest(kvm: &KvmFacts) -> Check {
             "KVM shows guests neither VMX nor SVM (KVM_GET_SUPPORTED_CPUID)",
         )
         .means("no hypervisor starts inside a guest: neither the Hyper-V role nor WSL2 nor KVM")
-        .cure("see the other lines of this group: the CPU must have it, and the module must be loaded with nested=1"),
+        .cure("see the other lines of this group: the CPU must have it, and the module must be loaded with \
+            nested=1"),
     }
 }
 
@@ -120,9 +129,17 @@ fn two_dimensional_paging(system: &System) -> Option<Check> {
             format!("{module}.{name} is on"),
         )
     } else {
-        check("nested-paging", title, CheckStatus::Warn, format!("{module}.{name} is off"))
-            .means("page tables are shadowed: guests are slow, and nested guests slower; the Hyper-V role does not start without it")
-            .cure(format!("load {module} with {name}=1, on a CPU that has it"))
+        check(
+            "nested-paging",
+            title,
+            CheckStatus::Warn,
+            format!("{module}.{name} is off"),
+        )
+        .means(
+            "page tables are shadowed: guests are slow, and nested guests slower; the Hyper-V role \
+                does not start without it",
+        )
+        .cure(format!("load {module} with {name}=1, on a CPU that has it"))
     })
 }
 
@@ -136,9 +153,20 @@ fn shadow_vmcs(system: &System) -> Option<Check> {
             "kvm_intel.enable_shadow_vmcs is on",
         )
     } else {
-        check("shadow-vmcs", title, CheckStatus::Info, "kvm_intel.enable_shadow_vmcs is off, or the CPU has none")
-            .means("a hypervisor inside that does not use hv-evmcs leaves the guest for every VMREAD and VMWRITE")
-            .cure("load kvm_intel with enable_shadow_vmcs=1, or use hv-evmcs, which makes it unnecessary")
+        check(
+            "shadow-vmcs",
+            title,
+            CheckStatus::Info,
+            "kvm_intel.enable_shadow_vmcs is off, or the CPU has \
+            none",
+        )
+        .means(
+            "a hypervisor inside that does not use hv-evmcs leaves the guest for every VMREAD and \
+                VMWRITE",
+        )
+        .cure(
+            "load kvm_intel with enable_shadow_vmcs=1, or use hv-evmcs, which makes it unnecessary",
+        )
     })
 }
 
@@ -154,7 +182,8 @@ fn virtual_apic(system: &System) -> Option<Check> {
             CheckStatus::Ok,
             format!("{module}.{name} is on"),
         )
-        .means("hv-avic is worth having: it keeps Windows from switching this off; when KVM itself does, and why, shows only in the trace event kvm:kvm_apicv_inhibit_changed")
+        .means("hv-avic is worth having: it keeps Windows from switching this off; when KVM itself does, \
+            and why, shows only in the trace event kvm:kvm_apicv_inhibit_changed")
     } else {
         check(
             "virtual-apic",

@@ -85,7 +85,8 @@ fn an_intel_host_without_evmcs_fails_the_nested_profile_for_that_alone() {
     let text = render(&diagnosis, Style::Plain);
     assert!(
         text.ends_with(
-            "\nProfile nested does not work on this host: hv-evmcs is the one thing missing.\nWhat works here: --hv nested,-evmcs\n"
+            "\nProfile nested does not work on this host: hv-evmcs is the one thing missing.\nWhat works \
+             here: --hv nested,-evmcs\n"
         ),
         "{text}"
     );

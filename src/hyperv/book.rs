@@ -12,7 +12,8 @@ const HEAD: &str = "\
      `HYPERNEST_BLESS=1 cargo test -p hypernest --lib book`. -->
 # Hyper-V enlightenments
 
-An enlightenment is a piece of Hyper-V's interface that a guest may use in place of emulated hardware. The names are QEMU's.
+An enlightenment is a piece of Hyper-V's interface that a guest may use in place of emulated hardware. The \
+names are QEMU's.
 
 ## Asking for them
 
@@ -26,20 +27,29 @@ An enlightenment is a piece of Hyper-V's interface that a guest may use in place
 | `spinlocks=0xfff` | one with a value |
 | `evmcs=auto` | with this one where the host has it; elsewhere without it, with a warning |
 
-A list that names no profile stands for itself: `--hv time,relaxed` is these two. A list that only removes things takes them
-from the default profile: `--hv -runtime` is everything but hv-runtime. All mistakes in a list are reported at once.
+A list that names no profile stands for itself: `--hv time,relaxed` is these two. A list that only removes \
+things takes them
+from the default profile: `--hv -runtime` is everything but hv-runtime. All mistakes in a list are reported \
+at once.
 
-A request is carried out or refused. What one enlightenment requires is added, with a note, when it takes nothing away from the
-guest; when it was removed, the list is refused, unless it is a profile's member that would need it: that one goes too, with a note.
-What the host cannot do is refused, with what would give it. What no host of its vendor can do, as the enlightened VMCS on AMD, is left
+A request is carried out or refused. What one enlightenment requires is added, with a note, when it takes \
+nothing away from the
+guest; when it was removed, the list is refused, unless it is a profile's member that would need it: that \
+one goes too, with a note.
+What the host cannot do is refused, with what would give it. What no host of its vendor can do, as the \
+enlightened VMCS on AMD, is left
 out of a profile with a warning, and refused only when asked for by name.
 
-A list that no known guest would use is accepted with a warning that names what to add: no guest takes a hypervisor for Hyper-V without
+A list that no known guest would use is accepted with a warning that names what to add: no guest takes a \
+hypervisor for Hyper-V without
 hv-vpindex, for example.
 
-KVM's own leaves are hidden where a Linux guest takes its clock from Hyper-V (hv-vpindex, hv-frequencies, and hv-time or
-hv-tsc-invariant): a Linux that finds both takes KVM. Any other list, and `--hv none`, shows them, so that Linux has kvmclock and
-need not measure its TSC's frequency. `--kvm-leaves` shows them in any case, `--kvm-leaves=false` never: at 0x40000100, or at
+KVM's own leaves are hidden where a Linux guest takes its clock from Hyper-V (hv-vpindex, hv-frequencies, \
+and hv-time or
+hv-tsc-invariant): a Linux that finds both takes KVM. Any other list, and `--hv none`, shows them, so that \
+Linux has kvmclock and
+need not measure its TSC's frequency. `--kvm-leaves` shows them in any case, `--kvm-leaves=false` never: at \
+0x40000100, or at
 0x40000000 with `--hv none`. QEMU shows them unless it is given `kvm=off`.
 
 ";
@@ -47,20 +57,27 @@ need not measure its TSC's frequency. `--kvm-leaves` shows them in any case, `--
 const QEMU: &str = "\
 Requests are read a little more strictly than QEMU's flags:
 
-- On Intel, hv-emsr-bitmap and hv-tlbflush-direct are refused without hv-evmcs, and everywhere without `--nested`: nothing could use them.
+- On Intel, hv-emsr-bitmap and hv-tlbflush-direct are refused without hv-evmcs, and everywhere without \
+`--nested`: nothing could use them.
 - What is required is added instead of refused.
-- Any enlightenment by itself, such as hv-vendor-id, makes the guest see Hyper-V; with QEMU some of them do not.
+- Any enlightenment by itself, such as hv-vendor-id, makes the guest see Hyper-V; with QEMU some of them do \
+not.
 - hv-avic is refused where KVM uses no APICv or AVIC, but for `passthrough`.
-- `passthrough` also shows what QEMU has no flag for, and shows hv-evmcs, hv-emsr-bitmap and hv-tlbflush-direct only with `--nested`.
+- `passthrough` also shows what QEMU has no flag for, and shows hv-evmcs, hv-emsr-bitmap and \
+hv-tlbflush-direct only with `--nested`.
 
-Leaves above the greatest one in 0x40000000.EAX are no part of the interface: on Intel they read as the highest basic leaf.
+Leaves above the greatest one in 0x40000000.EAX are no part of the interface: on Intel they read as the \
+highest basic leaf.
 ";
 
 /// The whole document.
 pub fn document() -> String {
     let mut out = HEAD.to_owned();
     profiles(&mut out);
-    out.push_str("## All of them\n\n| Name | Since Linux | Work done by | What it does |\n|---|---|---|---|\n");
+    out.push_str(
+        "## All of them\n\n| Name | Since Linux | Work done by | What it does \
+        |\n|---|---|---|---|\n",
+    );
     for row in &TABLE {
         out.push_str(&format!(
             "| [{name}](#{name}) | {} | {} | {} |\n",
@@ -88,8 +105,10 @@ fn profiles(out: &mut String) {
         out.push_str(&format!("**`{profile}`**: {}\n\n", profile.summary()));
     }
     out.push_str(
-        "Members of `windows` and `nested`, and why. Where the last column says \"left out\", a host that cannot have the member \
-         starts the VM without it, with a note; else the VM is refused there, and the message names the list without it.\n\n\
+        "Members of `windows` and `nested`, and why. Where the last column says \"left out\", a host that \
+         cannot have the member \
+         starts the VM without it, with a note; else the VM is refused there, and the message names the \
+         list without it.\n\n\
          | Member | In | Why | On a host without |\n|---|---|---|---|\n",
     );
     let windows = Profile::Windows.members();
@@ -117,7 +136,10 @@ fn profiles(out: &mut String) {
 }
 
 fn differences(out: &mut String) {
-    out.push_str("## What a guest sees differently from QEMU\n\n| VM | Where | Value | Why |\n|---|---|---|---|\n");
+    out.push_str(
+        "## What a guest sees differently from QEMU\n\n| VM | Where | Value | Why \
+        |\n|---|---|---|---|\n",
+    );
     for difference in DIFFERENCES {
         let when = match difference.when {
             When::With(id) => format!("with {id}"),
@@ -267,7 +289,8 @@ mod tests {
         let book = fs::read_to_string(&path).unwrap();
         assert!(
             book == document(),
-            "docs/enlightenments.md differs from the table: run `HYPERNEST_BLESS=1 cargo test -p hypernest --lib book`"
+            "docs/enlightenments.md differs from the table: run `HYPERNEST_BLESS=1 cargo test -p hypernest \
+             --lib book`"
         );
     }
 

@@ -312,8 +312,8 @@ mod tests {
     #[test]
     fn identity_can_be_set() {
         let leaves = leaves(
-            "vendor-id=short,version-id-build=0x1bbc,version-id-major=6,version-id-minor=1,version-id-spack=2,\
-             version-id-sbranch=3,version-id-snumber=4",
+            "vendor-id=short,version-id-build=0x1bbc,version-id-major=6,version-id-minor=1,\
+             version-id-spack=2,version-id-sbranch=3,version-id-snumber=4",
             &intel(),
             false,
         );

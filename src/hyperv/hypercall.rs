@@ -86,7 +86,8 @@ impl UserHypercalls {
     }
 }
 
-/// Parameters are 8-byte aligned and do not cross a page (TLFS, "Hypercall Interface": "Alignment Requirements").
+/// Parameters are 8-byte aligned and do not cross a page (TLFS, "Hypercall Interface": "Alignment
+/// Requirements").
 fn fits(address: u64, length: u64) -> bool {
     address.is_multiple_of(8) && address % PAGE <= PAGE - length
 }

@@ -124,13 +124,17 @@ const HEAD: &str = "\
      `HYPERNEST_BLESS=1 cargo test -p hypernest --lib libvirt`. -->
 # The profiles in libvirt
 
-You run Windows under libvirt and QEMU, and want there what hypernest's profiles give: these are the parts of a domain (`virsh edit NAME`)
-for each of them. The names and the meaning of each element are in libvirt's \"Domain XML format\", under \"Hypervisor features\"; what it
-does for a guest is in [Enlightenments](enlightenments.md). **No domain of this page was started**: the lab has no libvirt. The names of the
+You run Windows under libvirt and QEMU, and want there what hypernest's profiles give: these are the parts \
+of a domain (`virsh edit NAME`)
+for each of them. The names and the meaning of each element are in libvirt's \"Domain XML format\", under \
+\"Hypervisor features\"; what it
+does for a guest is in [Enlightenments](enlightenments.md). **No domain of this page was started**: the lab \
+has no libvirt. The names of the
 elements are checked against the table of enlightenments only.
 
 - `hv-time` is a timer of the clock, and `hv-crash` a panic device.
-- An older libvirt does not take `avic`, `emsr_bitmap`, `xmm_input` or the children of `tlbflush`: leave them out, or give QEMU's flags by
+- An older libvirt does not take `avic`, `emsr_bitmap`, `xmm_input` or the children of `tlbflush`: leave \
+them out, or give QEMU's flags by
   `<qemu:commandline>`. `virsh domcapabilities` lists what yours takes.
 - `avic` is of use only where KVM uses APICv or AVIC (`hypernest doctor`); elsewhere leave it out.
 - `<hidden state='on'/>` hides KVM's own CPUID leaves, which a Linux guest would take before Hyper-V's.
@@ -141,9 +145,12 @@ elements are checked against the table of enlightenments only.
 const FROM_THE_HOST: &str = "\
 ## Does Windows use the enlightened VMCS?
 
-Offering it is not using it. Neither Windows nor WSL2 shows whether Hyper-V uses it, but the host sees it: with an ordinary VMCS, Hyper-V
-executes VMREAD, VMWRITE and VMPTRLD, which leave its VM; with an enlightened VMCS it uses memory in their place, and KVM refuses VMPTRLD
-as long as one is in use (`handle_vmptrld` in arch/x86/kvm/vmx/nested.c). VMRESUME leaves it in both cases. As root, while something runs
+Offering it is not using it. Neither Windows nor WSL2 shows whether Hyper-V uses it, but the host sees it: \
+with an ordinary VMCS, Hyper-V
+executes VMREAD, VMWRITE and VMPTRLD, which leave its VM; with an enlightened VMCS it uses memory in their \
+place, and KVM refuses VMPTRLD
+as long as one is in use (`handle_vmptrld` in arch/x86/kvm/vmx/nested.c). VMRESUME leaves it in both cases. \
+As root, while something runs
 in WSL2, PID being that of QEMU:
 
 ```console
@@ -156,10 +163,13 @@ in WSL2, PID being that of QEMU:
 |---|---|---|---|
 | 1st | 24, VMRESUME | many | many |
 | 2nd | 21, VMPTRLD | none | at least when Hyper-V changes between virtual processors |
-| 3rd, 4th | 23, VMREAD and 25, VMWRITE | next to none | several for each VMRESUME without shadow VMCS, few with it |
+| 3rd, 4th | 23, VMREAD and 25, VMWRITE | next to none | several for each VMRESUME without shadow VMCS, few \
+with it |
 
-With shadow VMCS (`cat /sys/module/kvm_intel/parameters/enable_shadow_vmcs` prints Y) few VMREADs leave the VM either, so that VMPTRLD is
-the one to look at. No VMRESUME at all means that no hypervisor runs in the guest. Without perf, the same is in tracefs:
+With shadow VMCS (`cat /sys/module/kvm_intel/parameters/enable_shadow_vmcs` prints Y) few VMREADs leave the \
+VM either, so that VMPTRLD is
+the one to look at. No VMRESUME at all means that no hypervisor runs in the guest. Without perf, the same \
+is in tracefs:
 
 ```console
 # cd /sys/kernel/tracing; echo > trace
@@ -169,10 +179,12 @@ the one to look at. No VMRESUME at all means that no hypervisor runs in the gues
 # echo 0 > events/kvm/kvm_exit/filter
 ```
 
-Both were tried on 2026-11-30 with Linux 6.18 and perf 6.1: the events, the fields and the filters exist, and perf prints
+Both were tried on 2026-11-30 with Linux 6.18 and perf 6.1: the events, the fields and the filters exist, \
+and perf prints
 the counts in the order of the options. That machine's KVM has no VMX: the counts themselves were not seen.
 
-On AMD there is no enlightened VMCS, and nothing to look for. How much it saves in your VM: [Measure your WSL2](measure-wsl2.md).
+On AMD there is no enlightened VMCS, and nothing to look for. How much it saves in your VM: [Measure your \
+WSL2](measure-wsl2.md).
 ";
 
 /// The whole page.
@@ -238,7 +250,8 @@ mod tests {
         let page = fs::read_to_string(&path).unwrap();
         assert!(
             page == document(),
-            "docs/libvirt.md differs from the table: run `HYPERNEST_BLESS=1 cargo test -p hypernest --lib libvirt`"
+            "docs/libvirt.md differs from the table: run `HYPERNEST_BLESS=1 cargo test -p hypernest --lib \
+             libvirt`"
         );
     }
 

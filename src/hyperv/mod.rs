@@ -1,4 +1,5 @@
-//! The Hyper-V enlightenments: one table, its resolution, the CPUID leaves, and the synthetic MSRs that hypernest owns.
+//! The Hyper-V enlightenments: one table, its resolution, the CPUID leaves, and the synthetic MSRs that
+//! hypernest owns.
 //!
 //! An enlightenment is a part of Hyper-V's interface that a guest may detect and use instead of emulated
 //! hardware: a hypercall in place of an interrupt storm, a page in place of a clock chip, a shared page in

@@ -47,7 +47,8 @@ pub enum Note {
     /// Enlightenments that no known guest will use.
     #[error(
         "{} will have no effect: no known guest uses {} without {}; add {} to --hv",
-        names(.ids, " and "), if .ids.len() == 1 { "it" } else { "them" }, names(.without, " or "), names(.without, " or ")
+        names(.ids, " and "), if .ids.len() == 1 { "it" } else { "them" }, names(.without, " or \
+            "), names(.without, " or ")
     )]
     Unused {
         /// The useless ones.
@@ -94,7 +95,8 @@ pub enum EnlightenmentProblem {
     /// The host's KVM has no Hyper-V.
     #[error(
         "this host's KVM has no Hyper-V support (KVM_CAP_HYPERV is 0), so {} cannot be had: \
-         use a kernel built with CONFIG_KVM_HYPERV=y, or run without enlightenments: --hv none", names(.asked, " and ")
+         use a kernel built with CONFIG_KVM_HYPERV=y, or run without enlightenments: --hv \
+         none", names(.asked, " and ")
     )]
     NoHyperv {
         /// The requested ones.
@@ -120,7 +122,8 @@ pub enum EnlightenmentProblem {
     },
     /// It requires one that is not added automatically, as that takes something away from the guest.
     #[error(
-        "{id} needs {requirement}, which is not added automatically because it has a cost (`hypernest enlightenments {requirement}`): name it too"
+        "{id} needs {requirement}, which is not added automatically because it has a cost (`hypernest \
+         enlightenments {requirement}`): name it too"
     )]
     RequirementUnasked {
         /// The requested one.
@@ -192,7 +195,8 @@ pub enum MissingRequirement {
         vendor: CpuVendor,
     },
     /// The host does not nest.
-    #[error("KVM does not support nesting on this host: load {} with nested=1, on a processor with virtualization enabled", .vendor.module())]
+    #[error("KVM does not support nesting on this host: load {} with nested=1, on a processor with \
+        virtualization enabled", .vendor.module())]
     HostDoesNotNest {
         /// The processor's vendor.
         vendor: CpuVendor,
@@ -209,7 +213,8 @@ pub enum MissingRequirement {
         running: Option<KernelVersion>,
     },
     /// APICv or AVIC is not in use.
-    #[error("KVM does not use the processor's virtual APIC on this host: load {} with {}=1 on a processor that has it", .vendor.module(), if *.vendor == CpuVendor::Intel { "enable_apicv" } else { "avic" })]
+    #[error("KVM does not use the processor's virtual APIC on this host: load {} with {}=1 on a processor \
+        that has it", .vendor.module(), if *.vendor == CpuVendor::Intel { "enable_apicv" } else { "avic" })]
     NoApicv {
         /// The processor's vendor.
         vendor: CpuVendor,
@@ -234,7 +239,8 @@ impl MissingRequirement {
 fn newer(since: &KernelVersion, running: &Option<KernelVersion>) -> String {
     match running {
         Some(running) if running >= since => format!(
-            " although this is Linux {running} and {since} has it: the kernel was built without it (CONFIG_KVM_HYPERV=y gives it)"
+            " although this is Linux {running} and {since} has it: the kernel was built without it \
+             (CONFIG_KVM_HYPERV=y gives it)"
         ),
         Some(running) => format!(": Linux {since} has it, this is {running}"),
         None => format!(": Linux {since} has it"),

@@ -159,17 +159,21 @@ impl Profile {
     pub fn summary(self) -> &'static str {
         match self {
             Self::None => {
-                "Nothing: the guest sees no Hyper-V. (It sees KVM's own leaves instead, unless --kvm-leaves=false.)"
+                "Nothing: the guest sees no Hyper-V. (It sees KVM's own leaves instead, unless \
+                 --kvm-leaves=false.)"
             }
             Self::Windows => "Recommended for Windows. The default without --nested.",
             Self::Nested => {
-                "`windows`, and what the Hyper-V role, WSL2 or another hypervisor inside the guest gains from. The default with --nested."
+                "`windows`, and what the Hyper-V role, WSL2 or another hypervisor inside the guest gains \
+                 from. The default with --nested."
             }
             Self::All => {
-                "Whatever this host and this VM can have, except what is a promise of yours (hv-no-nonarch-coresharing) or for debugging (hv-enforce-cpuid, hv-syndbg)."
+                "Whatever this host and this VM can have, except what is a promise of yours \
+                 (hv-no-nonarch-coresharing) or for debugging (hv-enforce-cpuid, hv-syndbg)."
             }
             Self::Passthrough => {
-                "Whatever this host's KVM reports, with KVM's own vendor string, version and limits. For experiments; such a VM cannot be migrated."
+                "Whatever this host's KVM reports, with KVM's own vendor string, version and limits. For \
+                 experiments; such a VM cannot be migrated."
             }
         }
     }

@@ -66,7 +66,8 @@ pub const DIFFERENCES: [Difference; 5] = [
             mask: 1,
         },
         what: "1 where KVM offers it; QEMU: 0",
-        reason: "without it KVM takes the load-PERF_GLOBAL_CTRL controls from the guest's VMX, and a hypervisor inside cannot give its guests a PMU",
+        reason: "without it KVM takes the load-PERF_GLOBAL_CTRL controls from the guest's VMX, and a \
+            hypervisor inside cannot give its guests a PMU",
     },
     Difference {
         when: When::With(E::TscInvariant),

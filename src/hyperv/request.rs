@@ -372,7 +372,8 @@ mod tests {
             [
                 "`hv-tiem`: there is no enlightenment or profile of that name; did you mean `hv-time`?",
                 "`spinlocks`: hv-spinlocks takes a number from 1 to 0xffffffff, decimal or 0x…",
-                "`-windows`: `windows` is a profile; write it alone, and remove single enlightenments by `-name`",
+                "`-windows`: `windows` is a profile; write it alone, and remove single enlightenments by \
+                 `-name`",
                 "`vendor-id=Microsoft Hyper-V`: hv-vendor-id takes a text of 1 to 12 bytes",
                 "hv-time is named twice, with different meanings (`time` and `-time`)",
                 "an item of the list is empty",
@@ -432,7 +433,8 @@ mod tests {
             picks in proptest::collection::btree_map(0..TABLE.len(), 0..3u8, 0..12),
             profiles in proptest::collection::vec(0..Profile::ALL.len(), 0..3),
         ) {
-            let mut items: Vec<String> = profiles.iter().map(|p| Profile::ALL[*p].name().to_owned()).collect();
+            let names = profiles.iter().map(|p| Profile::ALL[*p].name().to_owned());
+            let mut items: Vec<String> = names.collect();
             for (index, how) in picks {
                 let row = &TABLE[index];
                 if row.id == E::Passthrough {

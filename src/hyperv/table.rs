@@ -1,7 +1,8 @@
 //! The table of enlightenments. A new one needs a row here, and code only where user space has work to do.
 //!
-//! Bits and MSRs: TLFS, "Feature and Interface Discovery" and "Virtual Processors"; what KVM reports and enforces:
-//! `kvm_get_hv_cpuid`, `hv_check_msr_access` and `hv_check_hypercall_access` in arch/x86/kvm/hyperv.c.
+//! Bits and MSRs: TLFS, "Feature and Interface Discovery" and "Virtual Processors"; what KVM reports and
+//! enforces: `kvm_get_hv_cpuid`, `hv_check_msr_access` and `hv_check_hypercall_access` in
+//! arch/x86/kvm/hyperv.c.
 
 use super::cpuid::{FEATURES, NESTED_FEATURES, RECOMMENDATIONS};
 use super::enlightenment::{
@@ -101,7 +102,8 @@ const PLAIN: Row = Row {
 const VERSION: Row = Row {
     needs: &[],
     owner: Owner::Guest,
-    detail: "Part of leaf 0x40000002, which guests read for diagnosis. Left alone it says 10.0.14393 (Windows Server 2016), as QEMU's does.",
+    detail: "Part of leaf 0x40000002, which guests read for diagnosis. Left alone it says 10.0.14393 \
+        (Windows Server 2016), as QEMU's does.",
     ..PLAIN
 };
 
@@ -130,7 +132,8 @@ pub(super) static TABLE: [Row; 34] = [
         ],
         needs: &[Need::Cap(HvCap::Vapic), Need::Bits],
         summary: "APIC registers as MSRs, and an assist page that saves the exit at end of interrupt.",
-        detail: "The assist page is also the door to the enlightened VMCS. With hv-avic the APIC MSRs stay, but are no longer recommended: they would cost exits that the hardware's APIC saves.",
+        detail: "The assist page is also the door to the enlightened VMCS. With hv-avic the APIC MSRs stay, \
+            but are no longer recommended: they would cost exits that the hardware's APIC saves.",
         ..PLAIN
     },
     Row {
@@ -143,7 +146,8 @@ pub(super) static TABLE: [Row; 34] = [
         hypercalls: &[0x08],
         needs: &[Need::Cap(HvCap::Spin)],
         summary: "How often a guest tries a spinlock before it tells the host that it waits.",
-        detail: "A value of leaf 0x40000004.EBX. 0xfff and 0x1fff (8191) are what Windows hosts are usually given; 0xffffffff means never.",
+        detail: "A value of leaf 0x40000004.EBX. 0xfff and 0x1fff (8191) are what Windows hosts are usually \
+            given; 0xffffffff means never.",
         ..PLAIN
     },
     Row {
@@ -157,7 +161,8 @@ pub(super) static TABLE: [Row; 34] = [
         since: linux(4, 14),
         owner: Owner::Both,
         summary: "Each vCPU can ask for its number.",
-        detail: "Linux and Windows take a hypervisor for Hyper-V only with this one. In hypernest the VP index is the order of creation.",
+        detail: "Linux and Windows take a hypervisor for Hyper-V only with this one. In hypernest the VP \
+            index is the order of creation.",
         ..PLAIN
     },
     Row {
@@ -184,7 +189,10 @@ pub(super) static TABLE: [Row; 34] = [
         since: linux(5, 10),
         owner: Owner::Hypernest,
         summary: "A guest that crashes leaves its stop code, four parameters and a message.",
-        detail: "KVM keeps these MSRs too (since Linux 4.5), but never says which bits the guest wrote to the control register, so it cannot tell whether there is a message: hypernest owns them through the MSR filter. The guest goes on after its report unless --on-crash says otherwise, so that Windows can write its dump.",
+        detail: "KVM keeps these MSRs too (since Linux 4.5), but never says which bits the guest wrote to \
+            the control register, so it cannot tell whether there is a message: hypernest owns them through \
+            the MSR filter. The guest goes on after its report unless --on-crash says otherwise, so that \
+            Windows can write its dump.",
         ..PLAIN
     },
     Row {
@@ -195,7 +203,8 @@ pub(super) static TABLE: [Row; 34] = [
         since: linux(4, 5),
         owner: Owner::Both,
         summary: "The guest can reset the machine by an MSR.",
-        detail: "Today's Hyper-V does not offer it and Windows resets through ACPI, so no profile but `all` holds it.",
+        detail: "Today's Hyper-V does not offer it and Windows resets through ACPI, so no profile but `all` \
+            holds it.",
         ..PLAIN
     },
     Row {
@@ -209,7 +218,8 @@ pub(super) static TABLE: [Row; 34] = [
         needs: &[Need::Cap(HvCap::Time), Need::Bits],
         since: linux(4, 9),
         summary: "The reference clock, and a page that turns the TSC into it without an exit.",
-        detail: "The page needs a host whose clock source is the TSC and vCPUs whose TSCs agree; else the guest falls back to an MSR, at an exit for each reading.",
+        detail: "The page needs a host whose clock source is the TSC and vCPUs whose TSCs agree; else the \
+            guest falls back to an MSR, at an exit for each reading.",
         ..PLAIN
     },
     Row {
@@ -246,7 +256,9 @@ pub(super) static TABLE: [Row; 34] = [
         since: linux(5, 10),
         owner: Owner::Hypernest,
         summary: "A guest that is a hypervisor is told when the TSC's frequency changes under it.",
-        detail: "KVM stores these MSRs (since Linux 4.17) but never acts on them: hypernest owns them through the MSR filter. KVM is told of TSC_EMULATION_CONTROL, as it leaves the reference TSC page alone while that is set. Linux listens only if hv-frequencies is on as well.",
+        detail: "KVM stores these MSRs (since Linux 4.17) but never acts on them: hypernest owns them \
+            through the MSR filter. KVM is told of TSC_EMULATION_CONTROL, as it leaves the reference TSC \
+            page alone while that is set. Linux listens only if hv-frequencies is on as well.",
         ..PLAIN
     },
     Row {
@@ -261,7 +273,8 @@ pub(super) static TABLE: [Row; 34] = [
             "the destination can give the very same TSC frequency (TSC scaling)",
         ),
         summary: "The guest may ask for an invariant TSC, and then use it as its clock.",
-        detail: "KVM shows CPUID 0x80000007.EDX[8] only after the guest has set the MSR. A promise that the frequency never changes, so no profile but `all` holds it. QEMU has no flag for it.",
+        detail: "KVM shows CPUID 0x80000007.EDX[8] only after the guest has set the MSR. A promise that the \
+            frequency never changes, so no profile but `all` holds it. QEMU has no flag for it.",
         ..PLAIN
     },
     Row {
@@ -285,7 +298,8 @@ pub(super) static TABLE: [Row; 34] = [
         since: linux(4, 14),
         owner: Owner::Both,
         summary: "The synthetic interrupt controller: sixteen sources, with messages and event flags.",
-        detail: "Needed for synthetic timers. There is no VMBus: a message or event that the guest sends is answered with INVALID_CONNECTION_ID.",
+        detail: "Needed for synthetic timers. There is no VMBus: a message or event that the guest sends is \
+            answered with INVALID_CONNECTION_ID.",
         ..PLAIN
     },
     Row {
@@ -326,7 +340,8 @@ pub(super) static TABLE: [Row; 34] = [
         needs: &[Need::Cap(HvCap::TlbFlush), Need::Bits],
         requires: &[req(E::VpIndex)],
         since: linux(4, 18),
-        summary: "One hypercall flushes the TLBs of other vCPUs, and does not wait for those that are not running.",
+        summary: "One hypercall flushes the TLBs of other vCPUs, and does not wait for those that are not \
+            running.",
         detail: "Pays when there are more vCPUs than CPUs; costs little otherwise.",
         ..PLAIN
     },
@@ -347,7 +362,8 @@ pub(super) static TABLE: [Row; 34] = [
         requires: &[req(E::Vapic), on_intel(E::Evmcs)],
         since: linux(6, 2),
         summary: "The host's KVM itself answers the TLB flush hypercalls of guests inside the guest.",
-        detail: "The hypervisor inside opts in through its assist page and the enlightened VMCS (Intel) or the VMCB (AMD).",
+        detail: "The hypervisor inside opts in through its assist page and the enlightened VMCS (Intel) or \
+            the VMCB (AMD).",
         ..PLAIN
     },
     Row {
@@ -384,7 +400,8 @@ pub(super) static TABLE: [Row; 34] = [
         since: linux(6, 3),
         owner: Owner::Hypernest,
         summary: "The guest may ask which extended hypercalls there are. There are none.",
-        detail: "HvExtCallQueryCapabilities answers 0. Holds the place for memory hot-add and page reporting. QEMU has no flag for it.",
+        detail: "HvExtCallQueryCapabilities answers 0. Holds the place for memory hot-add and page \
+            reporting. QEMU has no flag for it.",
         ..PLAIN
     },
     Row {
@@ -399,7 +416,11 @@ pub(super) static TABLE: [Row; 34] = [
         since: linux(5, 15),
         owner: Owner::Guest,
         summary: "The guest stops using AutoEOI, which would switch the hardware's virtual APIC off.",
-        detail: "Only for hosts where KVM uses APICv or AVIC: elsewhere the guest gives up AutoEOI for nothing. Takes back the recommendation of hv-vapic's MSRs. hypernest switches the PIT's re-injection off, which would inhibit AVIC for as long as the VM runs. KVM's other reasons (a vCPU that runs an L2, an ExtINT that waits, a changed APIC id) come and go; the kernel shows them by its trace event kvm:kvm_apicv_inhibit_changed and nowhere else.",
+        detail: "Only for hosts where KVM uses APICv or AVIC: elsewhere the guest gives up AutoEOI for \
+            nothing. Takes back the recommendation of hv-vapic's MSRs. hypernest switches the PIT's \
+            re-injection off, which would inhibit AVIC for as long as the VM runs. KVM's other reasons (a \
+            vCPU that runs an L2, an ExtINT that waits, a changed APIC id) come and go; the kernel shows \
+            them by its trace event kvm:kvm_apicv_inhibit_changed and nowhere else.",
         ..PLAIN
     },
     Row {
@@ -418,8 +439,12 @@ pub(super) static TABLE: [Row; 34] = [
         since: linux(4, 20),
         owner: Owner::Both,
         migration: Migration::If("the destination's KVM has an enlightened VMCS of this version"),
-        summary: "The hypervisor inside the guest keeps its VMCS in a shared page, so that VMREAD and VMWRITE cost no exit.",
-        detail: "Leaf 0x4000000A says version 1, and, where KVM has it (Linux 6.1), that PERF_GLOBAL_CTRL is part of it. Offering it takes posted interrupts, virtual APIC registers, the preemption timer, shadow VMCS, PML, TSC scaling and more from the guest's VMX even if the guest never uses it, and cannot be undone for a running VM.",
+        summary: "The hypervisor inside the guest keeps its VMCS in a shared page, so that VMREAD and \
+            VMWRITE cost no exit.",
+        detail: "Leaf 0x4000000A says version 1, and, where KVM has it (Linux 6.1), that PERF_GLOBAL_CTRL \
+            is part of it. Offering it takes posted interrupts, virtual APIC registers, the preemption \
+            timer, shadow VMCS, PML, TSC scaling and more from the guest's VMX even if the guest never uses \
+            it, and cannot be undone for a running VM.",
         ..PLAIN
     },
     Row {
@@ -429,7 +454,8 @@ pub(super) static TABLE: [Row; 34] = [
         needs: &[Need::Bits, Need::Nested],
         requires: &[on_intel(E::Evmcs)],
         since: linux(5, 17),
-        summary: "The host's KVM rebuilds the MSR bitmap of a guest inside the guest only when told that it changed.",
+        summary: "The host's KVM rebuilds the MSR bitmap of a guest inside the guest only when told that it \
+            changed.",
         ..PLAIN
     },
     Row {
@@ -445,7 +471,8 @@ pub(super) static TABLE: [Row; 34] = [
             "it says what is true of this host; say on or off instead",
         ),
         summary: "Tells the guest that two of its vCPUs share a core only where its topology shows it.",
-        detail: "`on` is your promise that vCPUs are pinned so; `auto` takes KVM's word, which is yes only where SMT is impossible. A guest that believes it may leave out mitigations between siblings.",
+        detail: "`on` is your promise that vCPUs are pinned so; `auto` takes KVM's word, which is yes only \
+            where SMT is impossible. A guest that believes it may leave out mitigations between siblings.",
         ..PLAIN
     },
     Row {
@@ -456,7 +483,8 @@ pub(super) static TABLE: [Row; 34] = [
         harmless: false,
         owner: Owner::Guest,
         summary: "The vendor string in leaf 0x40000000, up to 12 bytes.",
-        detail: "Left alone it is \"Microsoft Hv\". Linux guests take nothing else for Hyper-V; no Windows is known to care.",
+        detail: "Left alone it is \"Microsoft Hv\". Linux guests take nothing else for Hyper-V; no Windows \
+            is known to care.",
         ..PLAIN
     },
     Row {
@@ -523,7 +551,8 @@ pub(super) static TABLE: [Row; 34] = [
         harmless: false,
         since: linux(5, 14),
         summary: "KVM refuses the MSRs and hypercalls that CPUID does not announce.",
-        detail: "Without it every synthetic MSR and hypercall that KVM has works for any guest that sees Hyper-V. A smaller surface; but a guest that is careless about the bits meets #GP.",
+        detail: "Without it every synthetic MSR and hypercall that KVM has works for any guest that sees \
+            Hyper-V. A smaller surface; but a guest that is careless about the bits meets #GP.",
         ..PLAIN
     },
     Row {
@@ -535,7 +564,8 @@ pub(super) static TABLE: [Row; 34] = [
         since: linux(5, 11),
         migration: Migration::Blocked("what the guest sees depends on the host's kernel"),
         summary: "Everything that this host's KVM reports, with its values.",
-        detail: "The profile `passthrough`. The vendor string is KVM's own then (\"Linux KVM Hv\"), so that Linux guests do not see Hyper-V unless hv-vendor-id says otherwise. For experiments.",
+        detail: "The profile `passthrough`. The vendor string is KVM's own then (\"Linux KVM Hv\"), so that \
+            Linux guests do not see Hyper-V unless hv-vendor-id says otherwise. For experiments.",
         ..PLAIN
     },
     Row {

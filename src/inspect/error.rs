@@ -27,7 +27,8 @@ pub enum InspectError {
     Config(#[source] Box<toml::de::Error>),
     /// The RAM is not what the configuration says.
     #[error(
-        "section ram of the saved state does not fit section config: the pieces of RAM are {found:?}, and should be {expected:?}"
+        "section ram of the saved state does not fit section config: the pieces of RAM are {found:?}, and \
+         should be {expected:?}"
     )]
     Ram {
         /// Of the RAM.

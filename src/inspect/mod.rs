@@ -1,8 +1,8 @@
 //! What is in a saved VM, read and checked without KVM.
 //!
-//! [`InspectReport::read`] goes through every section as a restore would, up to the point where KVM would be asked, so what it
-//! accepts is whole and of the right form. Whether a certain host can take it is another question
-//! ([`Promise::check`](crate::machine::promise::Promise::check)).
+//! [`InspectReport::read`] goes through every section as a restore would, up to the point where KVM would be
+//! asked, so what it accepts is whole and of the right form. Whether a certain host can take it is another
+//! question ([`Promise::check`](crate::machine::promise::Promise::check)).
 
 mod cpu;
 mod error;
@@ -27,7 +27,8 @@ use crate::state::{FORMAT_VERSION, Sections};
 use crate::time::SavedTime;
 use crate::units::{Gpa, Msr, VpIndex};
 
-/// The version of the report's JSON form (docs/schema/inspect.schema.json). A change that breaks readers raises it.
+/// The version of the report's JSON form (docs/schema/inspect.schema.json). A change that breaks readers
+/// raises it.
 pub const VERSION: u32 = 1;
 
 /// A number for people, as hexadecimal text: most readers of JSON do not have 64 bits.
@@ -68,7 +69,8 @@ pub struct InspectReport {
     pub devices: Vec<SectionSize>,
     /// Its RAM.
     pub ram: Ram,
-    /// What its configuration names on the host that saved it. A restore opens none of it unless a flag says so.
+    /// What its configuration names on the host that saved it. A restore opens none of it unless a flag says
+    /// so.
     pub endpoints: Vec<SavedEndpoint>,
     /// What a reset boots.
     pub boot: Vec<BootFile>,

@@ -99,12 +99,12 @@ impl VmAttachment for Doorbells {
     }
 }
 
-/// An eventfd that writes of the guest at an address signal. It is attached again to the VM that a reset makes, unless its
-/// device has detached it. Dropping it frees it.
+/// An eventfd that writes of the guest at an address signal. It is attached again to the VM that a reset
+/// makes, unless its device has detached it. Dropping it frees it.
 ///
-/// It only saves exits: a write exits and reaches the register's device while there is no doorbell, while it moves, or where
-/// KVM took none, so the device handles both. KVM looks for doorbells before anything else at the address: a device detaches
-/// one whose register is hidden or not decoded.
+/// It only saves exits: a write exits and reaches the register's device while there is no doorbell, while it
+/// moves, or where KVM took none, so the device handles both. KVM looks for doorbells before anything else at
+/// the address: a device detaches one whose register is hidden or not decoded.
 #[derive(Debug)]
 pub struct Doorbell {
     all: Doorbells,

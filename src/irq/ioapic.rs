@@ -3,9 +3,10 @@
 //! What the machine has to do for it:
 //! * `KVM_CAP_SPLIT_IRQCHIP` with [`PINS`] reserved routes, before any vCPU exists.
 //! * [`MsiSink::send`] is `KVM_SIGNAL_MSI`.
-//! * [`MsiSink::routes_changed`] is `KVM_SET_GSI_ROUTING`: entry *n* becomes the MSI route of GSI *n*, the other routes
-//!   stay ([`Routes`](super::Routes)). KVM never delivers through these; it reads from them which vectors are
-//!   level-triggered, and only for those leaves with `KVM_EXIT_IOAPIC_EOI` when a local APIC gets the EOI (`kvm_scan_ioapic_routes`).
+//! * [`MsiSink::routes_changed`] is `KVM_SET_GSI_ROUTING`: entry *n* becomes the MSI route of GSI *n*, the
+//!   other routes stay ([`Routes`](super::Routes)). KVM never delivers through these; it reads from them
+//!   which vectors are level-triggered, and only for those leaves with `KVM_EXIT_IOAPIC_EOI` when a local
+//!   APIC gets the EOI (`kvm_scan_ioapic_routes`).
 //! * [`IoApic::eoi`] is called upon that exit.
 //! * [`IoApicMmio`] is placed at 0xfec00000; [`IoApic`] is the [`IrqSink`] of the devices' lines.
 
@@ -20,8 +21,8 @@ use crate::units::Gsi;
 /// Interrupt inputs.
 pub const PINS: usize = 24;
 
-/// Highest pin, and version 0x20: with an EOI register. KVM's local APICs offer directed EOI with a user-space I/O APIC
-/// (`kvm_apic_set_version`), and a guest that uses it needs the register.
+/// Highest pin, and version 0x20: with an EOI register. KVM's local APICs offer directed EOI with a
+/// user-space I/O APIC (`kvm_apic_set_version`), and a guest that uses it needs the register.
 const VERSION: u32 = 23 << 16 | 0x20;
 const _: () = assert!(PINS == 24);
 
@@ -100,8 +101,8 @@ fn message(entry: u64) -> Option<Msi> {
         return None;
     }
     let logical = if entry & LOGICAL != 0 { MSI_LOGICAL } else { 0 };
-    // Vector and delivery mode stand at the same bits in both formats; assert is always set, as for every level-triggered
-    // message that is sent.
+    // Vector and delivery mode stand at the same bits in both formats; assert is always set, as for every
+    // level-triggered message that is sent.
     let data = u32::try_from(entry & (VECTOR | 7 << DELIVERY_SHIFT)).ok()?;
     let level = if entry & LEVEL != 0 { MSI_LEVEL } else { 0 };
     Some(Msi {
@@ -119,7 +120,8 @@ impl IoApic {
         }
     }
 
-    /// A local APIC got the EOI for `vector`: level-triggered pins with it may interrupt again, and do if still driven.
+    /// A local APIC got the EOI for `vector`: level-triggered pins with it may interrupt again, and do if
+    /// still driven.
     pub fn eoi(&self, vector: u8) {
         let mut state = lock(&self.state);
         let mut freed = 0_u32;
@@ -150,7 +152,8 @@ impl IoApic {
         }
     }
 
-    /// Tells of changed routes. A masked pin keeps its route while its interrupt is in service, or the EOI would not arrive.
+    /// Tells of changed routes. A masked pin keeps its route while its interrupt is in service, or the EOI
+    /// would not arrive.
     fn publish(&self, state: &mut State) {
         let mut routes = [None; PINS];
         for (route, entry) in routes.iter_mut().zip(state.entries) {

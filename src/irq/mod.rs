@@ -1,7 +1,9 @@
 //! Interrupts: how a device raises one without knowing who delivers it.
 //!
-//! - [`IrqLine`]: a line into an interrupt controller; [`SharedLine`]: one that several functions share (PCI INTx)
-//! - [`Vector`]: a message-signalled interrupt, with an irqfd where a device wants one; [`Sint`]: one of Hyper-V's sources
+//! - [`IrqLine`]: a line into an interrupt controller; [`SharedLine`]: one that several functions share (PCI
+//!   INTx)
+//! - [`Vector`]: a message-signalled interrupt, with an irqfd where a device wants one; [`Sint`]: one of
+//!   Hyper-V's sources
 //! - [`Routes`]: the owner of all GSIs, across resets
 //! - [`Doorbell`]: the other direction, a driver's write as an eventfd
 //! - [`ioapic`]: the I/O APIC in user space
@@ -27,8 +29,8 @@ use crate::units::Gsi;
 
 /// Delivers level changes of interrupt lines to the interrupt controller.
 ///
-/// Implemented by KVM's in-kernel controllers (`KVM_IRQ_LINE`), by the user-space I/O APIC of the split irqchip, and by
-/// recorders in device tests.
+/// Implemented by KVM's in-kernel controllers (`KVM_IRQ_LINE`), by the user-space I/O APIC of the split
+/// irqchip, and by recorders in device tests.
 pub trait IrqSink: Send + Sync {
     /// Sets the level of line `gsi`. Must not block on a device.
     fn set_level(&self, gsi: Gsi, high: bool);

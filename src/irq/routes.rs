@@ -39,8 +39,8 @@ pub enum NoVector {
     },
 }
 
-/// Where the machine's interrupts go: the controllers' pins, the vectors of message-signalled interrupts, and SINTs. It
-/// outlives the VMs in KVM. Without one, interrupts are lost, as on a machine held in reset.
+/// Where the machine's interrupts go: the controllers' pins, the vectors of message-signalled interrupts, and
+/// SINTs. It outlives the VMs in KVM. Without one, interrupts are lost, as on a machine held in reset.
 ///
 /// It is the [`IrqSink`] for controllers in KVM, and the [`MsiSink`] of the I/O APIC in user space.
 #[derive(Clone, Debug)]
@@ -134,7 +134,8 @@ impl Routes {
     /// # Errors
     /// If there is no such source, or all GSIs are in use.
     pub fn sint(&self, vp: VpIndex, sint: u32) -> Result<Sint, NoVector> {
-        // Numbers may come from the guest, and KVM would refuse the whole table for one route that it does not take.
+        // Numbers may come from the guest, and KVM would refuse the whole table for one route that it does
+        // not take.
         if sint > 15 {
             return Err(NoVector::NoSuchSint { sint });
         }
@@ -190,8 +191,9 @@ impl Routes {
         }
     }
 
-    /// Connects or disconnects a source's eventfd, as its target asks for. A source that leads nowhere keeps its last route in
-    /// the table: nothing raises that GSI, and a driver that masks and unmasks a vector costs no change of the table.
+    /// Connects or disconnects a source's eventfd, as its target asks for. A source that leads nowhere keeps
+    /// its last route in the table: nothing raises that GSI, and a driver that masks and unmasks a vector
+    /// costs no change of the table.
     fn connect(&self, core: &mut Core, gsi: Gsi, source: &mut Source) -> Result<(), KvmError> {
         let Some(to) = source.routed() else {
             source.disconnect(gsi);
@@ -290,8 +292,8 @@ impl IrqSink for Routes {
 /// Messages from the I/O APIC in user space.
 impl MsiSink for Routes {
     fn send(&self, msi: Msi) {
-        // KVM_SIGNAL_MSI fails only for a VM without local APICs in the kernel, and every VM has them there. That none of
-        // them takes the message is the guest's business.
+        // KVM_SIGNAL_MSI fails only for a VM without local APICs in the kernel, and every VM has them there.
+        // That none of them takes the message is the guest's business.
         let _delivered = self.0.lines.with(|vm| route::signal_msi(vm, msi));
     }
 

@@ -7,9 +7,10 @@ use crate::bus::lock;
 
 /// A level-triggered line with several holders (PCI INTx; PCI Local Bus Specification 3.0, 2.2.6).
 ///
-/// The line's level is not saved. Each holder's device drives its own bit again when its state is loaded, as it does for a
-/// line that it has for itself. The controller's part of a level-triggered interrupt is the controller's: the I/O APIC in
-/// user space and the one in KVM both deliver again upon an EOI while the line is high.
+/// The line's level is not saved. Each holder's device drives its own bit again when its state is loaded, as
+/// it does for a line that it has for itself. The controller's part of a level-triggered interrupt is the
+/// controller's: the I/O APIC in user space and the one in KVM both deliver again upon an EOI while the line
+/// is high.
 #[derive(Clone, Debug)]
 pub struct SharedLine(Arc<Shared>);
 
@@ -129,7 +130,8 @@ mod tests {
     proptest! {
         /// Against a list of bits: the level is their OR, and the line is driven only when that changes.
         #[test]
-        fn the_line_is_the_or_of_its_holders(ops in proptest::collection::vec((0_u8..4, 0_usize..5), 0..200)) {
+        fn the_line_is_the_or_of_its_holders(ops in proptest::collection::vec((0_u8..4, 0_usize..5),
+            0..200)) {
             let (wire, line) = shared();
             let mut holders: Vec<LineHolder> = Vec::new();
             let mut model: Vec<bool> = Vec::new();

@@ -47,8 +47,8 @@ impl Table {
         }
     }
 
-    /// The messages of the I/O APIC in user space. KVM never delivers them: it reads from them which vectors' EOIs
-    /// exit (`kvm_scan_ioapic_routes`).
+    /// The messages of the I/O APIC in user space. KVM never delivers them: it reads from them which vectors'
+    /// EOIs exit (`kvm_scan_ioapic_routes`).
     pub(super) fn set_ioapic(&mut self, messages: &[Option<Msi>; PINS]) {
         let each = (0..).map(Gsi).zip(messages);
         self.pins = each
@@ -102,8 +102,8 @@ impl Table {
     }
 }
 
-/// How a PC's interrupt lines lead to the controllers in the kernel. KVM's own default leads the timer to pin 0 of the I/O
-/// APIC, where no operating system expects it (the MADT says pin 2).
+/// How a PC's interrupt lines lead to the controllers in the kernel. KVM's own default leads the timer to pin
+/// 0 of the I/O APIC, where no operating system expects it (the MADT says pin 2).
 fn pc_routes() -> Vec<Route> {
     const PER_PIC: u32 = 8;
     let route = |line, irqchip, pin| Route {

@@ -34,7 +34,8 @@ impl Source {
         }
     }
 
-    /// The route that its eventfd needs: none without an eventfd, and none for a message that is no interrupt.
+    /// The route that its eventfd needs: none without an eventfd, and none for a message that is no
+    /// interrupt.
     pub(super) fn routed(&self) -> Option<Target> {
         let to = self.to.filter(|_| self.event.is_some())?;
         match to {
@@ -93,15 +94,16 @@ impl Vector {
         }
     }
 
-    /// From now on a signal writes `msi`; nothing for `None`, as for a masked vector. When this returns no earlier message is
-    /// delivered any more, and signals of the eventfd stay pending in it until there is a message again.
+    /// From now on a signal writes `msi`; nothing for `None`, as for a masked vector. When this returns no
+    /// earlier message is delivered any more, and signals of the eventfd stay pending in it until there is a
+    /// message again.
     pub fn set(&self, msi: Option<Msi>) {
         self.routes
             .set_target(self.gsi, &self.source, msi.map(Target::Msi));
     }
 
-    /// Delivers the interrupt. `false`: it has no message, so that the caller keeps it pending. A message that is no interrupt
-    /// goes nowhere, and any is lost while the machine is held in reset.
+    /// Delivers the interrupt. `false`: it has no message, so that the caller keeps it pending. A message
+    /// that is no interrupt goes nowhere, and any is lost while the machine is held in reset.
     pub fn signal(&self) -> bool {
         let source = lock(&self.source);
         let Some(Target::Msi(msi)) = source.to else {
@@ -114,8 +116,8 @@ impl Vector {
         true
     }
 
-    /// An eventfd whose signals KVM delivers by itself (`KVM_IRQFD`), for a sender that is no device of ours, or another
-    /// thread. Reading it is not the caller's.
+    /// An eventfd whose signals KVM delivers by itself (`KVM_IRQFD`), for a sender that is no device of ours,
+    /// or another thread. Reading it is not the caller's.
     ///
     /// # Errors
     /// If the process has no descriptors left, or KVM refuses.
@@ -123,7 +125,8 @@ impl Vector {
         self.routes.eventfd(self.gsi, &self.source)
     }
 
-    /// Whether the eventfd was signalled while there was no message: the vector's bit in the pending bit array.
+    /// Whether the eventfd was signalled while there was no message: the vector's bit in the pending bit
+    /// array.
     pub fn is_pending(&self) -> bool {
         lock(&self.source).is_pending()
     }
@@ -140,7 +143,8 @@ impl Drop for Vector {
     }
 }
 
-/// A synthetic interrupt source of a virtual processor, as an interrupt. Dropping it frees its GSI and its irqfd.
+/// A synthetic interrupt source of a virtual processor, as an interrupt. Dropping it frees its GSI and its
+/// irqfd.
 #[derive(Debug)]
 pub struct Sint {
     routes: Routes,
@@ -157,7 +161,8 @@ impl Sint {
         }
     }
 
-    /// Raises it. `false`: the guest does not listen (SynIC or SINT off, or masked), or the machine is held in reset.
+    /// Raises it. `false`: the guest does not listen (SynIC or SINT off, or masked), or the machine is held
+    /// in reset.
     pub fn signal(&self) -> bool {
         let source = lock(&self.source);
         let vm = source.vm.as_ref();

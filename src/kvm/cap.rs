@@ -54,13 +54,15 @@ pub fn dirty_ring(vm: &VmFd, bytes: u64) -> Result<(), KvmError> {
     let what = Named {
         cap: KVM_CAP_DIRTY_LOG_RING_ACQ_REL,
         name: "KVM_CAP_DIRTY_LOG_RING_ACQ_REL",
-        advice: "the ring is too small or too large, or the kernel is older than 6.1: `--dirty-ring-size 0` does without",
+        advice: "the ring is too small or too large, or the kernel is older than 6.1: `--dirty-ring-size 0` \
+            does without",
     };
     on_vm(vm, &what, bytes)
 }
 
-/// Splits the interrupt controllers: local APICs in KVM, I/O APIC in user space. `pins` routes are reserved for the latter,
-/// and their EOIs come as `KVM_EXIT_IOAPIC_EOI`. Before the first vCPU, and instead of `KVM_CREATE_IRQCHIP`.
+/// Splits the interrupt controllers: local APICs in KVM, I/O APIC in user space. `pins` routes are reserved
+/// for the latter, and their EOIs come as `KVM_EXIT_IOAPIC_EOI`. Before the first vCPU, and instead of
+/// `KVM_CREATE_IRQCHIP`.
 ///
 /// # Errors
 /// If KVM refuses.
@@ -73,8 +75,8 @@ pub fn split_irqchip(vm: &VmFd, pins: u8) -> Result<(), KvmError> {
     on_vm(vm, &what, pins.into())
 }
 
-/// 32-bit APIC ids in interrupt routes and MSIs, without the quirk that turns 0xff into a broadcast in x2APIC mode:
-/// needed for more than 255 APIC ids, harmless below.
+/// 32-bit APIC ids in interrupt routes and MSIs, without the quirk that turns 0xff into a broadcast in x2APIC
+/// mode: needed for more than 255 APIC ids, harmless below.
 ///
 /// # Errors
 /// If KVM refuses.
@@ -104,7 +106,8 @@ pub fn user_space_msrs(vm: &VmFd, reasons: MsrExitReason) -> Result<(), KvmError
     on_vm(vm, &what, reasons.bits().into())
 }
 
-/// Pending exceptions keep their payload (CR2, DR6) apart in `kvm_vcpu_events`: needed to save a vCPU that has one pending.
+/// Pending exceptions keep their payload (CR2, DR6) apart in `kvm_vcpu_events`: needed to save a vCPU that
+/// has one pending.
 ///
 /// # Errors
 /// If KVM refuses.
@@ -117,7 +120,8 @@ pub fn exception_payload(vm: &VmFd) -> Result<(), KvmError> {
     on_vm(vm, &what, 1)
 }
 
-/// A pending triple fault shows in `kvm_vcpu_events`: needed to save a vCPU that has one pending (an L2 that shut down).
+/// A pending triple fault shows in `kvm_vcpu_events`: needed to save a vCPU that has one pending (an L2 that
+/// shut down).
 ///
 /// # Errors
 /// If KVM refuses.
@@ -130,8 +134,8 @@ pub fn triple_fault_event(vm: &VmFd) -> Result<(), KvmError> {
     on_vm(vm, &what, 1)
 }
 
-/// Gives the vCPU Hyper-V's synthetic interrupt controller. AutoEOI no longer switches APICv off for good (`SYNIC2`), and
-/// KVM does not clear the guest's message and event pages.
+/// Gives the vCPU Hyper-V's synthetic interrupt controller. AutoEOI no longer switches APICv off for good
+/// (`SYNIC2`), and KVM does not clear the guest's message and event pages.
 ///
 /// # Errors
 /// If KVM refuses: it needs a local APIC in the kernel.
@@ -139,7 +143,8 @@ pub fn synic2(vcpu: &VcpuFd) -> Result<(), KvmError> {
     let what = Named {
         cap: KVM_CAP_HYPERV_SYNIC2,
         name: "KVM_CAP_HYPERV_SYNIC2",
-        advice: "the kernel has no Hyper-V support (CONFIG_KVM_HYPERV), is older than 4.13, or the VM has no irqchip in the kernel",
+        advice: "the kernel has no Hyper-V support (CONFIG_KVM_HYPERV), is older than 4.13, or the VM has \
+            no irqchip in the kernel",
     };
     on_vcpu(vcpu, &what, 0)
 }
@@ -152,7 +157,8 @@ pub fn synic(vcpu: &VcpuFd) -> Result<(), KvmError> {
     let what = Named {
         cap: KVM_CAP_HYPERV_SYNIC,
         name: "KVM_CAP_HYPERV_SYNIC",
-        advice: "the kernel has no Hyper-V support (CONFIG_KVM_HYPERV), or the VM has no irqchip in the kernel",
+        advice: "the kernel has no Hyper-V support (CONFIG_KVM_HYPERV), or the VM has no irqchip in the \
+            kernel",
     };
     on_vcpu(vcpu, &what, 0)
 }
@@ -170,14 +176,14 @@ pub fn enforce_hv_cpuid(vcpu: &VcpuFd) -> Result<(), KvmError> {
     on_vcpu(vcpu, &what, 1)
 }
 
-/// The eVMCS versions that KVM implements, as bits 15:0 of CPUID 0x4000000A EAX state them: lowest in the low byte, highest in
-/// the high byte.
+/// The eVMCS versions that KVM implements, as bits 15:0 of CPUID 0x4000000A EAX state them: lowest in the low
+/// byte, highest in the high byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EvmcsVersions(pub u16);
 
-/// Lets the vCPU use an enlightened VMCS. Cannot be taken back, and takes VMX features from the guest whether it uses an
-/// eVMCS or not (`evmcs_filter` in arch/x86/kvm/vmx/hyperv.c). Before `KVM_SET_CPUID2`. `None`: the host's CPU has no VMX
-/// to give, so there is no version either.
+/// Lets the vCPU use an enlightened VMCS. Cannot be taken back, and takes VMX features from the guest whether
+/// it uses an eVMCS or not (`evmcs_filter` in arch/x86/kvm/vmx/hyperv.c). Before `KVM_SET_CPUID2`. `None`:
+/// the host's CPU has no VMX to give, so there is no version either.
 ///
 /// # Errors
 /// If KVM refuses: it knows no eVMCS, as on AMD.
@@ -188,9 +194,11 @@ pub fn enable_evmcs(vcpu: &VcpuFd) -> Result<Option<EvmcsVersions>, KvmError> {
         name: "KVM_CAP_HYPERV_ENLIGHTENED_VMCS",
         advice: "only kvm_intel of a kernel with CONFIG_KVM_HYPERV has eVMCS",
     };
-    // The kernel stores a u16 at this address (kvm_vcpu_ioctl_enable_cap in arch/x86/kvm/x86.c), which `versions` outlives.
+    // The kernel stores a u16 at this address (kvm_vcpu_ioctl_enable_cap in arch/x86/kvm/x86.c), which
+    // `versions` outlives.
     on_vcpu(vcpu, &what, (&raw mut versions).expose_provenance() as u64)?;
-    // SAFETY: `versions` is a live, aligned, initialised local; the kernel may have written it behind the compiler's back.
+    // SAFETY: `versions` is a live, aligned, initialised local; the kernel may have written it behind the
+    // compiler's back.
     let versions = unsafe { (&raw const versions).read_volatile() };
     Ok((versions != 0).then_some(EvmcsVersions(versions)))
 }

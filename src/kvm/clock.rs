@@ -15,7 +15,8 @@ pub struct ClockReading {
     pub clock_ns: u64,
     /// All vCPUs' TSCs run alike, over one snapshot of the host's clock (KVM's master clock).
     pub stable: bool,
-    /// The host's TSC and its wall clock in nanoseconds since 1970, at that instant (Linux 5.16, with a master clock only).
+    /// The host's TSC and its wall clock in nanoseconds since 1970, at that instant (Linux 5.16, with a
+    /// master clock only).
     pub host: Option<HostInstant>,
 }
 
@@ -53,7 +54,8 @@ pub fn host_now() -> HostInstant {
     }
 }
 
-/// Reads the VM's clock. KVM finds out whether it has a master clock when a vCPU first runs or the clock is set.
+/// Reads the VM's clock. KVM finds out whether it has a master clock when a vCPU first runs or the clock is
+/// set.
 ///
 /// # Errors
 /// What KVM says.
@@ -63,9 +65,9 @@ pub fn get(vm: &VmFd) -> Result<ClockReading, KvmError> {
         .map_err(ioctl_error("KVM_GET_CLOCK", "read the VM's clock"))
 }
 
-/// Sets the VM's clock to `clock_ns`; with `realtime_ns`, to what it comes to when it was `clock_ns` at that time of the host's
-/// wall clock. KVM never subtracts. Hyper-V's reference TSC page is written anew before a vCPU runs, unless the guest has asked
-/// for TSC emulation.
+/// Sets the VM's clock to `clock_ns`; with `realtime_ns`, to what it comes to when it was `clock_ns` at that
+/// time of the host's wall clock. KVM never subtracts. Hyper-V's reference TSC page is written anew before a
+/// vCPU runs, unless the guest has asked for TSC emulation.
 ///
 /// # Errors
 /// If this KVM knows no wall clock here (before Linux 5.16).

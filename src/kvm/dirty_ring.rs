@@ -1,6 +1,6 @@
-//! The dirty ring: KVM writes down each page that a vCPU dirties in a ring of that vCPU, instead of setting a bit in a bitmap of
-//! all RAM (Documentation/virt/kvm/api.rst, 8.29). Finding out what was written then takes as long as what was written is
-//! large, and not as RAM is.
+//! The dirty ring: KVM writes down each page that a vCPU dirties in a ring of that vCPU, instead of setting a
+//! bit in a bitmap of all RAM (Documentation/virt/kvm/api.rst, 8.29). Finding out what was written then takes
+//! as long as what was written is large, and not as RAM is.
 //!
 //! Only while a slot logs its writes is anything written down. A ring that is nearly full stops its vCPU,
 //! before it enters the guest again, until it has been [harvested](DirtyRing::harvest) and [`reset`]. KVM
@@ -32,8 +32,8 @@ const RESET: u32 = 1 << 1;
 const ENTRY: u32 = 16;
 const HOST_PAGE: i64 = 4096;
 
-/// `kvm_dirty_gfn`. KVM writes entries while this process looks at them, so all of it is atomic; what the flags say decides whose
-/// the rest is.
+/// `kvm_dirty_gfn`. KVM writes entries while this process looks at them, so all of it is atomic; what the
+/// flags say decides whose the rest is.
 #[derive(Debug)]
 #[repr(C)]
 struct Entry {
@@ -60,7 +60,8 @@ pub fn max_entries(vm: &VmFd) -> u32 {
     u32::try_from(bytes).map_or(0, |bytes| bytes / ENTRY)
 }
 
-/// Gives all vCPUs that will be created a ring of `entries`, a power of two. From then on the VM has no dirty bitmaps.
+/// Gives all vCPUs that will be created a ring of `entries`, a power of two. From then on the VM has no dirty
+/// bitmaps.
 ///
 /// # Errors
 /// If KVM refuses.
@@ -68,7 +69,8 @@ pub fn enable(vm: &VmFd, entries: u32) -> Result<(), KvmError> {
     cap::dirty_ring(vm, u64::from(entries) * u64::from(ENTRY))
 }
 
-/// Gives what has been harvested from all rings back to KVM, which then notices further writes to these pages.
+/// Gives what has been harvested from all rings back to KVM, which then notices further writes to these
+/// pages.
 ///
 /// # Errors
 /// If KVM refuses.
@@ -131,8 +133,9 @@ impl DirtyRing {
         })
     }
 
-    /// Marks the pages that KVM has written down since the last call in `written`, as the regions that `slots` says. The vCPU is out of the
-    /// guest, else some are still in its processor (page-modification logging).
+    /// Marks the pages that KVM has written down since the last call in `written`, as the regions that
+    /// `slots` says. The vCPU is out of the guest, else some are still in its processor (page-modification
+    /// logging).
     pub fn harvest(&mut self, slots: &RamSlots, written: &WrittenPages) -> Harvest {
         // SAFETY: so many entries are mapped as long as `self` lives, and they are made of atomics.
         let entries = unsafe { std::slice::from_raw_parts(self.entries.as_ptr(), self.len.get()) };

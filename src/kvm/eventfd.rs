@@ -29,7 +29,8 @@ pub fn assign_irq(vm: &VmFd, event: &EventFd, gsi: Gsi) -> Result<(), KvmError> 
     irqfd(vm, event.as_fd(), gsi, 0, "let an eventfd interrupt")
 }
 
-/// The end of [`assign_irq`]. When this returns, signals made before it are delivered, and those made after it stay in `event`.
+/// The end of [`assign_irq`]. When this returns, signals made before it are delivered, and those made after
+/// it stay in `event`.
 ///
 /// # Errors
 /// If KVM refuses.

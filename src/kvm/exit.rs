@@ -10,8 +10,8 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use super::internal_error::{InternalError, read_internal_error};
 
-/// Why KVM_RUN came back. Fields that take an answer are borrowed from `kvm_run`; the answer is given by writing to them
-/// before the next KVM_RUN.
+/// Why KVM_RUN came back. Fields that take an answer are borrowed from `kvm_run`; the answer is given by
+/// writing to them before the next KVM_RUN.
 #[derive(Debug)]
 pub enum Exit<'a> {
     /// `in`, or `rep ins`: `data` holds elements of `size` bytes to be filled, in order.
@@ -159,8 +159,9 @@ pub fn run(vcpu: &mut VcpuFd) -> Exit<'_> {
         Rest::PortIn(port, data, len) => {
             // SAFETY: KVM_RUN ended with KVM_EXIT_IO, so `io` is the valid member of the union.
             let size = usize::from(unsafe { run.__bindgen_anon_1.io.size });
-            // SAFETY: `data` and `len` come from a slice inside the vCPU's kvm_run mapping, which lives as long as the
-            // vCPU that the result borrows; the slice itself is gone, so this is the only reference.
+            // SAFETY: `data` and `len` come from a slice inside the vCPU's kvm_run mapping, which lives as
+            // long as the vCPU that the result borrows; the slice itself is gone, so this is the only
+            // reference.
             let data = unsafe { std::slice::from_raw_parts_mut(data, len) };
             Exit::PortIn { port, size, data }
         }
@@ -208,7 +209,8 @@ fn hyperv(exit: &mut kvm_hyperv_exit) -> Exit<'_> {
     }
 }
 
-/// MMIO and MSR exits: kvm-ioctls decodes them, but its borrow could not be returned from [`run`]'s first match.
+/// MMIO and MSR exits: kvm-ioctls decodes them, but its borrow could not be returned from [`run`]'s first
+/// match.
 fn other(run: &mut kvm_run) -> Exit<'_> {
     match run.exit_reason {
         kvm_bindings::KVM_EXIT_MMIO => {

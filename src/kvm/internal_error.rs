@@ -34,8 +34,8 @@ impl InternalError {
         }
     }
 
-    /// The instruction bytes at the guest's instruction pointer, when KVM added them (`emulation_failure` in kvm.h): word 0
-    /// holds flags, then come a length byte and 15 bytes of instruction.
+    /// The instruction bytes at the guest's instruction pointer, when KVM added them (`emulation_failure` in
+    /// kvm.h): word 0 holds flags, then come a length byte and 15 bytes of instruction.
     pub fn instruction(&self) -> Option<([u8; 15], usize)> {
         let with_bytes = u64::from(KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES);
         let [flags, first, second, ..] = self.data() else {
@@ -57,7 +57,8 @@ pub(super) fn read_internal_error(run: &kvm_run) -> Option<InternalError> {
     if run.exit_reason != KVM_EXIT_INTERNAL_ERROR {
         return None;
     }
-    // SAFETY: the exit reason says that this member is the current one; it holds integers only, so any bits are valid.
+    // SAFETY: the exit reason says that this member is the current one; it holds integers only, so any bits
+    // are valid.
     let error = unsafe { run.__bindgen_anon_1.internal };
     Some(InternalError {
         suberror: error.suberror,

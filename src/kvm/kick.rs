@@ -18,7 +18,8 @@ pub(super) const KICK: Signal = Signal::SIGUSR2;
 /// The size of the mapping: `immediate_exit` is in the first page of `kvm_run`.
 const PAGE: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
 
-/// Makes the kick signal interrupt system calls instead of killing the process. Once per process, before any [`Kicker`].
+/// Makes the kick signal interrupt system calls instead of killing the process. Once per process, before any
+/// [`Kicker`].
 ///
 /// # Errors
 /// What sigaction says.
@@ -81,8 +82,8 @@ impl Kicker {
         let _gone = pthread_kill(self.thread, KICK);
     }
 
-    /// Makes the next KVM_RUN of the calling thread, which runs this vCPU, return before it enters the guest. Stays in force
-    /// until [`Kicker::clear`].
+    /// Makes the next KVM_RUN of the calling thread, which runs this vCPU, return before it enters the guest.
+    /// Stays in force until [`Kicker::clear`].
     pub fn hold(&self) {
         self.immediate_exit().store(1, Ordering::SeqCst);
     }
@@ -96,8 +97,8 @@ impl Kicker {
         let offset = std::mem::offset_of!(kvm_run, immediate_exit);
         // SAFETY: the offset is inside the mapped page.
         let byte = unsafe { self.page.cast::<u8>().add(offset) };
-        // SAFETY: the byte is mapped as long as self lives; the kernel and kvm-ioctls treat it as a plain flag byte, and
-        // an AtomicU8 has the layout of u8.
+        // SAFETY: the byte is mapped as long as self lives; the kernel and kvm-ioctls treat it as a plain
+        // flag byte, and an AtomicU8 has the layout of u8.
         unsafe { AtomicU8::from_ptr(byte.as_ptr()) }
     }
 }

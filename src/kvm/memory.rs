@@ -12,8 +12,8 @@ use crate::memory::dirty::PageSet;
 use crate::memory::slots::{AddressSpace, RamSlots, Slot, SlotId, SlotKind, Slots};
 use crate::memory::{GuestRam, RamPiece};
 
-/// Adds all regions of `ram` to a VM that is no machine's, a slot each from 0. The VM must be gone before the last clone of
-/// `ram`.
+/// Adds all regions of `ram` to a VM that is no machine's, a slot each from 0. The VM must be gone before the
+/// last clone of `ram`.
 ///
 /// # Errors
 /// If KVM refuses: too large for its slots, or overlapping.
@@ -92,7 +92,8 @@ impl MemorySlots {
         self.lock().slots.ram()
     }
 
-    /// Begins or ends to log which pages of RAM are written, by the guest and by KVM, in this VM and those after it.
+    /// Begins or ends to log which pages of RAM are written, by the guest and by KVM, in this VM and those
+    /// after it.
     ///
     /// # Errors
     /// If KVM refuses.
@@ -191,8 +192,9 @@ fn set_slot(
         memory_size: piece.len,
         userspace_addr: piece.host,
     };
-    // SAFETY: the region is a live mapping of that length, used by nobody as Rust memory. Should it be unmapped while the
-    // VM lives, the guest gets faults; KVM holds no reference to the pages past the mapping.
+    // SAFETY: the region is a live mapping of that length, used by nobody as Rust memory. Should it be
+    // unmapped while the VM lives, the guest gets faults; KVM holds no reference to the pages past the
+    // mapping.
     unsafe { vm.set_user_memory_region(region) }
         .map_err(ioctl_error("KVM_SET_USER_MEMORY_REGION", doing))
 }

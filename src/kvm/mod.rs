@@ -81,7 +81,8 @@ pub enum KvmError {
     },
     /// KVM wrote more down than a ring holds.
     #[error(
-        "it is not known which pages the guest wrote: KVM's dirty ring overflowed. `--dirty-ring-size 0` does without"
+        "it is not known which pages the guest wrote: KVM's dirty ring overflowed. `--dirty-ring-size 0` \
+         does without"
     )]
     DirtyRingOverflowed,
     /// Memory has no slot.
@@ -98,7 +99,8 @@ pub enum KvmError {
     },
     /// More or larger MSR ranges than a filter can hold.
     #[error(
-        "cannot send {ranges} MSR ranges to user space, the largest of {largest} MSRs: a filter holds {} ranges of {} MSRs",
+        "cannot send {ranges} MSR ranges to user space, the largest of {largest} MSRs: a filter holds {} \
+         ranges of {} MSRs",
         kvm_bindings::KVM_MSR_FILTER_MAX_RANGES,
         msr::MAX_MSRS_PER_RANGE
     )]

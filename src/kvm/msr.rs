@@ -23,8 +23,8 @@ pub struct MsrRange {
 }
 
 /// The guest's reads and writes of `ranges` are denied to KVM, which then exits with reason
-/// [`MsrExitReason::Filter`](kvm_ioctls::MsrExitReason) where [`super::cap::user_space_msrs`] asked for it. All other MSRs
-/// stay KVM's. Replaces an earlier filter. x2APIC MSRs cannot be filtered.
+/// [`MsrExitReason::Filter`](kvm_ioctls::MsrExitReason) where [`super::cap::user_space_msrs`] asked for it.
+/// All other MSRs stay KVM's. Replaces an earlier filter. x2APIC MSRs cannot be filtered.
 ///
 /// # Errors
 /// If the ranges do not fit a filter, or KVM is older than Linux 5.10.
@@ -68,8 +68,8 @@ fn one(msr: Msr, data: u64) -> io::Result<Msrs> {
     Msrs::from_entries(&[entry]).map_err(|_| io::ErrorKind::OutOfMemory.into())
 }
 
-/// The value of `msr`; `None` if the vCPU has no such register. Where it is now and what KVM makes of it is the host's view:
-/// filters do not apply.
+/// The value of `msr`; `None` if the vCPU has no such register. Where it is now and what KVM makes of it is
+/// the host's view: filters do not apply.
 ///
 /// # Errors
 /// If KVM does not answer at all.

@@ -1,7 +1,8 @@
 //! What KVM does before it enters the guest, without entering it.
 //!
-//! KVM leaves much to the next entry (`vcpu_enter_guest`: writing the reference TSC page, for one). With `immediate_exit` it
-//! comes back before any of it; with a signal that is pending and that only KVM_RUN lets through, right after it.
+//! KVM leaves much to the next entry (`vcpu_enter_guest`: writing the reference TSC page, for one). With
+//! `immediate_exit` it comes back before any of it; with a signal that is pending and that only KVM_RUN lets
+//! through, right after it.
 
 use std::mem::MaybeUninit;
 use std::os::fd::AsRawFd;
@@ -23,9 +24,10 @@ struct SignalMask {
     set: [u8; 8],
 }
 
-/// Has KVM do what waits for this vCPU's next entry into the guest. The guest does not run. On the vCPU's own thread, with the
-/// vCPU's last exit completed, and nobody kicking it meanwhile. `false` if KVM had something else to say first, which the next
-/// KVM_RUN will say again; or if the vCPU is halted, as KVM then waits with it all.
+/// Has KVM do what waits for this vCPU's next entry into the guest. The guest does not run. On the vCPU's own
+/// thread, with the vCPU's last exit completed, and nobody kicking it meanwhile. `false` if KVM had something
+/// else to say first, which the next KVM_RUN will say again; or if the vCPU is halted, as KVM then waits with
+/// it all.
 ///
 /// # Errors
 /// If the signal mask cannot be set.
@@ -61,8 +63,8 @@ fn mask_in_run(vcpu: &VcpuFd, mask: Option<&SigSet>) -> nix::Result<()> {
         set: first_64(mask),
     });
     let argument = mask.as_ref().map_or(ptr::null(), ptr::from_ref).cast();
-    // SAFETY: the descriptor is a vCPU's; the argument is null, or points to a live structure with as many bytes behind its
-    // head as the head says.
+    // SAFETY: the descriptor is a vCPU's; the argument is null, or points to a live structure with as many
+    // bytes behind its head as the head says.
     unsafe { ioctl::set_signal_mask(vcpu.as_raw_fd(), argument) }.map(drop)
 }
 
@@ -111,7 +113,8 @@ mod tests {
         let mut vcpu = vm.create_vcpu(0).unwrap();
         let rip = vcpu.get_regs().unwrap().rip;
         for _ in 0..3 {
-            // Whether it is done depends on KVM (one that interprets the guest says something else first), the rest does not.
+            // Whether it is done depends on KVM (one that interprets the guest says something else first),
+            // the rest does not.
             process(&mut vcpu).unwrap();
             assert_eq!(vcpu.get_regs().unwrap().rip, rip);
         }

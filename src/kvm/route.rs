@@ -20,9 +20,9 @@ pub struct Msi {
 }
 
 impl Msi {
-    /// Whether a write of it is an interrupt at all: it goes to the local APICs' addresses (Intel SDM 3A, 11.11.1), and
-    /// KVM takes it (`kvm_msi_route_invalid`: bits 39:32 are zero). KVM refuses a whole table for one route
-    /// that it does not take, so a guest's messages must be checked before.
+    /// Whether a write of it is an interrupt at all: it goes to the local APICs' addresses (Intel SDM 3A,
+    /// 11.11.1), and KVM takes it (`kvm_msi_route_invalid`: bits 39:32 are zero). KVM refuses a whole table
+    /// for one route that it does not take, so a guest's messages must be checked before.
     pub fn is_interrupt(self) -> bool {
         let (high, low) = halves(self.address);
         low & 0xfff0_0000 == 0xfee0_0000 && high & 0xff == 0
@@ -102,7 +102,8 @@ impl From<Route> for kvm_irq_routing_entry {
 /// Replaces the whole routing table of the VM.
 ///
 /// # Errors
-/// If there are more routes than KVM takes, or one is invalid (a pin that its controller does not have, a SINT above 15).
+/// If there are more routes than KVM takes, or one is invalid (a pin that its controller does not have, a
+/// SINT above 15).
 pub fn set_routes(vm: &VmFd, routes: &[Route]) -> Result<(), KvmError> {
     let entries: Vec<kvm_irq_routing_entry> = routes.iter().copied().map(Into::into).collect();
     let table = KvmIrqRouting::from_entries(&entries).map_err(|_| KvmError::TooManyRoutes {

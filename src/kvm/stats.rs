@@ -1,7 +1,7 @@
 //! KVM's own counters of a VM or a vCPU (`KVM_GET_STATS_FD`, Linux 5.14).
 //!
-//! The descriptor reads like a file: a header, the id, an array of descriptors, and the live data. The layout is parsed once
-//! by a pure function that trusts nothing; then reading a counter is one `pread` of 8 bytes.
+//! The descriptor reads like a file: a header, the id, an array of descriptors, and the live data. The layout
+//! is parsed once by a pure function that trusts nothing; then reading a counter is one `pread` of 8 bytes.
 
 use std::fs::File;
 use std::io;
@@ -24,7 +24,8 @@ use super::ioctl;
 const HEADER: usize = 24;
 /// `struct kvm_stats_desc` without the name.
 const DESCRIPTOR: usize = 16;
-/// Far above what a kernel has (Linux 6.12: 48-byte names, about 60 descriptors), and far below what would hurt.
+/// Far above what a kernel has (Linux 6.12: 48-byte names, about 60 descriptors), and far below what would
+/// hurt.
 const MAX_NAME: u32 = 512;
 const MAX_DESCRIPTORS: u32 = 4096;
 const MAX_VALUES: u16 = 4096;
@@ -237,7 +238,8 @@ fn parse_descriptor(header: &Header, bytes: &[u8]) -> Result<Descriptor, StatsEr
     })
 }
 
-/// The statistics of one VM or vCPU. They stay readable after the VM or vCPU is gone, and keep KVM from freeing it.
+/// The statistics of one VM or vCPU. They stay readable after the VM or vCPU is gone, and keep KVM from
+/// freeing it.
 #[derive(Debug)]
 pub struct Stats {
     file: Arc<File>,

@@ -1,7 +1,8 @@
 //! The local APIC's timer after the TSC has changed.
 //!
-//! KVM arms the timer once, for a host TSC or a host time that it worked out from the guest's TSC of that moment
-//! (`start_hv_timer`, `start_sw_tscdeadline`). Neither a new frequency nor a new offset makes it work that out again.
+//! KVM arms the timer once, for a host TSC or a host time that it worked out from the guest's TSC of that
+//! moment (`start_hv_timer`, `start_sw_tscdeadline`). Neither a new frequency nor a new offset makes it work
+//! that out again.
 
 use kvm_bindings::kvm_lapic_state;
 use kvm_ioctls::VcpuFd;
@@ -24,8 +25,8 @@ const MODE: u32 = 0b11 << 17;
 
 /// Has KVM arm the timer anew, for what is left of it. On a vCPU that does not run.
 ///
-/// A periodic timer is left alone: at worst one period is off, and then KVM works out the next. To re-arm it, all of the
-/// APIC's registers would have to be written, and an interrupt that came in between would be lost.
+/// A periodic timer is left alone: at worst one period is off, and then KVM works out the next. To re-arm it,
+/// all of the APIC's registers would have to be written, and an interrupt that came in between would be lost.
 ///
 /// # Errors
 /// If KVM refuses.
@@ -49,8 +50,8 @@ pub fn rearm(vcpu: &VcpuFd) -> Result<(), KvmError> {
         .map_err(ioctl_error("KVM_SET_LAPIC", "arm the timer anew"))
 }
 
-/// What is left of a one-shot timer that has not fired: KVM would start one that has from the beginning, and it would fire at
-/// once (`set_target_expiration`).
+/// What is left of a one-shot timer that has not fired: KVM would start one that has from the beginning, and
+/// it would fire at once (`set_target_expiration`).
 fn one_shot(lapic: &kvm_lapic_state) -> Option<u32> {
     let left = register(lapic, CURRENT_COUNT);
     (register(lapic, LVT_TIMER) & MODE == 0 && left != 0).then_some(left)

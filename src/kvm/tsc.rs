@@ -1,7 +1,7 @@
 //! A vCPU's TSC: its frequency (`KVM_SET_TSC_KHZ`) and its offset (`KVM_VCPU_TSC_CTRL`, Linux 5.16).
 //!
-//! Guest TSC = scaled host TSC + offset. Equal frequencies and offsets on all vCPUs keep KVM's master clock; writing `IA32_TSC`
-//! per vCPU loses it.
+//! Guest TSC = scaled host TSC + offset. Equal frequencies and offsets on all vCPUs keep KVM's master clock;
+//! writing `IA32_TSC` per vCPU loses it.
 
 use std::os::fd::AsRawFd;
 
@@ -11,7 +11,8 @@ use kvm_ioctls::{VcpuFd, VmFd};
 use super::{KvmError, ioctl, ioctl_error};
 use crate::units::TscKhz;
 
-/// KVM takes a frequency for the host's own within this (`tsc_tolerance_ppm`, its module parameter's default).
+/// KVM takes a frequency for the host's own within this (`tsc_tolerance_ppm`, its module parameter's
+/// default).
 const TOLERANCE_PPM: u64 = 250;
 
 /// Whether KVM runs a guest that asks for `guest` on a host with `host` without scaling (`kvm_set_tsc_khz`).
@@ -25,8 +26,8 @@ pub fn within_tolerance(guest: TscKhz, host: TscKhz) -> bool {
 /// This CPU's TSC, now: half the price of a look at the clock.
 #[inline]
 pub fn host_tsc() -> u64 {
-    // SAFETY: RDTSC touches no memory. It faults only if CR4.TSD is set, which Linux does on request of the process
-    // alone (PR_SET_TSC), and this process never asks for it.
+    // SAFETY: RDTSC touches no memory. It faults only if CR4.TSD is set, which Linux does on request of the
+    // process alone (PR_SET_TSC), and this process never asks for it.
     unsafe { core::arch::x86_64::_rdtsc() }
 }
 
@@ -41,7 +42,8 @@ fn offset_attr(addr: u64) -> kvm_device_attr {
 
 /// Whether this KVM shows the offset.
 pub fn has_tsc_offset(vcpu: &VcpuFd) -> bool {
-    // SAFETY: the descriptor is a vCPU's, the structure is a live local, and the kernel does not follow `addr` here.
+    // SAFETY: the descriptor is a vCPU's, the structure is a live local, and the kernel does not follow
+    // `addr` here.
     unsafe { ioctl::has_device_attr(vcpu.as_raw_fd(), &offset_attr(0)) }.is_ok()
 }
 
@@ -52,8 +54,8 @@ pub fn has_tsc_offset(vcpu: &VcpuFd) -> bool {
 pub fn tsc_offset(vcpu: &VcpuFd) -> Result<u64, KvmError> {
     let mut offset: u64 = 0;
     let attr = offset_attr((&raw mut offset).expose_provenance() as u64);
-    // SAFETY: the descriptor is a vCPU's, and `attr.addr` points to a live local of the size of this attribute, a u64
-    // (kvm_arch_tsc_get_attr), that nothing else refers to.
+    // SAFETY: the descriptor is a vCPU's, and `attr.addr` points to a live local of the size of this
+    // attribute, a u64 (kvm_arch_tsc_get_attr), that nothing else refers to.
     unsafe { ioctl::get_device_attr(vcpu.as_raw_fd(), &attr) }.map_err(ioctl_error(
         "KVM_GET_DEVICE_ATTR",
         "read a vCPU's TSC offset",
@@ -68,7 +70,8 @@ pub fn tsc_offset(vcpu: &VcpuFd) -> Result<u64, KvmError> {
 /// If KVM is older than Linux 5.16.
 pub fn set_tsc_offset(vcpu: &VcpuFd, offset: u64) -> Result<(), KvmError> {
     let attr = offset_attr((&raw const offset).expose_provenance() as u64);
-    // SAFETY: the descriptor is a vCPU's, and `attr.addr` points to a live local that the kernel reads 8 bytes from.
+    // SAFETY: the descriptor is a vCPU's, and `attr.addr` points to a live local that the kernel reads 8
+    // bytes from.
     unsafe { ioctl::set_device_attr(vcpu.as_raw_fd(), &attr) }
         .map_err(ioctl_error(
             "KVM_SET_DEVICE_ATTR",
@@ -88,8 +91,8 @@ pub fn khz(vcpu: &VcpuFd) -> Result<TscKhz, KvmError> {
     ))
 }
 
-/// Gives the vCPU another frequency, at once. The offset stays, so that the guest's TSC jumps; nothing else takes notice:
-/// timers that count TSC ticks stay where they are.
+/// Gives the vCPU another frequency, at once. The offset stays, so that the guest's TSC jumps; nothing else
+/// takes notice: timers that count TSC ticks stay where they are.
 ///
 /// # Errors
 /// If the host cannot scale to it.
@@ -127,9 +130,9 @@ pub fn set_vm_khz(vm: &VmFd, khz: TscKhz) -> Result<(), KvmError> {
         .map(drop)
 }
 
-/// The frequency that the host's kernel has for its TSC now. On a host without an invariant TSC, KVM keeps the one that it found
-/// when it was loaded (`kvm_timer_init`: `max_tsc_khz`, `cpu_tsc_khz`), which the kernel may have refined since. The vCPU keeps
-/// its own.
+/// The frequency that the host's kernel has for its TSC now. On a host without an invariant TSC, KVM keeps
+/// the one that it found when it was loaded (`kvm_timer_init`: `max_tsc_khz`, `cpu_tsc_khz`), which the
+/// kernel may have refined since. The vCPU keeps its own.
 ///
 /// # Errors
 /// If KVM does not know the frequency.

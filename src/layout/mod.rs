@@ -60,7 +60,8 @@ pub const I8042_PORTS: [u16; 2] = [0x60, 0x64];
 /// The keyboard's interrupt line.
 pub const KEYBOARD_IRQ: Gsi = Gsi(1);
 
-/// System control port B: PIT channel 2's gate and the refresh toggle. KVM's PIT claims it in the kernel irqchip.
+/// System control port B: PIT channel 2's gate and the refresh toggle. KVM's PIT claims it in the kernel
+/// irqchip.
 pub const SYSTEM_CONTROL_B: u16 = 0x61;
 
 /// System control port A: fast A20 and fast reset.

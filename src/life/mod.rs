@@ -1,9 +1,11 @@
 //! The VM's life cycle: guest events, user requests, and the decisions that follow from both.
 //!
-//! - [`GuestEvents`] is held by devices and vCPUs. They report that the guest reset, ended or crashed the VM; they cannot
-//!   make requests. From the report until the machine's main thread has decided, no vCPU enters the guest again: the vCPU
-//!   that made the access sees the pending event before its next KVM_RUN, see [`vcpu::thread`](crate::vcpu::thread).
-//! - [`MachineHandle`] is held by whatever acts for a user: signals, the console's escape keys, the control socket.
+//! - [`GuestEvents`] is held by devices and vCPUs. They report that the guest reset, ended or crashed the VM;
+//!   they cannot make requests. From the report until the machine's main thread has decided, no vCPU enters
+//!   the guest again: the vCPU that made the access sees the pending event before its next KVM_RUN, see
+//!   [`vcpu::thread`](crate::vcpu::thread).
+//! - [`MachineHandle`] is held by whatever acts for a user: signals, the console's escape keys, the control
+//!   socket.
 //! - [`Inbox`] is the main thread's end of both.
 //! - [`LifeState`] is the decision: a pure state machine, tested in all interleavings of a small model.
 

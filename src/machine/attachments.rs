@@ -1,7 +1,7 @@
 //! What is put on each new VM in KVM, in which order, and taken off the old one.
 //!
-//! A reset makes a new VM (docs/decisions/0001-reset-makes-a-new-vm.md). Whatever a device holds in KVM outlives it by
-//! being in this list.
+//! A reset makes a new VM (docs/decisions/0001-reset-makes-a-new-vm.md). Whatever a device holds in KVM
+//! outlives it by being in this list.
 
 use std::sync::Arc;
 
@@ -57,7 +57,8 @@ const EDGES: [(Stage, Stage, &str); 3] = [
     (
         Vcpus,
         GsiRoutes,
-        "a route to a SINT is entered at its vCPU's SynIC (kvm_hv_irq_routing_update); interrupts before there \
+        "a route to a SINT is entered at its vCPU's SynIC (kvm_hv_irq_routing_update); interrupts before \
+         there \
          are vCPUs are lost",
     ),
 ];

@@ -40,8 +40,8 @@ pub struct PowerCycle {
 }
 
 impl PowerCycle {
-    /// Creates the vCPUs of `vm`, all of them paused, the boot vCPU at `entry` unless their state is to be loaded. Returns
-    /// with it where their exits can be read.
+    /// Creates the vCPUs of `vm`, all of them paused, the boot vCPU at `entry` unless their state is to be
+    /// loaded. Returns with it where their exits can be read.
     pub(super) fn new(
         vm: Arc<VmFd>,
         config: &VmConfig,
@@ -73,8 +73,8 @@ impl PowerCycle {
                 if let Some(entry) = entry {
                     create::set_entry(vp, &fd, entry)?;
                 }
-                // Where KVM knows no frequency of the VM, it scales none, and the vCPU's is the host's. KVM fails this where the
-                // host's TSC is unstable.
+                // Where KVM knows no frequency of the VM, it scales none, and the vCPU's is the host's. KVM
+                // fails this where the host's TSC is unstable.
                 if host_khz.is_none()
                     && let Ok(khz) = tsc::khz(&fd)
                 {
@@ -124,8 +124,8 @@ impl PowerCycle {
         self.host_khz
     }
 
-    /// Adds the pages of RAM that were written since the last call, or since the log began, to `set` or to those that the
-    /// RAM itself has marked.
+    /// Adds the pages of RAM that were written since the last call, or since the log began, to `set` or to
+    /// those that the RAM itself has marked.
     pub(super) fn take_log(
         &self,
         platform: &VcpuPlatform,
@@ -143,7 +143,8 @@ impl PowerCycle {
             return Ok(());
         }
         for vp in self.vcpus.vps() {
-            // What a vCPU in the guest has written may be in its processor until it comes out. One whose thread has ended is out.
+            // What a vCPU in the guest has written may be in its processor until it comes out. One whose
+            // thread has ended is out.
             let _out = self.vcpus.on_vcpu(vp, |_| ());
         }
         for ring in &self.rings {

@@ -1,4 +1,5 @@
-//! A machine's devices without a VM: to check whether a saved state is one of theirs, and what accesses do to them.
+//! A machine's devices without a VM: to check whether a saved state is one of theirs, and what accesses do to
+//! them.
 
 use std::time::Duration;
 
@@ -144,7 +145,8 @@ impl DevicesWithoutVm {
     }
 }
 
-/// Loads the devices of a VM of `config`, which are connected to nothing, from their sections and takes these out.
+/// Loads the devices of a VM of `config`, which are connected to nothing, from their sections and takes these
+/// out.
 ///
 /// # Errors
 /// If a section is missing or invalid.

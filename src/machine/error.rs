@@ -37,7 +37,8 @@ pub enum MachineError {
     Memory(#[from] MemoryError),
     /// A CPU that a vCPU is to run on.
     #[error(
-        "cannot run a vCPU on CPU {0} (--pin): this host has no such CPU online, or the process's cpuset lacks it"
+        "cannot run a vCPU on CPU {0} (--pin): this host has no such CPU online, or the process's cpuset \
+         lacks it"
     )]
     NoCpu(u16),
     /// RAM could not be emptied for a reset.
@@ -57,7 +58,9 @@ pub enum MachineError {
     Boot(#[from] BootError),
     /// A restored VM whose boot files were not saved with it.
     #[error(
-        "cannot reset the VM: it came without its kernel, and no file of this host is taken for it; give `hypernest restore` or `hypernest run --incoming` the flag --kernel FILE (with --initrd and --module as it needs them)"
+        "cannot reset the VM: it came without its kernel, and no file of this host is taken for it; give \
+         `hypernest restore` or `hypernest run --incoming` the flag --kernel FILE (with --initrd and \
+         --module as it needs them)"
     )]
     NoBootFiles,
     /// The VM in KVM.
@@ -121,7 +124,8 @@ pub enum Impossible {
     Time(crate::time::TscRefusal),
     /// No clock for a guest without a PIT.
     #[error(
-        "with --irqchip split there is no PIT, so the guest needs KVM's clock (leave out --kvm-leaves false) or Hyper-V's (hv-vpindex, hv-time and hv-frequencies); a stock Linux would hang without"
+        "with --irqchip split there is no PIT, so the guest needs KVM's clock (leave out --kvm-leaves \
+         false) or Hyper-V's (hv-vpindex, hv-time and hv-frequencies); a stock Linux would hang without"
     )]
     NoClock,
 }

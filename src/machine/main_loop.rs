@@ -1,7 +1,7 @@
 //! The machine's main thread: acts on guest events and users' requests until the VM ends.
 //!
-//! Guest events come first, with all vCPUs parked, and then one request: so neither starves the other. What follows from
-//! either is decided by [`LifeState`](crate::life::LifeState).
+//! Guest events come first, with all vCPUs parked, and then one request: so neither starves the other. What
+//! follows from either is decided by [`LifeState`](crate::life::LifeState).
 
 use std::time::Instant;
 
@@ -16,10 +16,12 @@ use crate::hyperv::HypervCrash;
 use crate::life::{Due, GuestEvent, Request, UserRequest};
 
 impl Machine {
-    /// Powers on and acts on what happens until the VM ends. Signals are handled meanwhile, as `signals.rs` says.
+    /// Powers on and acts on what happens until the VM ends. Signals are handled meanwhile, as `signals.rs`
+    /// says.
     ///
     /// # Errors
-    /// If the VM cannot be created or, after a reset, created again; or if the statistics cannot be written at the end.
+    /// If the VM cannot be created or, after a reset, created again; or if the statistics cannot be written
+    /// at the end.
     pub fn run(mut self) -> Result<Outcome, MachineError> {
         let mut cycle = match self.restored.take() {
             Some(restored) => restored,
@@ -64,7 +66,8 @@ impl Machine {
         }
         if let Some(thread) = self.inbox.panicked_thread() {
             self.life.end(Outcome::Failed(format!(
-                "the thread {thread} panicked, which is an error in hypernest: please report it with the message above"
+                "the thread {thread} panicked, which is an error in hypernest: please report it with the \
+                 message above"
             )));
         }
         if let Some(due) = self.life.take_due() {
@@ -93,7 +96,8 @@ impl Machine {
         }
         if !self.life.user(request) {
             warn!(
-                "the VM's state is being handed over: it is neither run nor reset until that has succeeded or failed"
+                "the VM's state is being handed over: it is neither run nor reset until that has succeeded \
+                 or failed"
             );
             return;
         }
@@ -149,7 +153,8 @@ impl Machine {
         GuestEvent::TripleFault { vcpu, report }
     }
 
-    /// Parks all vCPUs with their last exits completed, and acts on everything that the guest has reported until then.
+    /// Parks all vCPUs with their last exits completed, and acts on everything that the guest has reported
+    /// until then.
     pub(super) fn park(&mut self, cycle: &PowerCycle) {
         loop {
             cycle.vcpus().pause();
@@ -158,7 +163,8 @@ impl Machine {
                 return;
             }
             cycle.vcpus().complete_exits();
-            // Completing repeated string instructions may have reported more: at most once per remaining element.
+            // Completing repeated string instructions may have reported more: at most once per remaining
+            // element.
             if !self.inbox.has_guest_events() {
                 return;
             }

@@ -60,7 +60,8 @@ fn one() -> u16 {
     1
 }
 
-/// Moves the VM that `handle` leads to. Called on a thread of its own; it returns when the VM runs there, or why it does not.
+/// Moves the VM that `handle` leads to. Called on a thread of its own; it returns when the VM runs there, or
+/// why it does not.
 ///
 /// # Errors
 /// What the user is to be told.
@@ -116,7 +117,8 @@ pub fn migrate(handle: &MachineHandle, how: &Migrate) -> Result<(), String> {
             .map_err(|e| e.to_string()),
         End::Kept(e) => Err(format!("{}; the VM stays here", e.chain())),
         End::Undecided(e) => Err(format!(
-            "{}, after the VM had been given away: it may run at {} and is kept stopped here. If it runs there, `stop` it here; if it does not, `resume` it here",
+            "{}, after the VM had been given away: it may run at {} and is kept stopped here. If it runs \
+             there, `stop` it here; if it does not, `resume` it here",
             e.chain(),
             how.to
         )),

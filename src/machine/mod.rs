@@ -1,8 +1,9 @@
 //! Configuration -> VM: the memory map and what is wired where. The only place that knows every device.
 //!
-//! [`Machine::new`] decides ([`plan`]), allocates and wires; [`Machine::run`] powers on and acts on life-cycle events until
-//! the VM ends. What a reset throws away and what it keeps: the KVM VM with its vCPUs is made anew (`cycle`); RAM keeps its
-//! place and is emptied; devices go back to power-on; consoles stay connected.
+//! [`Machine::new`] decides ([`plan`]), allocates and wires; [`Machine::run`] powers on and acts on
+//! life-cycle events until the VM ends. What a reset throws away and what it keeps: the KVM VM with its vCPUs
+//! is made anew (`cycle`); RAM keeps its place and is emptied; devices go back to power-on; consoles stay
+//! connected.
 
 mod attachments;
 mod board;
@@ -296,8 +297,8 @@ impl Machine {
         self.board.clone()
     }
 
-    /// The guest's RAM, to look into from outside the guest while the VM runs and after it has ended. It keeps its place as
-    /// long as this handle lives; a reset empties it.
+    /// The guest's RAM, to look into from outside the guest while the VM runs and after it has ended. It
+    /// keeps its place as long as this handle lives; a reset empties it.
     pub fn ram(&self) -> GuestRam {
         self.platform.ram.clone()
     }

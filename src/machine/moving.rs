@@ -48,8 +48,8 @@ impl Machine {
 }
 
 impl Running<'_> {
-    /// What the VM is, what its guest was shown, and its clocks, while it runs: what another host needs to know to say whether
-    /// it could go on there.
+    /// What the VM is, what its guest was shown, and its clocks, while it runs: what another host needs to
+    /// know to say whether it could go on there.
     ///
     /// # Errors
     /// If KVM does not give it.

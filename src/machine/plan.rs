@@ -1,4 +1,5 @@
-//! Configuration and host -> what the guest will be told. Pure: every refusal happens here, before anything is created.
+//! Configuration and host -> what the guest will be told. Pure: every refusal happens here, before anything
+//! is created.
 
 use super::error::Impossible;
 use crate::config::{Irqchip, VmConfig};

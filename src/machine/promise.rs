@@ -1,9 +1,9 @@
 //! What a guest was promised when it was created, and whether another host can keep it.
 //!
-//! A guest looks at its processor and its hypervisor once and relies on what it saw for good. So a saved VM takes along
-//! what it was shown: its CPUID, its feature MSRs, its enlightenments one by one. Where it goes on, it is shown the same
-//! again, or it does not go on there, and [`Promise::check`] names each thing that is in the way. (The TSC's frequency is
-//! [`crate::time`]'s.)
+//! A guest looks at its processor and its hypervisor once and relies on what it saw for good. So a saved VM
+//! takes along what it was shown: its CPUID, its feature MSRs, its enlightenments one by one. Where it goes
+//! on, it is shown the same again, or it does not go on there, and [`Promise::check`] names each thing that
+//! is in the way. (The TSC's frequency is [`crate::time`]'s.)
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -89,7 +89,8 @@ pub enum Mismatch {
     },
     /// Another version of the enlightened VMCS.
     #[error(
-        "hv-evmcs: the guest was told of versions {:#06x} of the enlightened VMCS, and this host's KVM has {:#06x}",
+        "hv-evmcs: the guest was told of versions {:#06x} of the enlightened VMCS, and this host's KVM has \
+         {:#06x}",
         .promised.version, .host.version
     )]
     Evmcs {

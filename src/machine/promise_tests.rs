@@ -275,7 +275,8 @@ fn what_another_host_lacks_is_named() {
         (
             "nested",
             |h| hv_leaf(h, 0x4000_000a, |leaf| leaf.eax = 0x000a_0102),
-            "hv-evmcs: the guest was told of versions 0x0101 of the enlightened VMCS, and this host's KVM has 0x0102",
+            "hv-evmcs: the guest was told of versions 0x0101 of the enlightened VMCS, and this host's KVM \
+             has 0x0102",
         ),
         (
             "nested",

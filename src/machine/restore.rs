@@ -134,8 +134,8 @@ impl Unloaded {
         })
     }
 
-    /// Whether this is the VM that is `saved`. What a guest says while it is on its way may make it another one: its TSC's
-    /// frequency changes when it has adapted to one.
+    /// Whether this is the VM that is `saved`. What a guest says while it is on its way may make it another
+    /// one: its TSC's frequency changes when it has adapted to one.
     pub fn matches(&self, saved: &Identity) -> bool {
         let (before, now) = (&self.saved, saved);
         before.config == now.config
@@ -192,8 +192,9 @@ impl Unloaded {
 }
 
 impl Machine {
-    /// Builds the VM that is `saved`, whose state is in `sections`, with its `ram`, and `extra` devices as it had them.
-    /// [`Machine::run`] has it go on from where it was; until then it can be dropped, and nothing has happened.
+    /// Builds the VM that is `saved`, whose state is in `sections`, with its `ram`, and `extra` devices as it
+    /// had them. [`Machine::run`] has it go on from where it was; until then it can be dropped, and nothing
+    /// has happened.
     ///
     /// # Errors
     /// If this host cannot go on with it, or what was saved is damaged.

@@ -1,4 +1,5 @@
-//! The machine while it is powered on, for work that needs it as a whole: saving it, moving it, changing its clock.
+//! The machine while it is powered on, for work that needs it as a whole: saving it, moving it, changing its
+//! clock.
 
 use super::cycle::PowerCycle;
 use super::transfer::TransferError;
@@ -51,14 +52,16 @@ impl<'a> Running<'a> {
         self.machine.life.run() == State::Running
     }
 
-    /// Stops the VM and waits until nothing changes its state. A guest that was stopped for its crash stays so.
+    /// Stops the VM and waits until nothing changes its state. A guest that was stopped for its crash stays
+    /// so.
     pub fn pause(&mut self) {
         self.machine.life.user(Request::Pause);
         self.machine.stop_world_or_warn(self.cycle);
         self.machine.show_state();
     }
 
-    /// Lets all vCPUs run, unless the VM is held. If the guest has reset or ended the VM, that is carried out first.
+    /// Lets all vCPUs run, unless the VM is held. If the guest has reset or ended the VM, that is carried out
+    /// first.
     pub fn resume(&mut self) {
         self.machine.life.user(Request::Resume);
         self.machine.resume(self.cycle);
@@ -77,8 +80,8 @@ impl<'a> Running<'a> {
         self.machine.resume(self.cycle);
     }
 
-    /// Tells the guest that its host has another TSC frequency than it has, if it wants to know: by TSC scaling it has its old one
-    /// until it says that it needs that no longer.
+    /// Tells the guest that its host has another TSC frequency than it has, if it wants to know: by TSC
+    /// scaling it has its old one until it says that it needs that no longer.
     ///
     /// # Errors
     /// If KVM does not deliver interrupts.

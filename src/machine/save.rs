@@ -23,13 +23,16 @@ pub enum AfterSave {
     Stop,
 }
 
-/// Saves the VM that `handle` leads to into `dir`. Called on a thread of its own: the machine's goes on as soon as it can.
+/// Saves the VM that `handle` leads to into `dir`. Called on a thread of its own: the machine's goes on as
+/// soon as it can.
 ///
 /// # Errors
-/// If it cannot be saved; then the VM does what it did before, and a VM that was saved in `dir` is still there.
+/// If it cannot be saved; then the VM does what it did before, and a VM that was saved in `dir` is still
+/// there.
 pub fn save(handle: &MachineHandle, dir: &Path, after: AfterSave) -> Result<(), TransferError> {
     let mut saving = Saving::begin(dir)?;
-    // Before the guest is stopped: whether that is of any use, and what may be large and does not change (an initrd).
+    // Before the guest is stopped: whether that is of any use, and what may be large and does not change (an
+    // initrd).
     let files = handle.run_on_main(|machine: &mut Running<'_>| {
         machine.check_can_move()?;
         Ok::<_, TransferError>(machine.boot_files())

@@ -15,7 +15,8 @@ use tracing::warn;
 use crate::life::{MachineHandle, Request, UserRequest};
 use crate::sys::fatal;
 
-/// The thread that waits for signals. Dropping it ends the thread and gives the signals their old meaning back.
+/// The thread that waits for signals. Dropping it ends the thread and gives the signals their old meaning
+/// back.
 #[derive(Debug)]
 pub(super) struct SignalThread {
     stop: std::sync::Arc<EventFd>,
@@ -131,7 +132,8 @@ impl Termination {
                 self.deadline = self.timeout.map(|timeout| now + timeout);
                 match self.timeout {
                     Some(timeout) => warn!(
-                        "SIGTERM: pressed the power button; the VM is ended if it has not powered off in {} s, or \
+                        "SIGTERM: pressed the power button; the VM is ended if it has not powered off in {} \
+                         s, or \
                          by a second SIGTERM",
                         timeout.as_secs()
                     ),

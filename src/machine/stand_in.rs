@@ -1,13 +1,14 @@
 //! Stand-ins for the enlightened VMCSs of an L1 that was saved while it, and not its L2, ran.
 //!
-//! When KVM takes up such a page again it clears its clean bits, since the VMCS by which it will run L2 is empty, and L1's next
-//! entry must load all of it (`nested_vmx_handle_enlightened_vmptrld`). But L1 runs before that entry. Linux's KVM marks all as clean when it
-//! comes out of L2 (`vmx_vcpu_run`); saved between its exit and that, it undoes what KVM did, L2's segments are not loaded, and
-//! the entry fails (Linux 6.12). Nor is it rare: a vCPU that is stopped while KVM carries out an exit to L1 stops right there.
+//! When KVM takes up such a page again it clears its clean bits, since the VMCS by which it will run L2 is
+//! empty, and L1's next entry must load all of it (`nested_vmx_handle_enlightened_vmptrld`). But L1 runs
+//! before that entry. Linux's KVM marks all as clean when it comes out of L2 (`vmx_vcpu_run`); saved between
+//! its exit and that, it undoes what KVM did, L2's segments are not loaded, and the entry fails (Linux 6.12).
+//! Nor is it rare: a vCPU that is stopped while KVM carries out an exit to L1 stops right there.
 //!
-//! So KVM takes up another page, of the same content, that L1 does not know. At L1's next entry it then finds that L1 has changed to a
-//! page that it does not know yet, and reads all of it. Until then KVM holds the stand-in, and saving again reads that:
-//! [`StandIns::refresh`] brings it up to date.
+//! So KVM takes up another page, of the same content, that L1 does not know. At L1's next entry it then finds
+//! that L1 has changed to a page that it does not know yet, and reads all of it. Until then KVM holds the
+//! stand-in, and saving again reads that: [`StandIns::refresh`] brings it up to date.
 
 use std::mem::offset_of;
 
@@ -71,7 +72,8 @@ struct StandIn {
     copy: Gpa,
 }
 
-/// All of a VM's. They are in use until their vCPUs enter L2, which nobody is told of, so they are kept as long as the VM.
+/// All of a VM's. They are in use until their vCPUs enter L2, which nobody is told of, so they are kept as
+/// long as the VM.
 #[derive(Debug, Default)]
 pub(super) struct StandIns {
     pages: Option<GuestRam>,
@@ -102,7 +104,8 @@ impl StandIns {
             .zip(copies)
             .map(|(wanted, copy)| put(cycle, ram, &pages, *wanted, copy))
             .collect();
-        // KVM holds the pages that it took up, not their place among the guest's addresses, where no vCPU may find them.
+        // KVM holds the pages that it took up, not their place among the guest's addresses, where no vCPU may
+        // find them.
         slots.remove(&added)?;
         Ok(Self {
             pages: Some(pages),
@@ -153,7 +156,8 @@ fn put(
     pages.read(clean_fields, &mut bits)?;
     if u32::from_le_bytes(bits) & clean::ALL != 0 {
         warn!(
-            "vCPU {}: KVM has not taken up the enlightened VMCS yet: its next entry into a guest of its own may fail",
+            "vCPU {}: KVM has not taken up the enlightened VMCS yet: its next entry into a guest of its own \
+             may fail",
             wanted.vp
         );
         return Ok(None);

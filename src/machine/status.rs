@@ -20,7 +20,8 @@ pub struct StatusBoard {
 }
 
 impl StatusBoard {
-    /// Begins with `status`; the time, counted from `started`, and what `ram` takes are filled in when it is read.
+    /// Begins with `status`; the time, counted from `started`, and what `ram` takes are filled in when it is
+    /// read.
     pub fn new(status: Status, ram: GuestRam, started: Instant) -> Self {
         Self {
             status: Arc::new(Mutex::new(status)),

@@ -13,8 +13,8 @@ use crate::machine::TscStatus;
 use crate::time::switch::{self, SwitchStep, Switched};
 use crate::time::{HostTsc, TimeError};
 
-/// Where an MSI must be written to reach a local APIC: bits 19:12 are the low 8 bits of its id (SDM vol. 3, 11.11.1). The others
-/// are bits 63:40 here (KVM_X2APIC_API_USE_32BIT_IDS).
+/// Where an MSI must be written to reach a local APIC: bits 19:12 are the low 8 bits of its id (SDM vol. 3,
+/// 11.11.1). The others are bits 63:40 here (KVM_X2APIC_API_USE_32BIT_IDS).
 const MSI_BASE: u64 = 0xfee0_0000;
 
 impl Machine {
@@ -48,8 +48,8 @@ impl Machine {
         });
     }
 
-    /// Tells the guest that its host has another TSC frequency, if it wants to know. With `emulate`, it has its old one until it
-    /// says that it needs it no longer. Everything else about the VM is as it is to be.
+    /// Tells the guest that its host has another TSC frequency, if it wants to know. With `emulate`, it has
+    /// its old one until it says that it needs it no longer. Everything else about the VM is as it is to be.
     pub(super) fn reenlighten(
         &mut self,
         cycle: &PowerCycle,
@@ -75,14 +75,15 @@ impl Machine {
         };
         if !delivered {
             warn!(
-                "the guest wants virtual processor {vp} to be told of its new TSC frequency, which cannot be told anything"
+                "the guest wants virtual processor {vp} to be told of its new TSC frequency, which cannot \
+                 be told anything"
             );
         }
         Ok(())
     }
 
-    /// If the guest has said that it needs its old TSC frequency no longer: gives it the new one, with all vCPUs stopped. `false`
-    /// if that went wrong, and the guest's clocks are not to be trusted.
+    /// If the guest has said that it needs its old TSC frequency no longer: gives it the new one, with all
+    /// vCPUs stopped. `false` if that went wrong, and the guest's clocks are not to be trusted.
     pub(super) fn settle_time(&mut self, cycle: &PowerCycle) -> bool {
         let ending = |machine: &Self| {
             bus::lock(&machine.platform.partition)
@@ -114,7 +115,8 @@ impl Machine {
                 );
                 if !switched.page_written {
                     warn!(
-                        "KVM writes the guest's reference TSC page later: reference time may be off until then"
+                        "KVM writes the guest's reference TSC page later: reference time may be off until \
+                         then"
                     );
                 }
                 self.switched = Some(switched);
@@ -124,7 +126,8 @@ impl Machine {
             }
             Err(error) => {
                 error!(
-                    "the TSC's frequency could not be changed: {}; the VM is paused, as its clocks may be wrong",
+                    "the TSC's frequency could not be changed: {}; the VM is paused, as its clocks may be \
+                     wrong",
                     chain(&error)
                 );
                 return false;

@@ -243,9 +243,10 @@ impl Machine {
         Ok(sections)
     }
 
-    /// Gives a new VM, whose vCPUs have not run, the state in `sections`: its time first; then what KVM has once for the VM and
-    /// through a vCPU; the vCPUs in the order of [`state::order`]; the interrupt controllers that deliver to them; the devices
-    /// that drive these; at last what KVM makes of a nested state before it lets the guest run.
+    /// Gives a new VM, whose vCPUs have not run, the state in `sections`: its time first; then what KVM has
+    /// once for the VM and through a vCPU; the vCPUs in the order of [`state::order`]; the interrupt
+    /// controllers that deliver to them; the devices that drive these; at last what KVM makes of a nested
+    /// state before it lets the guest run.
     pub(super) fn load_state(
         &mut self,
         cycle: &PowerCycle,
@@ -305,8 +306,8 @@ impl Machine {
             state.restore(cycle.vcpus().vm())?;
         }
         for vp in cycle.vcpus().vps() {
-            // By way of its kvmclock a guest is told that it was stopped, so that its watchdogs do not bark at the gap. One that
-            // has no kvmclock cannot be told, and KVM says so.
+            // By way of its kvmclock a guest is told that it was stopped, so that its watchdogs do not bark
+            // at the gap. One that has no kvmclock cannot be told, and KVM says so.
             let _has_kvmclock = cycle.vcpus().on_vcpu(vp, |fd| fd.kvmclock_ctrl())?;
         }
         self.load_devices(missed, &mut sections)?;
@@ -346,7 +347,8 @@ impl Machine {
         }
     }
 
-    /// What the guest did before its vCPUs were parked that resets or ends the VM, and is still to be carried out.
+    /// What the guest did before its vCPUs were parked that resets or ends the VM, and is still to be carried
+    /// out.
     fn decided(&self) -> Option<&'static str> {
         Some(match self.life.due()? {
             Due::Reset => "reset the VM",

@@ -1,7 +1,8 @@
 //! One power cycle: a KVM VM and its vCPU threads. A reset makes a new one.
 //!
-//! Throwing the KVM VM away at a reset leaves nothing behind of what KVM does not reset by itself: Hyper-V state, nested
-//! state, in-kernel interrupt controllers, a TSC that has run for months (which some Windows versions do not survive).
+//! Throwing the KVM VM away at a reset leaves nothing behind of what KVM does not reset by itself: Hyper-V
+//! state, nested state, in-kernel interrupt controllers, a TSC that has run for months (which some Windows
+//! versions do not survive).
 
 use std::sync::Arc;
 
@@ -37,8 +38,8 @@ fn failed(ioctl: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> VmError {
 
 /// Creates a VM with its interrupt controllers and RAM, without vCPUs.
 ///
-/// The order matters: the real-mode areas and the irqchip before the first vCPU (KVM refuses later), the MSR filter before
-/// the guest runs.
+/// The order matters: the real-mode areas and the irqchip before the first vCPU (KVM refuses later), the MSR
+/// filter before the guest runs.
 ///
 /// # Errors
 /// If KVM refuses something; the error names it.

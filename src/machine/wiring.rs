@@ -70,7 +70,8 @@ impl Wired {
     }
 }
 
-/// Builds every device that `config` asks for. Consoles are connected to `io`, which the caller starts afterwards.
+/// Builds every device that `config` asks for. Consoles are connected to `io`, which the caller starts
+/// afterwards.
 pub(super) fn wire(
     config: &VmConfig,
     extra: &[ExtraPorts],

@@ -1,7 +1,7 @@
 //! Stopping everything that could change the machine's state, and starting it again.
 //!
-//! A save, a migration's stop, a hold, a pause, a reset and the power-off all stop the same parts in the same order. A new
-//! machine is stopped.
+//! A save, a migration's stop, a hold, a pause, a reset and the power-off all stop the same parts in the same
+//! order. A new machine is stopped.
 
 use std::time::{Duration, Instant};
 
@@ -23,14 +23,15 @@ const DRAIN_POLL: Duration = Duration::from_millis(1);
 pub(super) enum Part {
     /// They make requests to devices.
     Vcpus,
-    /// They have requests in flight, which write guest memory, raise interrupts and change the device when they complete.
+    /// They have requests in flight, which write guest memory, raise interrupts and change the device when
+    /// they complete.
     Devices,
     /// It completes requests, and has input and deadlines for devices.
     Io,
 }
 
-/// The order in which the parts are stopped: each could give work to those behind it. They start in reverse, so that each
-/// finds running what it gives work to.
+/// The order in which the parts are stopped: each could give work to those behind it. They start in reverse,
+/// so that each finds running what it gives work to.
 pub(super) const STOP: [Part; 3] = [Part::Vcpus, Part::Devices, Part::Io];
 
 /// Some parts have not come to a stop.

@@ -1,4 +1,5 @@
-//! Mappings that guest RAM lies in: private memory of this process, placed so that the host can back it with huge pages.
+//! Mappings that guest RAM lies in: private memory of this process, placed so that the host can back it with
+//! huge pages.
 
 #![allow(unsafe_code, reason = "mapping guest RAM")]
 
@@ -24,8 +25,9 @@ pub(super) struct Mapping {
 }
 
 impl Mapping {
-    /// Maps `len` bytes for RAM at `gpa`. Addresses in this process and of the guest agree in their lowest 21 bits:
-    /// otherwise KVM cannot map a huge page of the host as one of the guest (`kvm_alloc_memslot_metadata`).
+    /// Maps `len` bytes for RAM at `gpa`. Addresses in this process and of the guest agree in their lowest 21
+    /// bits: otherwise KVM cannot map a huge page of the host as one of the guest
+    /// (`kvm_alloc_memslot_metadata`).
     ///
     /// # Errors
     /// What mmap reports.
@@ -63,8 +65,9 @@ impl Mapping {
         Ok(())
     }
 
-    /// Asks for what is in `more`, and to be left out where guest RAM would only be in the way: of core files, and of
-    /// processes that are forked, for which every page would have to be protected. Kernels without one of these go without.
+    /// Asks for what is in `more`, and to be left out where guest RAM would only be in the way: of core
+    /// files, and of processes that are forked, for which every page would have to be protected. Kernels
+    /// without one of these go without.
     fn advise(&self, more: &[i32]) {
         for &advice in [libc::MADV_DONTDUMP, libc::MADV_DONTFORK]
             .iter()
@@ -111,8 +114,8 @@ impl Mapping {
 
     fn replace(&self, flags: i32, fd: i32, offset: i64) -> io::Result<()> {
         let flags = flags | libc::MAP_FIXED;
-        // SAFETY: the range is exactly this mapping; its content is lost, as asked for, and every pointer into it stays
-        // valid.
+        // SAFETY: the range is exactly this mapping; its content is lost, as asked for, and every pointer
+        // into it stays valid.
         let at = unsafe { libc::mmap(self.pointer().cast(), self.len, PROT, flags, fd, offset) };
         if at == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
@@ -136,7 +139,8 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // It is there, so that the kernel refuses only what would leave it with too many mappings; then it stays.
+        // It is there, so that the kernel refuses only what would leave it with too many mappings; then it
+        // stays.
         let _unmapped = unmap(self.start, self.len);
     }
 }
@@ -154,7 +158,8 @@ mod tests {
     use super::*;
 
     fn bytes(mapping: &mut Mapping) -> &mut [u8] {
-        // SAFETY: the mapping is readable and writable memory, and this slice is the only way to it meanwhile.
+        // SAFETY: the mapping is readable and writable memory, and this slice is the only way to it
+        // meanwhile.
         unsafe { std::slice::from_raw_parts_mut(mapping.pointer(), mapping.range().len()) }
     }
 

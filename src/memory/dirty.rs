@@ -205,8 +205,8 @@ struct SharedPiece {
     words: Vec<AtomicU64>,
 }
 
-/// Pages that were written, marked by many and collected by one. Marking takes no lock, and costs one load while nobody
-/// collects.
+/// Pages that were written, marked by many and collected by one. Marking takes no lock, and costs one load
+/// while nobody collects.
 #[derive(Debug)]
 pub struct WrittenPages {
     on: AtomicBool,
@@ -239,7 +239,8 @@ impl WrittenPages {
         }
     }
 
-    /// The `len` bytes from `gpa` on have been written. After they have been: a page that is taken too early is taken again.
+    /// The `len` bytes from `gpa` on have been written. After they have been: a page that is taken too early
+    /// is taken again.
     pub fn mark(&self, gpa: Gpa, len: u64) {
         if !self.on.load(Ordering::SeqCst) {
             return;

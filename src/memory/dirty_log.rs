@@ -1,6 +1,7 @@
 //! Which pages were written, for several who want to know: a migration, and a display.
 //!
-//! KVM's log and [`WrittenPages`] give each write away once. Whoever collects it first passes it on to all others.
+//! KVM's log and [`WrittenPages`] give each write away once. Whoever collects it first passes it on to all
+//! others.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -74,8 +75,8 @@ impl Subscription {
         self.log.lock().all.len() == 1
     }
 
-    /// Adds the pages that were written since the last call, or since the subscription, to `set`. `harvest` gets
-    /// those from KVM: into the set that it is given, or into the [`WrittenPages`].
+    /// Adds the pages that were written since the last call, or since the subscription, to `set`. `harvest`
+    /// gets those from KVM: into the set that it is given, or into the [`WrittenPages`].
     ///
     /// # Errors
     /// If `harvest` fails, which may lose writes: all pages count as written for the other subscribers then.

@@ -1,7 +1,8 @@
 //! Guest memory as devices reach it. Devices never have the [`GuestRam`].
 //!
-//! Every address and length comes from the guest. What is not RAM (a hole, a register, read-only memory) is an error, as is any
-//! access while the gate is closed. A device reads a structure once, and checks its copy: the guest may write at any time.
+//! Every address and length comes from the guest. What is not RAM (a hole, a register, read-only memory) is
+//! an error, as is any access while the gate is closed. A device reads a structure once, and checks its copy:
+//! the guest may write at any time.
 
 #![allow(
     unsafe_code,
@@ -125,7 +126,8 @@ impl Dma {
         self.write(gpa, object.as_bytes())
     }
 
-    /// Reads a ring's index at once: with `Acquire`, what the guest wrote before it wrote the index is seen after this.
+    /// Reads a ring's index at once: with `Acquire`, what the guest wrote before it wrote the index is seen
+    /// after this.
     ///
     /// # Errors
     /// If it cannot be reached, or is not aligned.
@@ -242,8 +244,8 @@ impl IoVecs {
         self.len == 0
     }
 
-    /// For a request to the kernel, as long as this lives and is not changed. [`Writable::complete`] comes after one that
-    /// writes to them.
+    /// For a request to the kernel, as long as this lives and is not changed. [`Writable::complete`] comes
+    /// after one that writes to them.
     pub fn iovecs(&self) -> &[iovec] {
         &self.vecs
     }
@@ -285,8 +287,8 @@ impl IoVecs {
                 (left.as_ptr(), left.len().min(MAX_IOVECS))
             };
             let count = c_int::try_from(count).expect("at most MAX_IOVECS");
-            // SAFETY: each iovec is a range of guest RAM, which `dma` keeps mapped and no reference points to; the array
-            // outlives the call.
+            // SAFETY: each iovec is a range of guest RAM, which `dma` keeps mapped and no reference points
+            // to; the array outlives the call.
             let moved = unsafe { call(fd.as_raw_fd(), vecs, count, at) };
             match usize::try_from(moved) {
                 Ok(0) => return (done, Ok(())),
@@ -344,8 +346,9 @@ impl Readable {
     }
 }
 
-/// Guest memory that the host's I/O writes to: a list of ranges, in the order of the data. Pages of ranges that are still in it
-/// when it is dropped count as written, since a request that failed may have written some.
+/// Guest memory that the host's I/O writes to: a list of ranges, in the order of the data. Pages of ranges
+/// that are still in it when it is dropped count as written, since a request that failed may have written
+/// some.
 #[derive(Debug)]
 pub struct Writable(IoVecs);
 
@@ -364,14 +367,15 @@ impl DerefMut for Writable {
 }
 
 impl Writable {
-    /// The request is done and has written the first `bytes`: their pages are marked. Removes all ranges, and keeps the
-    /// allocation for the next request.
+    /// The request is done and has written the first `bytes`: their pages are marked. Removes all ranges, and
+    /// keeps the allocation for the next request.
     pub fn complete(&mut self, bytes: u64) {
         self.0.mark(bytes);
         self.0.remove_all();
     }
 
-    /// Fills it from a file from `offset` on, and completes. Returns how many bytes there were; fewer at the file's end.
+    /// Fills it from a file from `offset` on, and completes. Returns how many bytes there were; fewer at the
+    /// file's end.
     ///
     /// # Errors
     /// What preadv(2) fails with; part may have been read then.

@@ -181,8 +181,8 @@ fn accesses() -> impl Strategy<Value = Vec<(u8, u64, usize, u8)>> {
 }
 
 proptest! {
-    /// Against an array with holes: what succeeds reads and writes the same, marks the pages it wrote and no others,
-    /// and what touches a hole fails.
+    /// Against an array with holes: what succeeds reads and writes the same, marks the pages it wrote and no
+    /// others, and what touches a hole fails.
     #[test]
     fn accesses_are_those_of_an_array_with_holes(accesses in accesses()) {
         let dma = dma();

@@ -1,4 +1,5 @@
-//! What the host is asked to do with guest RAM: have it ready, keep it, merge it, take it from given NUMA nodes.
+//! What the host is asked to do with guest RAM: have it ready, keep it, merge it, take it from given NUMA
+//! nodes.
 
 #![allow(
     unsafe_code,
@@ -34,7 +35,8 @@ pub enum HostMemoryError {
     #[error("cannot let the host merge guest RAM (mergeable): its kernel has no CONFIG_KSM")]
     Merge(#[source] io::Error),
     /// A node is not there.
-    #[error("cannot take guest RAM from NUMA node {node}: this host has memory on {}", .have.as_deref().unwrap_or("no NUMA node"))]
+    #[error("cannot take guest RAM from NUMA node {node}: this host has memory on \
+        {}", .have.as_deref().unwrap_or("no NUMA node"))]
     NoNode {
         /// Its number.
         node: u32,
@@ -45,7 +47,8 @@ pub enum HostMemoryError {
     #[error("cannot take guest RAM from NUMA nodes {0}: does the process's cpuset have them?")]
     Bind(Numa, #[source] io::Error),
     /// It would not fit.
-    #[error("cannot have {} MiB of guest RAM ready (prealloc): the host has {} MiB left, swap included", .need >> 20, .have >> 20)]
+    #[error("cannot have {} MiB of guest RAM ready (prealloc): the host has {} MiB left, swap \
+        included", .need >> 20, .have >> 20)]
     TooLittle {
         /// Bytes asked for.
         need: u64,
@@ -73,12 +76,14 @@ pub enum HostMemoryError {
 
 fn lock_limit(limit: u64) -> String {
     format!(
-        "RLIMIT_MEMLOCK is {} KiB; raise it (`ulimit -l unlimited`, LimitMEMLOCK=infinity in a systemd unit), or give CAP_IPC_LOCK",
+        "RLIMIT_MEMLOCK is {} KiB; raise it (`ulimit -l unlimited`, LimitMEMLOCK=infinity in a systemd \
+         unit), or give CAP_IPC_LOCK",
         limit >> 10
     )
 }
 
-/// Has the host do what `host` says with `ranges` of this process: all of its guest RAM, whatever backs it. Again is no harm.
+/// Has the host do what `host` says with `ranges` of this process: all of its guest RAM, whatever backs it.
+/// Again is no harm.
 ///
 /// # Errors
 /// What it cannot do.
@@ -147,7 +152,8 @@ fn bind(range: &Range<usize>, numa: Numa) -> io::Result<()> {
     let mask = numa.nodes.bits();
     // One more than there are bits: `get_nodes` in mm/mempolicy.c takes one away.
     let bits = u64::from(u64::BITS) + 1;
-    // SAFETY: mbind(start, len, mode, nodemask, maxnode, flags) reads 64 bits at `mask`, which lives here, and moves no address.
+    // SAFETY: mbind(start, len, mode, nodemask, maxnode, flags) reads 64 bits at `mask`, which lives here,
+    // and moves no address.
     let done = unsafe {
         libc::syscall(
             libc::SYS_mbind,
@@ -224,7 +230,8 @@ fn missing(ranges: &[Range<usize>], all: u64) -> u64 {
     }
 }
 
-/// MemAvailable and SwapFree of /proc/meminfo. The kernel would give what it does not have, and end a process for it.
+/// MemAvailable and SwapFree of /proc/meminfo. The kernel would give what it does not have, and end a process
+/// for it.
 fn available() -> Option<u64> {
     let text = fs::read_to_string("/proc/meminfo").ok()?;
     let kib = |name: &str| -> Option<u64> {

@@ -1,5 +1,5 @@
-//! Guest RAM: anonymous memory, for which the host is asked for huge pages; or a memfd of reserved huge pages per piece; or,
-//! after a lazy restore, the saved RAM's file mapped privately ([`GuestRam::map_saved`]).
+//! Guest RAM: anonymous memory, for which the host is asked for huge pages; or a memfd of reserved huge pages
+//! per piece; or, after a lazy restore, the saved RAM's file mapped privately ([`GuestRam::map_saved`]).
 
 mod anonymous;
 mod config;
@@ -91,10 +91,12 @@ fn hint(hugepages: Option<HugePageSize>) -> &'static str {
     match hugepages {
         None => " (do ulimit -d, ulimit -v and vm.overcommit_memory allow it?)",
         Some(HugePageSize::Size2M) => {
-            " with 2 MiB pages (are enough reserved? see /sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages)"
+            " with 2 MiB pages (are enough reserved? see \
+             /sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages)"
         }
         Some(HugePageSize::Size1G) => {
-            " with 1 GiB pages (are enough reserved? see /sys/kernel/mm/hugepages/hugepages-1048576kB/nr_hugepages)"
+            " with 1 GiB pages (are enough reserved? see \
+             /sys/kernel/mm/hugepages/hugepages-1048576kB/nr_hugepages)"
         }
     }
 }
@@ -116,7 +118,8 @@ pub struct GuestRam {
     written: Arc<WrittenPages>,
     /// The saved image that it is mapped from, if it is.
     image: Option<Arc<saved::Image>>,
-    /// What `mmap` shows, in its order; empty for a memfd, whose regions own their mappings. It goes after `mmap`.
+    /// What `mmap` shows, in its order; empty for a memfd, whose regions own their mappings. It goes after
+    /// `mmap`.
     mappings: Arc<Vec<Mapping>>,
     host: HostMemory,
 }
@@ -144,8 +147,8 @@ pub struct RamPiece {
 }
 
 impl GuestRam {
-    /// Allocates `ranges` (first address, length), each multiples of the page size in use and in ascending order. Pages
-    /// are given by the host on first touch, except huge pages, which are reserved now.
+    /// Allocates `ranges` (first address, length), each multiples of the page size in use and in ascending
+    /// order. Pages are given by the host on first touch, except huge pages, which are reserved now.
     ///
     /// # Errors
     /// If the host does not give the memory.

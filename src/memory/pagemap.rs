@@ -1,4 +1,5 @@
-//! Which pages of this process's anonymous memory hold data. Finding that out by reading would give every page its memory.
+//! Which pages of this process's anonymous memory hold data. Finding that out by reading would give every
+//! page its memory.
 
 #![allow(unsafe_code, reason = "an ioctl that nix does not know")]
 
@@ -52,8 +53,9 @@ const ENTRY_IS_DATA: u64 = 1 << 63 | 1 << 62;
 /// Entries that are read at a time.
 const ENTRIES: usize = 1 << 16;
 
-/// The parts of the `len` bytes at `start` in this process that may hold anything but zeroes, as offsets from `start`. Both are
-/// multiples of the page size, and it is anonymous memory. If the kernel does not tell, that is all of it.
+/// The parts of the `len` bytes at `start` in this process that may hold anything but zeroes, as offsets from
+/// `start`. Both are multiples of the page size, and it is anonymous memory. If the kernel does not tell,
+/// that is all of it.
 pub(super) fn data(start: usize, len: usize) -> Vec<Range<u64>> {
     let range = start as u64..(start + len) as u64;
     let mut parts = File::open("/proc/self/pagemap")
@@ -78,8 +80,8 @@ fn scan(pagemap: &File, range: &Range<u64>) -> io::Result<Vec<Range<u64>>> {
     let mut parts = Vec::new();
     let mut start = range.start;
     while start < range.end {
-        // `pagemap_scan_is_interesting_page`: the inverted category must be set, that is, the page be another than that of zeroes,
-        // and one of the others.
+        // `pagemap_scan_is_interesting_page`: the inverted category must be set, that is, the page be another
+        // than that of zeroes, and one of the others.
         let mut arg = PmScanArg {
             size: size_of::<PmScanArg>() as u64,
             start,

@@ -79,10 +79,10 @@ impl GuestRam {
         Some(&image.message)
     }
 
-    /// Maps `image`, which was opened at `path`, and has the host do with it what `host` says. `ranges` (first guest address, length) lie one after the
-    /// other in it. The guest runs before it is read, and what the guest writes stays in memory: the image
-    /// does not change. Others must not change or truncate it either while this RAM is in use; its name may
-    /// go.
+    /// Maps `image`, which was opened at `path`, and has the host do with it what `host` says. `ranges`
+    /// (first guest address, length) lie one after the other in it. The guest runs before it is read, and
+    /// what the guest writes stays in memory: the image does not change. Others must not change or truncate
+    /// it either while this RAM is in use; its name may go.
     ///
     /// # Errors
     /// If the file cannot be mapped, or the host cannot do that.
@@ -111,8 +111,8 @@ impl GuestRam {
         ram.settled(host)
     }
 
-    /// Where something may have been written: everything outside reads as zeroes. Finding that out by looking would give
-    /// every page its memory.
+    /// Where something may have been written: everything outside reads as zeroes. Finding that out by looking
+    /// would give every page its memory.
     pub fn data(&self) -> Vec<Range<Gpa>> {
         let shows_image = self.image.as_ref().is_some_and(|image| image.is_mapped());
         self.mmap
@@ -121,7 +121,8 @@ impl GuestRam {
                 let start = region.start_addr().0;
                 let parts = match shared_file(region) {
                     Some(file) => data_of(file.file(), region.len()),
-                    // What the guest has written is not in the file, and what is in the file is in no page yet.
+                    // What the guest has written is not in the file, and what is in the file is in no page
+                    // yet.
                     None if shows_image => std::iter::once(0..region.len()).collect(),
                     None => pagemap::data(region.as_ptr().addr(), region.size()),
                 };
@@ -190,7 +191,8 @@ fn map_piece(
     })
 }
 
-/// A mapping that `fill` has put something into, and the region that shows it. `None`: it does not fit into the address space.
+/// A mapping that `fill` has put something into, and the region that shows it. `None`: it does not fit into
+/// the address space.
 fn map(
     gpa: Gpa,
     len: u64,
@@ -202,7 +204,8 @@ fn map(
     let builder = MmapRegionBuilder::new(size)
         .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
         .with_mmap_flags(FLAGS);
-    // SAFETY: the range is exactly `mapping`. `GuestRam` keeps it for as long as the region, and nothing else has either.
+    // SAFETY: the range is exactly `mapping`. `GuestRam` keeps it for as long as the region, and nothing else
+    // has either.
     let region = unsafe { builder.with_raw_mmap_pointer(mapping.pointer()) }.build()?;
     let region = GuestRegionMmap::new(region, GuestAddress(gpa.0)).ok_or(None)?;
     Ok((region, mapping))

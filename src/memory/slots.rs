@@ -55,7 +55,8 @@ pub struct Slot {
     pub kind: SlotKind,
     /// Where it is.
     pub memory: RamPiece,
-    /// Which of the regions that it was added with it is: the number that [`PageSet`](super::dirty::PageSet) counts RAM by.
+    /// Which of the regions that it was added with it is: the number that [`PageSet`](super::dirty::PageSet)
+    /// counts RAM by.
     pub region: usize,
 }
 

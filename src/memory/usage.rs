@@ -81,7 +81,8 @@ mod tests {
 
     const TEXT: &str = "\
 7f0000000000-7f0008000000 rw-p 00000000 00:00 0 \n\
-Size:             131072 kB\nKernelPageSize:        4 kB\nRss:               10240 kB\nAnonHugePages:      8192 kB\n\
+Size:             131072 kB\nKernelPageSize:        4 kB\nRss:               10240 kB\nAnonHugePages:      \
+8192 kB\n\
 Swap:                  8 kB\nLocked:                4 kB\nVmFlags: rd wr mr mw me nr sd hg\n\
 7f0008000000-7f0010000000 rw-p 00000000 00:00 0 \nRss:                   4 kB\n\
 7f0010000000-7f0018000000 rw-s 00000000 00:10 7 /anon_hugepage (deleted)\nKernelPageSize:     2048 kB\n\

@@ -68,7 +68,8 @@ pub enum MigrationError {
     Pages(#[from] PagesError),
     /// The two ends have no protocol version in common.
     #[error(
-        "the source supports version {source_speaks} of the migration protocol, the destination {destination_speaks}"
+        "the source supports version {source_speaks} of the migration protocol, the destination \
+         {destination_speaks}"
     )]
     Versions {
         /// The source's.

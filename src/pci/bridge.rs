@@ -1,8 +1,9 @@
 //! The host bridge at 00:00.0.
 //!
-//! Its identity is Intel's 0d57, which names a bridge without chipset registers: no operating system has a quirk or a
-//! chipset driver for it, and firmware made for virtual machines knows it. q35's 29c0 would promise registers (PCIEXBAR,
-//! SMRAM control) that are not here. Operating systems drive a host bridge by its class alone.
+//! Its identity is Intel's 0d57, which names a bridge without chipset registers: no operating system has a
+//! quirk or a chipset driver for it, and firmware made for virtual machines knows it. q35's 29c0 would
+//! promise registers (PCIEXBAR, SMRAM control) that are not here. Operating systems drive a host bridge by
+//! its class alone.
 
 use super::PciFunction;
 use crate::state::{Decoder, Encoder, StateError};

@@ -29,7 +29,8 @@ pub enum StateError {
     },
     /// The checksum does not fit.
     #[error(
-        "section {section} of the saved state is damaged: its CRC32C is {found:#010x} instead of {expected:#010x}"
+        "section {section} of the saved state is damaged: its CRC32C is {found:#010x} instead of \
+         {expected:#010x}"
     )]
     Damaged {
         /// The section.
@@ -66,7 +67,8 @@ pub enum StateError {
         section: String,
     },
     /// Sections that this version does not support.
-    #[error("the saved state has sections that this version of hypernest does not know: {}", .sections.join(", "))]
+    #[error("the saved state has sections that this version of hypernest does not know: \
+        {}", .sections.join(", "))]
     Unknown {
         /// Their names.
         sections: Vec<String>,

@@ -19,7 +19,8 @@ pub(crate) fn pin(cpus: &RangeInclusive<u16>) -> io::Result<()> {
         let word = set.get_mut(usize::from(cpu) / 64);
         *word.ok_or_else(|| io::Error::from_raw_os_error(libc::EINVAL))? |= 1 << (cpu % 64);
     }
-    // SAFETY: the pointer and the length are of one array, which the kernel only reads; 0 is the calling thread.
+    // SAFETY: the pointer and the length are of one array, which the kernel only reads; 0 is the calling
+    // thread.
     let done = unsafe { libc::sched_setaffinity(0, size_of::<Set>(), (&raw const set).cast()) };
     match done {
         0 => Ok(()),
@@ -31,7 +32,8 @@ pub(crate) fn pin(cpus: &RangeInclusive<u16>) -> io::Result<()> {
 #[cfg(test)]
 fn pinned() -> io::Result<Set> {
     let mut set: Set = [0; WORDS];
-    // SAFETY: the pointer and the length are of one array, which the kernel fills at most; 0 is the calling thread.
+    // SAFETY: the pointer and the length are of one array, which the kernel fills at most; 0 is the calling
+    // thread.
     let done = unsafe { libc::sched_getaffinity(0, size_of::<Set>(), (&raw mut set).cast()) };
     match done {
         0.. => Ok(set),
@@ -39,8 +41,8 @@ fn pinned() -> io::Result<Set> {
     }
 }
 
-/// The first of `cpus` on which no thread of this process can run: it does not exist, is offline, or is not in the process's
-/// cpuset. A thread of its own tries: the kernel leaves out silently what cannot be had.
+/// The first of `cpus` on which no thread of this process can run: it does not exist, is offline, or is not
+/// in the process's cpuset. A thread of its own tries: the kernel leaves out silently what cannot be had.
 ///
 /// # Errors
 /// If no thread can be had.

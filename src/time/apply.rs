@@ -51,7 +51,8 @@ pub fn apply(
     }
     if now.host.is_none() {
         warn!(
-            "this host's KVM has no master clock (its clocksource is not the TSC): the guest's clocks continue, but may be off by \
+            "this host's KVM has no master clock (its clocksource is not the TSC): the guest's clocks \
+             continue, but may be off by \
              microseconds, and every reading of Hyper-V's reference time leaves the guest"
         );
     }

@@ -1,5 +1,5 @@
-//! Hyper-V's reference TSC page (TLFS, "Partition Reference Time Enlightenment"): reference time, in units of 100 ns, from
-//! the TSC without leaving the guest.
+//! Hyper-V's reference TSC page (TLFS, "Partition Reference Time Enlightenment"): reference time, in units of
+//! 100 ns, from the TSC without leaving the guest.
 //!
 //! KVM computes the page from the VM's clock and from the guest's frequency in whole kilohertz, rounded
 //! down twice where the TSC is scaled (`kvm_guest_time_update`, `compute_tsc_page_parameters`). A scaled
@@ -92,7 +92,8 @@ mod tests {
 
         #[test]
         fn reference_time_never_steps_back_while_the_page_stays(
-            khz in 500_000u64..6_000_000, tsc in 0u64..1 << 60, more in 0u64..1 << 40, offset in 0u64..1 << 60,
+            khz in 500_000u64..6_000_000, tsc in 0u64..1 << 60, more in 0u64..1 << 40,
+                offset in 0u64..1 << 60,
         ) {
             let scale = u64::try_from((10_000u128 << 64) / u128::from(khz) ).unwrap();
             let page = ReferencePage { sequence: 1, scale, offset };

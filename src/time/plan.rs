@@ -128,12 +128,14 @@ pub enum TimePlan {
 pub enum TscRefusal {
     /// KVM reports no frequency.
     #[error(
-        "the frequency of this host's TSC is unknown, because the kernel marked it unstable: see the kernel log"
+        "the frequency of this host's TSC is unknown, because the kernel marked it unstable: see the kernel \
+         log"
     )]
     NoFrequency,
     /// The policy is to refuse.
     #[error(
-        "the guest's TSC runs at {guest}, this host's at {host}, and `--on-tsc-change refuse` allows no change: without it, hypernest scales the TSC or notifies the guest"
+        "the guest's TSC runs at {guest}, this host's at {host}, and `--on-tsc-change refuse` allows no \
+         change: without it, hypernest scales the TSC or notifies the guest"
     )]
     Unwanted {
         /// The guest's.
@@ -143,7 +145,8 @@ pub enum TscRefusal {
     },
     /// Scaling is needed and the CPU has none.
     #[error(
-        "the guest's TSC must run at {guest}, this host's runs at {host}, and its CPU or KVM cannot scale (no KVM_CAP_TSC_CONTROL): `hypernest doctor` shows whether a host can"
+        "the guest's TSC must run at {guest}, this host's runs at {host}, and its CPU or KVM cannot scale \
+         (no KVM_CAP_TSC_CONTROL): `hypernest doctor` shows whether a host can"
     )]
     NoScaling {
         /// The guest's.
@@ -161,7 +164,8 @@ pub enum TscRefusal {
     },
     /// The policy is reenlightenment, but the guest has not enabled it.
     #[error(
-        "the guest has not enabled notification of a new TSC frequency (hv-reenlightenment; hypervisors do, Linux when its KVM is loaded), so it cannot take {host}: `--on-tsc-change scale` keeps its own"
+        "the guest has not enabled notification of a new TSC frequency (hv-reenlightenment; hypervisors do, \
+         Linux when its KVM is loaded), so it cannot take {host}: `--on-tsc-change scale` keeps its own"
     )]
     NotAsked {
         /// The host's.
@@ -169,12 +173,14 @@ pub enum TscRefusal {
     },
     /// The guest's TSC would have to stand still and cannot.
     #[error(
-        "`--clock pause` is not possible: guests read this host's TSC directly (KVM does not offset it), so it keeps counting while the VM is saved; use `--clock continue`"
+        "`--clock pause` is not possible: guests read this host's TSC directly (KVM does not offset it), so \
+         it keeps counting while the VM is saved; use `--clock continue`"
     )]
     CannotPause,
     /// The guest's TSC would jump.
     #[error(
-        "guests read this host's TSC directly (KVM does not offset it), and the guest's TSC would jump by {by_ms} ms: it can continue only on the host that it was saved on, until that host reboots"
+        "guests read this host's TSC directly (KVM does not offset it), and the guest's TSC would jump by \
+         {by_ms} ms: it can continue only on the host that it was saved on, until that host reboots"
     )]
     Jumps {
         /// The jump, in milliseconds.
@@ -182,7 +188,8 @@ pub enum TscRefusal {
     },
     /// The guest was promised a constant rate.
     #[error(
-        "the guest relies on a TSC that never changes its rate (hv-tsc-invariant), so it cannot take {host}: `--on-tsc-change scale` keeps its own"
+        "the guest relies on a TSC that never changes its rate (hv-tsc-invariant), so it cannot take \
+         {host}: `--on-tsc-change scale` keeps its own"
     )]
     Invariant {
         /// The host's.
@@ -432,7 +439,8 @@ mod tests {
         /// Every accepted plan can be run, and every refusal has a reason.
         #[test]
         fn a_plan_can_be_carried_out(
-            khz: u32, native: Option<u32>, instead: Option<u32>, scaling in 0u8..3, guest in 0u8..16, policy in 0u8..4,
+            khz: u32, native: Option<u32>, instead: Option<u32>, scaling in 0u8..3, guest in 0u8..16,
+                policy in 0u8..4,
         ) {
             let host = HostTsc {
                 native: native.map(TscKhz),
@@ -450,7 +458,8 @@ mod tests {
                 },
                 ..PLAIN
             };
-            let policy = [Policy::Auto, Policy::Scale, Policy::Reenlighten, Policy::Refuse][usize::from(policy)];
+            let policy = [Policy::Auto, Policy::Scale, Policy::Reenlighten,
+                Policy::Refuse][usize::from(policy)];
             let plan = plan(&saved, &host, policy);
             match plan {
                 TimePlan::Refuse(why) => prop_assert!(why.to_string().contains("TSC")),

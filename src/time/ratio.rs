@@ -1,4 +1,5 @@
-//! KVM's scaling of the TSC, exactly as KVM and the CPU round it (`set_tsc_khz` and `kvm_scale_tsc` in arch/x86/kvm/x86.c).
+//! KVM's scaling of the TSC, exactly as KVM and the CPU round it (`set_tsc_khz` and `kvm_scale_tsc` in
+//! arch/x86/kvm/x86.c).
 
 use serde::{Deserialize, Serialize};
 
@@ -173,7 +174,8 @@ mod tests {
     proptest! {
         #[test]
         fn a_scaled_tsc_never_steps_back(
-            guest in 500_000u32..6_000_000, host in 500_000u32..6_000_000, tsc in 0u64..1 << 60, more in 0u64..1 << 40,
+            guest in 500_000u32..6_000_000, host in 500_000u32..6_000_000, tsc in 0u64..1 << 60,
+                more in 0u64..1 << 40,
             vmx: bool,
         ) {
             let scaling = if vmx { Scaling::Vmx } else { Scaling::Svm };

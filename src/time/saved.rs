@@ -29,7 +29,8 @@ pub struct SavedTime {
     pub ahead: Vec<u64>,
     /// The time on the reference TSC page, in units of 100 ns, if the guest enabled it.
     pub reference: Option<u64>,
-    /// KVM's clock of the VM, in nanoseconds: kvmclock, and the source of reference time where there is no page.
+    /// KVM's clock of the VM, in nanoseconds: kvmclock, and the source of reference time where there is no
+    /// page.
     pub clock_ns: u64,
     /// The guest reads kvmclock by itself.
     pub kvmclock: bool,

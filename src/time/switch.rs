@@ -72,7 +72,8 @@ pub const EDGES: &[StepOrder] = &[
     StepOrder {
         first: is!(SwitchStep::SetKhz(_)),
         then: is!(SwitchStep::SetOffset(_)),
-        why: "KVM keeps the frequency with the offset, and compares both with those of a vCPU that is created later \
+        why: "KVM keeps the frequency with the offset, and compares both with those of a vCPU that is \
+            created later \
               (kvm_arch_tsc_set_attr): all vCPUs have the new one before any offset is set",
     },
     StepOrder {

@@ -16,15 +16,19 @@ impl Failure {
     /// What happened, in one line.
     fn what(&self) -> String {
         match self {
-            Self::TripleFault => "triple fault (KVM_EXIT_SHUTDOWN): an exception was raised while the guest could not handle the previous one"
-                .to_owned(),
+            Self::TripleFault => {
+                "triple fault (KVM_EXIT_SHUTDOWN): an exception was raised while the guest \
+                could not handle the previous one"
+                    .to_owned()
+            }
             Self::Internal(error) => format!(
                 "{} (KVM_EXIT_INTERNAL_ERROR, suberror {})",
                 error.meaning(),
                 error.suberror
             ),
             Self::Entry { reason, cpu } => format!(
-                "the hardware refused to enter the guest (KVM_EXIT_FAIL_ENTRY, reason {reason:#x}, host CPU {cpu})"
+                "the hardware refused to enter the guest (KVM_EXIT_FAIL_ENTRY, reason {reason:#x}, host CPU \
+                 {cpu})"
             ),
             Self::Memory { gpa, size } => format!(
                 "KVM could not map guest memory at {gpa:#x}, {size:#x} bytes (KVM_EXIT_MEMORY_FAULT)"
@@ -43,19 +47,23 @@ impl Failure {
     fn advice(&self) -> &'static str {
         match self {
             Self::TripleFault => {
-                "the guest crashed before it could report anything, or resets this way: check its console, and \
-                 use --on-triple-fault stop to end the VM at the first one; on AMD the registers are those after \
+                "the guest crashed before it could report anything, or resets this way: check its console, \
+                 and \
+                 use --on-triple-fault stop to end the VM at the first one; on AMD the registers are those \
+                 after \
                  the processor's own INIT"
             }
             Self::Internal(error) if error.suberror == KVM_INTERNAL_ERROR_EMULATION => {
-                "the guest executed data or device memory, or its CPU model offers an instruction that this host's KVM cannot emulate: \
+                "the guest executed data or device memory, or its CPU model offers an instruction that this \
+                 host's KVM cannot emulate: \
                  check the kernel image, then try another --cpu model, or kvm_intel.unrestricted_guest=1"
             }
             Self::Internal(_) => {
                 "check the host's kernel log; a newer host kernel may handle this case"
             }
             Self::Entry { .. } => {
-                "this CPU does not accept the vCPU's state: check the host's kernel log, and try --cpu host or without --nested"
+                "this CPU does not accept the vCPU's state: check the host's kernel log, and try --cpu host \
+                 or without --nested"
             }
             Self::Memory { .. } | Self::Run { .. } => {
                 "look at the host's free memory (and huge pages) and its kernel log"

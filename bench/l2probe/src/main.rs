@@ -31,7 +31,13 @@ struct Arguments {
     #[arg(long, value_name = "FILE", default_value = "l2probe.json")]
     out: PathBuf,
     /// Write the result as one line to a serial port instead
-    #[arg(long, value_name = "DEVICE", num_args = 0..=1, default_missing_value = "/dev/ttyS1", conflicts_with = "out")]
+    #[arg(
+        long,
+        value_name = "DEVICE",
+        num_args = 0..=1,
+        default_missing_value = "/dev/ttyS1",
+        conflicts_with = "out",
+    )]
     serial: Option<PathBuf>,
     /// The kinds to measure [default: all]
     #[arg(long, value_name = "KIND", value_delimiter = ',', value_parser = Kind::parse)]
@@ -49,7 +55,12 @@ struct Arguments {
     #[arg(long, default_value_t = 50)]
     warmup: u32,
     /// The longest one measurement may take in a round, in milliseconds
-    #[arg(long, value_name = "MS", default_value_t = 2000, value_parser = clap::value_parser!(u64).range(1..=3_600_000))]
+    #[arg(
+        long,
+        value_name = "MS",
+        default_value_t = 2000,
+        value_parser = clap::value_parser!(u64).range(1..=3_600_000),
+    )]
     limit: u64,
 }
 
@@ -189,7 +200,8 @@ fn measure(
     let place = place::look(allowed);
     let mut notes = Vec::new();
     if !instructions::exact_timers() {
-        notes.push("the kernel does not give exact timers to this process (PR_SET_TIMERSLACK): sleeps end up to 50 us later".to_owned());
+        notes.push("the kernel does not give exact timers to this process (PR_SET_TIMERSLACK): sleeps end \
+            up to 50 us later".to_owned());
     }
     let plan = Plan {
         samples: arguments.samples,

@@ -198,7 +198,8 @@ pub(crate) fn notes(place: &Place, allowed: Allowed) -> Vec<String> {
         }
         (Trapped::No, Some(_)) => {
             note(
-                "a hypervisor is named, but CPUID takes no longer than on the bare CPU: its exits were not measured",
+                "a hypervisor is named, but CPUID takes no longer than on the bare CPU: its exits were not \
+                 measured",
             );
         }
         (Trapped::Yes, None) => {

@@ -305,7 +305,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_text_panics_and_what_is_read_is_written_back(text in "(evmcs|svm|classic.shadow)?\\.?(cpuid)?\\.?(l1)?\\.?(p50|p99\\.9)? ?[<>]?=? ?[0-9.]{0,6}x?|\\PC{0,60}") {
+        fn no_text_panics_and_what_is_read_is_written_back(
+            text in "(evmcs|svm|classic.shadow)?\\.?(cpuid)?\\.?(l1)?\\.?(p50|p99\\.9)? ?[<>]?=? ?\
+                [0-9.]{0,6}x?|\\PC{0,60}"
+        ) {
             if let Ok(expression) = text.parse::<Expression>() {
                 prop_assert_eq!(expression.to_string().parse(), Ok(expression));
             }

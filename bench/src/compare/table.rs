@@ -117,7 +117,8 @@ fn pair(a: &Group<'_>, b: &Group<'_>, unit: &str, out: &mut String) -> std::fmt:
     }
     writeln!(
         out,
-        "medians of round trips, B in parts of A; *: the interval of the ratio, from both medians' 95 % intervals, leaves 1 out"
+        "medians of round trips, B in parts of A; *: the interval of the ratio, from both medians' 95 % \
+         intervals, leaves 1 out"
     )?;
     let mut details = Vec::new();
     // As many modes side by side as fit.

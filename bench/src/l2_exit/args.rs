@@ -99,7 +99,12 @@ struct Micro {
     #[arg(long, value_name = "PERCENT", default_value_t = 1.0, value_parser = percent)]
     precision: f64,
     /// The most repetitions
-    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 10,
+        value_parser = clap::value_parser!(u32).range(1..=10_000),
+    )]
     max_cycles: u32,
     /// After how many seconds no other repetition begins
     #[arg(long, value_name = "SECONDS", default_value_t = 600)]
@@ -121,7 +126,12 @@ pub(super) struct Linux {
     #[arg(long, value_name = "DIR")]
     pub(super) kernel: Option<PathBuf>,
     /// Rounds for each mode, each with a new L2
-    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 3,
+        value_parser = clap::value_parser!(u32).range(1..=1000),
+    )]
     pub(super) rounds: u32,
     /// With --l1 image: its initramfs
     #[arg(long, value_name = "FILE")]

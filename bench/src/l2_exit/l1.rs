@@ -32,7 +32,8 @@ pub(crate) enum L1Error {
     },
     /// The agent cannot be an init.
     #[error(
-        "{} needs a dynamic linker, which L1 does not have: build hypernest-bench statically (RUSTFLAGS='-C target-feature=+crt-static' with an explicit --target), or name a static one by --agent",
+        "{} needs a dynamic linker, which L1 does not have: build hypernest-bench statically (RUSTFLAGS='-C \
+         target-feature=+crt-static' with an explicit --target), or name a static one by --agent",
         .0.display()
     )]
     Dynamic(PathBuf),

@@ -102,7 +102,8 @@ impl Facts {
         }
         if !self.nested {
             return Some(format!(
-                "this host's KVM cannot show VMX or SVM to guests: load {} with nested=1, on a CPU that has it (see `hypernest doctor`)",
+                "this host's KVM cannot show VMX or SVM to guests: load {} with nested=1, on a CPU that has \
+                 it (see `hypernest doctor`)",
                 self.vendor.module()
             ));
         }
@@ -114,7 +115,8 @@ impl Facts {
         }
         if l1 == L1::Linux && mode.uses_direct_flush() {
             return Some(
-                "the L2 that Linux runs here flushes nothing by hypercall, so direct flush makes no difference"
+                "the L2 that Linux runs here flushes nothing by hypercall, so direct flush makes no \
+                 difference"
                     .to_owned(),
             );
         }

@@ -122,7 +122,8 @@ fn said(run: &Run) -> Vec<String> {
     };
     let label = named(&run.label);
     let place = format!(
-        "{label}: Linux {}{wsl}, clock source {}, hypervisor {hypervisor:?}, CPUID {trapped}, as L2 says; which mode it is, you say",
+        "{label}: Linux {}{wsl}, clock source {}, hypervisor {hypervisor:?}, CPUID {trapped}, as L2 says; \
+         which mode it is, you say",
         place.kernel, place.clocksource
     );
     let notes = run.document.notes.iter();

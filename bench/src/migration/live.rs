@@ -43,7 +43,8 @@ pub(super) fn measure(bench: &Bench) -> Result<String, MigrationError> {
         }
     }
     let head = format!(
-        "live migration of {} MiB, {} not zero, {} pages written every {} ticks, at most {} MiB/s and {} ms of downtime\n\n",
+        "live migration of {} MiB, {} not zero, {} pages written every {} ticks, at most {} MiB/s and {} ms \
+         of downtime\n\n",
         bench.memory_mib,
         bench.fill_mib,
         bench.dirty,

@@ -77,10 +77,20 @@ pub(crate) struct Args {
     #[arg(value_name = "WHAT")]
     parts: Vec<Part>,
     /// How often each VMM takes its turn
-    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 5,
+        value_parser = clap::value_parser!(u32).range(1..=1000),
+    )]
     rounds: u32,
     /// The guest's memory, in MiB
-    #[arg(long, value_name = "MIB", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(32..=1 << 20))]
+    #[arg(
+        long,
+        value_name = "MIB",
+        default_value_t = 1024,
+        value_parser = clap::value_parser!(u32).range(32..=1 << 20),
+    )]
     memory: u32,
     /// How much of it is not zero, in MiB [default: three quarters]
     #[arg(long, value_name = "MIB")]

@@ -137,7 +137,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_value_has_a_place_between_the_ends(least in 0.0..1e12_f64, more in 0.0..1e12_f64, part in 0.0..1.0_f64) {
+        fn every_value_has_a_place_between_the_ends(least in 0.0..1e12_f64, more in 0.0..1e12_f64,
+            part in 0.0..1.0_f64) {
             let most = least + more;
             let axis = Axis::logarithmic(least, most, 400.0, 50.0);
             let place = axis.place(least + part * more);

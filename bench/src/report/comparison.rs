@@ -320,7 +320,8 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(48))]
         #[test]
-        fn an_interval_contains_its_median_and_every_printed_ratio(a in rounds(), b in rounds(), digits in 0..4_usize) {
+        fn an_interval_contains_its_median_and_every_printed_ratio(a in rounds(), b in rounds(),
+            digits in 0..4_usize) {
             let (a, b) = (part(&a), part(&b));
             for part in [&a, &b] {
                 let ([low, high], p50) = (part.p50_ci.unwrap(), part.summary.p50);
@@ -340,7 +341,8 @@ mod tests {
         }
 
         #[test]
-        fn an_interval_of_an_earlier_version_is_widened_to_its_median(p50 in 1.0..1e9_f64, low in 1.0..1e9_f64, more in 0.0..1e6_f64) {
+        fn an_interval_of_an_earlier_version_is_widened_to_its_median(p50 in 1.0..1e9_f64,
+            low in 1.0..1e9_f64, more in 0.0..1e6_f64) {
             let mut part = part(&[vec![10]]);
             part.summary.p50 = p50;
             part.p50_ci = Some([low, low + more]);

@@ -95,7 +95,8 @@ mod tests {
             lines(&report),
             [
                 "host: Linux 6.12 on A CPU (emulated: the intel lab)",
-                "microcode 0x2a, TSC 2000000 kHz, invariant, SMT off, governor performance, pinned to CPU 3, kvm_intel.nested=Y",
+                "microcode 0x2a, TSC 2000000 kHz, invariant, SMT off, governor performance, pinned to CPU \
+                 3, kvm_intel.nested=Y",
                 "unit: ns (the TSC ticks at 2000000 kHz)",
                 "hypernest-bench test, 2026-03-01T12:00:00Z: hypernest-bench l2-exit --kinds cpuid,hlt",
             ]

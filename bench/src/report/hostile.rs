@@ -60,7 +60,8 @@ fn use_it(mut report: Report) {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
     #[test]
-    fn no_report_panics(changes in prop::collection::vec((any::<prop::sample::Index>(), replacement()), 1..6)) {
+    fn no_report_panics(changes in prop::collection::vec((any::<prop::sample::Index>(), replacement()),
+        1..6)) {
         let mut small = report();
         small.results.truncate(2);
         let mut value = serde_json::to_value(small).unwrap();

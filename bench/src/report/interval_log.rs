@@ -22,7 +22,8 @@ pub(super) fn write(report: &Report, out: &mut dyn Write) -> io::Result<()> {
     let unit = &report.unit;
     let mut log = IntervalLogWriterBuilder::new()
         .add_comment(&format!(
-            "[parts of exits of L2 in TSC ticks; {} ticks are 1 of: {}; time is that spent in the samples of a tag]",
+            "[parts of exits of L2 in TSC ticks; {} ticks are 1 of: {}; time is that spent in the samples \
+             of a tag]",
             unit.ticks,
             plain(&unit.name)
         ))

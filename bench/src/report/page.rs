@@ -49,7 +49,8 @@ fn write_page(
     writeln!(
         out,
         "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
-         <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:\">\n\
+         <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src \
+         'unsafe-inline'; script-src 'unsafe-inline'; img-src data:\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
          <link rel=\"icon\" href=\"data:,\">\n\
          <title>The cost of an L2 exit: {}</title>\n<style>\n{STYLE}{}</style>\n</head>\n<body>",
@@ -64,7 +65,8 @@ fn write_page(
     if report.interrupted {
         writeln!(
             out,
-            "<p class=\"warning\">Interrupted: these are the results up to then; some have fewer samples than was asked for.</p>"
+            "<p class=\"warning\">Interrupted: these are the results up to then; some have fewer samples \
+             than was asked for.</p>"
         )?;
     }
     for warning in &report.warnings {
@@ -82,8 +84,10 @@ fn write_page(
     environment(report, out)?;
     writeln!(
         out,
-        "</main>\n<noscript><p class=\"warning\">The plots need JavaScript; the tables do not.</p></noscript>\n\
-         <script type=\"application/json\" id=\"figures\">{}</script>\n<script>\n{SCRIPT}</script>\n</body>\n</html>",
+        "</main>\n<noscript><p class=\"warning\">The plots need JavaScript; the tables do \
+         not.</p></noscript>\n\
+         <script type=\"application/json\" \
+         id=\"figures\">{}</script>\n<script>\n{SCRIPT}</script>\n</body>\n</html>",
         script_json(&figures.to_string())
     )
 }
@@ -157,7 +161,8 @@ fn advice(report: &Report, out: &mut String) -> std::fmt::Result {
     }
     writeln!(
         out,
-        "<section>\n<h2>Recommendations</h2>\n<details><summary>each answer with all its ratios and its rule</summary>\n<ul class=\"advice\">"
+        "<section>\n<h2>Recommendations</h2>\n<details><summary>each answer with all its ratios and its \
+         rule</summary>\n<ul class=\"advice\">"
     )?;
     for recommendation in &report.recommendations {
         writeln!(
@@ -177,7 +182,8 @@ fn matrix(number: usize, group: &Group<'_>, unit: &Unit, out: &mut String) -> st
     };
     writeln!(
         out,
-        "<section>\n<h2>{}</h2>\n<p class=\"soft\">Median of the round trip in {}{against}, host exits for each exit of L2.</p>",
+        "<section>\n<h2>{}</h2>\n<p class=\"soft\">Median of the round trip in {}{against}, host exits for \
+         each exit of L2.</p>",
         escape(&group.title()),
         escape(&unit.name)
     )?;
@@ -197,7 +203,8 @@ fn matrix(number: usize, group: &Group<'_>, unit: &Unit, out: &mut String) -> st
     for (index, kind) in group.kinds().into_iter().enumerate() {
         write!(
             out,
-            "<tr data-group=\"{number}\" data-kind=\"{index}\"><th scope=\"row\"><button type=\"button\" data-group=\"{number}\" data-kind=\"{index}\" title=\"{}\">{}</button></th>",
+            "<tr data-group=\"{number}\" data-kind=\"{index}\"><th scope=\"row\"><button type=\"button\" \
+             data-group=\"{number}\" data-kind=\"{index}\" title=\"{}\">{}</button></th>",
             escape(&in_words(kind)),
             escape(kind)
         )?;
@@ -425,7 +432,8 @@ fn figures_of_part(part: &Part, unit: &Unit) -> Result<Value, HistogramError> {
     let summary = &part.summary;
     Ok(json!({
         "n": summary.samples, "min": summary.min, "p50": summary.p50, "p90": summary.p90, "p99": summary.p99,
-        "p99_9": summary.p99_9, "max": summary.max, "mean": summary.mean, "ci": part.interval(), "steps": steps,
+        "p99_9": summary.p99_9, "max": summary.max, "mean": summary.mean, "ci": part.interval(),
+            "steps": steps,
     }))
 }
 

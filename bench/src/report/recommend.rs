@@ -270,8 +270,10 @@ fn rule(answered: &Answered<'_>, unit: &Unit) -> String {
         L1::Micro | L1::Linux => String::new(),
     };
     format!(
-        "{} against {}, medians of round trips with the ratio's interval from both 95 % intervals: {}. A gain: at most {:.2}, interval \
-         below 1; a cost: at least {:.2}, interval above 1; the same: interval within {:.2} and {:.2}; else, or with fewer \
+        "{} against {}, medians of round trips with the ratio's interval from both 95 % intervals: {}. A \
+         gain: at most {:.2}, interval \
+         below 1; a cost: at least {:.2}, interval above 1; the same: interval within {:.2} and {:.2}; \
+         else, or with fewer \
          than {MIN_SAMPLES} samples, undecided{runs}. {}; in {}",
         answered.with.name(),
         answered.without.name(),
@@ -406,7 +408,9 @@ mod tests {
         assert_eq!(
             texts(&entries),
             [
-                "hv-evmcs, without shadow VMCS: it depends on what your L1 does most: gains CPUID exits 0.56x (host exits 5.6 instead of 10.0); costs you interrupts 1.40x (host exits 14.0 instead of 10.0)"
+                "hv-evmcs, without shadow VMCS: it depends on what your L1 does most: gains CPUID exits \
+                 0.56x (host exits 5.6 instead of 10.0); costs you interrupts 1.40x (host exits 14.0 \
+                 instead of 10.0)"
             ]
         );
         let rule = &recommend(&report_of(entries.to_vec()))[0].rule;

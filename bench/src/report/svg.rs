@@ -96,7 +96,8 @@ fn draw(
     let title = format!("Round trips of L2: {}", escape(&in_words(kind)));
     writeln!(
         out,
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" width=\"{WIDTH}\" height=\"{HEIGHT}\" \
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" width=\"{WIDTH}\" \
+         height=\"{HEIGHT}\" \
          role=\"img\" aria-labelledby=\"title desc\" font-family=\"system-ui, sans-serif\" font-size=\"13\">"
     )?;
     writeln!(out, "<title id=\"title\">{title}</title>")?;
@@ -140,7 +141,8 @@ fn draw(
         }
         writeln!(
             out,
-            "<path d=\"{path}\" fill=\"none\" stroke=\"{light}\" stroke-width=\"2\" stroke-dasharray=\"{dashes}\" \
+            "<path d=\"{path}\" fill=\"none\" stroke=\"{light}\" stroke-width=\"2\" \
+             stroke-dasharray=\"{dashes}\" \
              stroke-linejoin=\"round\"><title>{}</title></path>",
             mode.name()
         )?;
@@ -154,7 +156,8 @@ fn axes(value: &Axis, rank: &Axis, samples: u64, unit: &str, out: &mut String) -
         let y = value.place(tick);
         writeln!(
             out,
-            "<path d=\"M{LEFT} {y:.1}H{RIGHT}\" stroke=\"#e3e3e3\"/><text x=\"{}\" y=\"{:.1}\" text-anchor=\"end\" fill=\"#333\">{}</text>",
+            "<path d=\"M{LEFT} {y:.1}H{RIGHT}\" stroke=\"#e3e3e3\"/><text x=\"{}\" y=\"{:.1}\" \
+             text-anchor=\"end\" fill=\"#333\">{}</text>",
             LEFT - 8.0,
             y + 4.0,
             number(tick)
@@ -164,7 +167,8 @@ fn axes(value: &Axis, rank: &Axis, samples: u64, unit: &str, out: &mut String) -
         let x = rank.place(percentile(q, samples));
         writeln!(
             out,
-            "<path d=\"M{x:.1} {TOP}V{BOTTOM}\" stroke=\"#e3e3e3\"/><text x=\"{x:.1}\" y=\"{}\" text-anchor=\"middle\" fill=\"#333\">{name}</text>",
+            "<path d=\"M{x:.1} {TOP}V{BOTTOM}\" stroke=\"#e3e3e3\"/><text x=\"{x:.1}\" y=\"{}\" \
+             text-anchor=\"middle\" fill=\"#333\">{name}</text>",
             BOTTOM + 20.0
         )?;
     }
@@ -185,7 +189,8 @@ fn axes(value: &Axis, rank: &Axis, samples: u64, unit: &str, out: &mut String) -
     };
     writeln!(
         out,
-        "<text transform=\"translate(20 {}) rotate(-90)\" text-anchor=\"middle\" fill=\"#333\">{unit}{scale}</text>",
+        "<text transform=\"translate(20 {}) rotate(-90)\" text-anchor=\"middle\" \
+         fill=\"#333\">{unit}{scale}</text>",
         f64::midpoint(TOP, BOTTOM)
     )
 }

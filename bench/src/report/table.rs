@@ -208,7 +208,8 @@ fn write_parts(group: &Group<'_>, kind: &str, unit: &str, out: &mut String) -> s
             if beyond > 0 {
                 writeln!(
                     out,
-                    "{}, {name}: {beyond} samples were longer than a histogram holds and count as the longest it does",
+                    "{}, {name}: {beyond} samples were longer than a histogram holds and count as the \
+                     longest it does",
                     mode.name()
                 )?;
             }

@@ -285,7 +285,8 @@ mod tests {
         let verdict = only(entries);
         assert_eq!(
             verdict.text,
-            "little or no difference (micro makes no difference here, 0.98x for CPUID exits; linux use it, 0.96x for CPUID exits)"
+            "little or no difference (micro makes no difference here, 0.98x for CPUID exits; linux use it, \
+             0.96x for CPUID exits)"
         );
         let why = verdict.why.unwrap();
         assert!(
@@ -334,7 +335,8 @@ mod tests {
         let verdict = only(entries);
         assert_eq!(
             verdict.text,
-            "undecided (CPUID exits 1.050 [1.048, 1.052]; one run of each does not show what differs between starts: run more)"
+            "undecided (CPUID exits 1.050 [1.048, 1.052]; one run of each does not show what differs \
+             between starts: run more)"
         );
         let mut same = pair(L1::Manual, "cpuid", 1000.0).to_vec();
         same.iter_mut().for_each(|entry| entry.runs = Some(1));

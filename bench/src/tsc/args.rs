@@ -19,7 +19,12 @@ pub(crate) struct Args {
     #[arg(long, value_enum, default_value = "micro")]
     pub(super) guest: GuestKind,
     /// How often it is moved
-    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=10_000))]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 0,
+        value_parser = clap::value_parser!(u32).range(0..=10_000),
+    )]
     pub(super) moves: u32,
     /// How it is moved
     #[arg(long, value_enum, default_value = "save")]
@@ -42,13 +47,28 @@ pub(crate) struct Args {
     #[arg(long, value_name = "POLICY")]
     pub(super) on_tsc_change: Option<String>,
     /// How long the guest runs before, between and after moves, in ms of its own time
-    #[arg(long, value_name = "MS", default_value_t = 2000, value_parser = clap::value_parser!(u64).range(1..=86_400_000))]
+    #[arg(
+        long,
+        value_name = "MS",
+        default_value_t = 2000,
+        value_parser = clap::value_parser!(u64).range(1..=86_400_000),
+    )]
     pub(super) between_ms: u64,
     /// How often each vCPU reports, in us of the guest's time
-    #[arg(long, value_name = "US", default_value_t = 5000, value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
+    #[arg(
+        long,
+        value_name = "US",
+        default_value_t = 5000,
+        value_parser = clap::value_parser!(u64).range(1..=1_000_000_000),
+    )]
     pub(super) beat_us: u64,
     /// Of how many reads of the page one is followed by a read of the register, which is an exit
-    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..=1 << 32))]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 64,
+        value_parser = clap::value_parser!(u64).range(1..=1 << 32),
+    )]
     pub(super) counter_every: u64,
     /// The guest's use of reenlightenment (--guest micro)
     #[arg(long, value_enum, default_value = "emulate")]

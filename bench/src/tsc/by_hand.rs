@@ -10,7 +10,8 @@ use super::record::Recorder;
 use super::{TscError, file};
 
 /// What a file does not say.
-pub(super) const NO_TIMES: &str = "captured reports have no times of arrival: there is no drift and no downtime by the host's clock";
+pub(super) const NO_TIMES: &str = "captured reports have no times of arrival: there is no drift and no \
+    downtime by the host's clock";
 
 /// Any; the guest program counts in ticks, so its times are right for a TSC of this frequency.
 const KHZ: f64 = 2_500_000.0;
@@ -26,7 +27,8 @@ pub(super) fn commands(args: &Args, directory: &Path) -> Result<String, TscError
     let guest = guest.display();
     Ok(format!(
         "On the first host:\n  \
-         hypernest run --name tsc --kernel {guest} --memory {memory} --cpus {vcpus} --hv {hv} --serial none --debugcon file:first --cmdline '{line}'\n\n\
+         hypernest run --name tsc --kernel {guest} --memory {memory} --cpus {vcpus} --hv {hv} --serial none \
+         --debugcon file:first --cmdline '{line}'\n\n\
          After a while, by a saved VM, which is then copied:\n  \
          hypernest save tsc saved --then stop\n  \
          hypernest restore saved --debugcon file:second          (on the second host)\n\n\

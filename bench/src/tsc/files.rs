@@ -123,7 +123,10 @@ fn log(report: &Report, out: &mut dyn Write) -> io::Result<()> {
     let mut out = out;
     let mut serializer = V2DeflateSerializer::new();
     let mut log = IntervalLogWriterBuilder::new()
-        .add_comment("[largest step forward of a clock in each report, in the clock's own unit; moves are left out]")
+        .add_comment(
+            "[largest step forward of a clock in each report, in the clock's own unit; moves are \
+            left out]",
+        )
         .with_max_value_divisor(1.0)
         .begin_log_with(&mut out, &mut serializer)?;
     for result in &report.clocks {

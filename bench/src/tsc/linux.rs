@@ -62,7 +62,8 @@ fn modules(kernel: &Path, vendor: CpuVendor) -> Vec<PathBuf> {
 /// What L1's hypernest is to run.
 fn l2(args: &Args) -> String {
     format!(
-        "name = \"l2\"\nkernel = \"vmlinux\"\ninitrd = \"l2\"\nmemory = \"192M\"\ncpus = {}\nserial = \"none\"\n\
+        "name = \"l2\"\nkernel = \"vmlinux\"\ninitrd = \"l2\"\nmemory = \"192M\"\ncpus = {}\nserial = \
+         \"none\"\n\
          serial2 = \"stdio\"\nhv = [\"windows\"]\ncmdline = \"{}\"\n",
         args.vcpus,
         probing(args)
@@ -124,7 +125,8 @@ fn on_path(program: &Path) -> PathBuf {
 pub(super) fn line(args: &Args) -> String {
     match args.guest {
         GuestKind::LinuxL2 => format!(
-            "console=ttyS0 quiet panic=-1 rdinit=/init {} -- --serial /dev/ttyS1 --modules /{MODULES} --relay /hypernest run --config /{L2}",
+            "console=ttyS0 quiet panic=-1 rdinit=/init {} -- --serial /dev/ttyS1 --modules /{MODULES} \
+             --relay /hypernest run --config /{L2}",
             args.linux.append
         ),
         _ => probing(args),
@@ -134,7 +136,8 @@ pub(super) fn line(args: &Args) -> String {
 /// For the Linux whose clocks are sampled.
 fn probing(args: &Args) -> String {
     format!(
-        "console=ttyS0 quiet panic=-1 rdinit=/init {} -- --serial /dev/ttyS1 --beat-us {} --modules /{MODULES}",
+        "console=ttyS0 quiet panic=-1 rdinit=/init {} -- --serial /dev/ttyS1 --beat-us {} --modules \
+         /{MODULES}",
         args.linux.append, args.beat_us
     )
 }

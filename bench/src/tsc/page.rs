@@ -23,8 +23,10 @@ fn write_page(report: &Report, out: &mut String) -> std::fmt::Result {
     writeln!(
         out,
         "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
-         <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\">\n\
-         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<link rel=\"icon\" href=\"data:,\">\n\
+         <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src \
+         'unsafe-inline'; img-src data:\">\n\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<link rel=\"icon\" \
+         href=\"data:,\">\n\
          <title>{title}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<header>\n<h1>{title}</h1>"
     )?;
     let made = format!(
@@ -49,7 +51,8 @@ fn write_page(report: &Report, out: &mut String) -> std::fmt::Result {
     if let Some(plot) = plot(report) {
         writeln!(
             out,
-            "<figure>{plot}<figcaption>Dashed green: moves. Dotted violet: the guest acknowledged another TSC frequency. Samples arrive late: of \
+            "<figure>{plot}<figcaption>Dashed green: moves. Dotted violet: the guest acknowledged another \
+             TSC frequency. Samples arrive late: of \
              several near each other the one furthest ahead is shown.</figcaption></figure>"
         )?;
     }

@@ -49,13 +49,15 @@ fn draw(report: &Report, times: &Axis, ahead: &Axis, out: &mut String) -> std::f
     let title = "A guest's clocks against the host's";
     writeln!(
         out,
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" width=\"{WIDTH}\" height=\"{HEIGHT}\" \
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" width=\"{WIDTH}\" \
+         height=\"{HEIGHT}\" \
          role=\"img\" aria-labelledby=\"title desc\" font-family=\"system-ui, sans-serif\" font-size=\"13\">"
     )?;
     writeln!(out, "<title id=\"title\">{title}</title>")?;
     writeln!(
         out,
-        "<desc id=\"desc\">How far each clock of the guest is ahead of the host's monotonic clock, in us since the first sample, over time; \
+        "<desc id=\"desc\">How far each clock of the guest is ahead of the host's monotonic clock, in us \
+         since the first sample, over time; \
          {} moves are marked.</desc>",
         report.moves.len()
     )?;
@@ -92,7 +94,8 @@ fn draw(report: &Report, times: &Axis, ahead: &Axis, out: &mut String) -> std::f
         let name = escape(&series.clock);
         writeln!(
             out,
-            "<path d=\"{path}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"1.5\" stroke-dasharray=\"{dashes}\" \
+            "<path d=\"{path}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"1.5\" \
+             stroke-dasharray=\"{dashes}\" \
              stroke-linejoin=\"round\"><title>{name}</title></path>"
         )?;
         writeln!(
@@ -113,7 +116,8 @@ fn axes(times: &Axis, ahead: &Axis, out: &mut String) -> std::fmt::Result {
         let y = ahead.place(tick);
         writeln!(
             out,
-            "<path d=\"M{LEFT} {y:.1}H{RIGHT}\" stroke=\"#e3e3e3\"/><text x=\"{}\" y=\"{:.1}\" text-anchor=\"end\" fill=\"#333\">{}</text>",
+            "<path d=\"M{LEFT} {y:.1}H{RIGHT}\" stroke=\"#e3e3e3\"/><text x=\"{}\" y=\"{:.1}\" \
+             text-anchor=\"end\" fill=\"#333\">{}</text>",
             LEFT - 8.0,
             y + 4.0,
             time(tick * 1e3)
@@ -123,7 +127,8 @@ fn axes(times: &Axis, ahead: &Axis, out: &mut String) -> std::fmt::Result {
         let x = times.place(tick);
         writeln!(
             out,
-            "<path d=\"M{x:.1} {TOP}V{BOTTOM}\" stroke=\"#f0f0f0\"/><text x=\"{x:.1}\" y=\"{}\" text-anchor=\"middle\" fill=\"#333\">{}</text>",
+            "<path d=\"M{x:.1} {TOP}V{BOTTOM}\" stroke=\"#f0f0f0\"/><text x=\"{x:.1}\" y=\"{}\" \
+             text-anchor=\"middle\" fill=\"#333\">{}</text>",
             BOTTOM + 20.0,
             time(tick * 1e9)
         )?;
@@ -140,7 +145,8 @@ fn axes(times: &Axis, ahead: &Axis, out: &mut String) -> std::fmt::Result {
     )?;
     writeln!(
         out,
-        "<text transform=\"translate(20 {}) rotate(-90)\" text-anchor=\"middle\" fill=\"#333\">ahead of the host's clock</text>",
+        "<text transform=\"translate(20 {}) rotate(-90)\" text-anchor=\"middle\" fill=\"#333\">ahead of the \
+         host's clock</text>",
         f64::midpoint(TOP, BOTTOM)
     )
 }
@@ -157,7 +163,8 @@ fn marks(report: &Report, times: &Axis, out: &mut String) -> std::fmt::Result {
         let x = times.place(segment.from_s);
         writeln!(
             out,
-            "<path d=\"M{x:.1} {TOP}V{BOTTOM}\" stroke=\"#6a3fb5\" stroke-dasharray=\"2 4\"><title>acknowledgement after move {}</title></path>",
+            "<path d=\"M{x:.1} {TOP}V{BOTTOM}\" stroke=\"#6a3fb5\" stroke-dasharray=\"2 \
+             4\"><title>acknowledgement after move {}</title></path>",
             segment.after_move
         )?;
     }
@@ -169,13 +176,15 @@ fn marks(report: &Report, times: &Axis, out: &mut String) -> std::fmt::Result {
         let x = times.place(of_move.at_s);
         writeln!(
             out,
-            "<path d=\"M{x:.1} {TOP}V{BOTTOM}\" stroke=\"#2e7d32\" stroke-dasharray=\"6 3\"><title>move {}</title></path>",
+            "<path d=\"M{x:.1} {TOP}V{BOTTOM}\" stroke=\"#2e7d32\" stroke-dasharray=\"6 3\"><title>move \
+             {}</title></path>",
             of_move.number
         )?;
         if report.moves.len() <= MOST_NUMBERS {
             writeln!(
                 out,
-                "<text x=\"{x:.1}\" y=\"{}\" font-size=\"11\" text-anchor=\"middle\" fill=\"#2e7d32\">{}</text>",
+                "<text x=\"{x:.1}\" y=\"{}\" font-size=\"11\" text-anchor=\"middle\" \
+                 fill=\"#2e7d32\">{}</text>",
                 TOP - 4.0,
                 of_move.number
             )?;

@@ -125,7 +125,8 @@ fn the_table_says_what_happened() {
         "reference-counter  not offered",
         "acknowledgement 1",
         "1 to 2",
-        "No clock stepped back, was more than 10 ms off after a move or a step, or drifted by more than 500 ppm",
+        "No clock stepped back, was more than 10 ms off after a move or a step, or drifted by more than 500 \
+         ppm",
     ] {
         assert!(text.contains(part), "{part:?} is not in\n{text}");
     }

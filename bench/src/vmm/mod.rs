@@ -93,7 +93,12 @@ pub(crate) struct Args {
     #[arg(value_name = "WHAT")]
     parts: Vec<Part>,
     /// How often each VMM takes its turn
-    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 5,
+        value_parser = clap::value_parser!(u32).range(1..=1000),
+    )]
     rounds: u32,
     /// The Linux kernel to boot: an ELF file with a PVH note
     #[arg(long, value_name = "FILE")]

@@ -85,12 +85,15 @@ mod tests {
 
     const TEXT: &str = "\
 00400000-00500000 r-xp 00000000 00:02 1234                               /bin/hyper nest\n\
-Size:               1024 kB\nRss:                 600 kB\nPss:                 300 kB\nVmFlags: rd ex mr mw me\n\
-00600000-00700000 rw-p 00000000 00:00 0                                  [heap]\nRss:                  40 kB\n\
+Size:               1024 kB\nRss:                 600 kB\nPss:                 300 kB\nVmFlags: rd ex mr mw \
+me\n\
+00600000-00700000 rw-p 00000000 00:00 0                                  [heap]\nRss:                  40 \
+kB\n\
 7f0000000000-7f0008000000 rw-p 00000000 00:00 0 \nSize:             131072 kB\n\
 Rss:               65536 kB\n\
 7f0010000000-7f0010100000 rw-p 00000000 00:00 0 \nSize:               1024 kB\nRss:                   4 kB\n\
-7f0020000000-7f0024000000 r--p 00000000 00:02 99                         /lab/vmlinux\nRss:               50000 kB\n";
+7f0020000000-7f0024000000 r--p 00000000 00:02 99                         /lab/vmlinux\nRss:               \
+50000 kB\n";
 
     #[test]
     fn guest_ram_and_the_kernels_file_are_left_out() {

@@ -30,7 +30,12 @@ struct Arguments {
     #[arg(long, value_name = "DEVICE", num_args = 0..=1, default_missing_value = "/dev/ttyS1")]
     serial: Option<PathBuf>,
     /// How often each CPU reports, in us
-    #[arg(long, value_name = "US", default_value_t = 5000, value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
+    #[arg(
+        long,
+        value_name = "US",
+        default_value_t = 5000,
+        value_parser = clap::value_parser!(u64).range(1..=1_000_000_000),
+    )]
     beat_us: u64,
     /// End after so many seconds [default: never with --serial, else 10]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=86_400))]

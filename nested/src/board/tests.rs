@@ -243,7 +243,8 @@ fn samples_come_out_in_order() {
 
 proptest! {
     #[test]
-    fn no_board_panics(mut words: [u64; 12], whole: bool, kind in 0..30_u64, status in 0..6_u64, len in 0..120_usize) {
+    fn no_board_panics(mut words: [u64; 12], whole: bool, kind in 0..30_u64, status in 0..6_u64,
+        len in 0..120_usize) {
         if whole {
             words[..4].copy_from_slice(&[MAGIC, VERSION, kind, status]);
             words[4] %= MAX_CAPACITY + 2;
@@ -264,7 +265,8 @@ proptest! {
         }
         let [before, exited, resumed, after] = stamps;
         match (Sample { before, exited, resumed, after }).split() {
-            Split::Parts { l2_to_l1, l1, l1_to_l2 } => prop_assert_eq!(l2_to_l1 + l1 + l1_to_l2, after - before),
+            Split::Parts { l2_to_l1, l1, l1_to_l2 } => prop_assert_eq!(l2_to_l1 + l1 + l1_to_l2,
+                after - before),
             Split::Whole { round_trip } => prop_assert_eq!(round_trip, after - before),
             Split::NotTaken => prop_assert_eq!(after, 0),
             Split::OutOfOrder => prop_assert!(!sorted || (exited == 0) != (resumed == 0) || before > after),

@@ -7,15 +7,18 @@ use proptest::prelude::*;
 
 #[test]
 fn modes_and_kinds_are_called_what_they_are_called() {
-    let modes = "classic classic+shadow offered offered+shadow evmcs evmcs+emsr evmcs+direct-flush svm svm+emsr \
+    let modes = "classic classic+shadow offered offered+shadow evmcs evmcs+emsr evmcs+direct-flush svm \
+        svm+emsr \
                  svm+direct-flush";
     assert!(
         modes
             .split_whitespace()
             .eq(Mode::ALL.iter().map(|mode| mode.name()))
     );
-    let kinds = "cpuid hypercall rdmsr wrmsr rdmsr-direct wrmsr-direct bitmap-same bitmap-changed pio-out pio-in hlt \
-                 interrupt ipi second-level-fault mmio cr-write page-fault xsetbv pause timer preemption-timer \
+    let kinds = "cpuid hypercall rdmsr wrmsr rdmsr-direct wrmsr-direct bitmap-same bitmap-changed pio-out \
+        pio-in hlt \
+                 interrupt ipi second-level-fault mmio cr-write page-fault xsetbv pause timer \
+                 preemption-timer \
                  flush-hypercall";
     assert!(
         kinds

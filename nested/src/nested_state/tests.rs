@@ -68,7 +68,8 @@ fn valid() -> Vec<(Builder, &'static str)> {
                 smm_flags: 3,
                 ..vmx_loaded()
             },
-            "VMX on, VMCS at 0x2000 (revision 0x11e57ed0), L1 running, in system-management mode that left L2",
+            "VMX on, VMCS at 0x2000 (revision 0x11e57ed0), L1 running, in system-management mode that left \
+             L2",
         ),
         (svm(), "SVM, L1 running, GIF 1"),
         (Builder { flags: 0, ..svm() }, "SVM, L1 running, GIF 0"),

@@ -161,7 +161,8 @@ proptest! {
     }
 
     #[test]
-    fn a_prefix_never_decodes_to_something_else(values in prop::collection::vec(any::<u64>(), 0..6), cut in 0..80_usize) {
+    fn a_prefix_never_decodes_to_something_else(values in prop::collection::vec(any::<u64>(), 0..6),
+        cut in 0..80_usize) {
         let whole = samples("name", Width::Eight, &values);
         let cut = cut.min(whole.len() - 1);
         prop_assert_eq!(next_item(&whole[..cut]), Ok(None));

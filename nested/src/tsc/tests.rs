@@ -228,7 +228,8 @@ proptest! {
     }
 
     #[test]
-    fn no_stream_panics_or_stands_still(stream in prop::collection::vec(prop_oneof![any::<u8>(), Just(0xFF), Just(b'\n')], 0..300)) {
+    fn no_stream_panics_or_stands_still(stream in prop::collection::vec(prop_oneof![any::<u8>(),
+        Just(0xFF), Just(b'\n')], 0..300)) {
         let (_, _, waiting) = all(&stream);
         prop_assert!(waiting <= stream.len());
     }
@@ -241,7 +242,8 @@ proptest! {
     }
 
     #[test]
-    fn acknowledgements_and_greetings_come_back_as_they_were(words in any::<[u64; 12]>(), sequence: u32, vcpus: u32, flags: [bool; 3]) {
+    fn acknowledgements_and_greetings_come_back_as_they_were(words in any::<[u64; 12]>(), sequence: u32,
+        vcpus: u32, flags: [bool; 3]) {
         let moment = |at: usize| Moment { tsc: words[at], page: words[at + 1], counter: words[at + 2] };
         let ack = Ack {
             interrupts: words[9],

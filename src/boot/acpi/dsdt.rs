@@ -176,7 +176,8 @@ fn interrupt_routes(map: &AddressMap) -> PackageBuilder {
     routes
 }
 
-/// `_OSC` (6.2.11 and PCI Firmware Specification 3.3, 4.5): the system may run AER, PME and the PCI Express capability itself.
+/// `_OSC` (6.2.11 and PCI Firmware Specification 3.3, 4.5): the system may run AER, PME and the PCI Express
+/// capability itself.
 fn operating_system_capabilities() -> Raw {
     const PCI_UUID: &str = "33DB4D5B-1FF7-401C-9657-7441C03DD766";
     const REVISION: u8 = 1;

@@ -18,13 +18,15 @@ const NO_C3: u16 = 1001;
 /// The CMOS byte with the century.
 const CENTURY: u8 = 0x32;
 
-/// The table for a machine whose hardware is not reduced: Hyper-V's boot loader refuses PM1a blocks at address zero.
+/// The table for a machine whose hardware is not reduced: Hyper-V's boot loader refuses PM1a blocks at
+/// address zero.
 pub(super) fn fadt(facs: Gpa, dsdt: Gpa) -> FADT {
     let mut fadt = FADTBuilder::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION)
         .preferred_pm_profile(PmProfile::EnterpriseServer)
         .flag(Flags::Wbinvd)
         .flag(Flags::ProcC1)
-        // These two say that there is no fixed sleep button, and that the RTC's wake status is in no fixed register.
+        // These two say that there is no fixed sleep button, and that the RTC's wake status is in no fixed
+        // register.
         .flag(Flags::SlpButton)
         .flag(Flags::FixRtc)
         // The PM timer has 32 bits.

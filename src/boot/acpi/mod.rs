@@ -70,7 +70,8 @@ const OEM_REVISION: u32 = 1;
 /// Bytes that the FACS takes (5.2.10).
 pub const FACS_LEN: u64 = 64;
 
-/// The tables, with the FACS at `nvs` (aligned to 64 bytes) and everything else from `data` on; both below 4 GiB.
+/// The tables, with the FACS at `nvs` (aligned to 64 bytes) and everything else from `data` on; both below 4
+/// GiB.
 pub fn build(config: &AcpiConfig, nvs: Gpa, data: Gpa) -> Tables {
     let mut layout = Layout {
         tables: vec![Table {
@@ -144,8 +145,8 @@ fn mcfg(map: &AddressMap) -> Vec<u8> {
     bytes(&mcfg)
 }
 
-/// Windows ACPI Emulated Devices Table: Windows need not work around hardware bugs in the RTC and the PM timer, which spares
-/// an exit or two per access.
+/// Windows ACPI Emulated Devices Table: Windows need not work around hardware bugs in the RTC and the PM
+/// timer, which spares an exit or two per access.
 fn waet() -> Vec<u8> {
     const RTC_GOOD: u32 = 1 << 0;
     const PM_TIMER_GOOD: u32 = 1 << 1;

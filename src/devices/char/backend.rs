@@ -7,7 +7,8 @@ use std::path::PathBuf;
 pub enum CharBackend {
     /// Nothing is connected; output is dropped.
     None,
-    /// hypernest's own terminal or pipe; Ctrl-A x ends the VM, Ctrl-A Ctrl-A sends Ctrl-A. One device at most.
+    /// hypernest's own terminal or pipe; Ctrl-A x ends the VM, Ctrl-A Ctrl-A sends Ctrl-A. One device at
+    /// most.
     Stdio,
     /// Output is written to a file, truncated at the start; no input.
     File(PathBuf),

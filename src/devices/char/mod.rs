@@ -1,14 +1,16 @@
 //! Character devices: the two sides of a serial line.
 //!
-//! The guest's side is a [`CharDevice`] (a UART, the debug console). The user's side is a [`Wire`] made from a
-//! [`CharBackend`]. The [`IoThread`](super::io_thread::IoThread) carries bytes between them; neither
-//! side ever waits for the other:
+//! The guest's side is a [`CharDevice`] (a UART, the debug console). The user's side is a [`Wire`] made from
+//! a [`CharBackend`]. The [`IoThread`](super::io_thread::IoThread) carries bytes between them; neither side
+//! ever waits for the other:
 //!
-//! * **Output.** The device puts bytes into its [`TxQueue`], which has a fixed size. While a slow reader keeps it full, the
-//!   device says "busy" as hardware does; a guest that sends regardless loses those bytes. A reader that went away
-//!   (closed stdout, full disk) is reported once; from then on output is dropped and the guest runs on.
-//! * **Input.** The source is read only while the device has room, so nothing is lost and nothing piles up. A terminal is
-//!   the exception: it is read always, for Ctrl-A x must work with a guest that has stopped listening.
+//! * **Output.** The device puts bytes into its [`TxQueue`], which has a fixed size. While a slow reader
+//!   keeps it full, the device says "busy" as hardware does; a guest that sends regardless loses those bytes.
+//!   A reader that went away (closed stdout, full disk) is reported once; from then on output is dropped and
+//!   the guest runs on.
+//! * **Input.** The source is read only while the device has room, so nothing is lost and nothing piles up. A
+//!   terminal is the exception: it is read always, for Ctrl-A x must work with a guest that has stopped
+//!   listening.
 
 mod backend;
 mod escape;
@@ -33,7 +35,8 @@ use super::io_thread::Waker;
 
 /// The guest's side of a line, as the I/O thread sees it.
 pub trait CharDevice: Send {
-    /// How many bytes of input it can take now. After answering 0 it wakes the I/O thread once it has room again.
+    /// How many bytes of input it can take now. After answering 0 it wakes the I/O thread once it has room
+    /// again.
     fn input_room(&mut self) -> usize;
 
     /// Takes input; at most [`CharDevice::input_room`] bytes.

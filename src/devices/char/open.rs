@@ -128,9 +128,9 @@ enum Direction {
     Output,
 }
 
-/// A descriptor for the same terminal or pipe that never blocks. O_NONBLOCK belongs to the open file description, which
-/// is shared with whoever started us, so a terminal or named pipe is opened anew; a file keeps its shared offset, and
-/// what cannot be opened again is used as it is, polled before each use.
+/// A descriptor for the same terminal or pipe that never blocks. O_NONBLOCK belongs to the open file
+/// description, which is shared with whoever started us, so a terminal or named pipe is opened anew; a file
+/// keeps its shared offset, and what cannot be opened again is used as it is, polled before each use.
 fn own_description(fd: BorrowedFd<'_>, direction: Direction) -> io::Result<File> {
     let shared = File::from(fd.try_clone_to_owned()?);
     let kind = shared.metadata()?.file_type();

@@ -1,4 +1,5 @@
-//! A Unix socket to listen on: stale files taken over, foreign ones left alone, the own one removed at the end.
+//! A Unix socket to listen on: stale files taken over, foreign ones left alone, the own one removed at the
+//! end.
 
 use std::fs;
 use std::io;

@@ -12,8 +12,8 @@ use nix::sys::termios::{
 use crate::bus::lock;
 use crate::sys::fatal::OnDeath;
 
-/// The terminal and the modes to go back to, while a guard lives. Global, because the panic hook and the last exit path
-/// need it.
+/// The terminal and the modes to go back to, while a guard lives. Global, because the panic hook and the last
+/// exit path need it.
 static SAVED: Mutex<Option<Saved>> = Mutex::new(None);
 
 struct Saved {
@@ -31,7 +31,8 @@ impl RawTerminal {
     pub(super) fn enter(terminal: BorrowedFd<'_>) -> io::Result<Self> {
         let before = tcgetattr(terminal)?;
         let raw = raw_modes(&before);
-        // A panic must restore before its message is printed, and also when the panicking thread owns no guard.
+        // A panic must restore before its message is printed, and also when the panicking thread owns no
+        // guard.
         static HOOK: Once = Once::new();
         HOOK.call_once(|| {
             let previous = std::panic::take_hook();
@@ -57,8 +58,8 @@ impl Drop for RawTerminal {
     }
 }
 
-/// Brings the terminal back to the modes it had. Does nothing if it is not in raw mode. For paths that end the process
-/// without unwinding; otherwise the guard does it.
+/// Brings the terminal back to the modes it had. Does nothing if it is not in raw mode. For paths that end
+/// the process without unwinding; otherwise the guard does it.
 pub fn restore() {
     if let Some(saved) = lock(&SAVED).take() {
         // Nothing can be done about a terminal that is gone.
@@ -70,7 +71,8 @@ fn set(terminal: BorrowedFd<'_>, modes: &Termios) -> io::Result<()> {
     tcsetattr(terminal, SetArg::TCSANOW, modes).map_err(io::Error::from)
 }
 
-/// Raw input, but output processing left on: the guest's `\r\n` survives it, and hypernest's own messages need it.
+/// Raw input, but output processing left on: the guest's `\r\n` survives it, and hypernest's own messages
+/// need it.
 fn raw_modes(before: &Termios) -> Termios {
     let mut raw = before.clone();
     cfmakeraw(&mut raw);

@@ -1,4 +1,5 @@
-//! The user's side of a line: one turn of carrying bytes between descriptors and a device, whatever the backend.
+//! The user's side of a line: one turn of carrying bytes between descriptors and a device, whatever the
+//! backend.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -16,11 +17,12 @@ use super::terminal::RawTerminal;
 use super::{CharDevice, TxQueue};
 use crate::life::{MachineHandle, Request};
 
-/// The most that is read or written at once. A pipe that polls writable takes PIPE_BUF (4096) bytes without blocking.
+/// The most that is read or written at once. A pipe that polls writable takes PIPE_BUF (4096) bytes without
+/// blocking.
 const CHUNK: usize = 4096;
 
-/// How often a pseudo-terminal that nobody has open is looked at (Linux reports its opening in no other way), and a
-/// socket whose client could not be accepted.
+/// How often a pseudo-terminal that nobody has open is looked at (Linux reports its opening in no other way),
+/// and a socket whose client could not be accepted.
 const LOOK: Duration = Duration::from_millis(500);
 
 /// The descriptors of a wire, in the order in which their readiness is passed back.
@@ -45,8 +47,8 @@ pub struct Wire {
     accept_failed: bool,
     /// Input that the device has no room for yet. At most two chunks.
     arrived: VecDeque<Key>,
-    /// Output that the backend did not take yet. At most one chunk and the help text, or a device's whole queue while the
-    /// world is stopped.
+    /// Output that the backend did not take yet. At most one chunk and the help text, or a device's whole
+    /// queue while the world is stopped.
     leaving: Vec<u8>,
 }
 
@@ -294,7 +296,8 @@ impl Wire {
             Err(e) if is_transient(&e) => {}
             Err(_) if self.listener.is_some() || self.pty.is_some() => self.disconnect(),
             Err(error) => {
-                warn!(device = self.device, %error, "output failed: the guest runs on, its output is dropped");
+                warn!(device = self.device, %error, "output failed: the guest runs on, its output is \
+                    dropped");
                 self.output = None;
             }
         }

@@ -1,4 +1,5 @@
-//! The clock's registers as time, and back: BCD or binary, 12 or 24 hours, in the proleptic Gregorian calendar.
+//! The clock's registers as time, and back: BCD or binary, 12 or 24 hours, in the proleptic Gregorian
+//! calendar.
 
 const SECONDS_PER_DAY: i64 = 86_400;
 

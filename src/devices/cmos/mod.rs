@@ -1,7 +1,8 @@
 //! The real-time clock (MC146818) and its battery-backed RAM.
 //!
-//! The time is the host's UTC plus what the guest has set it off by: it needs no tick and follows the host. Interrupts
-//! (periodic, alarm, update ended) come from the I/O thread; without them enabled, flags are computed when the guest looks.
+//! The time is the host's UTC plus what the guest has set it off by: it needs no tick and follows the host.
+//! Interrupts (periodic, alarm, update ended) come from the I/O thread; without them enabled, flags are
+//! computed when the guest looks.
 
 mod calendar;
 mod nvram;
@@ -66,7 +67,8 @@ const ALARM_ANY: u8 = 0xc0;
 /// Times further than this from 1970, in seconds, cannot be set by a guest: 34,000 years.
 const FAR: u64 = 1 << 40;
 
-/// "Update in progress" shows this long before the second changes: 244 us warning and the 1984 us of the update itself.
+/// "Update in progress" shows this long before the second changes: 244 us warning and the 1984 us of the
+/// update itself.
 const UPDATE_WINDOW: Duration = Duration::from_micros(244 + 1984);
 
 /// The clock and its RAM.

@@ -21,8 +21,8 @@ const MAX_CPUS: u16 = 0x0f;
 pub struct Items(BTreeMap<u16, Vec<u8>>);
 
 impl Items {
-    /// The items of a machine without a display that has `ram` bytes of RAM and `cpus` processors with APIC ids below
-    /// `apic_id_limit`.
+    /// The items of a machine without a display that has `ram` bytes of RAM and `cpus` processors with APIC
+    /// ids below `apic_id_limit`.
     pub fn of_machine(ram: u64, cpus: u16, apic_id_limit: u16) -> Self {
         Self(BTreeMap::from([
             (SIGNATURE, b"QEMU".to_vec()),

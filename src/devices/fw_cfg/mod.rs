@@ -1,8 +1,8 @@
 //! The firmware configuration device (fw_cfg) by its port interface: QEMU's docs/specs/fw_cfg.rst.
 //!
-//! A 16-bit write to the selector port selects an item and starts at its first byte; each read of the data port returns the
-//! next byte. What is not offered, and what lies past an item's end, reads as zeros. There are no files and no DMA interface,
-//! so bit 1 of the interface's id is clear, and nothing can be written.
+//! A 16-bit write to the selector port selects an item and starts at its first byte; each read of the data
+//! port returns the next byte. What is not offered, and what lies past an item's end, reads as zeros. There
+//! are no files and no DMA interface, so bit 1 of the interface's id is clear, and nothing can be written.
 
 mod items;
 
@@ -16,7 +16,8 @@ pub const PORTS: u64 = 2;
 const SELECTOR: u64 = 0;
 const DATA: u64 = 1;
 
-/// In a selector: the item is selected for writing. Writing by the data port ended with QEMU 2.4; reads ignore the bit.
+/// In a selector: the item is selected for writing. Writing by the data port ended with QEMU 2.4; reads
+/// ignore the bit.
 const WRITE_CHANNEL: u16 = 1 << 14;
 
 /// The device.

@@ -34,7 +34,8 @@ fn items_read_as_in_qemu_and_zeros_follow() {
 #[test]
 fn what_is_not_offered_reads_as_zeros() {
     let mut device = device();
-    // UUID, FW_CFG_KERNEL_DATA, the directory of files, the first file, the x86 items, and what no item can be.
+    // UUID, FW_CFG_KERNEL_DATA, the directory of files, the first file, the x86 items, and what no item can
+    // be.
     for key in [0x02, 0x11, 0x19, 0x20, 0x8000, 0x8005, 0x3fff, 0xffff] {
         assert_eq!(read(&mut device, key, 64), [0; 64], "{key:#x}");
     }

@@ -47,7 +47,8 @@ impl Parking {
         true
     }
 
-    /// For the thread, between two turns: whether it is to be parked in the next one. Before it parks, it calls `last`.
+    /// For the thread, between two turns: whether it is to be parked in the next one. Before it parks, it
+    /// calls `last`.
     pub(super) fn enter(&self, last: impl FnOnce()) -> bool {
         let mut state = lock(&self.state);
         if state.wanted && !state.parked {

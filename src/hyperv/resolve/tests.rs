@@ -26,8 +26,9 @@ fn problems(list: &str, host: &HostHv, nested: bool) -> Vec<String> {
         .collect()
 }
 
-const WINDOWS: &str = "hv-relaxed,hv-vapic,hv-spinlocks,hv-vpindex,hv-runtime,hv-crash,hv-time,hv-frequencies,\
-                       hv-synic,hv-stimer,hv-stimer-direct,hv-tlbflush,hv-tlbflush-ext,hv-ipi,hv-xmm-input";
+const WINDOWS: &str = "hv-relaxed,hv-vapic,hv-spinlocks,hv-vpindex,hv-runtime,hv-crash,hv-time,\
+                       hv-frequencies,hv-synic,hv-stimer,hv-stimer-direct,hv-tlbflush,\
+                       hv-tlbflush-ext,hv-ipi,hv-xmm-input";
 
 #[test]
 fn profiles_on_a_host_that_has_everything() {
@@ -36,9 +37,9 @@ fn profiles_on_a_host_that_has_everything() {
     assert_eq!(names("windows", &amd(), false), WINDOWS);
     assert_eq!(
         names("nested", &intel(), true),
-        "hv-relaxed,hv-vapic,hv-spinlocks,hv-vpindex,hv-runtime,hv-crash,hv-time,hv-frequencies,hv-reenlightenment,\
-         hv-synic,hv-stimer,hv-stimer-direct,hv-tlbflush,hv-tlbflush-ext,hv-tlbflush-direct,hv-ipi,hv-xmm-input,\
-         hv-evmcs,hv-emsr-bitmap"
+        "hv-relaxed,hv-vapic,hv-spinlocks,hv-vpindex,hv-runtime,hv-crash,hv-time,hv-frequencies,\
+         hv-reenlightenment,hv-synic,hv-stimer,hv-stimer-direct,hv-tlbflush,hv-tlbflush-ext,\
+         hv-tlbflush-direct,hv-ipi,hv-xmm-input,hv-evmcs,hv-emsr-bitmap"
     );
     let all = run("all", &intel(), true).unwrap();
     assert!(all.has(E::Evmcs) && all.has(E::Reset) && all.has(E::TscInvariant));
@@ -184,7 +185,8 @@ fn unused_enlightenments_are_warned_about_with_a_remedy() {
             "evmcs",
             true,
             vec![
-                "hv-vapic and hv-evmcs will have no effect: no known guest uses them without hv-vpindex; add hv-vpindex \
+                "hv-vapic and hv-evmcs will have no effect: no known guest uses them without hv-vpindex; \
+                 add hv-vpindex \
                  to --hv"
                     .to_owned(),
             ],
@@ -193,7 +195,8 @@ fn unused_enlightenments_are_warned_about_with_a_remedy() {
             "vpindex,xmm-input",
             false,
             vec![
-                "hv-xmm-input will have no effect: no known guest uses it without hv-tlbflush or hv-ipi; add hv-tlbflush \
+                "hv-xmm-input will have no effect: no known guest uses it without hv-tlbflush or hv-ipi; \
+                 add hv-tlbflush \
                  or hv-ipi to --hv"
                     .to_owned(),
             ],
@@ -254,7 +257,8 @@ fn requirement_with_a_cost_must_be_named() {
     assert_eq!(
         problems("emsr-bitmap", &intel(), true),
         [
-            "hv-emsr-bitmap needs hv-evmcs, which is not added automatically because it has a cost (`hypernest enlightenments \
+            "hv-emsr-bitmap needs hv-evmcs, which is not added automatically because it has a cost \
+             (`hypernest enlightenments \
           hv-evmcs`): name it too"
         ]
     );
@@ -277,9 +281,11 @@ fn all_problems_are_reported_at_once() {
     assert_eq!(
         problems("evmcs,avic,syndbg,emsr-bitmap,passthrough", &amd(), false),
         [
-            "hv-avic is not available: KVM does not use the processor's virtual APIC on this host: load kvm_amd with avic=1 on a \
+            "hv-avic is not available: KVM does not use the processor's virtual APIC on this host: load \
+             kvm_amd with avic=1 on a \
              processor that has it",
-            "hv-evmcs is not available: it needs Intel's VMX, and this host's processor is AMD's; nothing on this host \
+            "hv-evmcs is not available: it needs Intel's VMX, and this host's processor is AMD's; nothing \
+             on this host \
              gives it",
             "hv-emsr-bitmap is not available: it serves hypervisors inside the guest only: add --nested",
             "hv-syndbg is not available: hypernest does not implement it yet",
@@ -318,7 +324,8 @@ fn older_kernel_is_distinguished_from_one_built_without_hyperv() {
     assert_eq!(
         problems("tlbflush-ext", &old, false),
         [
-            "hv-tlbflush-ext is not available: KVM_GET_SUPPORTED_HV_CPUID does not report 0x40000003.EDX[14]: Linux 6.2 has \
+            "hv-tlbflush-ext is not available: KVM_GET_SUPPORTED_HV_CPUID does not report \
+             0x40000003.EDX[14]: Linux 6.2 has \
           it, this is 6.1"
         ]
     );
@@ -329,7 +336,8 @@ fn older_kernel_is_distinguished_from_one_built_without_hyperv() {
     assert_eq!(
         problems("windows", &old, false),
         [
-            "hv-ipi is not available: KVM does not support KVM_CAP_HYPERV_SEND_IPI although this is Linux 6.1 and 4.20 has it: the \
+            "hv-ipi is not available: KVM does not support KVM_CAP_HYPERV_SEND_IPI although this is Linux \
+             6.1 and 4.20 has it: the \
           kernel was built without it (CONFIG_KVM_HYPERV=y gives it). To go without it: --hv windows,-ipi"
         ]
     );

@@ -29,8 +29,8 @@ impl Answer for u32 {
 
 macro_rules! capabilities {
     ($($(#[doc = $doc:literal])+ $field:ident: $type:ty = $cap:ident,)+) => {
-        /// What `KVM_CHECK_EXTENSION` says on `/dev/kvm`: `bool` where a capability is there or not, a number where it
-        /// has a value.
+        /// What `KVM_CHECK_EXTENSION` says on `/dev/kvm`: `bool` where a capability is there or not, a number
+        /// where it has a value.
         #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
         #[serde(default)]
         pub struct KvmCaps {
@@ -185,7 +185,8 @@ capabilities! {
 }
 
 impl KvmCaps {
-    /// The capabilities without which no VM of hypernest runs and that this KVM does not have: (name, first Linux).
+    /// The capabilities without which no VM of hypernest runs and that this KVM does not have: (name, first
+    /// Linux).
     pub fn missing(&self) -> Vec<(&'static str, &'static str)> {
         [
             (self.user_memory, "KVM_CAP_USER_MEMORY", "2.6.25"),

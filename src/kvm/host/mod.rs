@@ -47,10 +47,11 @@ pub struct KvmFacts {
     pub feature_msrs: BTreeMap<u32, u64>,
     /// A new vCPU's TSC frequency, which is the host's.
     pub tsc_khz: Option<u32>,
-    /// The frequency that the host's kernel has for its TSC, if it has refined it since KVM was loaded and KVM keeps the old one.
+    /// The frequency that the host's kernel has for its TSC, if it has refined it since KVM was loaded and
+    /// KVM keeps the old one.
     pub refined_tsc_khz: Option<u32>,
-    /// A new vCPU's TSC is not the host's but offset from it, as the guest's own clock needs; `None` if KVM does not show
-    /// the offset (before Linux 5.16).
+    /// A new vCPU's TSC is not the host's but offset from it, as the guest's own clock needs; `None` if KVM
+    /// does not show the offset (before Linux 5.16).
     pub tsc_offset: Option<bool>,
 }
 
@@ -62,7 +63,8 @@ pub enum HostError {
     NoDevice(NoDevice),
     /// `/dev/kvm` is there, but may not be opened.
     #[error(
-        "no permission to open /dev/kvm: it belongs to group {group}; add yourself to it (as root: `usermod -aG {group} USER`), then log in again"
+        "no permission to open /dev/kvm: it belongs to group {group}; add yourself to it (as root: `usermod \
+         -aG {group} USER`), then log in again"
     )]
     NoPermission {
         /// The device's group, by name or number.
@@ -78,7 +80,8 @@ pub enum HostError {
     },
     /// Not the KVM interface that there has been since 2007.
     #[error(
-        "/dev/kvm speaks version {found} of the KVM interface; hypernest speaks {KVM_API_VERSION}, as every kernel since 2.6.22 does"
+        "/dev/kvm speaks version {found} of the KVM interface; hypernest speaks {KVM_API_VERSION}, as every \
+         kernel since 2.6.22 does"
     )]
     ApiVersion {
         /// The version found.
@@ -92,7 +95,9 @@ pub enum HostError {
     },
     /// KVM counts in another frequency than the TSC has.
     #[error(
-        "KVM has {kvm} for this host's TSC, as the kernel had when KVM was loaded; the kernel has refined it to {kernel} since, and the clocks of guests would run wrong; load KVM again (as root: `modprobe -r {module} kvm && modprobe {module}`)"
+        "KVM has {kvm} for this host's TSC, as the kernel had when KVM was loaded; the kernel has refined \
+         it to {kernel} since, and the clocks of guests would run wrong; load KVM again (as root: `modprobe \
+         -r {module} kvm && modprobe {module}`)"
     )]
     StaleTscKhz {
         /// KVM's frequency.
@@ -167,7 +172,8 @@ impl NoDevice {
                 "switch VT-x or SVM on in the firmware's setup, if the CPU has it".to_owned()
             }
             Self::NotLoaded { module } => format!(
-                "load it (as root: `modprobe {module}`); if that fails, look into the kernel's log for \"disabled by bios\""
+                "load it (as root: `modprobe {module}`); if that fails, look into the kernel's log for \
+                 \"disabled by bios\""
             ),
             Self::NoFile { .. } => {
                 "if this is a container, pass the device into it (`--device /dev/kvm`)".to_owned()
@@ -195,9 +201,10 @@ impl HostCaps {
         Ok(Self { system, kvm })
     }
 
-    /// Asks this host what a VM is planned with, and no more: what of [`System`] and [`KvmFacts`] serves only to explain the
-    /// host stays unknown, and no VM is made for the question where KVM answers without one (since Linux 5.11), as getting
-    /// rid of it again takes longer than all the rest. Comes with the KVM that was asked.
+    /// Asks this host what a VM is planned with, and no more: what of [`System`] and [`KvmFacts`] serves only
+    /// to explain the host stays unknown, and no VM is made for the question where KVM answers without one
+    /// (since Linux 5.11), as getting rid of it again takes longer than all the rest. Comes with the KVM that
+    /// was asked.
     ///
     /// # Errors
     /// If KVM cannot be used; the error says what to do.
@@ -313,7 +320,8 @@ impl KvmFacts {
         })
     }
 
-    /// What a new VM without vCPUs knows of the TSC: nothing before Linux 5.17, and nothing where the host's TSC is unstable.
+    /// What a new VM without vCPUs knows of the TSC: nothing before Linux 5.17, and nothing where the host's
+    /// TSC is unstable.
     fn ask_tsc_of_vm(&mut self, vm: &VmFd) {
         let Ok(khz) = tsc::vm_khz(vm) else {
             return;
@@ -322,7 +330,8 @@ impl KvmFacts {
         let kernel = tsc::kernel_khz_of_vm(vm).ok();
         self.note_refined(kernel);
         if self.refined_tsc_khz.is_some() {
-            // A vCPU that KVM cannot run at its frequency has no scaling ratio and shows no offset (`set_tsc_khz`).
+            // A vCPU that KVM cannot run at its frequency has no scaling ratio and shows no offset
+            // (`set_tsc_khz`).
             let _frequency_only = tsc::set_vm_khz(vm, TscKhz(0));
         }
     }
@@ -410,8 +419,8 @@ impl KvmFacts {
     }
 }
 
-/// Whether KVM, which takes the TSC's frequency for `kvm`, can run guests on a TSC of `kernel`. Beyond its tolerance it creates
-/// vCPUs without a scaling ratio, or has them catch up at each entry (`set_tsc_khz`).
+/// Whether KVM, which takes the TSC's frequency for `kvm`, can run guests on a TSC of `kernel`. Beyond its
+/// tolerance it creates vCPUs without a scaling ratio, or has them catch up at each entry (`set_tsc_khz`).
 ///
 /// # Errors
 /// If it cannot.
@@ -430,8 +439,8 @@ pub fn stale_tsc_khz(kvm: TscKhz, kernel: TscKhz, vendor: CpuVendor) -> Result<(
     })
 }
 
-/// The version of eVMCS comes only from a vCPU that it is switched on for; the capability alone says nothing, as KVM claims
-/// it on every Intel host, with `nested=0` too.
+/// The version of eVMCS comes only from a vCPU that it is switched on for; the capability alone says nothing,
+/// as KVM claims it on every Intel host, with `nested=0` too.
 fn evmcs(caps: &KvmCaps, vcpu: &VcpuFd) -> Result<Option<u16>, KvmError> {
     if !caps.hyperv_enlightened_vmcs {
         return Ok(None);
@@ -454,7 +463,8 @@ fn feature_msrs(kvm: &Kvm, caps: &KvmCaps) -> Result<BTreeMap<u32, u64>, KvmErro
             ..Default::default()
         };
         let mut one = Msrs::from_entries(&[entry]).expect("room for one MSR");
-        // KVM lists feature MSRs that not every CPU has (those of the other vendor); reading stops at the first of them.
+        // KVM lists feature MSRs that not every CPU has (those of the other vendor); reading stops at the
+        // first of them.
         if kvm.get_msrs(&mut one).is_ok_and(|read| read == 1)
             && let Some(entry) = one.as_slice().first()
         {

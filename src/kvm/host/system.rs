@@ -1,5 +1,5 @@
-//! What the host says about itself outside KVM: files of /proc, /sys, /boot and /etc. Nothing here fails; what cannot be
-//! read is not known.
+//! What the host says about itself outside KVM: files of /proc, /sys, /boot and /etc. Nothing here fails;
+//! what cannot be read is not known.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -147,9 +147,9 @@ impl System {
         }
     }
 
-    /// Reads only what a VM is planned with: the kernel's release, the CPU, whether KVM's modules use a virtual APIC, and the
-    /// clock in use. The rest stays unknown. Reading it all takes several milliseconds, most of them for the kernel's
-    /// configuration.
+    /// Reads only what a VM is planned with: the kernel's release, the CPU, whether KVM's modules use a
+    /// virtual APIC, and the clock in use. The rest stays unknown. Reading it all takes several milliseconds,
+    /// most of them for the kernel's configuration.
     pub fn read_for_a_vm(root: &Path) -> Self {
         let flag = |module: &str, name: &str| {
             let value = word(root, &format!("sys/module/{module}/parameters/{name}"))?;
@@ -173,7 +173,8 @@ impl System {
         }
     }
 
-    /// The TSC may serve as a clock: it ticks at one rate and does not stop, or the kernel has chosen it itself.
+    /// The TSC may serve as a clock: it ticks at one rate and does not stop, or the kernel has chosen it
+    /// itself.
     pub fn tsc_is_a_clock(&self) -> bool {
         self.cpu.constant_tsc || self.clock.current.as_deref() == Some("tsc")
     }
@@ -289,7 +290,8 @@ fn device(root: &Path) -> Option<Device> {
     })
 }
 
-/// The name of group `gid` in the text of /etc/group. (The C library's look-up does not work in static programs.)
+/// The name of group `gid` in the text of /etc/group. (The C library's look-up does not work in static
+/// programs.)
 fn group(groups: &str, gid: u32) -> Option<String> {
     groups.lines().find_map(|line| {
         let mut fields = line.split(':');
@@ -348,7 +350,8 @@ mod tests {
         write(
             root,
             "proc/cpuinfo",
-            b"processor\t: 0\nvendor_id\t: GenuineIntel\nmodel name\t: A CPU: fast\nflags\t\t: fpu vmx constant_tsc nonstop_tsc\n\nprocessor\t: 1\nflags\t\t: fpu\n",
+            b"processor\t: 0\nvendor_id\t: GenuineIntel\nmodel name\t: A CPU: fast\nflags\t\t: fpu vmx \
+                constant_tsc nonstop_tsc\n\nprocessor\t: 1\nflags\t\t: fpu\n",
         );
         write(
             root,

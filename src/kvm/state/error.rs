@@ -59,7 +59,8 @@ pub enum TransferError {
     },
     /// The nested state needs a KVM that nests.
     #[error(
-        "cannot restore the nested state of vCPU {vp}: this host's KVM does not nest; load kvm_intel or kvm_amd with nested=1"
+        "cannot restore the nested state of vCPU {vp}: this host's KVM does not nest; load kvm_intel or \
+         kvm_amd with nested=1"
     )]
     NoNesting {
         /// Which vCPU.
@@ -67,7 +68,8 @@ pub enum TransferError {
     },
     /// The floating-point state is larger than this host's.
     #[error(
-        "cannot restore the floating-point state of vCPU {vp}: it has {saved} bytes, and this host's CPU keeps {host}; \
+        "cannot restore the floating-point state of vCPU {vp}: it has {saved} bytes, and this host's CPU \
+         keeps {host}; \
          restore on a host that has all of the guest's XSAVE features"
     )]
     XsaveSize {

@@ -22,9 +22,11 @@ const NOT_HERE: [(u32, u32); 5] = [
     (0x10, 0x10),
     (FEATURE_CONTROL.0, FEATURE_CONTROL.0),
     (TSC_DEADLINE.0, TSC_DEADLINE.0),
-    // VMX capabilities: promised to the guest at creation, and fixed once it is in VMX operation (vmx_set_vmx_msr).
+    // VMX capabilities: promised to the guest at creation, and fixed once it is in VMX operation
+    // (vmx_set_vmx_msr).
     (0x480, 0x491),
-    // Hyper-V's (TLFS): some are clocks, one resets the machine, and many that are state are not in KVM's list.
+    // Hyper-V's (TLFS): some are clocks, one resets the machine, and many that are state are not in KVM's
+    // list.
     (0x4000_0000, 0x4000_01ff),
 ];
 

@@ -53,8 +53,8 @@ pub const SAVE: [Part; 13] = [
     Msrs,
 ];
 
-/// The order of restoring. TSC frequency, TSC offset and clock come before all of it, the interrupt controllers of the VM after
-/// all of it on all vCPUs, devices last.
+/// The order of restoring. TSC frequency, TSC offset and clock come before all of it, the interrupt
+/// controllers of the VM after all of it on all vCPUs, devices last.
 pub const RESTORE: [Part; 13] = [
     FeatureControl,
     Sregs,
@@ -86,7 +86,8 @@ const fn edge(first: Part, then: Part, why: &'static str) -> Edge {
     Edge { first, then, why }
 }
 
-const ACCEPTS: &str = "KVM_GET_MP_STATE has the vCPU take INIT and SIPI that wait, which changes nearly everything, and may make \
+const ACCEPTS: &str = "KVM_GET_MP_STATE has the vCPU take INIT and SIPI that wait, which changes nearly \
+    everything, and may make \
                        L2 exit to L1 (kvm_apic_accept_events)";
 const NMI: &str = "KVM_GET_VCPU_EVENTS turns requests into pending NMIs and may write CR2 or DR6 \
                    (kvm_vcpu_ioctl_x86_get_vcpu_events)";
@@ -106,7 +107,8 @@ pub const SAVE_EDGES: &[Edge] = &[
     edge(
         TscDeadline,
         Lapic,
-        "a deadline that passes between the two is then in one of them at least: still set, or as an interrupt in the APIC",
+        "a deadline that passes between the two is then in one of them at least: still set, or as an \
+         interrupt in the APIC",
     ),
 ];
 
@@ -120,7 +122,8 @@ pub const RESTORE_EDGES: &[Edge] = &[
     edge(
         Sregs,
         Nested,
-        "KVM checks EFER.SVME and CR0, and copies the segments of a running L2 from the registers (svm_set_nested_state)",
+        "KVM checks EFER.SVME and CR0, and copies the segments of a running L2 from the registers \
+         (svm_set_nested_state)",
     ),
     edge(
         Sregs,
@@ -150,7 +153,8 @@ pub const RESTORE_EDGES: &[Edge] = &[
     edge(
         HypervMsrs,
         Msrs,
-        "MSR_KVM_PV_EOI_EN and the VP assist page are one setting in KVM, which reads as both: what it read wins \
+        "MSR_KVM_PV_EOI_EN and the VP assist page are one setting in KVM, which reads as both: what it read \
+         wins \
          (kvm_lapic_set_pv_eoi)",
     ),
     edge(

@@ -106,7 +106,8 @@ impl VcpuState {
         Ok(state)
     }
 
-    /// Gives it to KVM: to a vCPU with its capabilities and CPUID, that has not run. The VM's clock and the TSC are set.
+    /// Gives it to KVM: to a vCPU with its capabilities and CPUID, that has not run. The VM's clock and the
+    /// TSC are set.
     ///
     /// # Errors
     /// If KVM refuses. The vCPU is of no use then.
@@ -261,8 +262,8 @@ pub struct NestedCpu {
     pub physical_address_bits: u32,
 }
 
-/// `saved` in an area of `size` bytes: components that the area has room for and `saved` lacks are in their initial state, and
-/// what does not fit must be unused.
+/// `saved` in an area of `size` bytes: components that the area has room for and `saved` lacks are in their
+/// initial state, and what does not fit must be unused.
 fn fit(saved: &[u8], size: usize) -> Option<Vec<u8>> {
     let (kept, beyond) = saved.split_at(saved.len().min(size));
     let mut area = kept.to_vec();
@@ -272,7 +273,8 @@ fn fit(saved: &[u8], size: usize) -> Option<Vec<u8>> {
 
 fn get_sregs(fd: &VcpuFd) -> Result<Sregs, kvm_ioctls::Error> {
     let mut sregs = Sregs::default();
-    // SAFETY: the descriptor is a vCPU's, and the kernel writes a struct kvm_sregs2, whose layout `Sregs` has.
+    // SAFETY: the descriptor is a vCPU's, and the kernel writes a struct kvm_sregs2, whose layout `Sregs`
+    // has.
     unsafe { ioctl::get_sregs2(fd.as_raw_fd(), &raw mut sregs) }.map_err(errno)?;
     Ok(sregs)
 }
@@ -286,15 +288,15 @@ fn set_sregs(fd: &VcpuFd, sregs: &Sregs) -> Result<(), kvm_ioctls::Error> {
 /// `size` is what KVM_CAP_XSAVE2 says.
 fn get_xsave(fd: &VcpuFd, size: usize) -> Result<Vec<u8>, kvm_ioctls::Error> {
     let mut area = vec![0_u8; size.max(size_of::<kvm_bindings::kvm_xsave>())];
-    // SAFETY: the descriptor is a vCPU's, and the kernel writes as many bytes as KVM_CAP_XSAVE2 says, which the area has.
-    // Nobody enables a dynamic feature later, which would make it more.
+    // SAFETY: the descriptor is a vCPU's, and the kernel writes as many bytes as KVM_CAP_XSAVE2 says, which
+    // the area has. Nobody enables a dynamic feature later, which would make it more.
     unsafe { ioctl::get_xsave2(fd.as_raw_fd(), area.as_mut_ptr().cast()) }.map_err(errno)?;
     Ok(area)
 }
 
 fn set_xsave(fd: &VcpuFd, area: &[u8]) -> Result<(), kvm_ioctls::Error> {
-    // SAFETY: the descriptor is a vCPU's, and the kernel reads as many bytes as KVM_CAP_XSAVE2 says, which the area was made to
-    // have.
+    // SAFETY: the descriptor is a vCPU's, and the kernel reads as many bytes as KVM_CAP_XSAVE2 says, which
+    // the area was made to have.
     unsafe { ioctl::set_xsave(fd.as_raw_fd(), area.as_ptr().cast()) }.map_err(errno)?;
     Ok(())
 }

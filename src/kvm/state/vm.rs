@@ -11,9 +11,9 @@ use super::TransferError;
 /// Bytes of an interrupt controller's state, whichever.
 pub(super) const CHIP: usize = size_of::<kvm_bindings::kvm_irqchip__bindgen_ty_1>();
 
-/// In this order they are read and written. The I/O APIC comes last because KVM delivers at once what is pending there
-/// (`kvm_set_ioapic`); for the same reason all come after the local APICs, which that goes to. The timer, whose interrupts go
-/// through them, comes after them.
+/// In this order they are read and written. The I/O APIC comes last because KVM delivers at once what is
+/// pending there (`kvm_set_ioapic`); for the same reason all come after the local APICs, which that goes to.
+/// The timer, whose interrupts go through them, comes after them.
 const CHIPS: [(u32, &str); 3] = [
     (KVM_IRQCHIP_PIC_MASTER, "first 8259"),
     (KVM_IRQCHIP_PIC_SLAVE, "second 8259"),

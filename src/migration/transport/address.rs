@@ -33,7 +33,8 @@ pub enum Address {
 /// Not an address.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[error(
-    "{text:?} is not an address to migrate to: {why}; use unix:PATH, tcp:HOST:PORT, exec:COMMAND, fd:N or fd:IN,OUT"
+    "{text:?} is not an address to migrate to: {why}; use unix:PATH, tcp:HOST:PORT, exec:COMMAND, fd:N or \
+     fd:IN,OUT"
 )]
 pub struct BadAddress {
     text: String,

@@ -93,7 +93,8 @@ pub enum TransportError {
     Single(Address),
     /// Another user's process, without TLS.
     #[error(
-        "the process at {peer} belongs to user {uid}, and this one to user {ours}: --plaintext is for one user's processes; give both ends TLS certificates, or use a unix: address"
+        "the process at {peer} belongs to user {uid}, and this one to user {ours}: --plaintext is for one \
+         user's processes; give both ends TLS certificates, or use a unix: address"
     )]
     OtherUser {
         /// The other end's address.
@@ -105,7 +106,8 @@ pub enum TransportError {
     },
     /// The kernel reports no owner for the other end.
     #[error(
-        "cannot find out which user the process at {peer} belongs to, and --plaintext is for one user's processes; give both ends TLS certificates, or use a unix: address"
+        "cannot find out which user the process at {peer} belongs to, and --plaintext is for one user's \
+         processes; give both ends TLS certificates, or use a unix: address"
     )]
     UnknownUser {
         /// The other end's address.

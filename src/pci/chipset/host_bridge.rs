@@ -1,8 +1,8 @@
 //! The host bridge of a Q35 chipset at 00:00.0.
 //!
 //! The id promises registers, and firmware for virtual machines takes the machine for QEMU's `q35` by it
-//! alone. PCIEXBAR moves the ECAM window. PAM and SMRAM control store what is written, with their locks; there
-//! is RAM at all addresses that they name, and no SMRAM.
+//! alone. PCIEXBAR moves the ECAM window. PAM and SMRAM control store what is written, with their locks;
+//! there is RAM at all addresses that they name, and no SMRAM.
 
 use super::PowerOn;
 use super::registers::{Registers, Row, row};

@@ -28,7 +28,8 @@ pub enum SnapshotError {
         path: PathBuf,
     },
     /// The directory contains foreign files, which must not be replaced.
-    #[error("cannot save into {}: it contains {other}, which is not part of a saved VM; give a directory that does not exist, or contains a saved VM", .path.display())]
+    #[error("cannot save into {}: it contains {other}, which is not part of a saved VM; give a directory \
+        that does not exist, or contains a saved VM", .path.display())]
     NotOurs {
         /// The directory.
         path: PathBuf,
@@ -42,7 +43,8 @@ pub enum SnapshotError {
         path: PathBuf,
     },
     /// The file system cannot replace a directory atomically.
-    #[error("cannot replace the saved VM in {} in one step: its file system cannot exchange two names; give another directory, or remove this one", .path.display())]
+    #[error("cannot replace the saved VM in {} in one step: its file system cannot exchange two names; give \
+        another directory, or remove this one", .path.display())]
     CannotExchange {
         /// The directory.
         path: PathBuf,
@@ -54,7 +56,8 @@ pub enum SnapshotError {
     #[error(transparent)]
     State(#[from] StateError),
     /// The size of the RAM file differs from the state.
-    #[error("the saved RAM in {} is cut off or does not belong to its state: it has {found} bytes instead of {expected}", .path.display())]
+    #[error("the saved RAM in {} is cut off or does not belong to its state: it has {found} bytes instead \
+        of {expected}", .path.display())]
     RamSize {
         /// The file.
         path: PathBuf,
@@ -64,7 +67,8 @@ pub enum SnapshotError {
         found: u64,
     },
     /// The content of the RAM file differs from its checksum.
-    #[error("the saved RAM in {} is damaged within the 2 MiB at guest address {gpa}: their CRC32C is {found:#010x} instead of {expected:#010x}", .path.display())]
+    #[error("the saved RAM in {} is damaged within the 2 MiB at guest address {gpa}: their CRC32C is \
+        {found:#010x} instead of {expected:#010x}", .path.display())]
     RamDamaged {
         /// The file.
         path: PathBuf,
@@ -76,7 +80,8 @@ pub enum SnapshotError {
         found: u32,
     },
     /// The size of the file of boot files differs from the state.
-    #[error("the saved boot files in {} are cut off or do not belong to their state: {found} bytes instead of {expected}", .path.display())]
+    #[error("the saved boot files in {} are cut off or do not belong to their state: {found} bytes instead \
+        of {expected}", .path.display())]
     BootSize {
         /// The file.
         path: PathBuf,
@@ -86,7 +91,8 @@ pub enum SnapshotError {
         found: u64,
     },
     /// The content of a boot file differs from its checksum.
-    #[error("the saved boot files in {} are damaged: the CRC32C of one is {found:#010x} instead of {expected:#010x}", .path.display())]
+    #[error("the saved boot files in {} are damaged: the CRC32C of one is {found:#010x} instead of \
+        {expected:#010x}", .path.display())]
     BootDamaged {
         /// The file.
         path: PathBuf,

@@ -499,7 +499,8 @@ fn no_file_of_a_saved_vm_may_be_a_symbolic_link() {
 
 proptest! {
     #[test]
-    fn no_lengths_of_boot_files_reach_beyond_their_file(body in proptest::collection::vec(any::<u8>(), 0..80)) {
+    fn no_lengths_of_boot_files_reach_beyond_their_file(body in proptest::collection::vec(any::<u8>(),
+        0..80)) {
         let section = Section { name: BOOT_SECTION.to_owned(), version: BOOT_VERSION, body };
         if let Ok(entries) = files::load(&section) {
             let mut end = 0;

@@ -1,7 +1,8 @@
-//! Which bucket a value falls into: the layout of an HDR histogram that starts at 1 and keeps two significant digits.
+//! Which bucket a value falls into: the layout of an HDR histogram that starts at 1 and keeps two significant
+//! digits.
 //!
-//! Values up to 255 have a bucket each. Above, each power of two is cut into 128 buckets, so that a bucket is never wider than
-//! 1/128 of its values.
+//! Values up to 255 have a bucket each. Above, each power of two is cut into 128 buckets, so that a bucket is
+//! never wider than 1/128 of its values.
 
 /// Significant digits kept.
 pub(super) const DIGITS: u8 = 2;
@@ -58,7 +59,8 @@ mod tests {
     }
 
     proptest! {
-        /// Each bucket is one bucket of the histogram that it is turned into, so that nothing is lost in between.
+        /// Each bucket is one bucket of the histogram that it is turned into, so that nothing is lost in
+        /// between.
         #[test]
         fn a_bucket_is_one_of_the_histograms(bits in 0u32..=36, low in any::<u64>()) {
             let value = (low >> (64 - 36)).checked_shr(36 - bits).unwrap_or(0);

@@ -43,7 +43,8 @@ fn per_exit(exits: u32, mut one: impl FnMut(ExitReason, u64)) -> f64 {
         ExitReason::MmioWrite,
         ExitReason::Wrmsr,
     ];
-    // Lengths as a linear congruential generator gives them (Knuth's MMIX constants): 0 to 16 µs, in no order.
+    // Lengths as a linear congruential generator gives them (Knuth's MMIX constants): 0 to 16 µs, in no
+    // order.
     let mut state = 1u64;
     let start = Instant::now();
     for i in 0..exits {

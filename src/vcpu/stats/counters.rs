@@ -18,8 +18,8 @@ const OUT_OF_RANGE: usize = 2;
 const BUCKETS: usize = 8;
 const STRIDE: usize = BUCKETS + bucket::COUNT;
 
-/// Zeroed by the kernel and therefore without memory behind it until a counter is first written: what is resident is a page or
-/// two per reason that occurs.
+/// Zeroed by the kernel and therefore without memory behind it until a counter is first written: what is
+/// resident is a page or two per reason that occurs.
 struct Counters(Box<[AtomicU64]>);
 
 impl Counters {
@@ -100,7 +100,8 @@ impl fmt::Debug for Recorder {
 pub struct Reader(Arc<Counters>);
 
 impl Reader {
-    /// What was counted up to now. The vCPU goes on meanwhile: an exit that it records during the copy may be in it or not.
+    /// What was counted up to now. The vCPU goes on meanwhile: an exit that it records during the copy may be
+    /// in it or not.
     pub fn snapshot(&self) -> CountersSnapshot {
         CountersSnapshot {
             reasons: ExitReason::ALL

@@ -1,8 +1,8 @@
 //! Exit statistics: how often each vCPU came to user space, why, and how long that took.
 //!
-//! Each vCPU's thread owns a [`Recorder`] and writes plain counters through it, without a lock and without allocating;
-//! everybody else reads them through a [`Reader`], at any time and without stopping the vCPU. A [`StatsReport`] writes what was
-//! read as JSON and as an HDR histogram log.
+//! Each vCPU's thread owns a [`Recorder`] and writes plain counters through it, without a lock and without
+//! allocating; everybody else reads them through a [`Reader`], at any time and without stopping the vCPU. A
+//! [`StatsReport`] writes what was read as JSON and as an HDR histogram log.
 
 mod bucket;
 mod clock;

@@ -1,4 +1,5 @@
-//! Writing statistics: FILE as JSON, FILE.hlog as an HDR histogram log. docs/exit-statistics.md describes both.
+//! Writing statistics: FILE as JSON, FILE.hlog as an HDR histogram log. docs/exit-statistics.md describes
+//! both.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -68,8 +69,8 @@ struct JsonVcpu {
 }
 
 impl StatsReport<'_> {
-    /// Writes both files. Each is complete or not there: it is written under another name and renamed. What is no regular file, such
-    /// as a pipe or a terminal, is written to as it is.
+    /// Writes both files. Each is complete or not there: it is written under another name and renamed. What
+    /// is no regular file, such as a pipe or a terminal, is written to as it is.
     ///
     /// # Errors
     /// If one of them cannot be written; the previous one of that name, if any, is then still there.
@@ -119,7 +120,8 @@ impl StatsReport<'_> {
         out.write_all(b"\n")
     }
 
-    /// The histograms as an HDR histogram log: one line per vCPU and reason, tagged `vcpuN.REASON`, and `all.REASON`.
+    /// The histograms as an HDR histogram log: one line per vCPU and reason, tagged `vcpuN.REASON`, and
+    /// `all.REASON`.
     ///
     /// # Errors
     /// If `out` fails.

@@ -59,7 +59,8 @@ pub struct Summary {
     pub p99_9: u64,
     /// All did.
     pub max: u64,
-    /// Exits longer than the histogram reaches. They count in everything above, and are larger than all others.
+    /// Exits longer than the histogram reaches. They count in everything above, and are larger than all
+    /// others.
     pub out_of_range: u64,
 }
 
@@ -95,7 +96,8 @@ impl ReasonCounts {
     pub fn summary(&self) -> Summary {
         let histogram = self.histogram();
         let in_range = self.count() - self.out_of_range;
-        // A bucket's upper end can lie above the largest value seen; and whatever is out of range is best told by that value.
+        // A bucket's upper end can lie above the largest value seen; and whatever is out of range is best
+        // told by that value.
         let quantile = |per_mille: u64| {
             let rank = (u128::from(self.count()) * u128::from(per_mille)).div_ceil(1000);
             if rank > u128::from(in_range) {

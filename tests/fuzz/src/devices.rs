@@ -8,7 +8,8 @@ use crate::Input;
 
 /// All devices that depend neither on the interrupt controller nor on the machine type.
 const CONFIG: &str = "name = \"fuzz\"\nmemory = \"64M\"\nkernel = \"/nowhere\"\nhv = \"none\"\n\
-                      serial = \"none\"\nserial2 = \"none\"\ndebugcon = \"none\"\ndebug-exit = 0xf4\nfw-cfg = true\n";
+                      serial = \"none\"\nserial2 = \"none\"\ndebugcon = \"none\"\ndebug-exit = 0xf4\nfw-cfg \
+                      = true\n";
 
 thread_local! {
     /// With the kernel's interrupt controllers (even), and with the I/O APIC.

@@ -8,7 +8,8 @@ use hypernest::units::Gpa;
 use crate::Input;
 
 const CONFIG: &str = "name = \"fuzz\"\nmemory = \"64M\"\nkernel = \"/nowhere\"\nhv = \"none\"\n\
-                      serial = \"none\"\nserial2 = \"none\"\ndebugcon = \"none\"\ndebug-exit = false\nfw-cfg = false\n\
+                      serial = \"none\"\nserial2 = \"none\"\ndebugcon = \"none\"\ndebug-exit = \
+                      false\nfw-cfg = false\n\
                       device = \"virtio-rng,slot=3\"\n";
 
 /// Configuration space of slot 3 (PCI Express Base 5.0, 7.2.2).

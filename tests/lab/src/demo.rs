@@ -78,7 +78,8 @@ const EXPLAIN: &str = "--explain";
 pub fn demo(out: &Path, explain: bool) -> Result<u8, DemoError> {
     let start = Instant::now();
     eprintln!(
-        "lab: the demo takes about 2 min on two cores, and 3 min more the first time: it then fetches emulators and kernels \
+        "lab: the demo takes about 2 min on two cores, and 3 min more the first time: it then fetches \
+         emulators and kernels \
          (0.4 GB in the user's cache) and builds the programs (0.5 GB in target/lab)"
     );
     let mut steps = Steps::new(

@@ -100,7 +100,8 @@ pub struct Frame {
 /// The stream is not what was sent.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error(
-    "the lab host's control line is garbled (byte {byte:#04x} where a frame should {place}): bytes were lost on the emulated serial port"
+    "the lab host's control line is garbled (byte {byte:#04x} where a frame should {place}): bytes were \
+     lost on the emulated serial port"
 )]
 pub struct Garbled {
     byte: u8,

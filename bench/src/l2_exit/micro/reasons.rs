@@ -254,7 +254,12 @@ fn entry(line: &str) -> Option<(i32, u32, u64)> {
 mod tests {
     use super::*;
 
-    const TEXT: &str = "# event histogram\n#\n# trigger info: hist:keys=common_pid,exit_reason:vals=hitcount:sort=hitcount:size=8192 [active]\n#\n\n{ common_pid:          7, exit_reason:         30 } hitcount:          1\n{ common_pid:          7, exit_reason:         23 } hitcount:         96\n{ common_pid:          9, exit_reason:         23 } hitcount:          4\n{ common_pid:          8, exit_reason:         12 } hitcount:          5\n\nTotals:\n    Hits: 106\n    Entries: 4\n    Dropped: 0\n";
+    const TEXT: &str = "# event histogram\n#\n# trigger info: \
+        hist:keys=common_pid,exit_reason:vals=hitcount:sort=hitcount:size=8192 [active]\n#\n\n{ \
+        common_pid:          7, exit_reason:         30 } hitcount:          1\n{ common_pid:          7, \
+        exit_reason:         23 } hitcount:         96\n{ common_pid:          9, exit_reason:         23 } \
+        hitcount:          4\n{ common_pid:          8, exit_reason:         12 } hitcount:          \
+        5\n\nTotals:\n    Hits: 106\n    Entries: 4\n    Dropped: 0\n";
 
     #[test]
     fn a_kernels_histogram_is_read() {

@@ -635,7 +635,8 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
     fn no_stream_panics(
-        pieces in prop::collection::vec((any::<[u64; 3]>(), 0..3_usize, 0..4_u32, any::<[[u64; 3]; 5]>(), any::<bool>()), 0..60),
+        pieces in prop::collection::vec((any::<[u64; 3]>(), 0..3_usize, 0..4_u32, any::<[[u64; 3]; 5]>(),
+            any::<bool>()), 0..60),
         khz in prop_oneof![Just(0.0), Just(1.0), any::<f64>()],
     ) {
         let mut recorder = Recorder::default();
@@ -648,8 +649,10 @@ proptest! {
                 which = which.with(clock);
             }
             if is_ack {
-                let moment = |at: usize| Moment { tsc: clocks[at][0], page: clocks[at][1], counter: clocks[at][2] };
-                let ack = Ack { noticed: moment(0), before: moment(1), after: moment(2), frequency: [a, b], ..Ack::default() };
+                let moment = |at: usize| Moment { tsc: clocks[at][0], page: clocks[at][1],
+                    counter: clocks[at][2] };
+                let ack = Ack { noticed: moment(0), before: moment(1), after: moment(2), frequency: [a, b],
+                    ..Ack::default() };
                 recorder.feed(&frame(Ack::NAME, ack.encode(&mut words)), at, run);
             } else {
                 let mut report = Sampler::new(&shared, vcpu, which).report();

@@ -205,7 +205,8 @@ fn drifts(evidence: &Evidence<'_>, failures: &mut Vec<String>, undecided: &mut V
     }
     if coarsest > DRIFT_PPM {
         undecided.push(format!(
-            "drift is known to ±{coarsest:.0} ppm only: less than that cannot be told from noise (longer runs by --between-ms can)"
+            "drift is known to ±{coarsest:.0} ppm only: less than that cannot be told from noise (longer \
+             runs by --between-ms can)"
         ));
     }
 }
@@ -223,7 +224,8 @@ pub(in crate::tsc) fn all_well(bounds: Option<Bounds>) -> String {
     match bounds {
         None => "No clock stepped back.".to_owned(),
         Some(bounds) => format!(
-            "No clock stepped back, was more than {:.0} ms off after a move or a step, or drifted by more than {:.0} ppm (each beyond the \
+            "No clock stepped back, was more than {:.0} ms off after a move or a step, or drifted by more \
+             than {:.0} ppm (each beyond the \
              uncertainty of its measurement).",
             bounds.step_ms, bounds.drift_ppm
         ),

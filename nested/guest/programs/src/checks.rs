@@ -23,7 +23,9 @@ pub(crate) type Check = Result<(), Stop>;
 
 /// A failed check's detail.
 macro_rules! failed {
-    ($($argument:tt)*) => { $crate::checks::Stop::Failed($crate::text::Text::new(format_args!($($argument)*))) };
+    ($($argument:tt)*) => {
+        $crate::checks::Stop::Failed($crate::text::Text::new(format_args!($($argument)*)))
+    };
 }
 pub(crate) use failed;
 

@@ -57,7 +57,8 @@ pub(crate) fn rdmsr(msr: u32) -> Result<u64, Faulted> {
     // SAFETY: reading a register changes no memory; the trap handler steps over the instruction and sets R8
     // on #GP.
     unsafe {
-        asm!("xor r8d, r8d", "rdmsr", in("ecx") msr, out("eax") low, out("edx") high, out("r8") faulted, options(nostack));
+        asm!("xor r8d, r8d", "rdmsr", in("ecx") msr, out("eax") low, out("edx") high, out("r8") faulted,
+            options(nostack));
     }
     if faulted == 0 {
         Ok(u64::from(high) << 32 | u64::from(low))

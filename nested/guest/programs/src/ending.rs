@@ -15,7 +15,8 @@ const POST: u16 = 0x80;
 const PVPANIC: u16 = 0x505;
 const PANICKED: u8 = 1 << 0;
 
-/// `ending via=WAY cpus=N pm1=PORT [s5=TYPE]`: makes the access with `N` processors busy. A second boot ends well.
+/// `ending via=WAY cpus=N pm1=PORT [s5=TYPE]`: makes the access with `N` processors busy. A second boot ends
+/// well.
 ///
 /// WAY is debug-exit, outs (the same by `rep outsb`), acpi, keyboard, output-port, cf9, port92, hv, pvpanic
 /// or hv-crash.

@@ -76,7 +76,8 @@ extern "C" fn stubs() {
         ".rept 256",
         ".balign 16",
         // Vectors with an error code of the processor's (SDM volume 3, table 7-1; APM volume 2, section 8.2).
-        ".if (vector == 8) || ((vector >= 10) && (vector <= 14)) || (vector == 17) || (vector == 21) || (vector == 29) || (vector == 30)",
+        ".if (vector == 8) || ((vector >= 10) && (vector <= 14)) || (vector == 17) || (vector == 21) || \
+         (vector == 29) || (vector == 30)",
         ".else",
         "push 0",
         ".endif",
@@ -206,7 +207,8 @@ impl Segments {
         let segments = Self::at(page, at);
         let tss = segments.tss;
         let ist_top = pages::take(IST_PAGES) + IST_PAGES * PAGE_SIZE;
-        page.write32(TSS_AT + 36, (ist_top & 0xFFFF_FFFF) as u32); // IST1 is at offset 36 of the TSS, misaligned for 64 bits
+        // IST1 is at offset 36 of the TSS, misaligned for 64 bits.
+        page.write32(TSS_AT + 36, (ist_top & 0xFFFF_FFFF) as u32);
         page.write32(TSS_AT + 40, (ist_top >> 32) as u32);
         page.write32(TSS_AT + 100, (u32::from(Self::TSS_LIMIT) + 1) << 16); // no I/O bitmap
 

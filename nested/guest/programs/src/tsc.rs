@@ -51,7 +51,8 @@ static PLAN: Plan = Plan {
 
 static SHARED: Shared = Shared::new();
 
-/// `tsc [cpus=N] [beat=TICKS] [counter-every=TURNS] [reports=N] [reenlighten=no|notify|emulate] [ack-after=TICKS|never]`.
+/// `tsc [cpus=N] [beat=TICKS] [counter-every=TURNS] [reports=N] [reenlighten=no|notify|emulate]
+/// [ack-after=TICKS|never]`.
 ///
 /// A report of each processor every `beat` ticks, and an end after the boot processor's report number
 /// `reports` (0: none).

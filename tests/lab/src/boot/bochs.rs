@@ -125,8 +125,10 @@ fn line(program: &Path, debugger: bool, files: &Files<'_>) -> Result<Line, BootE
         static WARNED: Once = Once::new();
         WARNED.call_once(|| {
             eprintln!(
-                "lab: warning: while the Intel lab runs, Bochs serves its screen by VNC at port 5900 or the next free one of \
-                 all interfaces, without a password; this machine gives it no network namespace of its own ({why}). Close the \
+                "lab: warning: while the Intel lab runs, Bochs serves its screen by VNC at port 5900 or the \
+                 next free one of \
+                 all interfaces, without a password; this machine gives it no network namespace of its own \
+                 ({why}). Close the \
                  port to strangers, or name a Bochs built with nogui by HYPERNEST_LAB_BOCHS"
             );
         });

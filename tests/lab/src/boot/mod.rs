@@ -90,7 +90,8 @@ pub struct Booting {
 /// Kernel parameters for both emulators. The last ones take out what costs seconds in an emulator: the
 /// self-tests of the crypto code, randomization, audit; and `tsc=reliable no_timer_check` what can hang
 /// there.
-const KERNEL_PARAMETERS: &str = "console=ttyS0,115200 quiet loglevel=5 panic=-1 tsc=reliable no_timer_check mitigations=off nokaslr audit=0 cryptomgr.notests";
+const KERNEL_PARAMETERS: &str = "console=ttyS0,115200 quiet loglevel=5 panic=-1 tsc=reliable no_timer_check \
+    mitigations=off nokaslr audit=0 cryptomgr.notests";
 
 /// Boots `host`, which is not [`Host::Here`].
 pub fn boot(

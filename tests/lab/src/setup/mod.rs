@@ -75,7 +75,8 @@ pub enum SetupError {
          \x20 Intel lab: Bochs 2.7 with VMX and corei7_skylake_x    --bochs PATH/bochs --bochs-share DIR\n\
          \x20            isolinux.bin and ldlinux.c32               --isolinux DIR\n\
          \x20            genisoimage                                on the PATH\n\
-         \x20 both:      a Linux 6.12 with KVM as modules           --kernel 6.12=DIR (holds vmlinuz and modules)\n\
+         \x20 both:      a Linux 6.12 with KVM as modules           --kernel 6.12=DIR (holds vmlinuz and \
+         modules)\n\
          \x20            busybox, statically linked                 --busybox PATH\n\
          \x20 also on the PATH: xz, zstd, lz4, gzip, objcopy"
     )]
@@ -174,7 +175,8 @@ fn from_packages(
     manifest: &mut Manifest,
 ) -> Result<(), SetupError> {
     say(&format!(
-        "downloads packages from this machine's archive, takes about 2 min on two cores and 0.4 GB below {}; nothing is \
+        "downloads packages from this machine's archive, takes about 2 min on two cores and 0.4 GB below \
+         {}; nothing is \
          installed",
         making.parent().unwrap_or(making).display()
     ));

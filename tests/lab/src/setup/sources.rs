@@ -322,7 +322,8 @@ mod tests {
 
     #[test]
     fn a_key_block_survives() {
-        let text = "Types: deb\nURIs: http://a.example/d\nSuites: trixie\nComponents: main\nSigned-By:\n -----BEGIN\n .\n abc\n -----END\n";
+        let text = "Types: deb\nURIs: http://a.example/d\nSuites: trixie\nComponents: main\nSigned-By:\n \
+            -----BEGIN\n .\n abc\n -----END\n";
         let archives = archives(&parse_deb822(text)).unwrap();
         let written = write_deb822(&archives, &["trixie-backports"]);
         let back = parse_deb822(&written);

@@ -107,8 +107,8 @@ impl Tree {
         Ok(found)
     }
 
-    /// Copies a program with its libraries into `into`, and writes a script `into/NAME` that starts it from wherever
-    /// the directory lies. `more` are libraries it loads later; `arguments` go before the user's.
+    /// Copies a program with its libraries into `into`, and writes a script `into/NAME` that starts it from
+    /// wherever the directory lies. `more` are libraries it loads later; `arguments` go before the user's.
     pub(super) fn bundle(
         &self,
         into: &Path,
@@ -128,7 +128,8 @@ impl Tree {
         copy(program, &into.join("bin").join(name))?;
         let name = name.display();
         let script = format!(
-            "#!/bin/sh\nhere=${{0%/*}}\n{environment}exec \"$here/lib/{LOADER}\" --library-path \"$here/lib\" \"$here/bin/{name}\" {arguments}\"$@\"\n"
+            "#!/bin/sh\nhere=${{0%/*}}\n{environment}exec \"$here/lib/{LOADER}\" --library-path \
+             \"$here/lib\" \"$here/bin/{name}\" {arguments}\"$@\"\n"
         );
         write_script(&into.join(name.to_string()), &script)
     }

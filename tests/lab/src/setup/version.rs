@@ -146,9 +146,12 @@ mod tests {
     #[test]
     fn the_newest_of_a_series() {
         let show = "\
-            Package: linux-image-cloud-amd64\nVersion: 7.3.4-1~bpo13+1\nDepends: linux-image-7.3.4+deb13-cloud-amd64 (= 7.3.4-1), other\n\n\
-            Package: linux-image-cloud-amd64\nVersion: 6.12.95-1\nDepends: linux-image-6.12.95-cloud-amd64 (= 6.12.95-1)\n\n\
-            Package: linux-image-cloud-amd64\nVersion: 6.12.107-1\nDepends: linux-image-6.12.107-cloud-amd64 (= 6.12.107-1)\n\n\
+            Package: linux-image-cloud-amd64\nVersion: 7.3.4-1~bpo13+1\nDepends: \
+            linux-image-7.3.4+deb13-cloud-amd64 (= 7.3.4-1), other\n\n\
+            Package: linux-image-cloud-amd64\nVersion: 6.12.95-1\nDepends: linux-image-6.12.95-cloud-amd64 \
+            (= 6.12.95-1)\n\n\
+            Package: linux-image-cloud-amd64\nVersion: 6.12.107-1\nDepends: \
+            linux-image-6.12.107-cloud-amd64 (= 6.12.107-1)\n\n\
             Package: linux-image-cloud-amd64\nVersion: 6.120.1-1\n\n";
         let candidates = parse_show(show);
         assert_eq!(candidates.len(), 4);

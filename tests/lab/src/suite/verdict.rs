@@ -178,7 +178,8 @@ mod tests {
             running 3 tests\n\
             test result: ok. 22 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 1.28s\n\
             noise test result: ok. 5 passed\n\
-            test result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured; 7 filtered out; finished in 0.00s\n";
+            test result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured; 7 filtered out; finished in \
+            0.00s\n";
         assert_eq!(
             cargo_test_counts(output),
             Counts {

@@ -356,7 +356,8 @@ extern "C" fn exceptions() {
         ".rept 32",
         ".balign 16",
         // As in L1's stubs: vectors for which the processor pushes an error code.
-        ".if (vector == 8) || ((vector >= 10) && (vector <= 14)) || (vector == 17) || (vector == 21) || (vector == 29) || (vector == 30)",
+        ".if (vector == 8) || ((vector >= 10) && (vector <= 14)) || (vector == 17) || (vector == 21) || \
+         (vector == 29) || (vector == 30)",
         ".else",
         "push 0",
         ".endif",

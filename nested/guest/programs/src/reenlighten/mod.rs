@@ -91,7 +91,8 @@ impl TscPage {
     }
 }
 
-/// `reenlighten [cpus=N] [moves=N] [hold=UNITS] [ahead=UNITS] [lapic=deadline|oneshot] [control=VALUE] [emulate=0] [silent]`.
+/// `reenlighten [cpus=N] [moves=N] [hold=UNITS] [ahead=UNITS] [lapic=deadline|oneshot] [control=VALUE]
+/// [emulate=0] [silent]`.
 ///
 /// After each interrupt about the TSC's frequency, waits `hold` units of 100 ns, arms timers that are due in
 /// `ahead` units if that is given, and says that the old frequency is needed no longer. With `silent`, it

@@ -277,11 +277,13 @@ fn call(vendor: Vendor, control: u64, input: u64) -> u64 {
     match vendor {
         // SAFETY: L1 or L0 changes RAX and nothing else.
         Vendor::Intel => unsafe {
-            asm!("vmcall", inout("rax") 0_u64 => result, in("rcx") control, in("rdx") input, in("r8") 0_u64, options(nostack));
+            asm!("vmcall", inout("rax") 0_u64 => result, in("rcx") control, in("rdx") input,
+                in("r8") 0_u64, options(nostack));
         },
         // SAFETY: the same.
         Vendor::Amd => unsafe {
-            asm!("vmmcall", inout("rax") 0_u64 => result, in("rcx") control, in("rdx") input, in("r8") 0_u64, options(nostack));
+            asm!("vmmcall", inout("rax") 0_u64 => result, in("rcx") control, in("rdx") input,
+                in("r8") 0_u64, options(nostack));
         },
     }
     result
