@@ -5,15 +5,14 @@ use std::path::{Path, PathBuf};
 
 use super::cpu;
 use super::draft::Draft;
-use super::endpoints::Endpoint;
 use super::file::ConfigFile;
-use super::flags::{Flags, LocalFlags};
+use super::flags::Flags;
 use super::host::HostLimits;
 use super::parse::{self, BackendKind, Wrong};
 use super::problem::{ConfigError, Origin, Problem};
 use super::setting::{self, Part, Scalar, Setting, Shape};
 use super::topology::{MAX_CPUS, topology};
-use super::{CpuConfig, Irqchip, OnTripleFault, TimeConfig, VmConfig, placement, show};
+use super::{CpuConfig, Irqchip, OnTripleFault, TimeConfig, VmConfig, show};
 use crate::boot::BootConfig;
 use crate::boot::BootModule;
 use crate::cpuid::CpuModel;
@@ -23,7 +22,6 @@ use crate::life::OnCrash;
 use crate::memory::HugePageSize;
 use crate::memory::MemoryConfig;
 use crate::text::nearest;
-use crate::units::TscKhz;
 
 /// Less than this holds no kernel worth the name, beside the tables that every guest gets.
 const MIN_MEMORY: u64 = 16 << 20;
@@ -61,84 +59,6 @@ pub(super) fn without_files(file: &ConfigFile) -> Result<Checked, ConfigError> {
     Build::new(&file.draft(), HostLimits::default(), Files::MayLack).finish()
 }
 
-/// Where a saved VM goes on.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Adapted {
-    /// What the VM is, with what is local replaced.
-    pub checked: Checked,
-    /// This host's TSC frequency, if it is to be taken for another than it is.
-    pub host_khz: Option<TscKhz>,
-    /// The kernel and its files are this host's: the flags name them.
-    pub boot_is_local: bool,
-}
-
-/// The configuration of a VM that was saved as `saved`, where `flags` say how it goes on. Its kernel need not
-/// be there.
-///
-/// What the saved configuration names on this host is left out, with a warning: only this host's user says
-/// what is opened here.
-///
-/// # Errors
-/// Everything that is wrong, at once.
-pub fn adapt(
-    saved: &VmConfig,
-    flags: &LocalFlags,
-    host: HostLimits,
-) -> Result<Adapted, ConfigError> {
-    // On a command line for a saved VM it says what the host has; what the guest has is saved.
-    let mut base = saved.clone();
-    let guest_khz = base.time.khz.take();
-    let left_out = base.remove_endpoints(|setting| !flags.given(setting));
-    let boot_is_local = flags.given("kernel");
-    if boot_is_local {
-        base.boot.initrd = None;
-        base.boot.modules.clear();
-    }
-    let file = ConfigFile::new(Path::new("saved state"), base.to_toml());
-    let (draft, mut local) = (file.draft(), flags.0.draft());
-    placement::with_saved_memory(&draft, &mut local);
-    let mut draft = draft.overlay(local);
-    if saved.debugcon.is_none() && flags.given("debugcon") {
-        draft.problems.push(Problem {
-            origin: Origin::Flag("debugcon"),
-            what: "the saved VM has no debug console".to_owned(),
-            help: Some("leave it out: devices cannot be added to a saved VM".to_owned()),
-        });
-    }
-    for key in ["initrd", "module"] {
-        if flags.given(key) && !boot_is_local {
-            draft.problems.push(Problem {
-                origin: Origin::Flag(key),
-                what: "it belongs to the kernel that was saved with the VM".to_owned(),
-                help: Some("give --kernel as well, to boot other files after a reset".to_owned()),
-            });
-        }
-    }
-    let files = match boot_is_local {
-        true => Files::MustBeThere,
-        false => Files::MayLack,
-    };
-    let mut checked = Build::new(&draft, host, files).finish()?;
-    checked
-        .warnings
-        .extend(left_out.into_iter().map(not_opened));
-    let host_khz = std::mem::replace(&mut checked.config.time.khz, guest_khz);
-    Ok(Adapted {
-        checked,
-        host_khz,
-        boot_is_local,
-    })
-}
-
-/// The words are another's: escaped, so that no text can play tricks with the terminal.
-fn not_opened(Endpoint { setting, value }: Endpoint) -> Problem {
-    Problem {
-        origin: Origin::Flag(setting),
-        what: format!("{value:?} of the saved configuration is not opened"),
-        help: Some(format!("to open it on this host, give --{setting}")),
-    }
-}
-
 /// Problems of the file by line; then the flags', as they were found.
 fn in_order(mut problems: Vec<Problem>) -> Vec<Problem> {
     problems.sort_by_key(|p| match &p.origin {
@@ -158,13 +78,13 @@ pub(super) struct Build<'a> {
 
 /// The kernel and what goes with it.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Files {
+pub(super) enum Files {
     MustBeThere,
     MayLack,
 }
 
 impl<'a> Build<'a> {
-    fn new(draft: &'a Draft, host: HostLimits, files: Files) -> Self {
+    pub(super) fn new(draft: &'a Draft, host: HostLimits, files: Files) -> Self {
         Self {
             problems: draft.problems.clone(),
             draft,
@@ -174,7 +94,7 @@ impl<'a> Build<'a> {
         }
     }
 
-    fn finish(mut self) -> Result<Checked, ConfigError> {
+    pub(super) fn finish(mut self) -> Result<Checked, ConfigError> {
         match self.config() {
             Some(config) if self.problems.is_empty() => Ok(Checked {
                 config,
@@ -631,4 +551,4 @@ fn cpu_number(value: &Scalar) -> Result<u32, Wrong> {
 
 #[cfg(test)]
 #[path = "build_tests.rs"]
-mod tests;
+pub(super) mod tests;

@@ -6,13 +6,13 @@ use crate::time::{Downtime, Policy};
 use crate::units::TscKhz;
 use proptest::prelude::*;
 
-const HOST: HostLimits = HostLimits {
+pub(in crate::config) const HOST: HostLimits = HostLimits {
     physical_bits: Some(40),
     ram_and_swap: Some(8 << 30),
 };
 
 /// A directory with a kernel, an initrd and a module in it.
-fn files() -> tempfile::TempDir {
+pub(in crate::config) fn files() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     for name in ["vmlinuz", "initrd.img", "dom0-vmlinuz"] {
         std::fs::write(dir.path().join(name), "content").unwrap();
@@ -32,7 +32,7 @@ fn build_in(dir: &Path, text: &str, flags: &[(&str, &str)]) -> Result<Checked, V
     })
 }
 
-fn with_file(text: &str) -> Result<VmConfig, Vec<String>> {
+pub(in crate::config) fn with_file(text: &str) -> Result<VmConfig, Vec<String>> {
     let text = format!("{text}\n");
     let text = if text.contains("kernel =") {
         text
@@ -42,7 +42,7 @@ fn with_file(text: &str) -> Result<VmConfig, Vec<String>> {
     build_in(files().path(), &text, &[]).map(|c| c.config)
 }
 
-fn with_flags(flags: &[(&str, &str)]) -> Result<VmConfig, Vec<String>> {
+pub(in crate::config) fn with_flags(flags: &[(&str, &str)]) -> Result<VmConfig, Vec<String>> {
     build_in(files().path(), "kernel = 'vmlinuz'", flags).map(|c| c.config)
 }
 
@@ -300,48 +300,6 @@ fn every_refusal() {
         assert!(problems[0].contains(says), "{key} {value}: {}", problems[0]);
         assert!(problems[0].contains("for example: --"), "{}", problems[0]);
     }
-}
-
-#[test]
-fn what_the_host_does_is_shown_and_not_saved() {
-    let flags = [
-        ("memory", "2G,prealloc,lock,numa=preferred:1"),
-        ("cpus", "2"),
-        ("pin", "4,6"),
-    ];
-    let config = with_flags(&flags).unwrap();
-    let toml = config.to_toml();
-    for line in [
-        "prealloc = true",
-        "lock = true",
-        "numa = \"preferred:1\"",
-        "pin = \"0=4,1=6\"",
-    ] {
-        assert!(toml.contains(line), "{toml}");
-    }
-    let same = with_file(
-        "memory = { size = '2G', prealloc = true, lock = true, numa = 'preferred:1' }\ncpus = 2\npin = '4,6'",
-    );
-    let same = same.unwrap();
-    assert_eq!((same.memory, &same.pins), (config.memory, &config.pins));
-    let saved = VmConfig::from_saved(config.to_saved()).unwrap();
-    assert_eq!(saved.memory, MemoryConfig::of(2 << 30));
-    assert!(saved.pins.is_empty());
-    let adapted = |flags: &[(&str, &str)]| {
-        let flags = LocalFlags(Flags::from_pairs(flags.iter().copied()));
-        adapt(&saved, &flags, HOST)
-    };
-    let memory = adapted(&[("memory", "mergeable,numa=0"), ("pin", "0=1")]).unwrap();
-    let memory = memory.checked.config.memory;
-    assert_eq!(memory.size, 2 << 30);
-    assert!(memory.host.mergeable && memory.host.numa.is_some() && !memory.host.lock);
-    for guests in ["4G,lock", "hugepages=2M", "size=1G"] {
-        let refused = adapted(&[("memory", guests)]).unwrap_err().to_string();
-        assert!(refused.contains("of a saved VM's memory stay"), "{refused}");
-    }
-    let local = |memory| LocalFlags::of(Flags::from_pairs([("memory", memory)]));
-    assert_eq!(local("2G,lock"), Err(vec!["memory"]));
-    assert!(local("lock").is_ok());
 }
 
 #[test]
@@ -626,143 +584,6 @@ proptest! {
     ) {
         let flags = Flags::from_pairs([(key, value.as_str())]);
         let _ = build(None, &flags, HOST).map_err(|e| e.to_string());
-    }
-}
-
-#[test]
-fn a_saved_vm_is_the_same_but_for_what_is_local() {
-    let saved = VmConfig::from_saved(
-        with_file(
-            "debugcon = 'stdio'\nserial = 'none'\ntsc-khz = 2000000\nhv = 'windows,-runtime'",
-        )
-        .unwrap()
-        .to_saved(),
-    )
-    .unwrap();
-    let local = |flags: &[(&str, &str)]| {
-        let flags = LocalFlags(Flags::from_pairs(flags.iter().copied()));
-        adapt(&saved, &flags, HOST)
-    };
-    let same = local(&[]).unwrap();
-    assert_eq!(same.checked.config, saved);
-    assert_eq!(same.host_khz, None);
-    // The kernel is gone by now, and a frequency is the host's.
-    let other = local(&[("name", "b"), ("serial", "pty"), ("tsc-khz", "1000000")]).unwrap();
-    let mut expected = saved.clone();
-    (expected.name, expected.serial[0]) = ("b".to_owned(), CharBackend::Pty);
-    assert_eq!(other.checked.config, expected);
-    assert_eq!(other.host_khz, Some(TscKhz(1_000_000)));
-    let mut without = saved.clone();
-    without.debugcon = None;
-    let flags = LocalFlags(Flags::from_pairs([("debugcon", "pty")]));
-    let refused = adapt(&without, &flags, HOST).unwrap_err().to_string();
-    assert!(refused.contains("debug console"), "{refused}");
-}
-
-#[test]
-fn a_saved_vm_opens_nothing_on_the_host_unless_a_flag_says_so() {
-    let saved = VmConfig::from_saved(
-        with_file(
-            "serial = 'file:/victim/a'\nserial2 = 'socket:/victim/b'\ndebugcon = 'pty'\nstats = '/victim/c'",
-        )
-        .unwrap()
-        .to_saved(),
-    )
-    .unwrap();
-    let local = |flags: &[(&str, &str)]| {
-        adapt(
-            &saved,
-            &LocalFlags(Flags::from_pairs(flags.iter().copied())),
-            HOST,
-        )
-    };
-    let asked: Vec<_> = saved.endpoints().iter().map(|e| e.setting).collect();
-    assert_eq!(asked, ["serial", "serial2", "debugcon", "stats"]);
-
-    let alone = local(&[]).unwrap();
-    assert_eq!(alone.checked.config.endpoints(), []);
-    // The device is still there: the guest has it.
-    assert_eq!(alone.checked.config.debugcon, Some(CharBackend::None));
-    let warnings: Vec<_> = alone
-        .checked
-        .warnings
-        .iter()
-        .map(ToString::to_string)
-        .collect();
-    assert_eq!(warnings.len(), 4, "{warnings:?}");
-    assert!(
-        warnings[0].starts_with("--serial: \"file:/victim/a\""),
-        "{warnings:?}"
-    );
-
-    let given = local(&[("serial2", "socket:/ours"), ("stats", "ours")]).unwrap();
-    let values: Vec<_> = given
-        .checked
-        .config
-        .endpoints()
-        .into_iter()
-        .map(|e| e.value)
-        .collect();
-    assert_eq!(values, ["socket:/ours", "ours"]);
-    assert_eq!(given.checked.warnings.len(), 2);
-}
-
-#[test]
-fn boot_files_of_a_saved_vm_are_replaced_as_a_whole() {
-    let saved = VmConfig::from_saved(
-        with_file("initrd = '/proc/self/exe'\ncmdline = 'quiet'")
-            .unwrap()
-            .to_saved(),
-    )
-    .unwrap();
-    let local = |flags: &[(&str, &str)]| {
-        adapt(
-            &saved,
-            &LocalFlags(Flags::from_pairs(flags.iter().copied())),
-            HOST,
-        )
-    };
-    assert!(!local(&[]).unwrap().boot_is_local);
-    let own = local(&[("kernel", "/proc/self/exe")]).unwrap();
-    assert!(own.boot_is_local);
-    assert_eq!(own.checked.config.boot.kernel, Path::new("/proc/self/exe"));
-    assert_eq!(own.checked.config.boot.initrd, None);
-    assert_eq!(own.checked.config.boot.cmdline, "quiet");
-    for key in ["initrd", "module"] {
-        let refused = local(&[(key, "/proc/self/exe")]).unwrap_err().to_string();
-        assert!(refused.contains("--kernel"), "{refused}");
-    }
-    let missing = local(&[("kernel", "/nowhere/kernel")]).unwrap_err();
-    assert!(missing.to_string().contains("/nowhere/kernel"));
-}
-
-#[test]
-fn a_saved_vm_keeps_its_machine_type() {
-    let saved = |machine: &str| {
-        let text = with_file(machine).unwrap().to_saved();
-        VmConfig::from_saved(text).unwrap()
-    };
-    let pc = saved("");
-    let direct = saved("machine = 'direct-1'");
-    assert_eq!(pc.machine, MachineType::Pc1);
-    assert_eq!(direct.machine, MachineType::Direct1);
-    // Earlier versions did not say what there was one of.
-    let lines = direct.to_saved();
-    let old: String = lines
-        .lines()
-        .filter(|line| !line.starts_with("machine"))
-        .map(|line| format!("{line}\n"))
-        .collect();
-    assert_ne!(old, lines);
-    assert_eq!(VmConfig::from_saved(old).unwrap(), direct);
-    let dir = files();
-    let kernel = dir.path().join("vmlinuz");
-    for config in [pc, direct] {
-        for flags in [vec![], vec![("kernel", kernel.to_str().unwrap())]] {
-            let flags = LocalFlags(Flags::from_pairs(flags));
-            let adapted = adapt(&config, &flags, HOST).unwrap();
-            assert_eq!(adapted.checked.config.machine, config.machine);
-        }
     }
 }
 

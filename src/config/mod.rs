@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 
+mod adapt;
 mod build;
 mod cpu;
 mod devices;
@@ -19,7 +20,8 @@ mod setting;
 mod show;
 mod topology;
 
-pub use build::{Adapted, Checked, adapt, build};
+pub use adapt::{Adapted, adapt};
+pub use build::{Checked, build};
 pub use endpoints::Endpoint;
 pub use file::ConfigFile;
 pub use flags::{Flags, LocalFlags};
