@@ -5,6 +5,10 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 pub(crate) const PAGE_SIZE: u64 = 4096;
 
+/// Where link.ld puts the image.
+const IMAGE_START: u64 = 1 << 20;
+
+static FIRST: AtomicU64 = AtomicU64::new(0);
 static NEXT: AtomicU64 = AtomicU64::new(0);
 static END: AtomicU64 = AtomicU64::new(0);
 
@@ -13,8 +17,19 @@ static END: AtomicU64 = AtomicU64::new(0);
 /// # Safety
 /// It is RAM, mapped one to one, and used by nobody else. Once per boot, before anything is allocated.
 pub(crate) unsafe fn give(start: u64, end: u64) {
-    NEXT.store(start.next_multiple_of(PAGE_SIZE), Ordering::Relaxed);
+    let start = start.next_multiple_of(PAGE_SIZE);
+    FIRST.store(start, Ordering::Relaxed);
+    NEXT.store(start, Ordering::Relaxed);
     END.store(end, Ordering::Relaxed);
+}
+
+/// Reads a byte of each page of the image, code and stacks included.
+pub(crate) fn read_image() {
+    let end = FIRST.load(Ordering::Relaxed);
+    for page in (IMAGE_START..end).step_by(as_usize(PAGE_SIZE)) {
+        // SAFETY: the image reaches to where the memory begins that is given out.
+        unsafe { pointer::<u8>(page).read_volatile() };
+    }
 }
 
 /// Takes `count` zeroed pages that lie one behind the other.

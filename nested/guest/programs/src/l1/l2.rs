@@ -182,8 +182,9 @@ impl Shared {
 
     /// L2's last act before the first sample that counts.
     pub(crate) fn begin(&self) {
-        // L0 fills its translations for L2 at L2's first access to a page, which must not cause an exit
-        // within a sample.
+        // L0 fills its translations for L2 at L2's first access to a page. None of these exits may come
+        // between here and the end, whose code need not be on the pages that have run so far.
+        pages::read_image();
         for sample in self.samples {
             sample.clear();
         }
