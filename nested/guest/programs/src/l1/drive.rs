@@ -42,35 +42,56 @@ pub(super) fn run<V: Vcpu>(
 ) -> Result<(), Text> {
     RUNNING.store(ptr::from_ref(shared).cast_mut(), Ordering::Release);
     let unmeasured = AtomicU64::new(0);
+    let mut next = one_exit(vcpu, shared, part, touch, &unmeasured, &unmeasured)?;
+    // L0 has write-protected L1's tables for L2 since the first entry, and with them all else that it maps by
+    // the same huge page (tdp_mmu.c, write_protect_gfn): L1's next write to each 4 KiB of it is an exit. None
+    // of these may come after the first sample that counts.
+    if next.is_some() && shared.at().is_none() {
+        shared.write_samples();
+    }
+    while let Some(resumed) = next {
+        next = one_exit(vcpu, shared, part, touch, resumed, &unmeasured)?;
+    }
+    Ok(())
+}
+
+/// Runs L2 from `resumed`, the stamp of its entry, up to its next exit and handles it. Returns the stamp of the
+/// next entry, which is `unmeasured` for one that belongs to no sample; `None` if L2 has finished.
+#[inline(always)]
+fn one_exit<'a, V: Vcpu>(
+    vcpu: &mut V,
+    shared: &'static Shared,
+    part: &mut Part,
+    touch: Touch,
+    resumed: &AtomicU64,
+    unmeasured: &'a AtomicU64,
+) -> Result<Option<&'a AtomicU64>, Text> {
     let exited = AtomicU64::new(0);
-    let mut resumed: &AtomicU64 = &unmeasured;
-    loop {
-        if touch == Touch::KvmLike {
-            // Linux reads it before each entry (vcpu_enter_guest), whoever made the processor.
-            core::hint::black_box(cpu::rdmsr(DEBUGCTL).ok());
+    if touch == Touch::KvmLike {
+        // Linux reads it before each entry (vcpu_enter_guest), whoever made the processor.
+        core::hint::black_box(cpu::rdmsr(DEBUGCTL).ok());
+    }
+    vcpu.enter(resumed, &exited)?;
+    let cause = vcpu.cause();
+    if shared.is_finished() {
+        if cause == Cause::Interrupt {
+            // What tells the second processor so must not stay in service.
+            vcpu.acknowledge();
         }
-        vcpu.enter(resumed, &exited)?;
-        let cause = vcpu.cause();
-        if shared.is_finished() {
-            if cause == Cause::Interrupt {
-                // What tells the second processor so must not stay in service.
-                vcpu.acknowledge();
-            }
-            return Ok(());
-        }
-        shared.board.exited(vcpu.reason());
-        vcpu.touch(touch, cause);
-        let step = part.handle(vcpu, cause);
-        let sample = shared.sample();
-        if matches!(step, Step::Resume | Step::HandOver) {
-            let exited = exited.load(Ordering::Relaxed);
-            sample.exited.store(exited, Ordering::Relaxed);
-        }
-        resumed = match step {
-            Step::Resume | Step::TakeOver => &sample.resumed,
-            Step::HandOver | Step::ResumeUnmeasured => &unmeasured,
-            Step::Unexpected => return Err(unexpected(vcpu, shared, cause)),
-        };
+        return Ok(None);
+    }
+    shared.board.exited(vcpu.reason());
+    vcpu.touch(touch, cause);
+    let step = part.handle(vcpu, cause);
+    let sample = shared.sample();
+    if matches!(step, Step::Resume | Step::HandOver) {
+        let exited = exited.load(Ordering::Relaxed);
+        sample.exited.store(exited, Ordering::Relaxed);
+    }
+    match step {
+        Step::Resume | Step::TakeOver => Ok(Some(&sample.resumed)),
+        Step::HandOver | Step::ResumeUnmeasured => Ok(Some(unmeasured)),
+        Step::Unexpected => Err(unexpected(vcpu, shared, cause)),
     }
 }
 

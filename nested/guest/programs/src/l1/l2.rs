@@ -185,10 +185,15 @@ impl Shared {
         // L0 fills its translations for L2 at L2's first access to a page. None of these exits may come
         // between here and the end, whose code need not be on the pages that have run so far.
         pages::read_image();
+        self.write_samples();
+        self.board.measuring();
+    }
+
+    /// Writes to each page of the samples that count.
+    pub(crate) fn write_samples(&self) {
         for sample in self.samples {
             sample.clear();
         }
-        self.board.measuring();
     }
 
     /// L2's end: all samples are taken.
