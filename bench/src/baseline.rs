@@ -25,31 +25,21 @@ pub(crate) struct Args {
     within: f64,
 }
 
-/// What cannot be read.
+/// Errors of `hypernest-bench baseline`.
 #[derive(Debug, Error)]
 pub(crate) enum BaselineError {
-    /// The result.
     #[error(transparent)]
     Report(#[from] FileError),
-    /// What was kept.
     #[error("cannot read {}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// What it says.
+    Read { path: PathBuf, source: io::Error },
     #[error("{} is no baseline", path.display())]
     NoBaseline {
-        /// The file.
         path: PathBuf,
-        /// Why.
         source: serde_json::Error,
     },
 }
 
-/// What is printed, and whether it is well.
+/// The text to print, and whether the result passes.
 pub(crate) fn run(args: &Args) -> Result<(String, bool), BaselineError> {
     let baseline = Baseline::of(&report::read(&args.file)?);
     let Some(against) = &args.against else {
@@ -76,28 +66,28 @@ fn read(path: &Path) -> Result<Baseline, BaselineError> {
     serde_json::from_str(&text).map_err(|source| BaselineError::NoBaseline { path, source })
 }
 
-/// A result in few figures.
+/// The main figures of a result, as they are kept.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct Baseline {
-    /// What medians are in.
+    /// The unit of the medians.
     unit: String,
-    /// The release of the host's kernel that it was taken on; `None` in those of earlier versions.
+    /// The release of the host's kernel under which they were measured; `None` in files of earlier versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     kernel: Option<String>,
-    /// By `L1.MODE.TOUCH` and kind.
+    /// Keyed by `L1.MODE.TOUCH`, then by kind.
     results: BTreeMap<String, BTreeMap<String, Figures>>,
 }
 
-/// Of one kind in one mode.
+/// The figures of one kind in one mode.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 struct Figures {
     /// The round trip's median.
     p50: f64,
-    /// For each exit of L2.
+    /// Host exits per L2 exit.
     host_exits: Option<f64>,
 }
 
-/// Host exits that may come or go: the host's timer ends a guest's turn now and then.
+/// Tolerance for stray host exits: the host's timer now and then interrupts a guest.
 const STRAY_EXITS: f64 = 0.25;
 /// Kinds in which a guest waits for a timer: the number of host exits meanwhile is random.
 const WAITING: [Kind; 4] = [Kind::Hlt, Kind::Timer, Kind::PreemptionTimer, Kind::Ipi];
@@ -127,14 +117,16 @@ impl Baseline {
         }
     }
 
-    /// A note about another kernel of the same series, which alone is not a change: the same limit applies.
+    /// A note about another kernel of the same series; this alone is not a change, and the same limit
+    /// applies.
     fn kernel_note(&self, kept: &Self) -> Option<String> {
         let (new, old) = (self.kernel.as_ref()?, kept.kernel.as_ref()?);
         (new != old && series(new) == series(old))
             .then(|| format!("note: the host's kernel is {new}, and these figures are of {old}"))
     }
 
-    /// Sentences on differences from `kept` of more than `within`, and on figures that only one of them has.
+    /// Descriptions of differences from `kept` of more than `within`, and of figures that only one of them
+    /// has.
     fn changes(&self, kept: &Self, within: f64) -> Vec<String> {
         let mut changes = Vec::new();
         if self.unit != kept.unit {
@@ -199,7 +191,7 @@ fn series(release: &str) -> &str {
     dots.nth(1).map_or(release, |(end, _)| &release[..end])
 }
 
-/// To two decimals, so that a file of them can be read.
+/// Rounds to two decimals, to keep files of figures readable.
 fn round(value: f64) -> f64 {
     (value * 100.0).round() / 100.0
 }

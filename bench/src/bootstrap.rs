@@ -1,11 +1,11 @@
 //! A median's 95 % confidence interval by bootstrap, over rounds and over samples.
 //!
 //! Samples of one round have more in common than samples of different rounds: caches, the placement of pages,
-//! the host's state. So each draw first picks rounds with repetition, as many as there are, and then samples
-//! of those. The median of `n` samples drawn with repetition from a pool is the pool's quantile at `u`, where
-//! `u` is the median of `n` uniform numbers. `u` has a beta distribution, which for the `n` of a measurement
-//! is close to normal with mean 1/2 and variance 1/(4(n+2)). So a draw costs a few look-ups, whatever the
-//! number of samples.
+//! the host's state. Each draw therefore first picks rounds with repetition, as many as there are, and then
+//! samples of those. The median of `n` samples drawn with repetition from a pool is the pool's quantile at
+//! `u`, where `u` is the median of `n` uniform numbers. `u` has a beta distribution, which for the `n` of a
+//! measurement is close to normal with mean 1/2 and variance 1/(4(n+2)). The cost of a draw is thus a few
+//! look-ups, independent of the number of samples.
 
 use hdrhistogram::Histogram;
 
@@ -21,7 +21,7 @@ const SEED: u64 = 0x4859_5045_524e_4553;
 pub(crate) struct Rounds {
     /// Each distinct value, ascending.
     values: Vec<u64>,
-    /// For each round how many samples are at most as long as each value.
+    /// For each round, the number of samples that are at most as long as each value.
     cumulative: Vec<Vec<u64>>,
 }
 
@@ -103,7 +103,7 @@ impl Rounds {
         self.cumulative[round].last().copied().unwrap_or(0)
     }
 
-    /// The least value that has at least `q` of the picked rounds' samples at or below it.
+    /// The smallest value that has at least `q` of the picked rounds' samples at or below it.
     fn quantile(&self, picked: &[usize], q: f64) -> Option<u64> {
         let total: u64 = picked.iter().map(|&round| self.samples(round)).sum();
         let wanted = (q * total as f64).max(0.0);
@@ -136,19 +136,19 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    /// Less than `bound`, which is small against 2^32, so that the distribution is nearly uniform.
+    /// A number less than `bound`, which is small against 2^32, so that the distribution is nearly uniform.
     fn below(&mut self, bound: usize) -> usize {
         let high = self.next() >> 32;
         usize::try_from((high * bound as u64) >> 32).unwrap_or(0)
     }
 
-    /// In `0..1`.
+    /// A uniform number in `0..1`.
     fn unit(&mut self) -> f64 {
         (self.next() >> 11) as f64 / (1_u64 << 53) as f64
     }
 
-    /// Standard normal: twelve uniform numbers have the variance 1 together, and the tails beyond 6 do not
-    /// matter here.
+    /// A standard normal number: the sum of twelve uniform numbers has variance 1, and the tails beyond 6 do
+    /// not matter here.
     fn normal(&mut self) -> f64 {
         (0..12).map(|_| self.unit()).sum::<f64>() - 6.0
     }
@@ -192,7 +192,7 @@ mod tests {
 
     #[test]
     fn within_a_round_the_interval_is_that_of_the_binomial_distribution() {
-        // The ranks 40 and 61 of 100 enclose the median with 95 %.
+        // The ranks 40 and 61 of 100 enclose the median with 95 % probability.
         let hundred: Vec<u64> = (1..=100).collect();
         let [low, high] = rounds(&[&hundred]).median_interval().unwrap();
         assert!(

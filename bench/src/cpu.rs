@@ -7,7 +7,7 @@
 use std::arch::asm;
 use std::io;
 
-/// Ports that this process may read. Threads started after it was made may read them as well.
+/// Ports that this process may read. Threads started after `open` may read them as well.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ports {
     first: u16,
@@ -15,10 +15,10 @@ pub(crate) struct Ports {
 }
 
 impl Ports {
-    /// Asks the kernel for access.
+    /// Requests access from the kernel.
     ///
     /// # Errors
-    /// Without the privilege for it.
+    /// If the process lacks the privilege.
     pub(crate) fn open(first: u16, count: u16) -> io::Result<Self> {
         // SAFETY: ioperm(2) changes which ports this thread may access, and no memory.
         let result = unsafe {
@@ -39,7 +39,7 @@ impl Ports {
     /// Reads 32 bits at `offset` from the first port.
     ///
     /// # Panics
-    /// If they are not all within the ports asked for.
+    /// If they are not all within the range passed to `open`.
     pub(crate) fn read32(self, offset: u16) -> u32 {
         assert!(offset.checked_add(4).is_some_and(|end| end <= self.count));
         let value: u32;

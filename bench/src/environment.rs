@@ -1,4 +1,4 @@
-//! Where a measurement ran: all of it that moves figures.
+//! The environment of a measurement: all properties that affect the figures.
 
 use std::collections::BTreeMap;
 use std::fs;

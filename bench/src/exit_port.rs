@@ -11,13 +11,12 @@ use hypernest::units::VpIndex;
 
 /// The first port. No PC device is there.
 pub(crate) const FIRST: u16 = 0xc10;
-/// How many.
 pub(crate) const COUNT: u16 = 8;
-/// Where the low 32 bits of the boot vCPU's exits are.
+/// The offset of the low 32 bits of the boot vCPU's exits.
 pub(crate) const EXITS: u16 = 0;
-/// Where [`SIGNATURE`] is.
+/// The offset of [`SIGNATURE`].
 pub(crate) const PRESENT: u16 = 4;
-/// `HNXC`: the ports are there.
+/// `HNXC`: the ports exist.
 pub(crate) const SIGNATURE: u32 = u32::from_le_bytes(*b"HNXC");
 
 /// Ends the VM when L1 resets itself: a restarted measurement is invalid.
@@ -28,13 +27,13 @@ pub(crate) struct ResetWatch {
 }
 
 impl ResetWatch {
-    /// The VM to end.
+    /// Sets the VM to end.
     pub(crate) fn of(&self, handle: MachineHandle) {
         // Set once, by the creator of the VM.
         let _first = self.handle.set(handle);
     }
 
-    /// A device of the VM is powered on: the second time ends the VM.
+    /// A device of the VM was powered on: the second power-on ends the VM.
     pub(crate) fn power_on(&self) {
         self.power_ons.fetch_add(1, Ordering::Relaxed);
         if self.saw_reset()
@@ -50,7 +49,7 @@ impl ResetWatch {
     }
 }
 
-/// The device.
+/// The device of the exit-count ports.
 #[derive(Debug, Default)]
 pub(crate) struct ExitPort {
     counters: ExitCounters,
@@ -66,7 +65,7 @@ impl ExitPort {
         }
     }
 
-    /// The device where L1 looks for it.
+    /// The device at the ports that L1 reads.
     pub(crate) fn at_its_place(self) -> ExtraPorts {
         ExtraPorts::new(FIRST, COUNT, Arc::new(Mutex::new(self)))
     }
@@ -121,7 +120,7 @@ mod tests {
         assert_eq!(read(&mut device, PRESENT, 4), b"HNXC");
         assert_eq!(read(&mut device, PRESENT, 2), [0xff; 2]);
         assert_eq!(read(&mut device, PRESENT + 2, 4), [0xff; 4]);
-        // Without a VM there is nothing to count.
+        // Without a VM there are no exits to count.
         assert_eq!(read(&mut device, EXITS, 4), [0xff; 4]);
     }
 

@@ -16,22 +16,18 @@ const DIGITS: u8 = 3;
 /// Longer samples count as this one: 2^42 ticks are a quarter of an hour and more.
 const LONGEST: u64 = 1 << 42;
 
-/// A histogram that cannot be read or written.
+/// An error when reading or writing a histogram.
 #[derive(Debug, Error)]
 pub(crate) enum HistogramError {
-    /// Not base64.
     #[error("a histogram is not base64")]
     Base64(#[from] base64::DecodeError),
-    /// Not a histogram.
     #[error("not an HDR histogram: {0:?}")]
     Decode(DeserializeError),
-    /// Larger than any that this program makes.
+    /// Larger than any histogram of this program.
     #[error("an HDR histogram needs too much memory")]
     TooLarge,
-    /// Cannot be written.
     #[error("cannot encode an HDR histogram: {0:?}")]
     Encode(hdrhistogram::serialization::V2DeflateSerializeError),
-    /// Cannot be added up.
     #[error("cannot add HDR histograms: {0:?}")]
     Add(hdrhistogram::AdditionError),
 }
@@ -41,7 +37,7 @@ pub(crate) fn new() -> Histogram<u64> {
     Histogram::new(DIGITS).expect("3 digits are possible")
 }
 
-/// A histogram of `samples`, and how many of them were longer than it holds and count as the longest.
+/// A histogram of `samples`, and the number of samples above the maximum, which count as the maximum.
 pub(crate) fn of(samples: impl IntoIterator<Item = u64>) -> (Histogram<u64>, u64) {
     let mut histogram = new();
     let mut out_of_range = 0;
@@ -54,14 +50,14 @@ pub(crate) fn of(samples: impl IntoIterator<Item = u64>) -> (Histogram<u64>, u64
     (histogram, out_of_range)
 }
 
-/// Adds `count` samples. A longer one than the maximum counts as the maximum.
+/// Adds `count` samples. A sample above the maximum counts as the maximum.
 pub(crate) fn record(histogram: &mut Histogram<u64>, sample: u64, count: u64) {
     histogram
         .record_n(sample.min(LONGEST), count)
         .expect("a histogram can grow to 2^42");
 }
 
-/// All of them in one.
+/// The sum of several histograms.
 pub(crate) fn sum<'a>(
     parts: impl IntoIterator<Item = &'a Histogram<u64>>,
 ) -> Result<Histogram<u64>, HistogramError> {
@@ -72,7 +68,7 @@ pub(crate) fn sum<'a>(
     Ok(all)
 }
 
-/// As text.
+/// The text form.
 pub(crate) fn encode(histogram: &Histogram<u64>) -> Result<String, HistogramError> {
     let mut bytes = Vec::new();
     V2DeflateSerializer::new()
@@ -81,7 +77,7 @@ pub(crate) fn encode(histogram: &Histogram<u64>) -> Result<String, HistogramErro
     Ok(STANDARD.encode(bytes))
 }
 
-/// From text.
+/// A histogram from its text form.
 pub(crate) fn decode(text: &str) -> Result<Histogram<u64>, HistogramError> {
     let bytes = STANDARD.decode(text)?;
     // The deflated data begins after a cookie and a length.
@@ -102,14 +98,14 @@ pub(crate) fn decode(text: &str) -> Result<Histogram<u64>, HistogramError> {
 
 /// The cookie of deflated HDR V2.
 const COOKIE: &[u8; 4] = &[0x1c, 0x84, 0x93, 0x14];
-/// The header of HDR V2: cookie, length of the counts, offset, digits (4 bytes each), least and greatest
+/// The header of HDR V2: cookie, length of the counts, offset, digits (4 bytes each), minimum and maximum
 /// value (8 bytes each), all big-endian.
 const HEADER: usize = 32;
-/// The most bytes of counts: 32 times 2^10 counts, up to 9 bytes each.
+/// The maximum length of the counts: 32 times 2^10 counts, up to 9 bytes each.
 const MOST_COUNTS: u32 = 9 * (32 << 10);
 
-/// Whether a histogram needs no more memory than this program's. A reader allocates by the header before it
-/// checks more.
+/// Whether a histogram needs no more memory than this program's own. A reader allocates by the header before
+/// it checks more.
 fn is_modest(header: &[u8; HEADER]) -> bool {
     let number = |from: usize, bytes: usize| {
         let digits = header[from..from + bytes].iter();
@@ -156,7 +152,7 @@ mod tests {
             let text = encode(&large).unwrap();
             assert!(matches!(decode(&text), Err(HistogramError::TooLarge)));
         }
-        // Not deflated: nothing has looked at its lengths.
+        // Not deflated: its lengths have not been checked.
         let mut bytes = vec![0x1c, 0x84, 0x93, 0x13];
         bytes.extend(u32::MAX.to_be_bytes());
         bytes.extend([0; 40]);

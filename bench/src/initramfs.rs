@@ -62,15 +62,14 @@ pub(crate) struct Args {
     out: PathBuf,
 }
 
-/// No initramfs was written.
+/// Errors of `hypernest-bench initramfs`.
 #[derive(Debug, Error)]
 pub(crate) enum InitramfsError {
-    /// A file.
+    /// A file operation failed.
     #[error("{what}")]
     File {
-        /// What was done to which.
+        /// The operation and its file.
         what: String,
-        /// Why it failed.
         source: io::Error,
     },
     /// Not a static program.
@@ -80,17 +79,14 @@ pub(crate) enum InitramfsError {
         path.display()
     )]
     Dynamic {
-        /// The file.
         path: PathBuf,
-        /// The program.
+        /// The program's name.
         name: &'static str,
         /// The flag that names another file.
         flag: &'static str,
     },
-    /// No kernel.
     #[error("no kernel: give --kernel DIR, or set {LAB_DIR_VARIABLE}")]
     NoKernel,
-    /// Neither vendor's module.
     #[error("{} has neither kvm-intel.ko nor kvm-amd.ko (modules must be there uncompressed)", .0.display())]
     NoVendorModule(PathBuf),
 }
@@ -100,7 +96,7 @@ fn file(what: impl Into<String>) -> impl FnOnce(io::Error) -> InitramfsError {
     move |source| InitramfsError::File { what, source }
 }
 
-/// Writes it; the result is what to do with it.
+/// Writes the initramfs; the result is a text with the next step.
 pub(crate) fn run(args: &Args) -> Result<String, InitramfsError> {
     let kernel = match (&args.kernel, std::env::var_os(LAB_DIR_VARIABLE)) {
         (Some(kernel), _) => kernel.clone(),
@@ -135,14 +131,14 @@ pub(crate) fn run(args: &Args) -> Result<String, InitramfsError> {
     archive
         .file(probe_l1::INITRD, 0o644, &l2)
         .and_then(|()| archive.file(probe_l1::COMMAND_LINE, 0o644, command_line.as_bytes()))
-        // Where init's own messages go until it has mounted anything.
+        // The console of init's own messages before it has mounted a file system.
         .and_then(|()| archive.character_device("dev/console", 5, 1))
         .map_err(write(&name))?;
     archive.finish().map_err(write(&name))?;
     Ok(next_step(args, &vmlinux))
 }
 
-/// What to do with it.
+/// The text with the next step.
 fn next_step(args: &Args, vmlinux: &Path) -> String {
     let more = |name: &str, value: &str, default: &str| match value == default {
         true => String::new(),
@@ -160,7 +156,7 @@ fn next_step(args: &Args, vmlinux: &Path) -> String {
     )
 }
 
-/// The modules in the order in which they are loaded, the vendors' last.
+/// The modules in load order, the vendors' modules last.
 fn modules(directory: &Path) -> Result<Vec<PathBuf>, InitramfsError> {
     let mut modules: Vec<_> = ["irqbypass.ko", "kvm.ko"]
         .map(|name| directory.join(name))
@@ -179,7 +175,7 @@ fn beside_this_program() -> Result<PathBuf, InitramfsError> {
     Ok(own.with_file_name("l2probe"))
 }
 
-/// A static program.
+/// Reads a program and checks that it is static.
 fn program(path: &Path, name: &'static str, flag: &'static str) -> Result<Vec<u8>, InitramfsError> {
     let bytes = fs::read(path).map_err(file(format!(
         "cannot read {} (a static {name}; {flag} names another)",
@@ -241,7 +237,7 @@ mod tests {
         assert!(!wants_interpreter(&broken));
     }
 
-    /// A kernel with modules, and a program that counts as static.
+    /// A directory with a kernel and modules, and a program that counts as static.
     fn site() -> (tempfile::TempDir, Args) {
         let directory = tempfile::tempdir().unwrap();
         let at = |name: &str| directory.path().join(name);
@@ -282,7 +278,7 @@ mod tests {
         ] {
             assert!(archive.contains(part.trim_start_matches('\0')), "{part:?}");
         }
-        // L1's and L2's.
+        // The trailers of L1's and L2's archives.
         assert_eq!(archive.matches("TRAILER!!!").count(), 2);
     }
 

@@ -12,35 +12,22 @@ use nix::errno::Errno;
 use nix::kmod::{DeleteModuleFlags, ModuleInitFlags, delete_module, finit_module};
 use thiserror::Error;
 
-/// A module that does not come or go.
+/// A module could not be loaded or unloaded.
 #[derive(Debug, Error)]
 pub(crate) enum ModuleError {
-    /// Loading.
     #[error("cannot load the kernel module {} ({parameters})", path.display())]
     Load {
-        /// Its file.
         path: PathBuf,
-        /// Its parameters.
         parameters: String,
-        /// Why.
         source: io::Error,
     },
-    /// Unloading.
     #[error("cannot unload the kernel module {name}: end all other virtual machines first")]
-    Unload {
-        /// Which.
-        name: &'static str,
-        /// Why.
-        source: Errno,
-    },
-    /// modprobe.
+    Unload { name: &'static str, source: Errno },
     #[error("modprobe does not load {name} ({parameters}): {why}")]
     Modprobe {
-        /// Which.
         name: &'static str,
-        /// Its parameters.
         parameters: String,
-        /// What it said.
+        /// modprobe's output.
         why: String,
     },
 }
@@ -55,7 +42,6 @@ pub(crate) enum Vendor {
 }
 
 impl Vendor {
-    /// The module's name.
     pub(crate) fn module(self) -> &'static str {
         match self {
             Self::Intel => "kvm_intel",
@@ -70,7 +56,7 @@ impl Vendor {
         }
     }
 
-    /// Its file's name.
+    /// The module's file name.
     pub(crate) fn file(self) -> &'static str {
         match self {
             Self::Intel => "kvm-intel.ko",
@@ -79,7 +65,7 @@ impl Vendor {
     }
 }
 
-/// Loads one file.
+/// Loads a module from a file.
 pub(crate) fn load(path: &Path, parameters: &str) -> Result<(), ModuleError> {
     let failed = |source| ModuleError::Load {
         path: path.to_owned(),
@@ -94,7 +80,7 @@ pub(crate) fn load(path: &Path, parameters: &str) -> Result<(), ModuleError> {
     }
 }
 
-/// Attempts to unload: KVM frees a VM's resources shortly after its end.
+/// Attempts to unload: KVM frees a VM's resources shortly after the VM ends.
 const TRIES: u32 = 20;
 
 /// Unloads the vendor's module.
@@ -115,7 +101,7 @@ pub(crate) fn unload(vendor: Vendor) -> Result<(), ModuleError> {
     }
 }
 
-/// Where the running kernel's module comes from.
+/// The source of the running kernel's module.
 #[derive(Clone, Debug)]
 pub(crate) enum Source {
     /// modprobe, which applies this machine's parameters.

@@ -1,5 +1,5 @@
-//! `hypernest-bench l1-agent`: the init of an L1 that runs Linux. Runs L2s and reports on the second serial
-//! port.
+//! `hypernest-bench l1-agent`: the init of an L1 that runs Linux. It runs L2s and reports on the second
+//! serial port.
 
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
@@ -20,7 +20,7 @@ use crate::kvm_module::{self, ModuleError, Vendor};
 use crate::l2::{self, Block, HostExits, Job, L2Error};
 use crate::wire::{Message, Mode, Round};
 
-/// Where the modules are in L1's initramfs.
+/// The directory of the modules in L1's initramfs.
 pub(crate) const MODULES: &str = "/modules";
 /// The serial port for the report.
 const REPORT: &str = "/dev/ttyS1";
@@ -28,19 +28,19 @@ const REPORT: &str = "/dev/ttyS1";
 /// Runs as the init of an L1; `l2-exit` starts it there.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Args {
-    /// How L1's KVM is to run L2, one after the other
+    /// The modes in which L1's KVM runs L2, in sequence
     #[arg(long, value_delimiter = ',', required = true)]
     pub(crate) modes: Vec<Mode>,
-    /// Samples a round
+    /// Samples per round
     #[arg(long)]
     pub(crate) samples: u32,
-    /// Rounds for each mode, each with an L2 of its own
+    /// Rounds for each mode, each with a new L2
     #[arg(long)]
     pub(crate) rounds: u32,
     /// Exits before the first sample
     #[arg(long)]
     pub(crate) warmup: u32,
-    /// The longest an L2 may take, in seconds
+    /// Timeout for one L2, in seconds
     #[arg(long)]
     pub(crate) limit: u64,
 }
@@ -76,7 +76,7 @@ fn io_error(what: impl Into<String>) -> impl FnOnce(io::Error) -> AgentError {
     move |source| AgentError::Io { what, source }
 }
 
-/// Does it all and powers off. Returns only if this is no init.
+/// Runs all measurements and powers off. Returns only if this process is not an init.
 pub(crate) fn run(args: &Args) -> io::Error {
     if std::process::id() != 1 {
         return io::Error::other(
@@ -93,8 +93,8 @@ pub(crate) fn run(args: &Args) -> io::Error {
     }
 }
 
-/// The arguments of an init: all after `--` on the kernel's command line. The kernel passes unknown
-/// parameters as well, so what it hands over is not what was meant for init.
+/// The arguments of init: all words after `--` on the kernel's command line. The kernel also passes unknown
+/// parameters to init, so the process's own arguments contain more than that.
 pub(crate) fn command_line() -> Result<Vec<String>, Box<dyn std::error::Error>> {
     mount_at("proc", "/proc").map_err(io_error("cannot mount /proc"))?;
     let line = fs::read_to_string("/proc/cmdline").map_err(io_error("/proc/cmdline"))?;
@@ -110,7 +110,7 @@ fn after_dashes(line: &str) -> Vec<String> {
         .collect()
 }
 
-/// Mounts a file system of the kernel's.
+/// Mounts one of the kernel's file systems.
 pub(crate) fn mount_at(kind: &str, target: &str) -> io::Result<()> {
     fs::create_dir_all(target)?;
     let (flags, data) = (MsFlags::empty(), None::<&str>);
@@ -244,7 +244,7 @@ fn is_telling(line: &str) -> bool {
     WORDS.iter().any(|word| line.contains(word))
 }
 
-/// The kernel's log, a record a read (Documentation/ABI/testing/dev-kmsg).
+/// The kernel's log, one record per read (Documentation/ABI/testing/dev-kmsg).
 struct KernelLog(File);
 
 impl KernelLog {
@@ -259,7 +259,7 @@ impl KernelLog {
     /// The records since the last call.
     fn news(&mut self) -> Result<Vec<String>, AgentError> {
         let mut lines = Vec::new();
-        // Longer than any record the kernel gives.
+        // Longer than any record of the kernel.
         let mut record = [0; 8192];
         loop {
             match self.0.read(&mut record) {
@@ -273,7 +273,7 @@ impl KernelLog {
     }
 }
 
-/// The text of a record: `priority,sequence,time,flags;TEXT`, and lines with details after it.
+/// The text of a record: `priority,sequence,time,flags;TEXT`, followed by lines with details.
 fn message(record: &[u8]) -> Option<String> {
     let text = String::from_utf8_lossy(record);
     let (_, text) = text.split_once(';')?;

@@ -12,46 +12,41 @@ use thiserror::Error;
 
 use crate::probe_console::{ProbeConsole, Sink};
 
-/// An L2 that gave no measurement.
+/// An L2 run without a measurement.
 #[derive(Debug, Error)]
 pub(crate) enum L2Error {
-    /// Its configuration.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// Its VM.
     #[error(transparent)]
     Machine(#[from] MachineError),
-    /// Its report.
     #[error("L2's report is malformed")]
     Malformed(#[from] Malformed),
-    /// It ended in another way than it should.
+    /// L2 ended in an unexpected way.
     #[error("L2 {how}; its output: {said}")]
     Ended {
-        /// How.
         how: String,
-        /// Its text lines.
+        /// L2's text lines.
         said: String,
     },
-    /// It took too long.
     #[error("L2 did not end within {seconds} s; its output: {said}")]
     Stuck {
-        /// The limit.
+        /// The timeout.
         seconds: u64,
-        /// Its text lines.
+        /// L2's text lines.
         said: String,
     },
-    /// A block is missing.
+    /// The block is missing.
     #[error("L2 succeeded, but reported no samples of {0}")]
     Missing(&'static str),
 }
 
-/// How often the host has been exited to, if it can be asked.
+/// The number of exits to the host, if it is available.
 pub(crate) type HostExits = Arc<dyn Fn() -> Option<u32> + Send + Sync>;
 
 /// Samples with the host's exits at both ends of them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Block {
-    /// What was timed.
+    /// The name of the timed exit.
     pub(crate) name: String,
     /// In TSC ticks.
     pub(crate) samples: Vec<u64>,
@@ -64,20 +59,20 @@ pub(crate) const KIND: &str = "cpuid";
 /// The guest program's name for intervals around nothing.
 pub(crate) const EMPTY: &str = "empty";
 
-/// What an L2 does.
+/// Parameters of an L2 run.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Job<'a> {
     /// The image with the guest programs.
     pub(crate) image: &'a Path,
-    /// How many samples.
+    /// The number of samples.
     pub(crate) samples: u32,
     /// Exits before the first sample.
     pub(crate) warmup: u32,
-    /// The longest it may take.
+    /// The timeout.
     pub(crate) limit: Duration,
 }
 
-/// Runs an L2: the blocks that it reports, [`EMPTY`] and [`KIND`] among them.
+/// Runs an L2 and returns the blocks that it reports, [`EMPTY`] and [`KIND`] among them.
 pub(crate) fn run(job: Job<'_>, host_exits: &HostExits) -> Result<Vec<Block>, L2Error> {
     let command_line = format!("l2 n={} warmup={} kinds={KIND}", job.samples, job.warmup);
     let image = job.image.display().to_string();
@@ -115,7 +110,7 @@ pub(crate) fn run(job: Job<'_>, host_exits: &HostExits) -> Result<Vec<Block>, L2
             return Ok(std::mem::take(&mut collector.blocks));
         }
         Outcome::DebugExit(code) => format!("ended with {code}"),
-        Outcome::Failed(report) => format!("could not go on: {report}"),
+        Outcome::Failed(report) => format!("could not continue: {report}"),
         Outcome::Killed => "was ended by a signal".to_owned(),
         Outcome::PowerOff | Outcome::Crashed | Outcome::Moved => {
             "ended without a result".to_owned()
@@ -133,7 +128,7 @@ pub(crate) fn run_at_most(
     let (done, ended) = mpsc::channel::<()>();
     std::thread::scope(|scope| {
         let watchdog = scope.spawn(move || {
-            // The other end is dropped when the VM has ended.
+            // The sender is dropped when the VM has ended.
             let in_time = ended.recv_timeout(limit) != Err(mpsc::RecvTimeoutError::Timeout);
             if !in_time {
                 handle.request(Request::Kill);
@@ -167,7 +162,7 @@ struct Collector {
 
 /// Maximum number of kept lines: a guest with more output failed at the start.
 const MOST_LINES: usize = 100;
-/// Bytes of an incomplete item kept: more than the samples of one block need.
+/// Maximum number of kept bytes of an incomplete item: more than the samples of one block need.
 const MAX_PENDING: usize = 16 << 20;
 
 impl Collector {
@@ -193,7 +188,7 @@ impl Collector {
 impl Sink for Collector {
     fn item(&mut self, item: Item<'_>) {
         match item {
-            // Before anything else is done.
+            // The counter is read before anything else is done.
             Item::Mark("begin") => self.begin = (self.host_exits)(),
             Item::Mark("end") => self.end = (self.host_exits)(),
             Item::Mark(_) | Item::Alive => {}
@@ -245,7 +240,7 @@ mod tests {
         ProbeConsole::new(Collector::new(host_exits), MAX_PENDING)
     }
 
-    /// Written four bytes at a time, as a guest does.
+    /// Writes four bytes at a time, as a guest does.
     fn write(console: &mut ProbeConsole<Collector>, bytes: &[u8]) {
         for piece in bytes.chunks(4) {
             console.write(Region::ONLY, 0, piece);

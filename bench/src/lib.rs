@@ -198,7 +198,7 @@ fn chain(error: &dyn Error) -> String {
     text
 }
 
-/// To stdout, without a panic when it is closed.
+/// Prints to stdout, without a panic when it is closed.
 fn print(text: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();
     out.write_all(text.as_bytes())?;

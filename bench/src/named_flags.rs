@@ -58,7 +58,7 @@ fn of_tree(command: &clap::Command, flags: &mut BTreeSet<String>) {
     }
 }
 
-/// The flags of a program that is no library, from its `#[arg(long)]` fields.
+/// The flags of a program that is not a library, from its `#[arg(long)]` fields.
 fn of_source(text: &str, flags: &mut BTreeSet<String>) {
     let mut attribute = String::new();
     for line in text.lines().map(str::trim) {
@@ -85,7 +85,7 @@ fn of_source(text: &str, flags: &mut BTreeSet<String>) {
     }
 }
 
-/// The `--word`s in `text` that are no CSS variables and no parts of a word.
+/// The `--word`s in `text` that are neither CSS variables nor parts of a word.
 fn named(text: &str) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     for (at, _) in text.match_indices("--") {
@@ -106,7 +106,7 @@ fn named(text: &str) -> BTreeSet<String> {
     found
 }
 
-/// The string literals of code that is no test. Comments name no flags to users.
+/// The string literals of code outside tests. Comments are skipped: they name no flags to users.
 fn messages(source: &str) -> String {
     let code = source
         .split("#[cfg(test)]\nmod tests {")
@@ -116,7 +116,7 @@ fn messages(source: &str) -> String {
         .lines()
         .filter(|line| !line.trim_start().starts_with("//"));
     let lines: Vec<&str> = lines.collect();
-    // Odd pieces between quotes are literals; an escaped quote splits one in two, which does no harm here.
+    // Odd parts between quotes are literals; an escaped quote splits one in two, which does no harm here.
     let code = lines.join("\n");
     let pieces: Vec<&str> = code.split('"').skip(1).step_by(2).collect();
     pieces.join("\n")

@@ -1,25 +1,25 @@
-//! The debug console of the guest programs: takes their probe stream apart as it comes.
+//! The debug console of the guest programs: parses their probe stream as it arrives.
 
 use hypernest::bus::{LockedDevice, Region};
 use hypernest::state::{Decoder, Encoder, StateError};
 use hypernest_nested::probe::{Item, Malformed, WIDE_CONSOLE, next_item};
 
-/// What is done with the stream's items.
+/// The receiver of the stream's items.
 pub(crate) trait Sink: Send {
-    /// An item, as soon as its last byte has arrived.
+    /// Receives an item as soon as its last byte has arrived.
     fn item(&mut self, item: Item<'_>);
 
-    /// The stream cannot be read; nothing follows.
+    /// The stream is malformed; no item follows.
     fn malformed(&mut self, malformed: Malformed);
 }
 
 /// The console. A 32-bit access writes four bytes.
 #[derive(Debug)]
 pub(crate) struct ProbeConsole<S> {
-    /// Where items go.
+    /// The receiver of the items.
     pub(crate) sink: S,
     pending: Vec<u8>,
-    /// Bytes of an incomplete item that are kept; what a guest writes beyond is dropped.
+    /// Maximum number of kept bytes of an incomplete item; further bytes are dropped.
     max_pending: usize,
     malformed: bool,
 }
@@ -35,7 +35,7 @@ impl<S: Sink> ProbeConsole<S> {
         }
     }
 
-    /// Takes the first complete item: how long it is. `None` if there is none, or none that can be read.
+    /// Takes the first complete item and returns its length. `None` if there is none, or if it is malformed.
     fn take(&mut self) -> Option<usize> {
         match next_item(&self.pending) {
             Ok(Some((item, len))) => {
@@ -105,7 +105,7 @@ mod tests {
         }
     }
 
-    /// Written four bytes at a time, as a guest does.
+    /// Writes four bytes at a time, as a guest does.
     fn write(console: &mut ProbeConsole<Lines>, bytes: &[u8]) {
         for piece in bytes.chunks(4) {
             console.write(Region::ONLY, 0, piece);

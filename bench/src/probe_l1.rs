@@ -1,5 +1,5 @@
-//! `hypernest-bench probe-l1`: the init of an L1 that runs l2probe in a guest of its own, as
-//! `hypernest-bench initramfs` makes it.
+//! `hypernest-bench probe-l1`: the init of an L1 that runs l2probe in its own guest, from the initramfs of
+//! `hypernest-bench initramfs`.
 
 use std::fs::{self, File};
 use std::io;
@@ -22,11 +22,11 @@ pub(crate) const KERNEL: &str = "/vmlinux";
 pub(crate) const INITRD: &str = "/l2.cpio";
 /// L2's command line.
 pub(crate) const COMMAND_LINE: &str = "/l2.cmdline";
-/// What a Linux with such an initramfs is started with.
+/// The command line of a Linux with such an initramfs.
 pub(crate) const LINUX: &str = "console=ttyS0 quiet panic=-1 rdinit=/init";
-/// Where L2's console goes.
+/// The output of L2's console.
 const CONSOLE: &str = "/dev/ttyS0";
-/// Where L2's result goes.
+/// The output of L2's result.
 const RESULT: &str = "/dev/ttyS1";
 
 /// L2's command line, with `append` and with more arguments for `probe`.
@@ -45,7 +45,7 @@ pub(crate) struct Args {
     /// L2's enlightenments
     #[arg(long, default_value = "windows")]
     hv: String,
-    /// The longest L2 may take, in seconds
+    /// Timeout for L2, in seconds
     #[arg(long, default_value_t = 3600)]
     limit: u64,
 }
@@ -74,7 +74,7 @@ fn io_error(what: impl Into<String>) -> impl FnOnce(io::Error) -> ProbeL1Error {
     move |source| ProbeL1Error::Io { what, source }
 }
 
-/// Does it all and powers off. Returns only if this is no init.
+/// Runs L2 and powers off. Returns only if this process is not an init.
 pub(crate) fn run(args: &Args) -> io::Error {
     if std::process::id() != 1 {
         return io::Error::other(
@@ -114,7 +114,7 @@ fn probe(args: &Args) -> Result<(), ProbeL1Error> {
     let config = build(None, &flags, HostLimits::read())?.config;
     let machine = Machine::new(config, &[])?;
     let (outcome, in_time) = run_at_most(machine, Duration::from_secs(args.limit))?;
-    // Powering off drops what the port still holds.
+    // A power-off drops the data that is still in the port.
     let port = File::options().write(true).open(RESULT);
     let port = port.map_err(io_error(RESULT))?;
     termios::tcdrain(&port).map_err(|e| io_error(RESULT)(e.into()))?;
@@ -125,7 +125,7 @@ fn probe(args: &Args) -> Result<(), ProbeL1Error> {
     }
 }
 
-/// Whose CPU this is.
+/// The vendor of this CPU.
 fn vendor() -> Result<Vendor, ProbeL1Error> {
     const CPUINFO: &str = "/proc/cpuinfo";
     let text = fs::read_to_string(CPUINFO).map_err(io_error(CPUINFO))?;

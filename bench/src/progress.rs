@@ -1,4 +1,4 @@
-//! How far a long run is: a line on stderr, if that is a terminal; otherwise nothing.
+//! The progress of a long run: a line on stderr if stderr is a terminal; otherwise nothing.
 
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _, Write as _};
@@ -6,36 +6,36 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// Between two pictures. Drawing takes time from nobody who is measured for long.
+/// The time between two updates, long enough that drawing does not disturb a measurement.
 const PAUSE: Duration = Duration::from_millis(500);
-/// Characters of the bar.
+/// The width of the bar in characters.
 const BAR: usize = 20;
-/// Before this part of the whole is done, nothing is said of the rest.
+/// No remaining time is shown before this part of the whole is done.
 const TOO_EARLY: f64 = 0.01;
 
-/// What is known of a run.
+/// The state of a run.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct State {
-    /// What is being measured: the mode.
+    /// The mode that is being measured.
     mode: String,
-    /// The kind of exits.
+    /// The kind of exits that is being measured.
     kind: String,
     /// The cycle, from 1.
     cycle: u32,
-    /// How many cycles there will be, as far as one can tell.
+    /// The estimated number of cycles.
     cycles: f64,
-    /// Steps of this cycle that are through, and how many it has.
+    /// Finished steps of this cycle, and its total number of steps.
     steps: (usize, usize),
-    /// The longest that the run may take.
+    /// The time limit of the run.
     limit: Option<Duration>,
 }
 
-/// How many cycles a run will need whose widest interval is `width` after `cycle` of them and should be
-/// `precision`: intervals shrink with the root of the number of samples.
+/// The estimated number of cycles until the widest interval, which is `width` after `cycle` cycles, is at
+/// most `precision`: intervals shrink with the root of the number of samples.
 pub(crate) fn cycles_needed(cycle: u32, width: f64, precision: f64, most: u32) -> f64 {
     let needed = f64::from(cycle) * (width / precision).powi(2);
     let (fewest, most) = (f64::from(cycle), f64::from(most));
-    // NaN is no number of cycles.
+    // NaN is not a number of cycles.
     if needed >= fewest {
         needed.ceil().min(most.max(fewest))
     } else {
@@ -44,7 +44,7 @@ pub(crate) fn cycles_needed(cycle: u32, width: f64, precision: f64, most: u32) -
 }
 
 impl State {
-    /// Which part of the whole is done.
+    /// The fraction of the whole that is done.
     fn done(&self) -> f64 {
         let (through, all) = self.steps;
         let of_cycle = through as f64 / all.max(1) as f64;
@@ -52,7 +52,7 @@ impl State {
         (cycles / self.cycles.max(f64::from(self.cycle)).max(1.0)).clamp(0.0, 1.0)
     }
 
-    /// How long it will go on.
+    /// The estimated remaining time.
     fn left(&self, elapsed: Duration) -> Option<Duration> {
         let done = self.done();
         if done < TOO_EARLY {
@@ -60,14 +60,14 @@ impl State {
         }
         let rest = elapsed.as_secs_f64() * (1.0 - done) / done;
         let left = Duration::try_from_secs_f64(rest).ok()?;
-        // Within the first cycle no limit ends it.
+        // The limit ends no run within its first cycle.
         match self.limit {
             Some(limit) if self.cycle > 1 => Some(left.min(limit.saturating_sub(elapsed))),
             _ => Some(left),
         }
     }
 
-    /// The line.
+    /// The line as text.
     pub(crate) fn line(&self, elapsed: Duration) -> String {
         let done = self.done();
         #[allow(
@@ -104,7 +104,7 @@ impl State {
     }
 }
 
-/// `4:05` or `1:04:05`.
+/// A time as `4:05` or `1:04:05`.
 fn clock(time: Duration) -> String {
     let seconds = time.as_secs();
     let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
@@ -115,22 +115,22 @@ fn clock(time: Duration) -> String {
     }
 }
 
-/// Takes the line away.
+/// Clears the line.
 const CLEAR: &str = "\r\x1b[K";
 
-/// Puts `line` in place of the one before. What is too long is cut off by the terminal, not wrapped.
+/// Replaces the previous line by `line`. The terminal cuts off a long line and does not wrap it.
 fn picture(line: &str) -> String {
     format!("{CLEAR}\x1b[?7l{line}\x1b[?7h")
 }
 
-/// The line on the terminal. It goes when this is dropped.
+/// The line on the terminal. Dropping it clears the line.
 #[derive(Debug)]
 pub(crate) struct Progress {
     steps: Steps,
     drawing: Option<(mpsc::Sender<()>, JoinHandle<()>)>,
 }
 
-/// What a part of the run that comes forward tells. Without a terminal nobody listens.
+/// The handle by which a part of the run reports its progress. Without a terminal the reports are dropped.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Steps {
     state: Option<Arc<Mutex<State>>>,
@@ -138,7 +138,7 @@ pub(crate) struct Steps {
 }
 
 impl Progress {
-    /// A line if stderr is a terminal. Signals should be blocked before, since it has a thread.
+    /// A line if stderr is a terminal. The caller should block signals first, since this starts a thread.
     pub(crate) fn on_stderr(limit: Option<Duration>) -> Self {
         let dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
         if dumb || !io::stderr().is_terminal() {
@@ -156,7 +156,7 @@ impl Progress {
         let start = Instant::now();
         let thread = std::thread::spawn(move || {
             while stopped.recv_timeout(PAUSE) == Err(mpsc::RecvTimeoutError::Timeout) {
-                // Held while drawing, so that nothing is said in the middle of it.
+                // Locked while drawing, so that no other output is printed in between.
                 let state = lock(&seen);
                 draw(&picture(&state.line(start.elapsed())));
             }
@@ -170,12 +170,12 @@ impl Progress {
         }
     }
 
-    /// For those who do the work.
+    /// The handle for the parts of the run.
     pub(crate) fn steps(&self) -> &Steps {
         &self.steps
     }
 
-    /// A cycle of `steps` begins; there will be about `cycles`.
+    /// Starts a cycle of `steps`; the estimated number of cycles is `cycles`.
     pub(crate) fn cycle(&self, cycle: u32, cycles: f64, steps: usize) {
         self.steps.change(|state| {
             state.cycle = cycle;
@@ -184,7 +184,7 @@ impl Progress {
         });
     }
 
-    /// Says something for the record, above the line.
+    /// Prints a permanent message above the line.
     pub(crate) fn say(&self, text: &str) {
         let _held = self.steps.state.as_deref().map(|state| {
             let held = lock(state);
@@ -194,7 +194,7 @@ impl Progress {
         eprintln!("{text}");
     }
 
-    /// Says what the line would show, if there is none.
+    /// Prints the content of the line if there is no line.
     pub(crate) fn say_without_line(&self, text: &str) {
         if self.steps.state.is_none() {
             eprintln!("{text}");
@@ -206,7 +206,7 @@ impl Drop for Progress {
     fn drop(&mut self) {
         if let Some((stop, thread)) = self.drawing.take() {
             drop(stop);
-            // It has nothing to fail at.
+            // The thread cannot fail.
             let _ended = thread.join();
             draw(CLEAR);
         }
@@ -214,7 +214,7 @@ impl Drop for Progress {
 }
 
 impl Steps {
-    /// The same for work that is not among the steps of a cycle.
+    /// A handle for work that does not count as steps of a cycle.
     pub(crate) fn uncounted(&self) -> Self {
         Self {
             uncounted: true,
@@ -222,7 +222,7 @@ impl Steps {
         }
     }
 
-    /// A mode begins.
+    /// Starts a mode.
     pub(crate) fn mode(&self, mode: &str) {
         self.change(|state| {
             state.mode = mode.to_owned();
@@ -230,12 +230,12 @@ impl Steps {
         });
     }
 
-    /// A kind begins.
+    /// Starts a kind.
     pub(crate) fn kind(&self, kind: &str) {
         self.change(|state| state.kind = kind.to_owned());
     }
 
-    /// A step is through.
+    /// Ends a step.
     pub(crate) fn ended(&self) {
         if !self.uncounted {
             self.change(|state| state.steps.0 += 1);
@@ -253,7 +253,7 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A terminal that has gone has nobody to show anything to.
+/// Draws on the terminal. Errors are ignored: the terminal may be closed.
 fn draw(text: &str) {
     let mut out = io::stderr().lock();
     let _written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
@@ -343,13 +343,13 @@ mod tests {
         steps.uncounted().kind("ipi");
         let line = lock(&shared).line(seconds(1));
         assert!(line.contains("25 %  classic  ipi"), "{line}");
-        // Nobody listens.
+        // The report is dropped.
         Steps::default().ended();
     }
 
     #[test]
     fn without_a_terminal_there_is_no_line() {
-        // Tests have none, or are drawn on.
+        // Tests have no terminal, or the line is drawn on it.
         if !io::stderr().is_terminal() {
             let progress = Progress::on_stderr(None);
             assert!(progress.drawing.is_none() && progress.steps.state.is_none());

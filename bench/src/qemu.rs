@@ -1,4 +1,4 @@
-//! QEMU's program, without what would lie between a measurement and QEMU.
+//! QEMU's program, started without a shell script that would be measured with it.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -6,32 +6,29 @@ use std::process::Command;
 use hypernest::hyperv::{EnlightenmentRequest, HostHv, Profile, qemu, resolve};
 use thiserror::Error;
 
-/// Its file.
 const PROGRAM: &str = "qemu-system-x86_64";
 
-/// Where QEMU is.
+/// The location of QEMU.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Qemu {
-    /// A program like any other.
+    /// A program.
     Program(PathBuf),
-    /// A directory with `bin/`, `lib/` and `share/`, from which its own loader starts it. The shell script
-    /// that does so for users would count as start-up time.
+    /// A directory with `bin/`, `lib/` and `share/`, started by its own loader. The shell script that does
+    /// this for users would count as start-up time.
     Unpacked(PathBuf),
 }
 
-/// There is no QEMU.
+/// QEMU was not found.
 #[derive(Debug, Error)]
 pub(crate) enum QemuError {
-    /// Not where it was said to be.
     #[error("{} is neither a program nor a directory with lib/, bin/{PROGRAM} and share/", .0.display())]
     NotThere(PathBuf),
-    /// Nowhere.
     #[error("{PROGRAM} is not on the PATH")]
     NotOnPath,
 }
 
 impl Qemu {
-    /// At `path`, or on the PATH.
+    /// QEMU at `path`, or on the PATH.
     pub(crate) fn find(path: Option<&Path>) -> Result<Self, QemuError> {
         let Some(path) = path else {
             let all = std::env::var_os("PATH").unwrap_or_default();
@@ -56,7 +53,7 @@ impl Qemu {
         }
     }
 
-    /// Starts it without arguments of its own.
+    /// A command that starts QEMU, without arguments of QEMU's own.
     pub(crate) fn command(&self) -> Command {
         match self {
             Self::Program(program) => Command::new(program),
@@ -71,7 +68,7 @@ impl Qemu {
     }
 }
 
-/// The value of `-cpu` for this host's CPU with the enlightenments of `list`, or what is wrong with `list`.
+/// The value of `-cpu` for this host's CPU with the enlightenments of `list`, or the error in `list`.
 pub(crate) fn cpu(list: &str, host: &HostHv, nested: bool) -> Result<String, String> {
     let request = EnlightenmentRequest::parse(list, Profile::None).map_err(|problems| {
         let problems: Vec<_> = problems.iter().map(ToString::to_string).collect();

@@ -1,4 +1,4 @@
-//! What a TSC tick is worth on this host.
+//! The value of a TSC tick on this host.
 
 use hypernest::kvm::tsc::host_tsc;
 use hypernest::units::TscKhz;
@@ -12,13 +12,13 @@ use crate::cpu;
 pub(crate) struct Unit {
     /// `ns`, `emulated instructions` or `TSC ticks`.
     pub(crate) name: String,
-    /// How many TSC ticks one is.
+    /// The number of TSC ticks in one unit.
     pub(crate) ticks: f64,
-    /// Where that comes from.
+    /// The source of that number.
     pub(crate) why: String,
 }
 
-/// The unit on `host` (as the lab names it), where a guest's TSC runs at `khz`.
+/// The unit on `host` (the lab's name for it) if a guest's TSC runs at `khz`.
 pub(crate) fn unit(host: Option<Host>, khz: Option<TscKhz>) -> Unit {
     match (host, khz) {
         (Some(Host::Intel), _) => {
@@ -39,7 +39,7 @@ pub(crate) fn unit(host: Option<Host>, khz: Option<TscKhz>) -> Unit {
         (_, None) => Unit {
             name: "TSC ticks".to_owned(),
             ticks: 1.0,
-            why: "KVM does not tell the frequency of the TSC".to_owned(),
+            why: "KVM does not report the frequency of the TSC".to_owned(),
         },
     }
 }
@@ -60,8 +60,9 @@ fn instructions(ticks: f64, spread: f64) -> Unit {
 const TURNS: u64 = 20_000;
 const REPEATS: usize = 21;
 
-/// Ticks per instruction in a loop of known length: the least, since an interrupt can only lengthen a repeat,
-/// and does so for most of them where it comes often; and how far above it half of the repeats are.
+/// Ticks per instruction in a loop of known length, and the relative distance of the median above it. The
+/// result is the minimum, since an interrupt can only lengthen a repeat, and lengthens most of them if
+/// interrupts are frequent.
 fn ticks_per_instruction() -> (f64, f64) {
     let mut ratios = [0.0; REPEATS];
     for ratio in &mut ratios {

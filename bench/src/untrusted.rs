@@ -1,12 +1,11 @@
-//! What this program reads of files that anybody may have written, for the fuzz targets. Each returns whether
-//! it was understood.
+//! This program's parsers of untrusted files, for the fuzz targets. Each returns whether the input was valid.
 
 use std::path::Path;
 
 use crate::compare::Expression;
 use crate::{histogram as histograms, report as reports, tsc};
 
-/// A condition of `compare --fail-if`, which is written as it was read.
+/// A condition of `compare --fail-if`; the printed form parses to the same condition.
 pub fn fail_condition(text: &str) -> bool {
     let Ok(condition) = text.parse::<Expression>() else {
         return false;
@@ -24,7 +23,7 @@ pub fn histogram(text: &str) -> bool {
     true
 }
 
-/// `l2-exit.json`: read, and shown as a table and as a page.
+/// Reads `l2-exit.json` and shows it as a table and as a page.
 pub fn report(file: &Path) -> bool {
     let Ok(report) = reports::read(file) else {
         return false;
@@ -34,7 +33,7 @@ pub fn report(file: &Path) -> bool {
     true
 }
 
-/// `tsc.json`: read and shown as a table.
+/// Reads `tsc.json` and shows it as a table.
 pub fn tsc_report(file: &Path) -> bool {
     let Ok(report) = tsc::read(file) else {
         return false;

@@ -1,4 +1,4 @@
-//! What L1 reports to the host, a JSON object a line.
+//! L1's reports to the host, one JSON object per line.
 
 use std::fmt;
 
@@ -11,14 +11,14 @@ use serde::{Deserialize, Serialize};
 pub(crate) enum Mode {
     /// VMX with an enlightened VMCS.
     Evmcs,
-    /// VMX without.
+    /// VMX without an enlightened VMCS.
     Vmcs,
     /// SVM.
     Svm,
 }
 
 impl Mode {
-    /// As on the command line and in JSON.
+    /// The name on the command line and in JSON.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Evmcs => "evmcs",
@@ -38,56 +38,51 @@ impl fmt::Display for Mode {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "what", rename_all = "kebab-case")]
 pub(crate) enum Message {
-    /// L1 is up.
+    /// L1 has started.
     Started {
         /// Its kernel's release.
         kernel: String,
         /// Its clock source.
         clocksource: String,
-        /// Lines of its kernel log that tell what it takes its host for.
+        /// Lines of its kernel log that show which hypervisor it detected.
         log: Vec<String>,
     },
     /// L1's KVM is loaded.
     Loaded {
-        /// How it was asked to run L2.
+        /// The mode that was requested.
         mode: Mode,
-        /// What its kernel said meanwhile.
+        /// Its kernel's log messages meanwhile.
         log: Vec<String>,
     },
     /// One run of an L2.
     Round(Round),
     /// A mode could not be measured.
-    Failed {
-        /// Which.
-        mode: Mode,
-        /// Why.
-        why: String,
-    },
-    /// That was all.
+    Failed { mode: Mode, why: String },
+    /// The report is complete.
     Done,
 }
 
 /// One run of an L2 in one mode.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Round {
-    /// How L1's KVM ran it.
+    /// The mode in which L1's KVM ran it.
     pub(crate) mode: Mode,
     /// The exit that was timed.
     pub(crate) kind: String,
-    /// How many samples.
+    /// The number of samples.
     pub(crate) samples: u64,
     /// Their histogram in TSC ticks, see [`crate::histogram`].
     pub(crate) ticks: String,
-    /// How many of them were longer than the histogram holds.
+    /// The number of samples above the histogram's maximum.
     pub(crate) out_of_range: u64,
     /// The same for intervals around nothing.
     pub(crate) empty_ticks: String,
-    /// Exits of L1's vCPU to the host while the samples were taken; those of as many empty intervals are
-    /// taken off. Negative only if those had more.
+    /// Exits of L1's vCPU to the host while the samples were taken, less those of as many empty intervals.
+    /// Negative only if those had more.
     pub(crate) host_exits: i64,
 }
 
-/// A report that cannot be read.
+/// L1's report is malformed.
 #[derive(Debug, thiserror::Error)]
 #[error("line {line} of L1's report cannot be read")]
 pub(crate) struct Unreadable {
@@ -95,7 +90,7 @@ pub(crate) struct Unreadable {
     source: serde_json::Error,
 }
 
-/// All lines of a report. The last one is left out if it is not complete: L1 was stopped while it wrote.
+/// All lines of a report. An incomplete last line is left out: L1 was stopped while it wrote it.
 pub(crate) fn parse(text: &str) -> Result<Vec<Message>, Unreadable> {
     text.split_inclusive('\n')
         .enumerate()

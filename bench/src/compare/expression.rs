@@ -13,19 +13,17 @@ pub(crate) struct Expression {
     pub(crate) mode: Mode,
     /// The kind of exits.
     pub(crate) kind: String,
-    /// The part, by its name; the round trip if none is named.
+    /// The part's name; the round trip if none is given.
     pub(crate) part: &'static str,
     /// The figure.
     pub(crate) statistic: Statistic,
-    /// How it is compared.
     pub(crate) operator: Operator,
-    /// With what.
     pub(crate) limit: f64,
-    /// The limit is for B's figure in parts of A's, not for B's.
+    /// The limit is relative to A's figure.
     pub(crate) relative: bool,
 }
 
-/// A figure of a distribution, or of the exits.
+/// A statistic of a distribution, or the number of host exits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs, reason = "names of statistics")]
 pub(crate) enum Statistic {
@@ -55,7 +53,7 @@ const STATISTICS: [(&str, Statistic); 9] = [
 /// The parts of a sample.
 pub(crate) const PARTS: [&str; 4] = ["round-trip", "l2-to-l1", "l1", "l1-to-l2"];
 
-/// A comparison.
+/// A comparison operator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Operator {
     /// `>`
@@ -68,7 +66,7 @@ pub(crate) enum Operator {
     AtMost,
 }
 
-/// The longer ones first.
+/// Longer operators come first.
 const OPERATORS: [(&str, Operator); 4] = [
     (">=", Operator::AtLeast),
     ("<=", Operator::AtMost),
@@ -77,7 +75,7 @@ const OPERATORS: [(&str, Operator); 4] = [
 ];
 
 impl Operator {
-    /// Whether `value` and `limit` are so.
+    /// Whether the comparison of `value` with `limit` holds.
     pub(crate) fn holds(self, value: f64, limit: f64) -> bool {
         match self {
             Self::Greater => value > limit,
@@ -88,33 +86,25 @@ impl Operator {
     }
 }
 
-/// What is no condition.
+/// A malformed condition.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub(crate) enum ExpressionError {
-    /// No operator.
     #[error("there is no >, >=, < or <= in it; a condition is like evmcs.cpuid.p50 > 1.05x")]
     NoOperator,
-    /// Too few or too many names.
     #[error(
         "{0:?} is not MODE.KIND.STATISTIC or MODE.KIND.PART.STATISTIC, as evmcs.cpuid.l1.p50 is"
     )]
     Names(String),
-    /// Not a mode.
     #[error("{0:?} is no mode; give one of {list}", list = words(Mode::ALL.iter().map(|mode| mode.name())))]
     Mode(String),
-    /// Not a kind.
     #[error("the kind of exits is missing or too long")]
     Kind,
-    /// Not a part.
     #[error("{0:?} is no part; give one of {list}", list = words(PARTS))]
     Part(String),
-    /// Not a statistic.
     #[error("{0:?} is no statistic; give one of {list}", list = words(STATISTICS.map(|(name, _)| name)))]
     Statistic(String),
-    /// Exits have no parts.
     #[error("host exits are those of the whole round trip: leave the part out")]
     PartOfExits,
-    /// Not a number.
     #[error(
         "{0:?} is no number; a limit is like 1.05x (in parts of A) or 13000 (in the unit of the reports)"
     )]
@@ -125,7 +115,7 @@ fn words<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
     names.into_iter().collect::<Vec<_>>().join(", ")
 }
 
-/// The longest name of a kind.
+/// The maximum length of a kind's name.
 const LONGEST_KIND: usize = 64;
 
 impl FromStr for Expression {
@@ -145,7 +135,7 @@ impl FromStr for Expression {
         if kind.is_empty() || kind.len() > LONGEST_KIND || kind.contains(char::is_control) {
             return Err(ExpressionError::Kind);
         }
-        // The name of a statistic may have a dot in it, that of a part does not.
+        // A statistic's name may contain a dot, a part's name does not.
         let whole = statistic(rest).map(|statistic| (None, statistic));
         let (part, statistic) = match (whole, rest.split_once('.')) {
             (Some(whole), _) => whole,
@@ -174,7 +164,7 @@ impl FromStr for Expression {
 }
 
 fn statistic(name: &str) -> Option<Statistic> {
-    // As in JSON, too.
+    // The spelling in JSON is also accepted.
     let name = if name == "p99_9" { "p99.9" } else { name };
     let mut known = STATISTICS.into_iter();
     known.find_map(|(known, statistic)| (known == name).then_some(statistic))

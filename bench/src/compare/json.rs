@@ -1,4 +1,4 @@
-//! The differences for programs; the form is bench/schema/compare.schema.json.
+//! The differences as JSON; its schema is bench/schema/compare.schema.json.
 
 use serde::Serialize;
 
@@ -8,7 +8,7 @@ use crate::report::{Group, Report, groups};
 /// The version of the JSON form.
 const VERSION: u32 = 1;
 
-/// Two reports beside each other.
+/// Two reports side by side.
 #[derive(Debug, Serialize)]
 pub(super) struct Comparison<'a> {
     version: u32,
@@ -31,7 +31,7 @@ struct MedianChange<'a> {
     kind: &'a str,
     a: Option<f64>,
     b: Option<f64>,
-    /// B in parts of A.
+    /// B relative to A.
     ratio: Option<f64>,
     /// From the 95 % intervals of both medians.
     ratio_interval: Option<[f64; 2]>,
@@ -41,7 +41,7 @@ struct MedianChange<'a> {
     host_exits_b: Option<f64>,
 }
 
-/// A condition for one L1.
+/// The result of a condition for one L1.
 #[derive(Debug, Serialize)]
 pub(super) struct Condition {
     pub(super) condition: String,
@@ -95,7 +95,7 @@ fn pair<'a>(a: &Group<'a>, b: &Group<'a>, changes: &mut Vec<MedianChange<'a>>) {
         for kind in &kinds {
             let cpus = |group: &Group<'a>| group.entry(mode, kind).map(|entry| entry.cpus);
             let (before, after) = (a.complete(mode, kind), b.complete(mode, kind));
-            // Another number of vCPUs is another measurement.
+            // Results with different numbers of vCPUs are different measurements.
             let alike = cpus(a) == cpus(b);
             let change = before
                 .zip(after)

@@ -44,23 +44,17 @@ pub(crate) enum CompareError {
     /// One cannot be read.
     #[error(transparent)]
     File(#[from] FileError),
-    /// Their numbers are not of a kind.
+    /// Their units differ.
     #[error("A is in {a} and B in {b}: these cannot be compared")]
-    Units {
-        /// A's unit.
-        a: String,
-        /// B's.
-        b: String,
-    },
-    /// A condition about something that neither report has.
+    Units { a: String, b: String },
+    /// Neither report has the figure of a condition.
     #[error("neither report has the figure of the condition {0}")]
     Unknown(Expression),
-    /// The JSON form.
     #[error("cannot write the comparison as JSON")]
     Json(#[from] serde_json::Error),
 }
 
-/// The text to show, and whether a condition holds.
+/// The text to show, and whether a condition failed.
 pub(crate) fn run(args: &CompareArgs) -> Result<(String, bool), CompareError> {
     let (a, b) = (read(&args.a)?, read(&args.b)?);
     if args.json {
@@ -91,10 +85,10 @@ fn compare_as_json(
     Ok((text, failed))
 }
 
-/// Each condition for each L1 that it is about.
+/// Each condition with its result for each L1 that it applies to.
 type Judged<'a> = Vec<(&'a Expression, Judgement)>;
 
-/// Judges all conditions, and whether one fails.
+/// Evaluates all conditions. The result includes whether one fails.
 fn judge_all<'a>(
     a: &Report,
     b: &Report,
@@ -133,21 +127,21 @@ fn compare(
     Ok((text, failed))
 }
 
-/// What a condition is worth for one L1.
+/// The result of a condition for one L1.
 #[derive(Debug)]
 struct Judgement {
     fails: bool,
     why: String,
 }
 
-/// Judges a condition for each L1 that one of the reports has it for.
+/// Evaluates a condition for each L1 for which one of the reports has its figure.
 fn judge(condition: &Expression, a: &Report, b: &Report) -> Vec<Judgement> {
     let (of_a, of_b) = (groups(a), groups(b));
     let mut judged = Vec::new();
     for group in &of_b {
         let like = of_a.iter().find(|other| other.is_like(group));
         let cpus = |group: &Group<'_>| Some(group.entry(condition.mode, &condition.kind)?.cpus);
-        // Another number of vCPUs is another thing.
+        // Results with different numbers of vCPUs are different measurements.
         let before = like
             .filter(|like| cpus(like) == cpus(group) || cpus(group).is_none())
             .and_then(|like| value(condition, like));
@@ -201,7 +195,7 @@ fn judge_value(
     }
 }
 
-/// What cannot be judged is not well.
+/// A condition that cannot be evaluated fails.
 fn lacking(group: &Group<'_>, report: &str) -> Judgement {
     Judgement {
         fails: true,
@@ -209,7 +203,7 @@ fn lacking(group: &Group<'_>, report: &str) -> Judgement {
     }
 }
 
-/// The figure that a condition is about. What failed later has none.
+/// The figure of a condition. A measurement that failed later has none.
 fn value(condition: &Expression, group: &Group<'_>) -> Option<f64> {
     let measured: &Measured = group.complete(condition.mode, &condition.kind)?;
     if condition.statistic == Statistic::HostExits {
@@ -306,7 +300,7 @@ mod tests {
         for (a, b) in [(&a, &broken), (&a, &nothing), (&broken, &a)] {
             assert_eq!(fails(a, b, "evmcs.cpuid.p50 > 2x"), Ok(true));
         }
-        // Nothing of A is asked for.
+        // A limit in B's unit does not need A.
         assert_eq!(fails(&broken, &a, "evmcs.cpuid.p50 > 2000"), Ok(false));
         let error = fails(&a, &a, "evmcs.hlt.p50 > 2x").unwrap_err();
         assert!(error.contains("evmcs.hlt.p50 > 2x"), "{error}");

@@ -6,7 +6,7 @@ use hypernest_nested::l2exit::Mode;
 
 use crate::report::{Group, Measured, Ratio, Report, grid, groups, number, plain, ratio};
 
-/// What B says in parts of what A says.
+/// B's figures relative to A's.
 pub(super) fn table(a: &Report, b: &Report) -> String {
     let mut text = String::new();
     // Writing to a string does not fail.
@@ -44,7 +44,7 @@ fn write_all(a: &Report, b: &Report, out: &mut String) -> std::fmt::Result {
     writeln!(out)
 }
 
-/// What makes differences that the figures do not tell of.
+/// Reasons for differences that the figures do not show.
 pub(super) fn warnings(a: &Report, b: &Report) -> Vec<String> {
     let (host_a, host_b) = (&a.environment, &b.environment);
     let mut warnings = Vec::new();
@@ -57,7 +57,7 @@ pub(super) fn warnings(a: &Report, b: &Report) -> Vec<String> {
     if host_a.mitigations != host_b.mitigations {
         warnings.push("the hosts' mitigations are not the same".to_owned());
     }
-    // A unit that is measured anew has other last digits.
+    // A unit that is measured again differs in its last digits.
     let units = ratio(a.unit.ticks, b.unit.ticks);
     if !units.is_some_and(|ratio| (ratio - 1.0).abs() < 0.01) {
         warnings.push(format!(
@@ -73,7 +73,7 @@ pub(super) fn warnings(a: &Report, b: &Report) -> Vec<String> {
     warnings
 }
 
-/// A median's change.
+/// The change of a median.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Change {
     before: f64,
@@ -91,7 +91,7 @@ impl Change {
         })
     }
 
-    /// Whether the interval excludes "the same".
+    /// Whether the interval excludes 1.
     pub(super) fn is_significant(&self) -> bool {
         self.ratio.excludes_one()
     }
@@ -118,7 +118,7 @@ fn pair(a: &Group<'_>, b: &Group<'_>, unit: &str, out: &mut String) -> std::fmt:
     writeln!(
         out,
         "medians of round trips, B in parts of A; *: the interval of the ratio, from both medians' 95 % \
-         intervals, leaves 1 out"
+         intervals, excludes 1"
     )?;
     let mut details = Vec::new();
     // As many modes side by side as fit.

@@ -50,7 +50,7 @@ pub(crate) struct Args {
     /// Only print what would be measured
     #[arg(long)]
     pub(super) dry_run: bool,
-    /// Samples a round [default: 1000 with --l1 micro, 200 with --l1 linux]
+    /// Samples per round [default: 1000 with --l1 micro, 200 with --l1 linux]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
     samples: Option<u32>,
     /// Exits before the first sample of a round
@@ -98,7 +98,7 @@ struct Micro {
     /// The required precision in percent: modes are repeated until no 95 % interval of a median is wider
     #[arg(long, value_name = "PERCENT", default_value_t = 1.0, value_parser = percent)]
     precision: f64,
-    /// The most repetitions
+    /// Maximum number of repetitions
     #[arg(
         long,
         value_name = "N",
@@ -106,10 +106,10 @@ struct Micro {
         value_parser = clap::value_parser!(u32).range(1..=10_000),
     )]
     max_cycles: u32,
-    /// After how many seconds no other repetition begins
+    /// The time in seconds after which no further repetition starts
     #[arg(long, value_name = "SECONDS", default_value_t = 600)]
     time_limit: u64,
-    /// A VM is ended after this many seconds without progress of L1
+    /// Timeout in seconds: a VM in which L1 makes no progress for this long is ended
     #[arg(long, value_name = "SECONDS", default_value_t = 30.0, value_parser = seconds)]
     stuck_after: f64,
     /// Do not count host exits by reason, which takes a separate run for each mode
@@ -155,25 +155,25 @@ pub(super) struct Linux {
         hide_default_value = true
     )]
     pub(super) agent: PathBuf,
-    /// The longest a boot of L1 may take with all its rounds, in seconds
+    /// Timeout for one boot of L1 with all its rounds, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]
     pub(super) timeout: u64,
 }
 
 impl Args {
-    /// For `--l1 linux`.
+    /// The number of samples for `--l1 linux`.
     pub(super) fn linux_samples(&self) -> u32 {
         self.samples.unwrap_or(200)
     }
 
-    /// For `--l1 micro`, in `modes`.
+    /// The plan for `--l1 micro` in `modes`.
     pub(super) fn wish(&self, modes: Vec<Mode>, vmms: Vec<Runner>, pins: &[u32]) -> Wish {
         let micro = &self.micro;
         let mut kinds = micro.kinds.clone();
         if kinds.is_empty() {
             kinds = Kind::ALL.to_vec();
         }
-        // In an order that does not depend on the command line's.
+        // In an order that does not depend on the order on the command line.
         kinds.sort();
         kinds.dedup();
         let mut touches = Vec::new();
@@ -199,12 +199,12 @@ impl Args {
         }
     }
 
-    /// Whether `--vmm` names QEMU.
+    /// Whether `--vmm` includes QEMU.
     pub(super) fn asks_for_qemu(&self) -> bool {
         self.micro.vmm.contains(&Vmm::Qemu)
     }
 
-    /// What runs L1 with `--l1 micro` on `host`.
+    /// The VMMs that run L1 with `--l1 micro` on `host`.
     pub(super) fn runners(&self, host: &HostCaps) -> Result<Vec<Runner>, QemuError> {
         let mut vmms = self.micro.vmm.clone();
         vmms.sort();
@@ -221,7 +221,7 @@ impl Args {
         vmms.into_iter().map(runner).collect()
     }
 
-    /// Where files go.
+    /// The output directory.
     pub(super) fn directory(&self) -> Option<&Path> {
         match &self.out {
             Some(out) => Some(out.as_path()),
@@ -230,7 +230,7 @@ impl Args {
         }
     }
 
-    /// The host CPUs that vCPUs are bound to.
+    /// The host CPUs to which vCPUs are bound.
     pub(super) fn pins(&self) -> Vec<u32> {
         match &self.pin {
             Some(pins) => pins.0.clone(),
@@ -238,14 +238,14 @@ impl Args {
         }
     }
 
-    /// Where the host's module is loaded from.
+    /// The source of the host's module.
     pub(super) fn module_source(&self) -> Source {
         let directory = self.host_modules.clone();
         directory.map_or(Source::Modprobe, Source::Directory)
     }
 }
 
-/// `--pin`.
+/// The value of `--pin`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Pins(Vec<u32>);
 
@@ -272,7 +272,7 @@ fn seconds(text: &str) -> Result<f64, String> {
     }
 }
 
-/// `--touch`: several profiles, `reads=N,writes=M` being one of them.
+/// The value of `--touch`: several profiles, `reads=N,writes=M` being one of them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Touches(Vec<Touch>);
 
@@ -283,7 +283,7 @@ impl FromStr for Touches {
         let mut profiles: Vec<String> = Vec::new();
         for word in text.split(',') {
             match profiles.last_mut() {
-                // The second half of the profile before it.
+                // The second half of the previous profile.
                 Some(last)
                     if (word.starts_with("writes=") && last.starts_with("reads=")
                         || word.starts_with("reads=") && last.starts_with("writes="))

@@ -1,4 +1,4 @@
-//! What `--l1` says.
+//! The value of `--l1`.
 
 use std::path::PathBuf;
 
@@ -6,17 +6,17 @@ use clap::ValueEnum as _;
 
 use crate::report::L1;
 
-/// What runs as L1, and where it comes from.
+/// The L1 to run, and its source.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Choice {
-    /// Something that needs no file.
+    /// An L1 that needs no file.
     Of(L1),
     /// A kernel of the user's.
     Image(PathBuf),
 }
 
 impl Choice {
-    /// What it is.
+    /// The kind of L1.
     pub(crate) fn l1(&self) -> L1 {
         match self {
             Self::Of(l1) => *l1,

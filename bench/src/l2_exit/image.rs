@@ -1,5 +1,5 @@
-//! `--l1 image=FILE`: L1 is a kernel of the user's, which runs `l2probe --serial` in a guest of its own and
-//! hands its line through to the second serial port.
+//! `--l1 image=FILE`: L1 is a kernel of the user's, which runs `l2probe --serial` in its own guest and
+//! forwards the result line to the second serial port.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use super::{Args, L2ExitError, l1, modes};
 use crate::report::{ALL_KINDS, Entry, L1, Outcome, Vmm};
 use crate::unit::Unit;
 
-/// Results, what to know about them, and whether a user ended it.
+/// Results, warnings, and whether a user interrupted the run.
 pub(super) type Measured = (Vec<Entry>, Vec<String>, bool);
 
 fn describe(mode: Mode) -> String {
@@ -28,7 +28,7 @@ fn describe(mode: Mode) -> String {
     format!("boot L1 with --hv {}{shadow}: {mode}", modes::hv(mode))
 }
 
-/// Boots `image` in each mode. Results go to `out` as well, so that they can be merged with others.
+/// Boots `image` in each mode. Results are also written to `out`, to be merged with others.
 pub(super) fn measure(
     args: &Args,
     image: &Path,
@@ -79,7 +79,7 @@ pub(super) fn measure(
     }
     let scale = Scale {
         unit: unit.clone(),
-        // Without the host's rate the unit is the tick, and L2's own clock is all there is.
+        // Without the host's TSC rate the unit is the tick, and L2's own clock is the only one.
         ticks_per_ns: khz.map_or_else(
             || probed::ticks_per_ns(&runs),
             |khz| Ok(f64::from(khz.0) / 1e6),
@@ -90,7 +90,7 @@ pub(super) fn measure(
     Ok((entries, probed::warnings(&runs), interrupted))
 }
 
-/// One boot, or why there is none.
+/// One boot, or the reason of its failure.
 fn boot(args: &Args, image: &Path, mode: Mode, directory: &Path) -> Result<l1::Ran, String> {
     let mut flags = vec![
         ("name", "l1".to_owned()),
@@ -107,7 +107,7 @@ fn boot(args: &Args, image: &Path, mode: Mode, directory: &Path) -> Result<l1::R
         .map_err(|e| crate::chain(&e))
 }
 
-/// Where the result is: a file of its own if there is a place for files.
+/// The file of the result: a file in `out` if there is such a directory.
 fn keep(mode: Mode, document: &Document, out: Option<&Path>) -> Result<PathBuf, L2ExitError> {
     let name = PathBuf::from(format!("l2probe-{mode}.json"));
     let Some(out) = out else { return Ok(name) };

@@ -1,11 +1,11 @@
-//! Signals that end a run early: they are held back, so that what there is can be kept.
+//! Signals that end a run early are blocked, so that the results so far can be kept.
 
 use std::io;
 
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
-/// Signals that are held back. While a VM runs it takes them itself, and ends.
+/// Blocked signals. A running VM handles them itself, and ends.
 #[derive(Debug)]
 pub(super) struct Interrupts {
     fd: SignalFd,
@@ -13,7 +13,7 @@ pub(super) struct Interrupts {
 }
 
 impl Interrupts {
-    /// Holds them back from now on, in this thread and those it starts.
+    /// Blocks them from now on, in this thread and those it starts.
     pub(super) fn hold() -> io::Result<Self> {
         let mut signals = SigSet::empty();
         for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
@@ -24,7 +24,7 @@ impl Interrupts {
         Ok(Self { fd, old })
     }
 
-    /// Whether one has come since the last question.
+    /// Whether one has arrived since the last call.
     pub(super) fn arrived(&self) -> bool {
         matches!(self.fd.read_signal(), Ok(Some(_)))
     }
@@ -32,7 +32,7 @@ impl Interrupts {
 
 impl Drop for Interrupts {
     fn drop(&mut self) {
-        // One that came in the meantime has no more to end; afterwards they mean what they always do.
+        // A pending signal has nothing left to end; after this the signals have their default effect.
         let _arrived = self.arrived();
         let _restored = self.old.thread_set_mask();
     }

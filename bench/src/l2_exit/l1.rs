@@ -1,4 +1,4 @@
-//! Boots a Linux as L1 with the agent as its init, and takes its report.
+//! Boots a Linux as L1 with the agent as its init, and collects its report.
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter};
@@ -19,31 +19,27 @@ use crate::l1_agent::MODULES;
 use crate::l2::run_at_most;
 use crate::wire::{self, Message, Unreadable};
 
-/// An L1 that gave no report, or not all of it.
+/// Errors of a boot of L1.
 #[derive(Debug, Error)]
 pub(crate) enum L1Error {
-    /// A file.
+    /// A file operation failed.
     #[error("{what}")]
     File {
-        /// What was done to which.
+        /// The operation and its file.
         what: String,
-        /// Why not.
         source: io::Error,
     },
-    /// The agent cannot be an init.
+    /// The agent is not a static program.
     #[error(
         "{} needs a dynamic linker, which L1 does not have: build hypernest-bench statically (RUSTFLAGS='-C \
          target-feature=+crt-static' with an explicit --target), or name a static one by --agent",
         .0.display()
     )]
     Dynamic(PathBuf),
-    /// Its configuration.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// Its VM.
     #[error(transparent)]
     Machine(#[from] MachineError),
-    /// Its report.
     #[error(transparent)]
     Unreadable(#[from] Unreadable),
 }
@@ -53,7 +49,7 @@ fn file(what: impl Into<String>) -> impl FnOnce(io::Error) -> L1Error {
     move |source| L1Error::File { what, source }
 }
 
-/// What is the same for all boots.
+/// Parameters that all boots share.
 #[derive(Clone, Debug)]
 pub(crate) struct Setup {
     /// The ELF kernel.
@@ -62,28 +58,28 @@ pub(crate) struct Setup {
     pub(crate) initrd: PathBuf,
     /// L1's RAM, as for `--memory`.
     pub(crate) memory: String,
-    /// More words for L1's command line.
+    /// Additional words for L1's command line.
     pub(crate) append: String,
     /// Rounds for each mode.
     pub(crate) rounds: usize,
-    /// The agent's arguments but for the modes.
+    /// The agent's arguments other than the modes.
     pub(crate) agent: String,
-    /// The longest a boot may take.
+    /// The timeout of a boot.
     pub(crate) limit: Duration,
 }
 
-/// What came of a boot.
+/// The result of a boot.
 #[derive(Clone, Debug)]
 pub(crate) struct Report {
-    /// What L1 said.
+    /// L1's messages.
     pub(crate) messages: Vec<Message>,
-    /// What is wrong, if L1 did not say that it was done.
+    /// The error, if L1 did not report that it was done.
     pub(crate) broken: Option<String>,
-    /// A user ended it.
+    /// A user interrupted the run.
     pub(crate) interrupted: bool,
     /// L1's console.
     pub(crate) console: String,
-    /// The words on its command line.
+    /// L1's command line.
     pub(crate) command_line: String,
 }
 
@@ -94,7 +90,7 @@ fn command_line(append: &str) -> String {
         .to_owned()
 }
 
-/// Boots L1 and waits for its end.
+/// Boots L1 and waits until it ends.
 pub(crate) fn boot(setup: &Setup, boot: &Boot, directory: &Path) -> Result<Report, L1Error> {
     let mut modes: Vec<_> = boot
         .modes
@@ -137,32 +133,32 @@ pub(crate) struct Ran {
     outcome: Outcome,
     in_time: bool,
     reset: bool,
-    /// What it said on its first serial port.
+    /// The output on its first serial port.
     pub(crate) console: String,
-    /// What it said on its second.
+    /// The output on its second serial port.
     pub(crate) results: String,
 }
 
 impl Ran {
-    /// Whether a user ended it.
+    /// Whether a user interrupted it.
     pub(crate) fn interrupted(&self) -> bool {
         self.outcome == Outcome::Killed && self.in_time && !self.reset
     }
 
-    /// For one that ended before it was done.
+    /// The reason, for an L1 that ended before it was done.
     pub(crate) fn how_it_ended(&self, limit: Duration) -> String {
         match &self.outcome {
-            Outcome::Failed(report) => format!("L1 could not go on: {report}"),
+            Outcome::Failed(report) => format!("L1 could not continue: {report}"),
             _ if !self.in_time => format!("L1 was stopped after {} s", limit.as_secs()),
             Outcome::Killed if self.reset => "L1 crashed and reset itself".to_owned(),
             Outcome::Killed => "a signal ended L1".to_owned(),
-            Outcome::PowerOff => "L1 powered off without saying that it was done".to_owned(),
+            Outcome::PowerOff => "L1 powered off before it reported that it was done".to_owned(),
             Outcome::Crashed | Outcome::DebugExit(_) | Outcome::Moved => "L1 crashed".to_owned(),
         }
     }
 }
 
-/// Runs L1 with `flags`, and with files in `directory` at its serial ports, until its end.
+/// Runs L1 with `flags`, and with files in `directory` at its serial ports, until it ends.
 pub(crate) fn run(
     flags: &[(&str, String)],
     directory: &Path,
@@ -222,7 +218,7 @@ pub(crate) fn write_initrd(
                 from.display()
             )))?;
     }
-    // Where init's own messages go until it has mounted anything.
+    // The console of init's own messages before it has mounted a file system.
     archive
         .character_device("dev/console", 5, 1)
         .and_then(|()| archive.finish())

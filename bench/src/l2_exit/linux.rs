@@ -16,12 +16,12 @@ use crate::report::{Entry, L1, Outcome, Vmm};
 use crate::unit::Unit;
 use hypernest_nested::l2exit::{Kind, Mode};
 
-/// What is measured with it, in the order of the boots.
+/// The boots and their modes, in the order of the boots.
 #[derive(Debug)]
 pub(super) struct Plan(Vec<Boot>);
 
 impl Plan {
-    /// Few boots for `modes`.
+    /// As few boots as possible for `modes`.
     pub(super) fn new(modes: &[Mode], shadow_now: Option<bool>) -> Self {
         Self(boots(modes, shadow_now))
     }
@@ -37,7 +37,7 @@ fn describe(boot: &Boot) -> String {
     format!("with --hv {}{shadow}: {}", boot.hv, names.join(", "))
 }
 
-/// Makes all boots; `true` with what there is if a user ended it.
+/// Runs all boots. If a user interrupts, the result is `true` with the results so far.
 pub(super) fn measure(
     args: &Args,
     vendor: Vendor,
@@ -65,7 +65,7 @@ pub(super) fn measure(
             args.linux_samples(),
             args.linux.rounds,
             args.warmup,
-            // Shorter than L1's own limit, so that L1 can tell which L2 it was.
+            // Shorter than L1's own limit, so that L1 can report which L2 it was.
             (args.linux.timeout / 2).max(1)
         ),
         limit: Duration::from_secs(args.linux.timeout),
@@ -93,7 +93,7 @@ pub(super) fn measure(
     Ok((entries, interrupted))
 }
 
-/// Boots once; what goes wrong is an outcome, so that other boots are still made.
+/// Boots once. An error becomes an outcome, so that the other boots still run.
 fn one_boot(
     boot: &Boot,
     setup: &l1::Setup,

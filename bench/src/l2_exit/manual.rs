@@ -1,5 +1,5 @@
-//! `--l1 manual`: results of l2probe, which a user ran in guests of guests that they started themselves, as
-//! one report.
+//! `--l1 manual`: one report of results of l2probe, which a user ran in nested guests that they started
+//! themselves.
 
 use std::fs::File;
 use std::io::Read as _;
@@ -18,7 +18,7 @@ use crate::qemu;
 use crate::report::{self, Environment, L1, Report, Vmm};
 use crate::unit::Unit;
 
-/// Takes a `--probe` apart.
+/// Parses the value of `--probe`.
 pub(crate) fn labelled(text: &str) -> Result<Labelled, String> {
     let (label, file) = text
         .split_once('=')
@@ -37,7 +37,7 @@ pub(crate) fn labelled(text: &str) -> Result<Labelled, String> {
     })
 }
 
-/// What to do, for a user who has no results yet; with QEMU's flags if `host` says what it can do.
+/// Instructions for a user who has no results yet; with QEMU's flags if `host` is given.
 pub(super) fn steps(host: Option<&HostHv>) -> String {
     let mut text = String::from(
         "To measure a guest's guest by hand, as WSL 2 in Windows (docs/measure-wsl2.md has all of it):\n\
@@ -129,7 +129,7 @@ fn merge(runs: &[Run]) -> Result<Report, ProbedError> {
     Ok(report)
 }
 
-/// The host is not seen from L2; what is, is the CPU.
+/// L2 cannot see the host, except for its CPU.
 fn seen_from_inside(runs: &[Run]) -> Environment {
     let all = |is: fn(&Run) -> bool| !runs.is_empty() && runs.iter().all(is);
     let first = runs.first().map(|run| &run.document.place);
@@ -234,7 +234,7 @@ mod tests {
         let cpuid = &report.results.iter().find(|e| e.kind == "cpuid").unwrap();
         let rounds = &cpuid.measured().unwrap().parts.round_trip.rounds;
         assert_eq!((cpuid.mode, rounds.len()), (Mode::Classic, 1));
-        // Each kind but the empty interval, for each label.
+        // Every kind except the empty interval, for each label.
         assert_eq!(report.results.len(), 6);
         let left_out = &report.results[2].outcome;
         assert_eq!(
@@ -250,7 +250,7 @@ mod tests {
         assert!(report::table(&report, report::Details::default()).contains("cpuid"));
     }
 
-    /// Samples around `ticks`, enough of them to be compared.
+    /// Samples around `ticks`, enough of them for a comparison.
     fn many(ticks: u64) -> Vec<u64> {
         (0..200).map(|n| ticks + ticks * (n % 20) / 4000).collect()
     }
@@ -336,7 +336,7 @@ mod tests {
         for khz in [0.0, -1.0, f64::NAN, f64::INFINITY] {
             assert!(merge(&[run("svm=a", Some(khz), &[1], &[1])]).is_err());
         }
-        // Ticks that nobody can convert, and more samples than there can be.
+        // Ticks of an unknown rate, and more samples than are possible.
         let error = merge(&[run("svm=a", None, &[1], &[1])]).err().unwrap();
         assert!(error.to_string().contains("a: "), "{error}");
         let mut many = run("svm=a", Some(1e6), &[1], &[1]);

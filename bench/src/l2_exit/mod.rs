@@ -42,63 +42,44 @@ use modes::Facts;
 use probed::ProbedError;
 use shadow::ShadowVmcs;
 
-/// Why there is no report.
+/// Errors of `hypernest-bench l2-exit`.
 #[derive(Debug, Error)]
 pub(crate) enum L2ExitError {
-    /// KVM.
     #[error(transparent)]
     Host(#[from] HostError),
-    /// Something asked for by name, or everything.
+    /// A measurement that was requested by name, or all of them.
     #[error("this host does not support the requested measurements:{}", list(.0))]
     Impossible(Vec<LeftOut>),
-    /// Neither Intel nor AMD.
     #[error("this CPU is neither Intel's nor AMD's: {0:?}")]
     Vendor(String),
-    /// The micro-hypervisor.
     #[error(transparent)]
     Micro(#[from] MicroError),
-    /// No QEMU.
     #[error(transparent)]
     Qemu(#[from] QemuError),
-    /// Signals.
     #[error("cannot hold back signals")]
     Signals(#[source] io::Error),
-    /// No kernel for L1.
     #[error("no kernel for L1: give --kernel DIR, or set {LAB_DIR_VARIABLE}")]
     NoKernel,
-    /// The initramfs.
     #[error(transparent)]
     L1(#[from] L1Error),
-    /// A temporary directory.
     #[error("cannot make a temporary directory")]
     Temporary(#[source] io::Error),
-    /// L1's figures.
     #[error("L1's report holds a broken histogram")]
     Histogram(#[from] HistogramError),
-    /// Merging and measuring at once.
     #[error("--l1 manual merges results measured elsewhere, and cannot be combined with other L1s")]
     ManualWithOthers,
-    /// Results of l2probe.
     #[error(transparent)]
     Probed(#[from] ProbedError),
-    /// A result of l2probe.
     #[error("cannot keep {}", path.display())]
-    Keep {
-        /// Where.
-        path: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
-    /// The result.
+    Keep { path: PathBuf, source: io::Error },
     #[error(transparent)]
     Files(#[from] FileError),
-    /// stdout.
     #[error("cannot write to stdout")]
     Stdout(#[source] io::Error),
 }
 
 fn list(items: &[LeftOut]) -> String {
-    // One line for all modes that lack the same.
+    // Modes with the same reason share a line.
     let mut reasons: Vec<(&str, Vec<String>)> = Vec::new();
     for (_, mode, why) in items {
         let mode = mode.to_string();
@@ -115,13 +96,13 @@ fn list(items: &[LeftOut]) -> String {
 }
 
 impl L2ExitError {
-    /// Whether the host lacks something.
+    /// Whether the host lacks a requirement.
     pub(crate) fn is_host(&self) -> bool {
         matches!(self, Self::Host(_) | Self::Impossible(_) | Self::Vendor(_))
     }
 }
 
-/// Whether all that was tried went well.
+/// Runs the measurements. The result is whether all of them succeeded.
 pub(crate) fn run(args: &Args) -> Result<bool, L2ExitError> {
     let l1s: Vec<L1> = args.l1.iter().map(Choice::l1).collect();
     if l1s == [L1::Manual] {
@@ -182,7 +163,7 @@ pub(crate) fn run(args: &Args) -> Result<bool, L2ExitError> {
     Ok(!report.failed() && !report.interrupted)
 }
 
-/// Nothing is run, so any machine will do.
+/// Only prints or merges; this works on any host.
 fn by_hand(args: &Args) -> Result<bool, L2ExitError> {
     if args.probe.is_empty() {
         let host = args.asks_for_qemu().then(HostCaps::probe).transpose()?;
@@ -229,7 +210,7 @@ impl Run<'_> {
             self.interrupted = measurement.interrupted;
             self.stopped_by = measurement.stopped_by;
         }
-        // These have one vCPU, which inherits the CPU of this thread.
+        // Such an L1 has one vCPU, which inherits this thread's CPU binding.
         if let Some(Err(error)) = self.pins.first().map(|&cpu| micro::threads::bind(cpu)) {
             self.warnings
                 .push(format!("cannot bind L1's vCPU to a CPU: {error}"));
@@ -326,7 +307,7 @@ fn facts(host: &HostCaps) -> Result<Facts, L2ExitError> {
     })
 }
 
-/// EAX of CPUID leaf 0x4000000A as KVM can give it.
+/// EAX of CPUID leaf 0x4000000A as KVM supports it.
 fn nested_features(host: &HostCaps) -> u32 {
     let mut leaves = host.kvm.hv_cpuid.iter().flatten();
     leaves
@@ -336,7 +317,7 @@ fn nested_features(host: &HostCaps) -> u32 {
 
 type LeftOut = (L1, Mode, String);
 
-/// What is measured, and what is left out with the reason.
+/// The measurements to run, and those left out with the reason.
 #[derive(Debug)]
 struct Chosen {
     possible: Vec<(L1, Mode)>,
@@ -365,7 +346,7 @@ impl Chosen {
     }
 }
 
-/// Which of the modes each L1 can do. A mode that was asked for by name, and that no L1 can do, is refused.
+/// The modes that each L1 supports. A mode that was requested by name, and that no L1 supports, is refused.
 fn choose(l1s: &[L1], named: &[Mode], facts: &Facts) -> Result<Chosen, L2ExitError> {
     let candidates = if named.is_empty() { Mode::ALL } else { named };
     let mut chosen = Chosen {
@@ -410,7 +391,7 @@ mod tests {
         };
         let chosen = choose(&[L1::Linux], &[], &amd).unwrap();
         assert_eq!(chosen.modes(L1::Linux), [Mode::Svm, Mode::SvmEmsr]);
-        // One line for each that is not there, whoever's it is.
+        // One line for each mode that is left out, for either vendor.
         assert_eq!(2 + chosen.left_out.len(), Mode::ALL.len());
         let both = [Mode::Svm, Mode::Evmcs];
         let error = choose(&[L1::Micro], &both, &amd).unwrap_err();
@@ -420,7 +401,7 @@ mod tests {
                     .to_string()
                     .ends_with("evmcs: VMX and eVMCS are Intel's; this host's CPU has SVM")
         );
-        // One of the L1s can do it.
+        // One of the L1s supports it.
         let direct = [Mode::SvmDirectFlush];
         let chosen = choose(&[L1::Micro, L1::Linux], &direct, &amd).unwrap();
         assert_eq!(chosen.modes(L1::Micro), direct);

@@ -1,5 +1,5 @@
-//! What each mode means to the host and to L1, which of them this host can do, and in how few boots of a
-//! Linux L1.
+//! The host's and L1's setup for each mode, the modes that this host supports, and how to measure them in few
+//! boots of a Linux L1.
 
 use hypernest_nested::l2exit::Mode;
 
@@ -7,7 +7,8 @@ use crate::kvm_module::Vendor;
 use crate::report::L1;
 use crate::wire;
 
-/// In sentences and tables. Whether an L1 that is not ours uses what it is offered is not seen.
+/// The mode's title in sentences and tables. Whether an L1 other than our own uses an offer cannot be
+/// observed.
 pub(crate) fn title(l1: L1, mode: Mode) -> &'static str {
     if matches!(l1, L1::Manual | L1::Image) {
         match mode {
@@ -33,8 +34,8 @@ pub(crate) fn title(l1: L1, mode: Mode) -> &'static str {
     }
 }
 
-/// The enlightenments that L1 is given, as for `--hv`: of what can be had apart, only what the mode uses.
-/// Linux uses an MSR bitmap that it is offered.
+/// The enlightenments that L1 is offered, as for `--hv`: of those that are independent of others, only the
+/// ones that the mode uses. Linux uses an MSR bitmap that it is offered.
 pub(crate) fn hv(mode: Mode) -> &'static str {
     match mode {
         Mode::Classic | Mode::ClassicShadow | Mode::Svm => {
@@ -49,7 +50,7 @@ pub(crate) fn hv(mode: Mode) -> &'static str {
     }
 }
 
-/// How a Linux L1's KVM is to run L2.
+/// The mode in which a Linux L1's KVM runs L2.
 pub(crate) fn of_linux(mode: Mode) -> wire::Mode {
     if mode.is_svm() {
         wire::Mode::Svm
@@ -60,7 +61,7 @@ pub(crate) fn of_linux(mode: Mode) -> wire::Mode {
     }
 }
 
-/// Whose CPUs can do it.
+/// The vendor whose CPUs support it.
 fn vendor(mode: Mode) -> Vendor {
     if mode.is_svm() {
         Vendor::Amd
@@ -69,12 +70,12 @@ fn vendor(mode: Mode) -> Vendor {
     }
 }
 
-/// What of a host decides what it can do.
+/// The properties of a host that decide which modes it supports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Facts {
     /// Its CPU's vendor.
     pub(crate) vendor: Vendor,
-    /// Guests can be shown VMX or SVM.
+    /// Guests can be offered VMX or SVM.
     pub(crate) nested: bool,
     /// KVM has Hyper-V's interface.
     pub(crate) hyperv: bool,
@@ -86,12 +87,12 @@ pub(crate) struct Facts {
     pub(crate) direct_flush: bool,
     /// `kvm_intel.enable_shadow_vmcs`.
     pub(crate) shadow: Option<bool>,
-    /// KVM's module may be loaded anew.
+    /// KVM's module may be reloaded.
     pub(crate) may_reload: bool,
 }
 
 impl Facts {
-    /// Why `mode` cannot be measured here with `l1`; `None` if it can.
+    /// The reason why `mode` cannot be measured here with `l1`; `None` if it can.
     pub(crate) fn lack(&self, l1: L1, mode: Mode) -> Option<String> {
         let wanted = vendor(mode);
         if wanted != self.vendor {
@@ -152,19 +153,18 @@ impl Facts {
 /// One boot of a Linux L1.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Boot {
-    /// The enlightenments.
     pub(crate) hv: &'static str,
-    /// What the host's `enable_shadow_vmcs` must be.
+    /// The required value of the host's `enable_shadow_vmcs`.
     pub(crate) shadow: Option<bool>,
-    /// What is measured, in order.
+    /// The modes to measure, in order.
     pub(crate) modes: Vec<Mode>,
 }
 
 /// The boots that measure `wanted`: one for each pair of enlightenments and host setting, the host's present
-/// setting first, so that its module is loaded anew as seldom as possible.
+/// setting first, to reload its module as seldom as possible.
 pub(crate) fn boots(wanted: &[Mode], shadow_now: Option<bool>) -> Vec<Boot> {
     let mut boots: Vec<Boot> = Vec::new();
-    // Those that do not care about the setting go along with others, so they come last.
+    // Modes that do not depend on the setting share another mode's boot, so they come last.
     let mut sorted = wanted.to_vec();
     sorted.sort_by_key(|mode| {
         let shadow = mode.shadow_vmcs();

@@ -1,4 +1,4 @@
-//! What came of a mode, from what a Linux L1 reported.
+//! The outcome of a mode, from the reports of a Linux L1.
 
 use super::l1;
 use crate::histogram::HistogramError;
@@ -9,7 +9,7 @@ use crate::wire::{Message, Mode, Round};
 /// Lines of L1's console that are shown with a failure.
 const CONSOLE_LINES: usize = 40;
 
-/// What L1 reported of one mode, of which `wanted` rounds make a measurement.
+/// The outcome of one mode from L1's messages; a measurement needs `wanted` rounds.
 pub(super) fn outcome(
     mode: Mode,
     l1: &l1::Report,
@@ -44,7 +44,7 @@ pub(super) fn outcome(
             _ => {}
         }
     }
-    // What was complete before L1 broke down counts.
+    // Rounds that were complete before L1 failed count.
     if why.is_none() && rounds.len() < wanted {
         let short = || format!("L1 reported {} of {wanted} rounds", rounds.len());
         why = Some(l1.broken.clone().unwrap_or_else(short));
@@ -60,7 +60,7 @@ pub(super) fn outcome(
     })
 }
 
-/// The figures of `rounds`; `None` if they hold no sample.
+/// The figures of `rounds`; `None` if they contain no sample.
 fn measured(
     facts: L1Facts,
     rounds: Vec<Round>,
@@ -93,7 +93,7 @@ fn measured(
     }))
 }
 
-/// The last lines.
+/// The last lines of the console.
 pub(super) fn end_of(console: &str) -> String {
     let lines: Vec<_> = console.lines().collect();
     let from = lines.len().saturating_sub(CONSOLE_LINES);

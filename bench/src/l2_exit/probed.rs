@@ -15,78 +15,67 @@ use crate::unit::Unit;
 
 /// l2probe's name for intervals around nothing.
 const EMPTY: &str = "empty";
-/// More samples than any measurement has: what claims to have more is broken.
+/// More samples than any measurement has: a result with more is malformed.
 const MOST_SAMPLES: u64 = 1 << 32;
 
-/// A result and what it was made with: `[qemu:]MODE=FILE`.
+/// A result and how it was measured: `[qemu:]MODE=FILE`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Labelled {
-    /// What ran L1.
+    /// The VMM of L1.
     pub(super) vmm: Vmm,
-    /// How.
     pub(super) mode: Mode,
-    /// Where the result comes from.
+    /// The result's file.
     pub(super) file: PathBuf,
 }
 
-/// Results that make no report.
+/// Errors of reading results of l2probe.
 #[derive(Debug, Error)]
 pub(crate) enum ProbedError {
-    /// A file.
     #[error("cannot read {}", path.display())]
-    File {
-        /// Which.
-        path: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
-    /// Not l2probe's.
+    File { path: PathBuf, source: io::Error },
+    /// Not a result of l2probe.
     #[error("{}", path.display())]
     Unreadable {
-        /// Which.
         path: PathBuf,
-        /// What is wrong with it.
         source: document::Unreadable,
     },
-    /// Figures that cannot be.
+    /// Implausible figures.
     #[error("{}: {what}", path.display())]
     Implausible {
-        /// Which.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The error.
         what: String,
     },
-    /// A histogram.
     #[error(transparent)]
     Histogram(#[from] HistogramError),
 }
 
 /// One result.
 pub(super) struct Run {
-    /// What it was made with.
+    /// How it was measured.
     pub(super) label: Labelled,
-    /// What it says.
+    /// The result.
     pub(super) document: Document,
 }
 
-/// What the report's histograms and figures are in.
+/// The unit of the report's histograms and figures.
 pub(super) struct Scale {
     /// The unit, in ticks.
     pub(super) unit: Unit,
-    /// Ticks in a nanosecond.
+    /// Ticks per nanosecond.
     pub(super) ticks_per_ns: f64,
 }
 
-/// By the first run: how many ticks of the TSC a nanosecond is; 1 where L2 cannot read the TSC.
+/// The ticks of the TSC per nanosecond, from the first run; 1 if L2 cannot read the TSC.
 pub(super) fn ticks_per_ns(runs: &[Run]) -> Result<f64, ProbedError> {
     let khz = runs.first().map_or(Ok(None), rate)?;
     Ok(khz.map_or(1.0, |khz| khz / 1e6))
 }
 
-/// The TSC's rate in a run, if it is known.
+/// The TSC's rate in a run, if it is available.
 pub(super) fn rate(run: &Run) -> Result<Option<f64>, ProbedError> {
     match run.document.place.tsc.khz {
-        // From a slow emulator's to more than any CPU's.
+        // From a slow emulator's rate to more than any CPU's.
         Some(khz) if !(1e2..=1e8).contains(&khz) => Err(ProbedError::Implausible {
             path: run.label.file.clone(),
             what: format!("a TSC of {khz} kHz"),
@@ -103,7 +92,7 @@ fn named(label: &Labelled) -> String {
     format!("{vmm}{}={}", label.mode, label.file.display())
 }
 
-/// Where a run was made, and what it said itself.
+/// The environment of a run, as the run reported it.
 fn said(run: &Run) -> Vec<String> {
     let place = &run.document.place;
     let wsl = match place.wsl {
@@ -123,7 +112,7 @@ fn said(run: &Run) -> Vec<String> {
     let label = named(&run.label);
     let place = format!(
         "{label}: Linux {}{wsl}, clock source {}, hypervisor {hypervisor:?}, CPUID {trapped}, as L2 says; \
-         which mode it is, you say",
+         the mode is the one you named",
         place.kernel, place.clocksource
     );
     let notes = run.document.notes.iter();
@@ -131,13 +120,13 @@ fn said(run: &Run) -> Vec<String> {
     std::iter::once(place).chain(notes).collect()
 }
 
-/// What a reader must know of the runs before the figures.
+/// Warnings for the reader of the figures.
 pub(super) fn warnings(runs: &[Run]) -> Vec<String> {
     let said = runs.iter().flat_map(said);
     said.chain(differences(runs)).collect()
 }
 
-/// What makes runs hard to compare.
+/// Differences that make runs hard to compare.
 fn differences(runs: &[Run]) -> Vec<String> {
     let differ = |what: &str, of: &dyn Fn(&Run) -> String| {
         let mut values: Vec<_> = runs.iter().map(of).collect();
@@ -217,7 +206,7 @@ pub(super) fn entries(l1: L1, runs: &[Run], scale: &Scale) -> Result<Vec<Entry>,
                 mode,
                 kind: kind.to_owned(),
                 touch: None,
-                // Of L1's, L2 sees those that it has itself.
+                // Of L1's CPUs, L2 sees only its own.
                 cpus: u32::try_from(cpus.unwrap_or(0)).unwrap_or(u32::MAX),
                 hv: modes::hv(mode).to_owned(),
                 shadow_vmcs: mode.shadow_vmcs(),
@@ -250,7 +239,7 @@ fn part<'a>(
             continue;
         };
         let mut rounds = Vec::new();
-        // Ticks of the report for one of the run.
+        // Ticks of the report per tick of the run.
         let factor = match (probe_unit, rate(run)?) {
             (document::Unit::Ns, _) => scale.ticks_per_ns,
             (document::Unit::Ticks, Some(khz)) => scale.ticks_per_ns / (khz / 1e6),

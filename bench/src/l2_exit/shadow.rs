@@ -1,4 +1,4 @@
-//! The host's `kvm_intel.enable_shadow_vmcs`, which is set by loading the module anew.
+//! The host's `kvm_intel.enable_shadow_vmcs`, which is changed by reloading the module.
 
 use std::path::Path;
 
@@ -6,7 +6,7 @@ use hypernest::kvm::host::System;
 
 use crate::kvm_module::{self, ModuleError, Source, Vendor};
 
-/// The setting, and what it was.
+/// The present setting and the original one.
 #[derive(Debug)]
 pub(super) struct ShadowVmcs {
     source: Source,
@@ -15,7 +15,7 @@ pub(super) struct ShadowVmcs {
 }
 
 impl ShadowVmcs {
-    /// The setting `now`, changed by loading the module from `source`.
+    /// The setting `now`; to change it, the module is loaded from `source`.
     pub(super) fn new(source: Source, now: Option<bool>) -> Self {
         Self {
             source,
@@ -29,7 +29,7 @@ impl ShadowVmcs {
         self.now
     }
 
-    /// Makes it `wanted`, unless that is `None`. The error is why it is not.
+    /// Sets it to `wanted`, unless that is `None`. The error is the reason of a failure.
     pub(super) fn set(&mut self, wanted: Option<bool>) -> Result<(), String> {
         if wanted.is_none() || wanted == self.now {
             return Ok(());
@@ -44,7 +44,7 @@ impl ShadowVmcs {
         }
     }
 
-    /// Makes it what it was.
+    /// Restores the original setting.
     pub(super) fn restore(&self) -> Result<(), ModuleError> {
         match self.original {
             Some(original) if self.now != self.original => self.reload(original),

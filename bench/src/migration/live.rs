@@ -1,5 +1,4 @@
-//! Live, from one process to another: how long it takes, how long the guest is gone, and how many bytes it
-//! takes.
+//! Live migration between processes: the total time, the downtime, and the number of bytes sent.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -13,17 +12,17 @@ use super::side::Side;
 use super::{Bench, MigrationError, Results, compare};
 use crate::vmm::contender::Contender;
 
-/// What one move came to.
+/// The result of one migration.
 struct Moved {
-    /// From the command to the first sign at the destination, in milliseconds.
+    /// From the command to the first beat at the destination, in milliseconds.
     total_ms: f64,
-    /// From the source's last sign to the destination's first.
+    /// From the source's last beat to the destination's first.
     gone_ms: f64,
     /// From the source to the destination, in MiB.
     sent_mib: f64,
 }
 
-/// Moves a VM of each contender in turn.
+/// Migrates a VM of each contender in turn.
 pub(super) fn measure(bench: &Bench) -> Result<String, MigrationError> {
     let (mut total, mut gone, mut sent) = (Results::new(), Results::new(), Results::new());
     let mut rate = Results::new();
@@ -65,7 +64,7 @@ fn move_one(bench: &Bench, contender: Contender, dir: &Path) -> Result<Moved, Mi
     let cmdline = bench.command_line(bench.dirty);
     let guest = bench.guest(&cmdline);
     let ours = contender == Contender::Hypernest;
-    // Each process has a monitor, or a directory for its control socket, of its own.
+    // Each process has its own monitor, or its own directory for the control socket.
     let [near, far] = ["near", "far"].map(|name| dir.join(name));
     let [from, to] = ["from", "to"].map(|name| dir.join(name));
     let mut source = contender.command(&guest, &bench.terms);

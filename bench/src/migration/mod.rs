@@ -1,9 +1,8 @@
-//! Moving a VM, compared with QEMU: live from process to process, and through the disk.
+//! Migration and restore of a VM, compared with QEMU: live between processes, and through the disk.
 //!
-//! Both move the same guest with the same memory, taking turns. The guest ([`beat`](hypernest_guest)) gives a
-//! sign of life at every beat; how long it was gone is the time between the last sign that came from the
-//! source and the first that came from the destination, by this process's clock: the guests' own clocks stand
-//! still under QEMU while they are moved.
+//! Both VMMs move the same guest with the same memory, alternately. The guest ([`beat`](hypernest_guest))
+//! writes a byte at every beat; its downtime is the time between the last byte from the source and the first
+//! from the destination, by this process's clock: QEMU stops the guest's own clocks during a migration.
 
 mod live;
 mod qmp;
@@ -28,33 +27,30 @@ use crate::vmm::VmmError;
 use crate::vmm::contender::{Contender, Guest, Terms};
 use crate::vmm::samples::{median, ratio, spread, table};
 
-/// A measurement that did not come about.
+/// Errors of `hypernest-bench migration`.
 #[derive(Debug, Error)]
 pub(crate) enum MigrationError {
-    /// The host.
     #[error(transparent)]
     Host(#[from] HostError),
-    /// QEMU is not there.
     #[error("{0}; --qemu PATH names it, --only-hypernest does without")]
     Qemu(#[from] QemuError),
-    /// Enlightenments that this host cannot give.
+    /// Enlightenments that this host does not support.
     #[error(transparent)]
     Terms(#[from] VmmError),
-    /// Files or sockets of our own.
+    /// This program's own files or sockets.
     #[error("cannot {doing}")]
     Own {
         doing: &'static str,
         #[source]
         source: io::Error,
     },
-    /// A VMM that does not start.
     #[error("cannot start {who} (hypernest must be on the PATH)")]
     Start {
         who: &'static str,
         #[source]
         source: io::Error,
     },
-    /// A VMM that did not do its part.
+    /// A VMM failed.
     #[error("{who} {how}; its output: {said}")]
     Failed {
         who: &'static str,
@@ -76,7 +72,7 @@ pub(crate) struct Args {
     /// The measurements [default: all]
     #[arg(value_name = "WHAT")]
     parts: Vec<Part>,
-    /// How often each VMM takes its turn
+    /// How many rounds each VMM runs
     #[arg(
         long,
         value_name = "N",
@@ -92,10 +88,10 @@ pub(crate) struct Args {
         value_parser = clap::value_parser!(u32).range(32..=1 << 20),
     )]
     memory: u32,
-    /// How much of it is not zero, in MiB [default: three quarters]
+    /// The amount of guest memory that is not zero, in MiB [default: three quarters]
     #[arg(long, value_name = "MIB")]
     fill: Option<u32>,
-    /// How many pages the guest writes to at each beat while it is moved live
+    /// The number of pages the guest writes at each beat of a live migration
     #[arg(long, value_name = "PAGES", default_value_t = 4)]
     dirty: u32,
     /// The time between two beats, in ticks of the TSC
@@ -104,7 +100,7 @@ pub(crate) struct Args {
     /// The limit of a live migration's bandwidth, in MiB per second
     #[arg(long, value_name = "MIB", default_value_t = 256)]
     bandwidth: u32,
-    /// How long a live migration may stop the guest, in milliseconds
+    /// The maximum downtime of a live migration, in milliseconds
     #[arg(long, value_name = "MS", default_value_t = 300)]
     downtime: u32,
     /// The enlightenments of every VM
@@ -122,23 +118,23 @@ pub(crate) struct Args {
     /// Leave QEMU out
     #[arg(long)]
     only_hypernest: bool,
-    /// Where saved VMs are written [default: the directory for temporary files]
+    /// The directory for saved VMs [default: the directory for temporary files]
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
-    /// The longest that one VM may take, in seconds
+    /// Timeout for one VM, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]
     limit: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Part {
-    /// From exec to the first sign of a VM that is restored from a file
+    /// From exec to the first beat of a VM that is restored from a file
     Restore,
     /// From one process to another, while the guest runs
     Live,
 }
 
-/// Measures, and returns what came out as text.
+/// Runs the measurements and returns their results as text.
 pub(crate) fn run(args: &Args) -> Result<String, MigrationError> {
     let bench = Bench::new(args)?;
     let mut text = String::new();
@@ -156,7 +152,7 @@ pub(crate) fn run(args: &Args) -> Result<String, MigrationError> {
     Ok(text)
 }
 
-/// What is needed by every measurement.
+/// The state that all measurements share.
 struct Bench {
     contenders: Vec<Contender>,
     terms: Terms,
@@ -168,7 +164,7 @@ struct Bench {
     beat: u64,
     bandwidth_mib: u32,
     downtime_ms: u32,
-    /// Holds everything that is written.
+    /// The directory of all files that are written.
     files: tempfile::TempDir,
     guest: PathBuf,
 }
@@ -186,7 +182,7 @@ impl Bench {
         let host = HostCaps::probe()?;
         let qemu = (!args.only_hypernest).then(|| Qemu::find(args.qemu.as_deref()));
         let qemu = qemu.transpose()?;
-        // Where KVM has none there is nothing to choose.
+        // Without Hyper-V in KVM there are no enlightenments to choose from.
         let list = if host.kvm.caps.hyperv {
             &args.hv
         } else {
@@ -212,7 +208,7 @@ impl Bench {
         })
     }
 
-    /// The guest, which writes to `dirty` pages at every beat.
+    /// The guest's command line; it writes to `dirty` pages at every beat.
     fn command_line(&self, dirty: u32) -> String {
         let (fill, beat) = (self.fill_mib, self.beat);
         format!("beat fill={fill} dirty={dirty} every={beat}")
@@ -228,10 +224,10 @@ impl Bench {
     }
 }
 
-/// Values of each contender, by what they are of.
+/// Values of each contender, one per round.
 type Results = BTreeMap<Contender, Vec<f64>>;
 
-/// A table with a row for each of `rows`: what it is, its values, and how many decimals are worth showing.
+/// A table of `rows`: each has a title, its values, and the number of decimals to show.
 fn compare(rows: &[(&str, &Results, usize)]) -> String {
     let mut head = vec!["median (least - greatest)"];
     let all = rows.first().map(|(_, results, _)| results.keys().copied());
@@ -254,8 +250,8 @@ fn compare(rows: &[(&str, &Results, usize)]) -> String {
     table(&head, &rows)
 }
 
-/// The median of the rounds' ratios, ours to theirs: what changes from round to round meets both of a round
-/// alike.
+/// The median of the rounds' ratios, ours to theirs: variations from round to round affect both values of a
+/// round alike.
 fn of_pairs(results: &Results) -> Option<f64> {
     let ours = results.get(&Contender::Hypernest)?;
     let theirs = results.get(&Contender::Q35)?;

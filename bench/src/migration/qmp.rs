@@ -1,4 +1,4 @@
-//! QEMU's monitor protocol, as much of it as moving a VM takes: JSON objects, one a line.
+//! The part of QEMU's monitor protocol that a migration needs: JSON objects, one per line.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
@@ -26,7 +26,7 @@ fn failed(what: &str, source: impl std::error::Error + Send + Sync + 'static) ->
 }
 
 impl Qmp {
-    /// Connects to the socket at `path` once QEMU has made it; everything has to be done within `limit`.
+    /// Connects to the socket at `path` once QEMU has created it; all later calls share the timeout `limit`.
     pub(super) fn connect(path: &Path, limit: Duration) -> Result<Self, MigrationError> {
         let until = Instant::now() + limit;
         let stream = loop {
@@ -49,7 +49,7 @@ impl Qmp {
         Ok(qmp)
     }
 
-    /// Has a command carried out: what it returns.
+    /// Executes a command and returns its result.
     pub(super) fn call(
         &mut self,
         command: &str,
@@ -57,7 +57,7 @@ impl Qmp {
     ) -> Result<Value, MigrationError> {
         let line = json!({"execute": command, "arguments": arguments});
         let sent = writeln!(self.stream.get_mut(), "{line}");
-        sent.map_err(|e| failed("it does not take commands", e))?;
+        sent.map_err(|e| failed("it does not accept commands", e))?;
         loop {
             let mut answer = self.read()?;
             if let Some(error) = answer.get("error") {
@@ -66,14 +66,14 @@ impl Qmp {
                     source: None,
                 });
             }
-            // Everything else is an event.
+            // All other messages are events.
             if let Some(value) = answer.get_mut("return") {
                 return Ok(value.take());
             }
         }
     }
 
-    /// Begins a migration to `uri` and waits until it is done.
+    /// Starts a migration to `uri` and waits until it is done.
     pub(super) fn migrate(&mut self, uri: &str) -> Result<(), MigrationError> {
         self.call("migrate", &json!({"uri": uri}))?;
         loop {
@@ -100,7 +100,7 @@ impl Qmp {
     fn read(&mut self) -> Result<Value, MigrationError> {
         let mut line = String::new();
         let read = self.stream.read_line(&mut line);
-        read.map_err(|e| failed("it does not answer", e))?;
+        read.map_err(|e| failed("it does not reply", e))?;
         serde_json::from_str(&line).map_err(|e| failed("it sends text that is not JSON", e))
     }
 }

@@ -1,4 +1,5 @@
-//! What lies between two ends of a live migration: passes bytes on and counts them, the same for every VMM.
+//! A relay between the two ends of a live migration: it forwards bytes and counts them, the same way for
+//! every VMM.
 
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
@@ -14,17 +15,17 @@ pub(super) struct Relay {
 }
 
 impl Relay {
-    /// Passes every connection to the socket at `from` on to that at `to`.
+    /// Forwards every connection from the socket at `from` to that at `to`.
     pub(super) fn start(from: &Path, to: &Path) -> io::Result<Self> {
         let listener = UnixListener::bind(from)?;
         let bytes = Arc::new(AtomicU64::new(0));
         let (counter, to) = (Arc::clone(&bytes), to.to_owned());
-        // It waits for connections as long as the process lives: a few of them do no harm.
+        // The thread waits for connections until the process ends: a few such threads do no harm.
         thread::spawn(move || accept(&listener, &to, &counter));
         Ok(Self { bytes })
     }
 
-    /// How many bytes went from the source to the destination.
+    /// The number of bytes from the source to the destination.
     pub(super) fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
     }
@@ -52,6 +53,6 @@ fn pass(mut from: UnixStream, mut to: UnixStream, bytes: &AtomicU64) {
         }
         bytes.fetch_add(read as u64, Ordering::Relaxed);
     }
-    // The other end may be gone already.
+    // The other end may already be closed.
     let _gone = to.shutdown(Shutdown::Write);
 }

@@ -1,4 +1,4 @@
-//! From a file: how long it takes until the guest gives its first sign again.
+//! Restore from a file: the time until the guest's first beat.
 
 use std::fs;
 use std::path::PathBuf;
@@ -79,8 +79,8 @@ fn save(bench: &Bench, contender: Contender) -> Result<(), MigrationError> {
     let running = Side::start(contender, &mut command, bench.limit)?;
     running.until(3)?;
     let mut qmp = Qmp::connect(&socket, bench.limit)?;
-    // As fast as it goes. The guest runs until the end: one that is stopped before stays so where it is
-    // restored.
+    // Without a bandwidth limit. The guest runs until the end: a guest that was stopped before is also
+    // stopped after the restore.
     qmp.call("migrate-set-parameters", &json!({"max-bandwidth": 0}))?;
     qmp.migrate(&format!("file:{}", place.display()))
 }
@@ -100,7 +100,7 @@ fn restore(bench: &Bench, contender: Contender) -> Command {
     command
 }
 
-/// Two of them may be more than a disk in memory has room for.
+/// A disk in memory may not have room for two of them.
 fn remove(bench: &Bench, contender: Contender) -> Result<(), MigrationError> {
     let place = saved(bench, contender);
     let removed = match contender {

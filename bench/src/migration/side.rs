@@ -1,4 +1,4 @@
-//! One end of a move: a VMM that runs, and when its guest gave its signs.
+//! One end of a migration: a running VMM, and the times of its guest's beats.
 
 use std::io::Read;
 use std::process::{Child, Command, Stdio};
@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 use super::MigrationError;
 use crate::vmm::contender::Contender;
 
-/// What the guest writes at every beat.
+/// The byte that the guest writes at every beat.
 const SIGN: u8 = b'.';
-/// How much of what a VMM said an error repeats.
+/// The maximum length of a VMM's output in an error.
 const REPEATED: usize = 2000;
 
-/// When signs came.
+/// The times of beats.
 #[derive(Default)]
 struct Seen {
     count: u64,
@@ -24,7 +24,7 @@ struct Seen {
     ended: bool,
 }
 
-/// A VMM and the guest that it runs. Ended by force when dropped.
+/// A VMM and its guest. Killed when dropped.
 pub(super) struct Side {
     who: Contender,
     child: Child,
@@ -35,7 +35,7 @@ pub(super) struct Side {
 }
 
 impl Side {
-    /// Starts `command`, whose standard output is the guest's console; it may take `limit` in all.
+    /// Starts `command`, whose standard output is the guest's console; `limit` is the timeout for all waits.
     pub(super) fn start(
         who: Contender,
         command: &mut Command,
@@ -75,12 +75,12 @@ impl Side {
         })
     }
 
-    /// When it was started.
+    /// The time of its start.
     pub(super) fn started(&self) -> Instant {
         self.started
     }
 
-    /// Waits until `count` signs have come: when the first came.
+    /// Waits for `count` beats and returns the time of the first one.
     pub(super) fn until(&self, count: u64) -> Result<Instant, MigrationError> {
         let mut state = lock(&self.seen.0);
         loop {
@@ -88,33 +88,33 @@ impl Side {
                 Some(first) if state.count >= count => return Ok(first),
                 _ if state.ended => {
                     drop(state);
-                    return Err(self.failed("ended before its guest gave its sign"));
+                    return Err(self.failed("ended before its guest's first beat"));
                 }
                 _ => {}
             }
             let left = self.limit.saturating_sub(self.started.elapsed());
             if left.is_zero() {
                 drop(state);
-                return Err(self.failed("gave no sign in time"));
+                return Err(self.failed("did not beat in time"));
             }
             let waited = self.seen.1.wait_timeout(state, left);
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
-    /// When the last sign came, after the VMM has been ended: nothing that it said is still on its way.
+    /// The time of the last beat. The VMM has ended before it is read, so no output is in transit.
     pub(super) fn end(mut self) -> Result<Instant, MigrationError> {
         self.kill();
         let last = lock(&self.seen.0).last;
-        last.ok_or_else(|| self.failed("gave no sign"))
+        last.ok_or_else(|| self.failed("did not beat"))
     }
 
     fn kill(&mut self) {
-        // Both fail only if it has ended and been waited for.
+        // Both fail only if the process has already been reaped.
         let _ended = self.child.kill();
         let _waited = self.child.wait();
         if let Some(reader) = self.reader.take() {
-            // It does not panic.
+            // The thread does not panic.
             let _joined = reader.join();
         }
     }
@@ -132,7 +132,7 @@ impl Side {
 impl Seen {
     fn note(&mut self, bytes: &[u8], now: Instant) {
         self.ended = bytes.is_empty();
-        // A line of the guest's, before the first beat, may have dots as well.
+        // A line that the guest prints before the first beat may contain dots, too.
         let signs = bytes.iter().filter(|byte| **byte == SIGN).count() as u64;
         let room = REPEATED.saturating_sub(self.said.len());
         self.said.extend(bytes.iter().take(room));

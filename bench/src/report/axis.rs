@@ -1,21 +1,20 @@
 //! Axes of a plot.
 
-/// From values to places.
+/// Maps values to positions.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Axis {
     from: f64,
     to: f64,
-    /// The places of both.
+    /// The positions of both ends.
     places: [f64; 2],
     logarithmic: bool,
 }
 
-/// Up to this ratio of its ends a logarithmic axis has round values at equal distances, and beyond 1, 2 and
-/// 5.
+/// Up to this ratio of its ends a logarithmic axis has ticks at equal distances, and beyond it at 1, 2 and 5.
 const NARROW: f64 = 8.0;
 
 impl Axis {
-    /// Evenly from `from` to `to`.
+    /// A linear axis from `from` to `to`.
     pub(crate) fn linear(from: f64, to: f64, first: f64, last: f64) -> Self {
         Self {
             from,
@@ -25,7 +24,7 @@ impl Axis {
         }
     }
 
-    /// For values from `least` to `most`, with a little air: logarithmic, but where a value is 0.
+    /// An axis for values from `least` to `most`, with a margin: logarithmic, unless a value is 0.
     pub(crate) fn logarithmic(least: f64, most: f64, first: f64, last: f64) -> Self {
         if least > 0.0 && most >= least && most.is_finite() {
             return Self {
@@ -43,7 +42,7 @@ impl Axis {
         self.logarithmic
     }
 
-    /// Where a value is.
+    /// The position of a value.
     pub(crate) fn place(&self, value: f64) -> f64 {
         let part = if self.logarithmic {
             (value.max(self.from) / self.from).ln() / (self.to / self.from).ln()
@@ -53,7 +52,7 @@ impl Axis {
         self.places[0] + part * (self.places[1] - self.places[0])
     }
 
-    /// Round values along it.
+    /// Round values along the axis.
     pub(crate) fn ticks(&self) -> Vec<f64> {
         let range = self.to - self.from;
         let mut ticks = Vec::new();
@@ -80,14 +79,14 @@ impl Axis {
     }
 }
 
-/// How far out a quantile of `samples` is shown: each nine as far as the one before. The last sample's place
-/// is half a sample before the end, which is infinitely far.
+/// The position of a quantile of `samples`: each further nine is at the same distance from the one before.
+/// The last sample is placed half a sample before the end, which is infinitely far.
 pub(crate) fn percentile(q: f64, samples: u64) -> f64 {
     let least = 0.5 / (samples.max(1) as f64);
     -(1.0 - q).max(least).log10()
 }
 
-/// The quantiles that get a mark, and their names.
+/// The quantiles with a mark, and their names.
 pub(crate) fn decades(samples: u64) -> Vec<(f64, String)> {
     let mut marks = vec![(0.0, "0 %".to_owned()), (0.5, "50 %".to_owned())];
     let most = percentile(1.0, samples);

@@ -1,4 +1,4 @@
-//! Two medians: their ratio, how well it is known, and what that supports.
+//! Two medians: their ratio, its precision, and the finding that it supports.
 
 use std::fmt;
 
@@ -11,23 +11,23 @@ use hypernest_nested::l2exit::Mode;
 
 /// Smaller differences are not reported as differences.
 pub(crate) const NOTABLE: f64 = 0.03;
-/// The least samples of a median that is compared.
+/// The minimum number of samples of a median that is compared.
 pub(crate) const MIN_SAMPLES: u64 = 30;
-/// What two starts of one VM may differ by (placement of memory, of interrupts). A single run of each of two
-/// labels does not support a smaller difference, however narrow the interval within each.
+/// The difference that two starts of one VM may have (placement of memory, of interrupts). A single run of
+/// each of two labels does not support a smaller difference, however narrow the interval within each.
 pub(crate) const BETWEEN_STARTS: f64 = 0.10;
 
-/// A median in parts of another.
+/// A median relative to another.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Ratio {
     pub(crate) value: f64,
-    /// From the lower end of one median's 95 % interval to the upper end of the other's, and the other way
-    /// round; it contains `value`, also when both are printed with the same number of digits.
+    /// From the lower end of one median's 95 % interval divided by the upper end of the other's, to the
+    /// reverse; it contains `value`, also when both are printed with the same number of digits.
     pub(crate) interval: Option<[f64; 2]>,
 }
 
 impl Ratio {
-    /// `part` in parts of `against`; `None` if that is no number.
+    /// `part` relative to `against`; `None` if that is not a number.
     pub(crate) fn of(part: &Part, against: &Part) -> Option<Self> {
         let ends = |[low, high]: [f64; 2], [from, to]: [f64; 2]| {
             Some([ratio(low, to)?, ratio(high, from)?])
@@ -39,13 +39,13 @@ impl Ratio {
         })
     }
 
-    /// Whether the interval excludes "the same".
+    /// Whether the interval excludes 1.
     pub(crate) fn excludes_one(&self) -> bool {
         self.interval
             .is_some_and(|[low, high]| low > 1.0 || high < 1.0)
     }
 
-    /// What the figures alone support.
+    /// The finding that the figures alone support.
     fn finding(&self) -> Finding {
         let Some([low, high]) = self.interval else {
             return Finding::Undecided(Reason::NoInterval);
@@ -62,7 +62,7 @@ impl Ratio {
     }
 }
 
-/// `1.051 [0.930, 1.180]`.
+/// Printed as `1.051 [0.930, 1.180]`.
 impl fmt::Display for Ratio {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:.3}", self.value)?;
@@ -73,7 +73,7 @@ impl fmt::Display for Ratio {
     }
 }
 
-/// What a comparison supports.
+/// The finding that a comparison supports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Finding {
     Gain,
@@ -82,7 +82,7 @@ pub(crate) enum Finding {
     Undecided(Reason),
 }
 
-/// Why a comparison supports nothing.
+/// The reason why a comparison supports no finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reason {
     /// The interval allows more than one answer.
@@ -91,14 +91,14 @@ pub(crate) enum Reason {
     NoInterval,
     /// Fewer than [`MIN_SAMPLES`].
     FewSamples,
-    /// One run of each label, and a difference that two starts of one VM may have as well.
+    /// One run of each label, and a difference that two starts of one VM may also have.
     OneRun,
     /// Times are multiples of a timer tick.
     Ticks,
 }
 
 impl Reason {
-    /// The reason, and what to do about it.
+    /// The reason and the remedy.
     pub(crate) fn text(self) -> &'static str {
         match self {
             Self::Wide => "the interval is too wide: run more",
@@ -112,7 +112,7 @@ impl Reason {
     }
 }
 
-/// A kind of exits in one mode against another.
+/// A kind of exits in one mode compared with another mode.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Comparison<'a> {
     pub(crate) kind: &'a str,
@@ -123,11 +123,11 @@ pub(crate) struct Comparison<'a> {
 }
 
 impl<'a> Comparison<'a> {
-    /// `kind` in the mode `with` against `without`; `None` if one of them was not measured to its end.
+    /// `kind` in the mode `with` compared with `without`; `None` unless both measurements are complete.
     pub(crate) fn of(group: &Group<'_>, with: Mode, without: Mode, kind: &'a str) -> Option<Self> {
         let (a, b) = (group.entry(with, kind)?, group.entry(without, kind)?);
         let measured = (a.measured()?, b.measured()?);
-        // These have a start of L1 for each run; in the others L2s start anew within one.
+        // These start L1 anew for each run; the others start L2s anew within one L1.
         let by_start = matches!(group.l1, L1::Manual | L1::Image);
         let one_run = by_start && a.runs.unwrap_or(1).min(b.runs.unwrap_or(1)) < 2;
         Self::of_measured(kind, measured, group.environment, one_run)
@@ -167,11 +167,11 @@ impl<'a> Comparison<'a> {
 
 /// Kinds that end with a timer: L1's in l2-exit, the kernel's in l2probe.
 const END_WITH_A_TIMER: [&str; 3] = ["hlt", "timer-sleep", "hlt-wake"];
-/// A host with high-resolution timers has 1 ns (hrtimer_resolution, kernel/time/hrtimer.c); one without has
-/// its tick.
+/// hrtimer_resolution (kernel/time/hrtimer.c) is 1 ns on a host with high-resolution timers, and the tick on
+/// others.
 const FINE_TIMERS_NS: u64 = 1000;
 
-/// Whether the ticks of a timer decide about these times, and not what an exit costs.
+/// Whether timer ticks dominate these times, and not the cost of the exit.
 fn ticks_decide(kind: &str, environment: &Environment, a: &Part, b: &Part) -> bool {
     let coarse = environment
         .timer_resolution_ns
@@ -179,12 +179,12 @@ fn ticks_decide(kind: &str, environment: &Environment, a: &Part, b: &Part) -> bo
     END_WITH_A_TIMER.contains(&kind) && (coarse || are_multiples(a, b))
 }
 
-/// How far a value may lie from a multiple of the tick, in ticks: the cost of the exit itself.
+/// The maximum distance of a value from a multiple of the tick, in ticks: the cost of the exit itself.
 const NEAR_A_MULTIPLE: f64 = 0.03;
-/// Beyond so many ticks waiting is no matter of one tick more or less.
+/// For longer waits, one tick more or less does not matter.
 const MAX_TICKS: f64 = 8.0;
 
-/// Whether nearly all samples of both are multiples of one time, and some are more than one of it.
+/// Whether nearly all samples of both are multiples of one time, and some are larger multiples of it.
 fn are_multiples(a: &Part, b: &Part) -> bool {
     let decoded = |part: &Part| -> Option<Histogram<u64>> {
         let rounds = part.rounds.iter().map(|text| histogram::decode(text));
@@ -241,7 +241,7 @@ mod tests {
         comparison.unwrap().finding
     }
 
-    /// `count` samples near `ticks`, a percent apart.
+    /// `count` samples near `ticks`, within a percent.
     fn near(ticks: u64, count: u64) -> Vec<u64> {
         (0..count)
             .map(|n| ticks + ticks * (n % 10) / 1000)
@@ -255,12 +255,12 @@ mod tests {
         let undecided = Finding::Undecided(Reason::Ticks);
         assert_eq!(finding("hlt", one(), two(), false), undecided);
         assert_eq!(finding("hlt", two(), one(), false), undecided);
-        // Now and then a tick is missed.
+        // Occasionally a tick is missed.
         let mixed = part(&[near(95_800, 85), near(191_700, 15)]);
         assert_eq!(finding("hlt", one(), mixed, false), undecided);
-        // What does not end with a timer may well take half of the time.
+        // A kind without a timer may well take half of the time.
         assert_eq!(finding("cpuid", one(), two(), false), Finding::Gain);
-        // Neither is every halt a matter of ticks.
+        // Not every halt is dominated by ticks.
         let other = part(&[near(140_000, 100)]);
         assert_eq!(finding("hlt", one(), other, false), Finding::Gain);
         assert_eq!(finding("hlt", one(), one(), false), Finding::Same);

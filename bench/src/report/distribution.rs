@@ -1,24 +1,24 @@
-//! A part's distribution as the values and counts that plots are drawn from.
+//! A part's distribution as the values and counts of a plot.
 
 use crate::histogram::{self, HistogramError};
 use crate::unit::Unit;
 
 use super::model::Part;
 
-/// The most values a plot gets; more would be closer together than its pixels.
+/// The maximum number of values in a plot; more would be closer together than its pixels.
 const MOST: usize = 400;
 
-/// Values in units with how often each came, ascending.
+/// Values in units with their counts, ascending.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Distribution {
-    /// The values; neighbours may stand for several each.
+    /// The values with their counts; a value may stand for several neighbours.
     pub(crate) steps: Vec<(f64, u64)>,
-    /// How many samples there are.
+    /// The number of samples.
     pub(crate) samples: u64,
 }
 
 impl Distribution {
-    /// Of all rounds of a part. `None` without samples.
+    /// The distribution of all rounds of a part. `None` without samples.
     pub(crate) fn of(part: &Part, unit: &Unit) -> Result<Option<Self>, HistogramError> {
         let rounds = part.rounds.iter().map(|text| histogram::decode(text));
         let all = histogram::sum(&rounds.collect::<Result<Vec<_>, _>>()?)?;
@@ -37,7 +37,7 @@ impl Distribution {
         }))
     }
 
-    /// For each value, which part of the samples is below it and which is below it or the same.
+    /// For each value, the fraction of the samples below it and the fraction at or below it.
     pub(crate) fn stairs(&self) -> impl Iterator<Item = (f64, f64, f64)> {
         let total = self.samples as f64;
         let mut below = 0_u64;
@@ -49,13 +49,12 @@ impl Distribution {
     }
 }
 
-/// At most `most` steps: neighbours are put together, the rare values above the median last, so that the tail
-/// stays.
+/// At most `most` steps: neighbours are merged, rare values above the median last, to keep the tail.
 fn thin(steps: &[(f64, u64)], most: usize) -> Vec<(f64, u64)> {
     if steps.len() <= most {
         return steps.to_vec();
     }
-    // The last third of the steps stays as it is, if it fits; it is where each sample shows on a logarithmic
+    // The last third of the steps is unchanged if it fits: there each sample is visible on a logarithmic
     // axis.
     let tail = (most / 3).min(steps.len());
     let (bulk, tail) = steps.split_at(steps.len() - tail);

@@ -10,64 +10,33 @@ use super::groups::{Group, groups};
 use super::markup::file_part;
 use super::{Report, VERSION, interval_log, page, recommend, svg};
 
-/// A report with every kind in every mode has some megabytes.
+/// The maximum size of a report: one with every kind in every mode has a few megabytes.
 const MOST_BYTES: u64 = 64 << 20;
-/// Kinds by modes are some hundreds, for each L1 and touch profile.
+/// The maximum number of results: kinds by modes are a few hundred, for each L1 and touch profile.
 const MOST_RESULTS: usize = 10_000;
 
 /// A report cannot be read or written.
 #[derive(Debug, Error)]
 pub(crate) enum FileError {
-    /// Writing.
     #[error("cannot write {}", path.display())]
-    Write {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// Reading.
+    Write { path: PathBuf, source: io::Error },
     #[error("cannot read {}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
+    Read { path: PathBuf, source: io::Error },
     /// Larger than any report.
     #[error("{} is longer than {} MiB, which no report of l2-exit is", path.display(), MOST_BYTES >> 20)]
-    TooLong {
-        /// The file.
-        path: PathBuf,
-    },
+    TooLong { path: PathBuf },
     /// More entries than there are kinds and modes.
     #[error("{} has more than {MOST_RESULTS} results, which no report of l2-exit has", path.display())]
-    TooMany {
-        /// The file.
-        path: PathBuf,
-    },
-    /// Not a report.
+    TooMany { path: PathBuf },
     #[error("{} is not a result of `hypernest-bench l2-exit` (l2-exit.json)", path.display())]
     NoReport {
-        /// The file.
         path: PathBuf,
-        /// Why.
         source: serde_json::Error,
     },
-    /// A result of `tsc`.
     #[error("{} is a result of `hypernest-bench tsc`, and an l2-exit.json is needed here", path.display())]
-    OfTsc {
-        /// The file.
-        path: PathBuf,
-    },
-    /// Another version.
+    OfTsc { path: PathBuf },
     #[error("{} is a report of version {found}; this program reads version {VERSION}", path.display())]
-    Version {
-        /// The file.
-        path: PathBuf,
-        /// Its version.
-        found: u32,
-    },
+    Version { path: PathBuf, found: u32 },
 }
 
 /// Reads `l2-exit.json`.
@@ -85,7 +54,7 @@ pub(crate) fn read(path: &Path) -> Result<Report, FileError> {
     match serde_json::from_slice::<Report>(&text) {
         Ok(report) if report.results.len() > MOST_RESULTS => Err(FileError::TooMany { path }),
         Ok(mut report) if report.version == VERSION => {
-            // They follow from the figures; those in the file are by the rules of the version that wrote it.
+            // They are computed again: those in the file follow the rules of the version that wrote it.
             report.recommendations = recommend(&report);
             Ok(report)
         }
@@ -98,7 +67,7 @@ pub(crate) fn read(path: &Path) -> Result<Report, FileError> {
     }
 }
 
-/// Writes all files into `directory`, which is made; the result is where they are.
+/// Writes all files into `directory`, which is created; the result is their paths.
 pub(crate) fn write(report: &Report, directory: &Path) -> Result<Vec<PathBuf>, FileError> {
     let failed = |path: &Path| {
         let path = path.to_owned();
@@ -137,8 +106,8 @@ pub(crate) fn write(report: &Report, directory: &Path) -> Result<Vec<PathBuf>, F
     Ok(written)
 }
 
-/// `l2-exit.micro.cpuid.svg`; groups after the first have their number in it, since their names may be the
-/// same.
+/// A name such as `l2-exit.micro.cpuid.svg`; the names of groups after the first contain a number, since
+/// groups may have equal names.
 fn plot_name(group: &Group<'_>, number: usize, kind: &str) -> String {
     let number = match number {
         0 => String::new(),
@@ -175,7 +144,7 @@ mod tests {
                 "l2-exit.linux-2.cpuid.svg",
             ]
         );
-        // serde_json may take the last bit off a number.
+        // serde_json may change the last bit of a number.
         let back = read(&written[0]).unwrap();
         let mut kept = report();
         kept.recommendations = recommend(&kept);

@@ -1,5 +1,4 @@
-//! The entries of a report as tables: which belong together, in what order, and against what they are
-//! compared.
+//! The entries of a report, grouped into tables and ordered, with the baseline of each table.
 
 use std::borrow::Cow;
 use std::collections::{BTreeSet, HashSet};
@@ -10,23 +9,24 @@ use super::model::{
     ALL_KINDS, Entry, Environment, L1, Measured, Outcome, Part, Parts, Report, Vmm,
 };
 
-/// Entries that differ in nothing but mode and kind.
+/// Entries that differ only in mode and kind.
 #[derive(Debug)]
 pub(crate) struct Group<'a> {
-    /// What ran as L1.
+    /// The kind of L1.
     pub(crate) l1: L1,
-    /// What ran it.
+    /// The VMM of L1.
     pub(crate) vmm: Vmm,
-    /// How much it touched.
+    /// The touch profile.
     pub(crate) touch: Option<&'a str>,
-    /// Where it ran.
+    /// The environment of the measurement.
     pub(crate) environment: &'a Environment,
     entries: Vec<&'a Entry>,
-    /// What stands in it: no mode has a kind twice, as it would with two numbers of vCPUs.
+    /// Its modes and kinds: a second entry for the same pair, with another number of vCPUs, goes to another
+    /// group.
     taken: HashSet<(Mode, &'a str)>,
 }
 
-/// What modes are compared with: the first of these that there is.
+/// The baselines: modes are compared with the first of these that was measured.
 const BASELINES: [Mode; 3] = [Mode::Classic, Mode::ClassicShadow, Mode::Svm];
 
 /// The groups of a report, in the order of their first entries.
@@ -60,12 +60,12 @@ impl<'a> Group<'a> {
             && !self.taken.contains(&(entry.mode, entry.kind.as_str()))
     }
 
-    /// Whether another report's group is its like.
+    /// Whether another report's group corresponds to this one.
     pub(crate) fn is_like(&self, other: &Group<'_>) -> bool {
         self.l1 == other.l1 && self.vmm == other.vmm && self.touch == other.touch
     }
 
-    /// `micro`, or `micro@qemu`; in file names and tags.
+    /// The name in files and tags: `micro`, or `micro@qemu`.
     pub(crate) fn name(&self) -> String {
         match self.vmm {
             Vmm::Hypernest => self.l1.name().to_owned(),
@@ -73,7 +73,7 @@ impl<'a> Group<'a> {
         }
     }
 
-    /// In words.
+    /// The title as text.
     pub(crate) fn title(&self) -> String {
         let l1 = match self.l1 {
             L1::Micro => "the micro-hypervisor",
@@ -98,7 +98,7 @@ impl<'a> Group<'a> {
         format!("L1: {l1}{vmm}{touch}{cpus}")
     }
 
-    /// Its entries, as they stand in the report.
+    /// The entries in the report's order.
     pub(crate) fn entries(&self) -> &[&'a Entry] {
         &self.entries
     }
@@ -129,24 +129,24 @@ impl<'a> Group<'a> {
         kinds
     }
 
-    /// The figures of a kind in a mode, also those of what failed later.
+    /// The figures of a kind in a mode, also those of a measurement that failed later.
     pub(crate) fn measured(&self, mode: Mode, kind: &str) -> Option<&'a Measured> {
         figures(self.entry(mode, kind)?)
     }
 
-    /// The figures of a kind in a mode, if all went well.
+    /// The figures of a kind in a mode, if the measurement is complete.
     pub(crate) fn complete(&self, mode: Mode, kind: &str) -> Option<&'a Measured> {
         self.entry(mode, kind)?.measured()
     }
 
-    /// A kind in a mode.
+    /// The entry of a kind in a mode.
     pub(crate) fn entry(&self, mode: Mode, kind: &str) -> Option<&'a Entry> {
         let mut entries = self.entries.iter();
         let found = entries.find(|entry| entry.mode == mode && entry.kind == kind)?;
         Some(*found)
     }
 
-    /// Whether a kind was tried in a mode without success.
+    /// Whether the measurement of a kind in a mode failed.
     pub(crate) fn failed(&self, mode: Mode, kind: &str) -> bool {
         self.entries.iter().any(|entry| {
             let failed = matches!(entry.outcome, Outcome::Failed { .. });
@@ -154,7 +154,7 @@ impl<'a> Group<'a> {
         })
     }
 
-    /// The mode that the others are compared with.
+    /// The mode with which the others are compared.
     pub(crate) fn baseline(&self) -> Option<Mode> {
         let has = |mode: &Mode| {
             let mut of_mode = self.entries.iter().filter(|entry| entry.mode == *mode);
@@ -163,8 +163,8 @@ impl<'a> Group<'a> {
         BASELINES.into_iter().find(has)
     }
 
-    /// The median round trip in parts of the baseline's; `None` where one of them is missing or the
-    /// baseline's is 0.
+    /// The median round trip relative to the baseline's; `None` if one of them is missing or the baseline's
+    /// is 0.
     pub(crate) fn ratio(&self, mode: Mode, kind: &str) -> Option<f64> {
         let p50 = |mode| Some(self.measured(mode, kind)?.parts.round_trip.summary.p50);
         ratio(p50(mode)?, p50(self.baseline()?)?)
@@ -180,13 +180,13 @@ fn figures(entry: &Entry) -> Option<&Measured> {
     }
 }
 
-/// `of` in parts of `against`, if that is a number.
+/// `of` relative to `against`, if that is a number.
 pub(crate) fn ratio(of: f64, against: f64) -> Option<f64> {
     let ratio = of / against;
     (against > 0.0 && ratio.is_finite()).then_some(ratio)
 }
 
-/// The parts of a sample, by the names they have in tags and expressions.
+/// The parts of a sample, by their names in tags and expressions.
 pub(crate) const PARTS: [(&str, &str, PartOf); 4] = [
     ("round-trip", "round trip", |parts| Some(&parts.round_trip)),
     ("l2-to-l1", "L2 to L1", |parts| parts.l2_to_l1.as_ref()),
@@ -194,10 +194,10 @@ pub(crate) const PARTS: [(&str, &str, PartOf); 4] = [
     ("l1-to-l2", "L1 to L2", |parts| parts.l1_to_l2.as_ref()),
 ];
 
-/// Takes one part.
+/// Selects a part.
 pub(crate) type PartOf = fn(&Parts) -> Option<&Part>;
 
-/// A kind of exits in words, for sentences.
+/// A kind of exits as words in a sentence.
 pub(crate) fn in_words(kind: &str) -> Cow<'_, str> {
     let words = match kind {
         "cpuid" => "CPUID exits",
@@ -227,8 +227,8 @@ pub(crate) fn in_words(kind: &str) -> Cow<'_, str> {
     Cow::Borrowed(words)
 }
 
-/// Text of guests and files without what a terminal would obey: control characters, and marks that turn the
-/// direction of writing.
+/// Text of guests and files without characters that control a terminal: control characters, and marks that
+/// change the direction of writing.
 pub(crate) fn plain(text: &str) -> Cow<'_, str> {
     let obeyed = |c: char| {
         c.is_control()
@@ -241,7 +241,7 @@ pub(crate) fn plain(text: &str) -> Cow<'_, str> {
     }
 }
 
-/// A number with groups of three digits; small ones with a digit after the point.
+/// A number with groups of three digits; a small one has one decimal.
 pub(crate) fn number(value: f64) -> String {
     if !value.is_finite() {
         return "-".to_owned();

@@ -1,4 +1,4 @@
-//! Where a report was made, in words.
+//! The environment of a report, as text.
 
 use std::collections::BTreeSet;
 
@@ -30,7 +30,7 @@ pub(crate) fn emulated(environment: &Environment) -> String {
     lab.map_or_else(String::new, |lab| format!(" (emulated: the {lab} lab)"))
 }
 
-/// What decides about times.
+/// The properties that affect times.
 fn facts(report: &Report) -> Vec<String> {
     let environment = &report.environment;
     let mut facts = Vec::new();
@@ -71,7 +71,7 @@ fn facts(report: &Report) -> Vec<String> {
     facts
 }
 
-/// `pinned to CPU 3`.
+/// The CPUs as `pinned to CPU 3`.
 pub(crate) fn pinned(cpus: &[u32]) -> String {
     let distinct: BTreeSet<u32> = cpus.iter().copied().collect();
     let list: Vec<_> = distinct.iter().map(u32::to_string).collect();

@@ -1,4 +1,4 @@
-//! No report makes a reader panic, whatever stands in it.
+//! No report makes a reader panic, whatever its content.
 
 use proptest::prelude::*;
 use serde_json::Value;
@@ -7,7 +7,7 @@ use super::groups::groups;
 use super::sample::report;
 use super::{Details, Report, interval_log, page, recommend, svg, table};
 
-/// What anyone may put in place of anything.
+/// Replacements for a value.
 fn replacement() -> impl Strategy<Value = Value> {
     prop_oneof![
         Just(Value::Null),
@@ -23,7 +23,7 @@ fn replacement() -> impl Strategy<Value = Value> {
     ]
 }
 
-/// Where the leaves of a value are.
+/// Collects the JSON pointers of a value's leaves.
 fn leaves(value: &Value, at: &str, found: &mut Vec<String>) {
     match value {
         Value::Object(members) => {
@@ -40,7 +40,7 @@ fn leaves(value: &Value, at: &str, found: &mut Vec<String>) {
     }
 }
 
-/// All that is done with a report that was read.
+/// All uses of a report that was read.
 fn use_it(mut report: Report) {
     report.recommendations = recommend(&report);
     let details = Details {

@@ -13,10 +13,10 @@ use super::{Part, Report};
 use crate::histogram;
 
 /// Writes a line for each round, tagged `L1.MODE.KIND.PART` (`L1@qemu.…` under QEMU), values in TSC ticks.
-/// When a round began is not kept, so the time axis of each tag is the time spent in its samples: a round is
-/// as long as they are together, and begins where the one before it ends.
+/// Reports do not contain the start of a round, so the time axis of each tag is the time spent in its
+/// samples: the length of a round is their sum, and it begins at the end of the previous one.
 pub(super) fn write(report: &Report, out: &mut dyn Write) -> io::Result<()> {
-    // The writer's type wants a sized one.
+    // The writer's type requires a sized writer.
     let mut out = out;
     let mut serializer = V2DeflateSerializer::new();
     let unit = &report.unit;
@@ -32,12 +32,13 @@ pub(super) fn write(report: &Report, out: &mut dyn Write) -> io::Result<()> {
     let khz = report.environment.tsc_khz.filter(|khz| *khz > 0);
     let ticks_per_second = match khz {
         Some(khz) => f64::from(khz) * 1e3,
-        // As from inside an L2: the unit is the nanosecond. Where nothing is known, a tick counts as one.
+        // The unit of an L2's own report is the nanosecond. Without a known rate, a tick counts as one
+        // nanosecond.
         None if unit.ticks.is_normal() && unit.ticks > 0.0 => unit.ticks * 1e9,
         None => 1e9,
     };
     let mut line = |tag: &str, part: &Part| -> io::Result<()> {
-        // A tag has no blanks and commas.
+        // A tag has no spaces and commas.
         let tag = tag.replace(
             |c: char| c.is_whitespace() || c.is_control() || c == ',',
             "_",
@@ -84,7 +85,7 @@ mod tests {
     use hdrhistogram::serialization::interval_log::{IntervalLogIterator, LogEntry};
     use hypernest_nested::l2exit::Mode;
 
-    /// Tags and numbers of samples, as HdrHistogram's own reader sees them.
+    /// Tags and numbers of samples, as HdrHistogram's own reader parses them.
     fn read_back(report: &Report) -> Vec<(String, u64)> {
         let mut bytes = Vec::new();
         write(report, &mut bytes).unwrap();

@@ -1,30 +1,30 @@
-//! What was not tried, each reason once.
+//! Measurements that were left out, grouped by reason.
 
 use hypernest_nested::l2exit::Mode;
 
 use super::groups::Group;
 use super::model::{ALL_KINDS, Outcome};
 
-/// What was left out for one reason.
+/// The measurements left out for one reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct LeftOut<'a> {
     /// The names of groups.
     pub(super) groups: Vec<String>,
     modes: Vec<Mode>,
-    /// The kinds; none where the whole mode was left out.
+    /// The kinds; empty if the whole mode was left out.
     pub(super) kinds: Vec<&'a str>,
     pub(super) why: &'a str,
 }
 
 impl LeftOut<'_> {
-    /// The modes in words.
+    /// The modes as text.
     pub(super) fn modes(&self) -> String {
         let names: Vec<_> = self.modes.iter().map(|mode| mode.name()).collect();
         names.join(", ")
     }
 }
 
-/// All that `groups` left out: what has the same reason stands together.
+/// All that `groups` left out, grouped by reason.
 pub(super) fn left_out<'a>(groups: &[Group<'a>]) -> Vec<LeftOut<'a>> {
     let mut by_mode: Vec<LeftOut<'a>> = Vec::new();
     for group in groups {

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-/// For XML and HTML, as text and in quoted attributes. XML has no words for most control characters.
+/// Escapes text for XML and HTML, also in quoted attributes. XML cannot represent most control characters.
 pub(crate) fn escape(text: &str) -> Cow<'_, str> {
     let special =
         |c: char| matches!(c, '&' | '<' | '>' | '"' | '\'') || (c.is_control() && c != '\n');
@@ -24,13 +24,13 @@ pub(crate) fn escape(text: &str) -> Cow<'_, str> {
     Cow::Owned(escaped)
 }
 
-/// JSON inside a `script` element: no `<` is left to begin or end one (or a comment), and the two line ends
-/// that JSON allows in strings are written out.
+/// JSON inside a `script` element: no `<` remains that could begin or end an element or a comment, and the
+/// two line separators that JSON allows in strings are escaped.
 pub(crate) fn script_json(json: &str) -> String {
     let mut safe = String::with_capacity(json.len());
     for c in json.chars() {
         match c {
-            // Outside of strings JSON has none of these.
+            // JSON has none of these outside of strings.
             '<' | '>' | '&' | '\u{2028}' | '\u{2029}' => {
                 safe.push_str(&format!("\\u{:04x}", u32::from(c)));
             }
@@ -40,7 +40,7 @@ pub(crate) fn script_json(json: &str) -> String {
     safe
 }
 
-/// A part of a file's name: what is not a letter, a digit, `-`, `+` or `@` becomes `_`.
+/// A part of a file's name: any character other than a letter, a digit, `-`, `+` or `@` becomes `_`.
 pub(crate) fn file_part(text: &str) -> String {
     let fine = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '+' | '@');
     let part: String = text

@@ -9,8 +9,8 @@ use super::groups::{Group, number, plain};
 use super::model::Report;
 use super::table::WIDTH;
 
-/// Kinds by modes, in as many blocks as the width asks for. Where they fit into one, ratios have their
-/// intervals.
+/// Kinds by modes, in as many blocks as the width requires. If one block is enough, ratios are shown with
+/// their intervals.
 pub(super) fn matrix(group: &Group<'_>, report: &Report, out: &mut String) -> std::fmt::Result {
     let kinds = group.kinds();
     let first = kinds.iter().map(|kind| plain(kind).chars().count()).max();
@@ -54,7 +54,7 @@ pub(super) fn matrix(group: &Group<'_>, report: &Report, out: &mut String) -> st
         let mut lines = vec![format!("\n{:first$}", "")];
         lines.extend(kinds.iter().map(|kind| {
             let kind = plain(kind);
-            // What stands for a control character is as wide as one.
+            // The replacement of a control character has the same width.
             format!("{kind:first$}")
         }));
         for column in block {
@@ -77,7 +77,7 @@ pub(super) fn matrix(group: &Group<'_>, report: &Report, out: &mut String) -> st
     Ok(())
 }
 
-/// Blanks between two columns.
+/// Spaces between two columns.
 const GAP: usize = 3;
 
 /// A mode's column.
@@ -85,7 +85,7 @@ struct Column {
     title: String,
     cells: Vec<String>,
     width: usize,
-    /// A ratio in it is marked.
+    /// Whether it contains a marked ratio.
     undecided: bool,
 }
 
@@ -96,7 +96,7 @@ impl Column {
             .map(|kind| cell(group, mode, kind, with_intervals))
             .collect();
         let undecided = cells.iter().any(|cell| cell.undecided);
-        // Where one is marked, the others keep its place free.
+        // If one ratio is marked, the others are padded to the same width.
         let ratio = |cell: &Cell| match (cell.undecided, undecided) {
             (true, _) => format!("{}?{}", cell.ratio, cell.interval),
             (false, true) => format!("{} {}", cell.ratio, cell.interval),
@@ -132,7 +132,7 @@ impl Column {
 struct Cell {
     p50: String,
     ratio: String,
-    /// With a blank before it.
+    /// With a leading space.
     interval: String,
     exits: String,
     undecided: bool,

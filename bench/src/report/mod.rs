@@ -204,7 +204,7 @@ pub(crate) mod tests {
         let report = report();
         let text = serde_json::to_string(&report).unwrap();
         assert_eq!(serde_json::from_str::<Report>(&text).unwrap(), report);
-        // Names that other programs rely on.
+        // These names are an interface for other programs.
         let value: serde_json::Value = serde_json::from_str(&text).unwrap();
         let first = &value["results"][0];
         assert_eq!(first["l1"], "linux");

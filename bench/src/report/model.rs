@@ -1,4 +1,4 @@
-//! The result of `l2-exit` as data; its JSON form is what [`serde`] makes of these types.
+//! The result of `l2-exit` as data; its JSON form is derived from these types by [`serde`].
 
 use std::collections::BTreeMap;
 
@@ -26,30 +26,30 @@ pub(crate) struct Report {
     pub(crate) made_by: String,
     /// Its whole command line.
     pub(crate) command_line: Vec<String>,
-    /// When it was started, by RFC 3339, in UTC.
+    /// The time of the start, by RFC 3339, in UTC.
     pub(crate) started: String,
-    /// Where it ran.
+    /// The environment of the measurement.
     pub(crate) environment: Environment,
-    /// What times are in, unless they say ticks.
+    /// The unit of times that are not in ticks.
     pub(crate) unit: Unit,
-    /// A user ended it early: there may be fewer results and fewer samples than there would be.
+    /// A user ended it early: there may be fewer results and fewer samples than requested.
     pub(crate) interrupted: bool,
-    /// Why the repeating came to its end: `precision`, `max-cycles` or `time-limit`; `None` where nothing is
-    /// repeated until it is precise.
+    /// The reason why the repetitions ended: `precision`, `max-cycles` or `time-limit`; `None` if
+    /// measurements are not repeated until they are precise.
     pub(crate) stopped_by: Option<StoppedBy>,
-    /// What to know before the figures are believed.
+    /// Circumstances that limit the validity of the figures.
     pub(crate) warnings: Vec<String>,
-    /// What was measured, failed, or was left out.
+    /// The measurements: complete, failed or left out.
     pub(crate) results: Vec<Entry>,
-    /// What follows from it.
+    /// Conclusions from the results.
     pub(crate) recommendations: Vec<Recommendation>,
 }
 
-/// What ended the repeating of cycles.
+/// The reason why the cycles ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum StoppedBy {
-    /// Every median's interval is as tight as was asked for.
+    /// Every median's interval has the requested precision.
     Precision,
     /// `--max-cycles`.
     MaxCycles,
@@ -57,7 +57,7 @@ pub(crate) enum StoppedBy {
     TimeLimit,
 }
 
-/// Where it ran.
+/// The environment of a measurement.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Environment {
     /// The CPU's name.
@@ -68,26 +68,26 @@ pub(crate) struct Environment {
     pub(crate) kernel: String,
     /// The parameters of `kvm` and of `kvm_intel` or `kvm_amd`, as they were at the start.
     pub(crate) modules: BTreeMap<String, BTreeMap<String, String>>,
-    /// What the kernel says of each vulnerability of the CPU.
+    /// The kernel's report on each vulnerability of the CPU.
     pub(crate) mitigations: BTreeMap<String, String>,
     /// `on`, `off`, `forceoff`, `notsupported`, `notimplemented`.
     pub(crate) smt: Option<String>,
-    /// The frequency governor of the CPU that is measured on.
+    /// The frequency governor of the CPU under measurement.
     pub(crate) governor: Option<String>,
-    /// The TSC's frequency, if KVM tells it.
+    /// The TSC's frequency, if KVM reports it.
     pub(crate) tsc_khz: Option<u32>,
     /// The TSC ticks at one rate and does not stop.
     pub(crate) tsc_invariant: bool,
-    /// If it is an emulated host of the lab: `intel` or `amd`.
+    /// The name of an emulated host of the lab: `intel` or `amd`.
     pub(crate) lab: Option<String>,
-    /// The host CPUs that the vCPUs were bound to, the boot vCPU's first; none if they were not.
+    /// The host CPUs to which the vCPUs were bound, the boot vCPU's first; empty if they were not.
     pub(crate) pinned_to: Vec<u32>,
-    /// How exact the host's timers are: 1 ns with high-resolution timers, else its tick.
+    /// The resolution of the host's timers: 1 ns with high-resolution timers, else its tick.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) timer_resolution_ns: Option<u64>,
 }
 
-/// What runs as L1.
+/// The kind of L1.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ValueEnum,
 )]
@@ -100,12 +100,12 @@ pub(crate) enum L1 {
     /// A kernel of the user's.
     #[value(skip)]
     Image,
-    /// Whatever a user runs by hand, with l2probe in its guest.
+    /// Any L1 that a user runs by hand, with l2probe in its guest.
     Manual,
 }
 
 impl L1 {
-    /// As in JSON.
+    /// The name in JSON.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Micro => "micro",
@@ -116,7 +116,7 @@ impl L1 {
     }
 }
 
-/// What runs L1.
+/// The VMM of L1.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ValueEnum,
 )]
@@ -128,36 +128,36 @@ pub(crate) enum Vmm {
     Qemu,
 }
 
-/// One thing measured: a kind of exit in a mode.
+/// One measurement: a kind of exit in a mode.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Entry {
-    /// What ran as L1.
+    /// The kind of L1.
     pub(crate) l1: L1,
-    /// What ran it.
+    /// The VMM of L1.
     pub(crate) vmm: Vmm,
-    /// How L1 ran L2.
+    /// The mode in which L1 ran L2.
     #[serde(with = "by_name")]
     pub(crate) mode: Mode,
     /// The kind of exit.
     pub(crate) kind: String,
-    /// How much L1 did at each exit, where that was chosen.
+    /// The touch profile of L1, if there was one.
     pub(crate) touch: Option<String>,
     /// L1's vCPUs.
     pub(crate) cpus: u32,
     /// L1's enlightenments, as for `--hv`.
     pub(crate) hv: String,
-    /// The host's `enable_shadow_vmcs`, where it matters.
+    /// The host's `enable_shadow_vmcs`, if it matters.
     pub(crate) shadow_vmcs: Option<bool>,
-    /// How many results of l2probe it is made of, each from a run of its own.
+    /// The number of results of l2probe in this entry, each from its own run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) runs: Option<u32>,
-    /// What came of it.
+    /// The outcome.
     #[serde(flatten)]
     pub(crate) outcome: Outcome,
 }
 
 impl Entry {
-    /// The figures of what went well.
+    /// The figures of a complete measurement.
     pub(crate) fn measured(&self) -> Option<&Measured> {
         match &self.outcome {
             Outcome::Measured(measured) => Some(measured),
@@ -166,24 +166,24 @@ impl Entry {
     }
 }
 
-/// What came of an entry.
+/// The outcome of an entry.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "outcome", rename_all = "kebab-case")]
 pub(crate) enum Outcome {
-    /// Figures.
+    /// Complete, with figures.
     Measured(Box<Measured>),
-    /// It was tried, without success.
+    /// The measurement failed.
     Failed {
-        /// Why.
+        /// The reason.
         why: String,
-        /// The end of L1's console, and what it had done last.
+        /// The end of L1's console, and the last exit that L1 saw.
         console: String,
-        /// What had been measured before.
+        /// The figures until then.
         partial: Option<Box<Measured>>,
     },
-    /// It was not tried.
+    /// It was not measured.
     LeftOut {
-        /// Why.
+        /// The reason.
         why: String,
     },
 }
@@ -195,19 +195,19 @@ pub(crate) struct Measured {
     pub(crate) parts: Parts,
     /// Samples that are in none of the parts, because their stamps were not in order.
     pub(crate) out_of_order: u64,
-    /// How often L1's vCPUs exited to the host, for each exit of L2.
+    /// Exits of L1's vCPUs to the host for each exit of L2.
     pub(crate) host_exits_per_l2_exit: Option<f64>,
-    /// The same by KVM's reason; counted in a run of its own that is not timed.
+    /// The same by KVM's reason; counted in a separate run that is not timed.
     pub(crate) host_exits_by_reason: Option<BTreeMap<String, f64>>,
     /// All samples together, by one pair of clock readings around each round, in units.
     pub(crate) stopwatch: Option<f64>,
-    /// An interval around nothing.
+    /// The interval around nothing.
     pub(crate) empty: Option<Part>,
-    /// What L1 said of itself, if it is one that can.
+    /// L1's report about itself, if it is an L1 that sends one.
     pub(crate) facts: Option<L1Facts>,
 }
 
-/// A round trip, and what it is made of.
+/// A round trip and its parts.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Parts {
     /// From L2, before the exit, to L1's first instruction.
@@ -216,25 +216,25 @@ pub(crate) struct Parts {
     pub(crate) l1: Option<Part>,
     /// From there to L2's first instruction.
     pub(crate) l1_to_l2: Option<Part>,
-    /// All of it.
+    /// The whole round trip.
     pub(crate) round_trip: Part,
 }
 
 /// A distribution of times.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Part {
-    /// In units, over all rounds.
+    /// The statistics in units, over all rounds.
     pub(crate) summary: Summary,
     /// The median's 95 % confidence interval, by bootstrap over rounds and samples.
     pub(crate) p50_ci: Option<[f64; 2]>,
-    /// Samples that were longer than a histogram holds; they count as the longest that it does.
+    /// Samples above the maximum of a histogram; they count as the maximum.
     pub(crate) out_of_range: u64,
     /// Each round's histogram: base64 of HDR V2, in TSC ticks.
     pub(crate) rounds: Vec<String>,
 }
 
-/// A histogram in figures. Quantiles are the highest value of their bucket, as in other HDR tools; the least
-/// and the greatest value are the ends of the range, and the mean is that of the buckets' middles.
+/// The statistics of a histogram. Quantiles are the highest value of their bucket, as in other HDR tools; the
+/// minimum and the maximum are the ends of the range, and the mean is that of the buckets' middles.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[allow(missing_docs, reason = "names of statistics")]
 pub(crate) struct Summary {
@@ -284,8 +284,7 @@ impl Part {
         }))
     }
 
-    /// The same from histograms that came as text, none of whose samples was out of range. `None` if there is
-    /// no sample.
+    /// The distribution of encoded histograms without samples out of range. `None` if there is no sample.
     pub(crate) fn of_encoded(
         rounds: Vec<String>,
         unit: &Unit,
@@ -295,8 +294,8 @@ impl Part {
         Self::of_histograms(&decoded, rounds, unit)
     }
 
-    /// The same from runs of several rounds each. Rounds of one run have more in common than those of two, so
-    /// that the median's interval is over runs, and over rounds only if there is one run.
+    /// The distribution of runs of several rounds each. Rounds of one run have more in common than those of
+    /// two, so the median's interval is over runs, and over rounds only if there is one run.
     pub(crate) fn of_runs(
         runs: Vec<Vec<String>>,
         unit: &Unit,
@@ -331,8 +330,8 @@ impl Part {
     }
 
     /// The median's 95 % interval, which contains the median. Reports of earlier versions took the interval
-    /// from samples and the median from their histogram, so that the median could lie beside it. `None` if it
-    /// is not known.
+    /// from samples and the median from their histogram, so the median could lie outside the interval. `None`
+    /// if it is not available.
     pub(crate) fn interval(&self) -> Option<[f64; 2]> {
         let [low, high] = self.p50_ci?;
         let p50 = self.summary.p50;
@@ -340,32 +339,32 @@ impl Part {
     }
 }
 
-/// What a Linux L1 said of itself.
+/// A Linux L1's report about itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct L1Facts {
-    /// Its kernel.
+    /// Its kernel's release.
     pub(crate) kernel: String,
-    /// The words on its command line.
+    /// Its command line.
     pub(crate) command_line: String,
     /// Its clock source.
     pub(crate) clocksource: String,
-    /// About its host.
+    /// Lines of its kernel log about the hypervisor that it runs under.
     pub(crate) log: Vec<String>,
-    /// When its KVM was loaded.
+    /// Its kernel log while its KVM was loaded.
     pub(crate) kvm_log: Vec<String>,
 }
 
-/// Advice.
+/// A recommendation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Recommendation {
-    /// In words.
+    /// The recommendation as text.
     pub(crate) text: String,
-    /// The rule that made it.
+    /// The rule behind it.
     pub(crate) rule: String,
-    /// What it is about.
+    /// The subject.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) question: Option<String>,
-    /// Whose figures it is made from, as in file names and tags.
+    /// The L1 whose figures support it, as in file names and tags.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) l1: Option<String>,
     /// The answer in one word.
@@ -373,17 +372,17 @@ pub(crate) struct Recommendation {
     pub(crate) answer: Option<Answer>,
 }
 
-/// The answer to whether something is worth having.
+/// The answer to whether a feature is useful.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Answer {
-    /// It only gains.
+    /// There are only gains.
     Gain,
-    /// It only costs.
+    /// There are only costs.
     Cost,
-    /// It gains in some kinds of exits and costs in others.
+    /// Some kinds of exits gain and others cost.
     Depends,
-    /// It makes no difference.
+    /// There is no difference.
     NoDifference,
     /// The figures do not support an answer.
     Undecided,
@@ -399,7 +398,7 @@ impl Report {
             .find_map(Entry::measured)
     }
 
-    /// Whether something was tried without success.
+    /// Whether a measurement failed.
     pub(crate) fn failed(&self) -> bool {
         self.results
             .iter()

@@ -1,8 +1,7 @@
-//! A report as one HTML page that needs nothing but itself.
+//! A report as one self-contained HTML page.
 //!
-//! Tables and words stand in the page; plots are drawn by page/page.js from figures that stand in it as JSON.
-//! All that comes from guests and files is escaped, and the page's own policy lets nothing be fetched from
-//! anywhere.
+//! The page contains tables and text; page/page.js draws plots from figures that the page contains as JSON.
+//! All data from guests and files is escaped, and the page's content security policy forbids all fetches.
 
 use std::fmt::Write as _;
 
@@ -23,13 +22,13 @@ use crate::histogram::HistogramError;
 use crate::l2_exit::modes::title;
 use crate::unit::Unit;
 
-/// Of every page.
+/// The style sheet of every page.
 pub(crate) const STYLE: &str = include_str!("page/page.css");
 const SCRIPT: &str = include_str!("page/page.js");
 
 /// The page.
 pub(crate) fn page(report: &Report) -> Result<String, HistogramError> {
-    // A group without figures has nothing to choose.
+    // A group without figures has nothing to select.
     let groups: Vec<Group<'_>> = groups(report);
     let drawn: Vec<&Group<'_>> = groups.iter().filter(|g| !g.modes().is_empty()).collect();
     let figures = figures(&drawn, report)?;
@@ -92,7 +91,7 @@ fn write_page(
     )
 }
 
-/// What is drawn for one kind.
+/// The plots and tables of the selected kind.
 const CHOSEN: &str = r#"<section id="chosen">
 <h2>One kind of exits</h2>
 <div class="choice">
@@ -111,7 +110,7 @@ const CHOSEN: &str = r#"<section id="chosen">
 </section>
 "#;
 
-/// Colours and dashes of the modes, as properties that the rest of the style uses.
+/// Colours and dashes of the modes, as custom properties for the rest of the style sheet.
 fn mode_styles() -> String {
     let rule = |mode: &Mode, colour: &str| {
         let dashes = stroke(*mode).dashes;
@@ -125,7 +124,7 @@ fn mode_styles() -> String {
     format!("{light}@media (prefers-color-scheme: dark) {{\n{dark}}}\n")
 }
 
-/// The short answers, before anything else.
+/// The short answers, at the top.
 fn answers(report: &Report, out: &mut String) -> std::fmt::Result {
     let (verdicts, ticks) = (verdicts(report), decided_by_ticks(report));
     if verdicts.is_empty() && ticks.is_empty() {
@@ -154,7 +153,7 @@ fn answers(report: &Report, out: &mut String) -> std::fmt::Result {
     writeln!(out, "</ul>")
 }
 
-/// Each answer with its rule, folded.
+/// Each answer with its rule, collapsed.
 fn advice(report: &Report, out: &mut String) -> std::fmt::Result {
     if report.recommendations.is_empty() {
         return Ok(());
@@ -358,7 +357,7 @@ fn environment(report: &Report, out: &mut String) -> std::fmt::Result {
     writeln!(out, "</section>")
 }
 
-/// What Linux L1s reported of themselves, by the modes that reported the same.
+/// Reports of Linux L1s about themselves, by the modes that reported the same.
 fn said(report: &Report) -> Vec<(Vec<&'static str>, Vec<String>)> {
     let mut all: Vec<(Vec<&'static str>, Vec<String>)> = Vec::new();
     for entry in &report.results {
@@ -381,7 +380,7 @@ fn said(report: &Report) -> Vec<(Vec<&'static str>, Vec<String>)> {
     all
 }
 
-/// What page.js draws.
+/// The data for page.js.
 fn figures(groups: &[&Group<'_>], report: &Report) -> Result<Value, HistogramError> {
     let unit = &report.unit;
     let groups: Result<Vec<Value>, HistogramError> = groups
@@ -426,7 +425,7 @@ fn figures_of(measured: &Measured, unit: &Unit) -> Result<Value, HistogramError>
 
 fn figures_of_part(part: &Part, unit: &Unit) -> Result<Value, HistogramError> {
     let steps = Distribution::of(part, unit)?.map_or_else(Vec::new, |d| d.steps);
-    // Tenths are finer than what a histogram keeps of most values, and short.
+    // Tenths are finer than the resolution of most of a histogram's values, and short.
     let short = |value: f64| (value * 10.0).round() / 10.0;
     let steps: Vec<(f64, u64)> = steps.iter().map(|&(v, count)| (short(v), count)).collect();
     let summary = &part.summary;
@@ -443,7 +442,7 @@ mod tests {
     use crate::report::recommend;
     use crate::report::sample::{failed, report, report_of};
 
-    /// What the page's script would read.
+    /// The data that the page's script would read.
     fn embedded(page: &str) -> Value {
         let start = "<script type=\"application/json\" id=\"figures\">";
         let from = page.find(start).unwrap() + start.len();

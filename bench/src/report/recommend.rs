@@ -1,4 +1,4 @@
-//! What the figures support, question by question, in words, with the rule.
+//! The conclusions that the figures support, one for each question, as text with the rule.
 
 use hypernest_nested::l2exit::Mode;
 
@@ -7,28 +7,28 @@ use super::groups::{Group, groups, in_words};
 use super::model::{Answer, L1, Recommendation, Report};
 use crate::unit::Unit;
 
-/// Kinds that a sentence names; the rule has them all.
+/// The maximum number of kinds in a sentence; the rule has all of them.
 const NAMED: usize = 4;
 
 /// A question, and the two modes that answer it.
 pub(super) struct Question {
-    /// What it is about.
+    /// The subject.
     about: About,
-    /// The first of these that was measured.
+    /// The first measured mode of this list is compared.
     with: &'static [Mode],
     without: Mode,
-    /// The answers.
+    /// The wording of the answers.
     pub(super) words: Words,
 }
 
 enum About {
-    /// The feature and the circumstances, in words.
+    /// The feature and the circumstances, as text.
     Fixed(&'static str),
-    /// Everything that the mode offers with an enlightened VMCS, in these circumstances.
+    /// All that the mode offers with an enlightened VMCS, in these circumstances.
     Evmcs(&'static str),
 }
 
-/// How the answers read.
+/// The wording of the answers.
 pub(super) struct Words {
     pub(super) gains: &'static str,
     pub(super) costs: &'static str,
@@ -51,7 +51,7 @@ const OFFER: Words = Words {
     same: "costs nothing here",
 };
 
-/// Alone if that was measured, since the others have questions of their own then.
+/// Plain eVMCS if that was measured, since the others then have their own questions.
 const EVMCS: &[Mode] = &[Mode::Evmcs, Mode::EvmcsEmsr, Mode::EvmcsDirectFlush];
 
 const fn question(about: About, with: &'static [Mode], without: Mode, words: Words) -> Question {
@@ -124,7 +124,7 @@ pub(super) const QUESTIONS: [Question; 9] = [
 /// The answer of one group to a question.
 pub(super) struct Answered<'a> {
     pub(super) group: &'a Group<'a>,
-    /// The question in words.
+    /// The question as text.
     pub(super) subject: String,
     pub(super) answer: Answer,
     /// All kinds that were measured in both modes.
@@ -134,7 +134,7 @@ pub(super) struct Answered<'a> {
 }
 
 impl<'a> Answered<'a> {
-    /// Those with a finding, the strongest first.
+    /// The comparisons with a finding, the strongest first.
     pub(super) fn those(&self, is: impl Fn(Finding) -> bool) -> Vec<Comparison<'a>> {
         let with = self.comparisons.iter().copied();
         let mut those: Vec<_> = with.filter(|c| is(c.finding)).collect();
@@ -145,7 +145,7 @@ impl<'a> Answered<'a> {
 }
 
 impl Question {
-    /// What the figures of `group` support; `None` if the two modes have no kind in common.
+    /// The answer that the figures of `group` support; `None` if the two modes have no kind in common.
     pub(super) fn answer<'a>(&self, group: &'a Group<'a>) -> Option<Answered<'a>> {
         let kinds = group.kinds();
         let of = |with: Mode| -> Vec<Comparison<'a>> {
@@ -187,7 +187,7 @@ impl Question {
 }
 
 impl Words {
-    /// An answer in words.
+    /// The wording of an answer.
     pub(super) fn of(&self, answer: Answer) -> &'static str {
         match answer {
             Answer::Gain => self.gains,
@@ -199,8 +199,8 @@ impl Words {
     }
 }
 
-/// What the results support. A question whose modes were not both measured gets no answer; one whose figures
-/// allow more than one answer is undecided.
+/// The conclusions that the results support. A question whose modes were not both measured gets no answer;
+/// one whose figures allow more than one answer is undecided.
 pub(crate) fn recommend(report: &Report) -> Vec<Recommendation> {
     let groups = groups(report);
     let with_figures = groups.iter().filter(|group| group.modes().len() > 1);
@@ -346,7 +346,7 @@ mod tests {
     use crate::report::model::{Entry, Outcome};
     use crate::report::sample::{failed, measured, report_of};
 
-    /// An entry with this median and this half-width of its interval, in parts of it.
+    /// An entry with this median and this half-width of its interval, relative to the median.
     fn known(mode: Mode, kind: &str, p50: f64, within: f64) -> Entry {
         let mut entry = measured(mode, kind, p50);
         if let Outcome::Measured(figures) = &mut entry.outcome {
@@ -370,7 +370,7 @@ mod tests {
             (1000.0, 0.001, "makes no difference here"),
             (980.0, 0.001, "makes no difference here"),
             (969.0, 0.001, "use it"),
-            // Too wide for any other word.
+            // The interval is too wide for any other answer.
             (
                 900.0,
                 0.10,
@@ -500,7 +500,7 @@ mod tests {
         assert!(texts(&[known(Mode::Evmcs, "cpuid", 1.0, 0.0)]).is_empty());
         let with = known(Mode::Evmcs, "cpuid", 500.0, 0.0);
         assert!(texts(&[with.clone(), failed(Mode::Classic, "cpuid")]).is_empty());
-        // Another kind is no comparison, and neither is nothing at all.
+        // Another kind is not compared, and neither are missing results.
         assert!(texts(&[with.clone(), known(Mode::Classic, "hlt", 1000.0, 0.0)]).is_empty());
         assert!(texts(&[with.clone(), known(Mode::Classic, "cpuid", 0.0, 0.0)]).is_empty());
         let mut few = known(Mode::Classic, "cpuid", 1000.0, 0.0);

@@ -1,4 +1,4 @@
-//! Reports to test with.
+//! Reports for tests.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use super::model::{
 };
 use crate::unit::Unit;
 
-/// Two ticks a nanosecond.
+/// Two ticks per nanosecond.
 pub(crate) fn unit() -> Unit {
     Unit {
         name: "ns".into(),
@@ -18,7 +18,7 @@ pub(crate) fn unit() -> Unit {
     }
 }
 
-/// 200 samples a round, in two rounds, around a median of `p50` units, with a tail.
+/// 200 samples per round, in two rounds, around a median of `p50` units, with a tail.
 pub(crate) fn part(p50: f64) -> Part {
     let rounds: Vec<Vec<u64>> = (0..2)
         .map(|round| {
@@ -79,12 +79,12 @@ pub(crate) fn entry(mode: Mode, kind: &str, outcome: Outcome) -> Entry {
     }
 }
 
-/// One that went well.
+/// A complete entry.
 pub(crate) fn measured(mode: Mode, kind: &str, p50: f64) -> Entry {
     entry(mode, kind, Outcome::Measured(Box::new(figures(p50))))
 }
 
-/// One that did not.
+/// A failed entry.
 pub(crate) fn failed(mode: Mode, kind: &str) -> Entry {
     entry(
         mode,
@@ -97,7 +97,7 @@ pub(crate) fn failed(mode: Mode, kind: &str) -> Entry {
     )
 }
 
-/// One that was not tried.
+/// An entry that was left out.
 pub(crate) fn left_out(mode: Mode, kind: &str) -> Entry {
     entry(
         mode,
@@ -143,7 +143,7 @@ pub(crate) fn report_of(results: Vec<Entry>) -> Report {
     }
 }
 
-/// A report with something of everything.
+/// A report with an example of each outcome.
 pub(crate) fn report() -> Report {
     let mut linux = measured(Mode::Evmcs, "cpuid", 2500.0);
     linux.l1 = L1::Linux;

@@ -1,5 +1,5 @@
-//! Reports are what bench/schema/l2-exit.schema.json says. The checker below knows the words that the schema
-//! uses, and refuses others.
+//! Reports conform to bench/schema/l2-exit.schema.json. The checker below supports the keywords that the
+//! schema uses, and refuses others.
 
 use serde_json::{Map, Value};
 
@@ -10,7 +10,7 @@ use super::{Outcome, Report, StoppedBy, recommend};
 
 const SCHEMA: &str = include_str!("../../schema/l2-exit.schema.json");
 
-/// What says nothing about an instance's form, or not in a way that is checked here.
+/// Keywords without constraints, or with constraints that are not checked here.
 const NOTES: [&str; 7] = [
     "$schema",
     "$id",
@@ -135,7 +135,7 @@ fn object(value: &Value) -> &Map<String, Value> {
     value.as_object().unwrap_or(&EMPTY)
 }
 
-/// Whether `value` is what the schema in `text` says, and where not.
+/// Whether `value` conforms to the schema in `text`; the error has the place where it does not.
 pub(crate) fn matches_schema(text: &str, value: &Value) -> Checked {
     let schema = serde_json::from_str(text).map_err(|error| error.to_string())?;
     check(&schema, &schema, value, "report")
@@ -169,7 +169,7 @@ fn reports_are_what_the_schema_says() {
     }
 }
 
-/// A change that fails here breaks readers of files that exist: it needs a new version.
+/// A change that fails here breaks readers of existing files: it needs a new version.
 #[test]
 fn a_report_that_was_kept_is_still_read() {
     const KEPT: &str = include_str!("../../../tests/golden/l2-exit-2.json");

@@ -17,14 +17,14 @@ const LEFT: f64 = 90.0;
 const RIGHT: f64 = 700.0;
 const TOP: f64 = 82.0;
 const BOTTOM: f64 = 446.0;
-/// Between two lines of the legend.
+/// The distance between two lines of the legend.
 const LINE: f64 = 40.0;
 
-/// How a mode's line looks: neither colour nor dashes alone must tell two modes apart.
+/// The style of a mode's line: colour alone or dashes alone distinguish any two modes.
 pub(crate) struct Stroke {
-    /// On white.
+    /// The colour on white.
     pub(crate) light: &'static str,
-    /// On black.
+    /// The colour on black.
     pub(crate) dark: &'static str,
     pub(crate) dashes: &'static str,
 }
@@ -50,7 +50,7 @@ pub(crate) fn stroke(mode: Mode) -> Stroke {
     }
 }
 
-/// The round trips of a kind. `None` if there are none.
+/// The plot of the round trips of a kind. `None` if there are none.
 pub(crate) fn percentiles(
     report: &Report,
     group: &Group<'_>,
@@ -195,7 +195,7 @@ fn axes(value: &Axis, rank: &Axis, samples: u64, unit: &str, out: &mut String) -
     )
 }
 
-/// Beside the plot, in the order of modes, which is that of every plot and table.
+/// Beside the plot, in the order of modes that all plots and tables use.
 fn legend(lines: &Lines, out: &mut String) -> std::fmt::Result {
     let mut y = TOP + 8.0;
     for (mode, line, p50) in lines {

@@ -14,13 +14,13 @@ use super::model::{ALL_KINDS, Measured, Outcome, Part, Report};
 use super::verdict::{decided_by_ticks, verdicts};
 use crate::l2_exit::modes::title;
 
-/// Columns of the terminal that a line may take.
+/// The maximum width of a line in columns.
 pub(super) const WIDTH: usize = 110;
 
 /// Whether the report has exits of `kind`.
 ///
 /// # Errors
-/// The nearest kind, or all that there are.
+/// If there are none: the nearest kind, or all kinds of the report.
 pub(crate) fn check_kind(report: &Report, kind: &str) -> Result<(), String> {
     let groups = groups(report);
     let mut kinds: Vec<&str> = Vec::new();
@@ -41,10 +41,10 @@ pub(crate) fn check_kind(report: &Report, kind: &str) -> Result<(), String> {
     ))
 }
 
-/// What is shown beside the verdict and the matrices.
+/// Details beside the verdict and the matrices.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Details<'a> {
-    /// The parts of the round trip for this kind, and not only for the one kind that there is.
+    /// The parts of the round trip for this kind, also if the report has several kinds.
     pub(crate) kind: Option<&'a str>,
     /// Each answer with all its ratios and its rule.
     pub(crate) explain: bool,
@@ -93,7 +93,7 @@ fn write_all(report: &Report, details: Details<'_>, out: &mut String) -> std::fm
     Ok(())
 }
 
-/// The short answers, before anything else.
+/// The short answers, at the top.
 fn write_verdicts(report: &Report, out: &mut String) -> std::fmt::Result {
     for verdict in verdicts(report) {
         let what = format!("- {}: ", verdict.subject);
@@ -148,7 +148,7 @@ fn write_group(
     failures(group, out)
 }
 
-/// Where the time of one kind goes.
+/// The parts of the round trip of one kind.
 fn write_parts(group: &Group<'_>, kind: &str, unit: &str, out: &mut String) -> std::fmt::Result {
     let measured: Vec<(Mode, &Measured)> = group
         .modes()
@@ -232,7 +232,7 @@ fn write_parts(group: &Group<'_>, kind: &str, unit: &str, out: &mut String) -> s
     Ok(())
 }
 
-/// How far the median's interval reaches to the farther side.
+/// The distance from the median to the farther end of its interval.
 pub(crate) fn spread(part: &Part) -> Option<String> {
     let ([low, high], p50) = (part.interval()?, part.summary.p50);
     let far = ratio((high - p50).max(p50 - low), p50)?;
@@ -250,7 +250,7 @@ pub(crate) fn by_count(reasons: &BTreeMap<String, f64>) -> Vec<(&str, f64)> {
     sorted
 }
 
-/// Rows whose columns line up, the first to the left and the others to the right.
+/// Rows with aligned columns, the first to the left and the others to the right.
 pub(crate) fn grid<const N: usize>(rows: &[[String; N]], out: &mut String) -> std::fmt::Result {
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
     let widths: Vec<usize> = (0..N).map(|column| width(column).unwrap_or(0)).collect();
@@ -264,7 +264,7 @@ pub(crate) fn grid<const N: usize>(rows: &[[String; N]], out: &mut String) -> st
     Ok(())
 }
 
-/// What a Linux L1 said that proves what it ran with.
+/// The lines of a Linux L1's report that prove its setup.
 fn said(group: &Group<'_>) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for entry in group.entries() {
@@ -290,7 +290,7 @@ fn said(group: &Group<'_>) -> Vec<String> {
     lines
 }
 
-/// What was not tried, a line for each reason.
+/// Measurements that were left out, a line for each reason.
 fn not_tried(group: &Group<'_>, out: &mut String) -> std::fmt::Result {
     for one in left_out(std::slice::from_ref(group)) {
         let kinds = match one.kinds.as_slice() {
@@ -324,7 +324,7 @@ fn failures(group: &Group<'_>, out: &mut String) -> std::fmt::Result {
     Ok(())
 }
 
-/// A paragraph within the width, indented as its start is long (at most 8).
+/// A paragraph within the width, indented by the length of its start (at most 8).
 fn wrap(out: &mut String, start: &str, text: &str) -> std::fmt::Result {
     let indent = start.chars().count().min(8);
     let mut line = start.to_owned();

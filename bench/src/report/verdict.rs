@@ -1,4 +1,4 @@
-//! The short answer: a line for each question over all L1s, and one where they disagree.
+//! The short answers: a line for each question over all L1s, and a line with the reason if they disagree.
 
 use hypernest_nested::l2exit::Kind;
 
@@ -14,7 +14,7 @@ pub(crate) struct Verdict {
     pub(crate) subject: String,
     /// The answer, and the figures of each L1.
     pub(crate) text: String,
-    /// Why L1s disagree.
+    /// The reason why L1s disagree.
     pub(crate) why: Option<String>,
 }
 
@@ -37,7 +37,7 @@ fn verdict(
 ) -> Option<Verdict> {
     let first = answered.first()?;
     let mut answers: Vec<Answer> = answered.iter().map(|a| a.answer).collect();
-    // An L1 whose figures support nothing disagrees with no other.
+    // An L1 with an undecided answer disagrees with no other.
     if answers.iter().any(|answer| *answer != Answer::Undecided) {
         answers.retain(|answer| *answer != Answer::Undecided);
     }
@@ -70,7 +70,7 @@ fn verdict(
     })
 }
 
-/// `micro`, with how much it touches where there are several of that name.
+/// The L1's name as `micro`, with its touch profile if several have that name.
 fn short_name(group: &Group<'_>, groups: &[Group<'_>]) -> String {
     let name = group.name();
     let same = groups.iter().filter(|other| other.name() == name).count();
@@ -80,7 +80,7 @@ fn short_name(group: &Group<'_>, groups: &[Group<'_>]) -> String {
     }
 }
 
-/// `0.53x to 0.82x in 17 of 19 kinds`, of the kinds that made the answer.
+/// A summary as `0.53x to 0.82x in 17 of 19 kinds`, over the kinds that decided the answer.
 fn summary(answered: &Answered<'_>) -> String {
     let all = answered.comparisons.len();
     let of = |finding: Finding| range(&answered.those(|f| f == finding), all);
@@ -129,7 +129,7 @@ fn range(those: &[Comparison<'_>], all: usize) -> String {
     }
 }
 
-/// The kinds that all of them compared, with each one's ratio.
+/// The kinds that all of them compared, with the ratio of each.
 fn in_common<'a>(answered: &'a [Answered<'_>]) -> Vec<(&'a str, Vec<f64>)> {
     let Some((first, others)) = answered.split_first() else {
         return Vec::new();
@@ -154,7 +154,7 @@ fn spread(values: &[f64]) -> (f64, f64) {
         })
 }
 
-/// Whether the L1s differ by less than what is worth a word, on the two sides of the limit.
+/// Whether the L1s differ by less than a notable difference, on the two sides of the limit.
 fn is_borderline(answered: &[Answered<'_>]) -> bool {
     let mild = |answer: Answer| !matches!(answer, Answer::Depends);
     let common = in_common(answered);
@@ -182,7 +182,7 @@ fn why(answered: &[Answered<'_>], groups: &[Group<'_>]) -> String {
             1.0 + NOTABLE
         );
     }
-    // What one L1 alone was measured with.
+    // The kinds that only one L1 was measured with.
     let only: Vec<String> = answered
         .iter()
         .filter_map(|a| {
@@ -211,7 +211,7 @@ fn why(answered: &[Answered<'_>], groups: &[Group<'_>]) -> String {
         .to_owned()
 }
 
-/// The kinds of exits that ticks of a timer decide about, so that no answer rests on them.
+/// The kinds of exits whose times are dominated by timer ticks, so that no answer rests on them.
 pub(crate) fn decided_by_ticks(report: &Report) -> Vec<String> {
     let groups = groups(report);
     let mut kinds: Vec<String> = Vec::new();
@@ -238,7 +238,7 @@ mod tests {
     use crate::report::sample::{measured, report_of};
     use hypernest_nested::l2exit::Mode;
 
-    /// A median that is known well.
+    /// An entry with a precise median.
     fn known(l1: L1, mode: Mode, kind: &str, p50: f64) -> Entry {
         let mut entry = measured(mode, kind, p50);
         entry.l1 = l1;

@@ -1,4 +1,4 @@
-//! The VMMs that are compared, and how each is asked for the same VM.
+//! The VMMs that are compared, and the command line of each for the same VM.
 
 use std::path::Path;
 use std::process::Command;
@@ -8,17 +8,17 @@ use hypernest::hyperv::HostHv;
 use super::VmmError;
 use crate::qemu::{self, Qemu};
 
-/// A VMM in one of its shapes.
+/// A VMM in one of its configurations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Contender {
     Hypernest,
-    /// `-M q35` with the leanest firmware.
+    /// `-M q35` with the smallest firmware.
     Q35,
-    /// `-M microvm` with the firmware that it brings.
+    /// `-M microvm` with its own firmware.
     Microvm,
 }
 
-/// What runs in it.
+/// The guest that it runs.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Guest<'a> {
     pub(crate) kernel: &'a Path,
@@ -38,7 +38,7 @@ impl Contender {
         }
     }
 
-    /// The exit code of a guest program that ends well.
+    /// The exit code of a guest program that succeeds.
     pub(crate) fn success(self) -> i32 {
         match self {
             Self::Hypernest => 0,
@@ -61,7 +61,10 @@ impl Contender {
             }
             return command;
         }
-        let qemu = terms.qemu.as_ref().expect("whoever names QEMU has it");
+        let qemu = terms
+            .qemu
+            .as_ref()
+            .expect("a QEMU contender exists only with QEMU");
         let mut command = qemu.command();
         match self {
             Self::Microvm => command.args(["-M", "microvm,isa-serial=off"]),
@@ -81,19 +84,19 @@ impl Contender {
     }
 }
 
-/// What is the same for each, as each wants to be told.
+/// Parameters that all contenders share, in the syntax of each.
 #[derive(Debug, Clone)]
 pub(crate) struct Terms {
     /// The enlightenments, for hypernest's `--hv`.
     hv: String,
     /// The same for QEMU's `-cpu`.
     cpu: String,
-    /// QEMU, if it takes part.
+    /// QEMU, if it is measured.
     qemu: Option<Qemu>,
 }
 
 impl Terms {
-    /// The enlightenments of `list` on this host.
+    /// The parameters for the enlightenments of `list` on this host.
     pub(crate) fn new(list: &str, host: &HostHv, qemu: Option<Qemu>) -> Result<Self, VmmError> {
         let cpu = qemu::cpu(list, host, false).map_err(|why| VmmError::Enlightenments {
             list: list.to_owned(),

@@ -7,17 +7,17 @@ use super::running::Running;
 use super::samples::{least, medians, ratio, spread, table};
 use super::{Bench, GUEST_MEMORY_MIB, VmmError, floor};
 
-/// Nothing is there in any of the VMMs: RAM ends far below, and the windows for devices lie elsewhere.
+/// An address without a device in all VMMs: RAM ends far below, and the device windows are elsewhere.
 const NOBODY: u64 = 0xD000_0000;
-/// What the guest program tries, by its own names; `msr` is a register of hv-reenlightenment, which hypernest
-/// answers itself.
+/// The kinds that the guest program measures, by its own names; `msr` is a register of hv-reenlightenment,
+/// which hypernest emulates itself.
 const KINDS: [&str; 5] = ["cpuid", "pio-out", "pio-in", "mmio", "msr"];
 
-/// Each kind's median, a round each.
+/// The median of each kind, one map per round.
 type Rounds = Vec<BTreeMap<String, f64>>;
 
-/// What is added to a round trip by whatever else the host does only ever makes it longer: so what a VMM
-/// takes above the floor is the difference of the least medians.
+/// Other activity of the host can only lengthen a round trip, so the cost of a VMM above the floor is the
+/// difference of the minimum medians.
 pub(super) fn measure(bench: &Bench) -> Result<String, VmmError> {
     let cmdline =
         format!("exits n=2000 warmup=200 kinds=cpuid,pio-out,pio-in,msr mmio={NOBODY:#x}");

@@ -1,5 +1,5 @@
-//! The least that user space can do for a guest: KVM_RUN in a loop, and nothing about what it came back for.
-//! What a VMM takes above this is its own.
+//! A lower bound for any VMM: KVM_RUN in a loop that ignores the exit's details. A VMM's time above this
+//! bound is its own cost.
 
 use std::path::Path;
 
@@ -21,7 +21,7 @@ use super::VmmError;
 /// The boot vCPU.
 const VP: VpIndex = VpIndex(0);
 
-/// Runs the program `cmdline` of the guest image `kernel`: all that it wrote to the debug console.
+/// Runs the program `cmdline` of the guest image `kernel` and returns its output on the debug console.
 pub(super) fn run(kernel: &Path, cmdline: &str) -> Result<Vec<u8>, VmmError> {
     loop_around(kernel, cmdline).map_err(VmmError::Floor)
 }

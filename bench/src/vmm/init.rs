@@ -1,14 +1,14 @@
-//! The smallest init there can be: it writes one byte to the debug console's port and sleeps.
+//! A minimal init: it writes one byte to the debug console's port and sleeps.
 
 use std::io;
 
 use hypernest_lab::cpio;
 use hypernest_nested::probe::CONSOLE_PORT;
 
-/// What it writes. No firmware prints it.
+/// The byte that it writes. No firmware prints it.
 pub(super) const SIGN: u8 = 1;
 
-/// Where programs are put that are not position-independent.
+/// The usual base address of programs that are not position-independent.
 const BASE: u64 = 0x40_0000;
 /// An ELF header and one program header (System V ABI, chapters 4 and 5).
 const HEADERS: usize = 64 + 56;
@@ -62,7 +62,7 @@ fn program() -> Vec<u8> {
 /// An initramfs with that init alone.
 pub(super) fn initramfs() -> io::Result<Vec<u8>> {
     let mut archive = cpio::Writer::new(Vec::new());
-    // Linux opens it for init's standard streams, and says so if it is missing.
+    // Linux opens it for init's standard streams, and logs an error if it is missing.
     archive.character_device("dev/console", 5, 1)?;
     archive.file("init", 0o755, &program())?;
     archive.finish()
@@ -82,8 +82,7 @@ mod tests {
         assert_eq!(word(64 + 32), program.len() as u64, "file size");
     }
 
-    /// Here, without the privilege to use ports, it faults at the `out`; that it comes there shows that it
-    /// starts.
+    /// Without the privilege to use ports the program faults at the `out`; this fault shows that it starts.
     #[test]
     fn this_kernel_starts_it() {
         use std::os::unix::fs::PermissionsExt as _;
@@ -91,7 +90,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("init");
         let mut faulting = program();
-        // iopl(0) is always granted, and takes the port away.
+        // iopl(0) is always permitted, and removes access to the port.
         faulting[HEADERS + 6] = 0;
         std::fs::write(&path, faulting).unwrap();
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();

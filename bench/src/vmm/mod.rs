@@ -1,7 +1,8 @@
-//! The VMM itself against QEMU: how fast a guest starts, what an exit to user space costs, how much memory a
-//! VM takes.
+//! hypernest and QEMU compared: the time until a guest starts, the cost of an exit to user space, and the
+//! memory of a VM.
 //!
-//! Both run the same guests with the same enlightenments, taking turns, so that what else the host does meets
+//! Both run the same guests with the same enlightenments, alternately, so that other load on the host affects
+//! both alike.
 //! both alike.
 
 pub(crate) mod contender;
@@ -35,28 +36,25 @@ use running::Running;
 use samples::{ratio, spread, table};
 use smaps::Resident;
 
-/// A measurement that did not come about.
+/// Errors of `hypernest-bench vmm`.
 #[derive(Debug, Error)]
 pub(crate) enum VmmError {
-    /// The host.
     #[error(transparent)]
     Host(#[from] HostError),
-    /// Files of our own.
+    /// This program's own files.
     #[error("cannot write the guests to be measured")]
     Files(#[source] io::Error),
-    /// QEMU is not there.
     #[error("{0}; --qemu PATH names it, --only-hypernest does without")]
     Qemu(#[from] QemuError),
-    /// Enlightenments that this host cannot give.
-    #[error("this host cannot have --hv {list}: {why}")]
+    /// Enlightenments that this host does not support.
+    #[error("this host does not support --hv {list}: {why}")]
     Enlightenments { list: String, why: String },
-    /// A VMM that does not start.
     #[error("cannot start {contender} (hypernest must be on the PATH)")]
     Start {
         contender: &'static str,
         source: io::Error,
     },
-    /// A guest that failed.
+    /// A guest failed.
     #[error("{contender} {how}; its guest's output: {said}")]
     Guest {
         contender: &'static str,
@@ -66,22 +64,22 @@ pub(crate) enum VmmError {
     /// The bare loop.
     #[error("the bare KVM_RUN loop failed")]
     Floor(#[source] Box<dyn Error>),
-    /// A report that is not understood.
+    /// A malformed report.
     #[error("the report of the guest of {who} is malformed")]
     Malformed {
         who: &'static str,
         source: Malformed,
     },
-    /// A report with nothing in it.
+    /// A report without samples.
     #[error("the guest of {who} reported no samples")]
     NoSamples { who: &'static str },
-    /// The kernel does not say what memory a process has.
+    /// The kernel did not report the memory of a process.
     #[error("cannot read {path}")]
     Smaps { path: String, source: io::Error },
-    /// It says so in an unknown way.
-    #[error("{path} is not understood")]
+    /// The report has an unknown format.
+    #[error("{path} has an unknown format")]
     SmapsUnknown { path: String },
-    /// Counters of exits.
+    /// The counters of exits.
     #[error("cannot measure the cost of counting exits")]
     Stats(#[from] stats::ExitStatsError),
 }
@@ -92,7 +90,7 @@ pub(crate) struct Args {
     /// The measurements [default: all]
     #[arg(value_name = "WHAT")]
     parts: Vec<Part>,
-    /// How often each VMM takes its turn
+    /// How many rounds each VMM runs
     #[arg(
         long,
         value_name = "N",
@@ -118,7 +116,7 @@ pub(crate) struct Args {
     /// Leave QEMU out
     #[arg(long)]
     only_hypernest: bool,
-    /// The longest that one VM may take, in seconds
+    /// Timeout for one VM, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 120)]
     limit: u64,
 }
@@ -131,20 +129,20 @@ enum Part {
     Init,
     /// Round trips to user space
     Exits,
-    /// What counting an exit costs
+    /// The cost of counting an exit
     Stats,
 }
 
 /// The kernel in the lab's directory.
 const KERNEL: &str = "linux-6.12/vmlinux";
-/// Of everything that Linux is measured with.
+/// The command line of every measurement with Linux.
 const LINUX_CMDLINE: &str = "quiet panic=-1";
 const LINUX_MEMORY_MIB: u32 = 256;
 const GUEST_MEMORY_MIB: u32 = 32;
-/// An idle guest: what was begun at boot is done by then.
+/// The time after which a guest is idle: activity from the boot has finished by then.
 const SETTLE: Duration = Duration::from_millis(500);
 
-/// Measures, and returns what came out as text.
+/// Runs the measurements and returns their results as text.
 pub(crate) fn run(args: &Args) -> Result<String, VmmError> {
     let bench = Bench::new(args)?;
     let mut text = String::new();
@@ -167,7 +165,7 @@ pub(crate) fn run(args: &Args) -> Result<String, VmmError> {
     Ok(text)
 }
 
-/// What is needed by every measurement.
+/// The state that all measurements share.
 struct Bench {
     host: HostCaps,
     contenders: Vec<Contender>,
@@ -175,7 +173,7 @@ struct Bench {
     rounds: u32,
     limit: Duration,
     kernel: PathBuf,
-    /// Holds `guest` and `initrd`.
+    /// The directory of `guest` and `initrd`.
     _files: tempfile::TempDir,
     guest: PathBuf,
     initrd: PathBuf,
@@ -196,7 +194,7 @@ impl Bench {
         let host = HostCaps::probe()?;
         let qemu = (!args.only_hypernest).then(|| Qemu::find(args.qemu.as_deref()));
         let qemu = qemu.transpose()?;
-        // Where KVM has none there is nothing to choose.
+        // Without Hyper-V in KVM there are no enlightenments to choose from.
         let list = if host.kvm.caps.hyperv {
             &args.hv
         } else {
@@ -219,7 +217,7 @@ impl Bench {
         })
     }
 
-    /// Lets each contender run `guest` in turn, `rounds` times; what `measure` makes of it.
+    /// Runs `guest` in each contender in turn, `rounds` times, and returns the results of `measure`.
     fn alternate<T>(
         &self,
         guest: &Guest<'_>,
@@ -319,7 +317,7 @@ impl Bench {
             // Writing to a string does not fail.
             let _ok = writeln!(
                 text,
-                "counting an exit, ns: {counting}; with two looks at {name}: {timed}"
+                "counting an exit, ns: {counting}; with two reads of {name}: {timed}"
             );
         }
         Ok(text)
@@ -336,7 +334,7 @@ fn each<T>(
         .collect()
 }
 
-/// A table that begins with `what`.
+/// A table whose first row is `what`.
 fn compare(what: &str, values: &BTreeMap<Contender, Vec<f64>>, decimals: usize) -> String {
     let mut head = vec!["median (least - greatest)"];
     head.extend(values.keys().map(|c| c.name()));
@@ -345,7 +343,7 @@ fn compare(what: &str, values: &BTreeMap<Contender, Vec<f64>>, decimals: usize) 
     table(&head, &[row(what, values, decimals)])
 }
 
-/// A further row of [`compare`]'s table.
+/// Another row of [`compare`]'s table.
 fn compare_rows(what: &str, values: &BTreeMap<Contender, Vec<f64>>, decimals: usize) -> String {
     format!("| {} |\n", row(what, values, decimals).join(" | "))
 }

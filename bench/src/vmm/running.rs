@@ -1,4 +1,4 @@
-//! A VMM that runs: its guest's output, when it came, and the process itself.
+//! A running VMM: its process, and its guest's output with the time of its arrival.
 
 use std::fs;
 use std::io::{ErrorKind, Read};
@@ -12,7 +12,7 @@ use super::VmmError;
 use super::contender::{Contender, Guest, Terms};
 use super::smaps::{self, Resident};
 
-/// Ended by force when dropped.
+/// Killed when dropped.
 pub(super) struct Running {
     contender: Contender,
     child: Child,
@@ -23,7 +23,7 @@ pub(super) struct Running {
 }
 
 impl Running {
-    /// Starts `guest` in `contender`; it may take `limit` in all.
+    /// Starts `guest` in `contender`; `limit` is the timeout for all waits.
     pub(super) fn start(
         contender: Contender,
         guest: &Guest<'_>,
@@ -47,12 +47,12 @@ impl Running {
         })
     }
 
-    /// Waits until the guest has written `byte`: how long after the start that was.
+    /// Waits until the guest has written `byte`, and returns the time since the start.
     pub(super) fn until(&mut self, byte: u8) -> Result<Duration, VmmError> {
         loop {
             let seen = self.output.len();
             if !self.read_more()? {
-                return Err(self.failed("ended before the guest gave its sign"));
+                return Err(self.failed("ended before the guest wrote its byte"));
             }
             if self.output[seen..].contains(&byte) {
                 return Ok(self.started.elapsed());
@@ -60,7 +60,7 @@ impl Running {
         }
     }
 
-    /// Waits for the end: all that the guest wrote.
+    /// Waits until the process ends and returns the guest's output.
     pub(super) fn finish(mut self) -> Result<Vec<u8>, VmmError> {
         while self.read_more()? {}
         let status = self.child.wait().map_err(|source| VmmError::Start {
@@ -74,7 +74,7 @@ impl Running {
         }
     }
 
-    /// What the process holds in memory beside the guest's own.
+    /// The process's resident memory, with the guest's RAM apart.
     pub(super) fn resident(&self, guest: &Guest<'_>) -> Result<Resident, VmmError> {
         let path = format!("/proc/{}/smaps", self.child.id());
         let text = fs::read_to_string(&path).map_err(|source| VmmError::Smaps {
@@ -89,14 +89,14 @@ impl Running {
         ))
     }
 
-    /// How many threads the process has.
+    /// The number of threads of the process.
     pub(super) fn threads(&self) -> Result<usize, VmmError> {
         let path = format!("/proc/{}/task", self.child.id());
         let entries = fs::read_dir(&path).map_err(|source| VmmError::Smaps { path, source })?;
         Ok(entries.count())
     }
 
-    /// Reads what there is, waiting for it; `false` at the end of the output.
+    /// Waits for output and reads it; `false` at its end.
     fn read_more(&mut self) -> Result<bool, VmmError> {
         loop {
             let left = self.limit.saturating_sub(self.started.elapsed());
@@ -142,7 +142,7 @@ fn spawn(command: &mut Command) -> std::io::Result<(Child, ChildStdout)> {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // Both fail only if it has ended and been waited for.
+        // Both fail only if the process has already been reaped.
         let _ended = self.child.kill();
         let _waited = self.child.wait();
     }

@@ -6,19 +6,19 @@ use hypernest_nested::probe::{Item, Items};
 
 use super::VmmError;
 
-/// The median: of an even number, the lower of the middle two. `None` of nothing.
+/// The median: of an even number, the lower of the middle two. `None` without values.
 pub(crate) fn median(values: &[f64]) -> Option<f64> {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     sorted.get(sorted.len().checked_sub(1)? / 2).copied()
 }
 
-/// The least. `None` of nothing.
+/// The minimum. `None` without values.
 pub(crate) fn least(values: &[f64]) -> Option<f64> {
     values.iter().copied().min_by(f64::total_cmp)
 }
 
-/// `median (least - greatest)`.
+/// The values as `median (minimum - maximum)`.
 pub(crate) fn spread(values: &[f64], decimals: usize) -> String {
     let greatest = values.iter().copied().max_by(f64::total_cmp);
     match (least(values), median(values), greatest) {
@@ -29,7 +29,7 @@ pub(crate) fn spread(values: &[f64], decimals: usize) -> String {
     }
 }
 
-/// `ours / theirs`.
+/// The ratio `ours / theirs`.
 pub(crate) fn ratio(ours: Option<f64>, theirs: Option<f64>) -> String {
     match (ours, theirs) {
         (Some(ours), Some(theirs)) if theirs > 0.0 => format!("{:.2}x", ours / theirs),

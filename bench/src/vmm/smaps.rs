@@ -1,17 +1,17 @@
-//! `/proc/PID/smaps` (Documentation/filesystems/proc.rst): which mapping holds how much memory.
+//! `/proc/PID/smaps` (Documentation/filesystems/proc.rst): the memory of each mapping.
 
 use std::path::Path;
 
 /// One mapping.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Mapping {
-    /// A path, a name in brackets, or nothing.
+    /// A path, a name in brackets, or empty.
     name: String,
     size_kib: u64,
     rss_kib: u64,
 }
 
-/// Takes the file apart; `None` if it is not understood.
+/// Parses the file; `None` if it is malformed.
 pub(super) fn parse(text: &str) -> Option<Vec<Mapping>> {
     let mut mappings: Vec<Mapping> = Vec::new();
     for line in text.lines() {
@@ -25,7 +25,7 @@ pub(super) fn parse(text: &str) -> Option<Vec<Mapping>> {
                 _ => {}
             }
         } else {
-            // Range, permissions, offset, device, inode, name; the name may hold spaces.
+            // Range, permissions, offset, device, inode, name; the name may contain spaces.
             let (_, after) = line.split_once(' ')?;
             let name = after.splitn(5, ' ').nth(4).unwrap_or("").trim_start();
             mappings.push(Mapping {
@@ -41,19 +41,19 @@ pub(super) fn parse(text: &str) -> Option<Vec<Mapping>> {
 /// Memory of a VMM's process, in KiB.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Resident {
-    /// All but guest RAM and the kernel's file.
+    /// All memory except guest RAM and the kernel's file.
     pub(super) beyond_guest: u64,
-    /// Of that: pages of the program and its libraries.
+    /// Its share in pages of the program and its libraries.
     pub(super) files: u64,
-    /// Of that: the heap, stacks and other anonymous memory.
+    /// Its share in the heap, stacks and other anonymous memory.
     pub(super) anonymous: u64,
     /// Guest RAM that the guest or the VMM touched.
     pub(super) guest: u64,
 }
 
 impl Resident {
-    /// Guest RAM is the largest mapping of `ram_kib` or more that is of no file: both VMMs map it in one
-    /// piece, and the kernel may have joined a neighbour to it.
+    /// Guest RAM is the largest anonymous mapping of at least `ram_kib`: both VMMs map it as one region, and
+    /// the kernel may have merged it with a neighbour.
     pub(super) fn new(mappings: &[Mapping], ram_kib: u64, kernel: &Path) -> Self {
         let kernel = kernel.display().to_string();
         let is_file = |mapping: &Mapping| mapping.name.starts_with('/');
@@ -67,7 +67,7 @@ impl Resident {
                 resident.guest += rss_kib;
             } else if *name != kernel {
                 resident.beyond_guest += rss_kib;
-                // Of the kernel's names only [vdso] and [vvar] are no anonymous memory, and they are tiny.
+                // Of the kernel's names only [vdso] and [vvar] are not anonymous memory, and they are tiny.
                 if name.starts_with('/') {
                     resident.files += rss_kib;
                 } else {

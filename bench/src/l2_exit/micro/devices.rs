@@ -1,4 +1,4 @@
-//! The devices that the guest program talks to: its console and the doorbell.
+//! The devices of the guest program: its console and the doorbell.
 
 use std::sync::{Arc, Mutex};
 
@@ -16,10 +16,10 @@ use super::threads;
 use crate::exit_port::ResetWatch;
 use crate::probe_console::{ProbeConsole, Sink};
 
-/// Bytes of an incomplete line kept.
+/// Maximum number of kept bytes of an incomplete line.
 const MAX_PENDING: usize = 1 << 20;
 
-/// Takes the lines of the guest program. With a doorbell there, it writes nothing else.
+/// Receives the guest program's lines. If there is a doorbell, the guest program writes only lines.
 #[derive(Debug)]
 pub(super) struct Lines {
     record: Shared,
@@ -47,22 +47,22 @@ pub(super) fn console(record: &Shared) -> Console {
     ProbeConsole::new(Lines { record }, MAX_PENDING)
 }
 
-/// The doorbell. It is rung on the thread of the vCPU that rings, which waits meanwhile.
+/// The doorbell. It is handled on the thread of the vCPU that rings it, which waits meanwhile.
 #[derive(Debug)]
 pub(super) struct Bell {
     record: Shared,
     counters: ExitCounters,
     cpus: u32,
-    /// The host CPUs that the vCPUs are bound to.
+    /// The host CPUs to which the vCPUs are bound.
     pins: Vec<u32>,
-    /// Counts by reason, where that is wanted.
+    /// The counters by reason, if they are requested.
     reasons: Option<Reasons>,
     resets: Arc<ResetWatch>,
 }
 
 impl Bell {
-    /// A doorbell for a VM of `cpus` vCPUs, whose exits `counters` count. It tells `resets` of every
-    /// power-on.
+    /// A doorbell for a VM of `cpus` vCPUs, whose exits `counters` count. It reports every power-on to
+    /// `resets`.
     pub(super) fn new(
         record: &Shared,
         counters: &ExitCounters,
@@ -88,7 +88,7 @@ impl Bell {
             .sum()
     }
 
-    /// The first ring: now all vCPUs have their threads, and nothing has been measured.
+    /// The first ring: by now all vCPUs have their threads, and nothing has been measured.
     fn announced(&mut self, gpa: u64) {
         let mut warnings = Vec::new();
         let threads = threads::of_vcpus();
@@ -122,7 +122,7 @@ impl LockedDevice for Bell {
     }
 
     fn write(&mut self, _region: Region, offset: u64, data: &[u8]) {
-        // Before anything else that could make the host exit.
+        // Read before any action that could cause a host exit.
         let exits = self.exits();
         let (true, Ok(data)) = (offset == 0, <[u8; 4]>::try_from(data)) else {
             return;
@@ -157,8 +157,8 @@ impl LockedDevice for Bell {
     }
 }
 
-/// Both devices at their places. A 32-bit access to the console's port reaches into the doorbell's; devices
-/// are found by the first byte.
+/// Both devices at their ports. A 32-bit access to the console's port extends into the doorbell's; the first
+/// byte of an access selects the device.
 pub(super) fn ports(console: Console, bell: Bell) -> [ExtraPorts; 2] {
     [
         ExtraPorts::new(CONSOLE_PORT, 1, Arc::new(Mutex::new(console))),

@@ -1,9 +1,9 @@
 //! `--l1 micro`: L1 is the micro-hypervisor that comes with this program, which runs an L2 through exits of
 //! chosen kinds.
 //!
-//! A VM measures all kinds in one mode; modes alternate, cycle after cycle, until every median is known well
-//! enough. L1 and L2 date each exit themselves and leave the dates in their memory, where they are read when
-//! they ring ([`record`]).
+//! A VM measures all kinds in one mode; modes alternate, cycle after cycle, until every median is precise
+//! enough. L1 and L2 timestamp each exit and keep the timestamps in their memory, from which they are read
+//! when L1 rings the doorbell ([`record`]).
 
 mod devices;
 mod plan;
@@ -38,32 +38,32 @@ use record::Ending;
 use tally::Tally;
 use vm::{Job, Run};
 
-/// What is to be measured.
+/// The measurements to run.
 #[derive(Debug)]
 pub(super) struct Wish {
     pub(super) modes: Vec<Mode>,
-    /// What runs L1, one after the other.
+    /// The VMMs that run L1, in sequence.
     pub(super) vmms: Vec<Runner>,
     pub(super) touches: Vec<Touch>,
     pub(super) kinds: Vec<Kind>,
-    /// L1's vCPUs; if it is not said, as many as the kind needs.
+    /// L1's vCPUs; `None` for as many as the kind needs.
     pub(super) cpus: Option<u32>,
-    /// Of a round.
+    /// Samples per round.
     pub(super) samples: u32,
     pub(super) warmup: u32,
-    /// The longest that a VM may be silent.
+    /// The maximum time without progress of a VM.
     pub(super) silence: Duration,
-    /// How wide a median's interval may be, in parts of the median.
+    /// The maximum width of a median's interval, relative to the median.
     pub(super) precision: f64,
     pub(super) max_cycles: u32,
     pub(super) time_limit: Duration,
-    /// The host CPUs that vCPUs are bound to.
+    /// The host CPUs to which vCPUs are bound.
     pub(super) pins: Vec<u32>,
-    /// Host exits are counted by reason.
+    /// Whether host exits are counted by reason.
     pub(super) reasons: bool,
 }
 
-/// What runs L1.
+/// The VMM that runs L1.
 #[derive(Debug)]
 pub(super) enum Runner {
     /// This program.
@@ -81,7 +81,7 @@ impl Runner {
     }
 }
 
-/// What came of it.
+/// The result of the measurements.
 #[derive(Debug)]
 pub(super) struct Measurement {
     pub(super) entries: Vec<Entry>,
@@ -94,7 +94,7 @@ pub(super) struct Measurement {
 const COUNTED_SAMPLES: u32 = 32;
 const COUNTED_WARMUP: u32 = 8;
 
-/// Measures it all; what goes wrong is in the entries.
+/// Runs all measurements; failures are recorded in the entries.
 pub(super) fn measure(
     wish: &Wish,
     vendor: Vendor,
@@ -120,18 +120,16 @@ pub(super) fn measure(
     bench.report(stopped_by, unit)
 }
 
-/// A measurement that cannot begin, or has no report.
+/// The measurement cannot start, or gives no report.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum MicroError {
-    /// A temporary file.
     #[error("cannot write the guest program into a temporary file")]
     Image(#[source] io::Error),
-    /// A histogram.
     #[error(transparent)]
     Histogram(#[from] HistogramError),
 }
 
-/// One thing that is measured; touches by their place in the wish.
+/// One measurement; a touch profile is identified by its index in the plan.
 type Cell = (Vmm, Mode, usize, Kind);
 
 struct Bench<'a> {
@@ -145,7 +143,7 @@ struct Bench<'a> {
     progress: Progress,
 }
 
-/// Where in a cycle a series of VMs belongs.
+/// The place of a series of VMs in a cycle.
 #[derive(Clone, Copy, Debug)]
 struct Place<'a> {
     vmm: &'a Runner,
@@ -205,7 +203,7 @@ impl<'a> Bench<'a> {
         None
     }
 
-    /// The kinds that are still worth a run: in all modes, so that they go on alternating.
+    /// The kinds that need another run: in all modes, so that the modes keep alternating.
     fn unfinished(&self, cycle: u32) -> Vec<Kind> {
         let wide = |kind: Kind| {
             let of_kind = self.tallies.iter().filter(|((.., of), _)| *of == kind);
@@ -219,7 +217,7 @@ impl<'a> Bench<'a> {
             .collect()
     }
 
-    /// How many measurements a cycle of these kinds has.
+    /// The number of measurements in a cycle of these kinds.
     fn steps(&self, kinds: &[Kind]) -> usize {
         let mut steps = 0;
         for vmm in self.wish.vmms.iter().map(Runner::vmm) {
@@ -242,7 +240,7 @@ impl<'a> Bench<'a> {
         widths.max_by(|(a, _), (b, _)| a.total_cmp(b))
     }
 
-    /// One mode's turn in a cycle.
+    /// Runs one mode in a cycle.
     fn visit(&mut self, mode: Mode, kinds: &[Kind], cycle: u32, tracing: Option<&Tracing>) {
         for touch in 0..self.wish.touches.len() {
             let mut by_cpus: BTreeMap<u32, Vec<Kind>> = BTreeMap::new();
@@ -273,7 +271,7 @@ impl<'a> Bench<'a> {
                     continue;
                 }
             };
-            // Of QEMU's exits the same would come out, if they could be told from others'.
+            // QEMU's exits would be the same, and cannot be distinguished from those of other VMs.
             let vmms = self.wish.vmms.iter();
             for vmm in vmms.filter(|vmm| vmm.vmm() == Vmm::Hypernest) {
                 for (&cpus, kinds) in &by_cpus {
@@ -301,7 +299,8 @@ impl<'a> Bench<'a> {
             .collect()
     }
 
-    /// VMs until something has come of every kind: one that ends early is followed by one that does the rest.
+    /// Runs VMs until every kind has ended: a VM that ends early is followed by one that runs the remaining
+    /// kinds.
     fn series(&mut self, place: Place<'a>, kinds: &[Kind]) {
         let mut left = self.may_go_on(place, kinds);
         while !left.is_empty() {
@@ -343,8 +342,8 @@ impl<'a> Bench<'a> {
         }
     }
 
-    /// The same, untimed, with an eye on the reasons of the host's exits. Of a VM that ends early only what
-    /// it did counts.
+    /// Runs VMs that count host exits by reason; their times do not count. Of a VM that ends early only the
+    /// finished kinds count.
     fn count(&mut self, place: Place<'a>, kinds: &[Kind], counting: &Counting) {
         let left = self.may_go_on(place, kinds);
         if left.is_empty() || self.interrupted {
@@ -415,7 +414,7 @@ impl<'a> Bench<'a> {
         }
     }
 
-    /// Once is enough.
+    /// Adds a warning, unless it is already there.
     fn warn(&mut self, warning: String) {
         if !self.warnings.contains(&warning) {
             self.progress.say(&warning);

@@ -1,4 +1,4 @@
-//! In which order modes alternate, and when the repeating ends: pure.
+//! The order in which modes alternate, and the end of the repetitions. Pure functions.
 
 use std::time::Duration;
 
@@ -6,8 +6,8 @@ use hypernest_nested::l2exit::Mode;
 
 use crate::report::StoppedBy;
 
-/// The order of the modes in every cycle: those that suit the host's present setting first, so that the
-/// module is loaded anew once on the way and once for the next cycle. Each stands there once.
+/// The order of the modes in every cycle: those that fit the host's present setting first, so that the module
+/// is reloaded once within the cycle and once for the next. Each mode occurs once.
 pub(super) fn order(modes: &[Mode], shadow_now: Option<bool>) -> Vec<Mode> {
     let mut order = modes.to_vec();
     let present = shadow_now.unwrap_or(true);
@@ -16,22 +16,22 @@ pub(super) fn order(modes: &[Mode], shadow_now: Option<bool>) -> Vec<Mode> {
     order
 }
 
-/// When cycles end.
+/// The conditions under which cycles end.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Limits {
-    /// How wide a median's interval may be, in parts of the median.
+    /// The maximum width of a median's interval, relative to the median.
     pub(super) precision: f64,
-    /// How many cycles there may be.
+    /// The maximum number of cycles.
     pub(super) cycles: u32,
-    /// After how long no other cycle begins.
+    /// The time after which no further cycle starts.
     pub(super) time: Duration,
 }
 
-/// Cycles without which rounds cannot be told to differ.
+/// The minimum number of cycles: with fewer, differences between rounds cannot be detected.
 pub(super) const FEWEST_CYCLES: u32 = 2;
 
 impl Limits {
-    /// Whether, and by what, it ends after `cycles` of them that took `time`, `widest` being the widest
+    /// The reason to stop after `cycles` cycles that took `time`, if there is one. `widest` is the widest
     /// interval of all; it is `None` if nothing was measured, which more cycles would not change.
     pub(super) fn reached(
         &self,

@@ -18,38 +18,31 @@ const VMEXIT_IOIO: u32 = 0x7b;
 /// Why exits cannot be counted by reason.
 #[derive(Debug, Error)]
 pub(crate) enum ReasonsError {
-    /// Not root.
     #[error("host exits are not counted by reason: only root can read the kernel's trace events")]
     NotRoot,
     /// No tracefs.
     #[error("host exits are not counted by reason: cannot mount tracefs (CONFIG_FTRACE)")]
     Mount(#[source] io::Error),
-    /// A file of it.
+    /// A file of tracefs could not be read or written.
     #[error("host exits are not counted by reason: {}", path.display())]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// Its content.
+    File { path: PathBuf, source: io::Error },
     #[error("host exits are not counted by reason: the kernel's histogram cannot be read: {0:?}")]
     Histogram(String),
-    /// The kernel lost some.
+    /// The kernel's histogram overflowed.
     #[error("host exits are not counted by reason: the kernel's histogram lost {0}")]
     Dropped(u64),
 }
 
-/// A tracing instance. Dropping it takes it away.
+/// A tracing instance. Dropping it removes it.
 #[derive(Debug)]
 pub(crate) struct Tracing {
     instance: PathBuf,
-    /// Where tracefs was mounted for it.
+    /// The mount point, if tracefs was mounted for it.
     mounted: Option<tempfile::TempDir>,
 }
 
 impl Tracing {
-    /// Makes an instance.
+    /// Creates an instance.
     pub(crate) fn new() -> Result<Self, ReasonsError> {
         if !nix::unistd::geteuid().is_root() {
             return Err(ReasonsError::NotRoot);
@@ -82,7 +75,8 @@ impl Tracing {
         self.instance.join("events/kvm/kvm_exit")
     }
 
-    /// Begins to count. It takes a moment, and slows every exit of every VM down until it is dropped.
+    /// Starts counting. This takes a moment, and slows down every exit of every VM until the result is
+    /// dropped.
     pub(super) fn count(&self) -> Result<Counting, ReasonsError> {
         let counting = Counting {
             event: self.event(),
@@ -94,7 +88,7 @@ impl Tracing {
 
 impl Drop for Tracing {
     fn drop(&mut self) {
-        // Without the directory there is nothing to take away.
+        // If this fails, the directory does not exist.
         let _removed = fs::remove_dir(&self.instance);
         if let Some(directory) = &self.mounted {
             let _unmounted = umount2(directory.path(), MntFlags::MNT_DETACH);
@@ -107,7 +101,7 @@ fn file(path: &Path) -> impl FnOnce(io::Error) -> ReasonsError {
     move |source| ReasonsError::File { path, source }
 }
 
-/// Where tracefs is, by the text of /proc/mounts.
+/// The mount point of tracefs, by the text of /proc/mounts.
 fn tracefs(mounts: &str) -> Option<PathBuf> {
     mounts.lines().find_map(|line| {
         let mut words = line.split(' ');
@@ -116,7 +110,7 @@ fn tracefs(mounts: &str) -> Option<PathBuf> {
     })
 }
 
-/// Mounts it where nobody else looks.
+/// Mounts tracefs in a private directory.
 fn mount_tracefs() -> io::Result<tempfile::TempDir> {
     let directory = tempfile::tempdir()?;
     let none = None::<&str>;
@@ -136,7 +130,7 @@ pub(super) struct Counting {
     event: PathBuf,
 }
 
-/// Threads that have ended stay in the histogram: so it has room for many.
+/// Threads that have ended stay in the histogram; the size leaves room for many.
 const TRIGGER: &str = "hist:keys=common_pid,exit_reason:size=8192";
 
 impl Counting {
@@ -155,7 +149,7 @@ impl Counting {
 
     fn write(&self, text: &str) -> Result<(), ReasonsError> {
         let path = self.event.join("trigger");
-        // Opening it for truncation would take all triggers away.
+        // Opening it for truncation would remove all triggers.
         let opened = File::options().append(true).open(&path);
         opened
             .and_then(|mut out| out.write_all(text.as_bytes()))
@@ -165,7 +159,7 @@ impl Counting {
 
 impl Drop for Counting {
     fn drop(&mut self) {
-        // What could not be cleared goes with the instance.
+        // Counts that could not be cleared are removed with the instance.
         let _cleared = self.write(&format!("!{TRIGGER}"));
     }
 }
@@ -177,23 +171,24 @@ pub(super) struct Reasons {
     /// The reason of the exit that ends an interval.
     own: u32,
     threads: Vec<i32>,
-    /// The counts when the interval began.
+    /// The counts at the begin of the interval.
     begin: BTreeMap<u32, u64>,
 }
 
 impl Reasons {
-    /// Exits of these threads count.
+    /// Sets the threads whose exits count.
     pub(super) fn watch(&mut self, threads: Vec<i32>) {
         self.threads = threads;
     }
 
-    /// The interval begins.
+    /// Starts the interval.
     pub(super) fn begin(&mut self) -> Result<(), ReasonsError> {
         self.begin = self.read()?;
         Ok(())
     }
 
-    /// The interval has ended with an exit for port output, which does not count itself: by reason, how many.
+    /// Ends the interval and returns the counts by reason. The exit for port output that ends it is not
+    /// counted.
     pub(super) fn end(&mut self) -> Result<BTreeMap<u32, u64>, ReasonsError> {
         let mut counts = self.read()?;
         for (reason, before) in std::mem::take(&mut self.begin) {

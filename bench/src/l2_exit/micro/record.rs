@@ -1,4 +1,4 @@
-//! What one run of the guest program gives: kept by the devices that it talks to, on its vCPUs' threads.
+//! The result of one run of the guest program, recorded by its devices on its vCPUs' threads.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,36 +18,35 @@ use crate::progress::Steps;
 pub(super) struct Taken {
     /// TSC ticks from L2 to L1; empty if L1 takes no part in this kind.
     pub(super) l2_to_l1: Vec<u64>,
-    /// In L1.
+    /// TSC ticks in L1.
     pub(super) l1: Vec<u64>,
-    /// From L1 to L2.
+    /// TSC ticks from L1 to L2.
     pub(super) l1_to_l2: Vec<u64>,
-    /// All of it.
+    /// TSC ticks of the whole round trip.
     pub(super) round_trip: Vec<u64>,
     /// Samples whose stamps were not in order; they are in none of the above.
     pub(super) out_of_order: u64,
     /// TSC ticks around all samples.
     pub(super) stopwatch: Option<u64>,
-    /// Exits to the host meanwhile.
+    /// Exits to the host during all samples.
     pub(super) host_exits: Option<u64>,
-    /// The same by KVM's number for the reason.
+    /// The same exits by KVM's number for the reason.
     pub(super) reasons: Option<BTreeMap<u32, u64>>,
 }
 
-/// What came of a kind.
+/// The ending of a kind.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Ending {
     /// All samples.
     Complete(Taken),
-    /// It cannot be had.
+    /// The kind is not available.
     Skipped(String),
-    /// It went wrong; what there was until then.
+    /// The kind failed.
     Failed {
-        /// Why.
         why: String,
-        /// The last exit that L1 saw, if it had seen any.
+        /// The last exit that L1 saw, if any.
         last_exit: Option<LastExit>,
-        /// The samples that were taken.
+        /// The samples until the failure.
         partial: Option<Taken>,
     },
 }
@@ -71,31 +70,31 @@ impl Interval {
 #[derive(Debug)]
 pub(super) struct Record {
     ram: Option<GuestRam>,
-    /// Where the board is.
+    /// The address of the board.
     board: Option<u64>,
     /// The kind that is being measured.
     running: Option<Kind>,
     /// The doorbell's counts since the last kind.
     pub(super) interval: Interval,
-    /// What came of each kind that is through, in order.
+    /// The endings of all finished kinds, in order.
     pub(super) endings: Vec<(Kind, Ending)>,
-    /// Why the guest does not do it at all.
+    /// The reason why the guest refuses the mode.
     pub(super) refused: Option<String>,
-    /// It said that it was through.
+    /// The guest has reported that it is done.
     pub(super) done: bool,
     /// The console's text.
     pub(super) lines: Vec<String>,
-    /// What is wrong with the console's stream.
+    /// The error in the console's stream.
     pub(super) malformed: Option<Malformed>,
-    /// When it last came forward.
+    /// The time of the last progress.
     pub(super) progress: Instant,
-    /// What could not be done that the figures depend on.
+    /// Failures that affect the figures.
     pub(super) warnings: Vec<String>,
-    /// Told how it comes forward.
+    /// The receiver of its progress.
     steps: Steps,
 }
 
-/// Lines kept.
+/// Maximum number of kept lines.
 const MOST_LINES: usize = 200;
 
 /// A record that devices share.
@@ -106,7 +105,7 @@ pub(super) fn lock(record: &Shared) -> MutexGuard<'_, Record> {
 }
 
 impl Record {
-    /// An empty one.
+    /// An empty record.
     pub(super) fn new(steps: Steps) -> Self {
         Self {
             ram: None,
@@ -124,17 +123,17 @@ impl Record {
         }
     }
 
-    /// Where boards are read from.
+    /// Sets the RAM from which boards are read.
     pub(super) fn use_ram(&mut self, ram: GuestRam) {
         self.ram = Some(ram);
     }
 
-    /// The guest says where its board is.
+    /// The guest reports its board's address.
     pub(super) fn announce(&mut self, gpa: u64) {
         self.board = Some(gpa);
     }
 
-    /// The guest says that its board is complete.
+    /// The guest reports that its board is complete.
     pub(super) fn complete(&mut self) {
         self.progress = Instant::now();
         let (kind, ending) = match self.read() {
@@ -159,7 +158,7 @@ impl Record {
         self.end(kind, ending);
     }
 
-    /// Without a doorbell: the guest has streamed what came of a kind.
+    /// Without a doorbell: the guest has streamed a kind's result.
     pub(super) fn streamed(&mut self, kind: Kind, taken: Result<Taken, String>) {
         let ending = match taken {
             Ok(taken) => Ending::Complete(taken),
@@ -168,12 +167,12 @@ impl Record {
         self.end(kind, ending);
     }
 
-    /// It came forward.
+    /// Records progress.
     pub(super) fn come_forward(&mut self) {
         self.progress = Instant::now();
     }
 
-    /// A line of the console.
+    /// Processes a line of the console.
     pub(super) fn line(&mut self, line: String) {
         self.progress = Instant::now();
         match said::parse(&line) {
@@ -197,7 +196,7 @@ impl Record {
         }
     }
 
-    /// The VM has ended: a kind that was being measured has failed because of `why`.
+    /// The VM has ended: a kind that was being measured fails with the reason `why`.
     pub(super) fn cut_short(&mut self, why: &str) {
         if let Some(kind) = self.running {
             let board = self.board_of(kind);
@@ -206,7 +205,7 @@ impl Record {
         }
     }
 
-    /// Whether something came of `kind`.
+    /// Whether `kind` has ended.
     pub(super) fn has_ended(&self, kind: Kind) -> bool {
         self.endings.iter().any(|(ended, _)| *ended == kind)
     }
@@ -214,7 +213,7 @@ impl Record {
     fn end(&mut self, kind: Kind, ending: Ending) {
         self.running = None;
         self.interval = Interval::default();
-        // Once is enough, whatever a guest repeats.
+        // A guest may report an ending repeatedly; only the first one counts.
         if !self.has_ended(kind) {
             self.endings.push((kind, ending));
             self.steps.ended();
@@ -256,7 +255,7 @@ impl Record {
     }
 }
 
-/// The samples that were taken, of an array as the guest wrote it.
+/// The samples of an array that the guest wrote.
 fn taken(bytes: &[u8]) -> Taken {
     let mut taken = Taken::default();
     for sample in board::samples(bytes) {

@@ -1,5 +1,5 @@
-//! The same VM in QEMU. It has no doorbell, so L1 streams its samples over the console when it is through
-//! with a kind; host exits are not counted.
+//! The same VM in QEMU. QEMU has no doorbell, so L1 streams its samples over the console at the end of each
+//! kind; host exits are not counted.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read as _, Seek as _};
@@ -21,21 +21,21 @@ use crate::l2_exit::modes;
 use crate::progress::Steps;
 use crate::qemu::{self, Qemu};
 
-/// QEMU, and what it has to be told of this host.
+/// QEMU, and the host's properties for its command line.
 #[derive(Debug)]
 pub(in crate::l2_exit) struct Rival {
-    /// The program.
+    /// QEMU's program.
     pub(in crate::l2_exit) qemu: Qemu,
-    /// Which enlightenments there are.
+    /// The enlightenments that the host supports.
     pub(in crate::l2_exit) host: HostHv,
 }
 
-/// Bytes of an incomplete item kept: more than the largest frame has.
+/// Maximum number of kept bytes of an incomplete item: more than the largest frame has.
 const MOST_PENDING: usize = 16 << 20;
-/// How often a user's wish to end is looked for.
+/// The interval at which interruptions by a user are polled.
 const LOOK: Duration = Duration::from_millis(200);
 
-/// Runs it to its end.
+/// Runs it until it ends.
 pub(super) fn run(job: &Job<'_>, rival: &Rival, interrupts: &Interrupts) -> Result<Run, VmError> {
     let mut qemu = Process::start(job, rival)?;
     let mut stream = Stream::new(job.steps.clone());
@@ -62,34 +62,34 @@ pub(super) fn run(job: &Job<'_>, rival: &Rival, interrupts: &Interrupts) -> Resu
             .or_else(|| (!record.done).then(without_a_word)),
         interrupted: matches!(ended, Ended::Interrupted),
         console: record.lines.join("\n"),
-        // A CPU feature that it leaves out, above all.
+        // Mostly warnings about CPU features that it leaves out.
         warnings: said.lines().map(|line| format!("QEMU: {line}")).collect(),
         endings: record.endings,
     })
 }
 
-/// Why it ended too early. The port for the guest's code makes 2 * code + 1 of it; QEMU's own failures look
-/// like code 0, but then L1 has not said that it was through.
+/// The reason why it ended too early. The port for the guest's code makes 2 * code + 1 of it; QEMU's own
+/// failures look like code 0, but then L1 has not reported that it was done.
 fn broken(status: ExitStatus) -> Option<String> {
     match status.code() {
-        // It has said which kinds failed.
+        // L1 has reported which kinds failed.
         Some(1 | 3) => None,
-        Some(5) => Some("L1 did not understand its command line".to_owned()),
+        Some(5) => Some("L1 rejected its command line".to_owned()),
         // By -no-reboot.
         Some(0) => Some("L1 crashed and reset itself".to_owned()),
-        Some(code) if code % 2 == 1 => Some(format!("L1 broke down (code {})", code / 2)),
+        Some(code) if code % 2 == 1 => Some(format!("L1 failed (code {})", code / 2)),
         _ => Some(format!("QEMU ended with {status}")),
     }
 }
 
-/// How it came to its end.
+/// How the run ended.
 enum Ended {
     Itself(ExitStatus),
     Stuck,
     Interrupted,
 }
 
-/// QEMU; ended by force when dropped.
+/// QEMU; killed when dropped.
 struct Process {
     child: Child,
     stdout: ChildStdout,
@@ -114,11 +114,12 @@ impl Process {
         command.args(["-device", &console, "-device", &exit]);
         command.stdin(Stdio::null()).stdout(Stdio::piped());
         command.stderr(stderr.try_clone().map_err(VmError::Qemu)?);
-        // The terminal's signals are this program's to act on.
+        // This program handles the terminal's signals.
         command.process_group(0);
         hypernest::end_with_parent(&mut command);
         let mut child = command.spawn().map_err(VmError::Qemu)?;
-        // Its threads inherit this: they are not there yet, and which of them are vCPUs is QEMU's to know.
+        // Its threads inherit this binding: they do not exist yet, and only QEMU can tell vCPU threads from
+        // others.
         let count = usize::try_from(job.cpus).unwrap_or(usize::MAX);
         let bound = threads::bind_process(child.id(), job.pins.get(..count).unwrap_or(job.pins));
         match bound.and_then(|()| child.stdout.take().ok_or(ErrorKind::BrokenPipe.into())) {
@@ -134,7 +135,7 @@ impl Process {
         }
     }
 
-    /// Takes what it says until it ends, or has not come forward for `limit`.
+    /// Reads its output until it exits, or makes no progress for `limit`.
     fn follow(
         &mut self,
         stream: &mut Stream,
@@ -167,18 +168,18 @@ impl Process {
         }
     }
 
-    /// What it wrote to standard error.
+    /// Its output on standard error.
     fn said(&mut self) -> String {
         let mut text = Vec::new();
         let read = self.stderr.rewind();
-        // What cannot be read was for people only.
+        // Unreadable output is ignored: it is only informative.
         let _read = read.and_then(|()| (&self.stderr).take(1 << 16).read_to_end(&mut text));
         String::from_utf8_lossy(&text).trim().to_owned()
     }
 }
 
 fn end(child: &mut Child) {
-    // Both fail only if it has ended and been waited for.
+    // Both fail only if the process has already been reaped.
     let _ended = child.kill();
     let _waited = child.wait();
 }
@@ -193,7 +194,7 @@ impl Drop for Process {
 struct Stream {
     record: Record,
     pending: Vec<u8>,
-    /// Of the kind that is being reported.
+    /// Parts of the kind that is being reported.
     parts: Parts,
 }
 
@@ -256,7 +257,7 @@ impl Stream {
     }
 
     fn samples(&mut self, samples: Samples<'_>) {
-        // Which kind it is, the line at the end says again.
+        // The kind's name is ignored here: the line at the end repeats it.
         let part = match samples.name.rsplit_once('.') {
             Some((_, "round-trip")) => &mut self.parts.round_trip,
             Some((_, "l2-to-l1")) => &mut self.parts.l2_to_l1,
@@ -276,7 +277,7 @@ fn stopwatch(line: &str) -> Option<(Kind, u64)> {
 }
 
 impl Parts {
-    /// Samples whose parts do not add up were not in order.
+    /// Samples whose parts do not add up were out of order.
     fn taken(self, stopwatch: u64) -> Result<Taken, String> {
         let lengths = [&self.l2_to_l1, &self.l1, &self.l1_to_l2].map(Vec::len);
         let mut taken = Taken {

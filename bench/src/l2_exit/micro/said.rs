@@ -1,25 +1,25 @@
-//! What the guest program says on its console, in words.
+//! The lines of text that the guest program prints on its console.
 
 use hypernest_nested::l2exit::Kind;
 
-/// A line of it.
+/// A parsed line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Said {
-    /// It begins with a kind.
+    /// A kind starts.
     Running(Kind),
-    /// A kind cannot be had.
+    /// A kind is not available.
     Skip(Kind, String),
-    /// A kind went wrong.
+    /// A kind failed.
     Fail(Kind, String),
-    /// It does not get what the mode needs.
+    /// L1 lacks something that the mode needs.
     Refused(String),
-    /// It is through with all kinds.
+    /// All kinds are done.
     Done,
     /// Anything else.
     Text,
 }
 
-/// What `line` says.
+/// Parses `line`.
 pub(super) fn parse(line: &str) -> Said {
     let of_kind = |rest: &str| {
         let (kind, why) = rest.split_once(": ")?;

@@ -1,4 +1,4 @@
-//! What all runs together have given for one kind in one mode.
+//! The results of all runs for one kind in one mode.
 
 use std::collections::BTreeMap;
 
@@ -11,13 +11,13 @@ use crate::report::{Measured, Outcome, Part, Parts};
 use crate::unit::Unit;
 use hypernest_nested::taxonomy::Exit;
 
-/// The rounds, and what ended them.
+/// The rounds, and the reason why there are no more.
 #[derive(Debug, Default)]
 pub(super) struct Tally {
     rounds: Vec<Taken>,
-    /// By KVM's number, and of how many exits of L2.
+    /// Host exits by KVM's number for the reason, and the number of L2 exits that they belong to.
     reasons: Option<(BTreeMap<u32, u64>, u64)>,
-    /// Why there is no more.
+    /// The reason why there are no more rounds.
     over: Option<Over>,
 }
 
@@ -28,7 +28,7 @@ enum Over {
 }
 
 impl Tally {
-    /// What came of it in one run.
+    /// Adds the result of one run.
     pub(super) fn add(&mut self, ending: Ending, console: &str) {
         match ending {
             Ending::Complete(taken) => self.rounds.push(taken),
@@ -47,7 +47,7 @@ impl Tally {
         }
     }
 
-    /// A user ended the run. What was whole before counts more than the part of a round.
+    /// A user ended the run. Complete rounds take precedence over the part of a round.
     pub(super) fn interrupt(&mut self, ending: Ending) {
         match ending {
             Ending::Failed { partial, .. } if self.rounds.is_empty() => self.rounds.extend(partial),
@@ -56,12 +56,12 @@ impl Tally {
         }
     }
 
-    /// Whether there is nothing of it.
+    /// Whether there are no results.
     pub(super) fn is_empty(&self) -> bool {
         self.rounds.is_empty() && self.over.is_none()
     }
 
-    /// What came of it in the run that counted reasons, whose times do not count.
+    /// Adds the result of the run that counted reasons; its times do not count.
     pub(super) fn count(&mut self, ending: &Ending) {
         if let Ending::Complete(taken) = ending
             && let Some(reasons) = &taken.reasons
@@ -70,7 +70,7 @@ impl Tally {
         }
     }
 
-    /// It does not go on.
+    /// Records a failure; no more rounds follow.
     pub(super) fn fail(&mut self, why: &str, console: &str) {
         if self.over.is_none() {
             self.over = Some(Over::Failed {
@@ -80,12 +80,12 @@ impl Tally {
         }
     }
 
-    /// Whether it would be of no use to run it again.
+    /// Whether another run would add nothing.
     pub(super) fn is_over(&self) -> bool {
         self.over.is_some()
     }
 
-    /// How wide the round trip's interval is; `None` if there is nothing to make it tighter.
+    /// The relative width of the round trip's interval; `None` if another run cannot narrow it.
     pub(super) fn width(&self) -> Option<f64> {
         if self.is_over() {
             return None;
@@ -98,7 +98,7 @@ impl Tally {
         Rounds::of_histograms(&rounds).relative_width()
     }
 
-    /// What it comes to.
+    /// The outcome of all runs.
     pub(super) fn outcome(self, vendor: Vendor, unit: &Unit) -> Result<Outcome, HistogramError> {
         let measured = self.measured(vendor, unit)?.map(Box::new);
         Ok(match (self.over, measured) {
@@ -108,7 +108,7 @@ impl Tally {
                 console: String::new(),
                 partial: None,
             },
-            // In a later run than the first it would be odd, but then there are figures.
+            // A skip in a later run would be unexpected, but then there are figures.
             (Some(Over::Skipped(why)), None) => Outcome::LeftOut { why },
             (Some(Over::Skipped(why)), partial) => Outcome::Failed {
                 why,
@@ -131,7 +131,7 @@ impl Tally {
         let Some(round_trip) = part(|taken| &taken.round_trip)? else {
             return Ok(None);
         };
-        // A round that was cut short has no end to count to.
+        // A round that was cut short has no end of its exit count.
         let whole = self.rounds.iter().filter(|round| round.stopwatch.is_some());
         let counted: Option<(u64, u64)> = whole
             .map(|round| Some((round.host_exits?, round.round_trip.len() as u64)))
@@ -168,7 +168,7 @@ impl Tally {
     }
 }
 
-/// What KVM's number for an exit is called.
+/// The name of KVM's number for an exit.
 fn name(vendor: Vendor, reason: u32) -> String {
     let exit = match vendor {
         Vendor::Intel => Exit::vmx(reason),

@@ -1,4 +1,4 @@
-//! The vCPUs' threads: which they are, and on which host CPUs they run.
+//! The vCPUs' threads: their ids and the host CPUs on which they run.
 
 use std::fs;
 use std::io;
@@ -15,7 +15,7 @@ pub(super) fn of_vcpus() -> Vec<i32> {
     let mut threads: Vec<(u32, i32)> = entries
         .filter_map(|entry| {
             let id = entry.file_name().to_str()?.parse().ok()?;
-            // The name is the one that the VMM gives its threads.
+            // The VMM gives its threads this name.
             let name = fs::read_to_string(entry.path().join("comm")).ok()?;
             let vcpu = name.trim().strip_prefix("vcpu")?.parse().ok()?;
             Some((vcpu, id))
@@ -25,7 +25,7 @@ pub(super) fn of_vcpus() -> Vec<i32> {
     threads.into_iter().map(|(_, id)| id).collect()
 }
 
-/// Binds each thread to the CPU that stands in its place.
+/// Binds each thread to the CPU at the same index.
 pub(super) fn pin(threads: &[i32], cpus: &[u32]) -> io::Result<()> {
     for (&thread, &cpu) in threads.iter().zip(cpus) {
         let mut set = CpuSet::new();
@@ -37,12 +37,12 @@ pub(super) fn pin(threads: &[i32], cpus: &[u32]) -> io::Result<()> {
 
 /// Binds this thread, and those that it starts from now on, to a CPU.
 pub(in crate::l2_exit) fn bind(cpu: u32) -> io::Result<()> {
-    // The kernel takes 0 for the calling thread.
+    // The kernel takes 0 as the calling thread.
     pin(&[0], &[cpu])
 }
 
-/// Binds a process that has just been started, and the threads that it will have, to all of `cpus`; to any if
-/// there are none.
+/// Binds a process that has just been started, and its later threads, to all of `cpus`; to any CPU if there
+/// are none.
 pub(super) fn bind_process(id: u32, cpus: &[u32]) -> io::Result<()> {
     if cpus.is_empty() {
         return Ok(());
@@ -56,7 +56,7 @@ pub(super) fn bind_process(id: u32, cpus: &[u32]) -> io::Result<()> {
 }
 
 /// CPUs for `count` vCPUs: the last that this process may use, since the first ones get most interrupts; some
-/// twice if there are not enough. None if the kernel does not tell.
+/// twice if there are not enough. Empty if the kernel does not report them.
 pub(in crate::l2_exit) fn choose(count: usize) -> Vec<u32> {
     let Ok(set) = sched_getaffinity(Pid::from_raw(0)) else {
         return Vec::new();

@@ -19,7 +19,7 @@ use crate::exit_port::ResetWatch;
 use crate::l2_exit::modes;
 use crate::progress::Steps;
 
-/// What a VM is to measure.
+/// The measurements of a VM.
 #[derive(Debug)]
 pub(super) struct Job<'a> {
     /// The image with the guest programs.
@@ -30,41 +30,40 @@ pub(super) struct Job<'a> {
     pub(super) cpus: u32,
     pub(super) samples: u32,
     pub(super) warmup: u32,
-    /// The host CPUs that its vCPUs are bound to.
+    /// The host CPUs to which its vCPUs are bound.
     pub(super) pins: &'a [u32],
-    /// The longest that it may be silent.
+    /// The maximum time without progress.
     pub(super) limit: Duration,
-    /// Told how it comes forward.
+    /// The receiver of its progress.
     pub(super) steps: Steps,
 }
 
-/// What came of it.
+/// The result of a run.
 #[derive(Debug)]
 pub(super) struct Run {
-    /// Of each kind that it got to.
+    /// The endings of all kinds that were started.
     pub(super) endings: Vec<(Kind, Ending)>,
-    /// Why L1 does not do it at all.
+    /// The reason why L1 refuses the mode.
     pub(super) refused: Option<String>,
-    /// Why the VM ended before it was through.
+    /// The reason why the VM ended before it was done.
     pub(super) broken: Option<String>,
-    /// A user ended it.
+    /// A user interrupted it.
     pub(super) interrupted: bool,
     /// The console's text.
     pub(super) console: String,
     pub(super) warnings: Vec<String>,
 }
 
-/// A VM that could not be made.
+/// A VM could not be created.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum VmError {
     #[error(transparent)]
     Config(#[from] ConfigError),
     #[error(transparent)]
     Machine(#[from] MachineError),
-    /// Enlightenments that this host cannot give.
+    /// Enlightenments that this host does not support.
     #[error("QEMU cannot be asked for the mode's enlightenments: {0}")]
     Unknown(String),
-    /// QEMU.
     #[error("cannot run QEMU")]
     Qemu(#[source] io::Error),
 }
@@ -88,7 +87,7 @@ pub(super) fn command_line(job: &Job<'_>) -> String {
     )
 }
 
-/// Runs it to its end.
+/// Runs it until it ends.
 pub(super) fn run(job: &Job<'_>, reasons: Option<Reasons>) -> Result<Run, VmError> {
     let flags = [
         ("name", "l1".to_owned()),
@@ -125,7 +124,7 @@ pub(super) fn run(job: &Job<'_>, reasons: Option<Reasons>) -> Result<Run, VmErro
         endings: std::mem::take(&mut record.endings),
         refused: record.refused.take(),
         broken: broken.or(malformed).or_else(|| {
-            (!record.done).then(|| "L1 ended without saying that it was through".to_owned())
+            (!record.done).then(|| "L1 ended before it reported that it was done".to_owned())
         }),
         interrupted,
         console: record.lines.join("\n"),
@@ -133,14 +132,14 @@ pub(super) fn run(job: &Job<'_>, reasons: Option<Reasons>) -> Result<Run, VmErro
     })
 }
 
-/// Why the VM ended too early; `None` if L1 ended by itself and in order.
+/// The reason why the VM ended too early; `None` if L1 ended it in the normal way.
 fn broken(outcome: &Outcome, in_time: bool, reset: bool, limit: Duration) -> Option<String> {
     match outcome {
-        // It has said which kinds failed.
+        // L1 has reported which kinds failed.
         Outcome::DebugExit(0 | 1) => None,
-        Outcome::DebugExit(2) => Some("L1 did not understand its command line".to_owned()),
-        Outcome::DebugExit(code) => Some(format!("L1 broke down (code {code})")),
-        Outcome::Failed(report) => Some(format!("L1 could not go on: {report}")),
+        Outcome::DebugExit(2) => Some("L1 rejected its command line".to_owned()),
+        Outcome::DebugExit(code) => Some(format!("L1 failed (code {code})")),
+        Outcome::Failed(report) => Some(format!("L1 could not continue: {report}")),
         _ if !in_time => Some(format!(
             "stuck: nothing happened for {} s",
             limit.as_secs_f64()
@@ -167,7 +166,7 @@ fn run_while_it_comes_forward(
                     handle.request(Request::Kill);
                     return false;
                 }
-                // The other end is dropped when the VM has ended.
+                // The sender is dropped when the VM has ended.
                 if ended.recv_timeout(left) != Err(mpsc::RecvTimeoutError::Timeout) {
                     return true;
                 }
@@ -180,7 +179,7 @@ fn run_while_it_comes_forward(
     })
 }
 
-/// What is shown of a failure: the end of the console, and the last exit that L1 saw.
+/// The details of a failure: the end of the console, and the last exit that L1 saw.
 pub(super) fn shown(console: &str, last_exit: Option<hypernest_nested::board::LastExit>) -> String {
     let mut shown = super::super::outcome::end_of(console);
     if let Some(exit) = last_exit {
