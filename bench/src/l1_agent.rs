@@ -134,7 +134,11 @@ fn measure_all(args: &Args) -> Result<(), AgentError> {
         &Message::Started {
             kernel: word("/proc/sys/kernel/osrelease"),
             clocksource: word("/sys/devices/system/clocksource/clocksource0/current_clocksource"),
-            log: log.news()?.into_iter().filter(|l| is_telling(l)).collect(),
+            log: log
+                .news()?
+                .into_iter()
+                .filter(|l| shows_hypervisor(l))
+                .collect(),
         },
     )?;
     for module in ["irqbypass.ko", "kvm.ko"] {
@@ -233,7 +237,7 @@ fn word(path: &str) -> String {
 }
 
 /// Whether a line of the kernel log shows which hypervisor L1 detected.
-fn is_telling(line: &str) -> bool {
+fn shows_hypervisor(line: &str) -> bool {
     const WORDS: [&str; 5] = [
         "Hypervisor detected",
         "Hyper-V",
@@ -306,7 +310,7 @@ mod tests {
 
     #[test]
     fn telling_lines() {
-        assert!(is_telling("Hypervisor detected: Microsoft Hyper-V"));
-        assert!(!is_telling("pci 0000:00:00.0: [1b36:0008] type 00"));
+        assert!(shows_hypervisor("Hypervisor detected: Microsoft Hyper-V"));
+        assert!(!shows_hypervisor("pci 0000:00:00.0: [1b36:0008] type 00"));
     }
 }

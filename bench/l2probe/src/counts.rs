@@ -1,4 +1,4 @@
-//! How often each value was seen.
+//! The number of occurrences of each value.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 /// Binary digits that are kept of a value: an error of at most 1 in 2048.
 const DIGITS: u32 = 11;
 
-/// Values and how often each was seen: in JSON a list of pairs `[value, count]`.
+/// Values and their counts: in JSON a list of pairs `[value, count]`.
 ///
 /// Values of more than 11 binary digits are rounded, so that the list stays short.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,7 +40,7 @@ impl FromIterator<u64> for Counts {
     }
 }
 
-/// To the middle of those that share its first digits.
+/// Rounds to the middle of the values that share its first digits.
 fn rounded(value: u64) -> u64 {
     let dropped = (u64::BITS - value.leading_zeros()).saturating_sub(DIGITS);
     let half = (1_u64 << dropped) >> 1;
@@ -55,24 +55,24 @@ impl Counts {
         }
     }
 
-    /// How many values there are.
+    /// The number of values.
     #[must_use]
     pub fn len(&self) -> u64 {
         self.0.values().fold(0, |sum, &n| sum.saturating_add(n))
     }
 
-    /// Whether there are none.
+    /// Whether there are no values.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Each value, ascending, and how often it was seen.
+    /// Each value, ascending, with its count.
     pub fn iter(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
         self.0.iter().map(|(&value, &count)| (value, count))
     }
 
-    /// All of them in one.
+    /// The sum of several lists.
     #[must_use]
     pub fn sum<'a>(all: impl IntoIterator<Item = &'a Self>) -> Self {
         let mut sum = Self::default();
@@ -82,7 +82,7 @@ impl Counts {
         sum
     }
 
-    /// The least value that is not exceeded by `per_mille` of a thousand values; `None` of nothing.
+    /// The smallest value that is not exceeded by `per_mille` of a thousand values; `None` without values.
     #[must_use]
     pub fn quantile(&self, per_mille: u32) -> Option<u64> {
         let wanted = u128::from(self.len()) * u128::from(per_mille.min(1000));
@@ -126,7 +126,7 @@ mod tests {
         let text = serde_json::to_string(&counts).unwrap();
         assert_eq!(text, "[[5,1],[7,2]]");
         assert_eq!(serde_json::from_str::<Counts>(&text).unwrap(), counts);
-        // The same value twice, and none at all.
+        // A value that occurs twice, and one with count 0.
         let odd: Counts = serde_json::from_str("[[3,1],[3,18446744073709551615],[4,0]]").unwrap();
         assert_eq!(odd.len(), u64::MAX);
         assert_eq!(odd.iter().count(), 1);

@@ -27,7 +27,7 @@ pub struct Document {
     pub command_line: Vec<String>,
     /// Start time in seconds since 1970; 0 if unknown.
     pub started_unix: u64,
-    /// Where it ran.
+    /// The environment of the measurement.
     pub place: Place,
     /// A measurement for each kind, including skipped ones.
     pub measurements: Vec<Measurement>,
@@ -51,11 +51,11 @@ pub struct Place {
     pub cpus: usize,
     /// The kernel's clock source.
     pub clocksource: String,
-    /// Others that it could use.
+    /// Other clock sources that the kernel could use.
     pub clocksources: Vec<String>,
     /// The hypervisor by CPUID; `None` if CPUID names none.
     pub hypervisor: Option<Hypervisor>,
-    /// Whether CPUID is carried out by a hypervisor.
+    /// Whether a hypervisor executes CPUID.
     pub cpuid: Trapped,
     /// The time-stamp counter.
     pub tsc: Tsc,
@@ -71,10 +71,10 @@ pub enum Wsl {
     Wsl2,
 }
 
-/// What CPUID says about a hypervisor.
+/// The hypervisor's description in CPUID.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hypervisor {
-    /// The twelve letters at the first leaf, without zeros at the end.
+    /// The twelve letters at the first leaf, without trailing zeros.
     pub signature: String,
     /// The interface at the second leaf, if it is text: `Hv#1` for Hyper-V's.
     pub interface: Option<String>,
@@ -82,15 +82,15 @@ pub struct Hypervisor {
     pub leaves: BTreeMap<String, [u32; 4]>,
 }
 
-/// Whether an instruction is carried out by a hypervisor.
+/// Whether a hypervisor executes an instruction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Trapped {
     /// It takes much longer than on any CPU.
     Yes,
-    /// It takes as long as the CPU itself needs.
+    /// It takes as long as on the CPU itself.
     No,
-    /// It was not measured, or the figure fits neither.
+    /// It was not measured, or the figure fits neither case.
     #[default]
     Unknown,
 }
@@ -100,13 +100,13 @@ pub enum Trapped {
 pub struct Tsc {
     /// Its rate by the kernel's clock, in kHz; `None` if it cannot be read.
     pub khz: Option<f64>,
-    /// By how much of it the estimates differ.
+    /// The relative difference between the estimates.
     pub spread: f64,
     /// CPUID reports an invariant TSC.
     pub invariant: bool,
 }
 
-/// What a measurement's values are in.
+/// The unit of a measurement's values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Unit {
@@ -121,67 +121,67 @@ pub enum Unit {
 pub struct Measurement {
     /// Its name.
     pub kind: String,
-    /// What came of it.
+    /// Its outcome.
     #[serde(flatten)]
     pub outcome: Outcome,
 }
 
-/// What came of a measurement.
+/// The outcome of a measurement.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "outcome", rename_all = "kebab-case")]
 pub enum Outcome {
-    /// Values.
+    /// Measured values.
     Measured {
-        /// What they are in.
+        /// Their unit.
         unit: Unit,
-        /// A list for each round; in none of them is nothing.
+        /// A list for each round; empty ones are omitted.
         rounds: Vec<Counts>,
     },
     /// Not supported here.
     Skipped {
-        /// Why.
+        /// The reason.
         why: String,
     },
 }
 
-/// A text that is no document.
+/// A text that is not a document.
 #[derive(Debug, Error)]
 pub enum Unreadable {
     /// Too long.
     #[error("longer than any result of l2probe ({MAX_LEN} bytes)")]
     Long,
-    /// No line of it is one.
+    /// No line of the text is a document.
     #[error("no result of l2probe in it")]
     Nothing,
-    /// It looks like one, but is broken.
+    /// A line that begins like a document is malformed.
     #[error("a broken result of l2probe")]
     Broken(#[from] serde_json::Error),
-    /// Of another version.
+    /// The document has another version.
     #[error("a result of l2probe in version {0} of its form; this program reads {VERSION}")]
     Version(u64),
 }
 
 impl Document {
-    /// As one line.
+    /// The document as one line.
     ///
     /// # Errors
-    /// None is known.
+    /// None is expected.
     pub fn line(&self) -> Result<String, serde_json::Error> {
         let mut line = serde_json::to_string(self)?;
         line.push('\n');
         Ok(line)
     }
 
-    /// Reads a document, or the last one among other lines, as from a serial port. If a run was interrupted
-    /// before its whole result was written, its rounds make one.
+    /// Reads a document, or the last one among other lines, such as the output of a serial port. If a run was
+    /// interrupted before it wrote its whole result, its rounds are merged into one document.
     ///
     /// # Errors
-    /// If there is none, or it is broken.
+    /// If there is no document, or it is malformed.
     pub fn read(text: &str) -> Result<Self, Unreadable> {
         if text.len() > MAX_LEN {
             return Err(Unreadable::Long);
         }
-        // The whole, or a line; a broken one says more than none.
+        // The whole text, or a line; the error of a malformed document takes precedence over its absence.
         let mut broken = None;
         let mut rounds: Vec<Self> = Vec::new();
         for candidate in std::iter::once(text).chain(text.lines().rev()) {
@@ -193,7 +193,7 @@ impl Document {
                     let document = Self::of(value)?;
                     let round = document.round;
                     match round {
-                        // Before these rounds something else was written.
+                        // Other output precedes these rounds.
                         None if !rounds.is_empty() => break,
                         None => return Ok(document),
                         Some(_) => rounds.push(document),
@@ -250,7 +250,7 @@ impl Document {
         Ok(serde_json::from_value(value)?)
     }
 
-    /// The rounds of `kind` and what they are in, if it was measured.
+    /// The rounds of `kind` and their unit, if it was measured.
     #[must_use]
     pub fn rounds(&self, kind: &str) -> Option<(Unit, &[Counts])> {
         let mut of = self.measurements.iter().filter(|m| m.kind == kind);
@@ -309,7 +309,7 @@ mod tests {
         assert_eq!(Document::read(&pretty).unwrap(), document);
         assert_eq!(document.rounds("cpuid").unwrap().1[0].len(), 2);
         assert!(document.rounds("ipi-wake").is_none());
-        // Names that other programs rely on.
+        // These names are an interface for other programs.
         let value: serde_json::Value = serde_json::from_str(&line).unwrap();
         assert_eq!(value["measurements"][0]["outcome"], "measured");
         assert_eq!(value["measurements"][0]["rounds"][0][0][0], 100);
@@ -343,7 +343,7 @@ mod tests {
             values(&format!("{one}{two}{}", &two[..two.len() / 2])),
             [100, 200]
         );
-        // Another run before it does not count, whole or not.
+        // An earlier run is ignored, whether complete or not.
         assert_eq!(values(&format!("{one}{two}{one}{two}")), [100, 200]);
         let whole = document().line().unwrap();
         assert_eq!(values(&format!("{whole}{one}")), [100]);

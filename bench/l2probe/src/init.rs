@@ -1,4 +1,4 @@
-//! As the init of a Linux that has nothing else.
+//! Functions of an init of a Linux without other programs.
 
 use std::fs;
 use std::io;
@@ -6,12 +6,12 @@ use std::io;
 use nix::mount::{MsFlags, mount};
 use nix::sys::reboot::{RebootMode, reboot};
 
-/// Whether this is an init.
+/// Whether this process is an init.
 pub(crate) fn is_init() -> bool {
     std::process::id() == 1
 }
 
-/// Mounts what there is to look at, and gives the arguments: all words after `--` on the kernel's command
+/// Mounts the kernel's file systems, and returns the arguments: all words after `--` on the kernel's command
 /// line.
 pub(crate) fn start() -> io::Result<Vec<String>> {
     for (kind, target) in [("proc", "/proc"), ("sysfs", "/sys"), ("devtmpfs", "/dev")] {
@@ -35,7 +35,7 @@ fn after_dashes(line: &str) -> Vec<String> {
     words.skip(1).map(str::to_owned).collect()
 }
 
-/// Switches the machine off; returns only if that fails.
+/// Powers the machine off; returns only on failure.
 pub(crate) fn power_off() -> io::Error {
     match reboot(RebootMode::RB_POWER_OFF) {
         Ok(never) => match never {},

@@ -26,7 +26,7 @@ pub(crate) fn cpuid(leaf: u32, subleaf: u32) -> [u32; 4] {
     [a, b, c, d]
 }
 
-/// The time-stamp counter after everything before and before everything after.
+/// The time-stamp counter, read after all earlier instructions and before all later ones.
 pub(crate) fn tsc() -> u64 {
     let (low, high): (u64, u64);
     // SAFETY: RDTSC between fences reads a counter and touches no memory.
@@ -63,7 +63,7 @@ pub(crate) fn tsc_twice() -> (u64, u64) {
     ((high << 32) | low, (high2 << 32) | low2)
 }
 
-/// Which of these instructions the kernel permits.
+/// Whether the kernel permits these instructions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Allowed {
     /// RDTSC works.
@@ -72,8 +72,8 @@ pub(crate) struct Allowed {
     pub(crate) cpuid: bool,
 }
 
-/// Asks the kernel whether RDTSC or CPUID would end this process (prctl(2), PR_GET_TSC; arch_prctl(2),
-/// ARCH_GET_CPUID). A kernel without these calls permits both through.
+/// Queries the kernel whether RDTSC or CPUID would end this process (prctl(2), PR_GET_TSC; arch_prctl(2),
+/// ARCH_GET_CPUID). A kernel without these calls permits both instructions.
 pub(crate) fn allowed() -> Allowed {
     const ARCH_GET_CPUID: libc::c_ulong = 0x1011;
     let mut mode: libc::c_int = 0;
@@ -87,14 +87,14 @@ pub(crate) fn allowed() -> Allowed {
     }
 }
 
-/// Asks the kernel for timers of this thread that are as exact as can be (prctl(2), PR_SET_TIMERSLACK).
+/// Requests timers of maximum precision for this thread (prctl(2), PR_SET_TIMERSLACK).
 pub(crate) fn exact_timers() -> bool {
     let ns: libc::c_ulong = 1;
     // SAFETY: the call takes no pointer and concerns timers of this thread only.
     unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, ns) == 0 }
 }
 
-/// CLOCK_MONOTONIC by a system call, past the vDSO; the time itself is of no interest.
+/// Reads CLOCK_MONOTONIC by a system call, without the vDSO; the time itself is discarded.
 pub(crate) fn clock_by_system_call() -> bool {
     let mut time = libc::timespec {
         tv_sec: 0,

@@ -1,4 +1,4 @@
-//! The kinds of measurements, and how each is made.
+//! The kinds of measurements and their methods.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -31,7 +31,7 @@ pub(crate) enum Kind {
     IpiWake,
 }
 
-/// How a round of a measurement is taken.
+/// The parameters of a round.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
     /// Samples per round of short kinds.
@@ -40,11 +40,11 @@ pub(crate) struct Plan {
     pub(crate) waits: u32,
     /// Turns before the first sample.
     pub(crate) warmup: u32,
-    /// The longest it may take.
+    /// The timeout.
     pub(crate) limit: Duration,
     /// CPUs that may be used; never empty.
     pub(crate) cpus: Vec<usize>,
-    /// The TSC's rate.
+    /// The TSC's rate, if it is available.
     pub(crate) khz: Option<f64>,
     /// Instructions that may be used.
     pub(crate) allowed: instructions::Allowed,
@@ -53,14 +53,14 @@ pub(crate) struct Plan {
 /// The reason why a measurement is not supported.
 pub(crate) type Skip = String;
 
-/// How long `timer-sleep` sleeps: within what a host polls for before it lets a CPU halt (kvm.halt_poll_ns,
-/// 200 us).
+/// The duration of the sleep of `timer-sleep`: shorter than the time that a host polls before it lets a CPU
+/// halt (kvm.halt_poll_ns, 200 us).
 const SHORT_SLEEP: Duration = Duration::from_micros(100);
-/// How long `hlt-wake` sleeps: past every such polling.
+/// The duration of the sleep of `hlt-wake`: longer than any such polling.
 const LONG_SLEEP: Duration = Duration::from_millis(2);
-/// How far ahead `timer-spin` sets its timer.
+/// The delay of the timer of `timer-spin`.
 const SPIN: Duration = Duration::from_micros(200);
-/// A timer that has not fired by then is not going to interrupt the loop.
+/// The timeout of the loop: a timer that has not fired by then will not interrupt it.
 const SPIN_AT_MOST: Duration = Duration::from_millis(50);
 /// Time for the other CPU to halt.
 const SETTLE: Duration = Duration::from_micros(200);
@@ -99,7 +99,7 @@ impl Kind {
             .ok_or_else(|| format!("it is one of {}", known()))
     }
 
-    /// What its values say.
+    /// A description of its values.
     pub(crate) fn what(self) -> &'static str {
         match self {
             Self::Empty => "two fenced TSC reads with nothing between",
@@ -156,7 +156,7 @@ fn on_one_cpu(cpu: usize) -> Result<(), Skip> {
         set.set(cpu)?;
         sched_setaffinity(Pid::from_raw(0), &set)
     };
-    pin(()).map_err(|e| format!("cannot stay on CPU {cpu}: {e}"))
+    pin(()).map_err(|e| format!("cannot bind a thread to CPU {cpu}: {e}"))
 }
 
 /// Up to `count` samples after the warm-up, within the time limit. `None` is a turn without a sample.
@@ -186,7 +186,7 @@ fn repeat(
     Ok(values.into_iter().collect())
 }
 
-/// The time that `work` takes, which says whether it worked.
+/// The time that `work` takes; `work` returns whether it succeeded.
 fn short(plan: &Plan, work: impl Fn() -> bool) -> Result<Counts, Skip> {
     repeat(plan, plan.samples, || {
         let before = tsc();
@@ -206,7 +206,7 @@ fn ns(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// How late a sleep until a point in time ends.
+/// The delay of the end of a sleep until a point in time.
 fn sleep(plan: &Plan, length: Duration) -> Result<Counts, Skip> {
     repeat(plan, plan.waits, || {
         let deadline = now()? + length;
@@ -247,7 +247,7 @@ fn timer_spin(plan: &Plan) -> Result<Counts, Skip> {
         loop {
             let time = tsc();
             let since_start = time.wrapping_sub(start);
-            // What interrupts before the timer can fire is something else.
+            // Interruptions before the timer can fire have other causes.
             if since_start >= ticks(SPIN) {
                 longest = longest.max(time.wrapping_sub(last));
             }
@@ -270,12 +270,12 @@ fn timer_spin(plan: &Plan) -> Result<Counts, Skip> {
     })
 }
 
-/// A ping to a thread on another CPU and its pong: both sides wait without a CPU meanwhile.
+/// A ping to a thread on another CPU and its reply: both sides halt their CPU while they wait.
 fn ipi_wake(plan: &Plan) -> Result<Counts, Skip> {
     let [here, .., other] = plan.cpus[..] else {
         return Err("this process may use one CPU only".into());
     };
-    /// Whose turn it is.
+    /// The values of `turn`: the message that was sent last.
     const PING: u32 = 1;
     const PONG: u32 = 0;
     let turn = Arc::new(AtomicU32::new(PONG));

@@ -42,7 +42,7 @@ struct Arguments {
     /// The kinds to measure [default: all]
     #[arg(long, value_name = "KIND", value_delimiter = ',', value_parser = Kind::parse)]
     kinds: Vec<Kind>,
-    /// Rounds; in each everything is measured once
+    /// The number of rounds; each measures every kind once
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: u32,
     /// Samples per round of short kinds
@@ -54,7 +54,7 @@ struct Arguments {
     /// Turns before the first sample of a round
     #[arg(long, default_value_t = 50)]
     warmup: u32,
-    /// The longest one measurement may take in a round, in milliseconds
+    /// Timeout for one measurement in a round, in milliseconds
     #[arg(
         long,
         value_name = "MS",
@@ -113,14 +113,14 @@ fn exit(result: Result<(), ProbeError>) -> ExitCode {
 
 fn run(arguments: &Arguments) -> Result<(), ProbeError> {
     let to_stdout = arguments.serial.is_none() && arguments.out == Path::new("-");
-    // Before minutes of work are lost.
+    // Opened first: a failure after the measurement would lose minutes of work.
     let mut port = arguments.serial.as_deref().map(open_port).transpose()?;
     let file = arguments.out.display().to_string();
     if port.is_none() && !to_stdout {
         File::create(&arguments.out).map_err(io_error(format!("cannot create {file}")))?;
     }
-    // A run that is cut short keeps the rounds that were complete: a file holds all so far, and a port gets
-    // each, since it is slow, and at the end all of them once more.
+    // A run that is interrupted keeps its complete rounds: a file contains all rounds so far. A port is slow,
+    // so it receives each round when it is complete, and at the end all of them once more.
     let document = measure(arguments, |all, newest| {
         if let Some((name, port)) = &mut port {
             let line = newest.unwrap_or(all).line()?;
@@ -141,8 +141,8 @@ fn run(arguments: &Arguments) -> Result<(), ProbeError> {
     print(&format!("written: {file}\n"))
 }
 
-/// Puts `line` into `path` in one step where that is possible: a reader finds this result or the one before
-/// it. What is no regular file (a pipe, /dev/null) is written to as it is.
+/// Replaces the content of `path` by `line`, atomically if possible: a reader finds this result or the
+/// previous one. A file that is not a regular file (a pipe, /dev/null) is written directly.
 fn replace(path: &Path, line: &str) -> io::Result<()> {
     if !fs::symlink_metadata(path)?.is_file() {
         return fs::write(path, line);
@@ -153,7 +153,7 @@ fn replace(path: &Path, line: &str) -> io::Result<()> {
     fs::write(&beside, line).and_then(|()| fs::rename(&beside, path))
 }
 
-/// To stdout, without a panic when it is closed.
+/// Prints to stdout, without a panic when it is closed.
 fn print(text: &str) -> Result<(), ProbeError> {
     let mut out = io::stdout().lock();
     out.write_all(text.as_bytes())
@@ -161,14 +161,15 @@ fn print(text: &str) -> Result<(), ProbeError> {
         .map_err(io_error("cannot write to stdout"))
 }
 
-/// A port that takes bytes as they are, and its name.
+/// Opens a port in raw mode; the result includes its name.
 fn open_port(port: &Path) -> Result<(String, File), ProbeError> {
     let name = port.display().to_string();
     let file = File::options()
         .write(true)
         .open(port)
         .map_err(io_error(format!("cannot open {name}")))?;
-    // Without a carriage return before each line's end. What is no terminal needs nothing.
+    // Raw mode, without a carriage return at the end of lines. A file that is not a terminal needs no
+    // settings.
     if let Ok(mut attributes) = termios::tcgetattr(&file) {
         termios::cfmakeraw(&mut attributes);
         termios::tcsetattr(&file, SetArg::TCSANOW, &attributes)
@@ -178,7 +179,7 @@ fn open_port(port: &Path) -> Result<(String, File), ProbeError> {
 }
 
 fn write_line(name: &str, port: &mut File, line: &str) -> Result<(), ProbeError> {
-    // The line before it may be somebody else's, without an end.
+    // The previous line may be of another program, and incomplete.
     port.write_all(format!("\n{line}").as_bytes())
         .map_err(io_error(format!("cannot write to {name}")))?;
     match termios::tcdrain(&*port) {
@@ -187,8 +188,8 @@ fn write_line(name: &str, port: &mut File, line: &str) -> Result<(), ProbeError>
     }
 }
 
-/// Measures all rounds. After each, `keep` gets the result of all so far and, unless it was the last, of the
-/// newest alone.
+/// Measures all rounds. After each, `keep` receives the result of all so far and, unless it was the last, of
+/// the newest alone.
 fn measure(
     arguments: &Arguments,
     mut keep: impl FnMut(&Document, Option<&Document>) -> Result<(), ProbeError>,
@@ -200,8 +201,11 @@ fn measure(
     let place = place::look(allowed);
     let mut notes = Vec::new();
     if !instructions::exact_timers() {
-        notes.push("the kernel does not give exact timers to this process (PR_SET_TIMERSLACK): sleeps end \
-            up to 50 us later".to_owned());
+        notes.push(
+            "the kernel refuses exact timers to this process (PR_SET_TIMERSLACK): sleeps end \
+            up to 50 us later"
+                .to_owned(),
+        );
     }
     let plan = Plan {
         samples: arguments.samples,
@@ -230,8 +234,8 @@ fn measure(
     };
     let mut rounds = Rounds::new(&kinds);
     for round in 1..=arguments.rounds {
-        // Who watches a serial port watches something slow.
         let before = rounds.lengths();
+        // With a serial port, progress is printed: its user watches a slow machine.
         rounds.measure(round, &plan, arguments.serial.is_some());
         document.measurements = rounds.measurements(&vec![0; kinds.len()]);
         let counts = |kind: Kind| {
@@ -260,8 +264,8 @@ fn measure(
     Ok(document)
 }
 
-/// All kinds in turn, so that what else the machine does meets all alike. What fails in the first round is
-/// not tried again.
+/// All kinds in turn, so that other load on the machine affects all alike. A kind that fails in the first
+/// round is not repeated.
 struct Rounds<'a> {
     kinds: &'a [Kind],
     outcomes: Vec<Result<Vec<Counts>, String>>,
@@ -290,13 +294,13 @@ impl<'a> Rounds<'a> {
         }
     }
 
-    /// How many rounds each kind has.
+    /// The number of rounds of each kind.
     fn lengths(&self) -> Vec<usize> {
         let lengths = self.outcomes.iter().map(|o| o.as_ref().map_or(0, Vec::len));
         lengths.collect()
     }
 
-    /// All rounds but the first `skipped` ones of each kind.
+    /// All rounds except the first `skipped` ones of each kind.
     fn measurements(&self, skipped: &[usize]) -> Vec<Measurement> {
         let all = self.kinds.iter().zip(&self.outcomes).zip(skipped);
         all.map(|((kind, outcome), &skipped)| Measurement {
@@ -380,8 +384,7 @@ mod tests {
             all.len() == 3 && !notes.contains("rounds were measured"),
             "{notes}"
         );
-        // A port has two rounds then, and the beginning of the third; a file has what it had after the
-        // second.
+        // A port then has two rounds and the beginning of the third; a file has its content after the second.
         let cut = &lines[2][..lines[2].len() - 10];
         for text in [
             format!("boot\n{}{}{cut}", lines[0], lines[1]),
@@ -394,7 +397,7 @@ mod tests {
                 "{notes}"
             );
         }
-        // At the end there is all of it, once.
+        // At the end all rounds are written once.
         assert_eq!(rounds(&lines.concat()).0, all);
     }
 

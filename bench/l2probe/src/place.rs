@@ -1,4 +1,4 @@
-//! Where the program runs, as far as can be seen from inside without privileges.
+//! The program's environment, as far as an unprivileged program inside can observe it.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,7 +14,7 @@ use nix::unistd::Pid;
 
 use crate::instructions::{Allowed, cpuid, tsc};
 
-/// CPUs that this process may use; if the kernel does not say, the first.
+/// CPUs that this process may use; the first one if the kernel does not report them.
 pub(crate) fn cpus() -> Vec<usize> {
     let Ok(set) = sched_getaffinity(Pid::from_raw(0)) else {
         return vec![0];
@@ -51,7 +51,7 @@ pub(crate) fn look(allowed: Allowed) -> Place {
         },
         cpuid: Trapped::Unknown,
         tsc: Tsc {
-            // CPUID 0x80000007, EDX bit 8: the TSC ticks at one rate always.
+            // CPUID 0x80000007, EDX bit 8: the TSC always ticks at one rate.
             invariant: allowed.cpuid
                 && cpuid(0x8000_0000, 0)[0] >= 0x8000_0007
                 && cpuid(0x8000_0007, 0)[3] & (1 << 8) != 0,
@@ -60,8 +60,8 @@ pub(crate) fn look(allowed: Allowed) -> Place {
     }
 }
 
-/// By the kernel's name, which says "Microsoft" in both versions. A kernel of one's own in version 2 gives no
-/// name, but starts Windows programs; version 1 has a device of its own.
+/// Detected by the kernel's name, which contains "Microsoft" in both versions. A custom kernel in version 2
+/// does not have that name, but can start Windows programs; version 1 has a device of its own.
 fn wsl(kernel: &str, interop: bool, lxss: bool) -> Option<Wsl> {
     let kernel = kernel.to_lowercase();
     if kernel.contains("wsl2") {
@@ -82,11 +82,11 @@ fn cpu_model(cpuinfo: &str) -> String {
     model.unwrap_or_default()
 }
 
-/// Leaves that are kept from each place where a hypervisor may show itself.
+/// Maximum number of kept leaves from each range of a hypervisor's leaves.
 const LEAVES: u32 = 16;
 
-/// Leaves from 0x40000000 on are given to hypervisors; where Hyper-V's come first, KVM's follow 0x100 further
-/// on.
+/// Leaves from 0x40000000 on belong to hypervisors; if Hyper-V's come first, KVM's follow at an offset of
+/// 0x100.
 fn hypervisor(cpuid: &dyn Fn(u32) -> [u32; 4]) -> Option<Hypervisor> {
     const FIRST: u32 = 0x4000_0000;
     // CPUID 1, ECX bit 31: set by hypervisors only.
@@ -104,7 +104,7 @@ fn hypervisor(cpuid: &dyn Fn(u32) -> [u32; 4]) -> Option<Hypervisor> {
     let mut leaves = BTreeMap::new();
     for base in [FIRST, FIRST + 0x100] {
         let max = cpuid(base)[0];
-        // Elsewhere it is no leaf of a hypervisor.
+        // Otherwise it is not a hypervisor's leaf.
         if (base..base + 0x100).contains(&max) {
             for leaf in base..=max.min(base + LEAVES - 1) {
                 leaves.insert(format!("{leaf:#x}"), cpuid(leaf));
@@ -120,7 +120,7 @@ fn hypervisor(cpuid: &dyn Fn(u32) -> [u32; 4]) -> Option<Hypervisor> {
     })
 }
 
-/// The TSC against CLOCK_MONOTONIC_RAW, which NTP does not adjust.
+/// The rate of the TSC by CLOCK_MONOTONIC_RAW, which NTP does not adjust.
 fn rate() -> Tsc {
     const REPEATS: usize = 5;
     const PAUSE: Duration = Duration::from_millis(40);
@@ -148,7 +148,7 @@ fn rate() -> Tsc {
     }
 }
 
-/// The two clocks at one time: of several looks, the one that took least.
+/// The two clocks at one time: of several reads, the one that took the shortest time.
 fn pair() -> Option<(u64, Duration)> {
     let looks = (0..10).filter_map(|_| {
         let before = tsc();
@@ -160,14 +160,14 @@ fn pair() -> Option<(u64, Duration)> {
     best.map(|(_, tsc, time)| (tsc, time))
 }
 
-/// CPUID itself takes 100 to 250 cycles (the tables of instruction timings by measurement agree); leaving and
-/// entering a guest takes at least some 1,000. A pair of fenced RDTSCs takes 20 to 70.
+/// CPUID itself takes 100 to 250 cycles (the published tables of measured instruction timings agree); a VM
+/// exit and entry take at least 1,000. A pair of fenced RDTSCs takes 20 to 70.
 pub(crate) fn trapped(cpuid: Option<&Counts>, empty: Option<&Counts>) -> Trapped {
     let median = |counts: Option<&Counts>| counts?.quantile(500);
     let Some(cpuid) = median(cpuid) else {
         return Trapped::Unknown;
     };
-    // What the two looks at the clock take themselves is little.
+    // The two clock reads themselves take little time.
     match cpuid.saturating_sub(median(empty).unwrap_or(0)) {
         0..=400 => Trapped::No,
         401..=800 => Trapped::Unknown,
@@ -189,7 +189,7 @@ pub(crate) fn notes(place: &Place, allowed: Allowed) -> Vec<String> {
     }
     if place.tsc.spread > 0.01 {
         note(
-            "the TSC's rate differs by more than 1 % from one look to the next: ticks may not be time",
+            "the TSC's rate differs by more than 1 % from one estimate to the next: ticks may not be time",
         );
     }
     match (place.cpuid, &place.hypervisor) {
@@ -266,7 +266,7 @@ mod tests {
         assert_eq!(hyperv.leaves.len(), 12);
         let kvm = hypervisor(&machine("KVMKVMKVM", 0x4000_0001, 0x0100_7efb)).unwrap();
         assert_eq!((kvm.signature.as_str(), kvm.interface), ("KVMKVMKVM", None));
-        // However many it claims to have.
+        // A wrong maximum leaf is limited.
         let liar = hypervisor(&machine("x", 0x4000_00ff, 0)).unwrap();
         assert_eq!(liar.leaves.len(), 16);
         assert!(hypervisor(&|_| [0; 4]).is_none());

@@ -1,4 +1,4 @@
-//! The result for people.
+//! The result as text.
 
 use std::fmt::Write as _;
 
@@ -63,7 +63,7 @@ fn write_all(document: &Document, out: &mut String) -> std::fmt::Result {
 }
 
 fn rows(document: &Document, out: &mut String) -> std::fmt::Result {
-    // Without the TSC's rate nothing is in ticks.
+    // Without the TSC's rate no value is in ticks.
     let khz = document.place.tsc.khz.unwrap_or(1e6);
     writeln!(
         out,

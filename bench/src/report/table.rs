@@ -280,7 +280,7 @@ fn said(group: &Group<'_>) -> Vec<String> {
         let heard = heard.filter(|line| {
             line.contains("Hypervisor detected") || line.contains("Enlightened VMCS")
         });
-        let heard = heard.map(|line| format!("{}: L1 said \"{line}\"", entry.mode.name()));
+        let heard = heard.map(|line| format!("{}: L1 logged \"{line}\"", entry.mode.name()));
         for line in std::iter::once(kernel).chain(heard) {
             if !lines.contains(&line) {
                 lines.push(line);
@@ -384,7 +384,7 @@ mod tests {
             "warning: the CPU's frequency is not fixed",
             "L1: the micro-hypervisor, touching kvm-like, 1 vCPU\n",
             "its ratio to classic",
-            "evmcs: L1 said \"kvm_intel: Using Hyper-V Enlightened VMCS\"",
+            "evmcs: L1 logged \"kvm_intel: Using Hyper-V Enlightened VMCS\"",
             "clocksource hyperv_clocksource_tsc_page",
             "evmcs: host exits for each of L2: VMREAD 11.2, CPUID 1.0, VMRESUME 1.0",
             "classic hlt: FAILED: L1 crashed",

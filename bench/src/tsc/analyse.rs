@@ -1,4 +1,4 @@
-//! From what a sampler said to what it means. Pure.
+//! Interprets the record of a sampler. Pure functions.
 
 mod forward;
 mod verdict;
@@ -17,44 +17,44 @@ use crate::histogram::{self, HistogramError};
 
 pub(super) use verdict::all_well;
 
-/// A move, as whoever made it knows it.
+/// A move, as recorded by the process that made it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Moved {
-    /// The command was given, in ns of the host's clock.
+    /// The time of the command, in ns of the host's clock.
     pub(super) started: u64,
-    /// The first sign of the guest at its new place.
+    /// The time of the guest's first output at the destination.
     pub(super) resumed: u64,
-    /// The frequency of that place, in kHz.
+    /// The frequency of the destination, in kHz.
     pub(super) khz: Option<f64>,
 }
 
-/// What was done to the guest.
+/// The actions on the guest.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Doings {
-    /// When it was started, in ns of the host's clock.
+    /// The time of the start, in ns of the host's clock.
     pub(super) began: u64,
-    /// The frequency that its TSC was to have at first, in kHz.
+    /// The requested initial frequency of its TSC, in kHz.
     pub(super) khz: f64,
-    /// In order.
+    /// The moves in order.
     pub(super) moves: Vec<Moved>,
     /// Whether an acknowledgement must follow each move to another frequency.
     pub(super) expects_acks: bool,
-    /// What a move does to the clocks.
+    /// The effect of a move on the clocks.
     pub(super) clocks: AcrossMoves,
 }
 
-/// What a move does to a guest's clocks.
+/// The effect of a move on a guest's clocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum AcrossMoves {
-    /// They go on: `--clock continue`.
+    /// They continue: `--clock continue`.
     Continue,
-    /// They stand still: `--clock pause`.
+    /// They are paused: `--clock pause`.
     Pause,
     /// Unknown, and so are the times of arrival: the reports were captured by hand.
     Unknown,
 }
 
-/// What it means.
+/// The result of the analysis.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Meaning {
     pub(super) tsc_khz: f64,
@@ -63,24 +63,24 @@ pub(super) struct Meaning {
     pub(super) moves: Vec<Move>,
     pub(super) segments: Vec<Segment>,
     pub(super) offsets: Vec<Series>,
-    /// What the clocks were held to; none if there were no times of arrival.
+    /// The bounds on the clocks; `None` without times of arrival.
     pub(super) bounds: Option<Bounds>,
     pub(super) failures: Vec<String>,
     pub(super) warnings: Vec<String>,
 }
 
-/// Points of a plotted line.
+/// Maximum number of points in a plotted line.
 const POINTS: usize = 400;
 
-/// A time in which nothing happens.
+/// An interval without events.
 struct Span<'a> {
     run: usize,
     /// The acknowledgement that it begins with.
     ack: Option<&'a Acknowledged>,
     samples: Vec<Sample>,
-    /// What the TSC's frequency should be, in kHz.
+    /// The expected frequency of the TSC, in kHz.
     khz: f64,
-    /// A value of the TSC, and how many ns after the first sample it was.
+    /// A value of the TSC, and its time in ns after the first sample.
     origin: (u64, f64),
     fits: [Option<Fit>; Clock::COUNT],
 }
@@ -96,7 +96,7 @@ fn difference(a: u64, b: u64) -> f64 {
     (i128::from(a) - i128::from(b)) as f64
 }
 
-/// What `record` means, given what was done.
+/// Interprets `record`, given the actions on the guest.
 pub(super) fn analyse(record: &Record, doings: &Doings) -> Result<Meaning, HistogramError> {
     let stated = record.hello.map_or(0.0, |hello| hello.tsc_hz as f64 / 1e3);
     let tsc_khz = if stated > 0.0 { stated } else { doings.khz };
@@ -177,7 +177,7 @@ fn reenlightenment(hello: Option<&Hello>) -> Reenlightenment {
     }
 }
 
-/// Cuts the run at moves and acknowledgements, and finds the frequency and the fits of each piece.
+/// Splits the run at moves and acknowledgements, and determines the frequency and the fits of each span.
 fn spans<'a>(record: &'a Record, doings: &Doings, tsc_khz: f64) -> Vec<Span<'a>> {
     const TSC: usize = Clock::Tsc.index();
     let mut spans: Vec<Span<'a>> = Vec::new();
@@ -251,8 +251,8 @@ fn spans<'a>(record: &'a Record, doings: &Doings, tsc_khz: f64) -> Vec<Span<'a>>
     spans
 }
 
-/// Whether the guest's TSC has its old frequency until the guest has acknowledged another: any guest that
-/// reports its acknowledgements, unless it takes another frequency at once.
+/// Whether the guest's TSC keeps its old frequency until the guest has acknowledged another. This is true of
+/// any guest that reports its acknowledgements, unless it accepts another frequency at once.
 fn keeps_unless_acknowledged(record: &Record) -> bool {
     !matches!(
         reenlightenment(record.hello.as_ref()),
@@ -260,8 +260,8 @@ fn keeps_unless_acknowledged(record: &Record) -> bool {
     )
 }
 
-/// The frequency that a TSC has whose guest does not report it: `likely` or `target`, whichever is nearer to
-/// the measured one.
+/// The frequency of a TSC whose guest does not report it: `likely` or `target`, whichever is closer to the
+/// measured one.
 fn nearest_frequency(samples: &[Sample], likely: f64, target: Option<f64>) -> f64 {
     let Some(first) = samples.first() else {
         return likely;
@@ -280,7 +280,7 @@ fn nearest_frequency(samples: &[Sample], likely: f64, target: Option<f64>) -> f6
     }
 }
 
-/// A clock since the first sample of all, and the host's, in ns.
+/// A clock and the host's since the first sample of all, in ns.
 fn times(record: &Record, span: &Span<'_>, clock: Clock) -> Vec<(f64, f64)> {
     let own = span.samples.iter();
     own.filter_map(|sample| {
@@ -292,7 +292,7 @@ fn times(record: &Record, span: &Span<'_>, clock: Clock) -> Vec<(f64, f64)> {
     .collect()
 }
 
-/// What `clock` showed, in ns since the first sample; `None` if the guest does not have it.
+/// The value of `clock`, in ns since the first sample; `None` if the guest does not have it.
 fn clock_ns(record: &Record, span: &Span<'_>, clock: Clock, value: u64) -> Option<f64> {
     if !record.has(clock) {
         return None;
@@ -306,7 +306,8 @@ fn clock_ns(record: &Record, span: &Span<'_>, clock: Clock, value: u64) -> Optio
     }
 }
 
-/// What the move did to each clock that run `run` began with, and for how long the guest stood still.
+/// The effect on each clock of the move with which run `run` began, and the time for which the guest was
+/// stopped.
 fn jumps(record: &Record, spans: &[Span<'_>], run: usize) -> (BTreeMap<String, Jump>, Option<f64>) {
     let before = spans.iter().rev().find(|span| span.run + 1 == run);
     let after = spans.iter().find(|span| span.run == run);
@@ -325,7 +326,8 @@ fn jumps(record: &Record, spans: &[Span<'_>], run: usize) -> (BTreeMap<String, J
         let (Some(from), Some(to)) = (ns(before, last), ns(after, first)) else {
             continue;
         };
-        // Over the whole run: by the frequencies of its pieces the TSC goes on across an acknowledgement.
+        // Over the whole run: by the frequencies of its spans the TSC is continuous across an
+        // acknowledgement.
         let fit = |run: usize| {
             let own = spans.iter().filter(|span| span.run == run);
             let times: Vec<_> = own.flat_map(|span| times(record, span, clock)).collect();
@@ -337,7 +339,7 @@ fn jumps(record: &Record, spans: &[Span<'_>], run: usize) -> (BTreeMap<String, J
         };
         let gap = gaps[index].size as f64 * unit_ns(clock, after.khz);
         let ahead = host.map(|host| (to - from) - host);
-        // What of the clock's own way was not the gap, the guest ran for.
+        // The clock's advance outside the gap is the time for which the guest ran.
         downtimes.extend(ahead.map(|ahead| gap - ahead));
         of_clocks.insert(
             clock.name().to_owned(),
@@ -352,9 +354,9 @@ fn jumps(record: &Record, spans: &[Span<'_>], run: usize) -> (BTreeMap<String, J
     (of_clocks, downtime.map(|ns| ns / 1e6))
 }
 
-/// How far each clock went, in ms, between the last report of a processor before run `run` and its second one
-/// in it; empty without a second one. The first may be of a guest that was stopped between two reads of one
-/// sample: of its clocks, some were read before the stop and some after it.
+/// The advance of each clock, in ms, between the last report of a processor before run `run` and its second
+/// one in it; empty without a second one. The first may be of a guest that was stopped between two reads of
+/// one sample: some of its clocks were read before the stop and some after it.
 fn advances(record: &Record, spans: &[Span<'_>], run: usize) -> BTreeMap<&'static str, f64> {
     let reports = |run: usize| {
         let own = spans.iter().filter(move |span| span.run == run);
@@ -427,7 +429,7 @@ fn figures(
     let seen = record.steps[index];
     let largest = tallies.clone().map(|tally| tally.largest_backward).max();
     let empty = histogram::new();
-    // The TSC's unit is that of the time in which the gap was.
+    // The TSC's unit is that of the interval of the gap.
     let quiet = record.largest_quiet[index];
     let then = spans.iter().rev().find(|span| span.origin.0 <= quiet.at);
     let khz = then.map_or(tsc_khz, |span| span.khz);
@@ -445,7 +447,7 @@ fn figures(
     });
     Ok(Some(ClockFigures {
         reads,
-        // The guest's own notes go back with its memory, if it does; the host's do not.
+        // The guest's own counts may be rolled back with its memory; the host's are not.
         backward_steps: sum(|tally| tally.backward).max(seen.count),
         largest_backward_ns: largest.unwrap_or(0).max(seen.largest) as f64 * unit,
         largest_quiet_gap_ns: quiet.size as f64 * unit_ns(clock, khz),
@@ -486,7 +488,7 @@ fn offsets(record: &Record, spans: &[Span<'_>], began: u64) -> Vec<Series> {
     let present = Clock::ALL.into_iter().filter(|clock| record.has(*clock));
     present
         .map(|clock| {
-            // The one furthest ahead in each piece of time, by span so that none is hidden behind another.
+            // The sample furthest ahead in each interval, by span so that none hides another.
             let mut points: BTreeMap<(u64, usize), (f64, f64)> = BTreeMap::new();
             for (number, span) in spans.iter().enumerate() {
                 for sample in &span.samples {
@@ -520,7 +522,7 @@ fn warnings(record: &Record) -> Vec<String> {
         ));
     }
     let complaints = record.lines.iter().filter(|line| line.starts_with("FAIL"));
-    warnings.extend(complaints.map(|line| format!("the guest says: {line}")));
+    warnings.extend(complaints.map(|line| format!("the guest reports: {line}")));
     warnings
 }
 

@@ -9,16 +9,16 @@ use super::model::{GuestKind, Way};
 /// Measure how stable the clocks of a guest are, while it runs and across moves
 ///
 /// A guest reads its clocks in a tight loop on every vCPU. It is moved, by `hypernest save` and `restore` or
-/// by live migration, between hosts of different TSC frequencies, which --tsc-khz lets this one host play.
-/// The exit code is 1 if a clock stepped back, was more than 10 ms off after a move or a step forward,
-/// drifted by more than 500 ppm (each beyond the uncertainty of its measurement), or if an acknowledgement is
-/// missing; 3 if this host cannot do it; else 0.
+/// by live migration, between hosts of different TSC frequencies, which --tsc-khz emulates on this host. The
+/// exit code is 1 if a clock stepped back, was more than 10 ms off after a move or a step forward, drifted by
+/// more than 500 ppm (each beyond the uncertainty of its measurement), or if an acknowledgement is missing; 3
+/// if this host does not support the measurement; else 0.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Args {
-    /// What runs in the VM
+    /// The guest in the VM
     #[arg(long, value_enum, default_value = "micro")]
     pub(super) guest: GuestKind,
-    /// How often it is moved
+    /// The number of moves
     #[arg(
         long,
         value_name = "N",
@@ -29,8 +29,8 @@ pub(crate) struct Args {
     /// How it is moved
     #[arg(long, value_enum, default_value = "save")]
     pub(super) by: Way,
-    /// TSC frequencies, in kHz or as 1.2x this host's: the first one the guest is created with, the next ones
-    /// the hosts have that it is moved to, over and over [default: this host's own]
+    /// TSC frequencies, in kHz or as 1.2x this host's: the first is that of the guest's creation, the next
+    /// ones are those of the hosts to which it is moved, in turn [default: this host's own]
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub(super) tsc_khz: Vec<Frequency>,
     /// The guest's vCPUs
@@ -54,7 +54,7 @@ pub(crate) struct Args {
         value_parser = clap::value_parser!(u64).range(1..=86_400_000),
     )]
     pub(super) between_ms: u64,
-    /// How often each vCPU reports, in us of the guest's time
+    /// The interval between two reports of a vCPU, in us of the guest's time
     #[arg(
         long,
         value_name = "US",
@@ -62,7 +62,7 @@ pub(crate) struct Args {
         value_parser = clap::value_parser!(u64).range(1..=1_000_000_000),
     )]
     pub(super) beat_us: u64,
-    /// Of how many reads of the page one is followed by a read of the register, which is an exit
+    /// The number of reads of the page for each read of the register, which is an exit
     #[arg(
         long,
         value_name = "N",
@@ -76,20 +76,20 @@ pub(crate) struct Args {
     /// The guest's delay before it acknowledges a change, in us of its own time
     #[arg(long, value_name = "US", default_value_t = 1000)]
     pub(super) ack_after_us: u64,
-    /// It never acknowledges one
+    /// Never acknowledge a change
     #[arg(long, conflicts_with = "ack_after_us")]
     pub(super) no_ack: bool,
-    /// The guest is ended after this many seconds without a report [default: 60, with an L2 300]
+    /// Timeout in seconds: a guest without a report for this long is ended [default: 60, with an L2 300]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     stuck_after: Option<u64>,
     /// The guest's memory [default: 64M, for Linux 256M, with an L2 768M]
     #[arg(long, value_name = "SIZE")]
     memory: Option<String>,
-    /// Run nothing: put the guest into this directory, and say which commands run and move it between two
-    /// hosts
+    /// Run nothing: write the guest into this directory, and print the commands that run and move it between
+    /// two hosts
     #[arg(long, value_name = "DIR", conflicts_with_all = ["captured", "json"])]
     pub(super) by_hand: Option<PathBuf>,
-    /// Run nothing: take what the guest's debug consoles wrote, a file for each place where it was, in order
+    /// Run nothing: read the output of the guest's debug consoles, a file for each host, in order
     #[arg(long, value_name = "FILE", value_delimiter = ',')]
     pub(super) captured: Vec<PathBuf>,
     /// Where to write the results [default: tsc, or nowhere with --json]
@@ -105,7 +105,7 @@ pub(crate) struct Args {
     pub(super) linux: Linux,
 }
 
-/// For `--guest linux` and `linux-l2`.
+/// Arguments for `--guest linux` and `linux-l2`.
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "With --guest linux or linux-l2")]
 pub(super) struct Linux {
@@ -115,7 +115,7 @@ pub(super) struct Linux {
     /// A static tscprobe to run in it [default: beside this program]
     #[arg(long, value_name = "FILE")]
     pub(super) probe: Option<PathBuf>,
-    /// Modules to load in it first, uncompressed, in this order: with those of KVM it asks for
+    /// Modules to load in it first, uncompressed, in this order: with those of KVM it requests
     /// reenlightenment [default: none, and for linux-l2 those of KVM in modules/ beside the kernel]
     #[arg(long, value_name = "FILE", value_delimiter = ',')]
     pub(super) modules: Vec<PathBuf>,
@@ -129,19 +129,19 @@ pub(super) struct Linux {
     pub(super) append: String,
 }
 
-/// What the micro guest asks of reenlightenment.
+/// The micro guest's use of reenlightenment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(super) enum Reenlighten {
-    /// Nothing.
+    /// No use.
     No,
-    /// To be told.
+    /// Notification of changes.
     Notify,
-    /// To be told, and to keep the old frequency until it has acknowledged.
+    /// Notification, and the old frequency until it has acknowledged.
     Emulate,
 }
 
 impl Reenlighten {
-    /// As the guest program takes it.
+    /// The name on the guest program's command line.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::No => "no",
@@ -156,7 +156,7 @@ impl Reenlighten {
 pub(super) enum Frequency {
     /// In kHz.
     Khz(u32),
-    /// Times the host's own.
+    /// A multiple of the host's own.
     Factor(f64),
 }
 
@@ -185,7 +185,7 @@ impl FromStr for Frequency {
 }
 
 impl Frequency {
-    /// In kHz; `None` if it depends on the host's own, which is not known.
+    /// The frequency in kHz; `None` if it depends on the host's own, which is unknown.
     pub(super) fn khz(self, host: Option<u32>) -> Option<u32> {
         match self {
             Self::Khz(khz) => Some(khz),
@@ -195,7 +195,7 @@ impl Frequency {
 }
 
 impl Args {
-    /// Where to write files.
+    /// The output directory.
     pub(super) fn directory(&self) -> Option<PathBuf> {
         match &self.out {
             Some(out) => Some(out.clone()),
@@ -219,7 +219,7 @@ impl Args {
             || self.guest == GuestKind::Linux && !self.linux.modules.is_empty()
     }
 
-    /// Whether the guest is told of another frequency.
+    /// Whether the guest may be notified of another frequency.
     pub(super) fn may_reenlighten(&self) -> bool {
         matches!(
             self.on_tsc_change.as_deref(),
@@ -230,13 +230,13 @@ impl Args {
     pub(super) fn stuck_after(&self) -> Duration {
         let seconds = self.stuck_after.unwrap_or(match self.guest {
             GuestKind::Micro | GuestKind::Linux => 60,
-            // Two kernels boot one in the other before the first report: over a minute on an emulated host.
+            // Two nested kernels boot before the first report: this takes over a minute on an emulated host.
             GuestKind::LinuxL2 => 300,
         });
         Duration::from_secs(seconds)
     }
 
-    /// Ticks of a TSC of `khz` in so many us.
+    /// Ticks of a TSC of `khz` in `us` microseconds.
     pub(super) fn ticks(us: u64, khz: f64) -> u64 {
         super::round(us as f64 * khz / 1e3)
     }

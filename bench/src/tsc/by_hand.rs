@@ -1,4 +1,5 @@
-//! A guest that somebody moves between two hosts by hand: what to do, and what came of it.
+//! A guest that a user moves between two hosts by hand: the instructions, and the parser of the captured
+//! output.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,14 +10,15 @@ use super::drive::{Measured, micro_line};
 use super::record::Recorder;
 use super::{TscError, file};
 
-/// What a file does not say.
+/// The warning about missing times.
 pub(super) const NO_TIMES: &str = "captured reports have no times of arrival: there is no drift and no \
     downtime by the host's clock";
 
-/// Any; the guest program counts in ticks, so its times are right for a TSC of this frequency.
+/// An arbitrary frequency; the guest program counts in ticks, so its times are right for a TSC of this
+/// frequency.
 const KHZ: f64 = 2_500_000.0;
 
-/// Writes the guest, and says which commands run and move it.
+/// Writes the guest, and returns the commands that run and move it.
 pub(super) fn commands(args: &Args, directory: &Path) -> Result<String, TscError> {
     fs::create_dir_all(directory).map_err(file(format!("cannot make {}", directory.display())))?;
     let guest = directory.join("guest");
@@ -43,7 +45,7 @@ pub(super) fn commands(args: &Args, directory: &Path) -> Result<String, TscError
     ))
 }
 
-/// What `files` hold, one for each place.
+/// The record in `files`, one for each host.
 pub(super) fn captured(files: &[PathBuf], khz: Option<u32>) -> Result<Measured, TscError> {
     let mut recorder = Recorder::default();
     let mut moves = Vec::new();

@@ -1,4 +1,4 @@
-//! Runs the guest and moves it, by the `hypernest` command alone.
+//! Runs and moves the guest by means of the `hypernest` command alone.
 
 use std::path::PathBuf;
 use std::thread;
@@ -15,16 +15,16 @@ use super::record::Record;
 use super::vm::{Stopwatch, VmError, Vms};
 use super::{TscError, file, linux};
 
-/// What was recorded, and what was done meanwhile.
+/// The record of the guest and of the moves.
 pub(super) struct Measured {
     pub(super) record: Record,
     pub(super) doings: Doings,
 }
 
-/// KVM does not scale the TSC for a frequency that is nearer, in ppm (`tsc_tolerance_ppm`).
+/// KVM does not scale the TSC for a frequency that is closer, in ppm (`tsc_tolerance_ppm`).
 const SAME_FREQUENCY: f64 = 250.0;
 
-/// Where the files of one measurement are.
+/// The files of one measurement.
 struct Site {
     directory: tempfile::TempDir,
     kernel: PathBuf,
@@ -57,7 +57,7 @@ impl Site {
         self.directory.path().join(name).display().to_string()
     }
 
-    /// The end of what the guest said on its serial port in each VM.
+    /// Prints the end of the guest's output on its serial port in each VM.
     fn show_consoles(&self) {
         const LINES: usize = 40;
         let files = std::fs::read_dir(self.directory.path());
@@ -81,7 +81,7 @@ impl Site {
     }
 }
 
-/// Runs the guest, with moves between as many of `frequencies` (in kHz) as there are.
+/// Runs the guest, with moves between hosts of `frequencies` (in kHz).
 pub(super) fn measure(
     args: &Args,
     host: &KvmFacts,
@@ -158,7 +158,7 @@ fn measure_at(
         if let Some(target) = target.filter(|target| {
             doings.expects_acks && (target / tsc_khz - 1.0).abs() * 1e6 > SAME_FREQUENCY
         }) {
-            // One that never comes is a failure that the report tells.
+            // A missing acknowledgement is a failure in the report.
             let acked = |record: &Record| record.acks.iter().any(|ack| ack.run == run);
             let long = Args::ticks(args.ack_after_us, tsc_khz)
                 + Args::ticks(args.between_ms.max(100) * 1000, tsc_khz);
@@ -193,22 +193,22 @@ fn settle(args: &Args, vms: &mut Vms, khz: f64) -> Result<(), VmError> {
     let ticks = Args::ticks(args.between_ms * 1000, khz);
     vms.until("reports", args.stuck_after(), |record| {
         let now = record.latest.map_or(0, |sample| sample.now[tsc]);
-        // One that stepped back is far ahead in this arithmetic, and need not be waited for.
+        // A TSC that stepped back is far ahead in this arithmetic, and ends the wait.
         now.wrapping_sub(from) >= ticks
     })
 }
 
-/// With what the guest is created.
+/// Parameters of the guest's creation.
 struct Created {
     /// The frequency of its TSC.
     khz: f64,
-    /// The same, if it is to be another than the host's.
+    /// The frequency, if it differs from the host's.
     scaled: Option<u32>,
     /// Its enlightenments.
     hv: String,
 }
 
-/// What was asked for, or what gives every clock and tells of other frequencies.
+/// The requested enlightenments, or those that provide every clock and notify of other frequencies.
 fn enlightenments(args: &Args, host: &KvmFacts) -> String {
     let all_clocks = match (&host.hv_cpuid, args.nested()) {
         (None, _) => "none",
@@ -264,19 +264,19 @@ fn words(words: &[&str]) -> Vec<String> {
     words.iter().map(|word| (*word).to_owned()).collect()
 }
 
-/// What is of the host and not of the guest.
+/// The arguments that depend on the host and not on the guest.
 fn local(args: &Args, site: &Site, name: &str) -> Vec<String> {
     let console = format!("file:{}", site.path(&format!("{name}.console")));
     match args.guest {
         GuestKind::Micro => words(&["--serial", "none", "--debugcon", "stdio"]),
-        // A program may not write to ports, or loses the right to when QEMU's CPU emulation comes between.
+        // A Linux program may not write to ports, or may lose access when QEMU's CPU emulation intervenes.
         GuestKind::Linux | GuestKind::LinuxL2 => {
             words(&["--serial", &console, "--serial2", "stdio"])
         }
     }
 }
 
-/// What is of the place that the guest comes to.
+/// The arguments for the destination.
 fn arrival(args: &Args, site: &Site, name: &str, khz: Option<u32>) -> Vec<String> {
     let mut words = local(args, site, name);
     for (flag, value) in [
@@ -313,16 +313,16 @@ fn move_guest(args: &Args, vms: &mut Vms, site: &Site, khz: Option<u32>) -> Resu
     }
 }
 
-/// From when a socket is there until it is listened at.
+/// Time from the creation of a socket until it accepts connections.
 const LISTEN: Duration = Duration::from_millis(20);
 
-/// Waits until somebody listens at `socket`.
+/// Waits until a process accepts connections at `socket`.
 fn wait_for(socket: &std::path::Path, patience: Duration) -> Result<(), VmError> {
     let start = Instant::now();
     while !socket.exists() {
         if start.elapsed() > patience {
             return Err(VmError::Stuck {
-                wanted: "socket of the VM that waits for one to come in",
+                wanted: "socket of the VM that waits for a migration",
                 seconds: patience.as_secs(),
                 said: String::new(),
             });

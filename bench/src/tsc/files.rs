@@ -16,47 +16,26 @@ use super::{page, plot};
 use crate::histogram;
 use crate::report::file_part;
 
-/// Ten thousand moves take less.
+/// The maximum size; ten thousand moves need less.
 const MOST_BYTES: u64 = 64 << 20;
 
 /// A result cannot be read or written.
 #[derive(Debug, Error)]
 pub(crate) enum TscFileError {
-    /// Writing.
     #[error("cannot write {}", path.display())]
-    Write {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// Reading.
+    Write { path: PathBuf, source: io::Error },
     #[error("cannot read {}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// Not a result.
+    Read { path: PathBuf, source: io::Error },
     #[error("{} is no result of tsc", path.display())]
     NoResult {
-        /// The file.
         path: PathBuf,
-        /// Why.
         source: serde_json::Error,
     },
-    /// Another version.
     #[error("{} is a result of version {found}; this program reads version {VERSION}", path.display())]
-    Version {
-        /// The file.
-        path: PathBuf,
-        /// Its version.
-        found: u32,
-    },
+    Version { path: PathBuf, found: u32 },
 }
 
-/// Whether a file that `report` shows is one of ours: they are told apart by what only they have.
+/// Whether a file is a result of `tsc`: no other file has the fields that [`read`] requires.
 pub(crate) fn is_ours(path: &Path) -> bool {
     read(path).is_ok()
 }
@@ -85,7 +64,7 @@ pub(crate) fn read(path: &Path) -> Result<Report, TscFileError> {
     }
 }
 
-/// Writes all files into `directory`, which is made; the result is where they are.
+/// Writes all files into `directory`, which is created; the result is their paths.
 pub(crate) fn write(report: &Report, directory: &Path) -> Result<Vec<PathBuf>, TscFileError> {
     let failed = |path: &Path| {
         let path = path.to_owned();
@@ -118,7 +97,7 @@ pub(crate) fn write(report: &Report, directory: &Path) -> Result<Vec<PathBuf>, T
     Ok(written)
 }
 
-/// The largest steps forward of each clock, a line each, in the clock's unit.
+/// The largest steps forward of each clock, one clock per line, in the clock's unit.
 fn log(report: &Report, out: &mut dyn Write) -> io::Result<()> {
     let mut out = out;
     let mut serializer = V2DeflateSerializer::new();

@@ -1,4 +1,4 @@
-//! A line through arrivals: what one clock says of another, when every look at it comes late by an unknown
+//! A line through arrivals: the relation of two clocks, when every sample of one arrives late by an unknown
 //! time.
 
 /// A clock against the host's: `host = clock + offset + slope * clock`, both in ns from the first sample on.
@@ -7,21 +7,21 @@ pub(super) struct Fit {
     first: (f64, f64),
     offset: f64,
     slope: f64,
-    /// By how much the drift may be wrong, in ppm: if the first and the last sample were as late as the
+    /// The uncertainty of the drift, in ppm: the error if the first and the last sample were as late as the
     /// median one, in opposite directions.
     pub(super) about_ppm: f64,
-    /// How late the median arrival is against the earliest ones, in ns.
+    /// The delay of the median arrival against the earliest ones, in ns.
     pub(super) noise_ns: f64,
 }
 
-/// Fewer say nothing.
+/// The minimum number of samples.
 const LEAST: usize = 8;
 
 impl Fit {
-    /// Through `samples` of (clock, host) in ns. A sample cannot arrive before it was taken, so the line is
-    /// the one below all of them that is nearest to them (Moon, Skelly and Towsley, "Estimation and removal
-    /// of clock skew from network delay measurements", 1999): an edge of their lower hull. `None` if there
-    /// are too few.
+    /// A line through `samples` of (clock, host) in ns. A sample cannot arrive before it was taken, so the
+    /// line is the one below all of them that is nearest to them (Moon, Skelly and Towsley, "Estimation and
+    /// removal of clock skew from network delay measurements", 1999): an edge of their lower hull. `None` if
+    /// there are too few.
     pub(super) fn of(samples: &[(f64, f64)]) -> Option<Self> {
         let first = *samples.first()?;
         let mut points: Vec<(f64, f64)> = samples
@@ -36,7 +36,7 @@ impl Fit {
             return None;
         }
         points.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1)));
-        // At one time only the earliest arrival counts.
+        // Of simultaneous samples only the earliest arrival counts.
         points.dedup_by(|later, kept| later.0 <= kept.0);
         let hull = lower_hull(&points);
         let mean = points.iter().map(|p| p.0).sum::<f64>() / points.len() as f64;
@@ -59,19 +59,19 @@ impl Fit {
         (slope.is_finite() && slope > -1.0).then_some(fit)
     }
 
-    /// When the clock showed `clock`, by the host's.
+    /// The host's time at which the clock had the value `clock`.
     pub(super) fn host(&self, clock: f64) -> f64 {
         let x = clock - self.first.0;
         self.first.1 + x + self.offset + self.slope * x
     }
 
-    /// By how much the clock is faster than the host's, in parts per million.
+    /// The rate of the clock less the host's, in parts per million.
     pub(super) fn drift_ppm(&self) -> f64 {
         -self.slope / (1.0 + self.slope) * 1e6
     }
 }
 
-/// Of points sorted by their first coordinate (Andrew's monotone chain).
+/// The lower hull of points sorted by their first coordinate (Andrew's monotone chain).
 fn lower_hull(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     let mut hull: Vec<(f64, f64)> = Vec::new();
     for &point in points {
@@ -92,7 +92,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Every 5 ms for `count` samples, late by what a small generator says, now and then very late.
+    /// Samples every 5 ms, `count` of them, with pseudorandom delays, some of which are long.
     fn samples(drift_ppm: f64, count: u32) -> Vec<(f64, f64)> {
         let mut state = 12_345_u64;
         (0..count)

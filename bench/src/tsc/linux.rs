@@ -1,4 +1,4 @@
-//! `--guest linux` and `linux-l2`: a stock kernel whose init is tscprobe, and the same in a guest of its own.
+//! `--guest linux` and `linux-l2`: a stock kernel with tscprobe as its init, and the same as an L2.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
@@ -12,14 +12,13 @@ use super::args::{Args, Linux};
 use super::model::GuestKind;
 use super::{TscError, file};
 
-/// The program's name.
 const PROBE: &str = "tscprobe";
-/// Where modules are in the guest.
+/// The directory of modules in the guest.
 const MODULES: &str = "modules";
-/// What L1 runs, in its initramfs.
+/// The configuration of L2 in L1's initramfs.
 const L2: &str = "l2.toml";
 
-/// Writes the guest's initramfs to `initrd`, and says where its kernel is.
+/// Writes the guest's initramfs to `initrd`, and returns the path of its kernel.
 pub(super) fn files(args: &Args, vendor: CpuVendor, initrd: &Path) -> Result<PathBuf, TscError> {
     let kernel = match (&args.linux.kernel, std::env::var_os(LAB_DIR_VARIABLE)) {
         (Some(kernel), _) => kernel.clone(),
@@ -48,7 +47,7 @@ pub(super) fn files(args: &Args, vendor: CpuVendor, initrd: &Path) -> Result<Pat
     Ok(kernel)
 }
 
-/// Those of KVM that lie beside the kernel.
+/// The modules of KVM beside the kernel.
 fn modules(kernel: &Path, vendor: CpuVendor) -> Vec<PathBuf> {
     let of_vendor = match vendor {
         CpuVendor::Amd => "kvm-amd.ko",
@@ -59,7 +58,7 @@ fn modules(kernel: &Path, vendor: CpuVendor) -> Vec<PathBuf> {
         .to_vec()
 }
 
-/// What L1's hypernest is to run.
+/// The configuration of L2 for L1's hypernest.
 fn l2(args: &Args) -> String {
     format!(
         "name = \"l2\"\nkernel = \"vmlinux\"\ninitrd = \"l2\"\nmemory = \"192M\"\ncpus = {}\nserial = \
@@ -72,7 +71,7 @@ fn l2(args: &Args) -> String {
 
 type Archive<'a> = Writer<BufWriter<File>>;
 
-/// An initramfs with the probe as its init.
+/// Writes an initramfs with the probe as its init.
 fn write(
     to: &Path,
     probe: &Path,
@@ -98,7 +97,7 @@ fn write(
         .map_err(file(format!("cannot write {name}")))
 }
 
-/// Where the probe is: named, beside this program, or on the PATH.
+/// The path of the probe: as given, beside this program, or on the PATH.
 fn probe(linux: &Linux) -> PathBuf {
     if let Some(probe) = &linux.probe {
         return probe.clone();
@@ -110,7 +109,7 @@ fn probe(linux: &Linux) -> PathBuf {
         .unwrap_or_else(|| on_path(Path::new(PROBE)))
 }
 
-/// Where the shell would find it.
+/// The path that a shell would find.
 fn on_path(program: &Path) -> PathBuf {
     if program.components().count() > 1 {
         return program.to_owned();
@@ -121,7 +120,7 @@ fn on_path(program: &Path) -> PathBuf {
         .unwrap_or_else(|| program.to_owned())
 }
 
-/// The kernel's command line, with the probe's words after `--`.
+/// The kernel's command line, with the probe's arguments after `--`.
 pub(super) fn line(args: &Args) -> String {
     match args.guest {
         GuestKind::LinuxL2 => format!(
@@ -133,7 +132,7 @@ pub(super) fn line(args: &Args) -> String {
     }
 }
 
-/// For the Linux whose clocks are sampled.
+/// The command line of the Linux whose clocks are sampled.
 fn probing(args: &Args) -> String {
     format!(
         "console=ttyS0 quiet panic=-1 rdinit=/init {} -- --serial /dev/ttyS1 --beat-us {} --modules \

@@ -1,7 +1,7 @@
 //! `hypernest-bench tsc`: how stable a guest's clocks are, while it runs and across moves.
 //!
-//! All that is done to the guest is done by the `hypernest` command. What it says is decoded by [`record`],
-//! means what [`mod@analyse`] makes of it, and is shown by [`mod@table`] and [`files`].
+//! The `hypernest` command performs all actions on the guest. [`record`] decodes the guest's output,
+//! [`mod@analyse`] interprets it, and [`mod@table`] and [`files`] show the result.
 
 mod analyse;
 mod args;
@@ -35,46 +35,40 @@ use vm::VmError;
 use crate::environment;
 use crate::histogram::HistogramError;
 
-/// A measurement that was not made.
+/// Errors of `hypernest-bench tsc`.
 #[derive(Debug, Error)]
 pub(crate) enum TscError {
-    /// The host.
     #[error(transparent)]
     Host(#[from] HostError),
-    /// A frequency is relative to one that is not known.
+    /// A frequency is relative to the host's, which is unknown.
     #[error("KVM does not report this host's TSC frequency: give --tsc-khz in kHz")]
     NoFrequency,
-    /// Where the Linux is.
+    /// The kernel of the Linux guest is missing.
     #[error("`--guest linux` needs --kernel FILE")]
     NoKernel,
-    /// VMs.
     #[error(transparent)]
     Vm(#[from] VmError),
-    /// A file.
+    /// A file operation failed.
     #[error("{what}")]
     File {
-        /// What was done.
+        /// The operation.
         what: String,
-        /// Why it failed.
         source: io::Error,
     },
-    /// A histogram.
     #[error(transparent)]
     Histogram(#[from] HistogramError),
-    /// Results.
     #[error(transparent)]
     Results(#[from] TscFileError),
-    /// Printing.
     #[error("cannot write to stdout")]
     Stdout(#[source] io::Error),
 }
 
 impl TscError {
-    /// Whether it is the host that cannot do it.
+    /// Whether the host lacks a requirement.
     pub(crate) fn is_host(&self) -> bool {
         match self {
             Self::Host(_) | Self::NoFrequency => true,
-            // hypernest's own exit code for that.
+            // hypernest's own exit code for a missing requirement.
             Self::Vm(error) => error.code() == Some(3),
             _ => false,
         }
@@ -86,7 +80,7 @@ fn file(what: impl Into<String>) -> impl FnOnce(io::Error) -> TscError {
     move |source| TscError::File { what, source }
 }
 
-/// The nearest whole number; 0 for what is below or none, the largest for what is above.
+/// The nearest whole number; 0 for negative values and NaN, the maximum for values above it.
 #[allow(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
@@ -96,7 +90,7 @@ fn round(value: f64) -> u64 {
     value.round() as u64
 }
 
-/// Measures and shows; whether all was well.
+/// Measures and shows the result, which is whether all checks passed.
 pub(crate) fn run(args: &Args) -> Result<bool, TscError> {
     let host = HostCaps::probe()?;
     if let Some(directory) = &args.by_hand {
@@ -153,7 +147,7 @@ pub(crate) fn run(args: &Args) -> Result<bool, TscError> {
     Ok(report.failures.is_empty())
 }
 
-/// The frequencies in kHz; none if none was asked for.
+/// The frequencies in kHz; empty if none was requested.
 fn frequencies(args: &Args, host: Option<u32>) -> Result<Vec<u32>, TscError> {
     let khz = args.tsc_khz.iter().map(|frequency| frequency.khz(host));
     khz.collect::<Option<_>>().ok_or(TscError::NoFrequency)

@@ -1,4 +1,4 @@
-//! The result of `tsc` as data; its JSON form is what [`serde`] makes of these types
+//! The result of `tsc` as data; its JSON form is derived from these types by [`serde`]
 //! (bench/schema/tsc.schema.json).
 
 use std::collections::BTreeMap;
@@ -20,39 +20,39 @@ pub(crate) struct Report {
     pub(crate) made_by: String,
     /// Its whole command line.
     pub(crate) command_line: Vec<String>,
-    /// When it was started, by RFC 3339, in UTC.
+    /// The time of the start, by RFC 3339, in UTC.
     pub(crate) started: String,
-    /// Where it ran.
+    /// The environment of the measurement.
     pub(crate) environment: Environment,
     /// The guest.
     pub(crate) guest: Guest,
-    /// What to know before the figures are believed.
+    /// Circumstances that limit the validity of the figures.
     pub(crate) warnings: Vec<String>,
-    /// What the clocks were held to; none if that could not be measured.
+    /// The bounds on the clocks; `None` if they could not be measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) bounds: Option<Bounds>,
-    /// What must not be. Empty if all is well.
+    /// Violations of the bounds and other failures; empty on success.
     pub(crate) failures: Vec<String>,
-    /// Each clock that there could be, over the whole run.
+    /// Each possible clock, over the whole run.
     pub(crate) clocks: Vec<ClockResult>,
     /// Each move.
     pub(crate) moves: Vec<Move>,
     /// The times between moves and acknowledgements.
     pub(crate) segments: Vec<Segment>,
-    /// For the plot: how far each clock is ahead of the host's since the first sample.
+    /// Data of the plot: the offset of each clock from the host's since the first sample.
     pub(crate) offsets: Vec<Series>,
 }
 
-/// The largest errors of a clock that are no failure, beyond the uncertainty of their measurement.
+/// The largest errors of a clock that are not failures, beyond the uncertainty of their measurement.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Bounds {
     /// Drift against the host's clock, in ppm.
     pub(crate) drift_ppm: f64,
-    /// How far off a clock may be after a move, or after a step forward at any other time, in ms.
+    /// The maximum offset of a clock after a move, or after a step forward at any other time, in ms.
     pub(crate) step_ms: f64,
 }
 
-/// What ran.
+/// The guest.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Guest {
     /// `micro`, `linux` or `linux-l2`.
@@ -61,13 +61,13 @@ pub(crate) struct Guest {
     pub(crate) vcpus: u32,
     /// The frequency of its TSC at the start, in kHz.
     pub(crate) tsc_khz: f64,
-    /// How it was moved; none if it was not.
+    /// The kind of move; `None` without moves.
     pub(crate) moved_by: Option<Way>,
-    /// What it made of the hypervisor's offer to tell of changes of the TSC's frequency.
+    /// The guest's use of the hypervisor's notification of TSC frequency changes.
     pub(crate) reenlightenment: Reenlightenment,
 }
 
-/// What runs in the VM.
+/// The kind of guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum GuestKind {
@@ -75,12 +75,12 @@ pub(crate) enum GuestKind {
     Micro,
     /// A Linux with the program tscprobe.
     Linux,
-    /// The same as a guest of a Linux with its KVM and hypernest, which is the one that is moved.
+    /// A Linux with tscprobe as an L2: its L1, a Linux with KVM and hypernest, is the guest that is moved.
     LinuxL2,
 }
 
 impl GuestKind {
-    /// As in JSON.
+    /// The name in JSON.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Micro => "micro",
@@ -90,7 +90,7 @@ impl GuestKind {
     }
 }
 
-/// How a guest is moved.
+/// The kind of move.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Way {
@@ -101,7 +101,7 @@ pub(crate) enum Way {
 }
 
 impl Way {
-    /// As in JSON.
+    /// The name in JSON.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Save => "save",
@@ -110,19 +110,19 @@ impl Way {
     }
 }
 
-/// What a guest made of reenlightenment.
+/// A guest's use of reenlightenment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Reenlightenment {
-    /// It does not tell: a Linux does that in its kernel.
+    /// Not reported: a Linux uses it in its kernel.
     Unknown,
-    /// There is none.
+    /// It is not offered.
     NotOffered,
-    /// It did not ask for it.
+    /// The guest did not request it.
     Declined,
-    /// It asked to be told, and no more.
+    /// The guest requested notification only.
     Notification,
-    /// It asked for the old frequency until it has acknowledged.
+    /// The guest requested notification, and the old frequency until it has acknowledged.
     Emulation,
 }
 
@@ -131,16 +131,16 @@ pub(crate) enum Reenlightenment {
 pub(crate) struct ClockResult {
     /// Its name.
     pub(crate) clock: String,
-    /// The rest; none if the guest does not have it.
+    /// The figures; `None` if the guest does not have it.
     pub(crate) measured: Option<ClockFigures>,
 }
 
 /// Figures of a clock.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct ClockFigures {
-    /// How often it was read.
+    /// The number of reads.
     pub(crate) reads: u64,
-    /// Reads below what any processor had seen before. Must be 0.
+    /// Reads below a value that any processor had seen before. Must be 0.
     pub(crate) backward_steps: u64,
     /// The largest of them, in ns.
     pub(crate) largest_backward_ns: f64,
@@ -149,35 +149,35 @@ pub(crate) struct ClockFigures {
     /// The largest step forward in each report, without those that span a move: an HDR histogram, in the
     /// clock's own unit.
     pub(crate) quiet_gaps: String,
-    /// How many ns that unit is.
+    /// The length of that unit in ns.
     pub(crate) unit_ns: f64,
-    /// For the reference page: what its sequence number did.
+    /// For the reference page: the changes of its sequence number.
     pub(crate) page: Option<PageFigures>,
 }
 
-/// What is special about the reference TSC page.
+/// Figures of the reference TSC page.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct PageFigures {
-    /// Changes of its sequence number, as the processor saw them that saw most.
+    /// Changes of its sequence number, the maximum over the processors.
     pub(crate) sequence_changes: u64,
-    /// The share of reads that had to take the register instead.
+    /// The share of reads that had to use the register instead.
     pub(crate) fallback_share: f64,
 }
 
 /// One move.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Move {
-    /// From 1 on.
+    /// Its number, from 1.
     pub(crate) number: u32,
-    /// When the command was given, in s since the start.
+    /// The time of the command, in s since the start.
     pub(crate) at_s: f64,
-    /// The frequency of the host that it went to, in kHz; none if it is the host's own.
+    /// The frequency of the destination host, in kHz; `None` if it is the host's own.
     pub(crate) host_khz: Option<f64>,
-    /// From the command to the first sign of the guest at its new place, by the host's clock, in ms.
+    /// From the command to the guest's first output at the destination, by the host's clock, in ms.
     pub(crate) command_ms: f64,
-    /// For how long the guest did not run, by the host's clock, in ms.
+    /// The time during which the guest did not run, by the host's clock, in ms.
     pub(crate) downtime_ms: Option<f64>,
-    /// What it did to each clock.
+    /// The effect on each clock.
     pub(crate) clocks: BTreeMap<String, Jump>,
     /// The reference page's sequence number before and after.
     pub(crate) sequence: [u32; 2],
@@ -185,25 +185,25 @@ pub(crate) struct Move {
     pub(crate) acknowledged: Option<Acknowledgement>,
 }
 
-/// What a move did to a clock.
+/// The effect of a move on a clock.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Jump {
-    /// The largest step forward that a processor saw, in ms: the downtime, if the clock went on meanwhile.
+    /// The largest step forward that a processor saw, in ms: the downtime, if the clock continued meanwhile.
     pub(crate) gap_ms: f64,
-    /// How much further the clock went than the host's between the last sample before and the first after, in
-    /// us. As exact as the arrival of samples.
+    /// The advance of the clock less that of the host's between the last sample before the move and the first
+    /// after it, in us. Its precision is that of the arrival of samples.
     pub(crate) ahead_us: Option<f64>,
 }
 
 /// A guest's acknowledgement of a change of the TSC's frequency.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Acknowledgement {
-    /// From the guest's first read after the move to its noticing the interrupt, in us of its own reference
+    /// From the guest's first read after the move until it notices the interrupt, in us of its own reference
     /// time.
     pub(crate) noticed_after_us: f64,
-    /// The same to the end of the write to TSC_EMULATION_STATUS.
+    /// From the same read to the end of the write to TSC_EMULATION_STATUS.
     pub(crate) acknowledged_after_us: f64,
-    /// How long that write and the read of the frequency after it took, in us.
+    /// The duration of that write and the following read of the frequency, in us.
     pub(crate) write_us: f64,
     /// TSC_EMULATION_STATUS before the write and after it.
     pub(crate) status: [u64; 2],
@@ -211,33 +211,33 @@ pub(crate) struct Acknowledgement {
     pub(crate) frequency_khz: [f64; 2],
 }
 
-/// A time without a move and without an acknowledgement.
+/// An interval without a move or an acknowledgement.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Segment {
-    /// After which move it begins; 0 before the first.
+    /// The move after which it begins; 0 before the first.
     pub(crate) after_move: u32,
-    /// After the acknowledgement of that move.
+    /// It begins with the acknowledgement of that move.
     pub(crate) acknowledged: bool,
-    /// Its first and last sample, in s since the start.
+    /// Its first sample, in s since the start.
     pub(crate) from_s: f64,
-    /// The last one.
+    /// Its last sample, in s since the start.
     pub(crate) to_s: f64,
-    /// How many reports came.
+    /// The number of reports.
     pub(crate) samples: u64,
-    /// What the TSC's frequency should be, in kHz.
+    /// The expected frequency of the TSC, in kHz.
     pub(crate) tsc_khz: f64,
-    /// How late the median sample arrives, in us: the noise of all figures against the host's clock.
+    /// The delay of the median sample, in us: the noise of all figures against the host's clock.
     pub(crate) noise_us: Option<f64>,
     /// Drift of each clock against the host's.
     pub(crate) drift: BTreeMap<String, Drift>,
 }
 
-/// How much faster than the host's a clock is.
+/// The rate of a clock against the host's.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Drift {
-    /// Parts per million.
+    /// The difference in parts per million.
     pub(crate) ppm: f64,
-    /// By how much that may be wrong.
+    /// Its uncertainty.
     pub(crate) about_ppm: f64,
 }
 
@@ -246,7 +246,7 @@ pub(crate) struct Drift {
 pub(crate) struct Series {
     /// The clock.
     pub(crate) clock: String,
-    /// Time since the start in s, and how far the clock is ahead of the host's in us. Samples arrive late, so
-    /// of several near each other the one furthest ahead is here.
+    /// Time since the start in s, and the clock's offset ahead of the host's in us. Samples arrive late, so
+    /// of several close to each other the one furthest ahead is included.
     pub(crate) points: Vec<(f64, f64)>,
 }

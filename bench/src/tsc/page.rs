@@ -1,4 +1,4 @@
-//! A result as one HTML page that needs nothing but itself, not even a script.
+//! A result as one self-contained HTML page, without scripts.
 
 use std::fmt::Write as _;
 

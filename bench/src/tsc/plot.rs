@@ -1,4 +1,4 @@
-//! How far each clock is ahead of the host's over time, as SVG, with the moves marked.
+//! The offset of each clock from the host's over time, as SVG, with the moves marked.
 
 use std::fmt::Write as _;
 
@@ -13,7 +13,7 @@ const RIGHT: f64 = 740.0;
 const TOP: f64 = 82.0;
 const BOTTOM: f64 = 446.0;
 
-/// Colours on white and dashes: neither alone must tell two clocks apart.
+/// Colours on white and dashes: colour alone or dashes alone distinguish any two clocks.
 fn stroke(clock: &str) -> (&'static str, &'static str) {
     match clock {
         "tsc" => ("#3d3d3d", "none"),
@@ -24,7 +24,7 @@ fn stroke(clock: &str) -> (&'static str, &'static str) {
     }
 }
 
-/// The plot; `None` if there is nothing to plot.
+/// The plot; `None` without data.
 pub(super) fn plot(report: &Report) -> Option<String> {
     let points = || report.offsets.iter().flat_map(|series| &series.points);
     let finite = || points().filter(|(x, y)| x.is_finite() && y.is_finite());
@@ -151,7 +151,7 @@ fn axes(times: &Axis, ahead: &Axis, out: &mut String) -> std::fmt::Result {
     )
 }
 
-/// More have no number beside them.
+/// The maximum number of moves that are numbered.
 const MOST_NUMBERS: usize = 30;
 
 fn marks(report: &Report, times: &Axis, out: &mut String) -> std::fmt::Result {

@@ -1,4 +1,5 @@
-//! What a sampler's stream leaves, with the times at which it came: bounded, however long the run.
+//! The data that remains of a sampler's stream, with arrival times. Its size is bounded for runs of any
+//! length.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -7,21 +8,21 @@ use hypernest_nested::tsc::{Ack, Clock, Hello, Next, Report, Said, next_said};
 
 use crate::histogram;
 
-/// Clocks at one moment, and when the host heard of it.
+/// Clocks at one moment, and the time of their arrival at the host.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Sample {
-    /// In ns of the host's monotonic clock.
+    /// The arrival in ns of the host's monotonic clock.
     pub(super) at: u64,
-    /// In which run of the guest: 0 before the first move.
+    /// The run of the guest: 0 before the first move.
     pub(super) run: usize,
     pub(super) vcpu: u32,
-    /// By [`Clock::index`].
+    /// The clocks by [`Clock::index`].
     pub(super) now: [u64; Clock::COUNT],
     /// The first or last one of a processor in its run: never thinned out.
     edge: bool,
 }
 
-/// An acknowledgement, and when the host heard of it.
+/// An acknowledgement, and the time of its arrival at the host.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Acknowledged {
     pub(super) at: u64,
@@ -29,7 +30,7 @@ pub(super) struct Acknowledged {
     pub(super) ack: Ack,
 }
 
-/// Steps back between reports, as the host sees them.
+/// Steps back between reports, as seen by the host.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Steps {
     pub(super) count: u64,
@@ -40,7 +41,7 @@ pub(super) struct Steps {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Gap {
     pub(super) size: u64,
-    /// What the clock showed before.
+    /// The value of the clock before the step.
     pub(super) at: u64,
 }
 
@@ -52,47 +53,47 @@ impl Gap {
     }
 }
 
-/// More are thinned out.
+/// Maximum number of samples; more are thinned out.
 const MOST_SAMPLES: usize = 200_000;
-/// More processors than any guest program starts.
+/// Maximum number of processors; more than any guest program starts.
 const MOST_VCPUS: u32 = 1024;
-/// More are forgotten, the oldest first.
+/// Maximum number of lines; the oldest are dropped.
 const MOST_LINES: usize = 200;
-/// More are forgotten: a guest acknowledges, and starts anew, once a move.
+/// Maximum number of acknowledgements and restarts; a guest has one per move. Further ones are dropped.
 const MOST_ACKS: usize = 10_000;
 
-/// Takes a stream apart, piece by piece.
+/// Parses a stream that arrives in chunks.
 #[derive(Debug, Default)]
 pub(super) struct Recorder {
     stream: Vec<u8>,
-    /// Where in the stream pieces end that are not used up, when each came, and in which run.
+    /// Chunks that are not yet consumed: the end in the stream, the arrival, and the run.
     pieces: VecDeque<(usize, u64, usize)>,
     record: Record,
-    /// The last sample of each processor, which is kept at the latest when its run ends.
+    /// The last sample of each processor, which is kept when its run ends.
     pending: BTreeMap<u32, Sample>,
-    /// One of so many samples is kept.
+    /// One of this many samples is kept.
     stride: u64,
     seen: u64,
 }
 
-/// What is left of a stream.
+/// The record of a stream.
 #[derive(Debug, Default)]
 pub(super) struct Record {
     pub(super) hello: Option<Hello>,
-    /// Runs in which the guest greeted again: it has started anew.
+    /// Runs in which the guest restarted: it sent a second greeting.
     pub(super) anew: Vec<usize>,
-    /// In the order of the stream.
+    /// The samples in the order of the stream.
     pub(super) samples: Vec<Sample>,
     pub(super) acks: Vec<Acknowledged>,
     /// The last report of each processor.
     pub(super) last: BTreeMap<u32, Report>,
-    /// The latest of those.
+    /// The most recent of those.
     pub(super) latest: Option<Sample>,
     /// The first sample of each run.
     pub(super) first: BTreeMap<usize, Sample>,
-    /// Reports in all, by run.
+    /// The number of reports by run.
     pub(super) reports: BTreeMap<usize, u64>,
-    /// The largest gap that spans a move, by the run that began with it; by [`Clock::index`].
+    /// The largest gap that spans a move, by the run that began with it; the gaps by [`Clock::index`].
     pub(super) across: BTreeMap<usize, [Gap; Clock::COUNT]>,
     /// The reference TSC page's sequence number in the last report of each run.
     pub(super) sequences: BTreeMap<usize, u32>,
@@ -101,13 +102,13 @@ pub(super) struct Record {
     pub(super) largest_quiet: [Gap; Clock::COUNT],
     pub(super) steps: [Steps; Clock::COUNT],
     most: [u64; Clock::COUNT],
-    /// What the guest said in words; the last lines.
+    /// The last lines of the guest's text output.
     pub(super) lines: VecDeque<String>,
     pub(super) broken_bytes: u64,
 }
 
 impl Recorder {
-    /// The guest's next `bytes`, which came at `at` in `run`.
+    /// Processes the guest's next `bytes`, which arrived at `at` in `run`.
     pub(super) fn feed(&mut self, bytes: &[u8], at: u64, run: usize) {
         self.stream.extend_from_slice(bytes);
         self.pieces.push_back((self.stream.len(), at, run));
@@ -137,7 +138,7 @@ impl Recorder {
                 Next::Said(Said::Report(report), taken) => (taken, Some(Ok(report))),
             };
             if let Some(said) = said {
-                // It was sent when its first byte was.
+                // An item was sent with its first byte.
                 let piece = self.pieces.iter().find(|(end, ..)| *end > used);
                 let (at, run) = piece.map_or((at, run), |(_, at, run)| (*at, *run));
                 match said {
@@ -158,12 +159,12 @@ impl Recorder {
         });
     }
 
-    /// What there is so far.
+    /// The record so far.
     pub(super) fn so_far(&self) -> &Record {
         &self.record
     }
 
-    /// All of it.
+    /// The whole record.
     pub(super) fn finish(mut self) -> Record {
         for (_, mut sample) in std::mem::take(&mut self.pending) {
             sample.edge = true;
@@ -213,7 +214,7 @@ impl Recorder {
                 sample.edge || number.is_multiple_of(2)
             });
             self.stride = self.stride.saturating_mul(2);
-            // Edges alone are too many: a stream that nobody's moves explain.
+            // There are too many edges: no measurement has so many moves.
             samples.truncate(MOST_SAMPLES);
         }
     }
@@ -255,7 +256,7 @@ impl Record {
         self.last.insert(report.vcpu, *report);
     }
 
-    /// Processors that have reported.
+    /// The number of processors that have reported.
     pub(super) fn vcpus(&self) -> usize {
         self.last.len()
     }

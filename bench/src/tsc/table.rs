@@ -14,7 +14,7 @@ pub(crate) fn table(report: &Report) -> String {
     text
 }
 
-/// What the guest was, in words.
+/// A description of the guest.
 pub(super) fn guest(report: &Report) -> String {
     let guest = &report.guest;
     let moved = match guest.moved_by {
@@ -38,7 +38,7 @@ pub(super) fn guest(report: &Report) -> String {
     )
 }
 
-/// Where it ran, in words.
+/// A description of the host.
 pub(super) fn host(report: &Report) -> String {
     let environment = &report.environment;
     let lab = match &environment.lab {
@@ -55,7 +55,7 @@ pub(super) fn host(report: &Report) -> String {
     )
 }
 
-/// How long, in the unit that suits it.
+/// A duration, in a suitable unit.
 pub(super) fn time(ns: f64) -> String {
     let size = ns.abs();
     if size < 1e3 {
@@ -241,7 +241,7 @@ fn write_all(report: &Report, out: &mut String) -> std::fmt::Result {
     Ok(())
 }
 
-/// A table with columns as wide as they must be.
+/// A table with columns of minimum width.
 fn aligned(
     title: &str,
     head: &[String],

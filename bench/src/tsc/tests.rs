@@ -1,4 +1,4 @@
-//! What is made of a result: files, the page, the plot, the table. The results are those of made-up streams.
+//! The outputs of a result: files, the page, the plot, the table. The results are those of synthetic streams.
 
 use serde_json::Value;
 
@@ -101,7 +101,7 @@ fn files_hold_everything_and_can_be_read_again() {
         .map(|path| path.file_name().unwrap().to_str().unwrap())
         .collect();
     assert_eq!(names, ["tsc.json", "tsc.hlog", "tsc.html", "tsc.svg"]);
-    // serde_json may take the last bit off a number.
+    // serde_json may change the last bit of a number.
     assert_eq!(table(&read(&written[0]).unwrap()), table(&report));
     let log = std::fs::read(&written[1]).unwrap();
     let tags: Vec<_> = IntervalLogIterator::new(&log)

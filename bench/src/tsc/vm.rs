@@ -1,4 +1,4 @@
-//! `hypernest` processes, and what their guest says, with the times at which it came.
+//! `hypernest` processes and the output of their guest, with the times of its arrival.
 
 use std::collections::VecDeque;
 use std::ffi::OsStr;
@@ -14,46 +14,38 @@ use thiserror::Error;
 
 use super::record::{Record, Recorder};
 
-/// What can go wrong with the processes.
+/// Errors of the processes.
 #[derive(Debug, Error)]
 pub(crate) enum VmError {
     /// It could not be started.
     #[error("cannot start {program} (`--hypernest FILE` names it)")]
-    Start {
-        /// Which.
-        program: String,
-        /// Why.
-        source: io::Error,
-    },
+    Start { program: String, source: io::Error },
     /// A command failed.
     #[error("`hypernest {command}` failed ({status}): {said}")]
     Command {
-        /// Which.
         command: String,
-        /// How.
         status: ExitStatus,
-        /// What it said.
+        /// Its output.
         said: String,
     },
     /// A VM ended.
     #[error("the VM ended ({status}){said}")]
     Ended {
-        /// How.
         status: ExitStatus,
-        /// What it and its guest said last.
+        /// The last output of the VM and its guest.
         said: String,
     },
-    /// The guest gives no sign.
+    /// The guest does not report.
     #[error("no {wanted} from the guest for {seconds} s{said}")]
     Stuck {
-        /// What was waited for.
+        /// The expected event.
         wanted: &'static str,
-        /// How long.
+        /// The timeout in seconds.
         seconds: u64,
-        /// What it and its VM said last.
+        /// The last output of the VM and its guest.
         said: String,
     },
-    /// A pipe.
+    /// A pipe to a child process failed.
     #[error("cannot talk to a child process")]
     Pipe(#[from] io::Error),
 }
@@ -68,7 +60,7 @@ impl VmError {
     }
 }
 
-/// What comes from a VM's guest.
+/// An event of a VM.
 #[derive(Debug)]
 enum Came {
     Bytes(Vec<u8>),
@@ -84,13 +76,13 @@ impl Stopwatch {
         Self(Instant::now())
     }
 
-    /// In ns.
+    /// The time in ns.
     pub(super) fn now(self) -> u64 {
         u64::try_from(self.0.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 }
 
-/// A running VM; dropped, it is killed.
+/// A running VM; killed when dropped.
 #[derive(Debug)]
 struct Vm {
     name: String,
@@ -101,7 +93,7 @@ struct Vm {
 
 impl Drop for Vm {
     fn drop(&mut self) {
-        // Fails if it has ended, and then nothing is left to do.
+        // Fails only if it has already ended.
         let _ended = self.child.kill();
         let _reaped = self.child.wait();
         for reader in self.readers.drain(..) {
@@ -110,28 +102,28 @@ impl Drop for Vm {
     }
 }
 
-/// The VMs of one guest, one after the other, and what it said in all of them.
+/// The VMs of one guest, one after the other, and the output of the guest in all of them.
 #[derive(Debug)]
 pub(super) struct Vms {
     hypernest: PathBuf,
-    /// Where run directories are.
+    /// The directory of run directories.
     runtime: PathBuf,
     watch: Stopwatch,
     vms: Vec<Vm>,
     sender: Sender<(usize, u64, Came)>,
     receiver: Receiver<(usize, u64, Came)>,
-    /// What came from a VM while the one before it had not ended.
+    /// Events of a VM that arrived before the previous VM had ended.
     early: VecDeque<(usize, u64, Came)>,
     /// The VM whose bytes are next.
     run: usize,
-    /// When the first byte of each came.
+    /// The time of the first byte of each VM.
     first_bytes: Vec<Option<u64>>,
-    /// Which have no more to say.
+    /// Whether the output of each VM has ended.
     ended: Vec<bool>,
     recorder: Recorder,
 }
 
-/// The longest that is kept of what a process says on stderr.
+/// The maximum length of stored stderr output.
 const MOST_SAID: usize = 64 * 1024;
 
 impl Vms {
@@ -160,12 +152,12 @@ impl Vms {
         command
     }
 
-    /// The name that the next VM gets.
+    /// The name of the next VM.
     pub(super) fn next_name(&self) -> String {
         format!("tsc-{}", self.vms.len())
     }
 
-    /// The name of the VM in which the guest is.
+    /// The name of the VM that runs the guest.
     pub(super) fn name(&self) -> &str {
         self.vms.last().map_or("", |vm| vm.name.as_str())
     }
@@ -202,7 +194,7 @@ impl Vms {
         Ok(())
     }
 
-    /// Runs a command to its end.
+    /// Runs a command until it exits.
     pub(super) fn command(&self, arguments: &[impl AsRef<OsStr>]) -> Result<(), VmError> {
         let output = self
             .hypernest()
@@ -227,7 +219,7 @@ impl Vms {
         })
     }
 
-    /// Takes in what the guest says until `enough`, or nothing has come for `patience`.
+    /// Processes the guest's output until `enough` returns true; fails if nothing arrives for `patience`.
     pub(super) fn until(
         &mut self,
         wanted: &'static str,
@@ -260,7 +252,7 @@ impl Vms {
         self.recorder.so_far().reports.values().sum()
     }
 
-    /// Waits until the VM before the last one has ended, whose guest is in the last one now.
+    /// Waits until the previous VM has ended; its guest now runs in the last VM.
     pub(super) fn until_left(&mut self, patience: Duration) -> Result<(), VmError> {
         let Some(left) = self.vms.len().checked_sub(2) else {
             return Ok(());
@@ -280,12 +272,12 @@ impl Vms {
         Ok(())
     }
 
-    /// Takes in what comes within `limit`; whether anything did.
+    /// Processes events that arrive within `limit`. The result is whether there were any.
     fn arrive(&mut self, limit: Duration) -> Result<bool, VmError> {
         match self.receiver.recv_timeout(limit) {
             Ok(came) => {
                 self.take(came);
-                // And all that is there.
+                // Also everything that has already arrived.
                 while let Ok(came) = self.receiver.try_recv() {
                     self.take(came);
                 }
@@ -296,7 +288,7 @@ impl Vms {
         }
     }
 
-    /// A guest's bytes go on where they stopped: those of a VM come before those of the next.
+    /// A guest's output continues where it stopped: the bytes of a VM precede those of the next.
     fn take(&mut self, came: (usize, u64, Came)) {
         if let (run, at, Came::Bytes(_)) = &came {
             self.first_bytes[*run].get_or_insert(*at);
@@ -308,7 +300,7 @@ impl Vms {
         self.hand_on();
     }
 
-    /// Hands on what is next.
+    /// Passes on the events that are next.
     fn hand_on(&mut self) {
         loop {
             let run = self.run;
@@ -325,7 +317,7 @@ impl Vms {
         }
     }
 
-    /// An error if the VM in which the guest should be has ended.
+    /// Fails if the VM that should run the guest has ended.
     fn look_for_end(&mut self) -> Result<(), VmError> {
         let Some(vm) = self.vms.last_mut() else {
             return Ok(());
@@ -339,7 +331,7 @@ impl Vms {
         }
     }
 
-    /// When the first byte came from the last VM.
+    /// The time of the first byte from the last VM.
     pub(super) fn first_byte(&self) -> Option<u64> {
         self.first_bytes.last().copied().flatten()
     }
@@ -353,7 +345,7 @@ impl Vms {
         self.recorder.so_far()
     }
 
-    /// What the guest and the last VM said last, for an error.
+    /// The last output of the guest and the last VM, for an error.
     fn last_words(&self) -> String {
         let mut words = String::new();
         if let Some(vm) = self.vms.last() {
@@ -370,9 +362,9 @@ impl Vms {
         words
     }
 
-    /// Ends the last VM and gives all that was recorded.
+    /// Ends the last VM and returns the whole record.
     pub(super) fn finish(mut self) -> Record {
-        // One that cannot be stopped is killed.
+        // A VM that cannot be stopped is killed.
         let _stopped = self.command(&["stop", self.name()]);
         self.vms.clear();
         while let Ok(came) = self.receiver.try_recv() {

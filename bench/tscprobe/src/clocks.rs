@@ -20,14 +20,14 @@ const CLOCKS: Clocks = Clocks::NONE
     .with(Clock::Monotonic)
     .with(Clock::Raw);
 
-/// In ns; by the vDSO where the kernel's clock source allows that.
+/// The time in ns; read by the vDSO if the kernel's clock source allows that.
 fn nanoseconds(clock: ClockId) -> u64 {
     // Both exist since Linux 2.6.28.
     let time = clock_gettime(clock).map_or(Duration::ZERO, Duration::from);
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// Samples on each of `cpus` until `limit` has passed; the last report of each.
+/// Samples on each of `cpus` until `limit` has passed; the result is the last report of each.
 pub(crate) fn sample(
     cpus: &[usize],
     beat: Duration,
@@ -62,7 +62,7 @@ pub(crate) fn sample(
     })
 }
 
-/// One thread, until it is over.
+/// The loop of one thread.
 fn on_cpu(
     number: u32,
     cpu: usize,
@@ -73,7 +73,7 @@ fn on_cpu(
     let mut set = CpuSet::new();
     set.set(cpu)
         .and_then(|()| sched_setaffinity(Pid::from_raw(0), &set))
-        .map_err(|e| io_error(format!("cannot stay on CPU {cpu}"))(e.into()))?;
+        .map_err(|e| io_error(format!("cannot bind a thread to CPU {cpu}"))(e.into()))?;
     let beat = u64::try_from(beat.as_nanos()).unwrap_or(u64::MAX);
     let mut sampler = Sampler::new(&SHARED, number, CLOCKS);
     let mut words = [0; MAX_WORDS];
@@ -108,7 +108,7 @@ fn on_cpu(
     }
 }
 
-/// All three, one right after the other.
+/// Reads all three clocks in immediate succession.
 #[inline]
 fn read(sampler: &mut Sampler<'_>) -> [u64; 3] {
     [
@@ -118,7 +118,7 @@ fn read(sampler: &mut Sampler<'_>) -> [u64; 3] {
     ]
 }
 
-/// Each clock's reads, steps back, and the largest of those, over all CPUs.
+/// The number of reads and of steps back of each clock, and the largest step back, over all CPUs.
 pub(crate) fn totals(last: &[Report]) -> Vec<(Clock, u64, u64, u64)> {
     let of = |clock: Clock| {
         let tallies = last.iter().filter_map(|report| report.tally(clock));

@@ -1,4 +1,4 @@
-//! As the init of a Linux that has nothing else.
+//! Functions of an init of a Linux without other programs.
 
 use std::fs::{self, File};
 use std::io;
@@ -10,12 +10,12 @@ use nix::sys::reboot::{RebootMode, reboot};
 
 use crate::{ProbeError, io_error};
 
-/// Whether this is an init.
+/// Whether this process is an init.
 pub(crate) fn is_init() -> bool {
     std::process::id() == 1
 }
 
-/// Mounts what there is to look at, and gives the arguments: all words after `--` on the kernel's command
+/// Mounts the kernel's file systems, and returns the arguments: all words after `--` on the kernel's command
 /// line.
 pub(crate) fn start() -> io::Result<Vec<String>> {
     for (kind, target) in [("proc", "/proc"), ("sysfs", "/sys"), ("devtmpfs", "/dev")] {
@@ -31,7 +31,7 @@ pub(crate) fn start() -> io::Result<Vec<String>> {
             eprintln!("tscprobe: cannot mount {target}: {error}");
         }
     }
-    // For the run directory of a hypernest.
+    // The directory of a hypernest's run directory.
     fs::create_dir_all("/tmp")?;
     Ok(after_dashes(&fs::read_to_string("/proc/cmdline")?))
 }
@@ -41,7 +41,7 @@ fn after_dashes(line: &str) -> Vec<String> {
     words.skip(1).map(str::to_owned).collect()
 }
 
-/// Loads all that is in `directory`, in the order of the names; nothing if there is no such directory.
+/// Loads all modules in `directory`, in the order of their names; none if there is no such directory.
 pub(crate) fn load_modules(directory: &Path) -> Result<(), ProbeError> {
     let Ok(files) = fs::read_dir(directory) else {
         return Ok(());
@@ -57,7 +57,7 @@ pub(crate) fn load_modules(directory: &Path) -> Result<(), ProbeError> {
     Ok(())
 }
 
-/// Switches the machine off; returns only if that fails.
+/// Powers the machine off; returns only on failure.
 pub(crate) fn power_off() -> io::Error {
     match reboot(RebootMode::RB_POWER_OFF) {
         Ok(never) => match never {},

@@ -3,7 +3,7 @@
 
 use std::arch::asm;
 
-/// The time-stamp counter after everything before and before everything after.
+/// The time-stamp counter, read after all earlier instructions and before all later ones.
 #[inline]
 pub(crate) fn tsc() -> u64 {
     let (low, high): (u64, u64);

@@ -1,5 +1,5 @@
-//! `tscprobe`: samples the clocks of a Linux on every CPU, and tells them to whoever runs it.
-//! `hypernest-bench tsc --guest linux` has it as the init of a guest; it may as well be started in any Linux.
+//! `tscprobe`: samples the clocks of a Linux on every CPU, and reports them. `hypernest-bench tsc --guest
+//! linux` runs it as the init of a guest; it can also run in any other Linux.
 
 mod clocks;
 mod init;
@@ -21,15 +21,15 @@ use output::Output;
 /// Samples the clocks of a Linux on every CPU: the TSC, CLOCK_MONOTONIC and CLOCK_MONOTONIC_RAW, in tight
 /// loops.
 ///
-/// A report goes out for each CPU now and then, in binary; `hypernest-bench tsc` reads it. Without --serial
-/// it says at the end how often each clock stepped back.
+/// Each CPU reports periodically, in binary; `hypernest-bench tsc` reads the reports. Without --serial the
+/// program prints at the end how often each clock stepped back.
 #[derive(Debug, Parser)]
 #[command(name = "tscprobe", version)]
 struct Arguments {
     /// Report on a serial port
     #[arg(long, value_name = "DEVICE", num_args = 0..=1, default_missing_value = "/dev/ttyS1")]
     serial: Option<PathBuf>,
-    /// How often each CPU reports, in us
+    /// The interval between two reports of a CPU, in us
     #[arg(
         long,
         value_name = "US",
@@ -37,18 +37,18 @@ struct Arguments {
         value_parser = clap::value_parser!(u64).range(1..=1_000_000_000),
     )]
     beat_us: u64,
-    /// End after so many seconds [default: never with --serial, else 10]
+    /// End after this many seconds [default: never with --serial, else 10]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     seconds: Option<u64>,
     /// As an init: load all modules in this directory first, in the order of their names
     #[arg(long, value_name = "DIR")]
     modules: Option<PathBuf>,
-    /// Sample nothing: run this command, and hand on to the serial port what it writes to its standard output
+    /// Sample nothing: run this command, and forward its standard output to the serial port
     #[arg(long, value_name = "COMMAND", num_args = 1.., allow_hyphen_values = true, requires = "serial")]
     relay: Vec<String>,
 }
 
-/// What can go wrong.
+/// Errors of tscprobe.
 #[derive(Debug, Error)]
 enum ProbeError {
     #[error("{what}")]
@@ -95,7 +95,7 @@ fn exit(result: Result<bool, ProbeError>) -> ExitCode {
     }
 }
 
-/// Samples; whether no clock stepped back.
+/// Samples the clocks. The result is whether no clock stepped back.
 fn run(arguments: &Arguments) -> Result<bool, ProbeError> {
     if let Some(directory) = &arguments.modules {
         init::load_modules(directory)?;
@@ -127,7 +127,7 @@ fn run(arguments: &Arguments) -> Result<bool, ProbeError> {
     Ok(well)
 }
 
-/// Runs a command to its end; whether that was a good one.
+/// Runs a command until it exits. The result is whether it succeeded.
 fn relay(program: &str, words: &[String], output: &Output) -> Result<bool, ProbeError> {
     let failed = || format!("cannot run {program}");
     let mut child = Command::new(program)
@@ -149,7 +149,7 @@ fn relay(program: &str, words: &[String], output: &Output) -> Result<bool, Probe
     Ok(status.success())
 }
 
-/// CPUs that this process may use; if the kernel does not say, the first.
+/// CPUs that this process may use; the first one if the kernel does not report them.
 fn cpus() -> Vec<usize> {
     let Ok(set) = sched_getaffinity(Pid::from_raw(0)) else {
         return vec![0];

@@ -1,4 +1,4 @@
-//! Where reports go.
+//! The output of reports.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -10,7 +10,7 @@ use nix::sys::termios::{self, SetArg};
 
 use crate::{ProbeError, io_error};
 
-/// One at a time.
+/// The output; a lock serializes its writers.
 #[derive(Debug)]
 pub(crate) struct Output(Mutex<To>);
 
@@ -21,14 +21,14 @@ enum To {
 }
 
 impl Output {
-    /// A serial port, with the bytes as they are.
+    /// A serial port in raw mode.
     pub(crate) fn serial(device: &Path) -> Result<Self, ProbeError> {
         let name = device.display().to_string();
         let file = File::options()
             .write(true)
             .open(device)
             .map_err(io_error(format!("cannot open {name}")))?;
-        // What is no terminal needs nothing.
+        // A file that is not a terminal needs no settings.
         if let Ok(mut attributes) = termios::tcgetattr(&file) {
             termios::cfmakeraw(&mut attributes);
             termios::tcsetattr(&file, SetArg::TCSANOW, &attributes)
@@ -37,13 +37,13 @@ impl Output {
         Ok(Self(Mutex::new(To::Serial(file))))
     }
 
-    /// Nobody listens.
+    /// No output.
     pub(crate) fn nowhere() -> Self {
         Self(Mutex::new(To::Nowhere))
     }
 
-    /// A frame whose words `fill` gives, called once nobody else writes: what it reads is as old as the
-    /// frame.
+    /// Writes a frame with the words that `fill` gives. `fill` is called with the lock held, so that its data
+    /// is as old as the frame.
     pub(crate) fn frame<'a>(
         &self,
         name: &str,
@@ -61,7 +61,7 @@ impl Output {
         to.bytes(&bytes)
     }
 
-    /// Bytes as they are.
+    /// Writes bytes unchanged.
     pub(crate) fn bytes(&self, bytes: &[u8]) -> Result<(), ProbeError> {
         let mut to = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         to.bytes(bytes)

@@ -54,12 +54,12 @@ pub(super) fn run(job: &Job<'_>, rival: &Rival, interrupts: &Interrupts) -> Resu
         record.cut_short(why);
     }
     let malformed = record.malformed.map(|m| format!("L1's console: {m}"));
-    let without_a_word = || format!("L1 ended without its final report; QEMU's output: {said}");
+    let no_report = || format!("L1 ended without its final report; QEMU's output: {said}");
     Ok(Run {
         refused: record.refused.take(),
         broken: broken
             .or(malformed)
-            .or_else(|| (!record.done).then(without_a_word)),
+            .or_else(|| (!record.done).then(no_report)),
         interrupted: matches!(ended, Ended::Interrupted),
         console: record.lines.join("\n"),
         // Mostly warnings about CPU features that it leaves out.

@@ -5,23 +5,23 @@ use hypernest_nested::tsc::Clock;
 use super::super::record::Record;
 use super::{Span, times};
 
-/// A clock that got ahead of the host's at once.
+/// A step of a clock ahead of the host's.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Step {
     pub(super) clock: Clock,
-    /// In which run.
+    /// The run.
     pub(super) after_move: u32,
-    /// By how much, in ns.
+    /// The length in ns.
     pub(super) ns: f64,
-    /// How late the median report was against the earliest one before the step, in ns.
+    /// The delay of the median report against the earliest one before the step, in ns.
     pub(super) noise_ns: f64,
 }
 
-/// How many reports say how late reports are.
+/// The minimum number of reports that determine the delay of reports.
 const ENOUGH: usize = 8;
 
-/// The largest step of each clock in each span. A report can be late but not early: where one is earlier than
-/// all before it, by the clock that it reads, that clock went ahead.
+/// The largest step of each clock in each span. A report can be late but not early: if one is earlier than
+/// all before it, by the clock that it reads, that clock stepped ahead.
 pub(super) fn steps(record: &Record, spans: &[Span<'_>]) -> Vec<Step> {
     let mut found = Vec::new();
     for span in spans {
@@ -43,7 +43,7 @@ pub(super) fn steps(record: &Record, spans: &[Span<'_>]) -> Vec<Step> {
     found
 }
 
-/// The largest step and the lateness before it, of the arrivals by the clock.
+/// The largest step and the delay before it, from the arrivals by the clock.
 fn largest(offsets: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
     let mut before: Vec<f64> = Vec::new();
     let mut largest: Option<(f64, f64)> = None;

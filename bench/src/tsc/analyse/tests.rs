@@ -1,5 +1,4 @@
-//! Streams made up with a mistake in them, each of which must be found, and without one, in which nothing
-//! must be.
+//! Synthetic streams with a fault, which must be found, and without one, which must give no findings.
 
 use hypernest_nested::probe::{Width, samples_header};
 use hypernest_nested::tsc::{Ack, Clocks, MAX_WORDS, Moment, Report, Sampler, Shared};
@@ -9,33 +8,33 @@ use super::*;
 use crate::tsc::record::Recorder;
 
 const MS: u64 = 1_000_000;
-/// Of the guest's TSC at first.
+/// The initial frequency of the guest's TSC.
 const KHZ: f64 = 2_400_000.0;
-/// Between two reports.
+/// The time between two reports.
 const BEAT: u64 = 5 * MS;
-/// Between two reads of a clock.
+/// The time between two reads of a clock.
 const TURN: u64 = MS / 2;
-/// For how long the guest runs at each place.
+/// The time that the guest runs at each host.
 const RUN: u64 = 1_000 * MS;
-/// For how long it stands still between them.
+/// The time that it is stopped between them.
 const DOWN: u64 = 130 * MS;
 
-/// What is wrong, or not, with the clocks.
+/// Errors of the clocks.
 #[derive(Clone, Debug)]
 pub(in crate::tsc) struct World {
     pub(in crate::tsc) moves: u64,
-    /// How much faster than the host's the page's time is, in ppm, in each run.
+    /// The drift of the page's time against the host's, in ppm, in each run.
     pub(in crate::tsc) drift: f64,
-    /// By how much a clock is set back at a time, in ns.
+    /// A clock steps back: the clock, the time, and the length in ns.
     pub(in crate::tsc) step: Option<(Clock, u64, u64)>,
-    /// By how much a clock is set forward at a time, in ns.
+    /// A clock steps forward: the clock, the time, and the length in ns.
     pub(in crate::tsc) forward: Option<(Clock, u64, u64)>,
-    /// By how much each clock is ahead after the first move, in ns.
+    /// The offset of each clock after the first move, in ns.
     pub(in crate::tsc) jump: [i64; 2],
-    /// The second processor's clocks are behind by so much, in ns.
+    /// The delay of the second processor's clocks, in ns.
     pub(in crate::tsc) behind: u64,
-    /// The frequency of the hosts after the start, in kHz, and how long after a move the guest acknowledges
-    /// it.
+    /// The frequency of the hosts after the start, in kHz, and the guest's delay after a move until it
+    /// acknowledges.
     pub(in crate::tsc) reenlighten: Option<(f64, u64)>,
     pub(in crate::tsc) vcpus: u32,
     pub(in crate::tsc) no_ack: bool,
@@ -72,7 +71,7 @@ impl World {
         MS + run * (RUN + DOWN)
     }
 
-    /// When the guest acknowledged in the first run after a move.
+    /// The time of the guest's acknowledgement in the first run after a move.
     fn switched(&self) -> Option<(f64, u64)> {
         let (khz, after) = self
             .reenlighten
@@ -121,7 +120,7 @@ impl World {
         }
     }
 
-    /// What a host would have recorded of it.
+    /// The record that a host would make.
     pub(in crate::tsc) fn record(&self) -> (Record, Doings) {
         let mut recorder = Recorder::default();
         let doings = self.say(&mut |bytes, at, run| recorder.feed(bytes, at, run));
@@ -135,7 +134,7 @@ impl World {
         streams
     }
 
-    /// Says all of it, piece by piece, with the time at which it comes and the run.
+    /// Sends all chunks, with the time of arrival and the run.
     fn say(&self, feed: &mut dyn FnMut(&[u8], u64, usize)) -> Doings {
         let shared = Shared::new();
         let clocks = Clocks::NONE.with(Clock::Tsc).with(Clock::Page);
@@ -199,7 +198,7 @@ impl World {
                         random = random
                             .wrapping_mul(6_364_136_223_846_793_005)
                             .wrapping_add(1);
-                        // In two pieces, the second one late.
+                        // In two chunks, the second one late.
                         let (first, second) = bytes.split_at(bytes.len() / 3);
                         let late = 5_000 + (random >> 48);
                         feed(first, at + late, run_index);
@@ -260,7 +259,7 @@ fn where_nothing_is_wrong_nothing_is_found() {
         }
         for of_move in &meaning.moves {
             let down = of_move.downtime_ms.unwrap();
-            // Between two reads of the guest there is the downtime and a turn.
+            // Between two reads of the guest there are the downtime and a turn.
             assert!((down - 130.5).abs() < 0.1, "{down}");
             for jump in of_move.clocks.values() {
                 assert!((jump.gap_ms - 130.5).abs() < 0.01, "{jump:?}");
@@ -291,7 +290,7 @@ fn a_step_back_is_found_with_its_size() {
     }
 }
 
-/// A step that no read of the guest notices, because it has forgotten what it read.
+/// A step that no read of the guest notices, because the guest has lost its previous values.
 #[test]
 fn a_step_back_that_only_the_host_can_see_is_found() {
     let meaning = World {
@@ -342,7 +341,7 @@ fn a_jump_at_a_move_is_told_from_the_downtime() {
             "reference-page jumped 40.0 ms ahead of the host's clock at move 1"
         ]
     );
-    // As large as the downtime, it did not go on.
+    // An offset of minus the downtime: the clock stopped during the move.
     let world = World {
         moves: 1,
         jump: [-130 * 1_000_000; 2],
@@ -358,7 +357,7 @@ fn a_jump_at_a_move_is_told_from_the_downtime() {
     );
 }
 
-/// Needs no clock of the host: the moves were made by hand.
+/// Without a clock of the host: the moves were made by hand.
 #[test]
 fn a_clock_that_stands_still_while_another_goes_on_fails() {
     let world = World {
@@ -376,7 +375,7 @@ fn a_clock_that_stands_still_while_another_goes_on_fails() {
     );
 }
 
-/// The guest read its TSC, was stopped, and read its other clock afterwards.
+/// The guest read its TSC, was stopped, and then read its other clock.
 #[test]
 fn a_guest_stopped_between_two_reads_of_a_sample_has_clocks_that_agree() {
     let world = World { moves: 1, ..fine() };
@@ -416,7 +415,7 @@ fn clocks_that_go_on_or_stand_still_against_the_policy_fail() {
     );
 }
 
-/// As KVM does it to a reference counter whose vCPU lost its scaling ratio.
+/// KVM does this to a reference counter whose vCPU lost its scaling ratio.
 #[test]
 fn a_jump_by_a_whole_counter_fails() {
     let meaning = World {
@@ -465,7 +464,7 @@ fn a_drift_beyond_the_bound_fails() {
     );
 }
 
-/// The frequency that the guest has read is the one that counts, however late its reports are.
+/// The frequency that the guest has read is used, however late its reports are.
 #[test]
 fn an_acknowledged_frequency_does_not_depend_on_noise() {
     let world = World {
@@ -474,7 +473,7 @@ fn an_acknowledged_frequency_does_not_depend_on_noise() {
         ..fine()
     };
     let (mut record, doings) = world.record();
-    // The few reports after it come late, each by 2 ms less.
+    // The few reports after it arrive late, each by 2 ms less.
     let end = World::start_of(1) + RUN;
     for sample in &mut record.samples {
         if sample.at > end - 15 * MS {
@@ -562,7 +561,7 @@ fn an_acknowledgement_changes_the_frequency() {
         ([1, 0], [KHZ, 3_000_000.0])
     );
     assert_eq!(meaning.moves[0].sequence, [1, 2]);
-    // The same with a guest that was to acknowledge and does not.
+    // The same with a guest that should acknowledge and does not.
     let meaning = World {
         no_ack: true,
         ..world
@@ -574,8 +573,8 @@ fn an_acknowledgement_changes_the_frequency() {
     );
 }
 
-/// A clock that runs at another rate than it should is not taken for one of another frequency that nobody
-/// spoke of.
+/// A clock that runs at a wrong rate is not treated as one of another frequency, unless such a frequency was
+/// announced.
 #[test]
 fn an_unknown_frequency_is_a_drift() {
     let (mut record, mut doings) = fine().record();

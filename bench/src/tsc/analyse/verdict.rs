@@ -1,4 +1,4 @@
-//! Which errors of the clocks are failures.
+//! The rules that decide which errors of the clocks are failures.
 
 use std::collections::BTreeMap;
 
@@ -10,21 +10,22 @@ use super::{AcrossMoves, Doings};
 /// A time service slews a Linux clock by up to 500 ppm (`MAXFREQ`, include/linux/timex.h): beyond that a
 /// guest cannot correct its clocks. Twice what KVM leaves unscaled (`tsc_tolerance_ppm`, 250).
 const DRIFT_PPM: f64 = 500.0;
-/// How far off a clock may be after a move or a step, in ms.
+/// The maximum offset of a clock after a move or a step, in ms.
 const STEP_MS: f64 = 10.0;
-/// An error must exceed its bound by so many times the median lateness, or the drift that this could feign.
+/// An error must exceed its bound by this multiple of the median delay, or of the drift that the delay could
+/// cause.
 const UNCERTAINTIES: f64 = 3.0;
-/// KVM does not scale a rate that is so near (`tsc_tolerance_ppm`).
+/// KVM does not scale a rate that is this close (`tsc_tolerance_ppm`).
 const SAME_FREQUENCY: f64 = 250.0;
 
-/// What a verdict rests on.
+/// The basis of a verdict.
 pub(super) struct Evidence<'a> {
     pub(super) record: &'a Record,
     pub(super) doings: &'a Doings,
     pub(super) tsc_khz: f64,
     pub(super) clocks: &'a [ClockResult],
     pub(super) moves: &'a [Move],
-    /// How far each clock went around each move, in ms.
+    /// The advance of each clock around each move, in ms.
     pub(super) advances: &'a [BTreeMap<&'static str, f64>],
     pub(super) segments: &'a [Segment],
     pub(super) steps: &'a [Step],
@@ -34,7 +35,7 @@ pub(super) struct Evidence<'a> {
 pub(super) struct Verdict {
     pub(super) bounds: Option<Bounds>,
     pub(super) failures: Vec<String>,
-    /// What could not be held to the bounds.
+    /// Checks that the data did not allow.
     pub(super) undecided: Vec<String>,
 }
 
@@ -101,9 +102,9 @@ fn missing_acks(evidence: &Evidence<'_>) -> Vec<String> {
     missing
 }
 
-/// Clocks of one guest that went differently far at a move. Needs no clock of the host.
+/// Clocks of one guest that advanced differently at a move. This needs no clock of the host.
 fn disagreements(evidence: &Evidence<'_>, undecided: &mut Vec<String>) -> Vec<String> {
-    // A clock that is read seldom has larger gaps.
+    // A clock that is seldom read has larger gaps.
     let resolution = evidence.clocks.iter().filter_map(|result| {
         let figures = result.measured.as_ref()?;
         Some(figures.largest_quiet_gap_ns / 1e6)
@@ -121,7 +122,7 @@ fn disagreements(evidence: &Evidence<'_>, undecided: &mut Vec<String>) -> Vec<St
             ));
             continue;
         };
-        // Rates may differ as much as drift may.
+        // The rates may differ as much as drift may.
         let bound = STEP_MS + resolution + most.1.abs() * DRIFT_PPM / 1e6;
         if most.1 - least.1 > bound {
             found.push(format!(
@@ -147,7 +148,7 @@ fn steps_forward(evidence: &Evidence<'_>) -> impl Iterator<Item = String> {
     })
 }
 
-/// How far off each clock was after each move.
+/// The offset of each clock after each move.
 fn jumps(evidence: &Evidence<'_>, failures: &mut Vec<String>, undecided: &mut Vec<String>) {
     let noise_ms = |run: u32| {
         let of_run = evidence.segments.iter().filter(|s| s.after_move == run);
@@ -167,7 +168,7 @@ fn jumps(evidence: &Evidence<'_>, failures: &mut Vec<String>, undecided: &mut Ve
                 continue;
             };
             let (off, of_what) = match evidence.doings.clocks {
-                // What it went on by, it should not have.
+                // A paused clock should not have advanced at all.
                 AcrossMoves::Pause => (jump.gap_ms, "a clock that is paused"),
                 _ => (ahead_us / 1e3, "the host's clock"),
             };
@@ -219,7 +220,7 @@ fn when(after_move: u32, acknowledged: bool) -> String {
     }
 }
 
-/// What a result without failures has shown.
+/// The summary of a result without failures.
 pub(in crate::tsc) fn all_well(bounds: Option<Bounds>) -> String {
     match bounds {
         None => "No clock stepped back.".to_owned(),
