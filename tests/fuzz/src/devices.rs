@@ -1,4 +1,4 @@
-//! Every device as a guest and a saved state reach it.
+//! Every device, accessed by a guest and loaded from a saved state.
 
 use hypernest::config::VmConfig;
 use hypernest::machine::DevicesWithoutVm;
@@ -12,7 +12,7 @@ const CONFIG: &str = "name = \"fuzz\"\nmemory = \"64M\"\nkernel = \"/nowhere\"\n
                       = true\n";
 
 thread_local! {
-    /// With the kernel's interrupt controllers (even), and with the I/O APIC.
+    /// Even: with the kernel's interrupt controllers; odd: with the I/O APIC.
     static DEVICES: [DevicesWithoutVm; BOARDS] = [
         ("kernel", "direct-1"),
         ("split", "direct-1"),
@@ -31,7 +31,7 @@ fn devices((irqchip, machine): (&str, &str)) -> DevicesWithoutVm {
 }
 
 /// `board`, then accesses of `what, place, offset, data u64`: bits 1:0 of `what` are the size's logarithm,
-/// bit 2 writes, bit 3 is memory, bit 4 takes the address from the data; else `place` is the number of a
+/// bit 2 writes, bit 3 is memory, bit 4 uses the address from the data; else `place` is the number of a
 /// device's range.
 pub(crate) fn accesses(bytes: &[u8]) -> bool {
     let mut input = Input::new(bytes);
@@ -43,7 +43,7 @@ pub(crate) fn accesses(bytes: &[u8]) -> bool {
         while !input.is_empty() {
             found |= access(devices, &mut input);
         }
-        // Whatever the guest did can be saved and loaded again.
+        // Any state that a guest causes can be saved and loaded again.
         let saved = devices.save().expect("devices can be saved");
         devices
             .load(&mut saved.clone())
@@ -56,7 +56,7 @@ pub(crate) fn accesses(bytes: &[u8]) -> bool {
     })
 }
 
-/// The devices' sections; their clock runs on.
+/// The devices' sections; their clock keeps running.
 fn bodies(sections: &Sections) -> Vec<(String, Vec<u8>)> {
     let devices = sections
         .iter()
@@ -69,7 +69,7 @@ fn bodies(sections: &Sections) -> Vec<(String, Vec<u8>)> {
 fn access(devices: &DevicesWithoutVm, input: &mut Input<'_>) -> bool {
     let (what, place, offset, data) = (input.u8(), input.u8(), input.u8(), input.u64());
     let memory = what & 8 != 0;
-    // Port accesses have four bytes at most.
+    // Port accesses have at most four bytes.
     let len = 1 << (what & 3).min(if memory { 3 } else { 2 });
     let mut bytes = data.to_le_bytes();
     let bytes = &mut bytes[..len];
@@ -86,8 +86,8 @@ fn access(devices: &DevicesWithoutVm, input: &mut Input<'_>) -> bool {
     }
 }
 
-/// `board, section u8, position u16`, and bytes that replace the section's from there: each device's own
-/// section, damaged. Then a guest's accesses.
+/// `board, section u8, position u16`, and bytes that replace the section's from that position: each device's
+/// own section, damaged. Then accesses of a guest.
 pub(crate) fn state(bytes: &[u8]) -> bool {
     let mut input = Input::new(bytes);
     let which = usize::from(input.u8()) % BOARDS;

@@ -1,4 +1,4 @@
-//! What a guest reaches of Hyper-V in user space: hypercalls, synthetic MSRs, crash messages.
+//! Hyper-V's interface in user space, as a guest accesses it: hypercalls, synthetic MSRs, crash messages.
 
 use std::cell::RefCell;
 use std::sync::OnceLock;
@@ -84,7 +84,7 @@ pub(crate) fn msrs(bytes: &[u8]) -> bool {
     let mut accepted = false;
     while !input.is_empty() {
         let (what, number, value) = (input.u8(), input.u32(), input.u64());
-        // Mostly near the two groups of registers that are kept here.
+        // Mostly near the two groups of registers that hypernest owns.
         let msr = Msr(match what & 3 {
             0 => 0x4000_0100 + (number & 7),
             1 => 0x4000_0106 + (number & 3),

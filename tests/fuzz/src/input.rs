@@ -1,16 +1,16 @@
-//! Values out of a fuzzer's bytes.
+//! Reads values from a fuzzer's bytes.
 
-/// Takes numbers from the front of some bytes; zeros follow their end.
+/// Reads numbers from the start of some bytes; zeros follow their end.
 #[derive(Clone, Copy, Debug)]
 pub struct Input<'a>(&'a [u8]);
 
 impl<'a> Input<'a> {
-    /// From these bytes.
+    /// A reader of these bytes.
     pub fn new(bytes: &'a [u8]) -> Self {
         Self(bytes)
     }
 
-    /// Whether there is nothing left.
+    /// Whether all bytes are read.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -36,14 +36,14 @@ impl<'a> Input<'a> {
         u64::from_le_bytes(self.array())
     }
 
-    /// The next `len` bytes, or what is left of them.
+    /// The next `len` bytes, or the remaining ones.
     pub fn bytes(&mut self, len: usize) -> &'a [u8] {
         let (taken, rest) = self.0.split_at(len.min(self.0.len()));
         self.0 = rest;
         taken
     }
 
-    /// All that is left.
+    /// The remaining bytes.
     pub fn rest(self) -> &'a [u8] {
         self.0
     }

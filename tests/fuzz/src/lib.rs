@@ -1,9 +1,9 @@
-//! What the fuzz targets do. `fuzz/` runs them under libFuzzer; the test of this crate runs them on the seeds
-//! that are committed in `fuzz/seeds`, in every `cargo test`.
+//! The functions of the fuzz targets. `fuzz/` runs them under libFuzzer; the test of this crate runs them on
+//! the seeds that are committed in `fuzz/seeds`, in every `cargo test`.
 //!
-//! A target takes bytes from a hostile guest, file, client or peer. It panics when something that must hold
-//! does not, and returns whether the bytes got past the first checks: a target none of whose seeds does tests
-//! nothing.
+//! A target processes bytes from a hostile guest, file, client or peer. It panics when an invariant is
+//! violated, and returns whether the bytes passed the first checks: a target without a seed that does so
+//! tests nothing.
 
 mod boot;
 mod devices;
@@ -56,7 +56,7 @@ pub const TARGETS: &[(&str, Target)] = &[
 /// Runs the target called `name` on `bytes`.
 ///
 /// # Panics
-/// If there is no such target, or something that must hold does not.
+/// If there is no such target, or an invariant is violated.
 pub fn run(name: &str, bytes: &[u8]) -> bool {
     let target = TARGETS.iter().find(|(known, _)| *known == name);
     let (_, target) = target.unwrap_or_else(|| panic!("no target {name}"));

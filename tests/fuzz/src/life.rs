@@ -1,4 +1,4 @@
-//! What a guest reports and users ask for, in any order.
+//! Reports of the guest and requests of users, in any order.
 
 use std::collections::VecDeque;
 use std::mem;
@@ -11,10 +11,11 @@ use hypernest::life::{
 
 use crate::Input;
 
-/// Fewer than the requests at which a sender waits for the main thread, which here is the same thread.
+/// Fewer than the number of requests at which a sender waits for the main thread, which here is the same
+/// thread.
 const MAX_WAITING: usize = 32;
 
-/// `on-crash`, then steps of `what, argument`: what the guest, its users and the main thread do.
+/// `on-crash`, then steps of `what, argument`: actions of the guest, its users and the main thread.
 pub(crate) fn life(bytes: &[u8]) -> bool {
     let mut input = Input::new(bytes);
     let on_crash = match input.u8() % 4 {
@@ -44,7 +45,7 @@ pub(crate) fn life(bytes: &[u8]) -> bool {
     world.carried_out
 }
 
-/// Bits 3:0 are the kind; the rest is what tells two events of one kind apart.
+/// Bits 3:0 are the kind; the others distinguish two events of one kind.
 fn event(argument: u8) -> GuestEvent {
     let number = argument >> 4;
     let vcpu = u32::from(number & 3);
@@ -78,11 +79,11 @@ fn request(argument: u8) -> Request {
     }
 }
 
-/// What an event changes. The table is that of `life::decision`, written again.
+/// The effect of an event. This table is an independent copy of that of `life::decision`.
 #[derive(Debug, PartialEq)]
 enum Effect {
     Nothing,
-    /// The guest stops where it is.
+    /// The guest stops.
     Stops,
     Due(Due),
 }
@@ -105,7 +106,7 @@ fn effect(event: &GuestEvent, on_crash: OnCrash) -> Effect {
     }
 }
 
-/// Where an event waits: one of each kind, and of each vCPU where the kind belongs to one.
+/// The queue slot of an event: one for each kind, and for each vCPU if the kind belongs to one.
 fn slot(event: &GuestEvent) -> (mem::Discriminant<GuestEvent>, Option<u32>) {
     let vcpu = match event {
         GuestEvent::Crash { vcpu, .. }
@@ -116,24 +117,24 @@ fn slot(event: &GuestEvent) -> (mem::Discriminant<GuestEvent>, Option<u32>) {
     (mem::discriminant(event), vcpu)
 }
 
-/// The VM's life beside what must be true of it, kept as what has happened so far.
+/// The VM's life and a model of it, updated with each step.
 struct World {
     guest: GuestEvents,
     user: MachineHandle,
     inbox: Inbox,
     life: LifeState,
     on_crash: OnCrash,
-    /// Reported and not taken.
+    /// Reported and not yet taken.
     events: Vec<GuestEvent>,
-    /// Asked for and not taken.
+    /// Requested and not yet taken.
     requests: VecDeque<Request>,
     kill: bool,
-    /// The last that a user asked for, and got, was a pause.
+    /// A pause was the last successful request of a user.
     user_paused: bool,
-    /// The guest crashed, and neither it nor a user has reset it or let it run since.
+    /// The guest crashed, and since then neither it nor a user has reset it or resumed it.
     crashed: bool,
     held: bool,
-    /// What is to be carried out, and whether a hold cannot delay it.
+    /// The action to perform, and whether it is performed in spite of a hold.
     due: Option<(Due, bool)>,
     carried_out: bool,
     ended: bool,
@@ -199,7 +200,7 @@ impl World {
                 Effect::Stops => self.crashed = true,
                 Effect::Due(due) => {
                     if due == Due::Reset && self.crashed {
-                        // It was stopped, and after its reset that is as if its user had done it.
+                        // It was stopped; its own reset then has the same effect as a user's.
                         self.crashed = false;
                         self.user_paused = true;
                     }
@@ -251,7 +252,7 @@ impl World {
         self.due = Some((Due::End(outcome), true));
     }
 
-    /// No vCPU may run that must not, and every one that should.
+    /// Checks that vCPUs run if and only if they should.
     fn assert_sound(&self) {
         let life = &self.life;
         assert_eq!(self.inbox.has_guest_events(), !self.events.is_empty());

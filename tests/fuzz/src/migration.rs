@@ -1,4 +1,4 @@
-//! What comes over a migration's connection.
+//! Input from a migration's connection.
 
 use hypernest::memory::{GuestRam, MemoryConfig};
 use hypernest::migration::pages::Unpacker;
@@ -7,7 +7,8 @@ use hypernest::migration::wire::{
 };
 use hypernest::units::Gpa;
 
-/// Frames, messages, and pages put into RAM: the bytes as they are, and with the frames' checksums mended.
+/// Frames, messages, and pages written into RAM: the bytes unchanged, and with the frames' checksums
+/// corrected.
 pub(crate) fn wire(stream: &[u8]) -> bool {
     let whole = frames(stream);
     let mut mended = stream.to_vec();

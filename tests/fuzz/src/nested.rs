@@ -1,4 +1,4 @@
-//! What guest programs leave in memory and send, and KVM's nested state.
+//! The output of guest programs in memory and on the console, and KVM's nested state.
 
 use hypernest_nested::board::{MAX_CAPACITY, Split, read, samples};
 use hypernest_nested::nested_state::{NestedState, Processor, REVISION, Vmx};
@@ -7,7 +7,7 @@ use hypernest_nested::tsc::{Next, next_said};
 
 use crate::Input;
 
-/// What an L1 guest program measured, as it lies in the guest's memory.
+/// The measurements of an L1 guest program, in the layout of the guest's memory.
 pub(crate) fn board(memory: &[u8]) -> bool {
     let reading = read(memory);
     if let Ok(reading) = &reading {
@@ -30,7 +30,7 @@ pub(crate) fn board(memory: &[u8]) -> bool {
     reading.is_ok()
 }
 
-/// `processor u8, physical address bits u8`, and the state as a file or another host gives it.
+/// `processor u8, physical address bits u8`, and the state from a file or another host.
 pub(crate) fn nested_state(bytes: &[u8]) -> bool {
     let mut input = Input::new(bytes);
     let (has, physical_address_bits) = (input.u8(), input.u8().into());
@@ -58,7 +58,7 @@ pub(crate) fn nested_state(bytes: &[u8]) -> bool {
     taken
 }
 
-/// What guest programs send through the debug console.
+/// The output of guest programs on the debug console.
 pub(crate) fn probe_stream(stream: &[u8]) -> bool {
     let mut rest = stream;
     let mut samples_seen = false;
@@ -73,7 +73,7 @@ pub(crate) fn probe_stream(stream: &[u8]) -> bool {
     samples_seen
 }
 
-/// What samplers of clocks send through the debug console or a serial port.
+/// The output of clock samplers on the debug console or a serial port.
 pub(crate) fn tsc_stream(stream: &[u8]) -> bool {
     let mut rest = stream;
     let mut said = false;

@@ -1,4 +1,4 @@
-//! Results of measurements, as anybody may hand them around.
+//! Results of measurements from untrusted sources.
 
 use std::fs;
 use std::path::Path;
@@ -16,7 +16,7 @@ pub(crate) fn histogram(bytes: &[u8]) -> bool {
     std::str::from_utf8(bytes).is_ok_and(untrusted::histogram)
 }
 
-/// What `l2probe` wrote, alone or among other lines of a console.
+/// The output of `l2probe`, alone or among other lines of a console.
 pub(crate) fn l2probe_document(bytes: &[u8]) -> bool {
     let document = std::str::from_utf8(bytes)
         .ok()

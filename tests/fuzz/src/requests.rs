@@ -1,4 +1,4 @@
-//! What users and clients send.
+//! Input from users and clients.
 
 use std::path::Path;
 
@@ -37,7 +37,7 @@ pub(crate) fn control_request(bytes: &[u8]) -> bool {
     match ControlCommand::read(bytes) {
         Ok(command) => {
             let line = command.write();
-            // A path that is no text has no form in JSON, but none comes out of JSON either.
+            // A path that is not text cannot be represented in JSON, but JSON does not produce one either.
             assert_eq!(ControlCommand::read(line.as_bytes()), Ok(command), "{line}");
             true
         }

@@ -1,4 +1,4 @@
-//! Saved VMs, as anybody may hand them around.
+//! Saved VMs from untrusted sources.
 
 use std::io::Read;
 use std::sync::OnceLock;
@@ -13,10 +13,11 @@ use hypernest::state::snapshot::{RAM_SECTION, RamIndex};
 
 use crate::Input;
 
-/// No state that a target reads is as long.
+/// The maximum length of a state that a target reads.
 const LIMIT: u64 = 1 << 20;
 
-/// A state file as it is, and with its checksums mended: what is behind them is reached by mutations, too.
+/// A state file unchanged, and with its checksums corrected, so that mutations also reach the data behind
+/// them.
 pub(crate) fn state_file(bytes: &[u8]) -> bool {
     let whole = read_state(bytes);
     let mut mended = bytes.to_vec();
@@ -43,8 +44,8 @@ fn read_state(bytes: &[u8]) -> bool {
 /// Magic, format, and the length and checksum of the manifest.
 const HEAD: usize = 12 + 4 + 8 + 4;
 
-/// Puts the right checksums of the sections into the manifest, and the manifest's into the head, as far as
-/// they are there.
+/// Writes the correct checksums of the sections into the manifest, and the manifest's into the head, as far
+/// as these exist.
 fn mend_state(bytes: &mut [u8]) {
     let Some(&[.., l0, l1, l2, l3, l4, l5, l6, l7, _, _, _, _]) = bytes.first_chunk::<HEAD>()
     else {
@@ -60,7 +61,8 @@ fn mend_state(bytes: &mut [u8]) {
     head[HEAD - 4..].copy_from_slice(&crc32c::crc32c(manifest).to_le_bytes());
 }
 
-/// The writer's name, the number of sections, and for each its name, version, flags, length and checksum.
+/// The manifest: the writer's name, the number of sections, and for each its name, version, flags, length and
+/// checksum.
 fn mend_manifest(manifest: &mut [u8], bodies: &mut &mut [u8]) -> Option<()> {
     let number = |at: usize| -> Option<usize> {
         let bytes = manifest.get(at..at.checked_add(8)?)?;
@@ -106,11 +108,10 @@ fn golden() -> &'static [Sections; 2] {
     })
 }
 
-/// Sections whose checksums are right and whose bodies are anything: configuration, promise, time, vCPUs,
-/// devices.
+/// Sections with correct checksums and arbitrary bodies: configuration, promise, time, vCPUs, devices.
 ///
 /// `which VM, section, version`, all u8, and `position u16`: the bytes that follow replace the section's from
-/// there, or, where the position is 0xffff, are the section.
+/// that position, or, if the position is 0xffff, are the section.
 pub(crate) fn sections(bytes: &[u8]) -> bool {
     let mut input = Input::new(bytes);
     let whole = &golden()[usize::from(input.u8() & 1)];
@@ -173,7 +174,7 @@ fn vm_and_host() -> &'static (VmConfig, HostCaps) {
     })
 }
 
-/// Promises, as a file or the other end of a connection has them, beside some host.
+/// Promises from a file or a migration's source, checked against some host.
 pub(crate) fn promise(json: &[u8]) -> bool {
     let Ok(promise) = serde_json::from_slice::<Promise>(json) else {
         return false;

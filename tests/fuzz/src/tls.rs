@@ -1,4 +1,4 @@
-//! The TLS handshake that a migration's destination has with whoever connects.
+//! The TLS handshake of a migration's destination with any client.
 
 use std::cell::RefCell;
 use std::io::{Read as _, Write as _};
@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use hypernest::migration::transport::{Address, Cancel, Listener, Security, TlsFiles};
 
-/// Neither end is to wait for the other: the bytes are there before the handshake begins.
+/// The timeout; neither end should wait for the other, because the bytes are there before the handshake
+/// begins.
 const STALL: Duration = Duration::from_secs(5);
 
 thread_local! {
@@ -32,8 +33,8 @@ fn listener() -> (Listener, Cancel) {
     (listener.expect("a port of the loopback interface"), cancel)
 }
 
-/// The client's bytes, up to the end of its side of the connection. Returns whether the server had an answer
-/// to them other than an alert. A client without a key of the CA never gets to send a frame.
+/// Sends the client's bytes, then closes its side of the connection. Returns whether the server replied with
+/// anything other than an alert. A client without a key of the CA cannot send a frame.
 pub(crate) fn handshake(bytes: &[u8]) -> bool {
     LISTENER.with_borrow_mut(|(listener, cancel)| {
         let Address::Tcp { host, port } = listener.address() else {
@@ -42,7 +43,7 @@ pub(crate) fn handshake(bytes: &[u8]) -> bool {
         let Ok(mut client) = TcpStream::connect((host.as_str(), port)) else {
             return false;
         };
-        // More than a socket's buffer would wait for the server, which waits for its turn on this thread.
+        // More than a socket's buffer would wait for the server, which runs later on this thread.
         let bytes = &bytes[..bytes.len().min(64 << 10)];
         if client.write_all(bytes).is_err() || client.shutdown(Shutdown::Write).is_err() {
             return false;

@@ -1,4 +1,4 @@
-//! A virtio device as its driver reaches it: by configuration space, by its BARs, and by guest memory.
+//! A virtio device as its driver accesses it: by configuration space, by its BARs, and by guest memory.
 
 use hypernest::config::VmConfig;
 use hypernest::layout::AddressMap;
@@ -28,8 +28,8 @@ thread_local! {
     };
 }
 
-/// Steps of `what, offset u16, data u64`: bits 2:0 of `what` say where, bits 4:3 the size's logarithm, bit 5
-/// writes. Whether a driver came to the end of its initialization.
+/// Steps of `what, offset u16, data u64`: bits 2:0 of `what` select the space, bits 4:3 are the size's
+/// logarithm, bit 5 writes. Returns whether the driver's initialization was completed.
 pub(crate) fn driver(bytes: &[u8]) -> bool {
     let mut input = Input::new(bytes);
     DEVICES.with(|devices| {
@@ -67,7 +67,7 @@ fn step(devices: &DevicesWithoutVm, input: &mut Input<'_>) {
         4 => return devices.quiesce(),
         5 => return devices.resume(),
         _ => {
-            // It is larger than any offset.
+            // RAM is larger than any offset.
             let written = devices.ram().write(Gpa(offset), bytes);
             return written.expect("RAM at its beginning");
         }

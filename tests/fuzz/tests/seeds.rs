@@ -1,7 +1,7 @@
-//! Runs every target on its committed seeds, and holds the seeds, the targets and `fuzz/` to each other.
+//! Runs every target on its committed seeds, and checks that the seeds, the targets and `fuzz/` agree.
 //!
-//! `HYPERNEST_WRITE_SEEDS=1 cargo test -p hypernest-fuzz-targets` writes the seeds anew. Inputs that a fuzzer
-//! found a mistake with are kept beside them, under any name that begins with `found-`.
+//! `HYPERNEST_WRITE_SEEDS=1 cargo test -p hypernest-fuzz-targets` writes the seeds again. Inputs with which a
+//! fuzzer found a bug are kept beside them, under any name that begins with `found-`.
 
 use std::collections::BTreeSet;
 use std::fs;

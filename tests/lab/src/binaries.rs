@@ -18,7 +18,7 @@ pub enum BuildError {
     /// Cargo failed, and has printed the reason.
     #[error("building the programs for the lab failed")]
     Failed,
-    /// Cargo's output is not understood.
+    /// Cargo's output is not as expected.
     #[error("cargo built no {0}")]
     NotBuilt(&'static str),
     /// Not in the project's directory.
@@ -26,7 +26,7 @@ pub enum BuildError {
     NoWorkspace,
 }
 
-/// Where the programs lie.
+/// The paths of the programs.
 #[derive(Debug, Clone)]
 pub struct Binaries {
     /// The init of lab hosts.
@@ -57,7 +57,7 @@ pub fn workspace() -> Result<PathBuf, BuildError> {
         .ok_or(BuildError::NoWorkspace)
 }
 
-/// Cargo, without what `cargo run` told this process about itself.
+/// Cargo, without the environment variables that `cargo run` set for this process.
 pub fn cargo() -> std::io::Result<Command> {
     let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = tied(program)?;
@@ -70,8 +70,8 @@ pub fn cargo() -> std::io::Result<Command> {
     Ok(command)
 }
 
-/// Cargo building static programs into a directory of their own, so that they and the ordinary ones stay
-/// warm.
+/// Cargo building static programs into a separate directory, so that both these and the ordinary ones stay
+/// cached.
 fn static_cargo(root: &Path, subcommand: &str) -> std::io::Result<Command> {
     let mut command = cargo()?;
     command
@@ -118,7 +118,7 @@ pub fn build() -> Result<Binaries, BuildError> {
         "--bin",
         "lab-init",
     ]);
-    // The command's own output is all that may be on standard output.
+    // Standard output is reserved for the command's own output.
     command.stdin(Stdio::null()).stdout(std::io::stderr());
     if !OwnedChild::spawn(&mut command)?.wait()?.success() {
         return Err(BuildError::Failed);
@@ -174,7 +174,7 @@ pub fn build_suites() -> Result<Vec<PathBuf>, BuildError> {
     }
 }
 
-/// The executable a line of cargo's JSON messages announces.
+/// The executable in a line of cargo's JSON messages.
 fn test_executable(line: &str) -> Option<PathBuf> {
     let message: serde_json::Value = serde_json::from_str(line).ok()?;
     let is_test = message["target"]["kind"]

@@ -1,9 +1,9 @@
-//! The kernel inside a bzImage: where its compressed payload lies and how it is packed
+//! The kernel inside a bzImage: the position and the compression of its payload
 //! (Documentation/arch/x86/boot.rst, "The Real-Mode Kernel Header").
 
 use thiserror::Error;
 
-/// How the payload of a bzImage is compressed; each names the program that unpacks it.
+/// The compression of a bzImage's payload; each determines the program that unpacks it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Packing {
     /// gzip.
@@ -28,7 +28,7 @@ impl Packing {
     }
 }
 
-/// A file that is not a kernel this can unpack.
+/// A kernel image that is malformed or not supported.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum BzImageError {
     /// No setup header.
@@ -49,9 +49,9 @@ pub enum BzImageError {
         "cut short: the kernel should lie at {start:#x}..{end:#x}, but the file ends at {len:#x}"
     )]
     CutShort {
-        /// Where the payload should start.
+        /// The start of the payload by the header.
         start: u64,
-        /// Where it should end.
+        /// The end of the payload by the header.
         end: u64,
         /// The length of the file.
         len: usize,
@@ -66,7 +66,7 @@ fn u32_at(image: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_le_bytes(bytes.try_into().ok()?))
 }
 
-/// Where the protected-mode part of the file begins.
+/// The offset of the protected-mode part of the file.
 pub fn protected_mode_offset(image: &[u8]) -> Result<usize, BzImageError> {
     if image.get(0x202..0x206) != Some(b"HdrS") {
         return Err(BzImageError::NoHeader);
@@ -79,7 +79,7 @@ pub fn protected_mode_offset(image: &[u8]) -> Result<usize, BzImageError> {
     Ok((sectors + 1) * 512)
 }
 
-/// The compressed kernel in a bzImage, without the length the kernel build appends to it.
+/// The compressed kernel in a bzImage, without the length that the kernel build appends to it.
 pub fn payload(image: &[u8]) -> Result<(Packing, &[u8]), BzImageError> {
     let base = protected_mode_offset(image)?;
     let [minor, major] = [

@@ -7,19 +7,19 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
-/// Changes whenever what setup makes changes, so that an old cache is not taken for a new one.
+/// Changed with the contents that setup makes, so that an older cache is rebuilt.
 const RECIPE: &str = "2";
 
-/// Where everything lies.
+/// The paths of the cache.
 #[derive(Debug, Clone)]
 pub struct Cache {
     root: PathBuf,
 }
 
-/// What the cache holds.
+/// The contents of the cache.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
-    /// Versions by name, as people know them.
+    /// Versions by readable name.
     pub versions: BTreeMap<String, String>,
 }
 
@@ -43,33 +43,33 @@ impl Cache {
         })
     }
 
-    /// What is held, ready to use. The same layout lies under `/lab` in lab hosts.
+    /// The directory of finished contents. The same layout is under `/lab` in lab hosts.
     pub fn held(&self) -> PathBuf {
         self.root.join(format!("held-{RECIPE}"))
     }
 
-    /// Where half-made things lie.
+    /// The directory of unfinished contents.
     pub fn making(&self) -> PathBuf {
         self.root.join("making")
     }
 
-    /// Where running hosts keep their files.
+    /// The directory of the files of running hosts.
     pub fn runs(&self) -> PathBuf {
         self.root.join("runs")
     }
 
-    /// Where the kernel logs of failed runs are kept.
+    /// The directory of the kernel logs of failed runs.
     pub fn logs(&self) -> PathBuf {
         self.root.join("logs")
     }
 
-    /// What is held, or none if setup has not been run (or not to its end).
+    /// The contents of the cache; `None` if setup has not been run to its end.
     pub fn manifest(&self) -> Option<Manifest> {
         let text = std::fs::read(self.held().join("manifest.json")).ok()?;
         serde_json::from_slice(&text).ok()
     }
 
-    /// Keeps other setups out until dropped; `waiting` is called if there is one.
+    /// Excludes other setups until dropped; `waiting` is called if one is running.
     pub fn lock(&self, waiting: impl FnOnce()) -> io::Result<Flock<std::fs::File>> {
         std::fs::create_dir_all(&self.root)?;
         let file = std::fs::File::create(self.root.join("setup.lock"))?;
@@ -82,7 +82,7 @@ impl Cache {
         }
     }
 
-    /// Puts a finished directory in place of what is held.
+    /// Replaces the contents by a finished directory.
     pub fn replace(&self, finished: &Path, manifest: &Manifest) -> io::Result<()> {
         std::fs::write(
             finished.join("manifest.json"),
@@ -90,7 +90,7 @@ impl Cache {
         )?;
         let held = self.held();
         if held.exists() {
-            // Inside the directory that is removed after this.
+            // A path in the directory that is removed afterwards.
             let old = finished.with_extension("old");
             std::fs::rename(&held, &old)?;
         }

@@ -33,7 +33,7 @@ pub enum DemoError {
     /// A program on this machine, or its files.
     #[error("{what}: {error}")]
     Here {
-        /// What was tried.
+        /// The attempted action.
         what: &'static str,
         /// Why it failed.
         error: io::Error,
@@ -42,10 +42,10 @@ pub enum DemoError {
 
 /// The measurement on any host: the matrix of the micro-hypervisor, and a stock Linux for comparison.
 const MEASUREMENT: [&str; 3] = ["l2-exit", "--l1", "micro,linux"];
-/// In the Intel lab. The host there has L1's kernel itself, so its modules are of that. Time passes slowly
-/// there: a Linux is done within a second of it, and idling is skipped. It counts instructions, so that few
-/// samples are enough. An interrupt between two vCPUs is left out: on one host CPU it takes turns of the
-/// scheduler.
+/// Arguments for the Intel lab. The host there already contains L1's kernel, so its modules are of that
+/// kernel. Time passes slowly there: a Linux finishes within a second of it, and idle time is skipped. The
+/// emulator counts instructions, so few samples are enough. Interrupts between two vCPUs are left out: on one
+/// host CPU they depend on the scheduler's time slices.
 const IN_THE_LAB: [&str; 18] = [
     "--modes",
     "classic,classic+shadow,evmcs,evmcs+emsr,evmcs+direct-flush",
@@ -73,7 +73,7 @@ const L1_PARAMETERS: &str =
 /// Passed on to hypernest-bench.
 const EXPLAIN: &str = "--explain";
 
-/// Measures, shows the table (with `explain` the rule of each answer, too), and writes the files into `out`.
+/// Measures, shows the table (with `explain` also the rule of each answer), and writes the files into `out`.
 /// The result is the exit status.
 pub fn demo(out: &Path, explain: bool) -> Result<u8, DemoError> {
     let start = Instant::now();
@@ -144,7 +144,7 @@ fn in_the_lab(here: &Here<'_>, out: &Path, explain: bool) -> Result<u8, DemoErro
     let mut kept = Kept::default();
     let status = exec::exec_into(&options, &command, &mut kept)?;
     if kept.stdout.is_empty() {
-        // It has printed the reason.
+        // The command has printed the reason.
         return Ok(status);
     }
     let failed = |error| DemoError::Here {
@@ -164,7 +164,7 @@ fn in_the_lab(here: &Here<'_>, out: &Path, explain: bool) -> Result<u8, DemoErro
     Ok(if shown == 0 { status } else { shown })
 }
 
-/// Keeps the report and shows the progress.
+/// Stores the report and shows the progress.
 #[derive(Debug, Default)]
 struct Kept {
     stdout: Vec<u8>,
@@ -196,7 +196,7 @@ impl Here<'_> {
         Ok(command)
     }
 
-    /// Why this machine cannot offer an enlightened VMCS; `None` if it can.
+    /// The reason why this machine cannot offer an enlightened VMCS; `None` if it can.
     fn lack(&self) -> Result<Option<String>, DemoError> {
         let mut command = self.bench()?;
         command.args(["l2-exit", "--dry-run", "--modes", "evmcs"]);

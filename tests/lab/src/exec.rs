@@ -22,30 +22,30 @@ use crate::plan::{self, Input, Plan};
 use crate::session::{self, Broken, Sink};
 use crate::setup::{self, SetupError};
 
-/// A command could not be run to its end.
+/// A command did not run until it ended.
 #[derive(Debug, Error)]
 pub enum ExecError {
-    /// Setup.
+    /// Setup failed.
     #[error(transparent)]
     Setup(#[from] SetupError),
-    /// The programs.
+    /// The programs could not be built.
     #[error(transparent)]
     Build(#[from] BuildError),
-    /// Booting.
+    /// The host could not be booted.
     #[error(transparent)]
     Boot(#[from] BootError),
-    /// The run.
+    /// The run failed.
     #[error("{broken}\n(the log of the host's kernel: {})", log.display())]
     Broken {
-        /// Why.
+        /// The reason.
         broken: Broken,
-        /// Where to read on.
+        /// The log of the host's kernel.
         log: PathBuf,
     },
-    /// A command on this machine.
+    /// A command on this machine failed.
     #[error("{what}: {error}")]
     Here {
-        /// What was tried.
+        /// The attempted action.
         what: String,
         /// Why it failed.
         error: io::Error,
@@ -53,23 +53,23 @@ pub enum ExecError {
     /// A command on this machine took too long.
     #[error("no end after {0} s, gave up")]
     TimedOut(u64),
-    /// A file to be fetched.
+    /// A fetched file could not be copied.
     #[error("cannot copy the files fetched from the host: {0}")]
     Fetch(io::Error),
-    /// A file to be fetched that is not there.
+    /// A file to be fetched could not be read.
     #[error("the command succeeded, but {0} of the files to be fetched could not be read")]
     NotFetched(u32),
-    /// A file with its destination.
+    /// The destination of a file is not allowed.
     #[error(
         "--file {0}: on this machine files can only go below the command's directory, so use a relative name"
     )]
     Absolute(String),
 }
 
-/// The host and its contents.
+/// A host and its contents.
 #[derive(Debug, Clone, Args)]
 pub struct HostOptions {
-    /// Where to run.
+    /// The host to run on.
     #[arg(long)]
     pub host: Host,
     /// CPUs of an emulated host.
@@ -100,7 +100,7 @@ pub struct HostOptions {
     /// to LOCAL.
     #[arg(long = "fetch", value_name = "PATH[:LOCAL]")]
     pub fetch: Vec<Fetch>,
-    /// Give up after this many seconds.
+    /// Timeout in seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 900)]
     pub timeout: u64,
 }
@@ -141,7 +141,7 @@ impl HostOptions {
             .collect()
     }
 
-    /// The emulated host these options ask for.
+    /// The emulated host that these options describe.
     pub fn machine(&self) -> Machine {
         Machine {
             cpus: self.cpus,
@@ -168,7 +168,7 @@ fn in_home(path: String) -> String {
     }
 }
 
-/// What an emulated host is told to do.
+/// The plan of an emulated host.
 pub fn plan(host: Host, machine: &Machine, command: &[String], input: Input) -> Plan {
     let lab = plan::LAB_DIR;
     let environment = BTreeMap::from(
@@ -209,7 +209,7 @@ impl Sink for PassOn {
     }
 }
 
-/// Passes on the command's output and keeps the archive of fetched files.
+/// Forwards the command's output and stores the archive of fetched files.
 struct Receiving<'a> {
     archive: File,
     sink: &'a mut dyn Sink,
@@ -233,7 +233,7 @@ impl Sink for Receiving<'_> {
     }
 }
 
-/// Runs a command on a host and passes on its output; returns its exit status.
+/// Runs a command on a host and forwards its output; returns its exit status.
 pub fn exec(options: &HostOptions, command: &[String], interactive: bool) -> Result<u8, ExecError> {
     let input = if interactive {
         Input::Line
@@ -281,7 +281,7 @@ fn terminal_size() -> Option<(u16, u16)> {
     let text = String::from_utf8(output.stdout).ok()?;
     let (rows, columns) = text.trim().split_once(' ')?;
     let size = (rows.parse().ok()?, columns.parse().ok()?);
-    // A terminal that does not know its size says 0.
+    // A terminal of unknown size reports 0.
     (size.0 > 0 && size.1 > 0).then_some(size)
 }
 
@@ -429,7 +429,7 @@ fn here(
     }
 }
 
-/// Copies a file, or a directory with all that is in it.
+/// Copies a file, or a directory with its contents.
 fn copy_all(from: &Path, to: &Path) -> io::Result<()> {
     if let Some(parent) = to.parent() {
         std::fs::create_dir_all(parent)?;
@@ -445,7 +445,7 @@ fn copy_all(from: &Path, to: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// The environment of a command on this machine: as in an emulated host, as far as it goes.
+/// The environment of a command on this machine, as similar to that of an emulated host as possible.
 pub fn here_environment(cache: &Cache, binaries: &Binaries) -> Vec<(&'static str, String)> {
     let held = cache.held();
     let own = binaries.hypernest.parent().unwrap_or(&held);

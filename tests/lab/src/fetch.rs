@@ -16,7 +16,7 @@ use crate::cpio::{EntryKind, Reader, Writer};
 /// One `--fetch PATH[:LOCAL]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fetch {
-    /// The file or directory in the host. Relative: to the command's directory.
+    /// The file or directory in the host, relative to the command's directory unless absolute.
     pub path: String,
     /// The destination on this machine.
     pub local: PathBuf,
@@ -46,7 +46,7 @@ impl std::str::FromStr for Fetch {
 /// Writes the archive of `paths` to `out`; returns a message for each path that could not be read.
 ///
 /// # Errors
-/// If `out` fails.
+/// If writing to `out` fails.
 pub fn pack(paths: &[PathBuf], out: impl Write) -> io::Result<Vec<String>> {
     let mut archive = Writer::new(GzEncoder::new(out, Compression::fast()));
     let mut failed = Vec::new();
@@ -100,7 +100,7 @@ fn pack_one(
     archive.copy(name, path)
 }
 
-/// Unpacks the archive in `from` to where `fetches` name.
+/// Unpacks the archive in `from` to the destinations in `fetches`.
 ///
 /// # Errors
 /// If the archive is damaged, or a file cannot be written.
@@ -125,7 +125,7 @@ pub fn unpack(from: impl Read, fetches: &[Fetch]) -> io::Result<()> {
     Ok(())
 }
 
-/// Where the entry called `name` belongs on this machine.
+/// The destination of the entry `name` on this machine.
 fn target(name: &str, fetches: &[Fetch]) -> io::Result<PathBuf> {
     let wrong = || io::Error::other(format!("unexpected entry {name:?} in the fetched archive"));
     let mut parts = name.split('/');

@@ -1,4 +1,4 @@
-//! The hosts of the lab, and how one is to be booted.
+//! The hosts of the lab and their boot parameters.
 
 use std::path::PathBuf;
 

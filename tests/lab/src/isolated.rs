@@ -1,5 +1,5 @@
-//! A program in a network namespace of its own. Nothing outside can connect to what it listens on; one TCP
-//! connection that it makes to its own loopback interface is passed on to a Unix socket.
+//! A program in its own network namespace. Its listening sockets cannot be reached from outside; one TCP
+//! connection that it makes to its own loopback interface is forwarded to a Unix socket.
 //!
 //! The packaged Bochs needs this: its only display that works without a terminal is a VNC server on all
 //! interfaces, without a password.
@@ -24,7 +24,7 @@ use crate::owned::{OwnedChild, tied};
 /// `BUSYBOX [SOCKET PORT PROGRAM ARGUMENTS...]`.
 pub const ISOLATED: &str = "__isolated";
 
-/// Whether programs can be isolated here, and if not, why not. Asked once per process.
+/// Whether programs can be isolated here; the error has the reason. Checked once per process.
 pub fn available(busybox: &Path) -> Result<(), &'static str> {
     static AVAILABLE: OnceLock<Result<(), String>> = OnceLock::new();
     let available = AVAILABLE.get_or_init(|| {
@@ -55,7 +55,7 @@ fn this_program(busybox: &Path) -> io::Result<Command> {
 /// The other side of [`command`]; returns the program's exit status.
 ///
 /// # Errors
-/// If there can be no namespace, or the program cannot be started.
+/// If there is no namespace, or the program cannot be started.
 pub fn run(arguments: &[OsString]) -> io::Result<u8> {
     let (busybox, rest) = arguments
         .split_first()
@@ -74,7 +74,8 @@ pub fn run(arguments: &[OsString]) -> io::Result<u8> {
     };
     let mut child = OwnedChild::spawn(tied(program)?.args(arguments))?;
     let status = child.wait()?;
-    // What the program sent last is still on its way; if it never connected, the relay waits for ever.
+    // The program's last output may still be in transit; if the program never connected, the relay would wait
+    // forever.
     if connected.load(Ordering::SeqCst) {
         relay
             .join()
@@ -91,7 +92,7 @@ fn enter(busybox: &Path) -> io::Result<()> {
     match unshare(CloneFlags::CLONE_NEWNET) {
         Ok(()) => {}
         Err(Errno::EPERM) => {
-            // Without privileges a user namespace has to come first; in it, this user is root.
+            // Without privileges a user namespace is needed first; in it, this user is root.
             let (user, group) = (getuid(), getgid());
             unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET)
                 .map_err(|errno| why("unprivileged user namespaces", errno.into()))?;
@@ -125,7 +126,7 @@ fn relay(listener: &TcpListener, socket: &Path, connected: &AtomicBool) -> io::R
     let mut to = UnixStream::connect(socket)?;
     let (mut input, mut back) = (to.try_clone()?, from.try_clone()?);
     thread::spawn(move || {
-        // Ends with either side; the process ends with the other direction.
+        // Ends when either side closes; the process ends with the other direction.
         let _ended = io::copy(&mut input, &mut back);
     });
     io::copy(&mut from, &mut to)?;

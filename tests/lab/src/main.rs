@@ -28,7 +28,7 @@ enum Command {
         #[arg(long)]
         refresh: bool,
     },
-    /// Run a command on a host; its output and exit status are this program's (125 when the lab itself
+    /// Run a command on a host; its output and exit status become this program's (125 if the lab itself
     /// failed).
     Exec {
         #[command(flatten)]
@@ -53,7 +53,7 @@ enum Command {
     },
     /// Measure the gain of an enlightened VMCS, on this machine if possible, else in the Intel lab.
     Demo {
-        /// Where the results are written.
+        /// The directory for the results.
         #[arg(long, value_name = "DIR", default_value = "target/demo")]
         out: PathBuf,
         /// Show each answer with all its ratios and its rule.
@@ -70,7 +70,7 @@ enum Command {
     },
 }
 
-/// The lab itself failed, as opposed to what ran in it.
+/// The lab itself failed, as opposed to the command in it.
 const LAB_FAILED: u8 = 125;
 
 fn main() -> ExitCode {
@@ -79,7 +79,7 @@ fn main() -> ExitCode {
         eprintln!("lab: {}", owned::become_tied(&arguments[2..]));
         return ExitCode::from(LAB_FAILED);
     }
-    // Before there is a second thread: a process with several cannot enter a user namespace.
+    // Before a second thread starts: a process with several threads cannot enter a user namespace.
     if arguments
         .get(1)
         .is_some_and(|first| first == isolated::ISOLATED)

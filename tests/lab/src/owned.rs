@@ -1,6 +1,6 @@
-//! What this process owns outside itself: children, directories, the terminal's mode. Everything is given
-//! back when the owner is dropped, and also when a signal ends the process; children do not outlive it even
-//! if it is killed.
+//! Resources of this process outside of its memory: children, directories, the terminal's mode. All are
+//! released when the owner is dropped, and also when a signal ends the process; children do not outlive it
+//! even if it is killed.
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
@@ -31,8 +31,8 @@ fn owned<T>(change: impl FnOnce(&mut Owned) -> T) -> T {
     change(guard.get_or_insert_default())
 }
 
-/// From now on SIGINT, SIGTERM and SIGHUP give back everything owned and end the process. Call it first in
-/// `main`: threads started earlier would still die of the signal at once.
+/// From now on SIGINT, SIGTERM and SIGHUP release all resources and end the process. Call this first in
+/// `main`: the signals would still end the process at once in threads that were started earlier.
 pub fn give_back_on_signals() -> io::Result<()> {
     let mut signals = SigSet::empty();
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
@@ -72,7 +72,7 @@ fn restore(terminal: Option<&Termios>) {
     }
 }
 
-/// The hidden first argument by which this program runs another one that dies with it.
+/// The hidden first argument by which this program runs another one that ends with it.
 pub const TIED: &str = "__tied";
 
 /// A command whose process is ended by the kernel when the thread that starts it ends.
@@ -110,7 +110,7 @@ pub struct OwnedChild {
 impl OwnedChild {
     /// Starts `command`.
     pub fn spawn(command: &mut Command) -> io::Result<Self> {
-        // Under the lock, so that no signal finds a child that is not in the list yet.
+        // Under the lock, so that a signal handler finds every child in the list.
         owned(|owned| {
             let child = command.spawn()?;
             owned.children.insert(child.id());
@@ -118,7 +118,7 @@ impl OwnedChild {
         })
     }
 
-    /// Runs `command` to its end and collects its output.
+    /// Runs `command` until it exits and collects its output.
     pub fn output(command: &mut Command) -> io::Result<Output> {
         use std::process::Stdio;
         command
@@ -146,14 +146,14 @@ impl OwnedChild {
         })
     }
 
-    /// Waits for its end.
+    /// Waits until it exits.
     pub fn wait(&mut self) -> io::Result<ExitStatus> {
         let status = self.child.wait()?;
         owned(|owned| owned.children.remove(&self.child.id()));
         Ok(status)
     }
 
-    /// How it ended, if it did.
+    /// Its status, if it has exited.
     pub fn try_wait(&mut self) -> io::Result<Option<ExitStatus>> {
         let status = self.child.try_wait()?;
         if status.is_some() {
@@ -162,12 +162,12 @@ impl OwnedChild {
         Ok(status)
     }
 
-    /// The process behind it, for its pipes.
+    /// The child process, for its pipes.
     pub fn child(&mut self) -> &mut Child {
         &mut self.child
     }
 
-    /// Ends it now.
+    /// Kills it.
     pub fn end(&mut self) {
         let _ = self.child.kill();
         let _ = self.wait();
@@ -187,7 +187,7 @@ pub struct OwnedDirectory {
 }
 
 impl OwnedDirectory {
-    /// Makes a directory only this user can enter; its name says which process it belongs to.
+    /// Creates a directory that only this user can enter; its name contains the id of this process.
     pub fn new(parent: &Path, name: &str) -> io::Result<Self> {
         use std::os::unix::fs::DirBuilderExt as _;
         std::fs::create_dir_all(parent)?;
@@ -206,7 +206,7 @@ impl OwnedDirectory {
         }
     }
 
-    /// Where it is.
+    /// Its path.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -219,7 +219,7 @@ impl Drop for OwnedDirectory {
     }
 }
 
-/// Removes directories that killed processes left in `parent`.
+/// Removes directories in `parent` of processes that were killed.
 fn remove_orphans(parent: &Path) -> io::Result<()> {
     for entry in std::fs::read_dir(parent)? {
         let entry = entry?;
@@ -274,7 +274,7 @@ mod tests {
     #[test]
     fn directories_of_dead_processes_are_removed_and_others_kept() {
         let parent = tempfile::tempdir().unwrap();
-        // Above the largest process number there can be.
+        // Above the maximum process id.
         let orphan = parent.path().join("99999999-0-amd");
         let foreign = parent.path().join("keep");
         std::fs::create_dir(&orphan).unwrap();

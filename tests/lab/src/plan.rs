@@ -10,7 +10,7 @@ pub const PATH: &str = "/lab-plan.json";
 /// The payload's path in a lab host.
 pub const LAB_DIR: &str = "/lab";
 
-/// The directory whose files a lab host of one stage leaves for the next one's.
+/// The directory of the files that a lab host of one stage passes on to the next one.
 pub const CARRIED_DIR: &str = "/carried";
 
 /// The environment variable that names the payload's directory, in lab hosts and on this machine.
@@ -19,7 +19,7 @@ pub const LAB_DIR_VARIABLE: &str = "HYPERNEST_LAB_DIR";
 /// The environment variable that names the host: `amd`, `intel` or `here`.
 pub const LAB_HOST_VARIABLE: &str = "HYPERNEST_LAB_HOST";
 
-/// The environment variable that is set where loops are to be run at their full length.
+/// The environment variable that requests loops at their full length.
 pub const LAB_LONG_VARIABLE: &str = "HYPERNEST_LAB_LONG";
 
 /// A kernel module to load.
@@ -31,14 +31,14 @@ pub struct Module {
     pub parameters: String,
 }
 
-/// How the command is connected.
+/// The command's input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Input {
     /// No input.
     Nothing,
     /// Input comes over the control line.
     Line,
-    /// Input comes over the control line, and the command gets a terminal of its own.
+    /// Input comes over the control line, and the command gets its own terminal.
     Terminal {
         /// Rows of it.
         rows: u16,
@@ -47,10 +47,10 @@ pub enum Input {
     },
 }
 
-/// All that a lab host does.
+/// The plan of a lab host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
-    /// Modules in the order they are loaded in.
+    /// Modules in load order.
     pub modules: Vec<Module>,
     /// The command and its arguments.
     pub command: Vec<String>,
@@ -58,7 +58,7 @@ pub struct Plan {
     pub environment: BTreeMap<String, String>,
     /// Its input.
     pub input: Input,
-    /// Files and directories that are sent back once the command has ended.
+    /// Files and directories that are sent back when the command has ended.
     #[serde(default)]
     pub fetch: Vec<String>,
 }

@@ -7,11 +7,11 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How often a command that is otherwise silent reports.
+/// The interval of the reports of a command without other output.
 const INTERVAL: Duration = Duration::from_secs(30);
 
-/// The rest of a run of `total` units of which `done` took `elapsed`; before the first is done, as if a unit
-/// took `unit`.
+/// The estimated remaining time of a run of `total` units of which `done` took `elapsed`; before the first is
+/// done, a unit is assumed to take `unit`.
 fn estimate(elapsed: Duration, done: u64, total: u64, unit: Duration) -> Duration {
     let rest = u32::try_from(total.saturating_sub(done)).unwrap_or(u32::MAX);
     match u32::try_from(done) {
@@ -34,7 +34,7 @@ impl fmt::Display for Left {
     }
 }
 
-/// A time for people: seconds, and minutes from two on.
+/// A time in readable form: in seconds, or in minutes from two on.
 struct Human(Duration);
 
 impl fmt::Display for Human {
@@ -68,9 +68,9 @@ impl Steps {
         }
     }
 
-    /// Begins the next step and reports it, and again while it lasts.
+    /// Starts the next step and reports it, repeatedly until it ends.
     pub fn begin(&mut self) {
-        // The last step's reports end first.
+        // The reports of the previous step end first.
         self.ticker = None;
         let Some(&(step, seconds)) = self.steps.get(self.next) else {
             return;
@@ -94,8 +94,8 @@ impl Steps {
     }
 }
 
-/// How far a set of tests is. The unit is a second of a test's time limit: a test takes about a tenth of its
-/// limit. Starting and ending an emulated host counts like a test.
+/// The progress of a set of tests. The unit is a second of a test's time limit: a test takes about a tenth of
+/// its limit. Starting and ending an emulated host counts like a test.
 #[derive(Debug)]
 pub struct Tests {
     start: Instant,
@@ -105,7 +105,8 @@ pub struct Tests {
 }
 
 impl Tests {
-    /// Of tests with these limits, in boots that count like tests with those, as many boots `at_once`.
+    /// The progress of tests with these limits, in boots that count like tests with those, with `at_once`
+    /// boots at a time.
     pub fn new(
         limits: impl IntoIterator<Item = Duration>,
         boots: impl IntoIterator<Item = Duration>,
@@ -141,7 +142,7 @@ impl Tests {
         estimate(self.start.elapsed(), done.1, self.total.1, unit)
     }
 
-    /// Reports now, and again until the result is dropped.
+    /// Reports now, and repeatedly until the result is dropped.
     pub fn report(self: std::sync::Arc<Self>) -> Ticker {
         let line = move || {
             let done = self.done.lock().unwrap_or_else(PoisonError::into_inner).0;
@@ -156,7 +157,7 @@ impl Tests {
     }
 }
 
-/// Prints a line now and then until it is dropped.
+/// Prints a line periodically until it is dropped.
 #[derive(Debug)]
 pub struct Ticker {
     stop: Option<Sender<()>>,
@@ -182,7 +183,7 @@ impl Drop for Ticker {
     fn drop(&mut self) {
         self.stop = None;
         if let Some(thread) = self.thread.take() {
-            // A report that panicked is no reason to fail.
+            // A panic in the reports is not a failure of the run.
             let _panicked = thread.join();
         }
     }
@@ -201,7 +202,7 @@ mod tests {
             (500, 0, 100, 0),
             (60, 30, 90, 120),
             (60, 90, 90, 0),
-            // More was done than was announced.
+            // More units were done than announced.
             (60, 100, 90, 0),
             (0, 0, 0, 0),
         ] {
@@ -220,7 +221,7 @@ mod tests {
         let left = tests.left();
         assert!(left <= s(40) && left > s(35), "{left:?}");
         tests.ended(s(60));
-        // Of what was done in no time, the rest takes no time.
+        // Units that took no time: none remains for the rest.
         assert!(tests.left() < s(12));
         tests.ended(s(60));
         tests.ended(s(480));

@@ -1,4 +1,4 @@
-//! One command in one emulated host, from the start of the emulator to the command's end.
+//! One command in one emulated host, from the start of the emulator to the end of the command.
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -15,13 +15,13 @@ use crate::boot::{Booting, Listener};
 use crate::host::Host;
 use crate::wire::{self, Decoder, Finished, Frame, Garbled, Kind};
 
-/// The command's output, in pieces as they arrive.
+/// The receiver of the command's output, in chunks as they arrive.
 pub trait Sink {
     /// Standard output.
     fn stdout(&mut self, bytes: &[u8]) -> io::Result<()>;
     /// Standard error.
     fn stderr(&mut self, bytes: &[u8]) -> io::Result<()>;
-    /// A piece of the archive of fetched files.
+    /// A chunk of the archive of fetched files.
     fn fetched(&mut self, _bytes: &[u8]) -> io::Result<()> {
         Ok(())
     }
@@ -39,11 +39,11 @@ pub enum Broken {
     Vanished {
         /// The host.
         host: Host,
-        /// What it did.
+        /// The way it ended.
         how: &'static str,
-        /// How far it had come.
+        /// The phase.
         when: &'static str,
-        /// Whether anything of the command's had been passed on.
+        /// Whether any output of the command had been forwarded.
         output: bool,
     },
     /// The host's kernel crashed.
@@ -51,10 +51,10 @@ pub enum Broken {
     Crashed {
         /// The host.
         host: Host,
-        /// What it said.
+        /// The message of the kernel.
         line: String,
     },
-    /// Too late.
+    /// The time limit was exceeded.
     #[error("no end after {} s in the {host} lab, gave up", limit.as_secs())]
     TimedOut {
         /// The host.
@@ -62,34 +62,34 @@ pub enum Broken {
         /// The limit.
         limit: Duration,
     },
-    /// [`Sink::overdue`] said so.
+    /// [`Sink::overdue`] ended the run.
     #[error("{0}")]
     Overdue(String),
     /// Bytes were lost.
     #[error(transparent)]
     Garbled(#[from] Garbled),
-    /// Bytes were lost, by the count.
+    /// The count of received bytes is wrong.
     #[error("the {host} lab sent {sent} bytes of output, and {arrived} arrived")]
     Short {
         /// The host.
         host: Host,
-        /// Sent.
+        /// The number of bytes sent.
         sent: u64,
-        /// Arrived.
+        /// The number of bytes received.
         arrived: u64,
     },
-    /// The output could not be passed on, or the line not be read.
+    /// The output could not be forwarded, or the line could not be read.
     #[error("passing on what the {host} lab says: {error}")]
     Io {
         /// The host.
         host: Host,
-        /// Why.
+        /// Why it failed.
         error: io::Error,
     },
 }
 
 impl Broken {
-    /// Whether the run may be repeated: the emulator failed before any output was passed on.
+    /// Whether the run may be repeated: the emulator failed before any output was forwarded.
     pub fn may_retry(&self) -> bool {
         matches!(self, Broken::Vanished { output: false, .. })
     }
@@ -164,7 +164,7 @@ impl Listener {
     }
 }
 
-/// A host boots in a fraction of this; one that does not hangs.
+/// The time limit of a boot: a host boots in a fraction of it, or hangs.
 fn boot_limit(host: Host) -> Duration {
     Duration::from_secs(match host {
         Host::Intel => 300,
@@ -174,7 +174,7 @@ fn boot_limit(host: Host) -> Duration {
 
 const TICK: Duration = Duration::from_millis(100);
 
-/// How far a host has come.
+/// The phase of a run.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd)]
 enum Progress {
     Booting,
@@ -206,7 +206,7 @@ struct Session<'a> {
     last_look: Instant,
 }
 
-/// Follows a booting host until its command is over.
+/// Follows a booting host until its command has ended.
 pub fn follow(
     host: Host,
     booting: &mut Booting,
@@ -273,7 +273,7 @@ impl Session<'_> {
                     thread::spawn(move || pass_input(from, to, &acknowledged));
                 }
                 if frame.kind == Kind::Taken {
-                    // The reader of input may have ended already.
+                    // The thread that reads the input may have ended already.
                     let _ = taken.send(());
                 }
                 if let Some(finished) = self.take(&frame, sink)? {
@@ -324,7 +324,7 @@ impl Session<'_> {
         Ok(None)
     }
 
-    /// Looks after everything that does not come over the line.
+    /// Checks everything except the line.
     fn look(&mut self, sink: &mut dyn Sink) -> Result<(), Broken> {
         if self.last_look.elapsed() < TICK {
             return Ok(());
@@ -349,7 +349,7 @@ impl Session<'_> {
             return Err(self.vanished("hung"));
         }
         match self.booting.emulator.try_wait().map_err(self.io())? {
-            // What it sent before is still in the socket, so the stream's end decides.
+            // Data that it sent before is still in the socket, so only the end of the stream counts.
             Some(_) if self.progress == Progress::Booting => Err(self.ended()),
             _ => Ok(()),
         }
@@ -396,10 +396,10 @@ fn pass_input(mut from: Input, mut to: Stream, acknowledged: &mpsc::Receiver<()>
     let _ = wire::send(&mut to, Kind::StdinEnd, &[]);
 }
 
-/// How many logs of failed runs are kept.
+/// The maximum number of kept logs of failed runs.
 const LOGS_KEPT: usize = 20;
 
-/// Keeps the logs of a failed run, and reports their path.
+/// Saves the logs of a failed run, and returns their path.
 pub fn keep_logs(host: Host, booting: &Booting, logs: &Path) -> io::Result<PathBuf> {
     fs::create_dir_all(logs)?;
     let since = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();

@@ -1,4 +1,4 @@
-//! What a lab host and the machine that runs it say to each other over the host's second serial port.
+//! The protocol between a lab host and the machine that runs it, over the host's second serial port.
 //!
 //! Frames of `0xA5, kind, length (u16, little endian), payload`. The last frame of the host carries the
 //! totals of what it sent, so bytes lost on the way are noticed.
@@ -13,14 +13,14 @@ const MARK: u8 = 0xa5;
 /// The largest payload of a frame.
 pub const MAX_PAYLOAD: usize = 4096;
 
-/// Input is sent in pieces that fit a 16550's receive FIFO, each acknowledged: nothing else keeps an
-/// emulated port from overrunning.
+/// Input is sent in chunks that fit a 16550's receive FIFO, each acknowledged: an emulated port has no other
+/// protection against overruns.
 pub const MAX_INPUT: usize = 11;
 
-/// What a frame means.
+/// The kind of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// Host: init runs; the payload is the kernel's release.
+    /// Host: init has started; the payload is the kernel's release.
     Hello,
     /// Host: the command starts now.
     Started,
@@ -30,11 +30,11 @@ pub enum Kind {
     Stderr,
     /// Host: a message from init itself.
     Note,
-    /// Host: a piece of the archive of fetched files.
+    /// Host: a chunk of the archive of fetched files.
     Fetched,
-    /// Host: the command is over; the payload is a [`Finished`] in JSON.
+    /// Host: the command has ended; the payload is a [`Finished`] in JSON.
     Finished,
-    /// Host: the last input frame was taken.
+    /// Host: the last input frame was received.
     Taken,
     /// To the host: input for the command.
     Stdin,
@@ -71,7 +71,7 @@ impl Kind {
     }
 }
 
-/// How a command ended.
+/// The end of a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finished {
     /// Exit status, or 128 and the signal that ended it.
@@ -83,7 +83,7 @@ pub struct Finished {
     /// Bytes of the archive of fetched files sent.
     #[serde(default)]
     pub fetched: u64,
-    /// How many of the files to be fetched could not be read.
+    /// The number of files that could not be fetched.
     #[serde(default)]
     pub unfetched: u32,
 }
@@ -91,13 +91,13 @@ pub struct Finished {
 /// One message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Frame {
-    /// What it means.
+    /// Its kind.
     pub kind: Kind,
-    /// What it carries.
+    /// Its payload.
     pub payload: Vec<u8>,
 }
 
-/// The stream is not what was sent.
+/// The stream is corrupt.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error(
     "the lab host's control line is garbled (byte {byte:#04x} where a frame should {place}): bytes were \
@@ -126,19 +126,19 @@ pub fn send(out: &mut impl Write, kind: Kind, payload: &[u8]) -> io::Result<()> 
     }
 }
 
-/// Takes bytes in pieces of any size and gives frames.
+/// Decodes frames from chunks of any size.
 #[derive(Debug, Default)]
 pub struct Decoder {
     bytes: Vec<u8>,
 }
 
 impl Decoder {
-    /// Bytes that arrived.
+    /// Appends bytes that arrived.
     pub fn push(&mut self, bytes: &[u8]) {
         self.bytes.extend(bytes);
     }
 
-    /// The next whole frame, if there is one.
+    /// The next complete frame, if there is one.
     pub fn next_frame(&mut self) -> Result<Option<Frame>, Garbled> {
         let [mark, code, low, high, ..] = self.bytes[..] else {
             return Ok(None);

@@ -24,7 +24,7 @@ use nix::unistd::Pid;
 /// The status of a run in which the lab itself failed.
 const LAB_FAILED: u8 = 125;
 
-/// The directory the command starts in.
+/// The directory in which the command starts.
 const HOME: &str = "/root";
 
 type Line = Arc<Mutex<File>>;
@@ -45,7 +45,7 @@ fn main() {
             let report = serde_json::to_vec(&finished).unwrap_or_default();
             say(&line, Kind::Finished, &report);
             let line = line.lock().unwrap_or_else(PoisonError::into_inner);
-            // Powering off drops data that is still in the port.
+            // A power-off drops data that is still in the port.
             let _ = termios::tcdrain(&*line);
         }
         Err(error) => eprintln!("lab-init: {error}"),
@@ -84,7 +84,7 @@ fn mount_all() -> io::Result<()> {
     Ok(())
 }
 
-/// The second serial port, with nothing between it and the frames.
+/// Opens the second serial port in raw mode.
 fn open_line() -> io::Result<Line> {
     let line = File::options()
         .read(true)
@@ -105,7 +105,7 @@ fn open_line() -> io::Result<Line> {
 
 fn say(line: &Line, kind: Kind, payload: &[u8]) {
     let mut line = line.lock().unwrap_or_else(PoisonError::into_inner);
-    // If this line fails there is no other output.
+    // If this fails there is no other output.
     let _ = wire::send(&mut *line, kind, payload);
 }
 
@@ -147,7 +147,7 @@ fn run(line: &Line) -> io::Result<Finished> {
     }
 
     let status = child.wait()?;
-    // Processes that the command left running would keep its output open for ever.
+    // Processes that the command left running would keep its output open.
     let _ = kill(Pid::from_raw(-1), Signal::SIGKILL);
     let mut totals = [0, 0];
     for output in outputs {
@@ -208,9 +208,9 @@ fn context_json(error: serde_json::Error) -> io::Error {
     io::Error::other(format!("{}: {error}", plan::PATH))
 }
 
-/// Waits until the kernel has the final frequency of its TSC, about two seconds after boot. Where the TSC is
-/// not invariant, KVM keeps for good the frequency that the kernel has when KVM is loaded (`kvm_timer_init`),
-/// and hypernest refuses to run VMs if that was a first guess.
+/// Waits until the kernel has the final frequency of its TSC, about two seconds after boot. If the TSC is not
+/// invariant, KVM permanently uses the kernel's frequency at the time when KVM is loaded (`kvm_timer_init`),
+/// and hypernest refuses to run VMs if that was a first estimate.
 fn wait_for_refined_tsc() {
     const MOST: Duration = Duration::from_secs(20);
     let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
@@ -225,8 +225,8 @@ fn clocksources() -> String {
     std::fs::read_to_string(AVAILABLE).unwrap_or_default()
 }
 
-/// The kernel offers `tsc` in place of `tsc-early` once it has refined the frequency, or has given that up
-/// (`tsc_refine_calibration_work`).
+/// The kernel offers `tsc` in place of `tsc-early` once it has refined the frequency, or has abandoned the
+/// attempt (`tsc_refine_calibration_work`).
 fn tsc_is_final(cpuinfo: &str, clocksources: &str) -> bool {
     let invariant = cpuinfo
         .split_whitespace()
@@ -242,7 +242,7 @@ fn load(module: &plan::Module) -> io::Result<()> {
     Ok(())
 }
 
-/// Starts the command; with a terminal, the near end of it is returned too.
+/// Starts the command; if it has a terminal, the result includes the terminal's near end.
 fn spawn(plan: &Plan) -> io::Result<(Child, Option<OwnedFd>)> {
     let (program, arguments) = plan
         .command

@@ -13,13 +13,13 @@ use crate::host::{IntelCpu, Kernel, Machine};
 use crate::isolated;
 use crate::owned::{OwnedChild, tied};
 
-/// The most memory Bochs takes.
+/// The maximum memory of Bochs.
 const MAX_MEMORY_MIB: u32 = 2048;
 
-/// The kernel refuses Skylake's TSC deadline timer (its microcode has no version), and takes the local APIC's
-/// timer to run at the 24 MHz that CPUID tells; Bochs lets it run at the TSC's 3.5 GHz. With one-shot timers
-/// each tick takes some 900 interrupts that come too early, and nearly every measurement has one in it. A
-/// periodic timer comes once in 96,000 instructions.
+/// The kernel refuses Skylake's TSC deadline timer (its microcode has no version), and assumes that the local
+/// APIC's timer runs at the 24 MHz that CPUID reports; in Bochs it runs at the TSC's 3.5 GHz. With one-shot
+/// timers each tick takes some 900 premature interrupts, and nearly every measurement contains one. A
+/// periodic timer interrupts once in 96,000 instructions.
 const PERIODIC_TICK: &str = "highres=off nohz=off";
 
 pub(super) fn command(
@@ -70,7 +70,7 @@ pub(super) fn command(
         run = files.run.display(),
     );
     configuration.push_str(if debugger {
-        // The packaged one has no display but this that needs neither terminal nor X.
+        // The packaged Bochs has no other display that needs neither a terminal nor X.
         "display_library: rfb, options=\"timeout=0\"\n"
     } else {
         "display_library: nogui\n"
@@ -90,18 +90,18 @@ pub(super) fn command(
     Ok((listener, command))
 }
 
-/// The control line's far end, and the program that connects to it at a TCP port.
+/// The listening end of the control line, and the program that connects to it at a TCP port.
 struct Line {
     listener: Listener,
     port: u16,
     command: Command,
 }
 
-/// The port in a namespace of Bochs's own; VNC takes those from 5900 on.
+/// The port in Bochs's own namespace; VNC uses those from 5900 on.
 const ISOLATED_PORT: u16 = 7000;
 
-/// A Bochs with its debugger opens VNC to all interfaces, so it gets a network namespace of its own if this
-/// machine has any.
+/// A Bochs with its debugger opens VNC to all interfaces, so it runs in its own network namespace if this
+/// machine supports that.
 fn line(program: &Path, debugger: bool, files: &Files<'_>) -> Result<Line, BootError> {
     let busybox = files.held("busybox", "busybox")?;
     let isolated = if debugger {
@@ -141,7 +141,7 @@ fn line(program: &Path, debugger: bool, files: &Files<'_>) -> Result<Line, BootE
     })
 }
 
-/// A Bochs built with its debugger waits for commands, and has an option for them.
+/// Whether Bochs is built with its debugger: it then waits for commands, and has an option for them.
 fn has_debugger(program: &Path) -> Result<bool, BootError> {
     let output = tied(program).and_then(|mut command| OwnedChild::output(command.arg("--help")));
     let output = output.map_err(at(program))?;
@@ -177,8 +177,8 @@ fn iso(
         IntelCpu::Skylake => PERIODIC_TICK,
         IntelCpu::IceLake => "",
     };
-    // Kernels after 6.12 do not boot with the XSAVE that this CPU shows; earlier ones switch it off by
-    // themselves ("XSAVE consistency problem").
+    // Kernels after 6.12 do not boot with the XSAVE of this CPU; earlier ones switch it off by themselves
+    // ("XSAVE consistency problem").
     let xsave = match machine.kernel {
         Kernel::Newest => "noxsave",
         Kernel::Linux61 | Kernel::Linux612 => "",

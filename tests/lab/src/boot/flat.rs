@@ -1,27 +1,27 @@
-//! A bzImage without compression: the kernel's real-mode part, then the kernel as it is in memory.
-//! Decompression is three quarters of what a host with a 6.12 kernel does in the Intel lab before its kernel
-//! starts, and reading a larger file costs next to nothing there.
+//! A bzImage without compression: the kernel's real-mode part, then the kernel's memory image. Decompression
+//! is three quarters of the start-up work of a 6.12 kernel in the Intel lab, and reading a larger file costs
+//! next to nothing there.
 
 use thiserror::Error;
 
 use crate::bzimage::{BzImageError, protected_mode_offset};
 
-/// An image that cannot be made.
+/// The image cannot be made.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum FlatError {
-    /// The bzImage.
+    /// The bzImage is malformed.
     #[error(transparent)]
     BzImage(#[from] BzImageError),
-    /// The unpacked kernel.
+    /// The unpacked kernel is malformed.
     #[error("the unpacked kernel: {0}")]
     Elf(&'static str),
 }
 
-/// The largest kernel taken; Debian's are 50 MiB.
+/// The maximum size of a kernel; Debian's are 50 MiB.
 const MAX_SIZE: u64 = 256 << 20;
-/// Where isolinux puts the protected-mode part of any kernel, relocatable or not.
+/// The address at which isolinux loads the protected-mode part of any kernel, relocatable or not.
 const BASE: u32 = 0x10_0000;
-/// Room for what goes before the kernel: entry code, descriptor table, page tables.
+/// The space before the kernel: entry code, descriptor table, page tables.
 const PROLOGUE: u32 = 0x1_0000;
 const GDT: u32 = 0x100;
 const GDT_POINTER: u32 = 0x140;
@@ -104,24 +104,24 @@ pub(super) fn flat_image(bzimage: &[u8], vmlinux: &[u8]) -> Result<Vec<u8>, Flat
 
     let mut kernel = vec![0; (end - start) as usize];
     for segment in &segments {
-        // Inside: `start` is the lowest address and `end` no less than the highest.
+        // In bounds: `start` is the lowest address and `end` is not below the highest.
         let at = (small(segment.physical)? - start) as usize;
         kernel[at..at + segment.contents.len()].copy_from_slice(segment.contents);
     }
-    // The kernel clears its own BSS, and memory of a fresh machine is zero anyway.
+    // The kernel clears its own BSS, and the memory of a new machine is zero anyway.
     let used = kernel
         .iter()
         .rposition(|byte| *byte != 0)
         .map_or(0, |last| last + 1);
     kernel.truncate(used.next_multiple_of(16));
 
-    // Nothing lies between the prologue and the kernel, but reading it is cheaper than moving the kernel
-    // there.
+    // The space between the prologue and the kernel is empty, but reading it is cheaper than moving the
+    // kernel.
     let mut prologue = prologue(BASE, entry);
     prologue.resize((start - BASE) as usize, 0);
     let size = prologue.len() + kernel.len();
-    // Real-mode kernel header (Documentation/arch/x86/boot.rst): what says where this goes, and nothing about
-    // a payload or entries that are not there.
+    // Real-mode kernel header (Documentation/arch/x86/boot.rst): the load address is set; fields about a
+    // payload and other entries are cleared.
     let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
     put(0x1f4, &small((size / 16) as u64)?.to_le_bytes()); // syssize
     put(0x234, &[0]); // relocatable_kernel
@@ -135,7 +135,8 @@ pub(super) fn flat_image(bzimage: &[u8], vmlinux: &[u8]) -> Result<Vec<u8>, Flat
     Ok(image)
 }
 
-/// The code at the 32-bit entry: into 64-bit mode with the first 4 GiB mapped as they are, on to the kernel.
+/// The code at the 32-bit entry: enters 64-bit mode with the first 4 GiB identity-mapped, and jumps to the
+/// kernel.
 fn prologue(base: u32, entry: u32) -> Vec<u8> {
     let mut code = Vec::new();
     let mut emit = |bytes: &[u8], address: Option<u32>| {
@@ -244,7 +245,7 @@ mod tests {
         assert_eq!(image[0x1f4..0x1f8], 0xf_0101_u32.to_le_bytes());
         assert_eq!(image[0x260..0x264], 0xf0_4000_u32.to_le_bytes());
         assert_eq!(&image[0x800..0x805], &[0xfa, 0xfc, 0x0f, 0x01, 0x15]);
-        // 0x200000 is mapped to itself.
+        // 0x200000 is identity-mapped.
         let entry = 0x800 + PAGE_DIRECTORIES as usize + 8;
         assert_eq!(image[entry..entry + 8], 0x20_0083_u64.to_le_bytes());
     }

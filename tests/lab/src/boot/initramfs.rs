@@ -75,7 +75,7 @@ pub(super) fn write(
             .symlink(&format!("bin/{applet}"), &format!("{LAB_DIR}/busybox"))
             .map_err(own)?;
     }
-    // Where init's own messages go until it has mounted anything.
+    // The console of init's own messages before it has mounted a file system.
     archive.character_device("dev/console", 5, 1).map_err(own)?;
     let json = serde_json::to_vec(plan).map_err(|error| own(error.into()))?;
     archive.file(plan::PATH, 0o644, &json).map_err(own)?;

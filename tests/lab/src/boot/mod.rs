@@ -21,39 +21,39 @@ use crate::plan::Plan;
 /// A host could not be booted.
 #[derive(Debug, Error)]
 pub enum BootError {
-    /// A file.
+    /// A file operation failed.
     #[error("{}: {error}", path.display())]
     File {
-        /// Which.
+        /// Its path.
         path: PathBuf,
-        /// Why.
+        /// Why it failed.
         error: io::Error,
     },
-    /// Something the cache does not hold.
+    /// The cache does not contain a part.
     #[error("the lab holds no {name} ({}): see `cargo lab setup --help`", path.display())]
     NotHeld {
         /// What is missing.
         name: String,
-        /// Where it should be.
+        /// Its expected path.
         path: PathBuf,
     },
     /// A program failed.
     #[error("{program} failed: {output}")]
     Program {
-        /// Which.
+        /// The program.
         program: String,
-        /// What it said.
+        /// Its output.
         output: String,
     },
     /// A kernel that cannot be unpacked for the Intel lab.
     #[error("{}: {error}", path.display())]
     Kernel {
-        /// Which.
+        /// Its path.
         path: PathBuf,
-        /// Why.
+        /// Why it failed.
         error: flat::FlatError,
     },
-    /// More of something than an emulator has.
+    /// The machine exceeds the emulator's limits.
     #[error("{0}")]
     TooMuch(String),
 }
@@ -68,16 +68,16 @@ fn at(path: &Path) -> impl FnOnce(io::Error) -> BootError {
 pub enum Listener {
     /// QEMU's.
     Unix(UnixListener),
-    /// That of a Bochs that is not isolated: it connects by TCP only.
+    /// The listener of a Bochs that is not isolated: it connects by TCP only.
     Tcp(TcpListener),
 }
 
 /// A host that is starting.
 #[derive(Debug)]
 pub struct Booting {
-    /// Where its control line will come from.
+    /// The listener for its control line.
     pub listener: Listener,
-    /// The emulator. It is ended before the directory below goes.
+    /// The emulator. It is ended before the directory below is removed.
     pub emulator: OwnedChild,
     /// The kernel's log.
     pub kernel_log: PathBuf,
@@ -87,9 +87,9 @@ pub struct Booting {
     pub directory: OwnedDirectory,
 }
 
-/// Kernel parameters for both emulators. The last ones take out what costs seconds in an emulator: the
-/// self-tests of the crypto code, randomization, audit; and `tsc=reliable no_timer_check` what can hang
-/// there.
+/// Kernel parameters for both emulators. The last ones disable work that costs seconds in an emulator: the
+/// self-tests of the crypto code, randomization, audit. `tsc=reliable no_timer_check` disables checks that
+/// can hang there.
 const KERNEL_PARAMETERS: &str = "console=ttyS0,115200 quiet loglevel=5 panic=-1 tsc=reliable no_timer_check \
     mitigations=off nokaslr audit=0 cryptomgr.notests";
 
@@ -162,7 +162,7 @@ fn held(root: &Path, name: &str, path: &str) -> Result<PathBuf, BootError> {
     }
 }
 
-/// Runs a program to its end.
+/// Runs a program until it exits.
 fn run_program(command: &mut Command, name: &str) -> Result<(), BootError> {
     let failed = |output: String| BootError::Program {
         program: name.to_owned(),

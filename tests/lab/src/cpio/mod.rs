@@ -1,7 +1,7 @@
 //! Initramfs archives: the "newc" cpio format Linux unpacks at boot
 //! (Documentation/driver-api/early-userspace/buffer-format.rst).
 //!
-//! Archives may simply be written one after the other; Linux takes them all, later files winning.
+//! Several archives may be concatenated; Linux unpacks all of them, and later files replace earlier ones.
 
 mod read;
 
@@ -19,7 +19,7 @@ const S_IFREG: u32 = 0o100_000;
 const S_IFLNK: u32 = 0o120_000;
 const S_IFCHR: u32 = 0o020_000;
 
-/// Writes one archive. Parent directories are made as they are needed.
+/// Writes one archive. Missing parent directories are added.
 #[derive(Debug)]
 pub struct Writer<W: Write> {
     out: W,
@@ -47,7 +47,7 @@ impl<W: Write> Writer<W> {
         }
     }
 
-    /// A directory (mode 0755), and those above it.
+    /// Adds a directory (mode 0755) and its parents.
     pub fn directory(&mut self, path: &str) -> io::Result<()> {
         let path = relative(path)?;
         if path.is_empty() || self.directories.contains(path) {
@@ -64,13 +64,13 @@ impl<W: Write> Writer<W> {
         })
     }
 
-    /// A file with `contents`; `mode` holds the permission bits.
+    /// Adds a file with `contents`; `mode` contains the permission bits.
     pub fn file(&mut self, path: &str, mode: u32, contents: &[u8]) -> io::Result<()> {
         let size = u64::try_from(contents.len()).map_err(io::Error::other)?;
         self.file_from(path, mode, size, contents)
     }
 
-    /// A file whose `size` bytes are read from `contents`.
+    /// Adds a file whose `size` bytes are read from `contents`.
     pub fn file_from(
         &mut self,
         path: &str,
@@ -100,7 +100,7 @@ impl<W: Write> Writer<W> {
         self.pad()
     }
 
-    /// A file of this machine, with its contents and permission bits.
+    /// Adds a file of this machine, with its contents and permission bits.
     pub fn copy(&mut self, path: &str, source: &Path) -> io::Result<()> {
         use std::os::unix::fs::PermissionsExt as _;
         let file = File::open(source)?;
@@ -111,7 +111,7 @@ impl<W: Write> Writer<W> {
         self.file_from(path, metadata.permissions().mode(), metadata.len(), file)
     }
 
-    /// A symbolic link.
+    /// Adds a symbolic link.
     pub fn symlink(&mut self, path: &str, target: &str) -> io::Result<()> {
         let path = relative(path)?;
         self.parents(path)?;
@@ -126,7 +126,7 @@ impl<W: Write> Writer<W> {
         self.pad()
     }
 
-    /// A character device node (mode 0600).
+    /// Adds a character device node (mode 0600).
     pub fn character_device(&mut self, path: &str, major: u32, minor: u32) -> io::Result<()> {
         let path = relative(path)?;
         self.parents(path)?;
@@ -139,7 +139,7 @@ impl<W: Write> Writer<W> {
         })
     }
 
-    /// Ends the archive.
+    /// Writes the end of the archive.
     pub fn finish(mut self) -> io::Result<W> {
         self.inode = 0;
         self.header(&Entry {
@@ -196,7 +196,7 @@ impl<W: Write> Writer<W> {
         Ok(())
     }
 
-    /// Names and contents each end on a multiple of four bytes.
+    /// Pads to a multiple of four bytes, as required after names and contents.
     fn pad(&mut self) -> io::Result<()> {
         while !self.written.is_multiple_of(4) {
             self.put(&[0])?;

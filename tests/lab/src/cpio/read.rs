@@ -8,17 +8,17 @@ use super::{MAGIC, S_IFDIR, S_IFREG, TRAILER, invalid};
 const S_IFMT: u32 = 0o170_000;
 /// The header: the magic number and 13 fields of eight hexadecimal digits.
 const HEADER: usize = 6 + 13 * 8;
-/// The longest name that Linux has (`PATH_MAX`).
+/// The maximum length of a name in Linux (`PATH_MAX`).
 const MAX_NAME: u32 = 4096;
 
-/// What an entry is.
+/// The kind of an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EntryKind {
     /// A directory.
     Directory,
     /// A regular file.
     File,
-    /// Anything else.
+    /// Any other kind.
     Other,
 }
 
@@ -27,7 +27,7 @@ pub enum EntryKind {
 pub struct Entry {
     /// Its path, relative to the archive's root.
     pub name: String,
-    /// What it is.
+    /// Its kind.
     pub kind: EntryKind,
     /// Its type and permission bits.
     pub mode: u32,
@@ -40,7 +40,7 @@ pub struct Entry {
 pub struct Reader<R: Read> {
     from: R,
     position: u64,
-    /// Bytes of the current entry's contents that have not been read.
+    /// Unread bytes of the current entry's contents.
     rest: u64,
 }
 
@@ -54,10 +54,10 @@ impl<R: Read> Reader<R> {
         }
     }
 
-    /// The next entry, or `None` at the archive's end. What was left of the entry before is skipped.
+    /// The next entry, or `None` at the archive's end. Unread contents of the previous entry are skipped.
     ///
     /// # Errors
-    /// If `from` ends early or is no such archive.
+    /// If `from` ends early or is not such an archive.
     pub fn next_entry(&mut self) -> io::Result<Option<Entry>> {
         io::copy(&mut self.contents(), &mut io::sink())?;
         if self.rest > 0 {
@@ -102,7 +102,7 @@ impl<R: Read> Reader<R> {
         }))
     }
 
-    /// The contents of the current entry that have not been read.
+    /// The unread contents of the current entry.
     pub fn contents(&mut self) -> impl Read + '_ {
         Contents(self)
     }

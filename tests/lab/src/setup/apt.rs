@@ -12,31 +12,31 @@ use super::sources::{self, Archives, SourcesError};
 use super::version::{self, Candidate};
 use crate::owned::{OwnedChild, tied};
 
-/// Packages could not be had.
+/// Packages could not be obtained.
 #[derive(Debug, Error)]
 pub enum AptError {
     /// A file of the lab or of apt could not be read or written.
     #[error("{}: {error}", path.display())]
     File {
-        /// Which.
+        /// Its path.
         path: PathBuf,
-        /// Why.
+        /// Why it failed.
         error: io::Error,
     },
     /// A program could not be started.
     #[error("cannot run {program}: {error}")]
     Start {
-        /// Which.
+        /// The program.
         program: String,
-        /// Why.
+        /// Why it failed.
         error: io::Error,
     },
     /// A program failed.
     #[error("{what} failed:\n{output}")]
     Failed {
-        /// What it should have done.
+        /// Its task.
         what: String,
-        /// What it said.
+        /// Its output.
         output: String,
     },
     /// A package is not available.
@@ -46,15 +46,15 @@ pub enum AptError {
         package: String,
         /// The wanted version.
         series: String,
-        /// Where it was looked for.
+        /// The suites that were searched.
         suites: String,
     },
-    /// No archive.
+    /// There is no usable archive.
     #[error(transparent)]
     Sources(#[from] SourcesError),
 }
 
-/// Some suites of an archive, with package state of their own.
+/// Some suites of an archive, with separate package state.
 #[derive(Debug)]
 pub struct Area {
     directory: PathBuf,
@@ -69,7 +69,7 @@ pub fn there() -> bool {
         .is_ok_and(|output| output.status.success())
 }
 
-/// The archives this machine is configured for.
+/// The archives of this machine's configuration.
 pub fn archives() -> Result<Archives, AptError> {
     let mut found = Vec::new();
     let list = Path::new("/etc/apt/sources.list");
@@ -100,7 +100,7 @@ fn at(path: &Path) -> impl FnOnce(io::Error) -> AptError {
     move |error| AptError::File { path, error }
 }
 
-/// Runs a program to its end; if it fails, its output is the error.
+/// Runs a program until it exits; if it fails, its output is the error.
 pub(super) fn run(what: &str, command: &mut Command) -> Result<Vec<u8>, AptError> {
     let output = OwnedChild::output(command).map_err(|error| AptError::Start {
         program: command.get_program().display().to_string(),
@@ -181,7 +181,7 @@ impl Area {
         self.directory.join("cache/archives")
     }
 
-    /// Downloads packages and all they depend on.
+    /// Downloads packages and all their dependencies.
     pub fn closure(&self, release: Option<&str>, packages: &[&str]) -> Result<(), AptError> {
         let mut command = self.apt("apt-get")?;
         command.args(["-q", "--yes", "--download-only", "--no-install-recommends"]);
@@ -196,7 +196,7 @@ impl Area {
         Ok(())
     }
 
-    /// Downloads packages alone.
+    /// Downloads packages without their dependencies.
     pub fn download(&self, packages: &[&str]) -> Result<(), AptError> {
         let what = format!("downloading {}", packages.join(", "));
         run(
@@ -206,13 +206,13 @@ impl Area {
         Ok(())
     }
 
-    /// The package a kernel metapackage of the given series stands for, and its version.
+    /// The package of a kernel metapackage in the given series, and its version.
     pub fn kernel(&self, metapackage: &str, series: &str) -> Result<(String, String), AptError> {
         let candidates = self.candidates(metapackage)?;
         self.image(metapackage, series, version::newest(&candidates, series))
     }
 
-    /// The same for the newest version that there is.
+    /// The same for the newest available version.
     pub fn newest_kernel(&self, metapackage: &str) -> Result<(String, String), AptError> {
         let candidates = self.candidates(metapackage)?;
         self.image(metapackage, "", version::newest_of_all(&candidates))
@@ -278,7 +278,7 @@ impl Area {
     }
 }
 
-/// apt's configuration for a directory of its own. Keys and passwords for the archive stay the machine's.
+/// apt's configuration for a separate directory. Keys and passwords for the archive remain the machine's.
 fn configuration(directory: &Path) -> String {
     let here = directory.display();
     format!(
@@ -303,7 +303,8 @@ fn configuration(directory: &Path) -> String {
     )
 }
 
-/// How the machine reaches its archive; what else it fetches from there (index targets) is not for us.
+/// Whether a line configures access to the archive; other settings of downloads (index targets) are not
+/// needed.
 fn passes_on(line: &str) -> bool {
     line.starts_with("Acquire::")
         && ![

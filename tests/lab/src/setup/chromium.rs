@@ -1,4 +1,4 @@
-//! A headless Chromium, for the one test that looks at a page. It is large, so it is fetched when that test
+//! A headless Chromium, for the one test that examines a page. It is large, so it is fetched when that test
 //! is run.
 
 use std::fs;
@@ -10,7 +10,7 @@ use super::{SetupError, say};
 use crate::cache::Cache;
 use crate::owned::OwnedDirectory;
 
-/// Its place in the lab's directory, and what a test's stage calls it.
+/// Its path in the lab's directory, and its name in a test's stage.
 pub const CHROMIUM: &str = "chromium";
 
 const SUITES: [&str; 2] = ["trixie", "trixie-security"];
@@ -18,15 +18,15 @@ const PACKAGES: [&str; 2] = ["chromium-headless-shell", "fonts-dejavu-core"];
 const DIRECTORY: &str = "usr/lib/chromium";
 const PROGRAM: &str = "chromium-headless-shell";
 
-/// Fonts from beside this file alone, so that a page looks the same everywhere.
+/// Only fonts beside this file, so that a page looks the same everywhere.
 const FONTS: &str = "<?xml version=\"1.0\"?>\n\
     <!DOCTYPE fontconfig SYSTEM \"urn:fontconfig:fonts.dtd\">\n\
     <fontconfig><dir prefix=\"relative\">fonts</dir></fontconfig>\n";
 
-/// Starts it from wherever the directory lies. It looks for its data beside what the kernel calls its
-/// program, and that is the loader; for its other processes it would start the loader, too, hence the path.
-/// It shows pages of the tests' own, so it gets along without a sandbox, which needs a right that not every
-/// machine gives.
+/// A script that starts Chromium from any location of its directory. Chromium searches its data beside the
+/// executable that the kernel reports, which is the loader; for its other processes it would start the
+/// loader, too, hence the path. It only shows the tests' own pages, so it runs without a sandbox, which needs
+/// a privilege that not every machine grants.
 fn script() -> String {
     format!(
         "#!/bin/sh\nhere=$(cd \"${{0%/*}}\" && pwd)\nexport FONTCONFIG_FILE=\"$here/fonts.conf\"\n\
@@ -35,7 +35,7 @@ fn script() -> String {
     )
 }
 
-/// Puts it into the lab's directory, if it is not there.
+/// Adds it to the lab's directory, if it is missing.
 pub fn ensure(cache: &Cache) -> Result<(), SetupError> {
     let place = cache.held().join(CHROMIUM);
     if place.exists() {

@@ -1,4 +1,4 @@
-//! `cargo lab setup`: emulators and kernels into the user's cache.
+//! `cargo lab setup`: puts emulators and kernels into the user's cache.
 
 pub mod apt;
 pub mod chromium;
@@ -22,7 +22,7 @@ use crate::cache::{Cache, Manifest};
 use crate::owned::OwnedDirectory;
 use crate::progress::Steps;
 
-/// QEMU as an AMD host: older ones corrupt EFLAGS under nested SVM (7.2) or abort on CR8 writes (10.0).
+/// QEMU as an AMD host: older versions corrupt EFLAGS under nested SVM (7.2) or abort on CR8 writes (10.0).
 const QEMU_SUITES: [&str; 2] = ["trixie", "trixie-backports"];
 /// Bochs 2.7: 3.x does not boot Linux with the CPU model that has eVMCS's prerequisites.
 const BOCHS_SUITES: [&str; 2] = ["bookworm", "bookworm-security"];
@@ -30,29 +30,29 @@ const BOCHS_SUITES: [&str; 2] = ["bookworm", "bookworm-security"];
 /// Setup failed.
 #[derive(Debug, Error)]
 pub enum SetupError {
-    /// Packages.
+    /// A package failed.
     #[error(transparent)]
     Apt(#[from] AptError),
-    /// A file.
+    /// A file operation failed.
     #[error("{}: {error}", path.display())]
     File {
-        /// Which.
+        /// Its path.
         path: PathBuf,
-        /// Why.
+        /// Why it failed.
         error: io::Error,
     },
-    /// A package without what was expected in it.
+    /// A package lacks an expected file.
     #[error("not found: {path}")]
     NotInPackage {
-        /// What.
+        /// The file.
         path: String,
     },
     /// A kernel image that cannot be unpacked.
     #[error("{}: {error}", path.display())]
     Kernel {
-        /// Which.
+        /// Its path.
         path: PathBuf,
-        /// Why.
+        /// Why it failed.
         error: BzImageError,
     },
     /// Unpacking failed.
@@ -60,15 +60,15 @@ pub enum SetupError {
     Unpack {
         /// The program.
         program: &'static str,
-        /// The file it should have made.
+        /// The file that it should have made.
         into: PathBuf,
-        /// What it said.
+        /// Its output.
         output: String,
     },
     /// The cache directory.
     #[error("the lab's cache directory: {0}")]
     Cache(io::Error),
-    /// Not a Debian, and nothing given by flag.
+    /// The machine has no apt, and no parts were given by flags.
     #[error(
         "this machine has no apt, so the lab cannot fetch its parts itself. Get these and name them:\n\
          \x20 AMD lab:   QEMU 11.1 or newer                        --qemu PATH/qemu-system-x86_64\n\
@@ -83,7 +83,7 @@ pub enum SetupError {
     NoApt,
 }
 
-/// Parts to take from elsewhere than the distribution's packages.
+/// Parts from other sources than the distribution's packages.
 #[derive(Debug, Clone, Default, Args)]
 pub struct Given {
     /// QEMU 11.1 or newer, for the AMD lab.
@@ -268,7 +268,7 @@ fn from_packages(
     Ok(())
 }
 
-/// Firmware QEMU may want as a PC; its packages hold that of many other machines too.
+/// Firmware that QEMU needs for a PC; its packages also contain that of many other machines.
 const QEMU_ROMS: [&str; 10] = [
     "bios-256k.bin",
     "bios-microvm.bin",
@@ -309,7 +309,7 @@ fn programs(
             .file_name()
             .and_then(|name| name.to_str())
             .unwrap_or("");
-        // The C library's module loader asks for the plain name.
+        // The C library's module loader looks for the plain name.
         if name.ends_with(".so") {
             copy(&path, &bochs.join("plugins").join(name))?;
             if name.ends_with("_gui.so") {

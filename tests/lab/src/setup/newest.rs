@@ -10,10 +10,10 @@ use crate::cache::Cache;
 use crate::host::{Kernel, Machine};
 use crate::owned::OwnedDirectory;
 
-/// The release before is there for the tools that unpack a kernel.
+/// The previous release provides the tools that unpack a kernel.
 const SUITES: [&str; 2] = ["trixie", "trixie-backports"];
 
-/// Puts it into the lab's directory, if `machine` runs it and it is not there.
+/// Adds it to the lab's directory, if `machine` runs it and it is missing.
 pub fn ensure(cache: &Cache, machine: &Machine) -> Result<(), SetupError> {
     let name = Kernel::Newest.directory();
     let place = cache.held().join(name);
@@ -36,7 +36,7 @@ pub fn ensure(cache: &Cache, machine: &Machine) -> Result<(), SetupError> {
     let area = Area::open(&making.join("apt"), &apt::archives()?, &SUITES)?;
     let (image, version) = area.newest_kernel("linux-image-cloud-amd64")?;
     say(&format!("{name}: downloading Debian {version}"));
-    // Since Linux 6.19 the image package is empty; the kernel and its modules are in packages of their own.
+    // Since Linux 6.19 the image package is empty; the kernel and its modules are in separate packages.
     let parts = ["binary", "modules"].map(|part| image.replacen("image", part, 1));
     area.download(&[&parts[0], &parts[1]])?;
     area.closure(None, &["zstd", "lz4", "xz-utils"])?;

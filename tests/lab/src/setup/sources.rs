@@ -1,4 +1,4 @@
-//! Where this machine gets its packages from, read from its own apt configuration.
+//! The package archives of this machine, read from its own apt configuration.
 
 use std::fmt::Write as _;
 
@@ -13,20 +13,20 @@ pub struct Source {
     pub suites: Vec<String>,
     /// Components, as `main`.
     pub components: Vec<String>,
-    /// Where its keys are: a file, a fingerprint, or a key block of several lines.
+    /// Its keys: a file, a fingerprint, or a key block of several lines.
     pub signed_by: Option<String>,
-    /// Taken without a signature, because the machine's owner said so.
+    /// The machine's owner trusts it without a signature.
     pub trusted: bool,
 }
 
-/// An archive packages can be had from.
+/// A package archive.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Archive {
     /// Its address.
     pub uri: String,
-    /// Its keys, if the machine names any.
+    /// Its keys, if the machine's configuration has any.
     pub signed_by: Option<String>,
-    /// Taken without a signature.
+    /// It is trusted without a signature.
     pub trusted: bool,
 }
 
@@ -39,17 +39,17 @@ pub struct Archives {
     pub security: Option<Archive>,
 }
 
-/// No archive to use.
+/// There is no usable archive.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum SourcesError {
-    /// Only archives of something else, or none.
+    /// There are only other archives, or none.
     #[error(
         "no Debian archive among this machine's apt sources ({0}): name one with --mirror ADDRESS"
     )]
     NoDebian(String),
 }
 
-/// Suites whose archive is Debian's own, in all the names it goes by.
+/// Suites of Debian's own archive, in all their names.
 const DEBIAN: [&str; 11] = [
     "bullseye",
     "bookworm",
@@ -104,7 +104,7 @@ fn is_yes(value: &str) -> bool {
 pub fn parse_deb822(text: &str) -> Vec<Source> {
     let mut sources = Vec::new();
     let mut fields: Vec<(String, String)> = Vec::new();
-    // The empty line at the end closes the last stanza.
+    // The added empty line closes the last stanza.
     for line in text.lines().chain([""]) {
         if line.starts_with('#') {
             continue;
@@ -150,7 +150,7 @@ fn stanza(fields: &[(String, String)]) -> Option<Source> {
     })
 }
 
-/// The archives to use: the first that carries Debian's own suites, and the first with its security updates.
+/// The archives to use: the first with Debian's own suites, and the first with its security updates.
 pub fn archives(sources: &[Source]) -> Result<Archives, SourcesError> {
     let find = |wanted: fn(&str) -> bool| {
         sources.iter().find_map(|source| {
@@ -190,7 +190,7 @@ pub fn archives(sources: &[Source]) -> Result<Archives, SourcesError> {
     Ok(Archives { main, security })
 }
 
-/// A deb822 file for the given suites of the archives; security suites are left out where there is no such
+/// A deb822 file for the given suites of the archives; security suites are left out if there is no such
 /// archive.
 pub fn write_deb822(archives: &Archives, suites: &[&str]) -> String {
     let mut text = String::new();

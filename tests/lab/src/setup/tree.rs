@@ -1,4 +1,4 @@
-//! Programs and kernels taken out of unpacked packages, in the form lab hosts use them.
+//! Programs and kernels from unpacked packages, in the form that lab hosts use.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs;
@@ -86,7 +86,7 @@ impl Tree {
         Ok(command)
     }
 
-    /// The libraries some programs or libraries need, by the name they are asked for.
+    /// The libraries that some programs or libraries need, by the requested name.
     pub(super) fn libraries(
         &self,
         of: &[PathBuf],
@@ -108,7 +108,8 @@ impl Tree {
     }
 
     /// Copies a program with its libraries into `into`, and writes a script `into/NAME` that starts it from
-    /// wherever the directory lies. `more` are libraries it loads later; `arguments` go before the user's.
+    /// any location of the directory. `more` are libraries that it loads later; `arguments` precede the
+    /// user's.
     pub(super) fn bundle(
         &self,
         into: &Path,
@@ -141,7 +142,7 @@ pub(super) fn write_script(path: &Path, text: &str) -> Result<(), SetupError> {
     fs::set_permissions(path, fs::Permissions::from_mode(0o755)).map_err(at(path))
 }
 
-/// Reads what `ld.so --list` prints: `NAME => PATH (ADDRESS)`.
+/// Parses the output of `ld.so --list`: `NAME => PATH (ADDRESS)`.
 fn parse_list(text: &str) -> BTreeMap<String, PathBuf> {
     text.lines()
         .filter_map(|line| {
@@ -153,7 +154,7 @@ fn parse_list(text: &str) -> BTreeMap<String, PathBuf> {
         .collect()
 }
 
-/// Where programs that unpack come from.
+/// The source of programs that unpack.
 #[derive(Debug)]
 pub(super) enum Unpackers {
     Machine,
@@ -193,7 +194,7 @@ impl Unpackers {
         let mut child =
             OwnedChild::spawn(&mut command).map_err(|error| failed(error.to_string()))?;
         if let Some(mut input) = child.child().stdin.take() {
-            // If it stops reading, its status says why.
+            // If it stops reading, its status has the reason.
             let _ = input.write_all(data);
         }
         let mut said = String::new();
@@ -209,7 +210,8 @@ impl Unpackers {
     }
 }
 
-/// KVM and what a guest's own tools may want, by module name. Not every kernel builds all of them as modules.
+/// KVM and modules that a guest's own tools may need, by name. Not every kernel builds all of them as
+/// modules.
 const MODULES: [(&str, bool); 7] = [
     ("irqbypass", true),
     ("kvm", true),
@@ -274,7 +276,8 @@ pub(super) fn vmlinux(image: &Path, into: &Path, unpackers: &Unpackers) -> Resul
     unpackers.unpack(packing, payload, into)
 }
 
-/// Without debug data, type data and signature a module loads four times as fast in an emulated host.
+/// Strips a module of debug data, type data and signature: it then loads four times as fast in an emulated
+/// host.
 fn module(source: &Path, into: &Path, unpackers: &Unpackers) -> Result<(), SetupError> {
     let packing = match source.extension().and_then(|ending| ending.to_str()) {
         Some("xz") => Some(bzimage::Packing::Xz),

@@ -2,7 +2,7 @@
 
 use std::cmp::Ordering;
 
-/// A package as `apt-cache show` describes it.
+/// A package, from the output of `apt-cache show`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Candidate {
     /// Its version.
@@ -98,7 +98,7 @@ fn cut(text: &str, while_true: impl Fn(char) -> bool) -> (&str, &str) {
     text.split_at(text.find(|c| !while_true(c)).unwrap_or(text.len()))
 }
 
-/// Tilde sorts before the end, the end before letters, letters before all else.
+/// Weights of characters: a tilde sorts before the end, the end before letters, letters before all else.
 fn weights(text: &str) -> impl Iterator<Item = u32> {
     text.chars()
         .map(|c| match c {
@@ -109,7 +109,7 @@ fn weights(text: &str) -> impl Iterator<Item = u32> {
         .chain([1])
 }
 
-/// Compared by length first, so that numbers of any size keep their order.
+/// Numbers compare by length first, so that numbers of any size are ordered correctly.
 fn number(digits: &str) -> (usize, &str) {
     let digits = digits.trim_start_matches('0');
     (digits.len(), digits)

@@ -1,9 +1,8 @@
 //! Tests that run on real hosts: each names its requirements, and is skipped with that text on a host without
 //! them.
 //!
-//! A test binary (`harness = false`) hands its tests to [`main`]. Every test runs in a process of its own, so
-//! a panic, a leak or an abort of one is none of the others' business, and what it prints is shown only if it
-//! fails.
+//! A test binary (`harness = false`) passes its tests to [`main`]. Every test runs in its own process, so a
+//! panic, a leak or an abort does not affect other tests, and its output is shown only if it fails.
 
 pub mod protocol;
 mod runner;
@@ -24,19 +23,19 @@ pub type TestResult = Result<(), Box<dyn Error>>;
 pub struct Test {
     /// Its name: `module::what_holds`.
     pub name: &'static str,
-    /// Hosts it is for; empty for all. Use `needs` where a capability can be asked for instead.
+    /// The hosts for which it is meant; empty for all. Use `needs` if a capability can be queried instead.
     pub hosts: &'static [Host],
     /// The host that the test needs.
     pub stage: Stage,
     /// The missing capability, if there is one.
     pub needs: fn() -> Result<(), String>,
-    /// The longest it may take, in seconds of wall time; the Intel lab gets [`INTEL_PATIENCE`] times as much.
+    /// The time limit in seconds of wall time; in the Intel lab it is multiplied by [`INTEL_PATIENCE`].
     pub limit_seconds: u32,
-    /// The test.
+    /// The test's function.
     pub run: fn() -> TestResult,
 }
 
-/// The Intel lab is that much slower.
+/// The factor by which the Intel lab is slower.
 pub const INTEL_PATIENCE: u32 = 5;
 
 impl Test {
@@ -52,41 +51,41 @@ impl Test {
         }
     }
 
-    /// The same, with another condition. It replaces the one for `/dev/kvm`.
+    /// The same test with another condition, which replaces that for `/dev/kvm`.
     #[must_use]
     pub const fn needs(mut self, needs: fn() -> Result<(), String>) -> Self {
         self.needs = needs;
         self
     }
 
-    /// The same, in another stage.
+    /// The same test in another stage.
     #[must_use]
     pub const fn stage(mut self, stage: Stage) -> Self {
         self.stage = stage;
         self
     }
 
-    /// The same, with another time limit.
+    /// The same test with another time limit.
     #[must_use]
     pub const fn limit_seconds(mut self, seconds: u32) -> Self {
         self.limit_seconds = seconds;
         self
     }
 
-    /// The same, only for some hosts.
+    /// The same test, only for some hosts.
     #[must_use]
     pub const fn only_on(mut self, hosts: &'static [Host]) -> Self {
         self.hosts = hosts;
         self
     }
 
-    /// Whether it is for `host` at all.
+    /// Whether it is meant for `host`.
     pub fn is_for(&self, host: Host) -> bool {
         self.hosts.is_empty() || self.hosts.contains(&host)
     }
 }
 
-/// How a host is set up. Each stage costs one boot per lab: use few.
+/// The setup of a host. Each stage costs one boot per lab: use few.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stage {
     /// Its name.
@@ -104,8 +103,8 @@ pub struct Stage {
     pub with: &'static [&'static str],
     /// Module parameters of an emulated host, as `kvm_intel.enable_shadow_vmcs=0`.
     pub parameters: &'static [&'static str],
-    /// The stage whose files in [`CARRIED_DIR`](crate::plan::CARRIED_DIR) this one gets, and that is booted
-    /// before it.
+    /// The stage that is booted before this one, and whose files in [`CARRIED_DIR`](crate::plan::CARRIED_DIR)
+    /// it receives.
     pub after: Option<&'static str>,
 }
 
@@ -123,7 +122,7 @@ impl Stage {
     };
 }
 
-/// The condition of nearly every test.
+/// The condition of most tests.
 pub fn needs_kvm() -> Result<(), String> {
     match std::fs::File::options()
         .read(true)

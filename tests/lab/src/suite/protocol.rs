@@ -11,7 +11,7 @@ use crate::host::{Host, IntelCpu, Kernel, Machine};
 pub struct Listed {
     /// Its name.
     pub name: String,
-    /// Hosts it is for.
+    /// The hosts for which it is meant; empty for all.
     pub hosts: Vec<String>,
     /// The name of its stage.
     pub stage: String,
@@ -27,7 +27,7 @@ pub struct Listed {
     pub with: Vec<String>,
     /// The stage's module parameters.
     pub parameters: Vec<String>,
-    /// The stage that comes before it, whose files it gets.
+    /// The preceding stage, whose files it receives.
     pub after: Option<String>,
     /// Its time limit.
     pub limit_seconds: u32,
@@ -78,11 +78,11 @@ impl Listed {
     }
 }
 
-/// How a test ended.
+/// The outcome of a test.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Outcome {
-    /// It holds.
+    /// The test passed.
     Passed,
     /// Failed, with its output.
     Failed(String),
@@ -96,14 +96,14 @@ pub enum Outcome {
 pub enum Event {
     /// A test starts.
     Started {
-        /// Which.
+        /// Its name.
         name: String,
     },
-    /// A test is over.
+    /// A test has ended.
     Ended {
-        /// Which.
+        /// Its name.
         name: String,
-        /// How.
+        /// Its outcome.
         outcome: Outcome,
     },
 }

@@ -1,4 +1,4 @@
-//! Running tests on the host this process is on.
+//! Runs tests on the host of this process.
 
 use std::io::{self, Write as _};
 use std::panic;
@@ -96,7 +96,7 @@ fn run(tests: &[Test], arguments: &Arguments) -> io::Result<ExitCode> {
     })
 }
 
-/// A name that stands for two stages: the tests of one would run on a host set up for the other.
+/// A name of two different stages: the tests of one would run on a host set up for the other.
 fn ambiguous_stage(tests: &[Test]) -> Option<&'static str> {
     let mut stages: Vec<Stage> = Vec::new();
     for test in tests {
@@ -109,7 +109,7 @@ fn ambiguous_stage(tests: &[Test]) -> Option<&'static str> {
     None
 }
 
-/// One line that ends with `took`, and for a failed test what it printed.
+/// One line that ends with `took`; for a failed test, also its output.
 pub(crate) fn describe(name: &str, outcome: &Outcome, took: &str) -> String {
     match outcome {
         Outcome::Passed => format!("test {name} ... ok{took}"),
@@ -152,7 +152,7 @@ fn inside(tests: &[Test], name: &str) -> ExitCode {
     }
 }
 
-/// The most of a failed test's output that is passed on.
+/// The maximum length of a failed test's output.
 const OUTPUT_KEPT: usize = 64 * 1024;
 
 fn run_one(test: &Test) -> io::Result<Outcome> {
@@ -165,7 +165,7 @@ fn run_one(test: &Test) -> io::Result<Outcome> {
             ));
         }
     }
-    // Both streams into one file, in the order they are written.
+    // Both streams go into one file, in the order of the writes.
     let mut captured = tempfile::tempfile()?;
     let status = Command::new(std::env::current_exe()?)
         .args(["--inside", test.name])

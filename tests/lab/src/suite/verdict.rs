@@ -8,11 +8,11 @@ use crate::host::Host;
 /// One test on one host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
-    /// Where.
+    /// The host.
     pub host: Host,
-    /// Which.
+    /// The test's name.
     pub name: String,
-    /// How it ended.
+    /// Its outcome.
     pub outcome: Outcome,
 }
 
@@ -54,8 +54,8 @@ pub struct Verdict {
     pub ran_nowhere: BTreeMap<String, Vec<(Host, String)>>,
 }
 
-/// Adds up. With `every_host`, a test that was skipped on each host counts as failed (once, instead of as
-/// skipped): nobody has seen it work.
+/// Adds up the results. With `every_host`, a test that was skipped on each host counts as failed (once,
+/// instead of as skipped), because it has not run anywhere.
 pub fn verdict(records: &[Record], every_host: bool) -> Verdict {
     let ran: BTreeSet<&str> = records
         .iter()

@@ -1,4 +1,4 @@
-//! The boots of hosts that the tests need, and their order: pure.
+//! The boots of hosts that the tests need, and their order. Pure functions.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -9,29 +9,29 @@ use crate::host::Host;
 use crate::suite::INTEL_PATIENCE;
 use crate::suite::protocol::Listed;
 
-/// A test binary and those of its tests that are wanted.
+/// A test binary and its selected tests.
 #[derive(Debug)]
 pub(super) struct Suite {
     pub(super) binary: PathBuf,
     pub(super) tests: Vec<Listed>,
 }
 
-/// Tests that run one after the other in one boot of a host: those of one stage, or some of them.
+/// Tests that run one after the other in one boot of a host: all or some of the tests of one stage.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Boot<'a> {
     pub(super) host: Host,
     pub(super) binary: &'a Path,
     pub(super) tests: Vec<Listed>,
-    /// The boot that comes after this one and gets files of it.
+    /// The boot that follows this one and receives its files.
     pub(super) next: Option<Box<Boot<'a>>>,
 }
 
-/// Tests whose limits come to more than this are worth another boot, which takes half a minute. Most tests
-/// take a tenth of their limit.
+/// Tests are split over further boots if their limits add up to more than this; a boot takes half a minute.
+/// Most tests take a tenth of their limit.
 const MOST_SECONDS: u32 = 2400;
 
 impl Boot<'_> {
-    /// What its tests and those of the boots after it may take.
+    /// The time limit of its tests and of those of the following boots.
     fn limit(&self) -> Duration {
         let own: Duration = self.tests.iter().map(|test| limit(self.host, test)).sum();
         own + self
@@ -40,12 +40,12 @@ impl Boot<'_> {
             .map_or(Duration::ZERO, |next| next.limit())
     }
 
-    /// It and the boots after it.
+    /// This boot and the following ones.
     pub(super) fn chain(&self) -> impl Iterator<Item = &Self> {
         std::iter::successors(Some(self), |boot| boot.next.as_deref())
     }
 
-    /// Their tests.
+    /// The tests of all of them.
     pub(super) fn tests(&self) -> impl Iterator<Item = &Listed> {
         self.chain().flat_map(|boot| &boot.tests)
     }
@@ -58,11 +58,11 @@ impl Boot<'_> {
     }
 }
 
-/// `boots` of one suite on one host, each with those that come after it. One whose forerunner has no tests
-/// here goes alone.
+/// `boots` of one suite on one host, each with the following ones. A boot whose predecessor has no tests here
+/// runs alone.
 fn chained(mut boots: Vec<Boot<'_>>) -> Vec<Boot<'_>> {
     let mut chains: Vec<Boot<'_>> = Vec::new();
-    // The last of a chain is put into the one before it until none is left that comes after another.
+    // The last boot of a chain is attached to its predecessor, until no boot has a predecessor in the list.
     while let Some(at) = boots.iter().position(|last| {
         let stage = last.tests.first().map(|test| test.stage.as_str());
         !boots
@@ -83,7 +83,7 @@ fn chained(mut boots: Vec<Boot<'_>>) -> Vec<Boot<'_>> {
     chains
 }
 
-/// What a test may take on `host`.
+/// The time limit of a test on `host`.
 pub(super) fn limit(host: Host, test: &Listed) -> Duration {
     let patience = match host {
         Host::Intel => INTEL_PATIENCE,
@@ -102,8 +102,8 @@ pub(super) fn start_up(host: Host) -> Duration {
     })
 }
 
-/// The boots of emulated `hosts` that the tests of `suites` take, the longest first: several run at once, and
-/// a long one that began last would run alone in the end. This machine itself has one a stage.
+/// The boots of emulated `hosts` for the tests of `suites`, the longest first: several run at once, and a
+/// long boot that started last would run alone at the end. This machine has one boot per stage.
 pub(super) fn boots<'a>(suites: &'a [Suite], hosts: &[Host]) -> Vec<Boot<'a>> {
     let mut boots = Vec::new();
     for &host in hosts {
@@ -123,7 +123,7 @@ pub(super) fn boots<'a>(suites: &'a [Suite], hosts: &[Host]) -> Vec<Boot<'a>> {
                 let seconds: u32 = tests.iter().map(|test| test.limit_seconds).sum();
                 let parts = match host {
                     Host::Here => 1,
-                    // The files that one of them leaves are carried to the next.
+                    // The files of one boot are carried to the next.
                     _ if tests.iter().any(in_chain) => 1,
                     Host::Amd | Host::Intel => seconds.div_ceil(MOST_SECONDS).max(1),
                 };
@@ -141,7 +141,7 @@ pub(super) fn boots<'a>(suites: &'a [Suite], hosts: &[Host]) -> Vec<Boot<'a>> {
     boots
 }
 
-/// `tests` in their order, in at most `parts` shares whose limits come to about as much.
+/// `tests` in their order, in at most `parts` shares whose limits add up to similar times.
 fn shares(tests: Vec<Listed>, parts: u32) -> Vec<Vec<Listed>> {
     let all: u32 = tests.iter().map(|test| test.limit_seconds).sum();
     let share = all.div_ceil(parts).max(1);

@@ -39,18 +39,18 @@ pub enum TestError {
     /// A host.
     #[error(transparent)]
     Exec(#[from] ExecError),
-    /// A test binary.
+    /// A test binary failed.
     #[error("{}: {what}", binary.display())]
     Suite {
-        /// Which.
+        /// Its path.
         binary: PathBuf,
-        /// What it did.
+        /// The failure.
         what: String,
     },
 }
 
-/// Runs the tests whose name contains `filter`, on `hosts` or (if there are none) everywhere, this machine's
-/// ordinary tests first; `long`: loops at their full length. True if all is well.
+/// Runs the tests whose name contains `filter`, on `hosts` or (if there are none) on every host, this
+/// machine's ordinary tests first; `long`: loops at their full length. Returns whether all passed.
 pub fn test(hosts: &[Host], filter: Option<&str>, long: bool) -> Result<bool, TestError> {
     let every_host = hosts.is_empty();
     let mut counts = Counts::default();
@@ -145,7 +145,7 @@ pub fn test(hosts: &[Host], filter: Option<&str>, long: bool) -> Result<bool, Te
     Ok(counts.failed == 0)
 }
 
-/// As many boots as there are CPUs: an emulator keeps one busy.
+/// The number of boots at once: one for each CPU, since an emulator keeps one CPU busy.
 fn at_once() -> usize {
     thread::available_parallelism().map_or(1, usize::from)
 }
@@ -185,7 +185,7 @@ fn side_by_side<'a>(
     results
 }
 
-/// The ordinary tests, shown as they run.
+/// The ordinary tests, with their output shown.
 fn cargo_test(filter: Option<&str>) -> Result<(Counts, bool), TestError> {
     let root = binaries::workspace()?;
     let mut command = binaries::cargo().map_err(BuildError::Cargo)?;
@@ -201,7 +201,7 @@ fn cargo_test(filter: Option<&str>) -> Result<(Counts, bool), TestError> {
         let mut buffer = [0; 8192];
         while let Ok(read @ 1..) = from.read(&mut buffer) {
             output.extend(&buffer[..read]);
-            // Shown for those who watch; the counts are what matters.
+            // Only shown; the counts determine the result.
             let _ = std::io::stderr().write_all(&buffer[..read]);
         }
     }
@@ -226,7 +226,7 @@ fn suites(paths: &[PathBuf], filter: Option<&str>, long: bool) -> Result<Vec<Sui
         .collect()
 }
 
-/// What tests a suite has. Being static it runs on this machine too.
+/// The tests of a suite. The suite is static, so it runs on this machine too.
 fn list(binary: &Path, long: bool) -> Result<Vec<Listed>, TestError> {
     let failed = |what: String| TestError::Suite {
         binary: binary.to_owned(),

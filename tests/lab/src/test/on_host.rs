@@ -24,19 +24,19 @@ use crate::suite::describe;
 use crate::suite::protocol::{Event, Listed, Outcome};
 use crate::suite::verdict::Record;
 
-/// How long a host may take beside its tests, each of which has its own limit.
+/// The time limit of a host beyond its tests, each of which has its own limit.
 const BESIDE_TESTS: Duration = Duration::from_secs(600);
 
-/// How much longer loops may take at their full length.
+/// The factor for the time limits of loops at their full length.
 const LONG_PATIENCE: u32 = 8;
 
-/// What came of some hosts.
+/// The results of several hosts.
 #[derive(Debug, Default)]
 pub(super) struct HostResults {
     pub(super) records: Vec<Record>,
-    /// What went wrong beside the tests.
+    /// Failures other than those of tests.
     pub(super) trouble: Vec<String>,
-    /// Why emulators were started again, and during which test.
+    /// The reasons of emulator restarts, and the test that was running.
     pub(super) restarts: Vec<String>,
 }
 
@@ -48,7 +48,7 @@ impl HostResults {
     }
 }
 
-/// Running on one host.
+/// The parameters of a run on one host.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct HostRun<'a> {
     host: Host,
@@ -69,11 +69,11 @@ struct Batch<'a> {
     retries: Retries,
     restarts: Vec<String>,
     progress: &'a progress::Tests,
-    /// How much longer than usual a test may take.
+    /// The factor for the time limits of tests.
     patience: u32,
-    /// The files that hosts of a chain of stages leave for each other.
+    /// The directory of the files that the stages of a chain pass on.
     carried: Option<PathBuf>,
-    /// The archive in which they come out of a host.
+    /// The archive of these files from a host.
     fetched: Vec<u8>,
 }
 
@@ -94,8 +94,8 @@ impl<'a> HostRun<'a> {
         }
     }
 
-    /// Runs the tests of `boot` and of those after it, each of which gets what the one before left in
-    /// [`CARRIED_DIR`].
+    /// Runs the tests of `boot` and of the following boots, each of which receives the files that the
+    /// previous one left in [`CARRIED_DIR`].
     pub(super) fn run(self, boot: Boot<'_>) -> HostResults {
         let mut results = HostResults::default();
         let carried = match &boot.next {
@@ -118,7 +118,7 @@ impl<'a> HostRun<'a> {
         results
     }
 
-    /// Runs `tests` of `binary`, in a host that gets the files in `carried` and leaves its own there.
+    /// Runs `tests` of `binary` in a host that receives the files in `carried` and stores its own there.
     fn one(self, binary: &Path, tests: Vec<Listed>, carried: Option<&Path>) -> HostResults {
         let mut batch = Batch::new(self.host, tests, self.progress);
         batch.carried = carried.map(Path::to_owned);
@@ -152,7 +152,7 @@ impl<'a> HostRun<'a> {
             match ended {
                 Ok(()) if batch.running.is_none() && batch.waiting.is_empty() => {}
                 Ok(()) => {
-                    // The test binary itself ended early; the test it was at is the one to blame.
+                    // The test binary itself ended early; the running test fails.
                     let said = String::from_utf8_lossy(&batch.said).into_owned();
                     if !batch
                         .fail_running(&format!("the test binary ended during this test\n{said}"))
@@ -263,13 +263,13 @@ impl<'a> HostRun<'a> {
     }
 }
 
-/// Why a batch was cut short.
+/// The reason why a batch ended early.
 enum Ended {
     /// The emulator failed: not the test's fault.
     Emulator(String),
-    /// The test that was running is to blame.
+    /// The running test failed.
     Test(String),
-    /// Nothing can be run.
+    /// The lab failed.
     Lab(String),
 }
 
@@ -304,7 +304,7 @@ impl<'a> Batch<'a> {
         });
     }
 
-    /// Fetches Chromium if a test wants it; where it cannot be had, that test is skipped.
+    /// Fetches Chromium if a test needs it; if that fails, the test is skipped.
     fn skip_what_needs_chromium(&mut self, cache: &Cache) {
         let wants = |test: &Listed| test.with.iter().any(|part| part == CHROMIUM);
         if !self.waiting.iter().any(wants) {
@@ -321,7 +321,7 @@ impl<'a> Batch<'a> {
         }
     }
 
-    /// Unpacks what a host has left.
+    /// Unpacks the files from a host.
     fn keep_carried(&self) -> io::Result<()> {
         let Some(carried) = self.carried.clone().filter(|_| !self.fetched.is_empty()) else {
             return Ok(());
@@ -358,7 +358,7 @@ impl<'a> Batch<'a> {
             .allow(running.map(|(test, _)| test.name.as_str()))
     }
 
-    /// The test that was running waits again, for the next boot of an emulator that died.
+    /// Puts the running test back into the queue, for the next boot of an emulator that ended.
     fn put_back(&mut self, why: &str) {
         let during = match &self.running {
             Some((test, _)) => format!("during {}", test.name),
@@ -373,7 +373,7 @@ impl<'a> Batch<'a> {
         self.bytes.clear();
     }
 
-    /// The test that was running has failed; false if there was none.
+    /// Marks the running test as failed; returns false if there was none.
     fn fail_running(&mut self, why: &str) -> bool {
         self.bytes.clear();
         match self.running.take() {
@@ -410,7 +410,7 @@ impl Sink for Batch<'_> {
             let line: Vec<u8> = self.bytes.drain(..=end).collect();
             match serde_json::from_slice(&line) {
                 Ok(event) => self.event(event),
-                // Anything else it prints is kept for the case that it ends early.
+                // Other output is stored in case the binary ends early.
                 Err(_) => self.said.extend(line),
             }
         }
@@ -522,7 +522,7 @@ mod tests {
                 name: "a".to_owned(),
             }))
             .unwrap();
-        // Once, and no more.
+        // Only one retry is allowed.
         assert!(!batch.may_retry());
     }
 

@@ -1,23 +1,23 @@
-//! When an emulator that died is started again: pure.
+//! Decides whether an emulator that ended is started again. Pure functions.
 //!
-//! A host that disappears without having reported the end of its command is the emulator's fault, not the
-//! test's. The test that was running is tried once more; if the emulator dies during it again, the test has
-//! failed. A test that failed by itself is never tried again.
+//! A host that disappears without having reported the end of its command is a failure of the emulator, not of
+//! the test. The running test is repeated once; if the emulator ends during it again, the test has failed. A
+//! test that failed by itself is never repeated.
 
 use std::collections::BTreeSet;
 
-/// More deaths than this in one boot's tests are no accidents.
+/// The maximum number of restarts in one boot's tests; more are not accidental.
 const MAX_RESTARTS: usize = 3;
 
 /// The restarts of one boot's tests.
 #[derive(Debug, Default)]
 pub(super) struct Retries {
-    /// The tests that were tried again; empty: no test was running.
+    /// The tests that were repeated; an empty name stands for no running test.
     tests: BTreeSet<String>,
 }
 
 impl Retries {
-    /// Whether to start the emulator once more after it died during the test `running`.
+    /// Whether to restart the emulator after it ended during the test `running`.
     pub(super) fn allow(&mut self, running: Option<&str>) -> bool {
         self.tests.len() < MAX_RESTARTS && self.tests.insert(running.unwrap_or_default().to_owned())
     }
