@@ -34,12 +34,12 @@ fn clocksource(system: &System) -> Check {
     let cure = if system.clock.available.iter().any(|name| name == "tsc") {
         "as root: `echo tsc > /sys/devices/system/clocksource/clocksource0/current_clocksource`"
     } else {
-        "the kernel found the TSC unstable: its log says why; `tsc=reliable` on its command line if you \
-         know better"
+        "the kernel found the TSC unstable: its log gives the reason; `tsc=reliable` on its command line \
+         overrides that"
     };
     check("clocksource", title, CheckStatus::Warn, current)
         .means("KVM cannot keep Hyper-V's reference TSC page: with hv-time, every reading of the guest's \
-            clock leaves the guest")
+                clock exits to the host")
         .cure(cure)
 }
 
@@ -74,10 +74,10 @@ fn frequency(kvm: &KvmFacts) -> Check {
             "tsc-frequency",
             title,
             CheckStatus::Warn,
-            "KVM does not say",
+            "not reported by KVM",
         )
-        .means("the guest must measure it itself, and cannot be moved to another host")
-        .cure("the kernel's log says why it takes the TSC for unstable"),
+        .means("the guest must measure it itself, and cannot migrate to another host")
+        .cure("see the kernel's log for the reason why it considers the TSC unstable"),
     }
 }
 
@@ -96,10 +96,10 @@ fn invariant(system: &System, kvm: &KvmFacts) -> Check {
             CheckStatus::Warn,
             "the host's TSC is invariant, but KVM does not show that to guests",
         )
-        .means("hv-tsc-invariant cannot be had"),
+        .means("hv-tsc-invariant is not available"),
         (false, false) => check("tsc-invariant", title, CheckStatus::Warn, "no").means(
-            "the TSC may change its rate or stop: guests must be told by hv-reenlightenment, and \
-                hv-tsc-invariant cannot be had",
+            "the TSC may change its rate or stop: guests must be notified by hv-reenlightenment, and \
+                hv-tsc-invariant is not available",
         ),
     }
 }
@@ -107,16 +107,24 @@ fn invariant(system: &System, kvm: &KvmFacts) -> Check {
 fn scaling(kvm: &KvmFacts) -> Check {
     let title = "TSC scaling";
     match (kvm.caps.tsc_control, kvm.caps.vm_tsc_control) {
-        (true, true) => check("tsc-scaling", title, CheckStatus::Ok, "yes")
-            .means("a VM from a host with another TSC frequency keeps its own here, for good or until its \
-                guest has adapted (hv-reenlightenment)"),
-        (true, false) => check("tsc-scaling", title, CheckStatus::Info, "the CPU has it, but KVM cannot set \
-            it for a whole VM")
-            .means("a VM from a host with another TSC frequency cannot come here")
-            .cure("run Linux 5.17 or newer"),
-        (false, _) => check("tsc-scaling", title, CheckStatus::Info, "no")
-            .means("of VMs from hosts with another TSC frequency, only those can come here whose guest \
-                takes a new one at once (hv-reenlightenment without TSC emulation); --tsc-khz cannot be had"),
+        (true, true) => check("tsc-scaling", title, CheckStatus::Ok, "yes").means(
+            "a VM from a host with another TSC frequency keeps its own here, for good or until its \
+                guest has adapted (hv-reenlightenment)",
+        ),
+        (true, false) => check(
+            "tsc-scaling",
+            title,
+            CheckStatus::Info,
+            "the CPU has it, but KVM cannot set \
+            it for a whole VM",
+        )
+        .means("a VM from a host with another TSC frequency cannot migrate here")
+        .cure("run Linux 5.17 or newer"),
+        (false, _) => check("tsc-scaling", title, CheckStatus::Info, "no").means(
+            "a VM from a host with another TSC frequency can migrate here only if its guest takes \
+                    a new one at once (hv-reenlightenment without TSC emulation); --tsc-khz is not \
+                    available",
+        ),
     }
 }
 
@@ -136,7 +144,7 @@ fn offset(kvm: &KvmFacts) -> Option<Check> {
             "guests see the host's TSC as it is",
         )
         .means(
-            "a saved VM can go on here only if it was saved here, since the last boot, and with \
+            "a saved VM can be restored here only if it was saved here, since the last boot, and with \
                 --clock continue",
         ),
         None if kvm.caps.any_hyperv() => check(
@@ -146,8 +154,7 @@ fn offset(kvm: &KvmFacts) -> Option<Check> {
             "KVM does not show it",
         )
         .means(
-            "restoring a VM can cost it KVM's master clock, and clock readings then leave the \
-                    guest",
+            "a restored VM may lose KVM's master clock, and clock readings then exit to the host",
         )
         .cure("run Linux 5.16 or newer"),
         None => return None,

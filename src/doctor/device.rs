@@ -1,4 +1,4 @@
-//! /dev/kvm and what is behind it.
+//! `/dev/kvm` and the modules behind it.
 
 use super::{Check, CheckStatus, Group};
 use crate::kvm::host::{HostError, KvmFacts, System};
@@ -58,7 +58,7 @@ fn device(system: &System, kvm: Result<&KvmFacts, &HostError>) -> Check {
     }
 }
 
-/// What was found, and what to do.
+/// The finding and the remedy for an error.
 fn explain(error: &HostError) -> (String, String) {
     match error {
         HostError::NoDevice(reason) => (format!("missing: {}", reason.found()), reason.cure()),
@@ -68,7 +68,7 @@ fn explain(error: &HostError) -> (String, String) {
         ),
         HostError::Open { why, source } => (
             format!("does not open: {source} ({why})"),
-            "load kvm_intel or kvm_amd, and look into the kernel's log for why it does not load"
+            "load kvm_intel or kvm_amd; if it does not load, see the kernel's log for the reason"
                 .to_owned(),
         ),
         HostError::ApiVersion { .. } | HostError::TooOld { .. } => {

@@ -1,4 +1,4 @@
-//! Hyper-V's interface in KVM, as a whole. (Each enlightenment by itself: [`super::verdict`].)
+//! KVM's Hyper-V interface as a whole. Each enlightenment: [`super::verdict`].
 
 use super::{Check, CheckStatus, Group};
 use crate::kvm::host::{KvmFacts, System};
@@ -50,25 +50,20 @@ fn support(system: &System, kvm: &KvmFacts) -> Check {
          without enlightenments: --hv none"
     };
     check("kvm-hyperv", title, CheckStatus::Fail, found)
-        .means("no enlightenment can be had")
+        .means("no enlightenment is available")
         .cure(cure)
 }
 
 fn leaves(kvm: &KvmFacts) -> Check {
     let title = "Hyper-V CPUID leaves";
     if kvm.caps.sys_hyperv_cpuid {
-        check(
-            "hyperv-cpuid",
-            title,
-            CheckStatus::Ok,
-            "KVM says which it can give",
-        )
+        check("hyperv-cpuid", title, CheckStatus::Ok, "reported by KVM")
     } else {
         check(
             "hyperv-cpuid",
             title,
             CheckStatus::Warn,
-            "KVM says which it can give only for a vCPU (KVM_CAP_SYS_HYPERV_CPUID is 0)",
+            "reported by KVM only for a vCPU (KVM_CAP_SYS_HYPERV_CPUID is 0)",
         )
         .means("an old kernel: some enlightenments will be missing")
         .cure("run Linux 5.11 or newer")
@@ -88,8 +83,8 @@ fn evmcs(system: &System, kvm: &KvmFacts) -> Check {
     }
     let missing = |found: &str| {
         check("evmcs", title, CheckStatus::Fail, found).means(
-            "hv-evmcs cannot be had: a hypervisor inside the guest pays an exit for what it could read and \
-             write in memory",
+            "hv-evmcs is not available: a hypervisor inside the guest takes an exit for each VMCS access \
+             that could be a memory access",
         )
     };
     if system.cpu.svm || kvm.guest_svm() {

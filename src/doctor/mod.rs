@@ -1,7 +1,8 @@
-//! Why nested Hyper-V will or will not work on this host, in words a user can act on.
+//! Diagnoses whether nested Hyper-V works on this host, and which remedies a user has.
 //!
 //! Pure functions over the host's facts: [`diagnose`] turns them into checks, the state of every
-//! enlightenment and a verdict for every profile; [`text`] says it to humans, and JSON to programs.
+//! enlightenment and a verdict for every profile; [`text`] renders the result for users, and serde
+//! as JSON.
 
 mod clock;
 mod device;
@@ -18,25 +19,25 @@ use crate::kvm::host::{HostCaps, HostError, KvmFacts, System};
 
 pub use verdict::{EnlightenmentState, Verdict};
 
-/// How a check came out.
+/// The result of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CheckStatus {
-    /// As it should be.
+    /// As required.
     Ok,
-    /// Neither good nor bad.
+    /// Information only.
     Info,
-    /// It works, but something is slower or missing.
+    /// A feature is slower or missing.
     Warn,
-    /// It keeps nested Hyper-V from working.
+    /// Nested Hyper-V does not work.
     Fail,
 }
 
-/// What a check is about.
+/// The subject of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Group {
-    /// /dev/kvm and what is behind it.
+    /// `/dev/kvm` and the modules behind it.
     Kvm,
     /// A hypervisor inside the guest.
     Nesting,
@@ -49,7 +50,7 @@ pub enum Group {
 }
 
 impl Group {
-    /// All groups, in the order in which they are shown.
+    /// All groups, in display order.
     pub const ALL: [Self; 5] = [
         Self::Kvm,
         Self::Nesting,
@@ -70,22 +71,22 @@ impl Group {
     }
 }
 
-/// One thing looked at.
+/// One check with its result.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Check {
-    /// A name that does not change between versions.
+    /// A stable identifier.
     pub id: &'static str,
-    /// What it is about.
+    /// Its group.
     pub group: Group,
-    /// The same for humans.
+    /// A title for display.
     pub title: &'static str,
-    /// How it came out.
+    /// Its result.
     pub status: CheckStatus,
-    /// What was found.
+    /// The finding.
     pub found: String,
-    /// What follows from it.
+    /// The consequence.
     pub means: Option<String>,
-    /// What to do about it.
+    /// The remedy.
     pub cure: Option<String>,
 }
 
@@ -119,14 +120,14 @@ impl Check {
     }
 }
 
-/// Everything that the doctor says about a host.
+/// The diagnosis of a host.
 #[derive(Clone, Debug, Serialize)]
 pub struct Diagnosis {
-    /// The profile asked about.
+    /// The profile that was requested.
     pub profile: &'static str,
-    /// Whether it works here.
+    /// Whether that profile works here.
     pub works: bool,
-    /// What was looked at.
+    /// All checks.
     pub checks: Vec<Check>,
     /// Every enlightenment, in the table's order; empty if KVM cannot be used.
     pub enlightenments: Vec<EnlightenmentState>,
@@ -134,7 +135,7 @@ pub struct Diagnosis {
     pub profiles: Vec<Verdict>,
 }
 
-/// Judges a host: `system`, and what its KVM says or why it says nothing.
+/// Diagnoses a host from `system` and KVM's facts, or the error in place of them.
 pub fn diagnose(
     system: &System,
     kvm: Result<&KvmFacts, &HostError>,

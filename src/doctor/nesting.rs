@@ -1,4 +1,4 @@
-//! Whether a guest can run guests of its own.
+//! Whether a guest can run its own guests.
 
 use super::{Check, CheckStatus, Group};
 use crate::kvm::host::{KvmFacts, System};
@@ -40,11 +40,11 @@ fn cpu(system: &System) -> Check {
             return if system.cpu.hypervisor {
                 check
                     .means("this host is a virtual machine that is not shown the CPU's virtualization")
-                    .cure("switch nested virtualization on where this machine is run, or take a physical one")
+                    .cure("enable nested virtualization on this machine's host, or use a physical machine")
             } else {
                 check
-                    .means("the CPU has no virtualization, or the firmware keeps it off")
-                    .cure("switch VT-x or SVM on in the firmware's setup")
+                    .means("the CPU has no virtualization, or the firmware disables it")
+                    .cure("enable VT-x or SVM in the firmware's setup")
             };
         }
     };
@@ -70,7 +70,7 @@ fn nested_parameter(system: &System) -> Option<Check> {
             CheckStatus::Fail,
             format!("{module}.nested is off"),
         )
-        .means("KVM keeps the CPU's virtualization from every guest")
+        .means("KVM hides the CPU's virtualization from every guest")
         .cure(format!(
             "with all VMs stopped, as root: `modprobe -r {module} && modprobe {module} \
                 nested=1`; for good: put `options {module} nested=1` into a file of /etc/modprobe.d"
@@ -161,8 +161,7 @@ fn shadow_vmcs(system: &System) -> Option<Check> {
             none",
         )
         .means(
-            "a hypervisor inside that does not use hv-evmcs leaves the guest for every VMREAD and \
-                VMWRITE",
+            "a hypervisor inside the guest that does not use hv-evmcs exits for every VMREAD and VMWRITE",
         )
         .cure(
             "load kvm_intel with enable_shadow_vmcs=1, or use hv-evmcs, which makes it unnecessary",
@@ -182,8 +181,10 @@ fn virtual_apic(system: &System) -> Option<Check> {
             CheckStatus::Ok,
             format!("{module}.{name} is on"),
         )
-        .means("hv-avic is worth having: it keeps Windows from switching this off; when KVM itself does, \
-            and why, shows only in the trace event kvm:kvm_apicv_inhibit_changed")
+        .means(
+            "hv-avic is useful: it keeps Windows from disabling this; only the trace event \
+                kvm:kvm_apicv_inhibit_changed shows when KVM itself disables it, and why",
+        )
     } else {
         check(
             "virtual-apic",
@@ -191,7 +192,7 @@ fn virtual_apic(system: &System) -> Option<Check> {
             CheckStatus::Info,
             format!("{module}.{name} is off, or the CPU has none"),
         )
-        .means("interrupts of a guest cost exits; hv-avic is of no use")
+        .means("interrupts of a guest cost exits; hv-avic has no effect")
         .cure(format!("load {module} with {name}=1, on a CPU that has it"))
     })
 }

@@ -148,7 +148,7 @@ fn no_hyperv(host: &mut HostCaps) {
     host.kvm.evmcs = None;
 }
 
-/// What is changed on a good Intel host, and what then a check says.
+/// A change to a good Intel host, and the expected text of a check.
 type Change = (
     fn(&mut HostCaps),
     &'static str,
@@ -322,7 +322,7 @@ fn each_thing_that_can_be_wrong_is_found_with_its_cure() {
             |h| h.kvm.tsc_khz = None,
             "tsc-frequency",
             CheckStatus::Warn,
-            "does not say",
+            "not reported",
             "log",
         ),
         (

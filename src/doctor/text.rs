@@ -1,25 +1,25 @@
-//! A diagnosis for humans.
+//! Text form of a diagnosis.
 
 use std::fmt::Write;
 
 use super::{Check, CheckStatus, Diagnosis, Group, Verdict};
 
-/// Columns that a line takes at most.
+/// Maximum columns of a line.
 const WIDTH: usize = 100;
 /// Where the text of a check starts.
 const INDENT: usize = 8;
 
-/// Plain, or with the colours of a terminal.
+/// Plain text, or with a terminal's colours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Style {
-    /// Text alone.
+    /// Without escape sequences.
     Plain,
     /// With ANSI colours.
     Colour,
 }
 
 impl Style {
-    /// Colours on a terminal, unless the user has switched them off (<https://no-color.org>).
+    /// Colours on a terminal, unless the user has disabled them (<https://no-color.org>).
     pub fn choose(terminal: bool, no_color: Option<&str>, term: Option<&str>) -> Self {
         if terminal && no_color.is_none_or(str::is_empty) && term != Some("dumb") {
             Self::Colour
@@ -121,7 +121,7 @@ fn enlightenments(out: &mut String, style: Style, diagnosis: &Diagnosis) {
         let lead = format!("  {}  ", style.status(CheckStatus::Ok));
         wrapped(out, &lead, INDENT, &available.join(", "));
     }
-    // Those that lack the same are named together.
+    // Problems with the same cause are listed together.
     let mut lacks: Vec<(&str, Vec<&str>)> = Vec::new();
     for (name, lack) in diagnosis
         .enlightenments
@@ -152,7 +152,7 @@ fn render_verdict(out: &mut String, style: Style, verdict: &Verdict, asked: bool
         let text = format!("{}: {}", verdict.profile, verdict.problems.join("; "));
         wrapped(out, &lead, INDENT, &text);
     }
-    // Each profile leaves out much the same.
+    // The notes of the profiles are nearly the same.
     for note in verdict.notes.iter().filter(|_| asked) {
         wrapped(out, &" ".repeat(INDENT), INDENT, note);
     }
@@ -188,7 +188,7 @@ fn conclusion(out: &mut String, style: Style, diagnosis: &Diagnosis) {
     }
 }
 
-/// Writes `text` after `lead`, broken between words; further lines start in column `indent`.
+/// Writes `text` after `lead`, broken between words; continuation lines are indented by `indent`.
 fn wrapped(out: &mut String, lead: &str, indent: usize, text: &str) {
     let mut row = lead.to_owned();
     let mut column = indent;

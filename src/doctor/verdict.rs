@@ -1,4 +1,4 @@
-//! What the host's facts mean for each enlightenment and for each profile.
+//! Availability of each enlightenment, and a verdict for each profile.
 
 use serde::Serialize;
 
@@ -9,16 +9,16 @@ use crate::hyperv::{
 };
 use crate::kvm::host::{HostCaps, HostError};
 
-/// Whether an enlightenment can be had.
+/// Whether an enlightenment is available.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct EnlightenmentState {
     /// Its name.
     pub name: &'static str,
-    /// Whether it can be had here.
+    /// Whether it is available here.
     pub available: bool,
-    /// What it is good for.
+    /// Its purpose.
     pub summary: &'static str,
-    /// What is missing and what would give it.
+    /// The missing requirement and its remedy.
     pub lack: Option<String>,
 }
 
@@ -29,13 +29,13 @@ pub struct Verdict {
     pub profile: &'static str,
     /// Whether it works here.
     pub works: bool,
-    /// The enlightenments that keep it from working.
+    /// The enlightenments that are missing for it.
     pub missing: Vec<&'static str>,
-    /// Everything that keeps it from working.
+    /// All problems that keep it from working.
     pub problems: Vec<String>,
-    /// What works nearly as well, if anything does.
+    /// The nearest `--hv` value that works, if there is one.
     pub instead: Option<String>,
-    /// What it does without here.
+    /// The parts that it leaves out here.
     pub notes: Vec<String>,
 }
 
@@ -43,7 +43,7 @@ const NO_HYPERV: &str = "KVM has no Hyper-V here (CONFIG_KVM_HYPERV)";
 const NO_NESTING: &str =
     "no hypervisor can run inside the guest: KVM shows guests neither VMX nor SVM";
 
-/// Every enlightenment in a guest that is shown what virtualization the host has.
+/// Every enlightenment, for a guest that is shown the host's virtualization.
 pub(super) fn enlightenments(host: &HostCaps) -> Vec<EnlightenmentState> {
     let hyperv = HostHv::from(host);
     Enlightenment::all()
@@ -63,7 +63,7 @@ pub(super) fn enlightenments(host: &HostCaps) -> Vec<EnlightenmentState> {
         .collect()
 }
 
-/// Every profile. `nested` is for guests that run guests, so it needs more than its enlightenments.
+/// Every profile. `nested` is for guests that run guests, so it also requires virtualization.
 pub(super) fn profiles(host: &HostCaps) -> Vec<Verdict> {
     let hyperv = HostHv::from(host);
     Profile::ALL
@@ -109,7 +109,7 @@ fn of_profile(profile: Profile, host: &HostHv) -> Verdict {
     }
 }
 
-/// A problem without the advice that [`Verdict::instead`] gives for all of them together.
+/// A problem without its advice: [`Verdict::instead`] covers all of them.
 fn problem(problem: &EnlightenmentProblem) -> String {
     match problem {
         EnlightenmentProblem::Lacks { id, lack, .. } => format!("{id} is missing: {lack}"),
@@ -131,7 +131,7 @@ fn without(profile: Profile, missing: EnlightenmentSet) -> String {
     flag
 }
 
-/// Nothing works without KVM.
+/// Verdicts for a host where KVM cannot be used: nothing works.
 pub(super) fn without_kvm(error: &HostError) -> Vec<Verdict> {
     Profile::ALL
         .into_iter()
