@@ -1,4 +1,4 @@
-//! The processor that a guest was shown.
+//! The guest's processor.
 
 use serde::Serialize;
 
@@ -9,18 +9,18 @@ use crate::machine::promise::Promise;
 /// A processor.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct SavedCpu {
-    /// Whose: `Intel`, `AMD`, `other`.
+    /// `Intel`, `AMD`, `other`.
     pub vendor: String,
-    /// What it says of itself.
+    /// The brand string.
     pub brand: String,
     /// Width of a physical address.
     pub physical_bits: u8,
-    /// The features that have a name here.
+    /// The features that have a name in the table.
     pub features: Vec<&'static str>,
 }
 
 impl SavedCpu {
-    /// What a guest was shown.
+    /// The processor of a promise.
     pub(super) fn of(promise: &Promise) -> Self {
         let leaves = promise.cpuid.as_slice();
         let shown = |feature: &&Feature| feature.is_in(leaves);

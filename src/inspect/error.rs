@@ -7,50 +7,50 @@ use crate::state::StateError;
 use crate::state::snapshot::SnapshotError;
 use crate::units::Gpa;
 
-/// What is wrong with a saved VM.
+/// An invalid saved VM.
 #[derive(Debug, Error)]
 pub enum InspectError {
-    /// Its files.
+    /// Its files cannot be read.
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
-    /// The boot files are not those of the configuration.
+    /// The boot files differ from those of the configuration.
     #[error("section boot of the saved state does not fit section config")]
     Boot(#[source] BootError),
-    /// A section.
+    /// A section is invalid.
     #[error(transparent)]
     State(#[from] StateError),
-    /// The configuration, the promise, a device.
+    /// The configuration, the promise or a device is invalid.
     #[error(transparent)]
     Transfer(#[from] TransferError),
     /// The configuration has no form in a configuration file.
     #[error("section config of the saved state cannot be shown")]
     Config(#[source] Box<toml::de::Error>),
-    /// The RAM is not what the configuration says.
+    /// The regions of RAM differ from the configuration.
     #[error(
-        "section ram of the saved state does not fit section config: the pieces of RAM are {found:?}, and \
-         should be {expected:?}"
+        "section ram of the saved state does not fit section config: the regions of RAM are {found:?}, \
+         and should be {expected:?}"
     )]
     Ram {
-        /// Of the RAM.
+        /// In section `ram`.
         found: Vec<(Gpa, u64)>,
-        /// By the configuration.
+        /// From the configuration.
         expected: Vec<(Gpa, u64)>,
     },
-    /// Nested state that is none.
+    /// The nested state cannot be decoded.
     #[error("section {section} of the saved state: the nested state cannot be")]
     Nested {
         /// The section.
         section: String,
-        /// Why not.
+        /// The reason.
         #[source]
         source: Malformed,
     },
-    /// Nested state that the vCPU cannot have.
+    /// The nested state does not fit the vCPU.
     #[error("section {section} of the saved state: the nested state does not fit the vCPU")]
     Refused {
         /// The section.
         section: String,
-        /// Why not.
+        /// The reason.
         #[source]
         source: Refused,
     },

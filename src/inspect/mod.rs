@@ -1,8 +1,9 @@
-//! What is in a saved VM, read and checked without KVM.
+//! The contents of a saved VM, read and checked without KVM.
 //!
-//! [`InspectReport::read`] goes through every section as a restore would, up to the point where KVM would be
-//! asked, so what it accepts is whole and of the right form. Whether a certain host can take it is another
-//! question ([`Promise::check`](crate::machine::promise::Promise::check)).
+//! [`InspectReport::read`] goes through every section as a restore does, up to the first request to
+//! KVM, so a VM that it accepts is complete and well-formed.
+//! [`Promise::check`](crate::machine::promise::Promise::check) decides whether a given host can run
+//! it.
 
 mod cpu;
 mod error;
@@ -27,11 +28,11 @@ use crate::state::{FORMAT_VERSION, Sections};
 use crate::time::SavedTime;
 use crate::units::{Gpa, Msr, VpIndex};
 
-/// The version of the report's JSON form (docs/schema/inspect.schema.json). A change that breaks readers
-/// raises it.
+/// The version of the report's JSON form (docs/schema/inspect.schema.json), incremented by a change
+/// that breaks readers.
 pub const VERSION: u32 = 1;
 
-/// A number for people, as hexadecimal text: most readers of JSON do not have 64 bits.
+/// A number as hexadecimal text: most JSON readers do not have 64-bit integers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(transparent)]
 pub struct Hex(String);
@@ -42,7 +43,7 @@ impl From<u64> for Hex {
     }
 }
 
-/// What is in a saved VM.
+/// The contents of a saved VM.
 #[derive(Clone, Debug, Serialize)]
 pub struct InspectReport {
     /// The version of this form.
@@ -53,15 +54,15 @@ pub struct InspectReport {
     pub writer: String,
     /// The VM's name when it was saved.
     pub name: String,
-    /// The VM's configuration in the words of a configuration file.
+    /// The VM's configuration as the keys of a configuration file.
     pub config: serde_json::Map<String, serde_json::Value>,
     /// The enlightenments that are on, with their values.
     pub hv: Vec<String>,
-    /// The processor that the guest was shown.
+    /// The guest's processor.
     pub cpu: SavedCpu,
     /// Its clocks.
     pub time: SavedTime,
-    /// What the guest has set of Hyper-V for the VM as a whole.
+    /// The VM-wide Hyper-V registers that the guest has set.
     pub hyperv: Vec<Register>,
     /// Its vCPUs.
     pub vcpus: Vec<SavedVcpu>,
@@ -69,10 +70,10 @@ pub struct InspectReport {
     pub devices: Vec<SectionSize>,
     /// Its RAM.
     pub ram: Ram,
-    /// What its configuration names on the host that saved it. A restore opens none of it unless a flag says
-    /// so.
+    /// The host resources that its configuration names. A restore opens none of them without its
+    /// flag.
     pub endpoints: Vec<SavedEndpoint>,
-    /// What a reset boots.
+    /// The files that a reset boots.
     pub boot: Vec<BootFile>,
     /// All sections.
     pub sections: Vec<SectionSize>,
@@ -85,7 +86,7 @@ pub struct SectionSize {
     pub name: String,
     /// Its version.
     pub version: u32,
-    /// How long its body is.
+    /// The length of its body.
     pub bytes: usize,
 }
 
@@ -98,7 +99,7 @@ pub struct Register {
     pub value: Hex,
 }
 
-/// Something on the host that the configuration names.
+/// A host resource that the configuration names.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct SavedEndpoint {
     /// The setting.
@@ -110,28 +111,29 @@ pub struct SavedEndpoint {
 /// A kernel, an initrd or a module.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct BootFile {
-    /// Which of these.
+    /// `kernel`, `initrd` or `module`.
     pub role: String,
-    /// Its path on the host that started the VM, which is not opened.
+    /// Its path on the host that started the VM; it is not opened.
     pub path: String,
-    /// Its length in bytes if it was saved with the VM; else a reset needs it on the command line.
+    /// Its length in bytes if it was saved with the VM; otherwise a reset requires it on the
+    /// command line.
     pub bytes: Option<u64>,
 }
 
 /// RAM.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Ram {
-    /// How large it is, in bytes.
+    /// Its size in bytes.
     pub size: u64,
-    /// How much of it is in the file, in bytes; the rest is zeroes.
+    /// Bytes of it in the file; the rest is zero.
     pub data: u64,
-    /// Its pieces.
+    /// Its regions.
     pub pieces: Vec<RamRegion>,
-    /// All of it was read and has the checksums that it should have.
+    /// All of it was read, and the checksums match.
     pub checked: bool,
 }
 
-/// A piece of RAM.
+/// A region of RAM.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct RamRegion {
     /// Its first guest address.
@@ -144,7 +146,7 @@ impl InspectReport {
     /// Reads a saved VM: all of its state, and its RAM too if `check_ram`.
     ///
     /// # Errors
-    /// The first thing that is wrong with it.
+    /// The first error found.
     pub fn read(snapshot: Snapshot, check_ram: bool) -> Result<Self, InspectError> {
         let files = snapshot.boot().cloned();
         let (sections, image) = snapshot.into_parts();
@@ -172,10 +174,10 @@ impl InspectReport {
         Ok(())
     }
 
-    /// The same of a state whose RAM is elsewhere.
+    /// The same for a state without its RAM.
     ///
     /// # Errors
-    /// The first thing that is wrong with it.
+    /// The first error found.
     pub fn of(
         mut sections: Sections,
         ram: impl FnOnce(&VmConfig) -> Result<Ram, InspectError>,
@@ -303,7 +305,7 @@ fn hyperv(
     d.finish()?;
     let mut registers = not_zero(msrs);
     for register in not_zero(partition.registers()) {
-        // KVM has a copy of some.
+        // KVM has a copy of some of them.
         if !registers.iter().any(|r| r.name == register.name) {
             registers.push(register);
         }

@@ -69,7 +69,7 @@ fn the_json_form_is_what_its_schema_says() {
     }
 }
 
-/// Checks `value` by those words of JSON Schema that this schema uses.
+/// Checks `value` against the JSON Schema keywords that this schema uses.
 fn check(root: &Value, schema: &Value, value: &Value, at: &str) {
     for (word, argument) in schema.as_object().unwrap() {
         match word.as_str() {
@@ -133,7 +133,7 @@ fn check(root: &Value, schema: &Value, value: &Value, at: &str) {
     }
 }
 
-/// What is wrong with the golden file after `change`.
+/// The error for the golden file after `change`.
 fn refusal(change: impl FnOnce(&mut Sections)) -> String {
     let parent = tempfile::tempdir().unwrap();
     let dir = parent.path().join("saved");
@@ -242,7 +242,7 @@ fn ram_of_another_vm_is_refused() {
         config.body = e.into_body();
         sections.push(config.name, config.version, config.body);
     });
-    assert!(text.contains("pieces of RAM"), "{text}");
+    assert!(text.contains("regions of RAM"), "{text}");
 }
 
 #[test]

@@ -1,11 +1,11 @@
-//! A report for people.
+//! Text form of a report.
 
 use std::fmt::Write;
 
 use super::{InspectReport, SavedCpu, SavedEndpoint, SavedVcpu};
 use crate::config::show_size;
 
-/// The report in lines.
+/// Renders the report as lines.
 pub fn render(report: &InspectReport) -> String {
     let mut text = format!(
         "{}: saved by {} (format {})\n",
@@ -44,14 +44,14 @@ pub fn render(report: &InspectReport) -> String {
     );
     let guest = &time.guest;
     for (is, what) in [
-        (guest.notify, "wants to be told of another TSC frequency"),
+        (guest.notify, "requests notification of a new TSC frequency"),
         (
             guest.emulate,
-            "wants its old TSC frequency until it has adapted",
+            "requests its old TSC frequency until it has adapted",
         ),
         (
             guest.emulating,
-            "has its old TSC frequency from an earlier move",
+            "still has its old TSC frequency from an earlier migration",
         ),
         (guest.invariant, "relies on an invariant TSC"),
     ] {
@@ -97,7 +97,7 @@ pub fn render(report: &InspectReport) -> String {
     text
 }
 
-/// KVM gives guests no brand string of its own, so there is often none.
+/// KVM sets no brand string for guests, so it is often empty.
 fn name(cpu: &SavedCpu) -> String {
     match cpu.brand.as_str() {
         "" => format!("{} processor without a brand string", cpu.vendor),
@@ -112,7 +112,7 @@ fn describe(vcpu: &SavedVcpu) -> String {
     )
 }
 
-/// A file's words, which could hold anything that a terminal obeys.
+/// Escapes text from the file, which may contain terminal control sequences.
 fn shown(words: &str) -> String {
     let mut text = String::new();
     for c in words.chars() {

@@ -1,4 +1,4 @@
-//! A saved vCPU, as far as it is worth a look.
+//! Summary of a saved vCPU.
 
 use hypernest_nested::nested_state::{NestedState, Processor, Vmx};
 use kvm_bindings::{
@@ -25,17 +25,17 @@ const RFLAGS_VM: u64 = 1 << 17;
 pub struct SavedVcpu {
     /// Its number.
     pub index: u32,
-    /// What it is at: `runnable`, `halted`, `waiting` for a start-up interrupt, ...
+    /// `runnable`, `halted`, `waiting` for a start-up interrupt, ...
     pub state: String,
-    /// How it takes instructions: `64-bit`, `real`, ...
+    /// Execution mode: `64-bit`, `real`, ...
     pub mode: &'static str,
-    /// The instruction that comes next.
+    /// The address of the next instruction.
     pub rip: Hex,
-    /// The stack.
+    /// The stack pointer.
     pub rsp: Hex,
-    /// Flags.
+    /// The flags register.
     pub rflags: Hex,
-    /// The page table.
+    /// The page-table root.
     pub cr3: Hex,
     /// Control registers.
     pub cr0: Hex,
@@ -43,22 +43,22 @@ pub struct SavedVcpu {
     pub cr4: Hex,
     /// Control registers.
     pub efer: Hex,
-    /// What the guest has set of Hyper-V on this vCPU.
+    /// The Hyper-V registers of this vCPU that the guest has set.
     pub hyperv: Vec<Register>,
-    /// Its guests; none where it was not shown VMX or SVM, or has not switched it on.
+    /// Its nested state; `None` if VMX and SVM are hidden, or not enabled by the guest.
     pub nested: Option<Nested>,
 }
 
-/// What a vCPU is at with guests of its own.
+/// The nested state of a vCPU.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Nested {
     /// `VMX` or `SVM`.
     pub by: &'static str,
     /// The VMCS is an enlightened one.
     pub evmcs: bool,
-    /// L2 runs, and the registers are its.
+    /// L2 runs, and the registers above are L2's.
     pub l2_running: bool,
-    /// In one line.
+    /// One-line summary.
     pub summary: String,
 }
 
