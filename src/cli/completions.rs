@@ -1,4 +1,5 @@
-//! `hypernest completions` and `hypernest man`: files for a shell and for man, made from the command tree.
+//! `hypernest completions` and `hypernest man`: shell completions and manual pages, generated from
+//! the command tree.
 
 use std::path::PathBuf;
 

@@ -8,7 +8,7 @@ use crate::api::{ApiError, ControlCommand, RunDirs, call};
 use crate::life::Request;
 use crate::machine::State;
 
-/// How long is waited until a request shows.
+/// Maximum wait until a request takes effect.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 const STEP: Duration = Duration::from_millis(10);
 
@@ -19,10 +19,10 @@ pub struct Args {
     name: String,
 }
 
-/// Makes the request, and waits until it is carried out where that can be seen.
+/// Makes the request, and waits until it takes effect where the status shows that.
 ///
 /// # Errors
-/// If there is no such VM, or it does not do it.
+/// If there is no such VM, or the request does not take effect.
 pub fn run(args: &Args, request: Request) -> Result<ExitStatus, CliError> {
     carry_out(&RunDirs::of_user(), &args.name, request, PATIENCE)
 }
@@ -34,7 +34,8 @@ fn carry_out(
     patience: Duration,
 ) -> Result<ExitStatus, CliError> {
     match (request, call(dirs, name, &ControlCommand::Life(request))) {
-        // The reply comes when the VM is gone and its name is free; without one, its process has died.
+        // The reply arrives after the VM has ended and released its name; without one, its process
+        // has died.
         (Request::Kill, Ok(_)) => return Ok(ExitStatus::DONE),
         (Request::Kill, Err(ApiError::Talk { source, .. })) => {
             return match source.kind() {
@@ -50,14 +51,14 @@ fn carry_out(
     let done = match request {
         Request::Pause => "paused",
         Request::Resume => "resumed",
-        // The guest decides what comes of it, and when.
+        // The guest decides whether and when to react.
         Request::Reset | Request::PowerButton | Request::Kill => return Ok(ExitStatus::DONE),
     };
     let deadline = Instant::now() + patience;
     loop {
         let state = match call(dirs, name, &ControlCommand::Status) {
             Ok(status) => status.map(|s| s.state),
-            // It took the request, and the guest that went on has ended itself since.
+            // The VM accepted the request, and its guest has ended it since.
             Err(ApiError::NoSuchVm { .. } | ApiError::Talk { .. })
                 if request == Request::Resume =>
             {
@@ -112,7 +113,7 @@ mod tests {
         inbox.next_request().unwrap()
     }
 
-    /// Ends when what was asked for shows in the status, or the VM is gone.
+    /// Returns when the status shows the request's effect, or the VM has ended.
     #[test]
     fn requests_are_waited_for() {
         let tmp = tempfile::tempdir().unwrap();
@@ -159,7 +160,7 @@ mod tests {
                 _ => {}
             }
         }
-        // A kill may overtake what is not waited for.
+        // A kill may overtake requests that are not waited for.
         let seen = vm.join().unwrap();
         assert_eq!(seen[..2], requests[..2]);
         assert_eq!(seen.last(), Some(&Request::Kill));

@@ -1,4 +1,4 @@
-//! `hypernest doctor`: will nested Hyper-V work here?
+//! `hypernest doctor`: checks whether nested Hyper-V works on this host.
 
 use std::env;
 use std::io::{self, IsTerminal};
@@ -13,13 +13,13 @@ use crate::doctor::{Diagnosis, diagnose};
 use crate::hyperv::Profile;
 use crate::kvm::host::{KvmFacts, System};
 
-/// Check whether nested Hyper-V works on this host, and what would make it work
+/// Check whether nested Hyper-V works on this host, and show remedies if not
 ///
-/// Looks at KVM, the CPU and the clock, at every enlightenment, and says for each profile whether a VM that
-/// asks for it starts here. Exits with 0 if the profile asked for works, and with 3 if not.
+/// Examines KVM, the CPU and the clock, and every enlightenment, and shows for each profile whether
+/// a VM with it can start here. Exits with 0 if the requested profile works, and with 3 if not.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The profile that has to work
+    /// The profile that must work
     #[arg(
         long,
         value_name = "NAME",
@@ -28,12 +28,12 @@ pub struct Args {
     )]
     profile: String,
 
-    /// Print JSON, with everything that was found on the host
+    /// Print JSON, with all facts about the host
     #[arg(long)]
     json: bool,
 }
 
-/// The JSON form: the diagnosis, and what it was made from.
+/// The JSON form: the diagnosis, and the facts behind it.
 #[derive(Serialize)]
 struct DoctorReport<'a> {
     #[serde(flatten)]

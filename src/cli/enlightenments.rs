@@ -1,4 +1,4 @@
-//! `hypernest enlightenments`: the table, or all about one.
+//! `hypernest enlightenments`: the table, or the details of one.
 
 use std::io::{self, Write};
 
@@ -22,7 +22,7 @@ pub struct Args {
     json: bool,
 }
 
-/// Prints what was asked for.
+/// Prints the table or one entry.
 ///
 /// # Errors
 /// If there is no such enlightenment or profile, or the result cannot be printed.
@@ -42,7 +42,7 @@ fn write(args: &Args, out: &mut impl Write) -> Result<(), CliError> {
         };
     };
     let key = name.trim().to_ascii_lowercase();
-    // `passthrough` is both; the profile says more.
+    // `passthrough` is both; the profile's description is more complete.
     if let Some(profile) = Profile::ALL.into_iter().find(|p| p.name() == key) {
         return if args.json {
             write_json(out, &profile_as_json(profile))

@@ -1,4 +1,4 @@
-//! `hypernest run --incoming`: the machine comes from another process, and goes on here.
+//! `hypernest run --incoming`: receives a VM from another process and runs it.
 
 use std::io::Cursor;
 
@@ -20,7 +20,7 @@ use crate::migration::{
 };
 use crate::state::Sections;
 
-/// Waits at `address` for a VM, and has it go on until it ends.
+/// Waits at `address` for a VM, and runs it until it ends.
 pub(super) fn run(
     address: &str,
     security: &SecurityArgs,
@@ -60,13 +60,13 @@ pub(super) fn run(
     let options = destination::DestinationOptions::default();
     receive(&mut incoming, &mut listener, &options, &cancel).map_err(failed)?;
     drop(listener);
-    // Both are there once it has been received.
+    // Both exist after a successful migration.
     let (Some(server), Some(machine)) = (incoming.server, incoming.machine) else {
         return Ok(ExitStatus::FAILED);
     };
     let _server = match server {
         Ok(server) => Some(server),
-        // The VM runs nowhere else any more, so it goes on without.
+        // The VM runs on no other host any more, so it continues without a control socket.
         Err(e) => {
             tracing::error!("the VM runs, but cannot be controlled: {}", chain(&e));
             None
@@ -80,7 +80,7 @@ struct Incoming {
     paused: bool,
     prepared: Option<Prepared>,
     machine: Option<Machine>,
-    /// Since the VM belongs to this process.
+    /// Set once the VM belongs to this process.
     server: Option<Result<Server, ApiError>>,
 }
 
@@ -88,7 +88,7 @@ struct Prepared {
     local: Local,
     dir: RunDir,
     ram: GuestRam,
-    /// Made while RAM is on its way, so that the guest need not wait for it.
+    /// Created while RAM is being transferred, so that the guest does not wait for it.
     unloaded: Option<Unloaded>,
 }
 
@@ -143,7 +143,7 @@ impl DestinationVm for Incoming {
 
     fn keep_boot_files(&mut self, files: Vec<Vec<u8>>) -> Result<(), MigrationVmError> {
         let prepared = self.prepared.as_mut().ok_or("nothing was prepared")?;
-        // Those that the user of this host names win.
+        // Boot files named on this host take precedence.
         if prepared.local.boot.is_none() {
             let files = BootFiles::received(&prepared.local.config.boot, files)?;
             prepared.local.boot = Some(files.clone());
@@ -160,7 +160,7 @@ impl DestinationVm for Incoming {
         let identity = Identity::take(&mut sections)?;
         let unloaded = match prepared.unloaded.take() {
             Some(unloaded) if unloaded.matches(&identity) => unloaded,
-            // Its devices hold files and sockets that the next one wants.
+            // Its devices hold files and sockets that the next attempt needs.
             before => {
                 drop(before);
                 let (ram, local) = (prepared.ram.clone(), prepared.local.clone());
@@ -178,7 +178,8 @@ impl DestinationVm for Incoming {
     fn run(&mut self) {
         if let (Some(machine), Some(prepared)) = (&mut self.machine, self.prepared.take()) {
             machine.start();
-            // Before the source is told: whoever sees the migration's end can control the VM here.
+            // Before the source is notified: a client that sees the end of the migration can
+            // control the VM here.
             let board = machine.board();
             let server = Server::start(prepared.dir, machine.handle(), move || board.status());
             self.server = Some(server);

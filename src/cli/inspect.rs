@@ -1,4 +1,4 @@
-//! `hypernest inspect`: what is in a saved VM.
+//! `hypernest inspect`: shows the contents of a saved VM.
 
 use std::path::PathBuf;
 
@@ -6,10 +6,10 @@ use super::{CliError, ExitStatus, print, to_json};
 use crate::inspect::{InspectError, InspectReport, render};
 use crate::state::snapshot::Snapshot;
 
-/// Show what a saved VM holds, and check that it is complete
+/// Show the contents of a saved VM, and check that it is complete
 ///
-/// Needs no KVM. All of the VM's state is read and checked; its RAM by its size only, unless --check is
-/// given.
+/// Requires no KVM. Reads and checks all of the VM's state, and of its RAM only the size, unless
+/// --check is given.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The directory
@@ -19,7 +19,7 @@ pub struct Args {
     #[arg(long)]
     json: bool,
 
-    /// Read all of the RAM and check it too
+    /// Also read and check all RAM
     #[arg(long)]
     check: bool,
 }
@@ -27,7 +27,7 @@ pub struct Args {
 /// Reads and prints.
 ///
 /// # Errors
-/// If the saved VM is not whole, or the result cannot be printed.
+/// If the saved VM is incomplete, or the result cannot be printed.
 pub fn run(args: &Args) -> Result<ExitStatus, CliError> {
     let report = Snapshot::open(&args.dir)
         .map_err(InspectError::from)

@@ -18,10 +18,11 @@ pub struct Args {
     json: bool,
 }
 
-/// Shows the list. A VM that does not answer is in it, but for JSON, and makes the exit code 1.
+/// Prints the list. A VM that does not reply is listed too, except in JSON, and makes the exit code
+/// 1.
 ///
 /// # Errors
-/// If it cannot be had.
+/// If the run directories cannot be read.
 pub fn run(args: &Args) -> Result<ExitStatus, CliError> {
     let found = list(&RunDirs::of_user())?;
     let all: Vec<&Status> = found
@@ -45,7 +46,7 @@ pub fn run(args: &Args) -> Result<ExitStatus, CliError> {
     })
 }
 
-/// A migration under way says more than that the VM runs.
+/// A migration in progress takes precedence over `running`.
 fn state(status: &Status) -> &'static str {
     let phase = status.migration.as_ref().and_then(|m| m.phase);
     match phase {

@@ -1,4 +1,4 @@
-//! Logging to stderr. Nothing is logged between a vCPU's exit and its next entry.
+//! Logging to stderr. No code logs between a vCPU's exit and its next entry.
 
 use std::io::{self, IsTerminal};
 
@@ -11,7 +11,8 @@ use crate::text::nearest;
 const VARIABLE: &str = "HYPERNEST_LOG";
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
-/// Starts logging as the flag says, or the environment, or else warnings and errors only.
+/// Starts logging at the level of the flag, else of the environment variable, else warnings and
+/// errors only.
 pub(super) fn start(flag: Option<&str>) -> Result<(), CliError> {
     let variable = std::env::var(VARIABLE).ok().filter(|v| !v.is_empty());
     let (from, filter) = match (flag, &variable) {
@@ -20,19 +21,19 @@ pub(super) fn start(flag: Option<&str>) -> Result<(), CliError> {
         (None, None) => ("", "warn"),
     };
     let filter = parse(filter).map_err(|what| CliError::Log { from, what })?;
-    // Fails only if a subscriber is already there, which then serves as well.
+    // Fails only if a subscriber is already installed, which serves as well.
     let _already = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)
         .with_ansi(io::stderr().is_terminal())
         .with_timer(uptime())
-        // It would print to stderr, and panic if that is gone.
+        // It would print to stderr, and panic if stderr is closed.
         .log_internal_errors(false)
         .try_init();
     Ok(())
 }
 
-/// The filter takes any word for a target's name, so a misspelled level must be found here.
+/// `EnvFilter` accepts any word as a target's name, so a misspelled level must be detected here.
 fn parse(text: &str) -> Result<EnvFilter, String> {
     for directive in text.split(',').map(str::trim) {
         if !directive.contains('=') && !LEVELS.contains(&directive.to_ascii_lowercase().as_str()) {

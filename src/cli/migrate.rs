@@ -1,4 +1,4 @@
-//! `hypernest migrate`: moves a running VM to another process.
+//! `hypernest migrate`: migrates a running VM to another process.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -12,38 +12,39 @@ use crate::api::{ApiError, ControlCommand, JobRequest, RunDirs, call};
 use crate::config::parse_size;
 use crate::machine::{Migrate, Status};
 
-/// How often progress is shown.
+/// Interval of progress reports.
 const STEP: Duration = Duration::from_millis(500);
-/// How often is looked whether the VM's process here has ended.
+/// Polling interval while waiting for the end of the VM's process here.
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// Move a running VM to another process, which `hypernest run --incoming ADDRESS` started, here or on another
-/// host
+/// Migrate a running VM to another process, started by `hypernest run --incoming ADDRESS` on this
+/// or another host
 ///
-/// It returns when the VM runs there; its process here ends then. If it cannot be moved, it goes on here.
+/// Returns when the VM runs at the destination; its process here then exits. If the migration
+/// fails, the VM continues here.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The VM's name
     name: String,
 
-    /// Where to: unix:PATH, tcp:HOST:PORT, exec:COMMAND, or fd:N of the VM's process
+    /// The destination: unix:PATH, tcp:HOST:PORT, exec:COMMAND, or fd:N of the VM's process
     #[arg(value_name = "ADDRESS", required_unless_present = "cancel")]
     to: Option<String>,
 
-    /// Cancel the migration under way: the VM goes on here
+    /// Cancel the migration in progress: the VM continues here
     #[arg(long, conflicts_with = "to")]
     cancel: bool,
 
-    /// How long the guest may be stopped, in milliseconds
+    /// Maximum downtime in milliseconds
     #[arg(long, value_name = "MS", default_value_t = 300)]
     downtime_ms: u64,
 
-    /// Bytes per second at most, until the guest is stopped; K, M and G are powers of 1024 [default: as fast
-    /// as it goes]
+    /// Maximum bytes per second until the guest is stopped; K, M and G are powers of 1024 [default:
+    /// unlimited]
     #[arg(long, value_name = "SIZE")]
     bandwidth: Option<String>,
 
-    /// How many connections: 1 to 64
+    /// Number of connections: 1 to 64
     #[arg(long, value_name = "N", default_value_t = 1)]
     connections: u16,
 
@@ -54,16 +55,16 @@ pub struct Args {
     #[command(flatten)]
     security: SecurityArgs,
 
-    /// Show how it stands on stderr
+    /// Show progress on stderr
     #[arg(long)]
     progress: bool,
 
-    /// Show how it stands as JSON, a line each time
+    /// Show progress as lines of JSON
     #[arg(long, conflicts_with = "progress")]
     json: bool,
 }
 
-/// What protects a TCP connection.
+/// The protection of a TCP connection.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct SecurityArgs {
     /// This end's certificate (PEM), for tcp:
@@ -74,17 +75,17 @@ pub struct SecurityArgs {
     #[arg(long, value_name = "FILE")]
     pub tls_key: Option<PathBuf>,
 
-    /// The CA that the other end's certificate must come from (PEM)
+    /// The CA that must have issued the other end's certificate (PEM)
     #[arg(long, value_name = "FILE")]
     pub tls_ca: Option<PathBuf>,
 
-    /// No TLS, for tcp: within this host
+    /// No TLS, for tcp: within one host
     #[arg(long)]
     pub plaintext: bool,
 }
 
 impl SecurityArgs {
-    /// The first flag that was given, if one was.
+    /// The first of these flags that was given, if any.
     pub(super) fn first_given(&self) -> Option<&'static str> {
         [
             ("--tls-cert", self.tls_cert.is_some()),
@@ -97,10 +98,10 @@ impl SecurityArgs {
     }
 }
 
-/// Has the VM moved, and waits for it.
+/// Requests the migration, and waits for its end.
 ///
 /// # Errors
-/// If there is no such VM, or it cannot be moved.
+/// If there is no such VM, or it cannot be migrated.
 pub fn run(args: &Args) -> Result<ExitStatus, CliError> {
     let dirs = RunDirs::of_user();
     let Some(to) = args.to.clone().filter(|_| !args.cancel) else {
@@ -146,11 +147,11 @@ pub fn run(args: &Args) -> Result<ExitStatus, CliError> {
         });
         let moved = call(&dirs, &args.name, &job);
         drop(done);
-        // A panic there has said so itself.
+        // The panic hook has reported a panic of that thread.
         let _panicked = shown.join();
         match moved {
             Ok(last) => {
-                // The last line is how it ended, which its process says as it goes.
+                // The last line is the result, which the VM's process sends as it exits.
                 last.iter().for_each(|status| show(status, args));
                 wait_until_gone(&dirs, &args.name, last.as_deref())?;
                 Ok(ExitStatus::DONE)
@@ -165,13 +166,14 @@ pub fn run(args: &Args) -> Result<ExitStatus, CliError> {
     })
 }
 
-/// Waits until the VM's process here is no longer listed: until then `list` would show the VM twice.
+/// Waits until the VM's process here is no longer listed: until then `list` would show the VM
+/// twice.
 fn wait_until_gone(dirs: &RunDirs, name: &str, last: Option<&Status>) -> Result<(), CliError> {
     let deadline = Instant::now() + PATIENCE;
     loop {
         match call(dirs, name, &ControlCommand::Status) {
             Err(ApiError::NoSuchVm { .. }) => return Ok(()),
-            // Another VM has its name already.
+            // Another VM already has its name.
             Ok(Some(status)) if last.is_some_and(|last| last.pid != status.pid) => return Ok(()),
             _ if Instant::now() >= deadline => {
                 return Err(CliError::NotDone {
@@ -191,12 +193,12 @@ fn show(status: &Status, args: &Args) {
     if !args.json {
         to_stderr(&describe_migration(migration));
     } else if let Ok(json) = serde_json::to_string(migration) {
-        // The reader may have closed the pipe, which does not stop the migration.
+        // The reader may have closed the pipe; the migration continues.
         let _gone = writeln!(std::io::stdout(), "{json}");
     }
 }
 
-/// The VM's working directory is another one.
+/// The VM's working directory differs from this one.
 fn absolute(path: &Path) -> Result<PathBuf, CliError> {
     std::path::absolute(path).map_err(|source| CliError::Path {
         path: path.to_owned(),
@@ -204,7 +206,7 @@ fn absolute(path: &Path) -> Result<PathBuf, CliError> {
     })
 }
 
-/// A path in an address is meant from here.
+/// A path in an address is relative to this working directory.
 fn here(to: String) -> Result<String, CliError> {
     match to.strip_prefix("unix:") {
         Some(path) if !path.is_empty() => {

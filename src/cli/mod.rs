@@ -42,13 +42,13 @@ pub use vm::VmArgs;
 pub struct ExitStatus(pub u8);
 
 impl ExitStatus {
-    /// Done.
+    /// Success.
     pub const DONE: Self = Self(0);
-    /// It failed.
+    /// The command failed.
     pub const FAILED: Self = Self(1);
-    /// The command was used in a wrong way, or the configuration is wrong.
+    /// Wrong usage, or an invalid configuration.
     pub const USAGE: Self = Self(2);
-    /// The host cannot do what was asked for.
+    /// The host lacks a required capability.
     pub const HOST: Self = Self(3);
 }
 
@@ -56,7 +56,7 @@ impl ExitStatus {
 #[derive(Debug, Parser)]
 #[command(name = "hypernest", version, propagate_version = true)]
 struct Cli {
-    /// What is logged on stderr: off, error, warn, info, debug, trace, or TARGET=LEVEL,... [default:
+    /// Log filter for stderr: off, error, warn, info, debug, trace, or TARGET=LEVEL,... [default:
     /// HYPERNEST_LOG, or warn]
     #[arg(long, global = true, value_name = "LEVEL")]
     log: Option<String>,
@@ -77,7 +77,7 @@ enum Command {
     List(list::Args),
     Status(status::Args),
     Migrate(Box<migrate::Args>),
-    /// Stop a VM's vCPUs and keep everything else
+    /// Stop a VM's vCPUs and keep its state
     Pause(control::Args),
     /// Resume a paused VM
     Resume(control::Args),
@@ -93,107 +93,107 @@ enum Command {
     Man(completions::ManArgs),
 }
 
-/// Why a command did not do its job.
+/// Why a command failed.
 #[derive(Debug, Error)]
 pub enum CliError {
-    /// The configuration of the VM.
+    /// The configuration of the VM is invalid.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// A running VM.
+    /// The control socket of a running VM.
     #[error(transparent)]
     Api(#[from] ApiError),
-    /// A VM took a request and did nothing about it.
+    /// A VM accepted a request, which took no effect.
     #[error("the VM {name} has not {done} within {} seconds", control::PATIENCE.as_secs())]
     NotDone {
         /// The VM.
         name: String,
-        /// What it should have done.
+        /// The effect that was expected, after "has not".
         done: &'static str,
     },
-    /// `--log` or `HYPERNEST_LOG`.
+    /// `--log` or `HYPERNEST_LOG` is invalid.
     #[error("invalid log filter in {from}: {what}")]
     Log {
         /// The flag or the variable.
         from: &'static str,
-        /// What is wrong with it.
+        /// The problem.
         what: String,
     },
-    /// A name that is none of the table's.
+    /// A name that is not in the table.
     #[error("there is no enlightenment or profile \
         `{name}`{}", .suggestion.map_or_else(String::new, |s| format!("; did you mean `{s}`?")))]
     NoSuchEnlightenment {
-        /// What was written.
+        /// The given name.
         name: String,
-        /// The nearest name.
+        /// The nearest valid name.
         suggestion: Option<&'static str>,
     },
-    /// A flag's value.
+    /// A flag's value is invalid.
     #[error("cannot use the value of {flag}: {why}")]
     Argument {
         /// The flag.
         flag: &'static str,
-        /// What is wrong.
+        /// The problem.
         why: String,
     },
-    /// A migration from another process.
+    /// A migration from another process failed.
     #[error("incoming migration failed")]
     Incoming(#[source] Box<MigrationError>),
-    /// The VM could not be built or could not go on.
+    /// The VM could not be built, or failed while it ran.
     #[error(transparent)]
     Machine(#[from] MachineError),
-    /// The host cannot run the VM, and the kernel could not be started on any other.
+    /// The host cannot run the VM, and the kernel could not be started on any host.
     #[error("{}\n  - {}", chain(&**.host), chain(&**.kernel))]
     HostAndKernel {
-        /// What the host lacks.
+        /// The host's problem.
         host: Box<MachineError>,
-        /// What is wrong with the kernel.
+        /// The kernel's problem.
         kernel: Box<crate::boot::BootError>,
     },
-    /// A file that was to be written.
+    /// An output file cannot be written.
     #[error("cannot write {}", path.display())]
     Write {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// A path that means nothing.
+    /// A path that cannot be made absolute.
     #[error("cannot use the path {}", path.display())]
     Path {
         /// The path.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// What was saved cannot be used.
+    /// A saved VM cannot be restored.
     #[error("cannot restore the VM saved in {}", dir.display())]
     Saved {
         /// The directory.
         dir: PathBuf,
-        /// Why.
+        /// The cause.
         source: Box<TransferError>,
     },
-    /// It is no saved VM, or is damaged.
+    /// A directory that contains no saved VM, or a damaged one.
     #[error("cannot read {} as a saved VM", dir.display())]
     Inspect {
         /// The directory.
         dir: PathBuf,
-        /// What is wrong with it.
+        /// The problem.
         source: Box<crate::inspect::InspectError>,
     },
-    /// The guest crashed, and that ends it.
+    /// The guest crashed, and `on-crash` is `stop`.
     #[error("the VM was stopped because its guest crashed (on-crash = stop)")]
     GuestCrashed,
-    /// A vCPU could not go on.
+    /// A vCPU failed.
     #[error("{0}")]
     VcpuFailed(String),
-    /// stdout.
+    /// stdout cannot be written.
     #[error("cannot write to stdout")]
     Stdout(#[source] io::Error),
 }
 
 impl CliError {
-    /// The exit code that tells this error.
+    /// The exit code for this error.
     pub fn exit(&self) -> ExitStatus {
         match self {
             Self::Argument { .. }
@@ -217,7 +217,7 @@ impl CliError {
         }
     }
 
-    /// What to do about it, where the message does not already say so.
+    /// Advice, where the message contains none.
     fn help(&self) -> Option<&'static str> {
         match self {
             Self::Config(ConfigError::Invalid(_)) => {
@@ -238,7 +238,7 @@ impl CliError {
         }
     }
 
-    /// Whoever reads stdout has had enough, which is no news to anybody.
+    /// The reader of stdout has closed the pipe, which is no error to report.
     fn is_quiet(&self) -> bool {
         matches!(self, Self::Stdout(e) if e.kind() == io::ErrorKind::BrokenPipe)
     }
@@ -335,7 +335,7 @@ fn report(e: &CliError) -> String {
 }
 
 fn to_stderr(text: &str) {
-    // If stderr is gone too, the exit code has to say it all.
+    // If stderr is closed too, only the exit code is left.
     let _gone = writeln!(io::stderr(), "{text}");
 }
 

@@ -1,15 +1,15 @@
-//! Flags of QEMU in a command line of `hypernest run`, and what to write instead.
+//! Detects QEMU flags in a command line of `hypernest run`, and names their equivalents.
 
 use std::ffi::OsString;
 
 use crate::devices::table::{DEVICE_TYPES, DeviceType};
 
-/// What becomes of a flag.
+/// The equivalent of a flag.
 #[derive(Clone, Copy)]
 enum Instead {
     /// This flag, with the same value.
     Same(&'static str),
-    /// `--memory`; QEMU counts in MiB where no suffix is given.
+    /// `--memory`; QEMU's unit is MiB if no suffix is given.
     Memory,
     /// `--cpu`, `--hv` and `--nested`.
     Cpu,
@@ -17,9 +17,9 @@ enum Instead {
     Device,
     /// A serial port or console, with QEMU's back ends.
     Console(&'static str),
-    /// Nothing: it is always so.
+    /// None needed: it is always the case.
     LeaveOut(&'static str),
-    /// It cannot be had.
+    /// Not available.
     Missing(&'static str),
 }
 
@@ -110,7 +110,7 @@ const FLAGS: [(&str, Instead); 48] = [
     ),
 ];
 
-/// Those that hypernest takes with two dashes, too.
+/// Flags that hypernest accepts with two dashes, too.
 fn is_ours(name: &str) -> bool {
     [
         "kernel", "initrd", "name", "incoming", "machine", "cpu", "serial", "debugcon", "append",
@@ -176,7 +176,7 @@ impl Instead {
                 )
             }
             Self::Device => match DeviceType::find(value.split(',').next().unwrap_or_default()) {
-                // Buses, addresses and the like are QEMU's.
+                // Buses, addresses and the like exist only in QEMU.
                 Some(of) => format!("write --device {of}"),
                 None => {
                     let names: Vec<_> = DEVICE_TYPES.iter().map(|row| row.name).collect();
@@ -203,7 +203,7 @@ impl Instead {
     }
 }
 
-/// QEMU's `-cpu MODEL,FEATURE,…` by our flags.
+/// The equivalent of QEMU's `-cpu MODEL,FEATURE,…`.
 fn cpu(value: &str) -> String {
     let mut parts = value.split(',');
     let model = match parts.next() {
@@ -230,7 +230,7 @@ fn cpu(value: &str) -> String {
     text
 }
 
-/// For a shell.
+/// Quotes for a shell.
 fn quoted(value: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_.,:=/+".contains(c);
     if value.chars().all(plain) {

@@ -1,4 +1,4 @@
-//! `hypernest restore`: has a saved VM go on and stays until it ends.
+//! `hypernest restore`: restores a saved VM and stays until it ends.
 
 use std::path::{Path, PathBuf};
 
@@ -13,24 +13,25 @@ use crate::state::snapshot::{RamImage, SavedFiles, Snapshot};
 
 /// Restore a saved VM and stay until it ends
 ///
-/// What the VM is was saved with it; flags say how it goes on here. No file, socket or pseudo-terminal of
-/// this host is opened that no flag names; a reset boots the kernel that was saved with the VM. What was
-/// saved stays as it is, and must not be changed while the VM runs, which reads its RAM when it needs it. The
-/// exit code is that of `hypernest run`, and signals have the same meaning.
+/// The VM's hardware was saved with it; flags set its resources on this host. No file, socket or
+/// pseudo-terminal of this host is opened unless a flag names it; a reset boots the kernel that was
+/// saved with the VM. The saved VM is not modified, and must not be modified while the VM runs,
+/// which reads its RAM on demand. The exit code is that of `hypernest run`, and signals have the
+/// same meaning.
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct Args {
     /// The directory
     dir: PathBuf,
 
-    /// Do not let it run until `hypernest resume`
+    /// Keep it paused until `hypernest resume`
     #[arg(long)]
     paused: bool,
 
-    /// Read all RAM before it runs, and check it
+    /// Read and check all RAM before it runs
     #[arg(long)]
     eager: bool,
 
-    /// Only check whether it is whole
+    /// Only check whether it is complete
     #[arg(long, conflicts_with_all = ["paused", "eager"])]
     check: bool,
 
@@ -38,7 +39,7 @@ pub(super) struct Args {
     flags: LocalFlags,
 }
 
-/// Carries it out.
+/// Carries out the command.
 pub(super) fn run(args: &Args) -> Result<ExitStatus, CliError> {
     let saved = SavedVm::open(&args.dir).map_err(|source| broken(&args.dir, source))?;
     if args.check || args.eager {

@@ -6,7 +6,7 @@ use crate::api::{RunDirs, Server};
 use crate::boot;
 use crate::machine::{Machine, Outcome};
 
-/// The heading of the flags for a VM that comes from another process.
+/// The heading of the flags for a migration from another process.
 const MIGRATION: &str = "Incoming migration";
 
 /// Start a VM and stay until it ends
@@ -23,12 +23,12 @@ pub(super) struct Args {
     #[command(flatten)]
     vm: VmArgs,
 
-    /// Wait for a VM that `hypernest migrate` moves here; what it is comes with it: unix:PATH, tcp:HOST:PORT,
-    /// exec:COMMAND, fd:N or fd:IN,OUT
+    /// Wait for a VM from `hypernest migrate`, which brings its configuration: unix:PATH,
+    /// tcp:HOST:PORT, exec:COMMAND, fd:N or fd:IN,OUT
     #[arg(long, value_name = "ADDRESS", help_heading = MIGRATION)]
     incoming: Option<String>,
 
-    /// With --incoming: do not let the VM run until `hypernest resume`
+    /// With --incoming: keep the VM paused until `hypernest resume`
     #[arg(long, requires = "incoming", help_heading = MIGRATION)]
     paused: bool,
 
@@ -36,7 +36,7 @@ pub(super) struct Args {
     security: SecurityArgs,
 }
 
-/// Carries it out.
+/// Carries out the command.
 pub(super) fn run(args: &Args) -> Result<ExitStatus, CliError> {
     if let Some(address) = &args.incoming {
         return incoming::run(address, &args.security, args.vm.local()?, args.paused);
@@ -62,7 +62,7 @@ pub(super) fn run(args: &Args) -> Result<ExitStatus, CliError> {
     to_its_end(machine)
 }
 
-/// Has `machine` run, and says how it ended.
+/// Runs `machine`, and returns the exit code.
 pub(super) fn to_its_end(machine: Machine) -> Result<ExitStatus, CliError> {
     match machine.run()? {
         Outcome::PowerOff | Outcome::Killed | Outcome::Moved => Ok(ExitStatus::DONE),

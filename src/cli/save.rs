@@ -1,4 +1,4 @@
-//! `hypernest save`: writes a running VM to a directory.
+//! `hypernest save`: saves a running VM to a directory.
 
 use std::path::PathBuf;
 
@@ -12,20 +12,21 @@ pub struct Args {
     /// The VM's name
     name: String,
 
-    /// The directory: one that is not there, or holds a saved VM, which is replaced once the new one is whole
+    /// The directory: a new one, or one with a saved VM, which is replaced once the new one is
+    /// complete
     dir: PathBuf,
 
-    /// What becomes of the VM
+    /// State of the VM afterwards
     #[arg(long, value_enum, default_value_t = AfterSave::AsBefore)]
     then: AfterSave,
 }
 
-/// Has the VM saved, and waits for it.
+/// Requests the save, and waits for its end.
 ///
 /// # Errors
 /// If there is no such VM, or it cannot be saved.
 pub fn run(args: &Args) -> Result<ExitStatus, CliError> {
-    // The VM's working directory is another one.
+    // The VM's working directory differs from this one.
     let dir = std::path::absolute(&args.dir).map_err(|source| CliError::Path {
         path: args.dir.clone(),
         source,

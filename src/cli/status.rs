@@ -1,4 +1,4 @@
-//! `hypernest status`: how a running VM is.
+//! `hypernest status`: the state of a running VM.
 
 use std::fmt::Write;
 
@@ -19,10 +19,10 @@ pub struct Args {
     json: bool,
 }
 
-/// Shows the status.
+/// Prints the status.
 ///
 /// # Errors
-/// If there is no such VM, or it does not answer.
+/// If there is no such VM, or it does not reply.
 pub fn run(args: &Args) -> Result<ExitStatus, CliError> {
     if let Some(status) = call(&RunDirs::of_user(), &args.name, &ControlCommand::Status)? {
         let text = if args.json {
@@ -86,7 +86,7 @@ fn describe(status: &Status) -> String {
             what.push_str(&format!(" {param:#x}"));
         }
         line("crash", &what);
-        // The guest's words, which could hold anything that a terminal obeys.
+        // The message comes from the guest and may contain terminal control sequences.
         for words in crash.message.iter().flat_map(|m| m.lines()) {
             line("", &words.escape_debug().to_string());
         }
@@ -94,11 +94,11 @@ fn describe(status: &Status) -> String {
     text
 }
 
-/// What the host holds of guest RAM, in one line.
+/// The host memory that backs guest RAM, in one line.
 fn describe_ram(ram: &RamStatus) -> String {
     let backing = match ram.backing.as_str() {
         "hugepages" => "reserved huge pages",
-        "saved" => "mapped from what was saved",
+        "saved" => "mapped from the saved VM",
         other => other,
     };
     let mut text = format!(
@@ -115,7 +115,7 @@ fn describe_ram(ram: &RamStatus) -> String {
     text
 }
 
-/// How a migration stands, in one line.
+/// The progress of a migration, in one line.
 pub(super) fn describe_migration(report: &MigrationReport) -> String {
     let mut text = format!(
         "{} to {}: {} sent in {:.1} s",
@@ -153,7 +153,7 @@ pub(super) fn describe_migration(report: &MigrationReport) -> String {
     text
 }
 
-/// For people: a tenth matters.
+/// Accuracy for display: a tenth.
 #[allow(
     clippy::cast_precision_loss,
     reason = "milliseconds of an hour have room in a double"

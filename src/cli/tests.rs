@@ -23,7 +23,7 @@ fn command_summaries_have_one_form() {
     }
 }
 
-/// A help text begins with what every VM needs.
+/// A help text begins with the flags that every VM needs.
 #[test]
 fn the_help_of_run_begins_with_the_kernel() {
     let mut command = Cli::command();

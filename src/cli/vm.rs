@@ -17,10 +17,11 @@ pub struct VmArgs {
 }
 
 impl VmArgs {
-    /// The flags of a VM that comes from elsewhere, which say only how it goes on here.
+    /// The flags of a VM from another process or a file: they may set only its resources on this
+    /// host.
     ///
     /// # Errors
-    /// If others were given.
+    /// If other flags were given.
     pub(super) fn local(&self) -> Result<LocalFlags, CliError> {
         let others = match (&self.config, LocalFlags::of(self.flags.clone())) {
             (None, Ok(flags)) => return Ok(flags),
@@ -31,16 +32,16 @@ impl VmArgs {
         Err(CliError::Argument {
             flag: "--incoming",
             why: format!(
-                "what the VM is comes with it, so there can be no {}",
+                "the VM brings its own configuration, so it takes no {}",
                 others.join(", ")
             ),
         })
     }
 
-    /// The configuration that these arguments give on this host. Warnings are logged.
+    /// The configuration from these arguments on this host. Warnings are logged.
     ///
     /// # Errors
-    /// Everything that is wrong with it.
+    /// All problems of the configuration.
     pub fn check(&self) -> Result<VmConfig, CliError> {
         let file = self.config.as_deref().map(ConfigFile::read).transpose()?;
         let checked = build(file.as_ref(), &self.flags, HostLimits::read())?;
