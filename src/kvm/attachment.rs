@@ -1,4 +1,4 @@
-//! What hangs on a VM in KVM, and is attached again to the VM that a reset makes.
+//! Attachments to a VM in KVM, which are re-created in the VM after a reset.
 
 use std::sync::Arc;
 
@@ -6,16 +6,18 @@ use kvm_ioctls::VmFd;
 
 use super::KvmError;
 
-/// Something that outlives VMs in KVM and is part of each while it is powered on: memory slots, interrupt
-/// routes with their irqfds, ioeventfds. `machine::attachments` holds the list of all, and their order.
+/// A resource that outlives VMs in KVM and is part of each while it is powered on: memory slots,
+/// interrupt routes with their irqfds, ioeventfds. `machine::attachments` holds the list of all,
+/// and their order.
 pub trait VmAttachment: Send + Sync {
-    /// Registers everything with `vm`, which has nothing of it, and follows changes until [`Self::detach`].
+    /// Registers everything with `vm`, where nothing of it is registered yet, and follows changes
+    /// until [`Self::detach`].
     ///
     /// # Errors
-    /// If KVM refuses. The caller detaches then.
+    /// If KVM refuses. The caller then detaches.
     fn attach(&self, vm: &Arc<VmFd>) -> Result<(), KvmError>;
 
-    /// Lets go of the VM, which is about to end; does nothing without one. What a device asks for until the
-    /// next VM is recorded and takes effect there.
+    /// Releases the VM, which is about to end; does nothing without one. Device requests until the
+    /// next VM are recorded and take effect there.
     fn detach(&self);
 }

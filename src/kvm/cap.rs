@@ -1,4 +1,4 @@
-//! Capabilities that are off until user space asks for them.
+//! Capabilities that are off until user space enables them.
 
 use kvm_bindings::{
     KVM_CAP_DIRTY_LOG_RING_ACQ_REL, KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_HYPERV_ENFORCE_CPUID,
@@ -11,7 +11,7 @@ use kvm_ioctls::{MsrExitReason, VcpuFd, VmFd};
 
 use super::KvmError;
 
-/// A capability by its name in the KVM API, with what to think of when KVM refuses it.
+/// A capability by its name in the KVM API, with the usual reason why KVM refuses it.
 struct Named {
     cap: u32,
     name: &'static str,
@@ -54,15 +54,15 @@ pub fn dirty_ring(vm: &VmFd, bytes: u64) -> Result<(), KvmError> {
     let what = Named {
         cap: KVM_CAP_DIRTY_LOG_RING_ACQ_REL,
         name: "KVM_CAP_DIRTY_LOG_RING_ACQ_REL",
-        advice: "the ring is too small or too large, or the kernel is older than 6.1: `--dirty-ring-size 0` \
-            does without",
+        advice: "the ring is too small or too large, or the kernel is older than 6.1: `--dirty-ring-size \
+                 0` disables it",
     };
     on_vm(vm, &what, bytes)
 }
 
-/// Splits the interrupt controllers: local APICs in KVM, I/O APIC in user space. `pins` routes are reserved
-/// for the latter, and their EOIs come as `KVM_EXIT_IOAPIC_EOI`. Before the first vCPU, and instead of
-/// `KVM_CREATE_IRQCHIP`.
+/// Splits the interrupt controllers: local APICs in KVM, I/O APIC in user space. `pins` routes are
+/// reserved for the latter, and their EOIs exit with `KVM_EXIT_IOAPIC_EOI`. Before the first vCPU,
+/// and instead of `KVM_CREATE_IRQCHIP`.
 ///
 /// # Errors
 /// If KVM refuses.
@@ -93,7 +93,7 @@ pub fn x2apic_ids(vm: &VmFd) -> Result<(), KvmError> {
     )
 }
 
-/// MSR accesses that fail for one of `reasons` come to user space instead of raising #GP.
+/// MSR accesses that fail for one of `reasons` exit to user space instead of raising #GP.
 ///
 /// # Errors
 /// If KVM refuses.
@@ -120,8 +120,8 @@ pub fn exception_payload(vm: &VmFd) -> Result<(), KvmError> {
     on_vm(vm, &what, 1)
 }
 
-/// A pending triple fault shows in `kvm_vcpu_events`: needed to save a vCPU that has one pending (an L2 that
-/// shut down).
+/// A pending triple fault is part of `kvm_vcpu_events`: needed to save a vCPU that has one pending
+/// (an L2 that shut down).
 ///
 /// # Errors
 /// If KVM refuses.
@@ -163,7 +163,7 @@ pub fn synic(vcpu: &VcpuFd) -> Result<(), KvmError> {
     on_vcpu(vcpu, &what, 0)
 }
 
-/// Synthetic MSRs and hypercalls work only as far as the vCPU's Hyper-V leaves announce them.
+/// Restricts synthetic MSRs and hypercalls to those that the vCPU's Hyper-V leaves announce.
 ///
 /// # Errors
 /// If KVM refuses.
@@ -181,12 +181,12 @@ pub fn enforce_hv_cpuid(vcpu: &VcpuFd) -> Result<(), KvmError> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EvmcsVersions(pub u16);
 
-/// Lets the vCPU use an enlightened VMCS. Cannot be taken back, and takes VMX features from the guest whether
-/// it uses an eVMCS or not (`evmcs_filter` in arch/x86/kvm/vmx/hyperv.c). Before `KVM_SET_CPUID2`. `None`:
-/// the host's CPU has no VMX to give, so there is no version either.
+/// Lets the vCPU use an enlightened VMCS. Cannot be undone, and hides VMX features from the guest
+/// whether it uses an eVMCS or not (`evmcs_filter` in arch/x86/kvm/vmx/hyperv.c). Before
+/// `KVM_SET_CPUID2`. `None`: the host's CPU has no VMX, so there is no version either.
 ///
 /// # Errors
-/// If KVM refuses: it knows no eVMCS, as on AMD.
+/// If KVM refuses: it has no eVMCS, as on AMD.
 pub fn enable_evmcs(vcpu: &VcpuFd) -> Result<Option<EvmcsVersions>, KvmError> {
     let mut versions: u16 = 0;
     let what = Named {

@@ -1,4 +1,5 @@
-//! KVM's clock of a VM (`KVM_GET_CLOCK`, `KVM_SET_CLOCK`): kvmclock's source and Hyper-V reference time's.
+//! KVM's clock of a VM (`KVM_GET_CLOCK`, `KVM_SET_CLOCK`): the source of kvmclock and of Hyper-V
+//! reference time.
 
 use kvm_bindings::{KVM_CLOCK_HOST_TSC, KVM_CLOCK_REALTIME, KVM_CLOCK_TSC_STABLE, kvm_clock_data};
 use kvm_ioctls::VmFd;
@@ -8,7 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use super::tsc::host_tsc;
 use super::{KvmError, ioctl_error};
 
-/// The clock and what else was read at the same instant.
+/// The clock, and the host's clocks at the same instant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClockReading {
     /// The VM's clock, in nanoseconds.
@@ -54,23 +55,23 @@ pub fn host_now() -> HostInstant {
     }
 }
 
-/// Reads the VM's clock. KVM finds out whether it has a master clock when a vCPU first runs or the clock is
-/// set.
+/// Reads the VM's clock. KVM determines whether it has a master clock when a vCPU first runs or the
+/// clock is set.
 ///
 /// # Errors
-/// What KVM says.
+/// If KVM refuses.
 pub fn get(vm: &VmFd) -> Result<ClockReading, KvmError> {
     vm.get_clock()
         .map(Into::into)
         .map_err(ioctl_error("KVM_GET_CLOCK", "read the VM's clock"))
 }
 
-/// Sets the VM's clock to `clock_ns`; with `realtime_ns`, to what it comes to when it was `clock_ns` at that
-/// time of the host's wall clock. KVM never subtracts. Hyper-V's reference TSC page is written anew before a
-/// vCPU runs, unless the guest has asked for TSC emulation.
+/// Sets the VM's clock to `clock_ns`; with `realtime_ns`, to `clock_ns` plus the time since that
+/// instant of the host's wall clock. KVM never subtracts. KVM rewrites Hyper-V's reference TSC page
+/// before a vCPU runs, unless the guest has requested TSC emulation.
 ///
 /// # Errors
-/// If this KVM knows no wall clock here (before Linux 5.16).
+/// If this KVM does not support the wall clock here (before Linux 5.16).
 pub fn set(vm: &VmFd, clock_ns: u64, realtime_ns: Option<u64>) -> Result<(), KvmError> {
     let data = kvm_clock_data {
         clock: clock_ns,
@@ -104,7 +105,7 @@ mod tests {
         let then = u64::try_from(now.as_nanos()).unwrap() - hour;
         set(&vm, hour, Some(then)).unwrap();
         assert!(get(&vm).unwrap().clock_ns >= 2 * hour);
-        // A wall clock that is ahead of ours takes nothing away.
+        // A wall clock that is ahead of this host's subtracts nothing.
         set(&vm, hour, Some(u64::MAX)).unwrap();
         let last = get(&vm).unwrap().clock_ns;
         assert!((hour..2 * hour).contains(&last));

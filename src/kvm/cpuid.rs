@@ -1,4 +1,4 @@
-//! The Hyper-V leaves that KVM can give.
+//! The Hyper-V leaves that KVM supports.
 
 use std::os::fd::{AsRawFd, RawFd};
 
@@ -8,12 +8,12 @@ use nix::errno::Errno;
 
 use super::{KvmError, ioctl, ioctl_error};
 
-/// KVM writes ten leaves today; it answers `E2BIG` when that is not enough.
+/// KVM writes ten leaves today; it returns `E2BIG` if there is no room for all.
 const FIRST_TRY: usize = 16;
 
-/// The Hyper-V leaves 0x40000000.. that this host's KVM can give, asked from the system
-/// (`KVM_GET_SUPPORTED_HV_CPUID` with `KVM_CAP_SYS_HYPERV_CPUID`). `None` when KVM cannot say without a vCPU,
-/// or has no Hyper-V at all: the older form needs [`vcpu_supported_hv_cpuid`].
+/// The Hyper-V leaves 0x40000000.. that this host's KVM supports, read from the system
+/// (`KVM_GET_SUPPORTED_HV_CPUID` with `KVM_CAP_SYS_HYPERV_CPUID`). `None` if KVM needs a vCPU for
+/// them, or has no Hyper-V support: the older form needs [`vcpu_supported_hv_cpuid`].
 ///
 /// # Errors
 /// If KVM offers the ioctl, but it fails.
@@ -24,9 +24,9 @@ pub fn supported_hv_cpuid(kvm: &Kvm) -> Result<Option<Vec<kvm_cpuid_entry2>>, Kv
     hv_cpuid(kvm.as_raw_fd()).map(Some)
 }
 
-/// The same, asked from a vCPU: the only form before Linux 5.11. It shows eVMCS only after
-/// [`super::cap::enable_evmcs`] on that vCPU, and what needs a local APIC only if the vCPU has one in the
-/// kernel.
+/// The same, read from a vCPU: the only form before Linux 5.11. It includes eVMCS only after
+/// [`super::cap::enable_evmcs`] on that vCPU, and features that need a local APIC only if the vCPU
+/// has one in the kernel.
 ///
 /// # Errors
 /// If KVM does not have `KVM_CAP_HYPERV_CPUID`, or fails.
@@ -39,8 +39,8 @@ fn hv_cpuid(fd: RawFd) -> Result<Vec<kvm_cpuid_entry2>, KvmError> {
     loop {
         // `room` stays within KVM_MAX_CPUID_ENTRIES, the limit of the type.
         let mut leaves = CpuId::new(room).expect("room for CPUID entries within the limit");
-        // SAFETY: `fd` is an open KVM or vCPU descriptor, and `leaves` is a kvm_cpuid2 whose `nent` says how
-        // many entries it has room for; the kernel writes no more than that.
+        // SAFETY: `fd` is an open KVM or vCPU descriptor, and `leaves` is a kvm_cpuid2 whose `nent`
+        // is the number of entries it has room for; the kernel writes no more than that.
         let done = unsafe { ioctl::get_supported_hv_cpuid(fd, leaves.as_mut_fam_struct_ptr()) };
         match done {
             Ok(_) => return Ok(leaves.as_slice().to_vec()),
@@ -50,7 +50,7 @@ fn hv_cpuid(fd: RawFd) -> Result<Vec<kvm_cpuid_entry2>, KvmError> {
             Err(errno) => {
                 return Err(ioctl_error(
                     "KVM_GET_SUPPORTED_HV_CPUID",
-                    "read which Hyper-V leaves KVM can give",
+                    "read the Hyper-V leaves that KVM supports",
                 )(errno));
             }
         }

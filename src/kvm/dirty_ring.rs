@@ -1,13 +1,13 @@
-//! The dirty ring: KVM writes down each page that a vCPU dirties in a ring of that vCPU, instead of setting a
-//! bit in a bitmap of all RAM (Documentation/virt/kvm/api.rst, 8.29). Finding out what was written then takes
-//! as long as what was written is large, and not as RAM is.
+//! The dirty ring: KVM records each page that a vCPU dirties in a ring of that vCPU, instead of
+//! setting a bit in a bitmap of all RAM (Documentation/virt/kvm/api.rst, 8.29). Collecting dirty
+//! pages then takes time in proportion to their number, not to the size of RAM.
 //!
-//! Only while a slot logs its writes is anything written down. A ring that is nearly full stops its vCPU,
-//! before it enters the guest again, until it has been [harvested](DirtyRing::harvest) and [`reset`]. KVM
-//! keeps room for what a vCPU can still write down until then, which is little if the processor runs the
-//! guest. A KVM that interprets the guest's code writes down more, over what is there; so there rings are
-//! [not to be used](supported_on_host), and a ring that is full to the last entry is taken for one that [has
-//! lost some](Harvest).
+//! KVM records only while a slot logs its writes. A ring that is nearly full stops its vCPU, before
+//! it enters the guest again, until it has been [harvested](DirtyRing::harvest) and [`reset`]. KVM
+//! reserves entries for the pages that a vCPU can still dirty until then, which are few if the
+//! processor runs the guest. A KVM that interprets the guest's code records more, and overwrites
+//! older entries; so rings are [not used](supported_on_host) there, and a ring that is full to the
+//! last entry counts as one that [has lost some](Harvest).
 
 use std::mem::offset_of;
 use std::num::NonZeroUsize;
@@ -25,15 +25,15 @@ use super::{KvmError, cap, ioctl, ioctl_error};
 use crate::memory::dirty::WrittenPages;
 use crate::memory::slots::RamSlots;
 
-/// KVM_DIRTY_GFN_F_DIRTY, KVM_DIRTY_GFN_F_RESET: who an entry belongs to.
+/// KVM_DIRTY_GFN_F_DIRTY, KVM_DIRTY_GFN_F_RESET: the owner of an entry.
 const DIRTY: u32 = 1 << 0;
 const RESET: u32 = 1 << 1;
 /// Bytes of an entry.
 const ENTRY: u32 = 16;
 const HOST_PAGE: i64 = 4096;
 
-/// `kvm_dirty_gfn`. KVM writes entries while this process looks at them, so all of it is atomic; what the
-/// flags say decides whose the rest is.
+/// `kvm_dirty_gfn`. KVM writes entries while this process reads them, so all of it is atomic; the
+/// flags determine the owner of the other fields.
 #[derive(Debug)]
 #[repr(C)]
 struct Entry {
@@ -49,7 +49,7 @@ const _: () = {
     assert!(offset_of!(Entry, page) == offset_of!(kvm_dirty_gfn, offset));
 };
 
-/// Whether the host's processor has VMX or SVM, so that it and not KVM runs guests' code.
+/// Whether the host's processor has VMX or SVM, and so runs guest code itself.
 pub fn supported_on_host(cpu: &Cpu) -> bool {
     cpu.vmx || cpu.svm
 }
@@ -60,8 +60,8 @@ pub fn max_entries(vm: &VmFd) -> u32 {
     u32::try_from(bytes).map_or(0, |bytes| bytes / ENTRY)
 }
 
-/// Gives all vCPUs that will be created a ring of `entries`, a power of two. From then on the VM has no dirty
-/// bitmaps.
+/// Enables a ring of `entries`, a power of two, on all vCPUs that are created later. From then on
+/// the VM has no dirty bitmaps.
 ///
 /// # Errors
 /// If KVM refuses.
@@ -69,7 +69,7 @@ pub fn enable(vm: &VmFd, entries: u32) -> Result<(), KvmError> {
     cap::dirty_ring(vm, u64::from(entries) * u64::from(ENTRY))
 }
 
-/// Gives what has been harvested from all rings back to KVM, which then notices further writes to these
+/// Returns the harvested entries of all rings to KVM, which then records further writes to these
 /// pages.
 ///
 /// # Errors
@@ -81,12 +81,12 @@ pub fn reset(vm: &VmFd) -> Result<(), KvmError> {
         .map_err(|e| ioctl_error("KVM_RESET_DIRTY_RINGS", "log which pages the guest writes")(e))
 }
 
-/// What was in a ring.
+/// The result of a harvest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Harvest {
-    /// So many entries, each once.
+    /// This many entries, each once.
     All(usize),
-    /// No entry was free: KVM may have written over some.
+    /// No entry was free: KVM may have overwritten some.
     Overflowed,
 }
 
@@ -96,20 +96,20 @@ pub struct DirtyRing {
     entries: NonNull<Entry>,
     /// A power of two.
     len: NonZeroUsize,
-    /// The entry that KVM fills next or has filled.
+    /// The entry that KVM fills next, or has filled.
     next: usize,
 }
 
-// SAFETY: the mapping is this object's alone in this process, and KVM does not care which thread looks at it.
+// SAFETY: this object alone owns the mapping in this process, and any thread may access it.
 unsafe impl Send for DirtyRing {}
 
 impl DirtyRing {
-    /// The ring of `vcpu`, which was created after [`enable`] with these entries.
+    /// The ring of `vcpu`, which was created after [`enable`] with this number of entries.
     ///
     /// # Errors
     /// If it cannot be mapped.
     pub fn map(vcpu: &VcpuFd, entries: u32) -> Result<Self, KvmError> {
-        let failed = |e: nix::Error| ioctl_error("mmap", "see which pages the guest writes")(e);
+        let failed = |e: nix::Error| ioctl_error("mmap", "map the dirty ring")(e);
         let len = usize::try_from(entries).ok().and_then(NonZeroUsize::new);
         let len = len.ok_or(nix::Error::EINVAL).map_err(failed)?;
         // SAFETY: the descriptor is open as long as `vcpu` is borrowed, which is longer than this call.
@@ -133,13 +133,15 @@ impl DirtyRing {
         })
     }
 
-    /// Marks the pages that KVM has written down since the last call in `written`, as the regions that
-    /// `slots` says. The vCPU is out of the guest, else some are still in its processor (page-modification
-    /// logging).
+    /// Marks the pages that KVM has recorded since the last call in `written`, in the regions of
+    /// `slots`. The vCPU must be out of the guest, or some are still in its processor
+    /// (page-modification logging).
     pub fn harvest(&mut self, slots: &RamSlots, written: &WrittenPages) -> Harvest {
-        // SAFETY: so many entries are mapped as long as `self` lives, and they are made of atomics.
+        // SAFETY: this many entries are mapped as long as `self` lives, and they consist of
+        // atomics.
         let entries = unsafe { std::slice::from_raw_parts(self.entries.as_ptr(), self.len.get()) };
-        // Once around at most: KVM goes on filling while this reads, but not what it has not got back.
+        // Once around at most: KVM continues to fill entries meanwhile, but none that it does not
+        // own.
         for found in 0..entries.len() {
             let entry = &entries[self.next];
             if entry.flags.load(Ordering::Acquire) & (DIRTY | RESET) != DIRTY {
@@ -157,7 +159,7 @@ impl DirtyRing {
     }
 }
 
-/// What so many entries take.
+/// The size of this many entries.
 fn bytes(entries: NonZeroUsize) -> NonZeroUsize {
     entries.saturating_mul(NonZeroUsize::new(size_of::<Entry>()).unwrap_or(NonZeroUsize::MIN))
 }
@@ -184,11 +186,11 @@ mod tests {
     use crate::memory::slots::{AddressSpace, SlotKind};
     use crate::units::Gpa;
 
-    /// The smallest that KVM takes with room for what the processor may still hold.
+    /// The smallest size that KVM accepts, including its reserved entries.
     const ENTRIES: u32 = 1024;
     const PAGES: u64 = 4096;
 
-    /// Real mode: writes a byte to each of 16 pages from 0x10000 on, and halts by a port.
+    /// Real mode: writes a byte to each of 16 pages from 0x10000 on, and exits by port I/O.
     const CODE: [u8; 19] = [
         0xb8, 0x00, 0x10, // mov ax, 0x1000
         0x8e, 0xd8, // 1: mov ds, ax

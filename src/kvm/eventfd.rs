@@ -21,7 +21,8 @@ pub fn new() -> Result<EventFd, KvmError> {
         .map_err(ioctl_error("eventfd2", "create an eventfd"))
 }
 
-/// From now on a signal of `event` raises line `gsi` once. Signals that are pending in it do so at once.
+/// From now on a signal of `event` raises line `gsi` once. A signal that is already pending does so
+/// at once.
 ///
 /// # Errors
 /// If KVM refuses: the VM has no irqchip, or the eventfd raises another line.
@@ -29,8 +30,8 @@ pub fn assign_irq(vm: &VmFd, event: &EventFd, gsi: Gsi) -> Result<(), KvmError> 
     irqfd(vm, event.as_fd(), gsi, 0, "let an eventfd interrupt")
 }
 
-/// The end of [`assign_irq`]. When this returns, signals made before it are delivered, and those made after
-/// it stay in `event`.
+/// Reverts [`assign_irq`]. When this returns, signals made before it are delivered, and those made
+/// after it stay in `event`.
 ///
 /// # Errors
 /// If KVM refuses.
@@ -58,7 +59,7 @@ fn irqfd(
         .map_err(ioctl_error("KVM_IRQFD", doing))
 }
 
-/// A guest address that a driver writes to.
+/// A guest address of a doorbell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum IoAddress {
     /// In memory.
@@ -67,15 +68,15 @@ pub enum IoAddress {
     Port(u16),
 }
 
-/// Which writes count.
+/// The writes that match.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Match {
-    /// Each, of any width and value. At an MMIO address KVM on Intel then need not decode the instruction
-    /// (`kvm_fast_mmio_bus`, arch/x86/kvm/vmx/vmx.c handle_ept_misconfig).
+    /// All writes, of any width and value. At an MMIO address KVM on Intel then need not decode the
+    /// instruction (`kvm_fast_mmio_bus`, arch/x86/kvm/vmx/vmx.c handle_ept_misconfig).
     Any,
-    /// Those of 16 bits with this value.
+    /// Writes of 16 bits with this value.
     U16(u16),
-    /// Those of 32 bits with this value.
+    /// Writes of 32 bits with this value.
     U32(u32),
 }
 
@@ -90,7 +91,8 @@ impl Match {
     }
 }
 
-/// From now on a write at `at` that counts signals `event` and does not exit. The value written is lost.
+/// From now on a matching write at `at` signals `event` and does not exit. The value written is
+/// lost.
 ///
 /// # Errors
 /// If KVM refuses: another eventfd has the same address, width and value, or there are too many.
@@ -98,7 +100,7 @@ pub fn assign_io(vm: &VmFd, event: &EventFd, at: IoAddress, which: Match) -> Res
     ioeventfd(vm, event, at, which, 0, "let a write signal an eventfd")
 }
 
-/// The end of [`assign_io`], with the same arguments.
+/// Reverts [`assign_io`]; the arguments must be the same.
 ///
 /// # Errors
 /// If KVM refuses.

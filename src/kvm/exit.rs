@@ -1,6 +1,6 @@
-//! One KVM_RUN and the exit it ended with, as a plain enum.
+//! One KVM_RUN and its exit, as a plain enum.
 //!
-//! kvm-ioctls decodes most of it; what it leaves out (the element size of string port I/O, the payloads of
+//! kvm-ioctls decodes most exits; the rest (the element size of string port I/O, the payloads of
 //! KVM_EXIT_HYPERV and KVM_EXIT_INTERNAL_ERROR) is read from `kvm_run` here.
 
 use kvm_bindings::{
@@ -10,8 +10,8 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use super::internal_error::{InternalError, read_internal_error};
 
-/// Why KVM_RUN came back. Fields that take an answer are borrowed from `kvm_run`; the answer is given by
-/// writing to them before the next KVM_RUN.
+/// Why KVM_RUN returned. Result fields are borrowed from `kvm_run`; the caller sets them before the
+/// next KVM_RUN.
 #[derive(Debug)]
 pub enum Exit<'a> {
     /// `in`, or `rep ins`: `data` holds elements of `size` bytes to be filled, in order.
@@ -32,14 +32,14 @@ pub enum Exit<'a> {
         /// A multiple of `size` bytes.
         data: &'a [u8],
     },
-    /// A load from where no RAM is.
+    /// A load from an address without RAM.
     MmioRead {
         /// Guest-physical address.
         addr: u64,
         /// 1..=8 bytes to be filled.
         data: &'a mut [u8],
     },
-    /// A store to where no RAM is.
+    /// A store to an address without RAM.
     MmioWrite {
         /// Guest-physical address.
         addr: u64,
@@ -50,7 +50,7 @@ pub enum Exit<'a> {
     Rdmsr {
         /// Its number.
         msr: u32,
-        /// The answer.
+        /// The result.
         data: &'a mut u64,
         /// Non-zero: inject #GP instead.
         error: &'a mut u8,
@@ -66,7 +66,7 @@ pub enum Exit<'a> {
     },
     /// The guest reconfigured its SynIC (`KVM_EXIT_HYPERV_SYNIC`).
     Synic {
-        /// Which register.
+        /// The register's number.
         msr: u32,
     },
     /// A hypercall that KVM leaves to user space (`KVM_EXIT_HYPERV_HCALL`).
@@ -96,9 +96,9 @@ pub enum Exit<'a> {
     },
     /// The vCPU's dirty ring has no more room (`KVM_EXIT_DIRTY_RING_FULL`).
     DirtyRingFull,
-    /// KVM_RUN ended early: a signal, or `immediate_exit`.
+    /// KVM_RUN returned early: a signal, or `immediate_exit`.
     Interrupted,
-    /// KVM cannot go on (`KVM_EXIT_INTERNAL_ERROR`).
+    /// KVM cannot continue (`KVM_EXIT_INTERNAL_ERROR`).
     InternalError(InternalError),
     /// The CPU refused to enter the guest.
     FailEntry {
@@ -119,7 +119,7 @@ pub enum Exit<'a> {
         /// errno.
         errno: i32,
     },
-    /// An exit that this VM did not ask for.
+    /// An exit that this VM did not enable.
     Unexpected {
         /// `KVM_EXIT_*`.
         reason: u32,
@@ -128,7 +128,8 @@ pub enum Exit<'a> {
 
 /// Enters the guest and waits for the next exit.
 pub fn run(vcpu: &mut VcpuFd) -> Exit<'_> {
-    // What VcpuExit lacks is read after it has been given up, since it borrows the vCPU.
+    // Exits that `VcpuExit` does not decode are read after it has been dropped, since it borrows
+    // the vCPU.
     enum Rest {
         PortIn(u16, *mut u8, usize),
         PortOut(u16, *const u8, usize),
@@ -189,12 +190,12 @@ pub fn run(vcpu: &mut VcpuFd) -> Exit<'_> {
 fn hyperv(exit: &mut kvm_hyperv_exit) -> Exit<'_> {
     match exit.type_ {
         KVM_EXIT_HYPERV_SYNIC => {
-            // SAFETY: the type says that `synic` is the valid member.
+            // SAFETY: for this type, `synic` is the valid member.
             let msr = unsafe { exit.u.synic.msr };
             Exit::Synic { msr }
         }
         KVM_EXIT_HYPERV_HCALL => {
-            // SAFETY: the type says that `hcall` is the valid member.
+            // SAFETY: for this type, `hcall` is the valid member.
             let call = unsafe { &mut exit.u.hcall };
             Exit::HvHypercall {
                 input: call.input,
@@ -214,7 +215,7 @@ fn hyperv(exit: &mut kvm_hyperv_exit) -> Exit<'_> {
 fn other(run: &mut kvm_run) -> Exit<'_> {
     match run.exit_reason {
         kvm_bindings::KVM_EXIT_MMIO => {
-            // SAFETY: the exit reason says that `mmio` is the valid member of the union.
+            // SAFETY: for this exit reason, `mmio` is the valid member of the union.
             let mmio = unsafe { &mut run.__bindgen_anon_1.mmio };
             let len = usize::try_from(mmio.len).map_or(0, |n| n.min(mmio.data.len()));
             let data = &mut mmio.data[..len];
@@ -232,7 +233,7 @@ fn other(run: &mut kvm_run) -> Exit<'_> {
         }
         kvm_bindings::KVM_EXIT_DIRTY_RING_FULL => Exit::DirtyRingFull,
         reason @ (kvm_bindings::KVM_EXIT_X86_RDMSR | kvm_bindings::KVM_EXIT_X86_WRMSR) => {
-            // SAFETY: the exit reason says that `msr` is the valid member of the union.
+            // SAFETY: for this exit reason, `msr` is the valid member of the union.
             let exit = unsafe { &mut run.__bindgen_anon_1.msr };
             let error = &mut exit.error;
             if reason == kvm_bindings::KVM_EXIT_X86_RDMSR {

@@ -16,26 +16,28 @@ pub struct InternalError {
 }
 
 impl InternalError {
-    /// The words that KVM added for debugging; what they mean depends on `suberror` and the kernel's version.
+    /// The debugging data that KVM added; their meaning depends on `suberror` and the kernel's
+    /// version.
     pub fn data(&self) -> &[u64] {
         self.words.get(..self.count).unwrap_or(&self.words)
     }
 
-    /// What the suberror means.
+    /// The meaning of the suberror.
     pub fn meaning(&self) -> &'static str {
         match self.suberror {
             KVM_INTERNAL_ERROR_EMULATION => "KVM could not emulate an instruction",
-            KVM_INTERNAL_ERROR_SIMUL_EX => "exceptions came together that cannot come together",
+            KVM_INTERNAL_ERROR_SIMUL_EX => "KVM met an impossible combination of exceptions",
             KVM_INTERNAL_ERROR_DELIVERY_EV => "KVM could not deliver an event to the guest",
             KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON => {
-                "the CPU left the guest for a reason that KVM does not know"
+                "the CPU exited the guest for a reason unknown to KVM"
             }
-            _ => "a kind of error that is newer than hypernest",
+            _ => "an error code newer than this hypernest",
         }
     }
 
-    /// The instruction bytes at the guest's instruction pointer, when KVM added them (`emulation_failure` in
-    /// kvm.h): word 0 holds flags, then come a length byte and 15 bytes of instruction.
+    /// The instruction bytes at the guest's instruction pointer, if KVM added them
+    /// (`emulation_failure` in kvm.h): word 0 holds flags, then follow a length byte and 15 bytes
+    /// of instruction.
     pub fn instruction(&self) -> Option<([u8; 15], usize)> {
         let with_bytes = u64::from(KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES);
         let [flags, first, second, ..] = self.data() else {
@@ -52,13 +54,13 @@ impl InternalError {
     }
 }
 
-/// Reads it; `None` if the last exit was another.
+/// Reads it; `None` if the last exit was another one.
 pub(super) fn read_internal_error(run: &kvm_run) -> Option<InternalError> {
     if run.exit_reason != KVM_EXIT_INTERNAL_ERROR {
         return None;
     }
-    // SAFETY: the exit reason says that this member is the current one; it holds integers only, so any bits
-    // are valid.
+    // SAFETY: for this exit reason, this member is the valid one; it holds integers only, so any
+    // bits are valid.
     let error = unsafe { run.__bindgen_anon_1.internal };
     Some(InternalError {
         suberror: error.suberror,

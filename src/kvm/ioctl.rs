@@ -1,4 +1,4 @@
-//! The numbers and argument types of the ioctls that kvm-ioctls does not have (include/uapi/linux/kvm.h).
+//! The numbers and argument types of ioctls that kvm-ioctls lacks (include/uapi/linux/kvm.h).
 
 use kvm_bindings::{
     KVMIO, kvm_cpuid2, kvm_device_attr, kvm_ioeventfd, kvm_irqfd, kvm_reinject_control,

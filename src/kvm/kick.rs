@@ -1,4 +1,4 @@
-//! Getting a vCPU out of KVM_RUN from another thread, without a race.
+//! Makes a vCPU leave KVM_RUN from another thread, without a race.
 
 use std::num::NonZeroUsize;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -12,20 +12,20 @@ use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use nix::sys::pthread::{Pthread, pthread_kill, pthread_self};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
-/// Interrupts KVM_RUN. SIGUSR2 is otherwise unused by hypernest (SIGUSR1 asks for statistics).
+/// Interrupts KVM_RUN. SIGUSR2 has no other use in hypernest (SIGUSR1 requests statistics).
 pub(super) const KICK: Signal = Signal::SIGUSR2;
 
 /// The size of the mapping: `immediate_exit` is in the first page of `kvm_run`.
 const PAGE: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
 
-/// Makes the kick signal interrupt system calls instead of killing the process. Once per process, before any
-/// [`Kicker`].
+/// Makes the kick signal interrupt system calls instead of killing the process. Once per process,
+/// before any [`Kicker`].
 ///
 /// # Errors
-/// What sigaction says.
+/// If sigaction fails.
 pub fn install_handler() -> nix::Result<()> {
     extern "C" fn interrupt(_signal: std::os::raw::c_int) {}
-    // No SA_RESTART: KVM_RUN must come back with EINTR.
+    // No SA_RESTART: KVM_RUN must return EINTR.
     let action = SigAction::new(
         SigHandler::Handler(interrupt),
         SaFlags::empty(),
@@ -78,7 +78,8 @@ impl Kicker {
         // The flag first: if the signal arrives before KVM_RUN is entered, KVM sees the flag there
         // (kvm_arch_vcpu_ioctl_run).
         self.immediate_exit().store(1, Ordering::SeqCst);
-        // The thread may be gone in a process that is shutting down; then there is nothing to interrupt.
+        // In a process that is shutting down the thread may have ended; then there is nothing to
+        // interrupt.
         let _gone = pthread_kill(self.thread, KICK);
     }
 
@@ -88,7 +89,8 @@ impl Kicker {
         self.immediate_exit().store(1, Ordering::SeqCst);
     }
 
-    /// Lets KVM_RUN run again. Called by the vCPU thread before it looks at what it was kicked for.
+    /// Lets KVM_RUN run again. Called by the vCPU thread before it reads the requests behind the
+    /// kick.
     pub fn clear(&self) {
         self.immediate_exit().store(0, Ordering::SeqCst);
     }
@@ -97,15 +99,15 @@ impl Kicker {
         let offset = std::mem::offset_of!(kvm_run, immediate_exit);
         // SAFETY: the offset is inside the mapped page.
         let byte = unsafe { self.page.cast::<u8>().add(offset) };
-        // SAFETY: the byte is mapped as long as self lives; the kernel and kvm-ioctls treat it as a plain
-        // flag byte, and an AtomicU8 has the layout of u8.
+        // SAFETY: the byte is mapped as long as self lives; the kernel and kvm-ioctls treat it as a
+        // plain flag byte, and an AtomicU8 has the layout of u8.
         unsafe { AtomicU8::from_ptr(byte.as_ptr()) }
     }
 }
 
 impl Drop for Kicker {
     fn drop(&mut self) {
-        // SAFETY: the page was mapped by us with this length, and nobody has a reference to it any more.
+        // SAFETY: this object mapped the page with this length, and no reference to it is left.
         let _unmapped = unsafe { munmap(self.page, PAGE.get()) };
     }
 }

@@ -12,11 +12,11 @@ use crate::memory::dirty::PageSet;
 use crate::memory::slots::{AddressSpace, RamSlots, Slot, SlotId, SlotKind, Slots};
 use crate::memory::{GuestRam, RamPiece};
 
-/// Adds all regions of `ram` to a VM that is no machine's, a slot each from 0. The VM must be gone before the
-/// last clone of `ram`.
+/// Adds all regions of `ram` to a VM that belongs to no machine, a slot each from 0. The VM must be
+/// dropped before the last clone of `ram`.
 ///
 /// # Errors
-/// If KVM refuses: too large for its slots, or overlapping.
+/// If KVM refuses: a region is too large for its slot, or regions overlap.
 pub fn add_ram(vm: &VmFd, ram: &GuestRam) -> Result<(), KvmError> {
     for (slot, piece) in (0..).zip(ram.pieces()) {
         set_slot(vm, slot, piece, 0, "give the guest its RAM")?;
@@ -24,7 +24,7 @@ pub fn add_ram(vm: &VmFd, ram: &GuestRam) -> Result<(), KvmError> {
     Ok(())
 }
 
-/// All memory slots of a machine, and the memory in them. They outlive the VMs in KVM.
+/// All memory slots of a machine, and their memory. They outlive the VMs in KVM.
 #[derive(Clone, Debug)]
 pub struct MemorySlots(Arc<Mutex<Inner>>);
 
@@ -35,12 +35,12 @@ struct Inner {
     slots: Slots,
     /// Keeps the memory of each slot mapped.
     memory: BTreeMap<SlotId, GuestRam>,
-    /// Writes to RAM are logged.
+    /// Whether writes to RAM are logged.
     log: bool,
 }
 
 impl MemorySlots {
-    /// None yet, of `limit` in each address space (`KVM_CAP_NR_MEMSLOTS`).
+    /// Creates it without slots; at most `limit` in each address space (`KVM_CAP_NR_MEMSLOTS`).
     pub fn new(limit: u32) -> Self {
         Self(Arc::new(Mutex::new(Inner {
             vm: None,
@@ -53,7 +53,7 @@ impl MemorySlots {
     /// Adds all regions of `memory`, a slot each. Returns the slots.
     ///
     /// # Errors
-    /// If no slot is free, other memory is there, or KVM refuses; nothing is added then.
+    /// If no slot is free, the regions overlap other memory, or KVM refuses; then nothing is added.
     pub fn add(
         &self,
         kind: SlotKind,
@@ -69,7 +69,7 @@ impl MemorySlots {
         for slot in &added {
             if let Err(e) = inner.set(slot, "add guest memory") {
                 for id in &ids {
-                    // Those that KVM has not got are refused.
+                    // KVM refuses slots that it does not have.
                     let _removed = inner.remove(*id);
                 }
                 return Err(e);
@@ -87,13 +87,13 @@ impl MemorySlots {
         ids.iter().try_for_each(|id| inner.remove(*id))
     }
 
-    /// Which region of RAM each slot is.
+    /// The slot of each region of RAM.
     pub fn ram(&self) -> RamSlots {
         self.lock().slots.ram()
     }
 
-    /// Begins or ends to log which pages of RAM are written, by the guest and by KVM, in this VM and those
-    /// after it.
+    /// Starts or stops logging of writes to RAM, by the guest and by KVM, in this VM and later
+    /// ones.
     ///
     /// # Errors
     /// If KVM refuses.
@@ -101,10 +101,11 @@ impl MemorySlots {
         let mut inner = self.lock();
         inner.log = on;
         let mut ram = inner.ram();
-        ram.try_for_each(|slot| inner.set(slot, "log which pages the guest writes"))
+        ram.try_for_each(|slot| inner.set(slot, "start or stop the dirty log"))
     }
 
-    /// Adds the pages of RAM that were written since the last call, or since the log began, to `set`.
+    /// Adds the pages of RAM that were written since the last call, or since logging started, to
+    /// `set`.
     ///
     /// # Errors
     /// If KVM refuses: nothing is logged.
@@ -114,11 +115,10 @@ impl MemorySlots {
             return Ok(());
         };
         for slot in inner.ram() {
-            let bytes = usize::try_from(slot.memory.len).expect("it is mapped");
-            let bitmap = vm.get_dirty_log(slot.id.kvm(), bytes).map_err(ioctl_error(
-                "KVM_GET_DIRTY_LOG",
-                "read which pages the guest wrote",
-            ))?;
+            let bytes = usize::try_from(slot.memory.len).expect("a mapped length fits usize");
+            let bitmap = vm
+                .get_dirty_log(slot.id.kvm(), bytes)
+                .map_err(ioctl_error("KVM_GET_DIRTY_LOG", "read the dirty log"))?;
             set.insert_bitmap(slot.region, &bitmap);
         }
         Ok(())
@@ -134,7 +134,7 @@ impl Inner {
         self.slots.iter().filter(|slot| slot.kind == SlotKind::Ram)
     }
 
-    /// Gives a slot with its flags to the VM, if there is one.
+    /// Sets a slot with its flags in the VM, if there is one.
     fn set(&self, slot: &Slot, doing: &'static str) -> Result<(), KvmError> {
         let flags = match slot.kind {
             SlotKind::Ram if self.log => KVM_MEM_LOG_DIRTY_PAGES,
@@ -192,9 +192,9 @@ fn set_slot(
         memory_size: piece.len,
         userspace_addr: piece.host,
     };
-    // SAFETY: the region is a live mapping of that length, used by nobody as Rust memory. Should it be
-    // unmapped while the VM lives, the guest gets faults; KVM holds no reference to the pages past the
-    // mapping.
+    // SAFETY: the region is a live mapping of that length, which Rust does not access as memory of
+    // its own. If it is unmapped while the VM lives, the guest faults; KVM holds no reference to
+    // the pages past the mapping.
     unsafe { vm.set_user_memory_region(region) }
         .map_err(ioctl_error("KVM_SET_USER_MEMORY_REGION", doing))
 }
@@ -209,7 +209,7 @@ mod tests {
     use crate::memory::dirty::PAGE;
     use crate::units::Gpa;
 
-    /// Real mode: a byte to 0x20010, one to 0x30010, and the end.
+    /// Real mode: writes a byte to 0x20010 and one to 0x30010, and exits.
     const CODE: [u8; 19] = [
         0xb8, 0x00, 0x20, // mov ax, 0x2000
         0x8e, 0xd8, // mov ds, ax
@@ -234,7 +234,7 @@ mod tests {
         vcpu
     }
 
-    /// Runs the program; which of its writes exited.
+    /// Runs the program; returns the addresses of the writes that exited.
     fn exits(vcpu: &mut VcpuFd) -> Vec<u64> {
         let mut regs = vcpu.get_regs().unwrap();
         (regs.rip, regs.rflags, regs.rdx) = (0x1000, 2, 0x80);
@@ -295,7 +295,7 @@ mod tests {
         slots.attach(&vm).unwrap();
         let mut vcpu = vcpu(&vm);
         slots.remove(&ids).unwrap();
-        // A hole also exits, and RAM that takes its place does not; the log is still on.
+        // A hole also exits, and RAM in its place does not; the log is still on.
         assert_eq!(exits(&mut vcpu), [0x2_0010]);
         let more = slots.add(SlotKind::StandIn, AddressSpace::Normal, &rom);
         assert_eq!(more.unwrap(), ids);

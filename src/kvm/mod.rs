@@ -1,30 +1,31 @@
-//! What kvm-ioctls lacks, and the host's capabilities as named fields.
+//! Wrappers of KVM that kvm-ioctls lacks, and the host's capabilities as named fields.
 //!
-//! - [`attachment`]: what is attached again to the VM that a reset makes
-//! - [`cap`]: capabilities to switch on, by name; the version word of eVMCS
+//! - [`attachment`]: resources that are attached again to the VM after a reset
+//! - [`cap`]: capabilities to enable, by name; the version word of eVMCS
 //! - [`clock`]: KVM's clock of a VM
-//! - [`cpuid`]: the Hyper-V leaves that KVM can give
-//! - [`dirty_ring`]: which pages a vCPU has written
+//! - [`cpuid`]: the Hyper-V leaves that KVM supports
+//! - [`dirty_ring`]: the pages that a vCPU has written
 //! - [`eventfd`]: eventfds in place of interrupts and exits
-//! - [`exit`]: one `KVM_RUN`, and why it ended
+//! - [`exit`]: one `KVM_RUN`, and why it returned
 //! - [`internal_error`]: the payload of `KVM_EXIT_INTERNAL_ERROR`
-//! - [`kick`]: how another thread gets a vCPU out of `KVM_RUN`
+//! - [`kick`]: makes a vCPU leave `KVM_RUN` from another thread
 //! - [`memory`]: guest RAM as memory slots
-//! - [`msr`]: single MSRs, and which MSR accesses come to user space
+//! - [`msr`]: single MSRs, and the MSR accesses that exit to user space
 //! - [`pit`]: whether KVM's PIT re-injects missed ticks
-//! - [`requests`]: what KVM does before it enters the guest, without entering it
-//! - [`route`]: what an interrupt line leads to
-//! - [`state`]: what a VM is at, read from KVM and given to it
+//! - [`requests`]: KVM's work before a guest entry, without the entry
+//! - [`route`]: the targets of interrupt lines
+//! - [`state`]: the state of a VM, read from KVM and restored to it
 //! - [`stats`]: KVM's own counters of a VM or a vCPU
 //! - [`timer`]: the local APIC's timer after the TSC has changed
 //! - [`tsc`]: a vCPU's TSC offset and frequency
-//! - [`host`]: everything that can be asked before a VM exists
+//! - [`host`]: everything that can be queried before a VM exists
 //!
-//! The wrappers hold no policy: each is one ioctl with typed arguments and an error that says what was tried.
+//! The wrappers hold no policy: each is one ioctl with typed arguments and an error that names the
+//! attempted operation.
 
 #![allow(
     unsafe_code,
-    reason = "ioctls that kvm-ioctls does not wrap and the kvm_run mapping; each block says why it holds"
+    reason = "ioctls that kvm-ioctls does not wrap and the kvm_run mapping; each block states why it is sound"
 )]
 
 use std::io;
@@ -57,16 +58,16 @@ pub mod tsc;
 /// A request that KVM did not carry out.
 #[derive(Debug, Error)]
 pub enum KvmError {
-    /// KVM refused to switch on a capability.
+    /// KVM refused to enable a capability.
     #[error("cannot enable {name} on the {scope}: {advice}")]
     EnableCap {
         /// The capability's name in the KVM API.
         name: &'static str,
         /// `VM` or `vCPU`.
         scope: &'static str,
-        /// What this usually means.
+        /// The usual cause.
         advice: &'static str,
-        /// The kernel's answer.
+        /// The kernel's error.
         source: io::Error,
     },
     /// Another ioctl failed.
@@ -74,27 +75,27 @@ pub enum KvmError {
     Ioctl {
         /// The ioctl's name in the KVM API.
         ioctl: &'static str,
-        /// What it was for.
+        /// The operation that failed.
         doing: &'static str,
-        /// The kernel's answer.
+        /// The kernel's error.
         source: io::Error,
     },
-    /// KVM wrote more down than a ring holds.
+    /// KVM dirtied more pages than a ring holds.
     #[error(
-        "it is not known which pages the guest wrote: KVM's dirty ring overflowed. `--dirty-ring-size 0` \
-         does without"
+        "the pages that the guest wrote are unknown: KVM's dirty ring overflowed; `--dirty-ring-size 0` \
+         disables it"
     )]
     DirtyRingOverflowed,
-    /// Memory has no slot.
+    /// No memory slot is available.
     #[error(transparent)]
     Slot(#[from] SlotError),
-    /// More interrupt routes than KVM takes.
+    /// More interrupt routes than KVM accepts.
     #[error(
-        "cannot set {count} interrupt routes: KVM takes {} at most",
+        "cannot set {count} interrupt routes: KVM accepts at most {}",
         kvm_bindings::KVM_MAX_IRQ_ROUTES
     )]
     TooManyRoutes {
-        /// How many there were.
+        /// The number of routes.
         count: usize,
     },
     /// More or larger MSR ranges than a filter can hold.
@@ -105,7 +106,7 @@ pub enum KvmError {
         msr::MAX_MSRS_PER_RANGE
     )]
     TooManyMsrs {
-        /// How many ranges there were.
+        /// The number of ranges.
         ranges: usize,
         /// The size of the largest.
         largest: usize,
@@ -125,7 +126,7 @@ impl KvmError {
     }
 }
 
-/// Puts the name and the purpose of an ioctl to its error number.
+/// Adds the name and the purpose of an ioctl to its error number.
 fn ioctl_error<E: Into<io::Error>>(
     ioctl: &'static str,
     doing: &'static str,

@@ -1,4 +1,4 @@
-//! Single MSRs of a vCPU, and which MSR accesses come to user space.
+//! Single MSRs of a vCPU, and the MSR accesses that exit to user space.
 
 use std::io;
 
@@ -16,15 +16,15 @@ pub const MAX_MSRS_PER_RANGE: usize = KVM_MSR_FILTER_MAX_BITMAP_SIZE as usize * 
 /// Consecutive MSRs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MsrRange {
-    /// The first.
+    /// The first MSR.
     pub first: Msr,
-    /// How many.
+    /// The number of MSRs.
     pub count: u32,
 }
 
-/// The guest's reads and writes of `ranges` are denied to KVM, which then exits with reason
-/// [`MsrExitReason::Filter`](kvm_ioctls::MsrExitReason) where [`super::cap::user_space_msrs`] asked for it.
-/// All other MSRs stay KVM's. Replaces an earlier filter. x2APIC MSRs cannot be filtered.
+/// Sends the guest's reads and writes of `ranges` to user space: KVM exits with reason
+/// [`MsrExitReason::Filter`](kvm_ioctls::MsrExitReason) if [`super::cap::user_space_msrs`] enabled
+/// it. KVM handles all other MSRs. Replaces an earlier filter. x2APIC MSRs cannot be filtered.
 ///
 /// # Errors
 /// If the ranges do not fit a filter, or KVM is older than Linux 5.10.
@@ -53,10 +53,7 @@ pub fn send_to_user_space(vm: &VmFd, ranges: &[MsrRange]) -> Result<(), KvmError
         })
         .collect();
     vm.set_msr_filter(MsrFilterDefaultAction::ALLOW, &filter)
-        .map_err(ioctl_error(
-            "KVM_X86_SET_MSR_FILTER",
-            "take MSRs over from KVM",
-        ))
+        .map_err(ioctl_error("KVM_X86_SET_MSR_FILTER", "set the MSR filter"))
 }
 
 fn one(msr: Msr, data: u64) -> io::Result<Msrs> {
@@ -68,11 +65,11 @@ fn one(msr: Msr, data: u64) -> io::Result<Msrs> {
     Msrs::from_entries(&[entry]).map_err(|_| io::ErrorKind::OutOfMemory.into())
 }
 
-/// The value of `msr`; `None` if the vCPU has no such register. Where it is now and what KVM makes of it is
-/// the host's view: filters do not apply.
+/// The value of `msr`; `None` if the vCPU has no such register. The access is the host's: filters
+/// do not apply.
 ///
 /// # Errors
-/// If KVM does not answer at all.
+/// If the ioctl fails.
 pub fn get(vcpu: &VcpuFd, msr: Msr) -> Result<Option<u64>, KvmError> {
     let mut msrs = one(msr, 0).map_err(ioctl_error("KVM_GET_MSRS", "read a register"))?;
     let done = vcpu
@@ -83,10 +80,10 @@ pub fn get(vcpu: &VcpuFd, msr: Msr) -> Result<Option<u64>, KvmError> {
         .flatten())
 }
 
-/// Sets `msr`. `false` if KVM does not take that value, or there is no such register.
+/// Sets `msr`. `false` if KVM refuses that value, or there is no such register.
 ///
 /// # Errors
-/// If KVM does not answer at all.
+/// If the ioctl fails.
 pub fn set(vcpu: &VcpuFd, msr: Msr, value: u64) -> Result<bool, KvmError> {
     let msrs = one(msr, value).map_err(ioctl_error("KVM_SET_MSRS", "set a register"))?;
     let done = vcpu

@@ -7,18 +7,18 @@ use kvm_ioctls::VmFd;
 
 use super::{KvmError, ioctl, ioctl_error};
 
-/// Has the PIT of `vm` drop ticks that the guest has missed, where it would deliver them later.
+/// Makes the PIT of `vm` drop ticks that the guest has missed, instead of delivering them later.
 ///
 /// # Errors
 /// If the VM has no PIT in KVM.
 pub fn do_not_reinject(vm: &VmFd) -> Result<(), KvmError> {
     let control = kvm_reinject_control::default();
-    // SAFETY: the descriptor is a VM's, and the kernel reads a kvm_reinject_control from the live local that
-    // the pointer is of.
+    // SAFETY: the descriptor is a VM's, and the kernel reads a kvm_reinject_control from the live
+    // local that the pointer refers to.
     unsafe { ioctl::reinject_control(vm.as_raw_fd(), &control) }
         .map_err(ioctl_error(
             "KVM_REINJECT_CONTROL",
-            "switch the PIT's re-injection off",
+            "disable the PIT's re-injection",
         ))
         .map(drop)
 }

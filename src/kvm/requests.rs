@@ -1,8 +1,8 @@
-//! What KVM does before it enters the guest, without entering it.
+//! KVM's work before a guest entry, without the entry.
 //!
-//! KVM leaves much to the next entry (`vcpu_enter_guest`: writing the reference TSC page, for one). With
-//! `immediate_exit` it comes back before any of it; with a signal that is pending and that only KVM_RUN lets
-//! through, right after it.
+//! KVM defers much work to the next entry (`vcpu_enter_guest`: writing the reference TSC page, for
+//! one). With `immediate_exit` it returns before any of it; with a pending signal that only KVM_RUN
+//! unblocks, right after it.
 
 use std::mem::MaybeUninit;
 use std::os::fd::AsRawFd;
@@ -17,22 +17,22 @@ use super::exit::{self, Exit};
 use super::kick::KICK;
 use super::{KvmError, ioctl, ioctl_error};
 
-/// `kvm_signal_mask` with its flexible end: the kernel's signal set has 64 bits.
+/// `kvm_signal_mask` with its flexible array member: the kernel's signal set has 64 bits.
 #[repr(C)]
 struct SignalMask {
     head: kvm_signal_mask,
     set: [u8; 8],
 }
 
-/// Has KVM do what waits for this vCPU's next entry into the guest. The guest does not run. On the vCPU's own
-/// thread, with the vCPU's last exit completed, and nobody kicking it meanwhile. `false` if KVM had something
-/// else to say first, which the next KVM_RUN will say again; or if the vCPU is halted, as KVM then waits with
-/// it all.
+/// Makes KVM do the work that is pending for this vCPU's next guest entry. The guest does not run.
+/// On the vCPU's own thread, with the vCPU's last exit completed, and while no other thread kicks
+/// it. Returns `false` if KVM had another exit first, which the next KVM_RUN reports again; or if
+/// the vCPU is halted, since KVM then defers all of it.
 ///
 /// # Errors
 /// If the signal mask cannot be set.
 pub fn process(vcpu: &mut VcpuFd) -> Result<bool, KvmError> {
-    const DOING: &str = "have KVM do what waits for the next entry";
+    const DOING: &str = "process KVM's requests for the next entry";
     let failed = |e: nix::Error| ioctl_error("KVM_SET_SIGNAL_MASK", DOING)(e);
     let mut kick = SigSet::empty();
     kick.add(KICK);
@@ -53,7 +53,7 @@ pub fn process(vcpu: &mut VcpuFd) -> Result<bool, KvmError> {
     processed.map_err(failed)
 }
 
-/// The thread's signal mask while it is in KVM_RUN; `None`: as outside.
+/// Sets the thread's signal mask in KVM_RUN; `None`: the mask outside.
 fn mask_in_run(vcpu: &VcpuFd, mask: Option<&SigSet>) -> nix::Result<()> {
     let mask = mask.map(|mask| SignalMask {
         head: kvm_signal_mask {
@@ -63,8 +63,8 @@ fn mask_in_run(vcpu: &VcpuFd, mask: Option<&SigSet>) -> nix::Result<()> {
         set: first_64(mask),
     });
     let argument = mask.as_ref().map_or(ptr::null(), ptr::from_ref).cast();
-    // SAFETY: the descriptor is a vCPU's; the argument is null, or points to a live structure with as many
-    // bytes behind its head as the head says.
+    // SAFETY: the descriptor is a vCPU's; the argument is null, or points to a live structure with
+    // as many bytes behind its head as the head states.
     unsafe { ioctl::set_signal_mask(vcpu.as_raw_fd(), argument) }.map(drop)
 }
 
@@ -76,7 +76,7 @@ fn first_64(set: &SigSet) -> [u8; 8] {
     bits.to_le_bytes()
 }
 
-/// Takes the signal that is pending.
+/// Consumes the pending signal.
 fn take(set: &SigSet) {
     let now = libc::timespec {
         tv_sec: 0,
@@ -113,8 +113,8 @@ mod tests {
         let mut vcpu = vm.create_vcpu(0).unwrap();
         let rip = vcpu.get_regs().unwrap().rip;
         for _ in 0..3 {
-            // Whether it is done depends on KVM (one that interprets the guest says something else first),
-            // the rest does not.
+            // Whether it is done depends on KVM (one that interprets the guest reports another exit
+            // first), the rest does not.
             process(&mut vcpu).unwrap();
             assert_eq!(vcpu.get_regs().unwrap().rip, rip);
         }

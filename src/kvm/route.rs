@@ -1,4 +1,4 @@
-//! What an interrupt line leads to (`KVM_SET_GSI_ROUTING`).
+//! The targets of interrupt lines (`KVM_SET_GSI_ROUTING`).
 
 use kvm_bindings::{
     KVM_IRQ_ROUTING_HV_SINT, KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KvmIrqRouting,
@@ -10,7 +10,7 @@ use kvm_ioctls::VmFd;
 use super::{KvmError, ioctl_error};
 use crate::units::{Gsi, VpIndex};
 
-/// A message-signalled interrupt: what a device would write where.
+/// A message-signalled interrupt: the address and data of the device's write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Msi {
     /// The address; bits 63:32 hold bits 31:8 of the APIC id when x2APIC ids are on (`KVM_CAP_X2APIC_API`).
@@ -20,16 +20,16 @@ pub struct Msi {
 }
 
 impl Msi {
-    /// Whether a write of it is an interrupt at all: it goes to the local APICs' addresses (Intel SDM 3A,
-    /// 11.11.1), and KVM takes it (`kvm_msi_route_invalid`: bits 39:32 are zero). KVM refuses a whole table
-    /// for one route that it does not take, so a guest's messages must be checked before.
+    /// Whether a write of it is an interrupt: its address is a local APIC's (Intel SDM 3A,
+    /// 11.11.1), and KVM accepts it (`kvm_msi_route_invalid`: bits 39:32 are zero). KVM refuses a
+    /// whole table for one invalid route, so a guest's messages must be checked before.
     pub fn is_interrupt(self) -> bool {
         let (high, low) = halves(self.address);
         low & 0xfff0_0000 == 0xfee0_0000 && high & 0xff == 0
     }
 }
 
-/// Where a line leads.
+/// The target of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Target {
     /// A pin of a controller in KVM.
@@ -39,23 +39,23 @@ pub enum Target {
         /// The pin.
         pin: u32,
     },
-    /// An MSI; also how pins of a user-space I/O APIC reach KVM.
+    /// An MSI; also the form in which pins of a user-space I/O APIC reach KVM.
     Msi(Msi),
     /// A synthetic interrupt source of one virtual processor.
     HvSint {
-        /// Whose.
+        /// The virtual processor.
         vp: VpIndex,
-        /// Which, 0..=15.
+        /// The source, 0..=15.
         sint: u32,
     },
 }
 
-/// A line and where it leads. The same line may lead to several places, on different controllers.
+/// A line and its target. A line may have several targets, on different controllers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Route {
     /// The line.
     pub gsi: Gsi,
-    /// Where it leads.
+    /// Its target.
     pub to: Target,
 }
 
@@ -102,8 +102,8 @@ impl From<Route> for kvm_irq_routing_entry {
 /// Replaces the whole routing table of the VM.
 ///
 /// # Errors
-/// If there are more routes than KVM takes, or one is invalid (a pin that its controller does not have, a
-/// SINT above 15).
+/// If there are more routes than KVM accepts, or one is invalid (a pin that its controller does not
+/// have, a SINT above 15).
 pub fn set_routes(vm: &VmFd, routes: &[Route]) -> Result<(), KvmError> {
     let entries: Vec<kvm_irq_routing_entry> = routes.iter().copied().map(Into::into).collect();
     let table = KvmIrqRouting::from_entries(&entries).map_err(|_| KvmError::TooManyRoutes {
@@ -111,11 +111,11 @@ pub fn set_routes(vm: &VmFd, routes: &[Route]) -> Result<(), KvmError> {
     })?;
     vm.set_gsi_routing(&table).map_err(ioctl_error(
         "KVM_SET_GSI_ROUTING",
-        "connect interrupt lines",
+        "set the interrupt routes",
     ))
 }
 
-/// Delivers `msi` now. `false`: no local APIC took it.
+/// Delivers `msi` now. Returns `false` if no local APIC accepted it.
 ///
 /// # Errors
 /// If the VM has no irqchip in the kernel.
@@ -135,7 +135,7 @@ pub fn signal_msi(vm: &VmFd, msi: Msi) -> Result<bool, KvmError> {
 /// High and low 32 bits.
 #[allow(
     clippy::cast_possible_truncation,
-    reason = "the halves are what is wanted"
+    reason = "splits a number into its halves"
 )]
 fn halves(address: u64) -> (u32, u32) {
     ((address >> 32) as u32, address as u32)

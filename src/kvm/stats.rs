@@ -1,7 +1,8 @@
 //! KVM's own counters of a VM or a vCPU (`KVM_GET_STATS_FD`, Linux 5.14).
 //!
-//! The descriptor reads like a file: a header, the id, an array of descriptors, and the live data. The layout
-//! is parsed once by a pure function that trusts nothing; then reading a counter is one `pread` of 8 bytes.
+//! The descriptor reads like a file: a header, the id, an array of descriptors, and the live data.
+//! A pure function that trusts no input parses the layout once; then reading a counter is one
+//! `pread` of 8 bytes.
 
 use std::fs::File;
 use std::io;
@@ -24,8 +25,8 @@ use super::ioctl;
 const HEADER: usize = 24;
 /// `struct kvm_stats_desc` without the name.
 const DESCRIPTOR: usize = 16;
-/// Far above what a kernel has (Linux 6.12: 48-byte names, about 60 descriptors), and far below what would
-/// hurt.
+/// Far above the kernel's values (Linux 6.12: 48-byte names, about 60 descriptors), and far below a
+/// harmful size.
 const MAX_NAME: u32 = 512;
 const MAX_DESCRIPTORS: u32 = 4096;
 const MAX_VALUES: u16 = 4096;
@@ -38,33 +39,33 @@ pub enum StatsError {
     Open {
         /// `VM` or `vCPU`.
         whose: &'static str,
-        /// The kernel's answer.
+        /// The kernel's error.
         source: io::Error,
     },
     /// Reading the descriptor failed.
     #[error("cannot read {count} bytes at {offset} of KVM's statistics")]
     Read {
-        /// Where.
+        /// The offset.
         offset: u64,
-        /// How much.
+        /// The number of bytes.
         count: usize,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// What was read makes no sense.
+    /// The data are malformed.
     #[error("KVM's statistics are malformed: {0}")]
     Malformed(String),
-    /// There is no such counter.
+    /// There is no such statistic.
     #[error("KVM has no statistic named {name:?}; it has {known}")]
     NoSuchCounter {
-        /// The name asked for.
+        /// The requested name.
         name: String,
-        /// The names there are.
+        /// The existing names.
         known: String,
     },
 }
 
-/// How a value develops.
+/// The kind of a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// It only grows.
@@ -80,11 +81,11 @@ pub enum Kind {
     },
     /// Buckets that double in width.
     LogHistogram,
-    /// A kind that is newer than this code.
+    /// A kind that this version does not support.
     Unknown,
 }
 
-/// What a value counts, before the exponent.
+/// The unit of a value, before the exponent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unit {
     /// A plain count.
@@ -97,7 +98,7 @@ pub enum Unit {
     Cycles,
     /// 0 or 1.
     Boolean,
-    /// A unit that is newer than this code.
+    /// A unit that this version does not support.
     Unknown,
 }
 
@@ -108,7 +109,7 @@ pub enum Base {
     Ten,
     /// Powers of two.
     Two,
-    /// A base that is newer than this code.
+    /// A base that this version does not support.
     Unknown,
 }
 
@@ -117,17 +118,17 @@ pub enum Base {
 pub struct Descriptor {
     /// Its name, e.g. `exits`.
     pub name: String,
-    /// How it develops.
+    /// Its kind.
     pub kind: Kind,
-    /// What it counts.
+    /// Its unit.
     pub unit: Unit,
     /// With `exponent`: a value times base^exponent is in `unit`.
     pub base: Base,
     /// See `base`.
     pub exponent: i16,
-    /// How many u64 it has: more than one for histograms.
+    /// The number of u64 values: more than one for histograms.
     pub values: u16,
-    /// Where the first is, from the start of the file.
+    /// The offset of the first value from the start of the file.
     pub position: u64,
 }
 
@@ -238,8 +239,8 @@ fn parse_descriptor(header: &Header, bytes: &[u8]) -> Result<Descriptor, StatsEr
     })
 }
 
-/// The statistics of one VM or vCPU. They stay readable after the VM or vCPU is gone, and keep KVM from
-/// freeing it.
+/// The statistics of one VM or vCPU. They stay readable after the VM or vCPU has ended, and keep
+/// KVM from freeing it.
 #[derive(Debug)]
 pub struct Stats {
     file: Arc<File>,
@@ -269,7 +270,8 @@ impl Stats {
             whose,
             source: e.into(),
         })?;
-        // SAFETY: the kernel just made this descriptor for us, and nobody else knows it.
+        // SAFETY: the kernel just created this descriptor for this process, and no other code has
+        // it.
         let file = unsafe { File::from_raw_fd(fd) };
         Self::from_file(file)
     }
@@ -284,12 +286,12 @@ impl Stats {
         })
     }
 
-    /// All statistics there are.
+    /// All statistics.
     pub fn descriptors(&self) -> &[Descriptor] {
         &self.descriptors
     }
 
-    /// The values of one statistic, now.
+    /// The current values of one statistic.
     ///
     /// # Errors
     /// If reading fails.
@@ -301,7 +303,7 @@ impl Stats {
             .collect())
     }
 
-    /// The (first) value of the statistic `name`, now.
+    /// The current (first) value of the statistic `name`.
     ///
     /// # Errors
     /// If there is none of that name, or reading fails.
@@ -309,10 +311,10 @@ impl Stats {
         self.counter(name)?.read()
     }
 
-    /// The statistic `name`, to be read many times.
+    /// The statistic `name`, for repeated reads.
     ///
     /// # Errors
-    /// If there is none of that name; the message says which there are.
+    /// If there is none of that name; the message lists the existing ones.
     pub fn counter(&self, name: &str) -> Result<Counter, StatsError> {
         let found = self.descriptors.iter().find(|d| d.name == name);
         let Some(descriptor) = found else {
@@ -337,7 +339,7 @@ pub struct Counter {
 }
 
 impl Counter {
-    /// The value, now.
+    /// The current value.
     ///
     /// # Errors
     /// If reading fails.
@@ -374,7 +376,7 @@ mod tests {
     /// Name, flags, exponent, offset, bucket width, values.
     type Entry<'a> = (&'a str, u32, i16, u32, u32, &'a [u64]);
 
-    /// A file as the kernel would show it: names of 16 bytes, descriptors at 32, data after them.
+    /// A file in the kernel's format: names of 16 bytes, descriptors at 32, data after them.
     fn image(entries: &[Entry<'_>]) -> Vec<u8> {
         let descriptors_at = 32u32;
         let data_at = descriptors_at + 32 * u32::try_from(entries.len()).unwrap();

@@ -1,8 +1,8 @@
 //! The local APIC's timer after the TSC has changed.
 //!
-//! KVM arms the timer once, for a host TSC or a host time that it worked out from the guest's TSC of that
-//! moment (`start_hv_timer`, `start_sw_tscdeadline`). Neither a new frequency nor a new offset makes it work
-//! that out again.
+//! KVM arms the timer once, for a host TSC value or a host time that it computes from the guest's
+//! TSC at that moment (`start_hv_timer`, `start_sw_tscdeadline`). Neither a new frequency nor a new
+//! offset makes it recompute that.
 
 use kvm_bindings::kvm_lapic_state;
 use kvm_ioctls::VcpuFd;
@@ -23,10 +23,11 @@ const CURRENT_COUNT: usize = 0x390;
 /// LVT timer: the mode; 0 is one-shot.
 const MODE: u32 = 0b11 << 17;
 
-/// Has KVM arm the timer anew, for what is left of it. On a vCPU that does not run.
+/// Makes KVM re-arm the timer for its remaining time. On a vCPU that does not run.
 ///
-/// A periodic timer is left alone: at worst one period is off, and then KVM works out the next. To re-arm it,
-/// all of the APIC's registers would have to be written, and an interrupt that came in between would be lost.
+/// A periodic timer is left alone: at worst one period is off, and then KVM computes the next.
+/// Re-arming it would require writing all of the APIC's registers, and an interrupt that arrived in
+/// between would be lost.
 ///
 /// # Errors
 /// If KVM refuses.
@@ -42,16 +43,16 @@ pub fn rearm(vcpu: &VcpuFd) -> Result<(), KvmError> {
         return Ok(());
     };
     if msr::get(vcpu, APIC_BASE)?.is_some_and(|base| base & X2APIC != 0) {
-        // The guest sees what was left as the initial count, which nobody looks at.
+        // The guest sees the remaining time as the initial count, which guests do not read.
         msr::set(vcpu, X2APIC_INITIAL_COUNT, left.into())?;
         return Ok(());
     }
     vcpu.set_lapic(&lapic)
-        .map_err(ioctl_error("KVM_SET_LAPIC", "arm the timer anew"))
+        .map_err(ioctl_error("KVM_SET_LAPIC", "re-arm the timer"))
 }
 
-/// What is left of a one-shot timer that has not fired: KVM would start one that has from the beginning, and
-/// it would fire at once (`set_target_expiration`).
+/// The remaining time of a one-shot timer that has not fired: KVM would restart one that has fired,
+/// and it would fire at once (`set_target_expiration`).
 fn one_shot(lapic: &kvm_lapic_state) -> Option<u32> {
     let left = register(lapic, CURRENT_COUNT);
     (register(lapic, LVT_TIMER) & MODE == 0 && left != 0).then_some(left)

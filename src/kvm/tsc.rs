@@ -11,8 +11,8 @@ use kvm_ioctls::{VcpuFd, VmFd};
 use super::{KvmError, ioctl, ioctl_error};
 use crate::units::TscKhz;
 
-/// KVM takes a frequency for the host's own within this (`tsc_tolerance_ppm`, its module parameter's
-/// default).
+/// KVM treats a frequency as the host's own within this tolerance (`tsc_tolerance_ppm`, its module
+/// parameter's default).
 const TOLERANCE_PPM: u64 = 250;
 
 /// Whether KVM runs a guest that asks for `guest` on a host with `host` without scaling (`kvm_set_tsc_khz`).
@@ -23,11 +23,11 @@ pub fn within_tolerance(guest: TscKhz, host: TscKhz) -> bool {
     (low..=high).contains(&guest)
 }
 
-/// This CPU's TSC, now: half the price of a look at the clock.
+/// This CPU's TSC, now: half the cost of reading the clock.
 #[inline]
 pub fn host_tsc() -> u64 {
-    // SAFETY: RDTSC touches no memory. It faults only if CR4.TSD is set, which Linux does on request of the
-    // process alone (PR_SET_TSC), and this process never asks for it.
+    // SAFETY: RDTSC accesses no memory. It faults only if CR4.TSD is set, which Linux does only at
+    // the request of the process (PR_SET_TSC), and this process never requests it.
     unsafe { core::arch::x86_64::_rdtsc() }
 }
 
@@ -40,7 +40,7 @@ fn offset_attr(addr: u64) -> kvm_device_attr {
     }
 }
 
-/// Whether this KVM shows the offset.
+/// Whether this KVM supports the offset.
 pub fn has_tsc_offset(vcpu: &VcpuFd) -> bool {
     // SAFETY: the descriptor is a vCPU's, the structure is a live local, and the kernel does not follow
     // `addr` here.
@@ -60,7 +60,8 @@ pub fn tsc_offset(vcpu: &VcpuFd) -> Result<u64, KvmError> {
         "KVM_GET_DEVICE_ATTR",
         "read a vCPU's TSC offset",
     ))?;
-    // SAFETY: a live, aligned, initialised local; the kernel has written it behind the compiler's back.
+    // SAFETY: a live, aligned, initialised local; the kernel has written it without the compiler's
+    // knowledge.
     Ok(unsafe { (&raw const offset).read_volatile() })
 }
 
@@ -80,7 +81,7 @@ pub fn set_tsc_offset(vcpu: &VcpuFd, offset: u64) -> Result<(), KvmError> {
         .map(drop)
 }
 
-/// The vCPU's frequency as KVM was told it; what TSC_FREQUENCY says to the guest.
+/// The vCPU's frequency as set in KVM, which TSC_FREQUENCY shows to the guest.
 ///
 /// # Errors
 /// If the host's TSC is unstable.
@@ -91,8 +92,8 @@ pub fn khz(vcpu: &VcpuFd) -> Result<TscKhz, KvmError> {
     ))
 }
 
-/// Gives the vCPU another frequency, at once. The offset stays, so that the guest's TSC jumps; nothing else
-/// takes notice: timers that count TSC ticks stay where they are.
+/// Sets the vCPU's frequency, at once. The offset stays, so the guest's TSC jumps; nothing else
+/// follows: timers that count TSC ticks are not re-armed.
 ///
 /// # Errors
 /// If the host cannot scale to it.
@@ -114,12 +115,12 @@ pub fn vm_khz(vm: &VmFd) -> Result<TscKhz, KvmError> {
     Ok(TscKhz(u32::try_from(khz).unwrap_or(0)))
 }
 
-/// Sets the frequency with which the VM's vCPUs are created from now on; KVM checks little of it.
+/// Sets the frequency with which the VM's vCPUs are created from now on; KVM barely validates it.
 ///
 /// # Errors
 /// If KVM is older than Linux 5.17.
 pub fn set_vm_khz(vm: &VmFd, khz: TscKhz) -> Result<(), KvmError> {
-    // Above it KVM refuses anyhow (`max_guest_tsc_khz`).
+    // Above it KVM refuses anyway (`max_guest_tsc_khz`).
     let argument = i32::try_from(khz.0).unwrap_or(i32::MAX);
     // SAFETY: the descriptor is a VM's; the argument is a number.
     unsafe { ioctl::set_tsc_khz(vm.as_raw_fd(), argument) }
@@ -130,19 +131,19 @@ pub fn set_vm_khz(vm: &VmFd, khz: TscKhz) -> Result<(), KvmError> {
         .map(drop)
 }
 
-/// The frequency that the host's kernel has for its TSC now. On a host without an invariant TSC, KVM keeps
-/// the one that it found when it was loaded (`kvm_timer_init`: `max_tsc_khz`, `cpu_tsc_khz`), which the
-/// kernel may have refined since. The vCPU keeps its own.
+/// The frequency that the host's kernel has for its TSC now. On a host without an invariant TSC,
+/// KVM keeps the frequency at the time when it was loaded (`kvm_timer_init`: `max_tsc_khz`,
+/// `cpu_tsc_khz`), which the kernel may have refined since. The vCPU keeps its own.
 ///
 /// # Errors
-/// If KVM does not know the frequency.
+/// If the frequency is unknown to KVM.
 pub fn kernel_khz(vcpu: &VcpuFd) -> Result<TscKhz, KvmError> {
     let own = khz(vcpu)?;
     // 0 means the kernel's `tsc_khz`.
     set_khz(vcpu, TscKhz(0))?;
     let current = khz(vcpu)?;
     if current != own {
-        // Fails where KVM cannot run the vCPU at that frequency: then it could not before either.
+        // Fails if KVM cannot run the vCPU at that frequency: then it could not before either.
         let _unchanged = set_khz(vcpu, own);
     }
     Ok(if current.0 == 0 { own } else { current })
@@ -213,7 +214,7 @@ mod tests {
         let Ok(of_vm) = vm_khz(&vm) else {
             return eprintln!("skipped: no KVM_GET_TSC_KHZ for a VM");
         };
-        // A little more is within what KVM does not scale.
+        // A slightly higher frequency is within the range that KVM does not scale.
         let near = TscKhz(of_vm.0 + 1);
         set_vm_khz(&vm, near).unwrap();
         let vcpu = vm.create_vcpu(0).unwrap();

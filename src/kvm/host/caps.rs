@@ -1,9 +1,9 @@
-//! Every KVM capability that matters here, as a named field.
+//! The KVM capabilities that hypernest uses, as named fields.
 
 use kvm_ioctls::Kvm;
 use serde::{Deserialize, Serialize};
 
-/// A value that `KVM_CHECK_EXTENSION` can give. Negative answers count as 0: "not there".
+/// A result type of `KVM_CHECK_EXTENSION`. Negative results count as 0: "not supported".
 trait Answer {
     fn of(answer: i32) -> Self;
     fn there(&self) -> bool;
@@ -29,8 +29,8 @@ impl Answer for u32 {
 
 macro_rules! capabilities {
     ($($(#[doc = $doc:literal])+ $field:ident: $type:ty = $cap:ident,)+) => {
-        /// What `KVM_CHECK_EXTENSION` says on `/dev/kvm`: `bool` where a capability is there or not, a number
-        /// where it has a value.
+        /// The results of `KVM_CHECK_EXTENSION` on `/dev/kvm`: `bool` where a capability is only
+        /// present or absent, a number where it has a value.
         #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
         #[serde(default)]
         pub struct KvmCaps {
@@ -38,14 +38,14 @@ macro_rules! capabilities {
         }
 
         impl KvmCaps {
-            /// Asks KVM for all of them.
+            /// Queries all of them.
             pub(super) fn probe(kvm: &Kvm) -> Self {
                 Self {
                     $($field: <$type>::of(kvm.check_extension_raw(kvm_bindings::$cap.into())),)+
                 }
             }
 
-            /// Every capability's number and name in the KVM API, and whether it is there.
+            /// Every capability's number and name in the KVM API, and whether it is present.
             pub fn list(&self) -> Vec<(u32, &'static str, bool)> {
                 vec![$((kvm_bindings::$cap, stringify!($cap), self.$field.there()),)+]
             }
@@ -76,9 +76,9 @@ capabilities! {
     xsave: bool = KVM_CAP_XSAVE,
     /// The size of `KVM_GET_XSAVE2`'s buffer.
     xsave2: u32 = KVM_CAP_XSAVE2,
-    /// `KVM_SET_XCRS`: there where the CPU has XSAVE.
+    /// `KVM_SET_XCRS`: present where the CPU has XSAVE.
     xcrs: bool = KVM_CAP_XCRS,
-    /// `KVM_SET_GSI_ROUTING`, and how many routes.
+    /// `KVM_SET_GSI_ROUTING`, and the maximum number of routes.
     irq_routing: u32 = KVM_CAP_IRQ_ROUTING,
     /// `KVM_IRQFD`.
     irqfd: bool = KVM_CAP_IRQFD,
@@ -90,7 +90,7 @@ capabilities! {
     immediate_exit: bool = KVM_CAP_IMMEDIATE_EXIT,
     /// Local APICs in KVM, I/O APIC in user space.
     split_irqchip: bool = KVM_CAP_SPLIT_IRQCHIP,
-    /// 32-bit APIC ids; the value is the flags known.
+    /// 32-bit APIC ids; the value is the supported flags.
     x2apic_api: u32 = KVM_CAP_X2APIC_API,
     /// `KVM_SET_BOOT_CPU_ID`.
     set_boot_cpu_id: bool = KVM_CAP_SET_BOOT_CPU_ID,
@@ -98,13 +98,13 @@ capabilities! {
     x86_smm: bool = KVM_CAP_X86_SMM,
     /// Read-only memory slots.
     readonly_mem: bool = KVM_CAP_READONLY_MEM,
-    /// How many vCPUs KVM recommends at most.
+    /// The number of vCPUs that KVM recommends as a maximum.
     nr_vcpus: u32 = KVM_CAP_NR_VCPUS,
-    /// How many vCPUs KVM allows.
+    /// The number of vCPUs that KVM allows.
     max_vcpus: u32 = KVM_CAP_MAX_VCPUS,
     /// The highest vCPU id.
     max_vcpu_id: u32 = KVM_CAP_MAX_VCPU_ID,
-    /// How many memory slots.
+    /// The number of memory slots.
     nr_memslots: u32 = KVM_CAP_NR_MEMSLOTS,
     /// Feature MSRs at system scope.
     get_msr_features: bool = KVM_CAP_GET_MSR_FEATURES,
@@ -112,7 +112,7 @@ capabilities! {
     x86_user_space_msr: bool = KVM_CAP_X86_USER_SPACE_MSR,
     /// `KVM_X86_SET_MSR_FILTER`.
     x86_msr_filter: bool = KVM_CAP_X86_MSR_FILTER,
-    /// Exits that can be switched off; a mask.
+    /// Exits that can be disabled; a mask.
     x86_disable_exits: u32 = KVM_CAP_X86_DISABLE_EXITS,
     /// Payloads of pending exceptions.
     exception_payload: bool = KVM_CAP_EXCEPTION_PAYLOAD,
@@ -144,17 +144,17 @@ capabilities! {
     hyperv_tlbflush: bool = KVM_CAP_HYPERV_TLBFLUSH,
     /// Hyper-V's IPI hypercalls.
     hyperv_send_ipi: bool = KVM_CAP_HYPERV_SEND_IPI,
-    /// Enlightened VMCS. Says only that `kvm_intel` could: the version comes from a vCPU.
+    /// Enlightened VMCS. Means only that `kvm_intel` supports it: the version is read from a vCPU.
     hyperv_enlightened_vmcs: bool = KVM_CAP_HYPERV_ENLIGHTENED_VMCS,
     /// `KVM_GET_SUPPORTED_HV_CPUID` on a vCPU.
     hyperv_cpuid: bool = KVM_CAP_HYPERV_CPUID,
     /// `KVM_GET_SUPPORTED_HV_CPUID` on `/dev/kvm`.
     sys_hyperv_cpuid: bool = KVM_CAP_SYS_HYPERV_CPUID,
-    /// Hyper-V below KVM flushes for KVM's guests. (Not about Hyper-V guests of KVM.)
+    /// Hyper-V below KVM flushes for KVM's guests. (Unrelated to Hyper-V guests of KVM.)
     hyperv_direct_tlbflush: bool = KVM_CAP_HYPERV_DIRECT_TLBFLUSH,
-    /// Hyper-V MSRs and hypercalls only as far as CPUID announces them.
+    /// Restricts Hyper-V MSRs and hypercalls to those that CPUID announces.
     hyperv_enforce_cpuid: bool = KVM_CAP_HYPERV_ENFORCE_CPUID,
-    /// `KVM_SET_CLOCK`; the value is the flags known.
+    /// `KVM_SET_CLOCK`; the value is the supported flags.
     adjust_clock: u32 = KVM_CAP_ADJUST_CLOCK,
     /// TSC scaling in hardware.
     tsc_control: bool = KVM_CAP_TSC_CONTROL,
@@ -174,7 +174,7 @@ capabilities! {
     dirty_log_ring: u32 = KVM_CAP_DIRTY_LOG_RING,
     /// Dirty pages in rings, with the barriers that weakly ordered hosts need.
     dirty_log_ring_acq_rel: u32 = KVM_CAP_DIRTY_LOG_RING_ACQ_REL,
-    /// Dirty logs that are cleared by hand; a mask of flags.
+    /// Dirty logs that are cleared explicitly; a mask of flags.
     manual_dirty_log_protect2: u32 = KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2,
     /// `KVM_GET_STATS_FD`.
     binary_stats_fd: bool = KVM_CAP_BINARY_STATS_FD,
@@ -185,7 +185,7 @@ capabilities! {
 }
 
 impl KvmCaps {
-    /// The capabilities without which no VM of hypernest runs and that this KVM does not have: (name, first
+    /// The capabilities that every VM of hypernest requires and this KVM lacks: (name, first
     /// Linux).
     pub fn missing(&self) -> Vec<(&'static str, &'static str)> {
         [
@@ -205,7 +205,7 @@ impl KvmCaps {
         .collect()
     }
 
-    /// Whether KVM has any of Hyper-V: all of it comes and goes with `CONFIG_KVM_HYPERV`.
+    /// Whether KVM has any Hyper-V support: all of it depends on `CONFIG_KVM_HYPERV`.
     pub fn any_hyperv(&self) -> bool {
         self.list()
             .iter()

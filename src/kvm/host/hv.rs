@@ -1,4 +1,4 @@
-//! The host's facts as what the enlightenments are resolved against.
+//! The host's facts in the form that the enlightenments are resolved against.
 
 use crate::cpuid::CpuVendor;
 use crate::hyperv::{HostHv, HvCap, KernelVersion};

@@ -1,4 +1,4 @@
-//! The host's capabilities as named fields: everything that can be asked before a VM exists.
+//! The host's capabilities as named fields: everything that can be queried before a VM exists.
 
 mod caps;
 mod hv;
@@ -25,33 +25,33 @@ use super::{KvmError, cap, cpuid, ioctl_error, tsc};
 /// A host that has a working KVM.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostCaps {
-    /// What the host says outside KVM.
+    /// Facts from outside KVM.
     pub system: System,
-    /// What KVM says.
+    /// Facts from KVM.
     pub kvm: KvmFacts,
 }
 
-/// What KVM says.
+/// The facts that KVM reports.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct KvmFacts {
     /// `KVM_CHECK_EXTENSION`.
     pub caps: KvmCaps,
-    /// `KVM_GET_SUPPORTED_CPUID`: what guests can be shown.
+    /// `KVM_GET_SUPPORTED_CPUID`: the leaves that guests can be shown.
     pub cpuid: Vec<CpuidEntry>,
-    /// `KVM_GET_SUPPORTED_HV_CPUID`; `None` if this KVM has no Hyper-V.
+    /// `KVM_GET_SUPPORTED_HV_CPUID`; `None` if this KVM has no Hyper-V support.
     pub hv_cpuid: Option<Vec<CpuidEntry>>,
     /// The eVMCS versions, lowest in the low byte, highest in the high byte; `None` if there is no eVMCS.
     pub evmcs: Option<u16>,
-    /// The feature MSRs, VMX's among them: (number, value).
+    /// The feature MSRs, including VMX's: (number, value).
     pub feature_msrs: BTreeMap<u32, u64>,
     /// A new vCPU's TSC frequency, which is the host's.
     pub tsc_khz: Option<u32>,
-    /// The frequency that the host's kernel has for its TSC, if it has refined it since KVM was loaded and
-    /// KVM keeps the old one.
+    /// The host kernel's TSC frequency, if the kernel has refined it since KVM was loaded and KVM
+    /// keeps the old one.
     pub refined_tsc_khz: Option<u32>,
-    /// A new vCPU's TSC is not the host's but offset from it, as the guest's own clock needs; `None` if KVM
-    /// does not show the offset (before Linux 5.16).
+    /// A new vCPU's TSC is offset from the host's, as the guest's own clock requires; `None` if KVM
+    /// does not report the offset (before Linux 5.16).
     pub tsc_offset: Option<bool>,
 }
 
@@ -73,31 +73,31 @@ pub enum HostError {
     /// `/dev/kvm` does not open for another reason.
     #[error("cannot open /dev/kvm: {why}")]
     Open {
-        /// What it usually means.
+        /// The usual meaning of this error.
         why: &'static str,
-        /// The kernel's answer.
+        /// The kernel's error.
         source: io::Error,
     },
-    /// Not the KVM interface that there has been since 2007.
+    /// Another version than the KVM interface since 2007.
     #[error(
-        "/dev/kvm speaks version {found} of the KVM interface; hypernest speaks {KVM_API_VERSION}, as every \
-         kernel since 2.6.22 does"
+        "/dev/kvm has version {found} of the KVM interface; hypernest requires {KVM_API_VERSION}, which \
+         every kernel since 2.6.22 has"
     )]
     ApiVersion {
         /// The version found.
         found: i32,
     },
-    /// A kernel without something that every VM needs.
+    /// A kernel without a capability that every VM needs.
     #[error("this KVM is too old: it lacks {}", list(.missing))]
     TooOld {
         /// The missing capabilities, each with the first Linux that has it.
         missing: Vec<(&'static str, &'static str)>,
     },
-    /// KVM counts in another frequency than the TSC has.
+    /// KVM's frequency of the TSC differs from the kernel's.
     #[error(
-        "KVM has {kvm} for this host's TSC, as the kernel had when KVM was loaded; the kernel has refined \
-         it to {kernel} since, and the clocks of guests would run wrong; load KVM again (as root: `modprobe \
-         -r {module} kvm && modprobe {module}`)"
+        "KVM uses {kvm} for this host's TSC, the kernel's value when KVM was loaded; the kernel has since \
+         refined it to {kernel}, and guests' clocks would run at the wrong rate; reload KVM (as root: \
+         `modprobe -r {module} kvm && modprobe {module}`)"
     )]
     StaleTscKhz {
         /// KVM's frequency.
@@ -107,12 +107,12 @@ pub enum HostError {
         /// `kvm_intel` or `kvm_amd`.
         module: &'static str,
     },
-    /// KVM failed while it was asked.
-    #[error("cannot find out what KVM can do")]
+    /// A query of KVM failed.
+    #[error("cannot query KVM's capabilities")]
     Probe(#[from] KvmError),
 }
 
-/// Why there is no `/dev/kvm`, as far as the CPU's flags and the modules tell.
+/// Why there is no `/dev/kvm`, as far as the CPU's flags and the modules show.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NoDevice {
     /// This is a virtual machine whose CPU shows no virtualization.
@@ -146,7 +146,7 @@ impl NoDevice {
         }
     }
 
-    /// What was found.
+    /// The finding.
     pub fn found(self) -> String {
         match self {
             Self::VirtualMachine => {
@@ -162,17 +162,17 @@ impl NoDevice {
         }
     }
 
-    /// What to do.
+    /// The remedy.
     pub fn cure(self) -> String {
         match self {
             Self::VirtualMachine => {
-                "switch nested virtualization on where this machine is run".to_owned()
+                "enable nested virtualization on this machine's host".to_owned()
             }
             Self::NoVirtualization => {
-                "switch VT-x or SVM on in the firmware's setup, if the CPU has it".to_owned()
+                "enable VT-x or SVM in the firmware's setup, if the CPU has it".to_owned()
             }
             Self::NotLoaded { module } => format!(
-                "load it (as root: `modprobe {module}`); if that fails, look into the kernel's log for \
+                "load it (as root: `modprobe {module}`); if that fails, search the kernel's log for \
                  \"disabled by bios\""
             ),
             Self::NoFile { .. } => {
@@ -191,23 +191,23 @@ fn list(missing: &[(&str, &str)]) -> String {
 }
 
 impl HostCaps {
-    /// Asks this host. Makes a VM with one vCPU for what only those know, and drops it again.
+    /// Queries this host. Creates a VM with one vCPU for facts that need them, and drops it again.
     ///
     /// # Errors
-    /// If KVM cannot be used; the error says what to do.
+    /// If KVM cannot be used; the error contains the remedy.
     pub fn probe() -> Result<Self, HostError> {
         let system = System::read(Path::new("/"));
         let kvm = KvmFacts::probe(&system)?;
         Ok(Self { system, kvm })
     }
 
-    /// Asks this host what a VM is planned with, and no more: what of [`System`] and [`KvmFacts`] serves only
-    /// to explain the host stays unknown, and no VM is made for the question where KVM answers without one
-    /// (since Linux 5.11), as getting rid of it again takes longer than all the rest. Comes with the KVM that
-    /// was asked.
+    /// Queries only the facts of this host that planning a VM needs: facts of [`System`] and
+    /// [`KvmFacts`] that serve only to explain the host stay unknown, and no VM is created where
+    /// KVM answers without one (since Linux 5.11), since destroying it takes longer than all the
+    /// rest. Returns the open KVM as well.
     ///
     /// # Errors
-    /// If KVM cannot be used; the error says what to do.
+    /// If KVM cannot be used; the error contains the remedy.
     pub fn for_a_vm() -> Result<(Self, Kvm), HostError> {
         let root = Path::new("/");
         let kvm = Kvm::new().map_err(|e| open_error(&System::read(root), e.into()))?;
@@ -222,13 +222,13 @@ impl HostCaps {
         Ok((host, kvm))
     }
 
-    /// Asks for the TSC's frequency and offset, if they are not known yet: it takes a VM to ask.
+    /// Queries the TSC's frequency and offset if they are still unknown, which requires a VM.
     ///
     /// # Errors
-    /// If no VM can be made, or KVM's frequency is not the TSC's.
+    /// If no VM can be created, or KVM's frequency differs from the TSC's.
     pub fn ask_tsc(&mut self, kvm: &Kvm) -> Result<(), HostError> {
         if self.kvm.tsc_khz.is_none() {
-            let failed = |ioctl| ioctl_error(ioctl, "make a VM to ask for the TSC's frequency");
+            let failed = |ioctl| ioctl_error(ioctl, "create a VM to query the TSC's frequency");
             let vm = kvm.create_vm().map_err(failed("KVM_CREATE_VM"))?;
             self.kvm.ask_tsc_of_vm(&vm);
             let vcpu = vm.create_vcpu(0).map_err(failed("KVM_CREATE_VCPU"))?;
@@ -238,7 +238,7 @@ impl HostCaps {
     }
 }
 
-/// The capabilities of a KVM that can be used.
+/// The capabilities of a usable KVM.
 fn asked(kvm: &Kvm) -> Result<KvmCaps, HostError> {
     let found = kvm.get_api_version();
     if u32::try_from(found) != Ok(KVM_API_VERSION) {
@@ -254,23 +254,23 @@ fn asked(kvm: &Kvm) -> Result<KvmCaps, HostError> {
 }
 
 impl KvmFacts {
-    /// Asks KVM on this host, which `system` describes.
+    /// Queries KVM on this host, which `system` describes.
     ///
     /// # Errors
-    /// If KVM cannot be used; the error says what to do.
+    /// If KVM cannot be used; the error contains the remedy.
     pub fn probe(system: &System) -> Result<Self, HostError> {
         let kvm = Self::open(system)?;
         let caps = asked(&kvm)?;
         Self::with_a_vm(&kvm, caps)
     }
 
-    /// What KVM says on `/dev/kvm`.
+    /// The facts that `/dev/kvm` reports.
     fn without_a_vm(kvm: &Kvm, caps: KvmCaps) -> Result<Self, HostError> {
         let leaves = kvm
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(ioctl_error(
                 "KVM_GET_SUPPORTED_CPUID",
-                "read which CPU features KVM can give",
+                "read the CPU features that KVM supports",
             ))?;
         let hv_leaves = cpuid::supported_hv_cpuid(kvm)?;
         Ok(Self {
@@ -282,16 +282,18 @@ impl KvmFacts {
         })
     }
 
-    /// The same, and what only a VM and its vCPU know.
+    /// The same, plus the facts that need a VM and its vCPU.
     fn with_a_vm(kvm: &Kvm, caps: KvmCaps) -> Result<Self, HostError> {
         let facts = Self::without_a_vm(kvm, caps)?;
         let caps = &facts.caps;
         let vm = kvm
             .create_vm()
-            .map_err(ioctl_error("KVM_CREATE_VM", "make a VM to ask"))?;
-        // The local APIC belongs to what a vCPU is asked about.
-        vm.create_irq_chip()
-            .map_err(ioctl_error("KVM_CREATE_IRQCHIP", "make a VM to ask"))?;
+            .map_err(ioctl_error("KVM_CREATE_VM", "create a VM to query KVM"))?;
+        // Some facts of a vCPU depend on the local APIC.
+        vm.create_irq_chip().map_err(ioctl_error(
+            "KVM_CREATE_IRQCHIP",
+            "create a VM to query KVM",
+        ))?;
         let mut tsc = Self {
             caps: caps.clone(),
             ..Self::default()
@@ -299,10 +301,10 @@ impl KvmFacts {
         tsc.ask_tsc_of_vm(&vm);
         let vcpu = vm
             .create_vcpu(0)
-            .map_err(ioctl_error("KVM_CREATE_VCPU", "make a vCPU to ask"))?;
+            .map_err(ioctl_error("KVM_CREATE_VCPU", "create a vCPU to query KVM"))?;
         tsc.ask_tsc_of_vcpu(&vcpu)?;
         let evmcs = evmcs(caps, &vcpu)?;
-        // Asked after eVMCS was switched on: a vCPU shows it only then.
+        // After eVMCS was enabled: a vCPU includes it only then.
         let hv_cpuid = match &facts.hv_cpuid {
             None if caps.hyperv_cpuid => {
                 let leaves = cpuid::vcpu_supported_hv_cpuid(&vcpu)?;
@@ -320,7 +322,7 @@ impl KvmFacts {
         })
     }
 
-    /// What a new VM without vCPUs knows of the TSC: nothing before Linux 5.17, and nothing where the host's
+    /// The TSC facts of a new VM without vCPUs: none before Linux 5.17, and none where the host's
     /// TSC is unstable.
     fn ask_tsc_of_vm(&mut self, vm: &VmFd) {
         let Ok(khz) = tsc::vm_khz(vm) else {
@@ -330,16 +332,16 @@ impl KvmFacts {
         let kernel = tsc::kernel_khz_of_vm(vm).ok();
         self.note_refined(kernel);
         if self.refined_tsc_khz.is_some() {
-            // A vCPU that KVM cannot run at its frequency has no scaling ratio and shows no offset
-            // (`set_tsc_khz`).
+            // A vCPU that KVM cannot run at its frequency has no scaling ratio and reports no
+            // offset (`set_tsc_khz`).
             let _frequency_only = tsc::set_vm_khz(vm, TscKhz(0));
         }
     }
 
-    /// What its first vCPU knows.
+    /// The TSC facts of its first vCPU.
     fn ask_tsc_of_vcpu(&mut self, vcpu: &VcpuFd) -> Result<(), KvmError> {
         if self.tsc_khz.is_none() {
-            // KVM fails this where the host's TSC is unstable, and that is what `None` says.
+            // KVM fails this where the host's TSC is unstable, for which `None` stands.
             self.tsc_khz = vcpu.get_tsc_khz().ok().filter(|khz| *khz > 0);
             if self.tsc_khz.is_some() {
                 self.note_refined(tsc::kernel_khz(vcpu).ok());
@@ -356,7 +358,7 @@ impl KvmFacts {
         self.refined_tsc_khz = kernel.filter(|khz| *khz > 0 && Some(*khz) != self.tsc_khz);
     }
 
-    /// Whether KVM's frequency is near enough to the TSC's own for guests' clocks to be right.
+    /// Checks that KVM's frequency is near enough to the TSC's own for guests' clocks to be right.
     ///
     /// # Errors
     /// If it is not.
@@ -370,12 +372,12 @@ impl KvmFacts {
     /// Opens `/dev/kvm` of this host, which `system` describes.
     ///
     /// # Errors
-    /// If it cannot be opened; the error says what to do.
+    /// If it cannot be opened; the error contains the remedy.
     pub fn open(system: &System) -> Result<Kvm, HostError> {
         Kvm::new().map_err(|e| open_error(system, e.into()))
     }
 
-    /// Whose processor it is: CPUID 0.
+    /// The processor's vendor: CPUID 0.
     pub fn vendor(&self) -> CpuVendor {
         let mut id = [0; 12];
         if let Some(leaf) = self.leaf(0, 0) {
@@ -386,7 +388,7 @@ impl KvmFacts {
         CpuVendor::from_id(&id)
     }
 
-    /// The first leaf `function`, subleaf `index`, of what guests can be shown.
+    /// The first leaf `function`, subleaf `index`, of those that guests can be shown.
     pub fn leaf(&self, function: u32, index: u32) -> Option<&CpuidEntry> {
         self.cpuid
             .iter()
@@ -419,8 +421,9 @@ impl KvmFacts {
     }
 }
 
-/// Whether KVM, which takes the TSC's frequency for `kvm`, can run guests on a TSC of `kernel`. Beyond its
-/// tolerance it creates vCPUs without a scaling ratio, or has them catch up at each entry (`set_tsc_khz`).
+/// Checks that KVM, whose TSC frequency is `kvm`, can run guests on a TSC of `kernel`. Beyond its
+/// tolerance it creates vCPUs without a scaling ratio, or has them catch up at each entry
+/// (`set_tsc_khz`).
 ///
 /// # Errors
 /// If it cannot.
@@ -439,8 +442,8 @@ pub fn stale_tsc_khz(kvm: TscKhz, kernel: TscKhz, vendor: CpuVendor) -> Result<(
     })
 }
 
-/// The version of eVMCS comes only from a vCPU that it is switched on for; the capability alone says nothing,
-/// as KVM claims it on every Intel host, with `nested=0` too.
+/// The version of eVMCS is available only from a vCPU with eVMCS enabled; the capability alone is
+/// no evidence, since KVM reports it on every Intel host, also with `nested=0`.
 fn evmcs(caps: &KvmCaps, vcpu: &VcpuFd) -> Result<Option<u16>, KvmError> {
     if !caps.hyperv_enlightened_vmcs {
         return Ok(None);
@@ -463,7 +466,7 @@ fn feature_msrs(kvm: &Kvm, caps: &KvmCaps) -> Result<BTreeMap<u32, u64>, KvmErro
             ..Default::default()
         };
         let mut one = Msrs::from_entries(&[entry]).expect("room for one MSR");
-        // KVM lists feature MSRs that not every CPU has (those of the other vendor); reading stops at the
+        // KVM lists feature MSRs that not every CPU has (the other vendor's); reading stops at the
         // first of them.
         if kvm.get_msrs(&mut one).is_ok_and(|read| read == 1)
             && let Some(entry) = one.as_slice().first()
@@ -489,7 +492,7 @@ fn open_error(system: &System, source: io::Error) -> HostError {
             ),
         },
         Some(libc::ENODEV | libc::ENXIO) => HostError::Open {
-            why: "the device file is there, but no KVM module is behind it",
+            why: "the device file exists, but no KVM module is loaded",
             source,
         },
         _ => HostError::Open {

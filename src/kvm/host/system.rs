@@ -1,5 +1,5 @@
-//! What the host says about itself outside KVM: files of /proc, /sys, /boot and /etc. Nothing here fails;
-//! what cannot be read is not known.
+//! Facts about the host from outside KVM: files of /proc, /sys, /boot and /etc. Nothing here fails;
+//! a fact that cannot be read is unknown.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,13 +9,13 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-/// Files longer than this are cut: no file read here comes near it.
+/// Longer files are truncated: no file read here is nearly as large.
 const MAX_FILE: u64 = 4 << 20;
 
-/// The clock that the kernel uses.
+/// The kernel's clocksource.
 const CURRENT_CLOCKSOURCE: &str = "sys/devices/system/clocksource/clocksource0/current_clocksource";
 
-/// The host, without KVM.
+/// The host, apart from KVM.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct System {
@@ -33,17 +33,17 @@ pub struct System {
     pub clock: Clock,
     /// Pools of huge pages.
     pub hugepages: Vec<HugePages>,
-    /// The chosen word of `transparent_hugepage/enabled`, which counts for guest RAM.
+    /// The selected value of `transparent_hugepage/enabled`, which applies to guest RAM.
     pub thp: Option<String>,
-    /// The chosen word of `transparent_hugepage/shmem_enabled`, which counts for shared memory.
+    /// The selected value of `transparent_hugepage/shmem_enabled`, which applies to shared memory.
     pub thp_shmem: Option<String>,
 }
 
-/// Options of the kernel's build: `None` where no configuration file could be read.
+/// Options of the kernel's build: `None` if no configuration file could be read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct KernelConfig {
-    /// `CONFIG_KVM_HYPERV`; `None` as well on kernels before 6.8, which do not have the option.
+    /// `CONFIG_KVM_HYPERV`; also `None` on kernels before 6.8, which do not have the option.
     pub kvm_hyperv: Option<bool>,
     /// `CONFIG_KVM_INTEL`, built in or as a module.
     pub kvm_intel: Option<bool>,
@@ -59,7 +59,7 @@ pub struct Cpu {
     pub vendor: String,
     /// The marketing name.
     pub model: String,
-    /// How many CPUs are online.
+    /// The number of CPUs online.
     pub count: usize,
     /// The CPU shows VMX.
     pub vmx: bool,
@@ -91,9 +91,9 @@ pub struct Device {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Clock {
-    /// What the kernel uses.
+    /// The clocksource in use.
     pub current: Option<String>,
-    /// What it could use.
+    /// The available clocksources.
     pub available: Vec<String>,
 }
 
@@ -103,14 +103,14 @@ pub struct Clock {
 pub struct HugePages {
     /// The size of a page.
     pub size_kib: u64,
-    /// How many there are.
+    /// The number of pages.
     pub total: u64,
-    /// How many of them nobody uses.
+    /// The number of free pages.
     pub free: u64,
 }
 
 impl System {
-    /// Reads it all, below `root` (`/` but for tests).
+    /// Reads all facts, below `root` (`/` except in tests).
     pub fn read(root: &Path) -> Self {
         let kernel = text(root, "proc/sys/kernel/osrelease");
         let mut cpu = cpu(&text(root, "proc/cpuinfo"));
@@ -147,9 +147,9 @@ impl System {
         }
     }
 
-    /// Reads only what a VM is planned with: the kernel's release, the CPU, whether KVM's modules use a
-    /// virtual APIC, and the clock in use. The rest stays unknown. Reading it all takes several milliseconds,
-    /// most of them for the kernel's configuration.
+    /// Reads only the facts that planning a VM needs: the kernel's release, the CPU, whether KVM's
+    /// modules use a virtual APIC, and the clock in use. The rest stays unknown. Reading everything
+    /// takes several milliseconds, most of them for the kernel's configuration.
     pub fn read_for_a_vm(root: &Path) -> Self {
         let flag = |module: &str, name: &str| {
             let value = word(root, &format!("sys/module/{module}/parameters/{name}"))?;
@@ -173,8 +173,8 @@ impl System {
         }
     }
 
-    /// The TSC may serve as a clock: it ticks at one rate and does not stop, or the kernel has chosen it
-    /// itself.
+    /// The TSC is usable as a clock: it ticks at one rate and does not stop, or the kernel has
+    /// chosen it itself.
     pub fn tsc_is_a_clock(&self) -> bool {
         self.cpu.constant_tsc || self.clock.current.as_deref() == Some("tsc")
     }
@@ -197,7 +197,7 @@ impl System {
 fn text(root: &Path, path: &str) -> String {
     let mut bytes = Vec::new();
     if let Ok(file) = fs::File::open(root.join(path)) {
-        // What was read before an error is as good as nothing, and treated so by the parsers.
+        // Text read before an error is useless, and the parsers treat it so.
         let _partial = file.take(MAX_FILE).read_to_end(&mut bytes);
     }
     String::from_utf8_lossy(&bytes).trim_end().to_owned()
@@ -254,7 +254,7 @@ fn config(root: &Path, release: &str) -> KernelConfig {
     }
 }
 
-/// Whether `content` switches option `name` on; `None` if it does not name it.
+/// Whether `content` enables option `name`; `None` if it does not contain it.
 fn option(content: &str, name: &str) -> Option<bool> {
     content.lines().find_map(|line| {
         if let Some((key, value)) = line.split_once('=') {
@@ -273,7 +273,7 @@ fn parameters(path: &Path) -> BTreeMap<String, String> {
         .filter_map(Result::ok)
         .filter_map(|entry| {
             let name = entry.file_name().into_string().ok()?;
-            // Some are readable for root alone.
+            // Some are readable only by root.
             let value = fs::read_to_string(entry.path()).ok()?;
             Some((name, value.trim().to_owned()))
         })

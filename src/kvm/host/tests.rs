@@ -109,7 +109,7 @@ fn this_host_is_probed_and_survives_json() {
     assert!(caps.kvm.leaf(0, 0).is_some());
     let (quick, _kvm) = HostCaps::for_a_vm().unwrap();
     assert_eq!(HostHv::from(&quick), HostHv::from(&caps));
-    // Not their contents: some hold the APIC id of the CPU that was asked.
+    // Not their contents: some leaves hold the APIC id of the CPU that was queried.
     let leaves = |facts: &KvmFacts| -> Vec<_> {
         let cpuid = facts.cpuid.iter();
         cpuid.map(|leaf| (leaf.function, leaf.index)).collect()

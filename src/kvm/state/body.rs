@@ -1,4 +1,5 @@
-//! The state as bodies of sections. Structures are KVM's own (include/uapi/linux/kvm.h), which never change.
+//! The state as bodies of sections. Structures are KVM's own (include/uapi/linux/kvm.h), which
+//! never change.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -7,14 +8,14 @@ use super::{VcpuState, VmState};
 use crate::state::{Decoder, Encoder, StateError};
 use crate::units::Msr;
 
-/// The most bytes of an XSAVE area that a section may bring: far more than any CPU has.
+/// The maximum size of an XSAVE area in a section: far more than any CPU has.
 const XSAVE_MOST: usize = 1 << 20;
 
 impl VcpuState {
     /// The version of the section's body.
     pub const VERSION: u32 = 1;
 
-    /// Writes it down.
+    /// Serializes it.
     pub fn encode(&self, e: &mut Encoder) {
         e.bytes(self.mp_state.as_bytes());
         e.bytes(self.events.as_bytes());
@@ -38,10 +39,10 @@ impl VcpuState {
         }
     }
 
-    /// Reads what [`VcpuState::encode`] wrote.
+    /// Decodes the form that [`VcpuState::encode`] writes.
     ///
     /// # Errors
-    /// If it is something else.
+    /// If the body is malformed.
     pub fn decode(d: &mut Decoder<'_>) -> Result<Self, StateError> {
         let mp_state = structure(d, "mp_state")?;
         let events = structure(d, "events")?;
@@ -81,7 +82,7 @@ impl VmState {
     /// The version of the section's body.
     pub const VERSION: u32 = 1;
 
-    /// Writes it down.
+    /// Serializes it.
     pub fn encode(&self, e: &mut Encoder) {
         for chip in &self.chips {
             e.array(chip);
@@ -89,10 +90,10 @@ impl VmState {
         e.bytes(self.pit.as_bytes());
     }
 
-    /// Reads what [`VmState::encode`] wrote.
+    /// Decodes the form that [`VmState::encode`] writes.
     ///
     /// # Errors
-    /// If it is something else.
+    /// If the body is malformed.
     pub fn decode(d: &mut Decoder<'_>) -> Result<Self, StateError> {
         let mut chips = [[0; CHIP]; 3];
         for (chip, what) in chips.iter_mut().zip(["pic0", "pic1", "ioapic"]) {
@@ -103,7 +104,7 @@ impl VmState {
     }
 }
 
-/// Writes a list of MSRs.
+/// Encodes a list of MSRs.
 pub(crate) fn encode_msrs(e: &mut Encoder, msrs: &[(Msr, u64)]) {
     e.u64(msrs.len() as u64);
     for (msr, value) in msrs {
@@ -112,7 +113,7 @@ pub(crate) fn encode_msrs(e: &mut Encoder, msrs: &[(Msr, u64)]) {
     }
 }
 
-/// Reads what [`encode_msrs`] wrote.
+/// Decodes the form that [`encode_msrs`] writes.
 pub(crate) fn decode_msrs(d: &mut Decoder<'_>, item: &str) -> Result<Vec<(Msr, u64)>, StateError> {
     let count = d.count(item, 4 + 8)?;
     (0..count)

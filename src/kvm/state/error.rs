@@ -6,7 +6,7 @@ use thiserror::Error;
 use super::order::Part;
 use crate::units::{Msr, VpIndex};
 
-/// Why state could not be read from KVM or given to it.
+/// Why state could not be read from KVM or restored to it.
 #[derive(Debug, Error)]
 pub enum TransferError {
     /// A part of a vCPU's state could not be read.
@@ -16,7 +16,7 @@ pub enum TransferError {
         vp: VpIndex,
         /// Which part.
         part: Part,
-        /// The kernel's answer.
+        /// The kernel's error.
         source: io::Error,
     },
     /// KVM refused a part of a vCPU's state.
@@ -26,7 +26,7 @@ pub enum TransferError {
         vp: VpIndex,
         /// Which part.
         part: Part,
-        /// The kernel's answer.
+        /// The kernel's error.
         source: io::Error,
     },
     /// KVM refused a value of an MSR.
@@ -41,12 +41,12 @@ pub enum TransferError {
         /// The value.
         value: u64,
     },
-    /// The nested state is not what KVM writes.
+    /// The nested state is malformed.
     #[error("the nested state of vCPU {vp} is not valid: {why}")]
     Nested {
         /// Which vCPU.
         vp: VpIndex,
-        /// What is wrong with it.
+        /// The problem.
         why: Malformed,
     },
     /// The nested state does not fit the vCPU.
@@ -54,7 +54,7 @@ pub enum TransferError {
     NestedHere {
         /// Which vCPU.
         vp: VpIndex,
-        /// Why.
+        /// The reason.
         why: Refused,
     },
     /// The nested state needs a KVM that nests.
@@ -69,8 +69,7 @@ pub enum TransferError {
     /// The floating-point state is larger than this host's.
     #[error(
         "cannot restore the floating-point state of vCPU {vp}: it has {saved} bytes, and this host's CPU \
-         keeps {host}; \
-         restore on a host that has all of the guest's XSAVE features"
+         supports {host}; restore on a host that has all of the guest's XSAVE features"
     )]
     XsaveSize {
         /// Which vCPU.
@@ -80,14 +79,14 @@ pub enum TransferError {
         /// Bytes here.
         host: usize,
     },
-    /// An interrupt controller or the timer of the VM.
+    /// The state of an interrupt controller or of the timer could not be moved.
     #[error("cannot {doing} the VM's {what}")]
     Vm {
         /// `save` or `restore`.
         doing: &'static str,
-        /// Which.
+        /// The part.
         what: &'static str,
-        /// The kernel's answer.
+        /// The kernel's error.
         source: io::Error,
     },
     /// The kernel is too old.

@@ -1,11 +1,12 @@
-//! What a VM and its vCPUs are at: read from KVM, given to KVM, written down.
+//! The state of a VM and its vCPUs: read from KVM, restored to KVM, serialized.
 //!
 //! - [`order`]: the parts of a vCPU's state and the order in which they are moved, with the reasons
 //! - [`vcpu`](VcpuState): one vCPU
 //! - [`vm`](VmState): the interrupt controllers and the timer in KVM
 //! - `body`: both as bodies of sections
 //!
-//! The TSC, its offset and the clocks are not here: they are not copied but carried on ([`crate::time`]).
+//! The TSC, its offset and the clocks are not here: they are not copied but continued
+//! ([`crate::time`]).
 
 mod body;
 mod error;

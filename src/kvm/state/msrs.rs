@@ -1,4 +1,4 @@
-//! Lists of MSRs: which are state, and how they are read and written.
+//! Lists of MSRs: which ones are state, and how they are read and written.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -16,7 +16,7 @@ pub(super) const FEATURE_CONTROL: Msr = Msr(0x3a);
 /// `IA32_TSC_DEADLINE`: a part by itself.
 pub(super) const TSC_DEADLINE: Msr = Msr(0x6e0);
 
-/// What is not restored from the list, or not as part of it.
+/// MSRs that are not restored from the list, or not as part of it.
 const NOT_HERE: [(u32, u32); 5] = [
     // IA32_TSC: writing it per vCPU loses KVM's master clock; the offset is restored.
     (0x10, 0x10),
@@ -25,8 +25,8 @@ const NOT_HERE: [(u32, u32); 5] = [
     // VMX capabilities: promised to the guest at creation, and fixed once it is in VMX operation
     // (vmx_set_vmx_msr).
     (0x480, 0x491),
-    // Hyper-V's (TLFS): some are clocks, one resets the machine, and many that are state are not in KVM's
-    // list.
+    // Hyper-V's (TLFS): some are clocks, one resets the machine, and KVM's list lacks many that are
+    // state.
     (0x4000_0000, 0x4000_01ff),
 ];
 
@@ -38,7 +38,7 @@ const NOT_LISTED: [(u32, u32); 8] = [
     (0x258, 0x259),
     (0x268, 0x26f),
     (0x2ff, 0x2ff),
-    // Machine-check banks, as many as KVM gives (KVM_MAX_MCE_BANKS).
+    // Machine-check banks, as many as KVM has (KVM_MAX_MCE_BANKS).
     (0x400, 0x400 + 4 * 32 - 1),
     // IA32_XSS.
     (0xda0, 0xda0),
@@ -46,14 +46,14 @@ const NOT_LISTED: [(u32, u32); 8] = [
     (0xc001_0114, 0xc001_0114),
 ];
 
-/// The MSRs of every vCPU that are state, Hyper-V's apart, ascending.
+/// The MSRs of every vCPU that are state, except Hyper-V's, in ascending order.
 ///
 /// # Errors
-/// If KVM does not tell which it has.
+/// If KVM does not list its MSRs.
 pub fn listed(kvm: &Kvm) -> Result<Vec<Msr>, KvmError> {
     let list = kvm.get_msr_index_list().map_err(ioctl_error(
         "KVM_GET_MSR_INDEX_LIST",
-        "find out which MSRs are state",
+        "list the MSRs that are state",
     ))?;
     Ok(state_of(list.as_slice()))
 }
@@ -72,7 +72,7 @@ fn state_of(listed: &[u32]) -> Vec<Msr> {
         .collect()
 }
 
-/// Reads `which`. One that KVM does not give is left out: the vCPU has none.
+/// Reads `which`. An MSR that KVM refuses to read is left out: the vCPU does not have it.
 pub(super) fn get(
     vp: VpIndex,
     fd: &VcpuFd,
@@ -88,15 +88,15 @@ pub(super) fn get(
         let done = fd.get_msrs(&mut msrs).map_err(|e| failed(e.into()))?;
         let read = msrs.as_slice().iter().take(done);
         values.extend(read.map(|entry| (Msr(entry.index), entry.data)));
-        // KVM stops at the first that it does not give.
+        // KVM stops at the first MSR that it refuses.
         rest = &rest[batch.len().min(done + usize::from(done < batch.len()))..];
     }
     Ok(values)
 }
 
-/// Writes `values`, in this order, but for those that the vCPU has already: KVM reports in the kernel's log
-/// when a value, even 0, is written to an MSR that it only pretends to have (DEBUGCTL where the CPU has no
-/// LBR virtualization, svm_set_msr).
+/// Writes `values`, in this order, except those that the vCPU already has: KVM logs a message when
+/// a value, even 0, is written to an MSR that it only pretends to have (DEBUGCTL where the CPU has
+/// no LBR virtualization, svm_set_msr).
 pub(super) fn set_changed(
     vp: VpIndex,
     fd: &VcpuFd,
@@ -131,10 +131,10 @@ pub(super) fn set(
             continue;
         };
         let has = get(vp, fd, part, &[msr])?;
-        // Some MSRs read as a value that KVM refuses to write. Nothing is lost where the vCPU has that value
-        // already, nor where this KVM has no such MSR and it is as it began: the guest's features have been
-        // compared by now, so that it never saw it. Linux 6.1 lists Intel's counters on AMD, and has no
-        // HV_X64_MSR_TSC_INVARIANT_CONTROL.
+        // Some MSRs read as a value that KVM refuses to write. Nothing is lost if the vCPU already
+        // has that value, or if this KVM has no such MSR and the value is the initial one: the
+        // guest's features have been compared by now, so the guest never saw it. Linux 6.1 lists
+        // Intel's counters on AMD, and has no HV_X64_MSR_TSC_INVARIANT_CONTROL.
         let is_lost = match has.first() {
             Some(has) => *has != (msr, value),
             None => value != 0,
@@ -147,7 +147,7 @@ pub(super) fn set(
     Ok(())
 }
 
-/// Reads Hyper-V MSRs that the VM has once, by way of any vCPU.
+/// Reads the Hyper-V MSRs that exist once per VM, through any vCPU.
 ///
 /// # Errors
 /// If KVM refuses.
@@ -159,7 +159,7 @@ pub fn save_hyperv_msrs(
     get(vp, fd, Part::HypervMsrs, which)
 }
 
-/// Writes Hyper-V MSRs that the VM has once, in this order, by way of any vCPU.
+/// Writes the Hyper-V MSRs that exist once per VM, in this order, through any vCPU.
 ///
 /// # Errors
 /// If KVM refuses one.
@@ -214,7 +214,7 @@ mod tests {
         assert_eq!(values, [(sysenter, 7)]);
         let all = get(vp, &fd, Part::Msrs, &listed(&kvm).unwrap()).unwrap();
         set(vp, &fd, Part::Msrs, &all).unwrap();
-        // An MSR that this KVM does not have is no loss with the value with which it begins.
+        // An MSR that this KVM does not have is no loss if its saved value is the initial one.
         let absent = [(sysenter, 9), (Msr(0x1234_5678), 0)];
         set_changed(vp, &fd, Part::Msrs, &absent).unwrap();
         assert_eq!(get(vp, &fd, Part::Msrs, &which).unwrap(), [(sysenter, 9)]);

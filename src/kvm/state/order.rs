@@ -1,19 +1,19 @@
-//! In what order a vCPU's state is read and written, as data, and why.
+//! The order in which a vCPU's state is read and written, as data, with the reasons.
 
-/// A part of a vCPU's state: what one request to KVM moves, or one list of MSRs.
+/// A part of a vCPU's state: the unit that one ioctl moves, or one list of MSRs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Part {
-    /// Whether the vCPU runs, is halted, or waits for another one to start it.
+    /// Whether the vCPU is runnable, halted, or waiting for a start-up IPI.
     MpState,
-    /// Exceptions, interrupts and NMIs on their way.
+    /// Pending exceptions, interrupts and NMIs.
     Events,
-    /// The guest's own virtual machine.
+    /// The state of nested virtualization.
     Nested,
     /// General registers.
     Regs,
     /// Segments, control registers, EFER, APIC base.
     Sregs,
-    /// The floating-point unit and all that XSAVE knows.
+    /// The floating-point unit and all other XSAVE components.
     Xsave,
     /// XCR0.
     Xcrs,
@@ -23,7 +23,7 @@ pub enum Part {
     Lapic,
     /// `IA32_FEATURE_CONTROL`.
     FeatureControl,
-    /// The synthetic MSRs of Hyper-V that each vCPU has.
+    /// The per-vCPU synthetic MSRs of Hyper-V.
     HypervMsrs,
     /// The other MSRs.
     Msrs,
@@ -71,14 +71,14 @@ pub const RESTORE: [Part; 13] = [
     DebugRegs,
 ];
 
-/// Of two parts the first must come first.
+/// Two parts that must be moved in this order.
 #[derive(Clone, Copy, Debug)]
 pub struct Edge {
-    /// What comes first.
+    /// The part that comes first.
     pub first: Part,
-    /// What comes after it.
+    /// The part that comes after it.
     pub then: Part,
-    /// Why.
+    /// The reason.
     pub why: &'static str,
 }
 
@@ -86,13 +86,12 @@ const fn edge(first: Part, then: Part, why: &'static str) -> Edge {
     Edge { first, then, why }
 }
 
-const ACCEPTS: &str = "KVM_GET_MP_STATE has the vCPU take INIT and SIPI that wait, which changes nearly \
-    everything, and may make \
-                       L2 exit to L1 (kvm_apic_accept_events)";
+const ACCEPTS: &str = "KVM_GET_MP_STATE has the vCPU accept a pending INIT or SIPI, which changes nearly \
+                       everything, and may make L2 exit to L1 (kvm_apic_accept_events)";
 const NMI: &str = "KVM_GET_VCPU_EVENTS turns requests into pending NMIs and may write CR2 or DR6 \
                    (kvm_vcpu_ioctl_x86_get_vcpu_events)";
 
-/// What saving keeps to.
+/// The constraints on saving.
 pub const SAVE_EDGES: &[Edge] = &[
     edge(MpState, Events, ACCEPTS),
     edge(MpState, Nested, ACCEPTS),
@@ -107,12 +106,12 @@ pub const SAVE_EDGES: &[Edge] = &[
     edge(
         TscDeadline,
         Lapic,
-        "a deadline that passes between the two is then in one of them at least: still set, or as an \
+        "a deadline that passes between the two is then in at least one of them: still set, or as an \
          interrupt in the APIC",
     ),
 ];
 
-/// What restoring keeps to.
+/// The constraints on restoring.
 pub const RESTORE_EDGES: &[Edge] = &[
     edge(
         FeatureControl,
@@ -128,7 +127,7 @@ pub const RESTORE_EDGES: &[Edge] = &[
     edge(
         Sregs,
         Lapic,
-        "the APIC base says whether it is enabled and how its registers are to be read (kvm_apic_set_state)",
+        "the APIC base determines whether it is enabled and how its registers are read (kvm_apic_set_state)",
     ),
     edge(
         Lapic,
@@ -138,7 +137,7 @@ pub const RESTORE_EDGES: &[Edge] = &[
     edge(
         Lapic,
         HypervMsrs,
-        "resetting the APIC switches the VP assist page off behind its MSR's back (kvm_lapic_reset)",
+        "resetting the APIC disables the VP assist page without changing its MSR (kvm_lapic_reset)",
     ),
     edge(
         Lapic,
@@ -153,9 +152,8 @@ pub const RESTORE_EDGES: &[Edge] = &[
     edge(
         HypervMsrs,
         Msrs,
-        "MSR_KVM_PV_EOI_EN and the VP assist page are one setting in KVM, which reads as both: what it read \
-         wins \
-         (kvm_lapic_set_pv_eoi)",
+        "MSR_KVM_PV_EOI_EN and the VP assist page are one setting in KVM, which reads as both: the MSR is \
+         written last, so that its saved value takes effect (kvm_lapic_set_pv_eoi)",
     ),
     edge(
         Nested,
@@ -165,7 +163,7 @@ pub const RESTORE_EDGES: &[Edge] = &[
     edge(
         Nested,
         Events,
-        "they wait for L2 if it runs, else for L1 (kvm_vcpu_ioctl_x86_set_vcpu_events)",
+        "they are pending for L2 if it runs, else for L1 (kvm_vcpu_ioctl_x86_set_vcpu_events)",
     ),
     edge(
         Regs,
@@ -180,17 +178,17 @@ pub const RESTORE_EDGES: &[Edge] = &[
     edge(
         Sregs,
         Regs,
-        "RFLAGS.VM decides what KVM makes of the segments (vmx_set_rflags)",
+        "RFLAGS.VM determines how KVM interprets the segments (vmx_set_rflags)",
     ),
     edge(
         Events,
         MpState,
-        "a latched INIT forbids to wait for SIPI (kvm_arch_vcpu_ioctl_set_mpstate)",
+        "a latched INIT excludes waiting for SIPI (kvm_arch_vcpu_ioctl_set_mpstate)",
     ),
     edge(
         Lapic,
         MpState,
-        "a SIPI that has been received is kept in the APIC (kvm_arch_vcpu_ioctl_set_mpstate)",
+        "a received SIPI is stored in the APIC (kvm_arch_vcpu_ioctl_set_mpstate)",
     ),
     edge(
         Nested,

@@ -20,7 +20,7 @@ use crate::units::{Msr, VpIndex};
 /// `EFER.SVME`.
 const EFER_SVME: u64 = 1 << 12;
 
-/// Segments, control registers and all that goes with them: `struct kvm_sregs2`.
+/// Segments, control registers and related registers: `struct kvm_sregs2`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 #[allow(missing_docs, reason = "the registers' own names")]
@@ -47,37 +47,37 @@ pub struct Sregs {
     pub pdptrs: [u64; 4],
 }
 
-/// What a vCPU of this VM has, on this host.
+/// The optional parts of a vCPU's state, for this VM on this host.
 #[derive(Clone, Debug)]
 pub struct Extent {
     /// Bytes of the floating-point state (`KVM_CAP_XSAVE2`).
     pub xsave: usize,
-    /// There are extended control registers (`KVM_CAP_XCRS`).
+    /// The CPU has extended control registers (`KVM_CAP_XCRS`).
     pub xcrs: bool,
-    /// There is nested state (`KVM_CAP_NESTED_STATE`).
+    /// KVM has nested state (`KVM_CAP_NESTED_STATE`).
     pub nested: bool,
     /// The MSRs that are state: [`msrs::listed`].
     pub msrs: Arc<[Msr]>,
-    /// Those of Hyper-V that each vCPU has, in the order in which they are written.
+    /// Hyper-V's per-vCPU MSRs, in the order in which they are written.
     pub hyperv_msrs: Arc<[Msr]>,
 }
 
-/// One vCPU's whole state, but for its TSC.
+/// One vCPU's whole state, except its TSC.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct VcpuState {
-    /// Whether it runs, is halted, or waits to be started (`KVM_MP_STATE_*`).
+    /// Whether it is runnable, halted, or waiting for a start-up IPI (`KVM_MP_STATE_*`).
     pub mp_state: kvm_mp_state,
-    /// Exceptions, interrupts and NMIs on their way.
+    /// Pending exceptions, interrupts and NMIs.
     pub events: kvm_vcpu_events,
-    /// KVM's blob of the nested state; empty where KVM has none.
+    /// KVM's blob of the nested state; empty if KVM has none.
     pub nested: Vec<u8>,
     /// General registers.
     pub regs: kvm_regs,
     /// Segments and control registers.
     pub sregs: Sregs,
-    /// The floating-point unit, as XSAVE writes it.
+    /// The floating-point unit, in XSAVE format.
     pub xsave: Vec<u8>,
-    /// XCR0; `None` where the CPU has none.
+    /// XCR0; `None` if the CPU has none.
     pub xcrs: Option<kvm_xcrs>,
     /// Debug registers.
     pub debug_regs: kvm_debugregs,
@@ -97,7 +97,7 @@ impl VcpuState {
     /// Reads it from KVM, on the vCPU's thread and with its last exit completed.
     ///
     /// # Errors
-    /// If KVM refuses, or gives nested state that it would not take.
+    /// If KVM refuses, or returns nested state that it would not accept.
     pub fn save(vp: VpIndex, fd: &VcpuFd, extent: &Extent) -> Result<Self, TransferError> {
         let mut state = Self::default();
         for part in SAVE {
@@ -106,11 +106,11 @@ impl VcpuState {
         Ok(state)
     }
 
-    /// Gives it to KVM: to a vCPU with its capabilities and CPUID, that has not run. The VM's clock and the
-    /// TSC are set.
+    /// Restores it to KVM: to a vCPU with its capabilities and CPUID that has not run. The VM's
+    /// clock and the TSC must be set.
     ///
     /// # Errors
-    /// If KVM refuses. The vCPU is of no use then.
+    /// If KVM refuses. The vCPU is unusable then.
     pub fn restore(
         &self,
         vp: VpIndex,
@@ -141,7 +141,8 @@ impl VcpuState {
             Part::MpState => self.mp_state = fd.get_mp_state().map_err(failed)?,
             Part::Events => self.events = fd.get_vcpu_events().map_err(failed)?,
             Part::Nested if extent.nested => {
-                // With room for the largest, as KVM may write more than it says.
+                // The buffer has the maximum size, since KVM may write more than the size that it
+                // reports.
                 let mut buffer = KvmNestedStateBuffer::empty();
                 fd.nested_state(&mut buffer).map_err(failed)?;
                 let size = usize::try_from(buffer.size).unwrap_or(usize::MAX);
@@ -217,7 +218,7 @@ impl VcpuState {
         }
     }
 
-    /// The nested state for the ioctl, once it is known that KVM can take it.
+    /// The nested state for the ioctl, after a check that KVM can accept it.
     fn nested_for(
         &self,
         vp: VpIndex,
@@ -234,7 +235,7 @@ impl VcpuState {
             has_evmcs: cpu.evmcs,
             has_svm: cpu.svm,
             efer_svme: self.sregs.efer & EFER_SVME != 0,
-            // Events, which hold it, come later; the vCPU is fresh.
+            // Set later, with the events; the vCPU is fresh.
             in_smm: false,
             physical_address_bits: cpu.physical_address_bits,
         };
@@ -249,7 +250,7 @@ impl VcpuState {
     }
 }
 
-/// What a vCPU was given for guests of its own.
+/// The nested virtualization features of a vCPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NestedCpu {
     /// VMX is in its CPUID.
@@ -285,18 +286,19 @@ fn set_sregs(fd: &VcpuFd, sregs: &Sregs) -> Result<(), kvm_ioctls::Error> {
     Ok(())
 }
 
-/// `size` is what KVM_CAP_XSAVE2 says.
+/// `size` is the value of KVM_CAP_XSAVE2.
 fn get_xsave(fd: &VcpuFd, size: usize) -> Result<Vec<u8>, kvm_ioctls::Error> {
     let mut area = vec![0_u8; size.max(size_of::<kvm_bindings::kvm_xsave>())];
-    // SAFETY: the descriptor is a vCPU's, and the kernel writes as many bytes as KVM_CAP_XSAVE2 says, which
-    // the area has. Nobody enables a dynamic feature later, which would make it more.
+    // SAFETY: the descriptor is a vCPU's, and the kernel writes as many bytes as KVM_CAP_XSAVE2
+    // reports, for which the area has room. No dynamic feature is enabled later, which would
+    // increase it.
     unsafe { ioctl::get_xsave2(fd.as_raw_fd(), area.as_mut_ptr().cast()) }.map_err(errno)?;
     Ok(area)
 }
 
 fn set_xsave(fd: &VcpuFd, area: &[u8]) -> Result<(), kvm_ioctls::Error> {
-    // SAFETY: the descriptor is a vCPU's, and the kernel reads as many bytes as KVM_CAP_XSAVE2 says, which
-    // the area was made to have.
+    // SAFETY: the descriptor is a vCPU's, and the kernel reads as many bytes as KVM_CAP_XSAVE2
+    // reports, the size of the area.
     unsafe { ioctl::set_xsave(fd.as_raw_fd(), area.as_ptr().cast()) }.map_err(errno)?;
     Ok(())
 }
@@ -306,10 +308,10 @@ fn errno(error: nix::Error) -> kvm_ioctls::Error {
 }
 
 impl Extent {
-    /// Asks KVM.
+    /// Queries KVM.
     ///
     /// # Errors
-    /// If KVM is older than what saving needs.
+    /// If KVM lacks a capability that saving needs.
     pub fn of(
         vm: &kvm_ioctls::VmFd,
         msrs: Arc<[Msr]>,

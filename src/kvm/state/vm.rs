@@ -1,4 +1,4 @@
-//! The state of a VM's interrupt controllers and timer that are in KVM.
+//! The state of a VM's interrupt controllers and timer in KVM.
 
 use kvm_bindings::{
     KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, kvm_irqchip, kvm_pit_state2,
@@ -8,12 +8,12 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use super::TransferError;
 
-/// Bytes of an interrupt controller's state, whichever.
+/// The size of an interrupt controller's state, equal for all.
 pub(super) const CHIP: usize = size_of::<kvm_bindings::kvm_irqchip__bindgen_ty_1>();
 
-/// In this order they are read and written. The I/O APIC comes last because KVM delivers at once what is
-/// pending there (`kvm_set_ioapic`); for the same reason all come after the local APICs, which that goes to.
-/// The timer, whose interrupts go through them, comes after them.
+/// The order in which they are read and written. The I/O APIC comes last because KVM delivers its
+/// pending interrupts at once (`kvm_set_ioapic`); for the same reason all come after the local
+/// APICs, which receive them. The timer, whose interrupts pass through them, comes after them.
 const CHIPS: [(u32, &str); 3] = [
     (KVM_IRQCHIP_PIC_MASTER, "first 8259"),
     (KVM_IRQCHIP_PIC_SLAVE, "second 8259"),
@@ -48,7 +48,7 @@ impl VmState {
         Ok(Self { chips, pit })
     }
 
-    /// Gives it to KVM, after the state of all vCPUs.
+    /// Restores it to KVM, after the state of all vCPUs.
     ///
     /// # Errors
     /// If KVM refuses.
