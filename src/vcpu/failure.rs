@@ -66,7 +66,7 @@ impl Failure {
                  or without --nested"
             }
             Self::Memory { .. } | Self::Run { .. } => {
-                "look at the host's free memory (and huge pages) and its kernel log"
+                "check the host's free memory (and huge pages) and its kernel log"
             }
             Self::Unexpected { .. } => "please report this with the host's kernel version",
         }

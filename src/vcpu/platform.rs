@@ -1,4 +1,4 @@
-//! What the vCPUs of one machine share.
+//! The state that the vCPUs of one machine share.
 
 use std::sync::{Arc, Mutex};
 
@@ -20,9 +20,9 @@ pub struct VcpuPlatform {
     pub mmio: Bus,
     /// Guest RAM.
     pub ram: GuestRam,
-    /// What of it is written.
+    /// The dirty log of RAM.
     pub dirty: DirtyLog,
-    /// It and all other guest memory, as KVM has it.
+    /// RAM and all other guest memory, as memory slots.
     pub slots: MemorySlots,
     /// The synthetic MSRs that hypernest owns.
     pub partition: Mutex<Partition>,

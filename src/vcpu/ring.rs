@@ -18,7 +18,8 @@ pub struct Ring {
     ring: Mutex<DirtyRing>,
     vm: Arc<VmFd>,
     slots: RamSlots,
-    /// Nobody knows any more what the vCPU wrote, and KVM's end of the ring and ours do not meet again.
+    /// Writes of the vCPU have been lost, and KVM's position in the ring and this one have
+    /// diverged.
     overflowed: AtomicBool,
 }
 

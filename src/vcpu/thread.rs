@@ -50,7 +50,7 @@ pub struct Vcpu {
     control: Arc<Control<VcpuFd>>,
     recorder: Recorder,
     ring: Option<Arc<Ring>>,
-    /// The CPUs of the host that its thread runs on; none: any.
+    /// The host's CPUs that its thread runs on; `None`: any.
     cpus: Option<RangeInclusive<u16>>,
     /// KVM has not carried out the instruction that the last exit came from.
     exit_pending: bool,
@@ -78,7 +78,7 @@ impl Vcpu {
         }
     }
 
-    /// Its thread is to run on these CPUs of the host alone.
+    /// Restricts its thread to these CPUs of the host.
     pub fn pinned(self, cpus: Option<RangeInclusive<u16>>) -> Self {
         Self { cpus, ..self }
     }
@@ -108,7 +108,7 @@ impl Vcpu {
         if let Some(cpus) = &self.cpus
             && let Err(e) = affinity::pin(cpus)
         {
-            // They were there when the VM started. It goes on, but not where it was meant to.
+            // The CPUs were online when the VM started. The vCPU continues, but on other CPUs.
             let (first, last) = (cpus.start(), cpus.end());
             warn!(
                 "vCPU {} cannot run on CPUs {first} to {last}: {e}",
@@ -209,7 +209,7 @@ impl Vcpu {
                 self.exit_pending = false;
                 let ram = &self.platform.ram;
                 let report = failure::report(self.index, &failure, &self.fd, ram);
-                // RAM that cannot be read is no fault of the guest's, and a reset does not help.
+                // Unreadable RAM is not the guest's fault, and a reset does not help.
                 if failure == Failure::TripleFault && ram.lost().is_none() {
                     let vcpu = self.index.0;
                     let event = GuestEvent::TripleFault { vcpu, report };
@@ -255,7 +255,7 @@ pub struct VcpuThread {
 }
 
 impl VcpuThread {
-    /// Its steering.
+    /// Its control.
     pub fn control(&self) -> &Arc<Control<VcpuFd>> {
         &self.control
     }

@@ -1,4 +1,4 @@
-//! Which bucket a value falls into: the layout of an HDR histogram that starts at 1 and keeps two significant
+//! The buckets of values: the layout of an HDR histogram that starts at 1 and keeps two significant
 //! digits.
 //!
 //! Values up to 255 have a bucket each. Above, each power of two is cut into 128 buckets, so that a bucket is
@@ -24,7 +24,7 @@ pub(super) fn index(value: u64) -> Option<usize> {
     if value > MAX {
         return None;
     }
-    // How far to shift so that the leading one becomes bit 7; values below 256 stay as they are.
+    // The shift that moves the leading one to bit 7; values below 256 stay unchanged.
     let shift = (value | 0xff).ilog2() - (LINEAR_BITS - 1);
     let top = usize::try_from(value >> shift).ok()?;
     Some(shift as usize * HALF + top)
@@ -59,8 +59,7 @@ mod tests {
     }
 
     proptest! {
-        /// Each bucket is one bucket of the histogram that it is turned into, so that nothing is lost in
-        /// between.
+        /// Each bucket is one bucket of the histogram that it is converted to, so nothing is lost.
         #[test]
         fn a_bucket_is_one_of_the_histograms(bits in 0u32..=36, low in any::<u64>()) {
             let value = (low >> (64 - 36)).checked_shr(36 - bits).unwrap_or(0);

@@ -1,4 +1,4 @@
-//! The clock that exits are timed with.
+//! The clock that times exits.
 
 use std::time::Instant;
 
@@ -8,7 +8,7 @@ use crate::units::TscKhz;
 /// Binary places of nanoseconds per tick.
 const FRACTION: u32 = 32;
 
-/// Where the time comes from. Two looks at it are most of what an exit's statistics cost.
+/// The source of time. Two readings of it are most of the cost of an exit's statistics.
 #[derive(Clone, Copy, Debug)]
 pub struct ExitClock(ClockSource);
 
@@ -18,12 +18,13 @@ enum ClockSource {
     Monotonic { origin: Instant },
 }
 
-/// The moment when the handling of an exit began.
+/// The start of an exit's handling.
 #[derive(Clone, Copy, Debug)]
 pub struct Start(u64);
 
 impl ExitClock {
-    /// The host's TSC if it is invariant, which runs at `host_tsc`; else, with `None`, CLOCK_MONOTONIC.
+    /// The host's TSC, with the frequency `host_tsc`, if it is invariant; otherwise, with `None`,
+    /// CLOCK_MONOTONIC.
     pub fn new(host_tsc: Option<TscKhz>) -> Self {
         match host_tsc.filter(|khz| khz.0 > 0) {
             Some(khz) => Self(ClockSource::Tsc {

@@ -1,4 +1,4 @@
-//! What recording costs.
+//! The cost of recording.
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -10,7 +10,7 @@ use super::{ExitClock, ExitReason, ExitStatsError, Recorder};
 pub struct Cost {
     /// Counting alone, in nanoseconds.
     pub record_ns: f64,
-    /// Counting and the two looks at the clock, in nanoseconds.
+    /// Counting and two clock readings, in nanoseconds.
     pub timed_record_ns: f64,
 }
 
@@ -35,7 +35,7 @@ pub fn cost(exits: u32, clock: ExitClock) -> Result<Cost, ExitStatsError> {
     })
 }
 
-/// How long `one` takes, in nanoseconds.
+/// The duration of `one`, in nanoseconds.
 fn per_exit(exits: u32, mut one: impl FnMut(ExitReason, u64)) -> f64 {
     const REASONS: [ExitReason; 4] = [
         ExitReason::PortOut,
@@ -43,8 +43,8 @@ fn per_exit(exits: u32, mut one: impl FnMut(ExitReason, u64)) -> f64 {
         ExitReason::MmioWrite,
         ExitReason::Wrmsr,
     ];
-    // Lengths as a linear congruential generator gives them (Knuth's MMIX constants): 0 to 16 µs, in no
-    // order.
+    // Durations from a linear congruential generator (Knuth's MMIX constants): 0 to 16 µs, in
+    // random order.
     let mut state = 1u64;
     let start = Instant::now();
     for i in 0..exits {

@@ -1,4 +1,4 @@
-//! The counters that one vCPU's thread writes and everybody reads.
+//! The counters that one vCPU's thread writes and other threads read.
 
 use std::fmt;
 use std::sync::Arc;
@@ -18,8 +18,8 @@ const OUT_OF_RANGE: usize = 2;
 const BUCKETS: usize = 8;
 const STRIDE: usize = BUCKETS + bucket::COUNT;
 
-/// Zeroed by the kernel and therefore without memory behind it until a counter is first written: what is
-/// resident is a page or two per reason that occurs.
+/// Zeroed by the kernel, and so without memory behind it until a counter is first written: a page
+/// or two are resident per reason that occurs.
 struct Counters(Box<[AtomicU64]>);
 
 impl Counters {
@@ -29,20 +29,20 @@ impl Counters {
     }
 }
 
-/// Adds to a counter that no other thread writes: no locked instruction is needed.
+/// Adds to a counter that no other thread writes, so it needs no locked instruction.
 #[inline]
 fn add(counter: &AtomicU64, n: u64) {
     counter.store(counter.load(Relaxed).wrapping_add(n), Relaxed);
 }
 
-/// A vCPU thread's side: there is one per vCPU, and only it writes.
+/// The vCPU thread's side: one per vCPU, the only writer.
 pub struct Recorder {
     counters: Arc<Counters>,
     clock: ExitClock,
 }
 
 impl Recorder {
-    /// Counters at zero. All memory that they will ever need is reserved here.
+    /// Creates counters at zero. All memory that they will need is reserved here.
     ///
     /// # Errors
     /// If there is no memory.
@@ -55,13 +55,13 @@ impl Recorder {
             .map_err(|_| ExitStatsError::NoMemory)
     }
 
-    /// The vCPU has just left the guest.
+    /// Called when the vCPU has just left the guest.
     #[inline]
     pub fn start(&self) -> Start {
         self.clock.start()
     }
 
-    /// The exit that began at `start` is handled: counts it.
+    /// Called when the exit that began at `start` is handled: counts it.
     #[inline]
     pub fn finish(&mut self, reason: ExitReason, start: Start) {
         self.record(reason, self.clock.ns_since(start));
@@ -81,7 +81,7 @@ impl Recorder {
         }
     }
 
-    /// Another thread's side.
+    /// The other threads' side.
     pub fn reader(&self) -> Reader {
         Reader(Arc::clone(&self.counters))
     }
@@ -100,8 +100,8 @@ impl fmt::Debug for Recorder {
 pub struct Reader(Arc<Counters>);
 
 impl Reader {
-    /// What was counted up to now. The vCPU goes on meanwhile: an exit that it records during the copy may be
-    /// in it or not.
+    /// The counts up to now. The vCPU continues meanwhile: an exit that it records during the copy
+    /// may be included or not.
     pub fn snapshot(&self) -> CountersSnapshot {
         CountersSnapshot {
             reasons: ExitReason::ALL
@@ -122,7 +122,7 @@ impl Reader {
                 .filter(|(_, count)| *count > 0)
                 .collect(),
             out_of_range: counters[OUT_OF_RANGE].load(Relaxed),
-            // Read last: it covers every exit above, and the one that is being recorded at most.
+            // Read last: it covers every exit above, and at most one that is being recorded.
             sum_ns: counters[SUM].load(Relaxed),
             max_ns: counters[MAX].load(Relaxed),
         }

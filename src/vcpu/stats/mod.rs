@@ -1,8 +1,9 @@
-//! Exit statistics: how often each vCPU came to user space, why, and how long that took.
+//! Exit statistics: the number of each vCPU's exits to user space, their reasons, and their
+//! durations.
 //!
-//! Each vCPU's thread owns a [`Recorder`] and writes plain counters through it, without a lock and without
-//! allocating; everybody else reads them through a [`Reader`], at any time and without stopping the vCPU. A
-//! [`StatsReport`] writes what was read as JSON and as an HDR histogram log.
+//! Each vCPU's thread owns a [`Recorder`] and writes plain counters through it, without a lock and
+//! without allocating; other threads read them through a [`Reader`], at any time and without
+//! stopping the vCPU. A [`StatsReport`] writes them as JSON and as an HDR histogram log.
 
 mod bucket;
 mod clock;
@@ -19,7 +20,7 @@ pub use snapshot::{CountersSnapshot, ReasonCounts, Summary};
 
 use crate::kvm::exit::Exit;
 
-/// Why a vCPU came to user space.
+/// Why a vCPU exited to user space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum ExitReason {
@@ -27,9 +28,9 @@ pub enum ExitReason {
     PortIn,
     /// `out`.
     PortOut,
-    /// A load from where no RAM is.
+    /// A load from an address without RAM.
     MmioRead,
-    /// A store to where no RAM is.
+    /// A store to an address without RAM.
     MmioWrite,
     /// RDMSR of a register that hypernest owns.
     Rdmsr,
@@ -51,9 +52,9 @@ pub enum ExitReason {
     IoapicEoi,
     /// The vCPU's dirty ring was full.
     DirtyRingFull,
-    /// A signal, or somebody wants the vCPU to stop.
+    /// A signal, or a request to the vCPU to stop.
     Interrupted,
-    /// KVM could not go on.
+    /// KVM could not continue.
     InternalError,
     /// The CPU refused to enter the guest.
     EntryFailed,
@@ -66,7 +67,7 @@ pub enum ExitReason {
 }
 
 impl ExitReason {
-    /// All of them, in order.
+    /// All reasons, in order.
     pub const ALL: [Self; 20] = [
         Self::PortIn,
         Self::PortOut,

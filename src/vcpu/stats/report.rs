@@ -1,5 +1,5 @@
-//! Writing statistics: FILE as JSON, FILE.hlog as an HDR histogram log. docs/exit-statistics.md describes
-//! both.
+//! Writes statistics: FILE as JSON, FILE.hlog as an HDR histogram log. docs/exit-statistics.md
+//! describes both.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -19,18 +19,18 @@ use super::snapshot::{CountersSnapshot, Summary};
 use super::{ExitReason, bucket};
 use crate::sys::private::{self, Existing};
 
-/// What goes wrong with statistics.
+/// Why statistics cannot be recorded or written.
 #[derive(Debug, Error)]
 pub enum ExitStatsError {
     /// There is no memory for the counters.
     #[error("no memory for the exit statistics")]
     NoMemory,
-    /// A file.
+    /// A file cannot be written.
     #[error("cannot write the exit statistics to {}", path.display())]
     Write {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
 }
@@ -69,11 +69,12 @@ struct JsonVcpu {
 }
 
 impl StatsReport<'_> {
-    /// Writes both files. Each is complete or not there: it is written under another name and renamed. What
-    /// is no regular file, such as a pipe or a terminal, is written to as it is.
+    /// Writes both files, each complete or not at all: it is written under another name and
+    /// renamed. A target that is no regular file, such as a pipe or a terminal, is written
+    /// directly.
     ///
     /// # Errors
-    /// If one of them cannot be written; the previous one of that name, if any, is then still there.
+    /// If one of them cannot be written; a previous file of that name then still exists.
     pub fn write(&self, path: &Path) -> Result<(), ExitStatsError> {
         let mut log = OsString::from(path);
         log.push(".hlog");
@@ -126,7 +127,7 @@ impl StatsReport<'_> {
     /// # Errors
     /// If `out` fails.
     pub fn write_log(&self, out: &mut dyn Write) -> io::Result<()> {
-        // The writer's type wants a sized one.
+        // The writer's type requires a sized writer.
         let mut out = out;
         let mut serializer = V2DeflateSerializer::new();
         let mut log = IntervalLogWriterBuilder::new()
@@ -167,7 +168,7 @@ fn summaries(snapshot: &CountersSnapshot) -> BTreeMap<&'static str, Summary> {
         .collect()
 }
 
-/// Replaces the file at `path` by what `write` writes, as a whole.
+/// Replaces the file at `path` by the output of `write`, as a whole.
 fn replace(
     path: &Path,
     write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
@@ -176,7 +177,7 @@ fn replace(
         path: path.to_owned(),
         source,
     };
-    // A link stays one: the file that it names is replaced.
+    // A symbolic link stays one: the file that it names is replaced.
     let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     if fs::metadata(&target).is_ok_and(|m| !m.is_file()) {
         let out = OpenOptions::new().write(true).open(&target);
@@ -185,13 +186,13 @@ fn replace(
     let mut name = target.file_name().unwrap_or_default().to_owned();
     name.push(format!(".{}.tmp", std::process::id()));
     let temporary = target.with_file_name(name);
-    // One that a process of this id left behind may have another mode.
+    // A file left behind by a process with this id may have another mode.
     let _none = fs::remove_file(&temporary);
     private::create(&temporary, Existing::Truncate)
         .and_then(|out| fill(out, write))
         .and_then(|()| fs::rename(&temporary, &target))
         .map_err(|e| {
-            // The error that led here says what is wrong; a second one adds nothing.
+            // The original error is the cause; a second one adds nothing.
             let _left_over = fs::remove_file(&temporary);
             failed(e)
         })
@@ -201,7 +202,7 @@ fn fill(out: File, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::
     let mut out = BufWriter::new(out);
     write(&mut out)?;
     out.flush()?;
-    // Some file systems report a full disk only now.
+    // Some file systems report a full disk only at this point.
     match out.get_ref().sync_data() {
         // A pipe or a terminal has nothing to sync.
         Err(e) if e.raw_os_error() == Some(libc::EINVAL) => Ok(()),

@@ -1,4 +1,4 @@
-//! What was counted, at one moment.
+//! The counts at one moment.
 
 use std::collections::BTreeMap;
 
@@ -31,7 +31,7 @@ impl CountersSnapshot {
 /// The exits of one reason.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ReasonCounts {
-    /// Bucket -> exits; only those with any.
+    /// Bucket -> exits; only buckets that are not empty.
     pub(super) buckets: BTreeMap<usize, u64>,
     /// Exits that took longer than any bucket holds.
     pub(super) out_of_range: u64,
@@ -44,9 +44,9 @@ pub struct ReasonCounts {
 pub struct Summary {
     /// Exits.
     pub count: u64,
-    /// Their time in all.
+    /// Their total time.
     pub sum: u64,
-    /// Per exit.
+    /// Average time of an exit.
     pub mean: f64,
     /// Half of the exits took at most this long.
     pub p50: u64,
@@ -57,15 +57,15 @@ pub struct Summary {
     /// 99.9 % did.
     #[serde(rename = "p99.9")]
     pub p99_9: u64,
-    /// All did.
+    /// The longest exit.
     pub max: u64,
-    /// Exits longer than the histogram reaches. They count in everything above, and are larger than all
-    /// others.
+    /// Exits longer than the histogram's range. They count in all figures above, and are longer
+    /// than all others.
     pub out_of_range: u64,
 }
 
 impl ReasonCounts {
-    /// Exits, those out of range among them.
+    /// The number of exits, including those out of range.
     pub fn count(&self) -> u64 {
         self.buckets.values().sum::<u64>() + self.out_of_range
     }
@@ -96,8 +96,8 @@ impl ReasonCounts {
     pub fn summary(&self) -> Summary {
         let histogram = self.histogram();
         let in_range = self.count() - self.out_of_range;
-        // A bucket's upper end can lie above the largest value seen; and whatever is out of range is best
-        // told by that value.
+        // A bucket's upper end can lie above the largest value seen; and the largest value is the
+        // best estimate for exits out of range.
         let quantile = |per_mille: u64| {
             let rank = (u128::from(self.count()) * u128::from(per_mille)).div_ceil(1000);
             if rank > u128::from(in_range) {

@@ -206,7 +206,7 @@ fn a_missing_directory_is_told() {
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
 }
 
-/// Fails after some bytes, wherever that is.
+/// Fails after a number of bytes, wherever that is.
 struct Full(usize);
 impl Write for Full {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
@@ -260,7 +260,7 @@ fn the_cost_can_be_measured() {
 }
 
 proptest! {
-    /// Against a histogram that was given the values themselves.
+    /// Compares with a histogram of the values themselves.
     #[test]
     fn the_figures_are_those_of_the_values(
         values in proptest::collection::vec(0u64..bucket::MAX, 1..200),
