@@ -53,7 +53,7 @@ pub fn apply(
         warn!(
             "this host's KVM has no master clock (its clocksource is not the TSC): the guest's clocks \
              continue, but may be off by \
-             microseconds, and every reading of Hyper-V's reference time leaves the guest"
+             microseconds, and every reading of Hyper-V's reference time exits"
         );
     }
     Ok(away)

@@ -28,7 +28,7 @@ pub enum Policy {
 /// The capabilities of this host's TSC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HostTsc {
-    /// The host's own frequency; `None` where its kernel takes the TSC for unstable.
+    /// The host's own frequency; `None` if its kernel marked the TSC unstable.
     pub native: Option<TscKhz>,
     /// The frequency for a moved VM, if it is not the host's own; lets one host simulate two.
     pub instead: Option<TscKhz>,
@@ -275,7 +275,7 @@ mod tests {
         native: None,
         ..SCALES
     };
-    /// Simulates a host of the other frequency.
+    /// A host that simulates one with the other frequency.
     const PLAYS: HostTsc = HostTsc {
         instead: Some(OTHER),
         ..SCALES
@@ -347,7 +347,7 @@ mod tests {
             (OTHER, "nei", SCALES, Auto, TimePlan::Scale),
             (OTHER, "nei", SCALES, Reenlighten, invariant),
             (OTHER, "nei", RIGID, Auto, no_scaling),
-            // Hosts that play others.
+            // Hosts that simulate others.
             (OTHER, "", PLAYS, Auto, TimePlan::Same),
             (OTHER, "", PLAYS, Refuse, TimePlan::Same),
             (KHZ, "ne", PLAYS, Auto, TimePlan::Reenlighten),

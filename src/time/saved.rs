@@ -9,7 +9,7 @@ use crate::units::{TscKhz, VpIndex};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Downtime {
-    /// The guest's clocks have gone on, as a wall clock would.
+    /// The guest's clocks have advanced, as a wall clock would.
     #[default]
     Continue,
     /// The guest's clocks stop meanwhile, as if no time had passed.
@@ -39,7 +39,7 @@ pub struct SavedTime {
     /// The clocks above were read at one instant; otherwise in sequence, since this host's KVM had no
     /// master clock.
     pub exact: bool,
-    /// Whether and how the guest wants a notification of a new frequency.
+    /// Whether and how the guest has requested notification of a new frequency.
     pub guest: GuestTime,
 }
 

@@ -79,7 +79,7 @@ pub const EDGES: &[StepOrder] = &[
     StepOrder {
         first: is!(SwitchStep::SetOffset(_)),
         then: is!(SwitchStep::Rearm(_)),
-        why: "KVM works out when a timer is due from frequency and offset",
+        why: "KVM computes when a timer expires from frequency and offset",
     },
     StepOrder {
         first: is!(SwitchStep::SetOffset(_) | SwitchStep::SetClock),
