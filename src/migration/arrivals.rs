@@ -51,7 +51,7 @@ impl<'a> Arrivals<'a> {
         }
     }
 
-    /// Whether the address takes another connection after a useless one.
+    /// Whether the address accepts another connection after a useless one.
     pub(super) fn takes_many(&self) -> bool {
         self.listener.takes_many()
     }
@@ -93,7 +93,7 @@ impl<'a> Arrivals<'a> {
         }
     }
 
-    /// Warns of a connection that is of no use.
+    /// Logs a warning about a useless connection.
     pub(super) fn warn_of_stranger(&mut self, why: &str) {
         self.warnings.warn_of_stranger(why);
     }

@@ -18,7 +18,7 @@ use super::wire::{
 use super::{DestinationVm, MAX_CONNECTIONS, MigrationError, STALL};
 use crate::memory::GuestRam;
 
-/// Long for a process to end that has lost its connection.
+/// Long enough for a process that has lost its connection to exit.
 const END_OF_PEER: Duration = Duration::from_secs(5);
 /// The interval for checking the first connection while additional ones are awaited.
 const CHECK_INTERVAL: Duration = Duration::from_millis(100);
@@ -81,7 +81,7 @@ pub fn receive(
     session.end(result, main)
 }
 
-/// What the first connection's Hello said; additional connections must match it.
+/// The content of the first connection's Hello; additional connections must match it.
 struct Session {
     session: String,
     connections: u16,
@@ -143,7 +143,8 @@ impl DestinationSession<'_> {
         Ok(())
     }
 
-    /// A connection that does not come from a source does not end the wait if the address takes more.
+    /// A connection that does not come from a source does not end the wait if the address accepts
+    /// more.
     fn wait_for_source(
         &mut self,
         arrivals: &mut Arrivals<'_>,
@@ -222,7 +223,7 @@ impl DestinationSession<'_> {
             match here == promise.ram {
                 true => Ok(ram),
                 false => Err(vec![
-                    "the guest's RAM lies elsewhere at the destination".to_owned(),
+                    "the destination has other RAM regions for the guest".to_owned(),
                 ]),
             }
         });
@@ -292,7 +293,7 @@ impl DestinationSession<'_> {
             }
             _ => Err(WireError::Nonsense {
                 kind: FrameKind::Hello,
-                why: "not a connection that is due".to_owned(),
+                why: "not an expected connection".to_owned(),
             }
             .into()),
         }
@@ -306,7 +307,7 @@ impl DestinationSession<'_> {
         ram: &GuestRam,
         session: &Session,
     ) -> Result<Taken, MigrationError> {
-        // The first thing that goes wrong ends all waiting.
+        // The first error ends all waits.
         let wrong: Arc<Mutex<Option<MigrationError>>> = Arc::default();
         let note = |e: MigrationError| {
             let mut first = wrong.lock().unwrap_or_else(PoisonError::into_inner);
@@ -388,8 +389,8 @@ impl DestinationSession<'_> {
         })
     }
 
-    /// Whether the source's process is known to have ended without aborting. This end holds everything
-    /// then, and the VM is nowhere else.
+    /// Whether the source's process is known to have ended without aborting. This end then holds
+    /// everything, and no other process has the VM.
     fn source_is_dead(&self, e: &MigrationError) -> bool {
         self.phase == DestinationPhase::Holding
             && matches!(

@@ -1,4 +1,4 @@
-//! Everything that can go wrong, at every frame of a migration: never do two VMs run, and none is lost.
+//! Faults at every frame of a migration: two VMs never run, and none is lost.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -379,7 +379,7 @@ fn vm_that_cannot_be_saved_stays_at_the_source() {
 fn refusing_destination_reports_its_reasons() {
     for (fails, why) in [
         (Fails::Prepare, "\n  - no avx512f\n  - no  eVMCS"),
-        (Fails::OtherRam, "lies elsewhere"),
+        (Fails::OtherRam, "other RAM regions"),
         (Fails::Load, "No space left on device"),
     ] {
         let result = run(Setup {
@@ -405,7 +405,7 @@ fn version_mismatch_is_reported_by_both_ends() {
         (speak(1, 2), speak(1, 1), true),
         (speak(1, 1), speak(1, 2), true),
         (speak(2, 3), speak(1, 2), true),
-        // And not.
+        // Versions without an overlap.
         (speak(2, 2), speak(1, 1), false),
         (speak(1, 1), speak(2, 2), false),
     ] {
@@ -435,7 +435,7 @@ fn version_mismatch_is_reported_by_both_ends() {
 
 #[test]
 fn cancelling_at_any_time_leaves_the_vm_at_the_source() {
-    // Before anything, after the first round, and once the guest is stopped.
+    // At the start, after the first round, and once the guest is stopped.
     for call in 0..3 {
         let result = run(Setup {
             cancel_at: Some(call),

@@ -86,20 +86,20 @@ pub enum MigrationError {
     /// The other end aborted and sent this reason.
     #[error("the other end aborted: {0}")]
     Peer(String),
-    /// The VM could not do its part.
+    /// The VM failed to perform a step.
     #[error("cannot {doing}")]
     Vm {
         /// The step that failed, after "cannot".
         doing: &'static str,
-        /// Why not.
+        /// The cause.
         source: MigrationVmError,
     },
-    /// A thread or a buffer.
+    /// A thread or a buffer could not be created.
     #[error("cannot {doing}")]
     Resources {
         /// The step that failed, after "cannot".
         doing: &'static str,
-        /// Why not.
+        /// The cause.
         source: std::io::Error,
     },
     /// Some of the source's additional connections did not arrive in time.
@@ -153,7 +153,7 @@ pub trait SourceVm {
     /// If KVM refuses.
     fn collect(&mut self, dirty: &mut PageSet) -> Result<(), MigrationVmError>;
 
-    /// Takes this share of their time from the vCPUs, in percent.
+    /// Reduces the vCPUs' running time by this percentage.
     fn throttle(&mut self, percent: u8);
 
     /// Stops all vCPUs and saves everything but RAM. Pages that saving writes are in the next
@@ -179,7 +179,7 @@ pub struct Stopped {
     pub running: bool,
 }
 
-/// What the destination requires to become the VM.
+/// What the destination requires to take the VM.
 pub trait DestinationVm {
     /// Compares what the guest was promised with this host, and returns the RAM to fill.
     ///
@@ -201,6 +201,6 @@ pub trait DestinationVm {
     /// If it cannot be built.
     fn load(&mut self, state: Vec<u8>, running: bool) -> Result<(), MigrationVmError>;
 
-    /// The VM is this end's. This cannot fail.
+    /// Called when this end owns the VM. This cannot fail.
     fn run(&mut self);
 }

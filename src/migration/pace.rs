@@ -3,14 +3,14 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// The time's worth of data that may be sent at once after a pause.
+/// After a pause, this much time's worth of data may be sent at once.
 const BURST: Duration = Duration::from_millis(20);
 
 /// A limit that several connections share.
 #[derive(Debug)]
 pub struct Pace {
     bytes_per_second: Option<u64>,
-    /// When all that was sent so far has been paid for.
+    /// The time at which the limit allows more data.
     free_at: Mutex<Instant>,
 }
 
@@ -31,7 +31,7 @@ impl Pace {
         let ns = u128::from(bytes) * 1_000_000_000 / u128::from(rate);
         let cost = Duration::from_nanos(u64::try_from(ns).unwrap_or(u64::MAX));
         let mut free_at = self.free_at.lock().unwrap_or_else(PoisonError::into_inner);
-        // A silence is not saved up.
+        // Unused time is not saved up.
         let from = (*free_at).max(now.checked_sub(BURST).unwrap_or(now));
         *free_at = from.checked_add(cost).unwrap_or(from);
         free_at.saturating_duration_since(now)

@@ -27,31 +27,31 @@ const ZSTD: u32 = 2;
 /// Faster than most links, with most of the savings of a higher level.
 const ZSTD_LEVEL: i32 = 1;
 
-/// What is wrong with received pages.
+/// Why received pages are invalid.
 #[derive(Debug, Error)]
 pub enum PagesError {
     /// The body ends inside a run's header or its data.
     #[error("a run of pages is cut short")]
     Short,
-    /// Not a run that this protocol has.
+    /// A run that is not valid in this protocol.
     #[error("a run of {pages} pages at {gpa:#x} as {kind} in {len} bytes is invalid")]
     Nonsense {
         /// First address.
         gpa: u64,
-        /// How many.
+        /// The number of pages.
         pages: u32,
-        /// Which kind.
+        /// The kind of the run.
         kind: u32,
         /// Bytes.
         len: u32,
     },
-    /// Compressed pages, though that was not agreed on, or not of the right length.
+    /// Compressed pages without an agreement on compression, or with the wrong length.
     #[error("compressed pages at {gpa:#x} cannot be unpacked")]
     Zstd {
         /// First address.
         gpa: u64,
     },
-    /// Where the guest has none.
+    /// The guest has no RAM there.
     #[error(transparent)]
     NoRam(#[from] NoRam),
 }
@@ -156,7 +156,7 @@ impl Packer {
     }
 }
 
-/// Puts the pages of frames into guest RAM.
+/// Writes the pages of frames to guest RAM.
 pub struct Unpacker {
     decompressor: Option<Decompressor<'static>>,
     plain: Vec<u8>,
@@ -311,7 +311,7 @@ mod tests {
     fn a_frame_always_holds_a_run_of_the_largest_size() {
         let mut packer = Packer::new(false, true).unwrap();
         assert!(packer.has_room(MAX_RUN));
-        // Every other page zero: the most headers.
+        // Every other page is zero: the maximum number of headers.
         let worst: Vec<u8> = (0..MAX_RUN).map(|page| (page % 2) as u8).collect();
         packer.add(Gpa(0), &content(&worst));
         assert!(packer.body().unwrap().len() <= MAX_BODY);
@@ -336,7 +336,7 @@ mod tests {
             Unpacker::new(false).unwrap().unpack(&body, &ram),
             Err(PagesError::Zstd { gpa: 0 })
         ));
-        // Noise does not shrink.
+        // Random data does not compress.
         let mut noise = vec![0_u8; PAGE_BYTES];
         let mut x = 1_u64;
         for byte in &mut noise {

@@ -200,7 +200,7 @@ mod tests {
                 RoundDecision::Continue
             );
         }
-        // 200 ms would do; 20 are better.
+        // 200 ms is within the budget; 20 ms is better.
         assert_eq!(
             convergence.after(round(12_500, 1250, 2000)),
             RoundDecision::Continue

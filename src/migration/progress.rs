@@ -9,7 +9,7 @@ use super::phase::SourcePhase;
 use super::precopy::{self, Round};
 use crate::memory::dirty::PAGE;
 
-/// How a migration stands.
+/// The progress of a migration.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MigrationReport {
     /// The destination's address.
@@ -40,7 +40,7 @@ pub struct MigrationReport {
     pub error: Option<String>,
 }
 
-/// Kept current by a migration and read by others. Clones are of the same.
+/// Updated by a migration and read by others. Clones share one state.
 #[derive(Clone, Debug)]
 pub struct Progress {
     inner: Arc<Mutex<Inner>>,

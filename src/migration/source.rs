@@ -24,7 +24,7 @@ use crate::boot::BootFiles;
 use crate::memory::GuestRam;
 use crate::memory::dirty::PageSet;
 
-/// Longer than a destination that has lost its connection waits before it aborts and exits.
+/// Longer than the timeout after which a destination that has lost its connection aborts and exits.
 const END_OF_PEER: Duration = Duration::from_secs(15);
 
 /// The options of the source.
@@ -75,7 +75,7 @@ pub enum End {
     Undecided(MigrationError),
 }
 
-/// Moves `origin` to where `dialer` leads.
+/// Migrates `origin` to the address of `dialer`.
 pub fn migrate(
     origin: &mut dyn SourceVm,
     dialer: &Dialer,
@@ -175,7 +175,7 @@ impl SourceSession<'_> {
             len: stopped.state.len() as u64,
             running: stopped.running,
         })?;
-        debug!("all is sent");
+        debug!("everything is sent");
         main.recv_kind(FrameKind::Ready, "Ready")?;
         if self.cancel.is_set() {
             return Err(MigrationError::Cancelled);
@@ -310,7 +310,7 @@ impl SourceSession<'_> {
             };
             self.progress.round_ends(round, self.options.downtime);
             debug!(
-                "{} pages in {} ms, {} written meanwhile",
+                "{} pages in {} ms, {} dirtied meanwhile",
                 round.pages,
                 round.took.as_millis(),
                 round.dirtied
@@ -318,7 +318,7 @@ impl SourceSession<'_> {
             match convergence.after(round) {
                 RoundDecision::Continue => {}
                 RoundDecision::Throttle(percent) => {
-                    info!("the guest's vCPUs are slowed down by {percent} %");
+                    info!("the guest's vCPUs are throttled by {percent} %");
                     self.progress.throttle(percent);
                     self.origin.throttle(percent);
                 }
@@ -329,7 +329,7 @@ impl SourceSession<'_> {
 
     fn collect(&mut self, dirty: &mut PageSet) -> Result<(), MigrationError> {
         let collected = self.origin.collect(dirty);
-        collected.map_err(MigrationError::vm("read which pages the guest wrote"))
+        collected.map_err(MigrationError::vm("read the dirty log"))
     }
 
     /// Sends the pages of `dirty` over all connections and returns the bytes sent. Each 1 MiB of RAM always

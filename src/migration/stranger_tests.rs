@@ -28,7 +28,7 @@ fn a_source_comes_after_strangers(here: &Security, there: &Security, connections
         host: "127.0.0.1".to_owned(),
         port: 0,
     };
-    // Longer than this test may take: only side by side they get out of the source's way.
+    // Longer than this test may take: only parallel handling keeps them from delaying the source.
     let long = Duration::from_secs(600);
     let mut listener = Listener::new(anywhere, there, long, &cancel).unwrap();
     let address = listener.address();

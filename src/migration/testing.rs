@@ -67,7 +67,7 @@ pub(super) enum Fails {
     Never,
     Promise,
     Log,
-    /// At this call.
+    /// Fails at this call.
     Collect(u32),
     Stop,
     Prepare,
@@ -150,7 +150,7 @@ impl SourceVm for FakeOrigin {
         if self.fails == Fails::Collect(self.collected) {
             return Err(fail());
         }
-        // The guest has written meanwhile, and so has saving its state.
+        // The guest has written pages meanwhile, and so has saving its state.
         let writes = if self.stopped { 1 } else { self.busy };
         for write in 0..writes {
             let page = (u64::from(self.collected) * 101 + write * 3) % PAGES;
@@ -256,7 +256,7 @@ impl DestinationVm for FakeTarget {
     }
 }
 
-/// Whether two RAMs hold the same.
+/// Whether two RAMs have the same content.
 pub(super) fn same(a: &GuestRam, b: &GuestRam) -> bool {
     let (mut x, mut y) = (vec![0; 4096], vec![0; 4096]);
     (0..PAGES).all(|page| {

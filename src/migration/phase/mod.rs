@@ -160,7 +160,7 @@ pub enum DestinationPhase {
     Receiving,
     /// Holds the complete VM, ready to run.
     Holding,
-    /// The VM is its own.
+    /// This end owns the VM.
     Running,
     /// Holds nothing, and never ran the VM.
     GaveUp,

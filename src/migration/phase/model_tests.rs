@@ -170,7 +170,7 @@ impl World {
     }
 }
 
-/// Everything that can be reached, and from each world the worlds that follow by the two ends' own doing.
+/// All reachable worlds, each with the worlds that follow by the two ends' own actions.
 fn explore(same_host: bool, mut each: impl FnMut(&World, &[World])) {
     let mut seen = HashSet::new();
     let mut next = vec![World::start(same_host)];

@@ -180,7 +180,7 @@ impl Link {
 
     fn wait(&self, output: bool) -> io::Result<()> {
         let (fd, flags, what) = match output {
-            true => (&self.output, PollFlags::POLLOUT, "took nothing"),
+            true => (&self.output, PollFlags::POLLOUT, "read nothing"),
             false => (&self.input, PollFlags::POLLIN, "sent nothing"),
         };
         let mut fds = vec![PollFd::new(fd.as_fd(), flags)];

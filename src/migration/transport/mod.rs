@@ -88,7 +88,7 @@ pub enum TransportError {
     /// Certificates.
     #[error(transparent)]
     Tls(#[from] TlsError),
-    /// The address takes one connection only.
+    /// The address accepts one connection only.
     #[error("{0} is a single connection")]
     Single(Address),
     /// Another user's process, without TLS.
@@ -106,7 +106,7 @@ pub enum TransportError {
     },
     /// The kernel reports no owner for the other end.
     #[error(
-        "cannot find out which user the process at {peer} belongs to, and --plaintext is for one user's \
+        "cannot determine the owner of the process at {peer}, and --plaintext is for one user's \
          processes; give both ends TLS certificates, or use a unix: address"
     )]
     UnknownUser {
@@ -487,7 +487,7 @@ impl Listener {
         })
     }
 
-    /// Whether the address takes another connection after a useless one.
+    /// Whether the address accepts another connection after a useless one.
     pub fn takes_many(&self) -> bool {
         self.address.takes_many()
     }

@@ -1,4 +1,4 @@
-//! Both ends show each other a certificate (TLS 1.3).
+//! TLS 1.3 with a certificate from each end.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use thiserror::Error;
 
 use super::link::Link;
 
-/// Where the certificates are.
+/// The paths of the certificates.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TlsFiles {
     /// This end's certificate and the intermediates up to the CA (PEM).
@@ -27,7 +27,7 @@ pub struct TlsFiles {
 /// Why TLS cannot be set up.
 #[derive(Debug, Error)]
 pub enum TlsError {
-    /// A file.
+    /// A file cannot be used.
     #[error("cannot use {}: {why}", path.display())]
     File {
         /// The file.
@@ -35,7 +35,7 @@ pub enum TlsError {
         /// The reason.
         why: String,
     },
-    /// The certificate and the key, or the CA.
+    /// The certificate and its key, or the CA, cannot be used.
     #[error("cannot use the certificate {}: {why}", path.display())]
     Certificate {
         /// The file.

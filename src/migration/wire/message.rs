@@ -100,7 +100,7 @@ pub struct Accept {}
 /// The destination cannot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refuse {
-    /// Each reason, for people.
+    /// The reasons, for users.
     pub reasons: Vec<String>,
 }
 

@@ -40,7 +40,7 @@ pub enum FrameKind {
     /// Source: a part of the promise or of the state, ended by the next [`FrameKind::Promise`] or
     /// [`FrameKind::State`].
     Part = 3,
-    /// Source: the parts were what the guest was promised.
+    /// Source: the preceding parts are the promise to the guest.
     Promise = 4,
     /// Destination: it can keep the promise, and has the RAM.
     Accept = 5,
@@ -50,7 +50,7 @@ pub enum FrameKind {
     Pages = 7,
     /// Source: no more guest memory on this connection.
     EndOfPages = 8,
-    /// Source: the parts were the state of everything but RAM.
+    /// Source: the preceding parts are the state of everything but RAM.
     State = 9,
     /// Destination: the VM is complete and could run.
     Ready = 10,
@@ -60,8 +60,8 @@ pub enum FrameKind {
     Running = 12,
     /// Either end: it aborts, with the reason.
     Failed = 13,
-    /// Source: the parts were a file that a reset boots. Sent only to a destination whose [`Welcome`]
-    /// accepts it.
+    /// Source: the preceding parts are a file that a reset boots. Sent only to a destination whose
+    /// [`Welcome`] accepts it.
     BootFile = 14,
 }
 
@@ -114,7 +114,7 @@ impl FrameKind {
     }
 }
 
-/// What is wrong with the received data.
+/// Why received data is invalid.
 #[derive(Debug, Error)]
 pub enum WireError {
     /// The connection ended, stalled, or failed.
@@ -123,12 +123,12 @@ pub enum WireError {
     /// The other end closed the connection between two frames.
     #[error("the other end closed the connection")]
     Closed,
-    /// Not a kind of this protocol.
+    /// An unknown kind of frame.
     #[error(
         "received a frame of unknown kind {0}: the other end is not hypernest, or is a later version"
     )]
     UnknownKind(u16),
-    /// Longer than its kind allows.
+    /// The body is longer than its kind allows.
     #[error("received a {kind:?} frame of {len} bytes; the maximum is {max}")]
     TooLong {
         /// Its kind.
