@@ -1,4 +1,4 @@
-//! The inside of a section: a row of numbers and byte strings.
+//! The body of a section: a sequence of numbers and byte strings.
 
 use super::StateError;
 
@@ -7,7 +7,7 @@ use super::StateError;
 pub struct Encoder(Vec<u8>);
 
 impl Encoder {
-    /// An empty body.
+    /// Creates an empty body.
     pub fn new() -> Self {
         Self::default()
     }
@@ -42,18 +42,18 @@ impl Encoder {
         self.0.push(value.into());
     }
 
-    /// Appends bytes behind their number.
+    /// Appends the number of bytes, and the bytes.
     pub fn bytes(&mut self, value: &[u8]) {
         self.u64(value.len() as u64);
         self.0.extend(value);
     }
 
-    /// Appends bytes without a length, which the reader knows.
+    /// Appends bytes without their number, which the reader has as a constant.
     pub fn array<const N: usize>(&mut self, value: &[u8; N]) {
         self.0.extend(value);
     }
 
-    /// Appends a text behind its length.
+    /// Appends the length of a text, and the text.
     pub fn str(&mut self, value: &str) {
         self.bytes(value.as_bytes());
     }
@@ -99,7 +99,7 @@ impl<'a> Decoder<'a> {
         self.section
     }
 
-    /// Bytes that are left.
+    /// The number of bytes that are left.
     pub fn remaining(&self) -> usize {
         self.rest.len()
     }
@@ -107,7 +107,7 @@ impl<'a> Decoder<'a> {
     /// Reads one byte.
     ///
     /// # Errors
-    /// If the body ends too early, as for all of these.
+    /// If the body ends too early, as for all numbers below.
     pub fn u8(&mut self, item: &str) -> Result<u8, StateError> {
         self.array(item).map(u8::from_le_bytes)
     }
@@ -156,7 +156,7 @@ impl<'a> Decoder<'a> {
         }
     }
 
-    /// Reads bytes behind their number. They are not copied.
+    /// Reads bytes that follow their number. They are not copied.
     ///
     /// # Errors
     /// If the body ends too early.
@@ -184,7 +184,7 @@ impl<'a> Decoder<'a> {
         Ok(*bytes)
     }
 
-    /// Reads a string with its length before it.
+    /// Reads a string that follows its length.
     ///
     /// # Errors
     /// If the body ends too early, or the string is not UTF-8.
@@ -249,7 +249,7 @@ impl<'a> Decoder<'a> {
     /// Ends reading.
     ///
     /// # Errors
-    /// If something is left.
+    /// If bytes are left.
     pub fn finish(self) -> Result<(), StateError> {
         match self.rest.len() {
             0 => Ok(()),

@@ -10,7 +10,7 @@ pub enum StateError {
         "this is not the saved state of a VM: it does not begin with the state file's signature"
     )]
     NotState,
-    /// Written in another format than this program reads.
+    /// The format is not the one that this program reads.
     #[error(
         "the saved state has format version {found}; this version of hypernest reads {}",
         super::FORMAT_VERSION
@@ -27,7 +27,7 @@ pub enum StateError {
         /// The minimum number of missing bytes.
         missing: u64,
     },
-    /// The checksum does not fit.
+    /// The checksum differs.
     #[error(
         "section {section} of the saved state is damaged: its CRC32C is {found:#010x} instead of \
          {expected:#010x}"
@@ -35,9 +35,9 @@ pub enum StateError {
     Damaged {
         /// The section.
         section: String,
-        /// As written down.
+        /// From the manifest.
         expected: u32,
-        /// As computed.
+        /// Computed.
         found: u32,
     },
     /// More bytes follow the last section.
@@ -46,7 +46,7 @@ pub enum StateError {
         /// The last section.
         section: String,
     },
-    /// A section is larger than the reader is ready to take.
+    /// A section exceeds the reader's limit.
     #[error("section {section} of the saved state takes it beyond the limit of {limit} bytes")]
     TooLarge {
         /// The section.
@@ -67,13 +67,13 @@ pub enum StateError {
         section: String,
     },
     /// Sections that this version does not support.
-    #[error("the saved state has sections that this version of hypernest does not know: \
+    #[error("the saved state has sections that this version of hypernest does not support: \
         {}", .sections.join(", "))]
     Unknown {
         /// Their names.
         sections: Vec<String>,
     },
-    /// A section of a version that is not read.
+    /// A section has a version that this program does not read.
     #[error(
         "section {section} of the saved state has version {found}; this version of hypernest reads {}",
         readable(*.current)
@@ -96,8 +96,8 @@ pub enum StateError {
         /// The reason.
         why: String,
     },
-    /// A section in JSON cannot be understood or written.
-    #[error("section {section} of the saved state is not the JSON that it should be")]
+    /// A section is not valid JSON, or has no JSON form.
+    #[error("section {section} of the saved state is not the expected JSON")]
     Json {
         /// The section.
         section: String,

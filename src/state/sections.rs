@@ -94,7 +94,7 @@ impl Default for Sections {
 }
 
 impl Sections {
-    /// None yet, to be written by this program.
+    /// Creates an empty state, written by this program.
     pub fn new() -> Self {
         Self {
             writer: concat!("hypernest ", env!("CARGO_PKG_VERSION")).to_owned(),
@@ -342,7 +342,7 @@ struct SectionSource<R> {
 }
 
 impl<R: Read> SectionSource<R> {
-    /// Allocates only as data arrives.
+    /// Reads `length` bytes; allocates only as data arrives.
     fn take(&mut self, section: &str, length: u64) -> Result<Vec<u8>, StateError> {
         let Some(left) = self.left.checked_sub(length) else {
             return Err(StateError::TooLarge {

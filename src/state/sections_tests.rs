@@ -20,7 +20,7 @@ fn file(sections: &Sections) -> Vec<u8> {
     bytes
 }
 
-/// Names of what an error may be about in the small file.
+/// Whether an error names a section of the small file.
 fn names_a_section(error: &StateError) -> bool {
     let text = error.to_string();
     matches!(error, StateError::NotState | StateError::Format { .. })
@@ -103,7 +103,7 @@ fn the_limit_holds_for_the_whole_file() {
     ));
 }
 
-/// A file with this manifest, whose checksum is right.
+/// A file with this manifest and a correct checksum.
 fn with_manifest(manifest: Encoder) -> Vec<u8> {
     let manifest = manifest.into_body();
     let mut bytes = MAGIC.to_vec();

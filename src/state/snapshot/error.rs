@@ -10,7 +10,7 @@ use crate::units::Gpa;
 /// Why a saved VM could not be written or read.
 #[derive(Debug, Error)]
 pub enum SnapshotError {
-    /// A file or directory.
+    /// An operation on a file or directory failed.
     #[error("cannot {doing} {}", .path.display())]
     File {
         /// The step that failed, after "cannot".
@@ -52,7 +52,7 @@ pub enum SnapshotError {
         #[source]
         source: io::Error,
     },
-    /// The sections.
+    /// The sections are invalid.
     #[error(transparent)]
     State(#[from] StateError),
     /// The size of the RAM file differs from the state.
@@ -74,9 +74,9 @@ pub enum SnapshotError {
         path: PathBuf,
         /// The first guest address of the damaged chunk.
         gpa: Gpa,
-        /// As written down.
+        /// From the state.
         expected: u32,
-        /// As computed.
+        /// Computed.
         found: u32,
     },
     /// The size of the file of boot files differs from the state.
@@ -85,9 +85,9 @@ pub enum SnapshotError {
     BootSize {
         /// The file.
         path: PathBuf,
-        /// By the state.
+        /// From the state.
         expected: u64,
-        /// Of the file.
+        /// The size of the file.
         found: u64,
     },
     /// The content of a boot file differs from its checksum.
@@ -96,12 +96,12 @@ pub enum SnapshotError {
     BootDamaged {
         /// The file.
         path: PathBuf,
-        /// By the state.
+        /// From the state.
         expected: u32,
-        /// As computed.
+        /// Computed.
         found: u32,
     },
-    /// Guest RAM.
+    /// Guest RAM could not be created.
     #[error(transparent)]
     Memory(#[from] MemoryError),
 }

@@ -64,11 +64,11 @@ impl RamIndex {
     /// If it is incomplete, or the regions are not valid RAM.
     pub fn load(section: &Section) -> Result<Self, StateError> {
         let mut d = section.decoder(RAM_VERSION)?;
-        let count = d.count("number of pieces", 16)?;
+        let count = d.count("number of regions", 16)?;
         let mut pieces: Vec<(Gpa, u64)> = Vec::with_capacity(count);
         let (mut end, mut total) = (0_u64, 0_u64);
         for _ in 0..count {
-            let (gpa, len) = (d.u64("address of a piece")?, d.u64("length of a piece")?);
+            let (gpa, len) = (d.u64("address of a region")?, d.u64("length of a region")?);
             let next = gpa.checked_add(len);
             let sum = total.checked_add(len).filter(|n| i64::try_from(*n).is_ok());
             let aligned = (gpa | len).is_multiple_of(PAGE as u64);
@@ -160,7 +160,7 @@ fn length(range: &Range<u64>) -> io::Result<usize> {
     usize::try_from(range.end - range.start).map_err(io::Error::other)
 }
 
-/// Guest addresses to places in the file.
+/// Converts guest addresses to offsets in the file.
 fn in_file(pieces: &[(Gpa, u64)], data: Vec<Range<Gpa>>) -> Vec<Range<u64>> {
     let offset_of = |part: &Range<Gpa>| {
         let mut offset = 0;
@@ -213,7 +213,7 @@ fn write_pages(file: &File, base: u64, bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// A saved VM's RAM, not read yet.
+/// A saved VM's RAM, not yet read.
 #[derive(Debug)]
 pub struct RamImage {
     file: File,
@@ -250,7 +250,7 @@ impl RamImage {
     /// Maps the file as RAM; it is read when the guest accesses it. Its content is not checked.
     ///
     /// # Errors
-    /// If it cannot be mapped, or the host cannot do with it what `host` says.
+    /// If it cannot be mapped, or the host cannot fulfil `host`.
     pub fn map(&self, host: HostMemory) -> Result<GuestRam, SnapshotError> {
         Ok(GuestRam::map_saved(
             &self.file,

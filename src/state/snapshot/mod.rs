@@ -7,8 +7,9 @@
 //!
 //! None of them may be a symbolic link: a saved VM must not select files of the host.
 //!
-//! [`Saving`] writes it next to its place, under a hidden name, syncs it to the disk and then puts it in
-//! place in one step: a crash at any moment leaves the previous content or nothing. [`Snapshot`] reads it.
+//! [`Saving`] writes it to a hidden directory next to its destination, syncs it to the disk and
+//! then renames it in one step: a crash at any moment leaves the previous content or nothing.
+//! [`Snapshot`] reads it.
 
 mod error;
 mod files;
@@ -54,7 +55,7 @@ pub const RAM_VERSION: u32 = 1;
 /// No state file is larger: 4 TiB of RAM have 8 MiB of checksums, and 255 vCPUs a few more.
 const STATE_LIMIT: u64 = 256 << 20;
 
-/// A saved VM that is opened, its state checked, its RAM not read.
+/// A saved VM that is open: its state is checked, its RAM not read.
 #[derive(Debug)]
 pub struct Snapshot {
     sections: Sections,
@@ -72,7 +73,7 @@ impl Snapshot {
         // Open all files through one directory: the one at `dir` may be replaced meanwhile.
         let directory = File::open(dir).map_err(error::read_failed(dir))?;
         let open = |name: &str| {
-            // O_NONBLOCK, so that a pipe in place of a file does not block until a writer comes.
+            // O_NONBLOCK, so that a pipe in place of a file does not block until a writer opens it.
             let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOFOLLOW;
             let failed = error::read_failed(&dir.join(name));
             match openat(&directory, name, flags, Mode::empty()) {

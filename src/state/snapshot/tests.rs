@@ -14,9 +14,9 @@ use crate::state::{Encoder, Section, StateError};
 use crate::units::Gpa;
 
 const MIB: u64 = 1 << 20;
-/// The second piece begins within a chunk of the file.
+/// The second region begins within a chunk of the file.
 const PIECES: [(Gpa, u64); 2] = [(Gpa(0), 5 * MIB), (Gpa(1 << 32), 4 * MIB)];
-/// Addresses within: one per piece and chunk that is not empty.
+/// Addresses in it: one per region and chunk that is not empty.
 const WRITTEN: [u64; 4] = [0x1008, 4 * MIB, (1 << 32) + 4, (1 << 32) + 4 * MIB - 4];
 
 fn config() -> MemoryConfig {
@@ -53,12 +53,12 @@ fn save_watched(
     saving.commit()
 }
 
-/// A kernel of more than what is copied at a time, and an initrd.
+/// A kernel larger than the copy buffer, and an initrd.
 fn boot_files(mark: u8) -> [Vec<u8>; 2] {
     [vec![mark; 3 << 20], vec![mark; 5]]
 }
 
-/// The mark of a saved VM that is whole in every respect.
+/// The mark of a saved VM that is complete in every respect.
 fn mark(dir: &Path) -> u8 {
     let snapshot = Snapshot::open(dir).unwrap();
     snapshot.ram().verify().unwrap();
@@ -299,7 +299,7 @@ fn a_crash_at_any_step_leaves_the_old_one_or_none() {
                 fs::remove_dir_all(&dir).unwrap();
             }
             if let Some(mark) = before {
-                // This also shows that what the crash before has left is no obstacle.
+                // This also shows that the leftovers of the previous crash do not matter.
                 save(&dir, mark).unwrap();
                 assert_eq!(names(parent.path()), ["vm"]);
             }

@@ -1,4 +1,4 @@
-//! Writes a saved VM next to its place, and puts it there in one step.
+//! Writes a saved VM next to its destination, and renames it in one step.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, BufWriter, Read, Write};
@@ -22,23 +22,23 @@ const FILES: [&str; 3] = [STATE_FILE, RAM_FILE, BOOT_FILE];
 /// The next step of a save. Tests make the writer fail or die there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SaveStep {
-    /// Making the directory beside the place.
+    /// Create the directory next to the destination.
     Create,
-    /// Writing the boot files.
+    /// Write the boot files.
     Boot,
     /// Write one more chunk of the RAM file.
     Ram,
-    /// Writing the state file.
+    /// Write the state file.
     State,
-    /// Bringing the files to the disk.
+    /// Sync the files to the disk.
     SyncFiles,
-    /// Bringing their names to the disk.
+    /// Sync their names to the disk.
     SyncDirectory,
-    /// Putting the directory in place.
+    /// Rename the directory.
     Rename,
-    /// Bringing its name to the disk.
+    /// Sync its name to the disk.
     SyncParent,
-    /// Remove the replaced one.
+    /// Remove the replaced directory.
     RemoveOld,
 }
 
@@ -47,7 +47,7 @@ type Watch = Box<dyn FnMut(SaveStep) -> io::Result<()> + Send>;
 
 /// A save in progress. Dropped before it is committed, it leaves nothing behind.
 pub struct Saving {
-    /// The final place.
+    /// The destination.
     place: PathBuf,
     parent: PathBuf,
     /// The hidden directory that is written.
@@ -80,7 +80,7 @@ impl Saving {
         Self::begin_watched(dir, Box::new(|_| Ok(())))
     }
 
-    /// The same, with every step announced to `watch`.
+    /// The same, with `watch` called before each step.
     pub(super) fn begin_watched(dir: &Path, watch: Watch) -> Result<Self, SnapshotError> {
         let place = resolve(dir)?;
         let no_name = || SnapshotError::NoName {
@@ -132,8 +132,8 @@ impl Saving {
                 },
                 other => failed("lock")(other.into()),
             })?;
-            // Another save may have ended between opening and locking, and taken the directory away.
-            if is_ours(&lock, &self.beside).map_err(failed("look at"))? {
+            // Another save may have ended between opening and locking, and removed the directory.
+            if is_ours(&lock, &self.beside).map_err(failed("inspect"))? {
                 check_replaceable(&self.beside)?;
                 remove_files(&self.beside).map_err(failed("empty"))?;
                 return Ok(lock);
