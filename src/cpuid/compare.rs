@@ -6,7 +6,7 @@ use super::CpuidEntry;
 use super::feature::{self as f, Feature};
 use crate::cpuid::Reg;
 
-/// Something that a guest was shown and a host cannot give.
+/// A guest-visible property that a host cannot provide.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum CpuLack {
     /// A feature with a name.
@@ -24,12 +24,12 @@ pub enum CpuLack {
         /// The bit.
         bit: u8,
     },
-    /// A number that is greater than the host's.
+    /// A number that exceeds the host's.
     #[error("{what}: the guest was shown {promised}, this host has {host}")]
     Number {
         /// The name of the number.
         what: &'static str,
-        /// In the guest.
+        /// The guest's value.
         promised: u32,
         /// This host's value.
         host: u32,
@@ -92,13 +92,13 @@ const NUMBERS: [(&str, u32, Reg, u8, u8); 8] = [
     ("revision of SVM", 0x8000_000a, Reg::Eax, 0, 8),
 ];
 
-/// Not from the host: the hypervisor sets these itself, or derives them from the topology.
+/// Not compared with the host: the hypervisor sets these itself, or derives them from the topology.
 const OURS: [Feature; 3] = [f::HYPERVISOR, f::HTT, f::CMP_LEGACY];
 
 /// Returns everything in `promised` that `host`, KVM's supported CPUID, does not provide. `tsc_deadline` is
 /// KVM_CAP_TSC_DEADLINE_TIMER. The hypervisor's own leaves are not compared.
 pub fn lacks(promised: &[CpuidEntry], host: &[CpuidEntry], tsc_deadline: bool) -> Vec<CpuLack> {
-    // KVM does not report it, or not reliably.
+    // KVM does not report it reliably.
     let mut host = host.to_vec();
     f::TSC_DEADLINE.set(&mut host, tsc_deadline);
     let host = host.as_slice();

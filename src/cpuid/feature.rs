@@ -44,7 +44,7 @@ impl Feature {
 /// AMD repeats these bits of CPUID 1.EDX in 0x80000001.EDX (APM vol. 3, appendix E).
 const REPEATED_BY_AMD: u32 = 0x0183_f3ff;
 
-/// The feature that a bit of CPUID stands for.
+/// The feature of a bit of CPUID.
 pub fn at(function: u32, index: u32, reg: Reg, bit: u8) -> Option<Feature> {
     let repeated = (function, index, reg) == (0x8000_0001, 0, Reg::Edx);
     let function = match repeated && REPEATED_BY_AMD >> bit & 1 != 0 {
@@ -58,7 +58,7 @@ pub fn at(function: u32, index: u32, reg: Reg, bit: u8) -> Option<Feature> {
         .copied()
 }
 
-/// The bits of a register of CPUID that stand for features with a name.
+/// The bits of a register of CPUID that are features with a name.
 pub fn named(function: u32, index: u32, reg: Reg) -> u32 {
     let bits = (0..32).filter(|bit| at(function, index, reg, *bit).is_some());
     bits.fold(0, |bits, bit| bits | 1 << bit)

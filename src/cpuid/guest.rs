@@ -11,7 +11,7 @@ use crate::cpuid::CpuVendor;
 use crate::cpuid::Reg;
 use crate::cpuid::Topology;
 
-/// Where KVM's own leaves go beside Hyper-V's.
+/// The position of KVM's own leaves if Hyper-V's exist.
 pub const KVM_LEAVES_BESIDE_HYPERV: u32 = 0x4000_0100;
 
 /// The specification of the guest's processors.
@@ -88,8 +88,8 @@ const HIDDEN: [Feature; 11] = [
     // saved.
     f::SHSTK,
     f::IBT,
-    // KVM emulates it on every processor; Linux 6.12 does not, 7.3 does. A guest that saw it could not move
-    // to an older kernel.
+    // KVM emulates it on every processor; Linux 6.12 does not, 7.3 does. A guest that saw it could
+    // not migrate to an older kernel.
     f::GP_ON_USER_CPUID,
 ];
 
@@ -110,7 +110,7 @@ impl GuestCpuid {
     /// Computes the guest's CPUID from KVM_GET_SUPPORTED_CPUID and the specification.
     ///
     /// # Errors
-    /// Everything that the host does not provide.
+    /// All features that the host does not provide.
     pub fn new(host: &[CpuidEntry], spec: &CpuSpec) -> Result<Self, Vec<CpuidProblem>> {
         let vendor = vendor(host);
         let problems = problems(host, spec, vendor);
@@ -202,8 +202,9 @@ fn problems(host: &[CpuidEntry], spec: &CpuSpec, vendor: CpuVendor) -> Vec<Cpuid
     problems
 }
 
-/// Hides features without a name here. A newer KVM may have state for them that is not saved, and a move to
-/// an older one would fail for a feature that could be neither named nor masked.
+/// Hides features without a name in the table. A newer KVM may have state for them that is not
+/// saved, and a migration to an older one would fail for a feature that could be neither named nor
+/// masked.
 fn hide_unknown(entries: &mut Vec<CpuidEntry>) {
     for entry in entries.iter_mut() {
         for (function, index, reg) in FEATURES {

@@ -1,5 +1,5 @@
-//! The x86-64 levels (x86-64 psABI, "Micro-Architecture Levels") as processor models for a guest that can
-//! move between different hosts.
+//! The x86-64 levels (x86-64 psABI, "Micro-Architecture Levels") as processor models for a guest
+//! that can migrate between different hosts.
 //!
 //! A level contains the features of the psABI, the system features that practically every host of that
 //! level has, and every mitigation of the host: a guest sees those that the host has, and a destination
@@ -94,7 +94,7 @@ const IF_THE_HOST_HAS: [Feature; 51] = [
     f::TOPOEXT,
     f::PDPE1GB,
     f::RDTSCP,
-    // Mitigations, and the news that none is needed.
+    // Mitigations, and bits that report that none is needed.
     f::MD_CLEAR,
     f::SPEC_CTRL,
     f::STIBP,

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// How the vCPUs are grouped.
+/// The grouping of vCPUs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Topology {
     /// Packages.

@@ -19,7 +19,7 @@ pub(super) fn is_control(msr: Msr) -> bool {
     matches!(msr.0, 0x48b | 0x48d..=0x490)
 }
 
-/// The feature that bit `bit` of `msr` stands for.
+/// The feature of bit `bit` of `msr`.
 pub(super) fn at(msr: Msr, bit: u8) -> Option<MsrFeature> {
     let mut features = ALL.iter();
     features.find(|f| (f.msr, f.bit) == (msr, bit)).copied()

@@ -134,7 +134,7 @@ pub fn is_visible(guest: &[CpuidEntry], msr: Msr) -> bool {
 pub struct MsrLack {
     /// The MSR.
     pub msr: Msr,
-    /// In the guest.
+    /// The guest's value.
     pub promised: u64,
     /// This host's value.
     pub host: Option<u64>,
@@ -148,7 +148,7 @@ impl MsrLack {
         bits.filter_map(move |bit| msr_feature::at(msr, bit))
     }
 
-    /// The names of the missing features, and of controls that this host cannot switch off.
+    /// The names of the missing features, and of controls that this host cannot disable.
     fn missing(&self) -> String {
         let mut names: Vec<_> = self.features().map(|f| f.name.to_owned()).collect();
         if is_control(self.msr) {
@@ -232,7 +232,7 @@ fn gives(msr: Msr, promised: u64, host: u64) -> bool {
         _ if is_control(msr) => {
             within(host & 0xffff_ffff, promised & 0xffff_ffff) && within(promised >> 32, host >> 32)
         }
-        // The highest index of a VMCS field: KVM takes any.
+        // The highest index of a VMCS field: KVM accepts any.
         0x48a => true,
         // Features, or vulnerabilities that the processor does not have.
         _ => within(promised, host),

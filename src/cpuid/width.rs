@@ -1,20 +1,21 @@
-//! How wide the guest finds physical addresses.
+//! The width of physical addresses that the guest sees.
 
 use super::{CpuVendor, CpuidEntry};
 use crate::layout::AddressWidth;
 
-/// The width that `leaves` show, and what OVMF makes of it (`PlatformAddressWidthFromCpuid` in
-/// OvmfPkg/Library/PlatformInitLib/MemDetect.c).
+/// The width in `leaves`, and the width that OVMF derives from it (`PlatformAddressWidthFromCpuid`
+/// in OvmfPkg/Library/PlatformInitLib/MemDetect.c).
 pub fn address_width(leaves: &[CpuidEntry], vendor: CpuVendor) -> AddressWidth {
     /// CPUID 0x80000001.EDX: 1 GiB pages.
     const PAGES_1G: u32 = 1 << 26;
-    /// With four levels of paging; with five it is more, which firmware uses above 1 TiB of RAM alone.
+    /// With four levels of paging; with five it is more, which firmware uses only above 1 TiB of
+    /// RAM.
     const MOST: u8 = 46;
     const MOST_WITHOUT_PAGES_1G: u8 = 40;
 
     let find = |function| leaves.iter().find(|leaf| leaf.function == function);
     let [bits, _, guest_bits, _] = find(0x8000_0008).map_or([36, 0, 0, 0], |l| l.eax.to_le_bytes());
-    // QEMU showed 40 bits on every host for long, so these are the ones that another VMM means.
+    // QEMU showed 40 bits on every host for a long time, so firmware trusts only the following values.
     let trusted = guest_bits != 0
         || bits >= 41
         || match vendor {
@@ -42,7 +43,7 @@ mod tests {
     #[test]
     fn firmware_trusts_some_widths_and_limits_all() {
         use CpuVendor::{Amd, Intel, Other};
-        // (vendor, EAX of leaf 0x80000008, 1 GiB pages, bits, those that firmware uses)
+        // (vendor, EAX of leaf 0x80000008, 1 GiB pages, bits, bits that firmware uses)
         for (vendor, eax, pages_1g, bits, firmware) in [
             (Intel, None, true, 36, Some(36)),
             (Amd, None, true, 36, None),
