@@ -12,7 +12,7 @@ const HEAD: &str = "\
      `HYPERNEST_BLESS=1 cargo test -p hypernest --lib book`. -->
 # Hyper-V enlightenments
 
-An enlightenment is a piece of Hyper-V's interface that a guest may use in place of emulated hardware. The \
+An enlightenment is a part of Hyper-V's interface that a guest may use in place of emulated hardware. The \
 names are QEMU's.
 
 ## Asking for them
@@ -75,7 +75,7 @@ pub fn document() -> String {
     let mut out = HEAD.to_owned();
     profiles(&mut out);
     out.push_str(
-        "## All of them\n\n| Name | Since Linux | Work done by | What it does \
+        "## All of them\n\n| Name | Since Linux | Implemented by | What it does \
         |\n|---|---|---|---|\n",
     );
     for row in &TABLE {
@@ -87,7 +87,9 @@ pub fn document() -> String {
             name = row.name
         ));
     }
-    out.push_str("\n\"Since Linux\" is the first kernel with all that hypernest wants for it.\n\n");
+    out.push_str(
+        "\n\"Since Linux\" is the first kernel with everything that hypernest requires for it.\n\n",
+    );
     for row in &TABLE {
         out.push_str(&format!("### {}\n\n{}\n\n", row.name, prose(row)));
         for (what, value) in facts(row) {
@@ -163,7 +165,7 @@ fn differences(out: &mut String) {
     ));
 }
 
-/// The line and the details of a row.
+/// The summary and the details of a row.
 pub fn prose(row: &Row) -> String {
     if row.detail.is_empty() {
         row.summary.to_owned()
@@ -202,7 +204,7 @@ pub fn facts(row: &Row) -> Vec<(&'static str, String)> {
         ("Better with", names(row.recommends)),
         ("Used with", used_with(row)),
         ("Not with", names(row.conflicts)),
-        ("Work done by", row.owner.to_string()),
+        ("Implemented by", row.owner.to_string()),
         ("Since Linux", row.since.to_string()),
         ("Migration", row.migration.to_string()),
         ("In profiles", profiles),
@@ -257,7 +259,7 @@ impl fmt::Display for Need {
             Self::EvmcsVersion => f.write_str("an enlightened VMCS version in KVM"),
             Self::ActiveApicv => f.write_str("APICv or AVIC in use by KVM"),
             Self::InvariantTsc => f.write_str("an invariant TSC on the host"),
-            Self::NotYet => f.write_str("a later hypernest"),
+            Self::NotYet => f.write_str("a later version of hypernest"),
         }
     }
 }
@@ -308,7 +310,7 @@ mod tests {
                 ),
                 ("Requires", "hv-evmcs (on Intel)".to_owned()),
                 ("Used with", "hv-vpindex".to_owned()),
-                ("Work done by", "KVM".to_owned()),
+                ("Implemented by", "KVM".to_owned()),
                 ("Since Linux", "5.17".to_owned()),
                 ("In profiles", "nested, all, passthrough".to_owned()),
             ]

@@ -6,7 +6,7 @@ use super::request::Value;
 use super::resolve::Resolved;
 use crate::cpuid::CpuidEntry;
 
-/// Vendor string and the greatest leaf.
+/// The vendor string and the highest leaf.
 pub const VENDOR: u32 = 0x4000_0000;
 /// The interface's signature.
 pub const INTERFACE: u32 = 0x4000_0001;
@@ -21,7 +21,7 @@ pub const LIMITS: u32 = 0x4000_0005;
 /// The nested features that a hypervisor inside may use.
 pub const NESTED_FEATURES: u32 = 0x4000_000a;
 
-/// "Hv#1": a guest, and KVM itself (`kvm_cpuid_has_hyperv`), takes this for Hyper-V.
+/// "Hv#1": guests, and KVM itself (`kvm_cpuid_has_hyperv`), detect Hyper-V by it.
 const INTERFACE_SIGNATURE: u32 = 0x3123_7648;
 /// Features EAX: the hypercall MSRs, which every Hyper-V guest needs.
 const ACCESS_HYPERCALL_MSRS: u32 = 1 << 5;
@@ -268,7 +268,8 @@ mod tests {
         assert_eq!(get(&leaves, NESTED_FEATURES), [0x0101, 0, 0, 0]);
     }
 
-    /// Each alone: (features, recommendations) beyond those of every Hyper-V guest, with what it requires.
+    /// Each alone: (features, recommendations) in addition to those of every Hyper-V guest, with
+    /// its requirements.
     #[test]
     fn each_enlightenment_has_its_bits() {
         let mut host = intel();

@@ -15,7 +15,7 @@ pub struct HypervCrash {
     pub message: Option<String>,
 }
 
-/// CTL: the guest reports a crash; readable: hypernest takes reports.
+/// CTL: the guest reports a crash; reads as 1, since hypernest accepts reports.
 const NOTIFY: u64 = 1 << 63;
 /// CTL: P3 and P4 are the address and the length of a message. Reads as 1, since hypernest accepts
 /// messages; Linux sends one only if it reads this bit.
@@ -189,7 +189,7 @@ mod tests {
             crash.message.as_deref(),
             Some("Kernel panic\n\u{fffd}[2Jnot \u{fffd}syncing\u{fffd}")
         );
-        // Cut in the middle, by the length.
+        // Truncated in the middle, by the length.
         assert_eq!(
             report(0x1000, 6).read(&ram).message.as_deref(),
             Some("Kernel")

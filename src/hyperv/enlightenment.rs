@@ -68,8 +68,8 @@ impl Enlightenment {
         self.row().name
     }
 
-    /// Finds an enlightenment by its name or an alias, with or without `hv-`, case-insensitively, with `_`
-    /// for `-`.
+    /// Finds an enlightenment by its name or an alias, with or without `hv-`, case-insensitively,
+    /// with `_` in place of `-`.
     pub fn by_name(name: &str) -> Option<Self> {
         let key = normalize(name);
         TABLE
@@ -106,7 +106,7 @@ impl EnlightenmentSet {
         self.0 |= 1 << e as u8;
     }
 
-    /// Takes `e` out.
+    /// Removes `e`.
     pub fn remove(&mut self, e: Enlightenment) {
         self.0 &= !(1 << e as u8);
     }
@@ -199,14 +199,14 @@ pub enum Argument {
     None,
     /// A number, decimal or 0x…; required, since no default is sensible.
     Number {
-        /// The least.
+        /// The minimum.
         min: u32,
-        /// The greatest.
+        /// The maximum.
         max: u32,
     },
     /// Text of 1..=`max` bytes.
     Text {
-        /// The greatest length in bytes.
+        /// The maximum length in bytes.
         max: usize,
     },
     /// `on`, `off` or `auto`.
@@ -243,9 +243,9 @@ impl fmt::Display for CpuidBits {
 /// MSRs that belong to an enlightenment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EnlightenmentMsrs {
-    /// The first.
+    /// The first MSR.
     pub first: Msr,
-    /// The last.
+    /// The last MSR.
     pub last: Msr,
     /// One per VM, or one per vCPU.
     pub scope: Scope,
@@ -279,7 +279,7 @@ pub enum Need {
     ActiveApicv,
     /// An invariant TSC on the host (`0x80000007.EDX[8]`).
     InvariantTsc,
-    /// Something that hypernest cannot do so far.
+    /// A feature that hypernest does not implement yet.
     NotYet,
 }
 

@@ -1,4 +1,4 @@
-//! A resolved set as an explicit request: what a saved VM requests on another host.
+//! A resolved set as an explicit request: the request of a saved VM on another host.
 
 use super::cpuid::NESTED_FEATURES;
 use super::enlightenment::Enlightenment as E;
@@ -13,7 +13,7 @@ const PERF_GLOBAL_CTRL: u32 = 1 << 0;
 /// The enlightened VMCS as reported to a guest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ToldEvmcs {
-    /// Lowest and greatest version, in the low and the high byte; 0 for none.
+    /// The lowest and highest version, in the low and the high byte; 0 for none.
     pub version: u16,
     /// Whether it contains PERF_GLOBAL_CTRL.
     pub perf_global_ctrl: bool,
@@ -66,8 +66,8 @@ impl Resolved {
         }
     }
 
-    /// Restricts the enlightened VMCS to what was reported to the guest on another host, which it relies
-    /// on.
+    /// Restricts the enlightened VMCS to the one reported to the guest on another host, which it
+    /// relies on.
     pub fn told(self, evmcs: ToldEvmcs) -> Self {
         Self {
             evmcs_version: evmcs.version,

@@ -6,7 +6,7 @@ use std::fmt;
 
 use crate::cpuid::CpuidEntry;
 
-/// The KVM capabilities that enlightenments hang on.
+/// The KVM capabilities that enlightenments require.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[allow(missing_docs, reason = "KVM's names")]
 pub enum HvCap {

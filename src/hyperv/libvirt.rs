@@ -124,7 +124,7 @@ const HEAD: &str = "\
      `HYPERNEST_BLESS=1 cargo test -p hypernest --lib libvirt`. -->
 # The profiles in libvirt
 
-You run Windows under libvirt and QEMU, and want there what hypernest's profiles give: these are the parts \
+For Windows under libvirt and QEMU, with the enlightenments of hypernest's profiles: these are the parts \
 of a domain (`virsh edit NAME`)
 for each of them. The names and the meaning of each element are in libvirt's \"Domain XML format\", under \
 \"Hypervisor features\"; what it
@@ -286,7 +286,7 @@ mod tests {
                 assert!(shown, "{profile}: {} in\n{xml}", member.id);
             }
         }
-        // libvirt cannot pass on what QEMU does not support.
+        // libvirt cannot enable an enlightenment that QEMU does not support.
         assert!(
             UNKNOWN_TO_QEMU
                 .iter()

@@ -8,10 +8,10 @@
 //!
 //! ```text
 //!  --hv LIST ─► Request ──┐
-//!                         ├─► resolve ─► Resolved ─► cpuid_leaves   what the guest is told
-//!  host (ioctls) ─► HostHv┘     │                 ├─► vcpu_setup     what each vCPU needs before it runs, in order
-//!                               │                 ├─► msr_filter     which MSRs come to hypernest
-//!                               ▼                 ├─► saved_msrs     which MSRs in KVM are state, in order
+//!                         ├─► resolve ─► Resolved ─► cpuid_leaves   the leaves shown to the guest
+//!  host (ioctls) ─► HostHv┘     │                 ├─► vcpu_setup     the setup of each vCPU before it runs, in order
+//!                               │                 ├─► msr_filter     the MSRs that exit to hypernest
+//!                               ▼                 ├─► saved_msrs     the MSRs in KVM that are state, in order
 //!                            Problems             └─► Partition      the MSRs that hypernest owns
 //! ```
 //!

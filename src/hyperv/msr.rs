@@ -4,17 +4,17 @@ use crate::units::Msr;
 
 /// The identity of the guest; 0 disables the hypercall page.
 pub const GUEST_OS_ID: Msr = Msr(0x4000_0000);
-/// Where the hypercall page is.
+/// The address of the hypercall page.
 pub const HYPERCALL: Msr = Msr(0x4000_0001);
 /// The vCPU's number.
 pub const VP_INDEX: Msr = Msr(0x4000_0002);
 /// Writing 1 resets the machine.
 pub const RESET: Msr = Msr(0x4000_0003);
-/// The time that the vCPU ran.
+/// The vCPU's running time.
 pub const VP_RUNTIME: Msr = Msr(0x4000_0010);
 /// The reference clock, 100 ns.
 pub const TIME_REF_COUNT: Msr = Msr(0x4000_0020);
-/// Where the reference TSC page is.
+/// The address of the reference TSC page.
 pub const REFERENCE_TSC: Msr = Msr(0x4000_0021);
 /// The TSC's frequency, Hz.
 pub const TSC_FREQUENCY: Msr = Msr(0x4000_0022);
@@ -24,15 +24,15 @@ pub const APIC_FREQUENCY: Msr = Msr(0x4000_0023);
 pub const EOI: Msr = Msr(0x4000_0070);
 /// Task priority.
 pub const TPR: Msr = Msr(0x4000_0072);
-/// Where the VP assist page is.
+/// The address of the VP assist page.
 pub const VP_ASSIST_PAGE: Msr = Msr(0x4000_0073);
-/// Switches the synthetic interrupt controller on.
+/// Enables the synthetic interrupt controller.
 pub const SCONTROL: Msr = Msr(0x4000_0080);
 /// The synthetic interrupt controller's version.
 pub const SVERSION: Msr = Msr(0x4000_0081);
-/// Where the event flags page is.
+/// The address of the event flags page.
 pub const SIEFP: Msr = Msr(0x4000_0082);
-/// Where the message page is.
+/// The address of the message page.
 pub const SIMP: Msr = Msr(0x4000_0083);
 /// End of message.
 pub const EOM: Msr = Msr(0x4000_0084);
@@ -58,7 +58,7 @@ pub const CRASH_P4: Msr = Msr(0x4000_0104);
 pub const CRASH_CTL: Msr = Msr(0x4000_0105);
 /// The target of the interrupt after a change of the TSC's frequency.
 pub const REENLIGHTENMENT_CONTROL: Msr = Msr(0x4000_0106);
-/// Whether the guest wants its old TSC frequency emulated until it has adapted.
+/// Whether the guest requests emulation of its old TSC frequency until it has adapted.
 pub const TSC_EMULATION_CONTROL: Msr = Msr(0x4000_0107);
 /// Whether the old frequency is emulated; writing 0 ends it.
 pub const TSC_EMULATION_STATUS: Msr = Msr(0x4000_0108);

@@ -7,41 +7,41 @@ use super::host::{HvCap, KernelVersion};
 use super::profile::Profile;
 use crate::cpuid::CpuVendor;
 
-/// Something that was decided on the user's behalf.
+/// A decision made on the user's behalf.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum Note {
     /// A requirement was added.
     #[error("{added} is on as well: {by} needs it")]
     Added {
-        /// The added one.
+        /// The added enlightenment.
         added: E,
-        /// The one that requires it.
+        /// The enlightenment that requires it.
         by: E,
     },
     /// A profile's member, or one requested as `=auto`, was left out.
     #[error("{id} is left out: {lack}")]
     LeftOut {
-        /// The omitted one.
+        /// The omitted enlightenment.
         id: E,
         /// The reason.
         lack: MissingRequirement,
         /// Whether the user expects it: it was named, or the profile is refused on other hosts without it.
         expected: bool,
     },
-    /// One was left out together with its requirement.
+    /// An enlightenment was left out together with its requirement.
     #[error("{id} is left out with {without}, which it needs")]
     LeftOutWith {
-        /// The omitted one.
+        /// The omitted enlightenment.
         id: E,
         /// Its requirement.
         without: E,
     },
-    /// Something is on that is of little use alone.
+    /// An enlightenment is on that has little effect alone.
     #[error("{id} is of little use without {missing}")]
     LittleUse {
-        /// The enabled one.
+        /// The enabled enlightenment.
         id: E,
-        /// The missing one.
+        /// The missing enlightenment.
         missing: E,
     },
     /// Enlightenments that no known guest will use.
@@ -51,7 +51,7 @@ pub enum Note {
             "), names(.without, " or ")
     )]
     Unused {
-        /// The useless ones.
+        /// The enlightenments without effect.
         ids: Vec<E>,
         /// One of these is required.
         without: &'static [E],
@@ -94,15 +94,15 @@ fn names(ids: &[E], last: &str) -> String {
 pub enum EnlightenmentProblem {
     /// The host's KVM has no Hyper-V.
     #[error(
-        "this host's KVM has no Hyper-V support (KVM_CAP_HYPERV is 0), so {} cannot be had: \
+        "this host's KVM has no Hyper-V support (KVM_CAP_HYPERV is 0), so {} is not available: \
          use a kernel built with CONFIG_KVM_HYPERV=y, or run without enlightenments: --hv \
          none", names(.asked, " and ")
     )]
     NoHyperv {
-        /// The requested ones.
+        /// The requested enlightenments.
         asked: Vec<E>,
     },
-    /// An enlightenment lacks something.
+    /// A requirement of an enlightenment is missing.
     #[error("{id} is not available: {lack}{}", cure(.id, .profile))]
     Lacks {
         /// The enlightenment.
@@ -115,23 +115,24 @@ pub enum EnlightenmentProblem {
     /// It was requested, and its requirement was removed.
     #[error("{id} needs {requirement}, which is removed (`-{requirement}`)")]
     RequirementRemoved {
-        /// The requested one.
+        /// The requested enlightenment.
         id: E,
         /// Its requirement.
         requirement: E,
     },
-    /// It requires one that is not added automatically, as that takes something away from the guest.
+    /// It requires an enlightenment that is not added automatically, because it has a cost for the
+    /// guest.
     #[error(
         "{id} needs {requirement}, which is not added automatically because it has a cost (`hypernest \
          enlightenments {requirement}`): name it too"
     )]
     RequirementUnasked {
-        /// The requested one.
+        /// The requested enlightenment.
         id: E,
         /// Its requirement.
         requirement: E,
     },
-    /// Two that cannot be on together.
+    /// Two enlightenments exclude each other.
     #[error("{id} and {other} cannot be on together")]
     Conflict {
         /// The first.
@@ -163,7 +164,7 @@ impl EnlightenmentProblem {
     }
 }
 
-/// What is missing, and the remedy.
+/// A missing requirement and its remedy.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum MissingRequirement {
     /// A KVM capability.
@@ -181,7 +182,7 @@ pub enum MissingRequirement {
     Bits {
         /// The CPUID bits.
         bits: Vec<CpuidBits>,
-        /// Since when Linux has them.
+        /// The first Linux version with them.
         since: KernelVersion,
         /// The running version.
         running: Option<KernelVersion>,

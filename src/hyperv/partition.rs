@@ -103,7 +103,7 @@ impl Partition {
     /// The version of the format of [`Partition::save`].
     pub const VERSION: u32 = 1;
 
-    /// Writes down the registers.
+    /// Saves the registers.
     pub fn save(&self, to: &mut Encoder) {
         to.bool(self.crash.is_some());
         if let Some(crash) = &self.crash {
@@ -115,10 +115,11 @@ impl Partition {
         }
     }
 
-    /// Loads what [`Partition::save`] saved of a partition with the same enlightenments.
+    /// Loads registers that [`Partition::save`] saved from a partition with the same
+    /// enlightenments.
     ///
     /// # Errors
-    /// If it belongs to another partition, or no guest could have produced it.
+    /// If they belong to another partition, or no guest could have produced them.
     pub fn load(&mut self, from: &mut Decoder<'_>) -> Result<(), StateError> {
         let mut loaded = self.clone();
         expect(from, "hv-crash", loaded.crash.is_some())?;
@@ -245,7 +246,7 @@ mod tests {
                 partition.wrmsr(msr::TSC_EMULATION_STATUS, 0),
                 EmulationEnded
             );
-            // The old frequency still is.
+            // The old frequency is still emulated.
             assert_eq!(partition.rdmsr(msr::TSC_EMULATION_STATUS), Some(1));
             assert!(partition.reenlightenment().unwrap().is_ending());
         }

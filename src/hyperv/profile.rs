@@ -71,25 +71,25 @@ const WINDOWS: [Member; 16] = [
         number: Some(SPIN_COUNT),
         ..must(
             E::Spinlocks,
-            "a vCPU that waits for a lock lets the one that holds it run",
+            "a vCPU that waits for a lock yields to the one that holds it",
         )
     },
     must(
         E::VpIndex,
-        "without it neither Windows nor Linux takes this for Hyper-V",
+        "without it neither Windows nor Linux detects Hyper-V",
     ),
-    must(E::Runtime, "Windows' scheduler sees stolen time"),
-    must(E::Crash, "a bugcheck shows in the VM's log and status"),
+    must(E::Runtime, "Windows' scheduler accounts for stolen time"),
+    must(E::Crash, "a bugcheck appears in the VM's log and status"),
     must(
         E::Time,
         "reading the clock costs nanoseconds instead of an exit",
     ),
     must(E::Frequencies, "no calibration at boot"),
-    must(E::Synic, "hv-stimer stands on it"),
-    must(E::Stimer, "an idle Windows costs no CPU"),
+    must(E::Synic, "hv-stimer requires it"),
+    must(E::Stimer, "an idle Windows uses no CPU time"),
     must(
         E::StimerDirect,
-        "timers without messages; the only kind that Hyper-V inside can use",
+        "timers without messages; the only kind that Hyper-V in the guest can use",
     ),
     must(
         E::TlbFlush,
@@ -106,26 +106,27 @@ const WINDOWS: [Member; 16] = [
     ),
     may(
         E::Avic,
-        "keeps APICv or AVIC on; of no use where there is none",
+        "keeps APICv or AVIC enabled; without effect on hosts that have neither",
     ),
 ];
 
 const NESTED: [Member; 4] = [
     must(
         E::Evmcs,
-        "a hypervisor inside reads and writes its VMCS without exits: the reason for this profile",
+        "a hypervisor in the guest reads and writes its VMCS without exits: the reason for this profile",
     ),
     must(
         E::Reenlightenment,
-        "a hypervisor inside can be told of a new TSC frequency, so that its own guests keep time",
+        "a hypervisor in the guest can be notified of a new TSC frequency, so that its own guests keep \
+         time",
     ),
     may(
         E::EmsrBitmap,
-        "some 700 cycles less for each exit of a guest inside; Linux 5.17",
+        "some 700 cycles less for each exit of an L2; Linux 5.17",
     ),
     may(
         E::TlbFlushDirect,
-        "flushes of guests inside are answered without waking the hypervisor inside; Linux 6.2",
+        "L0 handles TLB flushes of an L2 without an entry to L1; Linux 6.2",
     ),
 ];
 
@@ -164,16 +165,16 @@ impl Profile {
             }
             Self::Windows => "Recommended for Windows. The default without --nested.",
             Self::Nested => {
-                "`windows`, and what the Hyper-V role, WSL2 or another hypervisor inside the guest gains \
-                 from. The default with --nested."
+                "`windows`, and enlightenments for the Hyper-V role, WSL2 or another hypervisor in the \
+                 guest. The default with --nested."
             }
             Self::All => {
-                "Whatever this host and this VM can have, except what is a promise of yours \
-                 (hv-no-nonarch-coresharing) or for debugging (hv-enforce-cpuid, hv-syndbg)."
+                "Everything that this host and this VM support, except hv-no-nonarch-coresharing, which \
+                 is a promise by the user, and debugging aids (hv-enforce-cpuid, hv-syndbg)."
             }
             Self::Passthrough => {
-                "Whatever this host's KVM reports, with KVM's own vendor string, version and limits. For \
-                 experiments; such a VM cannot be migrated."
+                "Everything that this host's KVM reports, with KVM's own vendor string, version and \
+                 limits. For experiments; such a VM cannot be migrated."
             }
         }
     }

@@ -66,8 +66,8 @@ pub const DIFFERENCES: [Difference; 5] = [
             mask: 1,
         },
         what: "1 where KVM offers it; QEMU: 0",
-        reason: "without it KVM takes the load-PERF_GLOBAL_CTRL controls from the guest's VMX, and a \
-            hypervisor inside cannot give its guests a PMU",
+        reason: "without it KVM removes the load-PERF_GLOBAL_CTRL controls from the guest's VMX, and a \
+                 hypervisor in the guest cannot give its guests a PMU",
     },
     Difference {
         when: When::With(E::TscInvariant),
@@ -96,7 +96,7 @@ pub const DIFFERENCES: [Difference; 5] = [
             mask: 1 << 62,
         },
         what: "1; QEMU: 0",
-        reason: "hypernest takes crash messages, and guests send one only if this bit reads 1",
+        reason: "hypernest accepts crash messages, and guests send one only if this bit reads 1",
     },
     Difference {
         when: When::Without(E::Crash),
@@ -105,7 +105,7 @@ pub const DIFFERENCES: [Difference; 5] = [
             mask: 1 << 63,
         },
         what: "0; QEMU: 1",
-        reason: "QEMU announces that it takes crash reports even if hv-crash is off",
+        reason: "QEMU announces that it accepts crash reports even if hv-crash is off",
     },
 ];
 

@@ -17,9 +17,9 @@ use crate::units::{Msr, VpIndex};
 const CONTROL_RESERVED: u64 = 0xfffe_ff00;
 /// CONTROL: the guest enables the notification.
 const CONTROL_ENABLED: u64 = 1 << 16;
-/// The least vector that a local APIC delivers (SDM vol. 3, "Valid Interrupt Vectors").
+/// The lowest vector that a local APIC delivers (SDM vol. 3, "Valid Interrupt Vectors").
 const LEAST_VECTOR: u64 = 16;
-/// EMULATION_CONTROL and EMULATION_STATUS have but bit 0.
+/// EMULATION_CONTROL and EMULATION_STATUS have only bit 0.
 const BIT_0: u64 = 1;
 
 /// The reenlightenment registers.
@@ -30,7 +30,7 @@ pub struct Reenlightenment {
     emulation: Emulation,
 }
 
-/// Where the emulation of the old frequency is.
+/// The state of the emulation of the old frequency.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Emulation {
     /// The guest has the frequency in TSC_FREQUENCY, and no emulation.
@@ -45,7 +45,7 @@ enum Emulation {
 /// The target of the interrupt after a change of the frequency.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NotifyTarget {
-    /// By this interrupt.
+    /// The interrupt's vector.
     pub vector: u8,
     /// The virtual processor; a guest can write any number.
     pub vp: VpIndex,
@@ -60,12 +60,12 @@ impl Reenlightenment {
         })
     }
 
-    /// Whether the guest wants its old TSC frequency until it has adapted.
+    /// Whether the guest requests its old TSC frequency until it has adapted.
     pub fn wants_emulation(&self) -> bool {
         self.emulation_control & BIT_0 != 0
     }
 
-    /// Whether the guest has its old frequency still.
+    /// Whether the guest still has its old frequency.
     pub fn is_emulating(&self) -> bool {
         self.emulation != Emulation::No
     }

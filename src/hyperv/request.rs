@@ -126,7 +126,7 @@ impl EnlightenmentRequest {
     /// The same from items that were separated by other means.
     ///
     /// # Errors
-    /// Everything that is wrong with the items.
+    /// All errors of the items.
     pub fn from_items<'a>(
         items: impl IntoIterator<Item = &'a str>,
         default: Profile,
@@ -229,7 +229,7 @@ fn read_item(item: &str) -> Result<Item, RequestProblem> {
         });
     }
     if let Some(profile) = Profile::ALL.into_iter().find(|p| p.name() == key) {
-        // QEMU's spelling of the profile.
+        // QEMU's form of the profile.
         let on = value.is_none_or(|v| v.eq_ignore_ascii_case("on"));
         return if removal || !on {
             Err(RequestProblem::ProfileMisused {
@@ -267,7 +267,7 @@ fn read_item(item: &str) -> Result<Item, RequestProblem> {
 fn read_value(row: &Row, value: Option<&str>) -> Option<Option<Value>> {
     let lower = value.map(str::to_ascii_lowercase);
     match (row.argument, lower.as_deref()) {
-        // A vendor string may well be "off".
+        // A vendor string may be "off".
         (Argument::Text { max }, _) => value
             .filter(|v| (1..=max).contains(&v.len()))
             .map(|v| Some(Value::Text(v.to_owned()))),
@@ -288,7 +288,7 @@ fn read_value(row: &Row, value: Option<&str>) -> Option<Option<Value>> {
     }
 }
 
-/// The name that `name` was probably meant to be.
+/// The valid name nearest to `name`.
 pub(crate) fn did_mean(name: &str) -> Option<&'static str> {
     let spellings = || {
         TABLE

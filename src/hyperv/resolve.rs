@@ -17,7 +17,7 @@ use crate::cpuid::CpuVendor;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Resolved {
     pub(super) enabled: EnlightenmentSet,
-    /// Rows whose MSRs a guest can reach in KVM, announced or not.
+    /// Rows whose MSRs a guest can access in KVM, announced or not.
     pub(super) reachable: EnlightenmentSet,
     pub(super) spin_count: Option<u32>,
     pub(super) identity: HypervisorIdentity,
@@ -91,8 +91,8 @@ impl fmt::Display for Resolved {
     }
 }
 
-/// What `id` is missing on this host and in this VM (`nested`: the guest sees VMX or SVM); `None` if it is
-/// available.
+/// The requirement that `id` is missing on this host and in this VM (`nested`: the guest sees VMX
+/// or SVM); `None` if it is available.
 pub fn lack(id: E, host: &HostHv, nested: bool) -> Option<MissingRequirement> {
     let row = id.row();
     let (since, running) = (row.since, host.kernel);
@@ -228,11 +228,11 @@ pub fn resolve(
 struct Settled {
     notes: Vec<Note>,
     problems: Vec<EnlightenmentProblem>,
-    /// Those that the host does not support and the VM starts without.
+    /// Candidates that the host does not support and the VM starts without.
     left_out: BTreeMap<E, MissingRequirement>,
 }
 
-/// What `candidate` is missing.
+/// The missing requirement of `candidate`.
 fn lack_of(
     id: E,
     candidate: &Candidate,
@@ -240,13 +240,13 @@ fn lack_of(
     nested: bool,
 ) -> Option<MissingRequirement> {
     lack(id, host, nested).filter(|lack| {
-        // Passthrough shows what KVM reports, useful on this host or not.
+        // Passthrough shows everything that KVM reports, whether it is useful on this host or not.
         let passthrough = id == E::Avic && candidate.profile == Some(Profile::Passthrough);
         !(passthrough && matches!(lack, MissingRequirement::NoApicv { .. }))
     })
 }
 
-/// Removes what the host does not support and the VM may start without.
+/// Removes candidates that the host does not support and the VM may start without.
 fn leave_out(
     host: &HostHv,
     nested: bool,
@@ -300,7 +300,7 @@ fn collect(request: &EnlightenmentRequest) -> BTreeMap<E, Candidate> {
         }
     }
     for (id, value) in &request.wanted {
-        // For the one that takes it as a value, `auto` is decided by finish.
+        // For the enlightenment with `auto` as a value, `finish` decides.
         let auto = *value == Value::Auto && id.row().argument != Argument::OnOffAuto;
         let of_profile = candidates.get(id).map(|there| there.value.clone());
         candidates.insert(
@@ -482,8 +482,9 @@ fn unused(enabled: EnlightenmentSet) -> Vec<Note> {
         .collect()
 }
 
-/// Whether a guest can reach a row's MSRs in KVM: without hv-enforce-cpuid KVM serves all it has, except
-/// those of the SynIC and its timers, which require an enabled SynIC (synic_set_msr, stimer_set_config).
+/// Whether a guest can access a row's MSRs in KVM: without hv-enforce-cpuid KVM provides all it
+/// has, except those of the SynIC and its timers, which require an enabled SynIC (synic_set_msr,
+/// stimer_set_config).
 fn kvm_has_msrs(id: E, host: &HostHv, enabled: EnlightenmentSet) -> bool {
     let reported = id
         .row()

@@ -29,7 +29,7 @@ pub enum VcpuSetup {
 /// for reads and writes. Requires KVM_CAP_X86_USER_SPACE_MSR with KVM_MSR_EXIT_REASON_FILTER.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MsrFilterRange {
-    /// The first.
+    /// The first MSR.
     pub base: Msr,
     /// The number of MSRs.
     pub count: u32,
@@ -38,9 +38,9 @@ pub struct MsrFilterRange {
 /// The synthetic MSRs in KVM that are state, in the order in which a restore writes them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SavedMsrs {
-    /// Of the VM, accessed on any one vCPU.
+    /// MSRs of the VM, accessed on any one vCPU.
     pub vm: Vec<Msr>,
-    /// Of every vCPU.
+    /// MSRs of every vCPU.
     pub vcpu: Vec<Msr>,
 }
 
@@ -66,9 +66,9 @@ impl SavedMsrs {
 impl Resolved {
     /// The steps for vCPU `vp` before it runs, in this order.
     ///
-    /// Capabilities come before CPUID: KVM computes the guest's VMX controls from both, and must know of
-    /// the enlightened VMCS by then. MSRs come after CPUID, and VP_INDEX before any GSI route to a
-    /// synthetic interrupt: KVM finds the vCPU by it.
+    /// Capabilities come before CPUID: KVM computes the guest's VMX controls from both, so the
+    /// enlightened VMCS must be enabled by then. MSRs come after CPUID, and VP_INDEX before any GSI
+    /// route to a synthetic interrupt: KVM finds the vCPU by it.
     pub fn vcpu_setup(&self, vp: VpIndex) -> Vec<VcpuSetup> {
         let synic = self.has(E::Synic);
         [
@@ -223,7 +223,7 @@ mod tests {
                 .iter()
                 .all(|m| !(0x4000_0080..0x4000_00c0).contains(&m.0))
         );
-        // KVM serves them whether or not they are announced.
+        // KVM provides them whether or not they are announced.
         assert!(saved.vcpu.contains(&Msr(0x4000_0073)));
         let enforced = resolved("time,enforce-cpuid").saved_msrs();
         assert!(!enforced.vcpu.contains(&Msr(0x4000_0073)));

@@ -76,7 +76,7 @@ const fn linux(major: u16, minor: u16) -> KernelVersion {
 /// Interface", and Linux' ms_hyperv_platform in arch/x86/kernel/cpu/mshyperv.c.
 const RECOGNITION: &[E] = &[E::VpIndex];
 
-/// The defaults of a row; each row names only what differs.
+/// The defaults of a row; each row names only its differences.
 const PLAIN: Row = Row {
     id: E::Relaxed,
     name: "",
@@ -102,8 +102,8 @@ const PLAIN: Row = Row {
 const VERSION: Row = Row {
     needs: &[],
     owner: Owner::Guest,
-    detail: "Part of leaf 0x40000002, which guests read for diagnosis. Left alone it says 10.0.14393 \
-        (Windows Server 2016), as QEMU's does.",
+    detail: "Part of leaf 0x40000002, which guests read for diagnosis. The default is 10.0.14393 (Windows \
+             Server 2016), as in QEMU.",
     ..PLAIN
 };
 
@@ -115,8 +115,8 @@ pub(super) static TABLE: [Row; 34] = [
         bits: &[bit(RECOMMENDATIONS, Reg::Eax, 5)],
         needs: &[Need::Cap(HvCap::Hyperv), Need::Bits],
         owner: Owner::Guest,
-        summary: "The guest relaxes its watchdogs, as its vCPUs may be kept from running.",
-        detail: "Without it Windows may stop with CLOCK_WATCHDOG_TIMEOUT on a host that is busy.",
+        summary: "The guest relaxes its watchdogs, since its vCPUs may be prevented from running.",
+        detail: "Without it Windows may stop with CLOCK_WATCHDOG_TIMEOUT on a busy host.",
         ..PLAIN
     },
     Row {
@@ -131,9 +131,10 @@ pub(super) static TABLE: [Row; 34] = [
             vcpu(msr::VP_ASSIST_PAGE, STATE),
         ],
         needs: &[Need::Cap(HvCap::Vapic), Need::Bits],
-        summary: "APIC registers as MSRs, and an assist page that saves the exit at end of interrupt.",
-        detail: "The assist page is also the door to the enlightened VMCS. With hv-avic the APIC MSRs stay, \
-            but are no longer recommended: they would cost exits that the hardware's APIC saves.",
+        summary: "APIC registers as MSRs, and an assist page that avoids the exit at end of interrupt.",
+        detail: "The assist page is also required for the enlightened VMCS. With hv-avic the APIC MSRs \
+                 remain, but are no longer recommended: they would cause exits that the hardware's APIC \
+                 avoids.",
         ..PLAIN
     },
     Row {
@@ -145,9 +146,9 @@ pub(super) static TABLE: [Row; 34] = [
         },
         hypercalls: &[0x08],
         needs: &[Need::Cap(HvCap::Spin)],
-        summary: "How often a guest tries a spinlock before it tells the host that it waits.",
-        detail: "A value of leaf 0x40000004.EBX. 0xfff and 0x1fff (8191) are what Windows hosts are usually \
-            given; 0xffffffff means never.",
+        summary: "The number of attempts at a spinlock before a guest notifies the host that it waits.",
+        detail: "A value of leaf 0x40000004.EBX. The usual values for Windows are 0xfff and 0x1fff \
+                 (8191); 0xffffffff means never.",
         ..PLAIN
     },
     Row {
@@ -160,9 +161,9 @@ pub(super) static TABLE: [Row; 34] = [
         used_with: &[],
         since: linux(4, 14),
         owner: Owner::Both,
-        summary: "Each vCPU can ask for its number.",
-        detail: "Linux and Windows take a hypervisor for Hyper-V only with this one. In hypernest the VP \
-            index is the order of creation.",
+        summary: "Each vCPU can read its number.",
+        detail: "Linux and Windows detect Hyper-V only with this one. In hypernest the VP index is the \
+                 order of creation.",
         ..PLAIN
     },
     Row {
@@ -172,8 +173,8 @@ pub(super) static TABLE: [Row; 34] = [
         bits: &[bit(FEATURES, Reg::Eax, 0)],
         msrs: &[vcpu(msr::VP_RUNTIME, STATE)],
         since: linux(4, 5),
-        summary: "How long a vCPU has really run, in 100 ns.",
-        detail: "A guest can tell stolen time from its own.",
+        summary: "The time that a vCPU has really run, in 100 ns.",
+        detail: "A guest can distinguish stolen time from its own.",
         ..PLAIN
     },
     Row {
@@ -188,11 +189,11 @@ pub(super) static TABLE: [Row; 34] = [
         ],
         since: linux(5, 10),
         owner: Owner::Hypernest,
-        summary: "A guest that crashes leaves its stop code, four parameters and a message.",
-        detail: "KVM keeps these MSRs too (since Linux 4.5), but never says which bits the guest wrote to \
-            the control register, so it cannot tell whether there is a message: hypernest owns them through \
-            the MSR filter. The guest goes on after its report unless --on-crash says otherwise, so that \
-            Windows can write its dump.",
+        summary: "A guest that crashes reports its stop code, four parameters and a message.",
+        detail: "KVM has these MSRs too (since Linux 4.5), but does not report which bits the guest wrote \
+                 to the control register, and so not whether there is a message: hypernest owns them \
+                 through the MSR filter. The guest continues after its report unless --on-crash is set \
+                 otherwise, so that Windows can write its dump.",
         ..PLAIN
     },
     Row {
@@ -203,8 +204,8 @@ pub(super) static TABLE: [Row; 34] = [
         since: linux(4, 5),
         owner: Owner::Both,
         summary: "The guest can reset the machine by an MSR.",
-        detail: "Today's Hyper-V does not offer it and Windows resets through ACPI, so no profile but `all` \
-            holds it.",
+        detail: "Current Hyper-V does not offer it and Windows resets through ACPI, so no profile but \
+                 `all` contains it.",
         ..PLAIN
     },
     Row {
@@ -217,9 +218,9 @@ pub(super) static TABLE: [Row; 34] = [
         ],
         needs: &[Need::Cap(HvCap::Time), Need::Bits],
         since: linux(4, 9),
-        summary: "The reference clock, and a page that turns the TSC into it without an exit.",
-        detail: "The page needs a host whose clock source is the TSC and vCPUs whose TSCs agree; else the \
-            guest falls back to an MSR, at an exit for each reading.",
+        summary: "The reference clock, and a page that converts the TSC to it without an exit.",
+        detail: "The page requires a host whose clock source is the TSC and vCPUs whose TSCs agree; \
+                 otherwise the guest falls back to an MSR, with an exit for each reading.",
         ..PLAIN
     },
     Row {
@@ -233,8 +234,9 @@ pub(super) static TABLE: [Row; 34] = [
             NO_STATE,
         )],
         since: linux(4, 14),
-        summary: "The frequencies of the TSC and the APIC timer as MSRs, so that nobody has to measure them.",
-        detail: "Saves a guest's calibration at boot.",
+        summary: "The frequencies of the TSC and the APIC timer as MSRs, so that no guest has to measure \
+                  them.",
+        detail: "Avoids a guest's calibration at boot.",
         ..PLAIN
     },
     Row {
@@ -255,10 +257,11 @@ pub(super) static TABLE: [Row; 34] = [
         recommends: &[E::Frequencies],
         since: linux(5, 10),
         owner: Owner::Hypernest,
-        summary: "A guest that is a hypervisor is told when the TSC's frequency changes under it.",
+        summary: "A guest that is a hypervisor is notified when the TSC's frequency changes.",
         detail: "KVM stores these MSRs (since Linux 4.17) but never acts on them: hypernest owns them \
-            through the MSR filter. KVM is told of TSC_EMULATION_CONTROL, as it leaves the reference TSC \
-            page alone while that is set. Linux listens only if hv-frequencies is on as well.",
+                 through the MSR filter. TSC_EMULATION_CONTROL is forwarded to KVM, which does not update \
+                 the reference TSC page while it is set. Linux uses it only if hv-frequencies is on as \
+                 well.",
         ..PLAIN
     },
     Row {
@@ -270,11 +273,12 @@ pub(super) static TABLE: [Row; 34] = [
         needs: &[Need::Bits, Need::InvariantTsc],
         since: linux(6, 3),
         migration: Migration::If(
-            "the destination can give the very same TSC frequency (TSC scaling)",
+            "the destination can provide exactly the same TSC frequency (TSC scaling)",
         ),
-        summary: "The guest may ask for an invariant TSC, and then use it as its clock.",
-        detail: "KVM shows CPUID 0x80000007.EDX[8] only after the guest has set the MSR. A promise that the \
-            frequency never changes, so no profile but `all` holds it. QEMU has no flag for it.",
+        summary: "The guest may request an invariant TSC, and then use it as its clock.",
+        detail: "KVM shows CPUID 0x80000007.EDX[8] only after the guest has set the MSR. It promises that \
+                 the frequency never changes, so no profile but `all` contains it. QEMU has no flag for \
+                 it.",
         ..PLAIN
     },
     Row {
@@ -298,8 +302,8 @@ pub(super) static TABLE: [Row; 34] = [
         since: linux(4, 14),
         owner: Owner::Both,
         summary: "The synthetic interrupt controller: sixteen sources, with messages and event flags.",
-        detail: "Needed for synthetic timers. There is no VMBus: a message or event that the guest sends is \
-            answered with INVALID_CONNECTION_ID.",
+        detail: "Required by synthetic timers. There is no VMBus: a message or event that the guest sends \
+                 fails with INVALID_CONNECTION_ID.",
         ..PLAIN
     },
     Row {
@@ -316,7 +320,8 @@ pub(super) static TABLE: [Row; 34] = [
         recommends: &[E::StimerDirect],
         since: linux(4, 5),
         summary: "Four timers for each vCPU.",
-        detail: "Without them Windows keeps time with the HPET or RTC and burns the host's CPU when idle.",
+        detail: "Without them Windows uses the HPET or RTC as its timer, and uses the host's CPU when \
+                 idle.",
         ..PLAIN
     },
     Row {
@@ -341,8 +346,8 @@ pub(super) static TABLE: [Row; 34] = [
         requires: &[req(E::VpIndex)],
         since: linux(4, 18),
         summary: "One hypercall flushes the TLBs of other vCPUs, and does not wait for those that are not \
-            running.",
-        detail: "Pays when there are more vCPUs than CPUs; costs little otherwise.",
+                  running.",
+        detail: "Useful if there are more vCPUs than CPUs; costs little otherwise.",
         ..PLAIN
     },
     Row {
@@ -361,9 +366,9 @@ pub(super) static TABLE: [Row; 34] = [
         needs: &[Need::Bits, Need::Nested],
         requires: &[req(E::Vapic), on_intel(E::Evmcs)],
         since: linux(6, 2),
-        summary: "The host's KVM itself answers the TLB flush hypercalls of guests inside the guest.",
-        detail: "The hypervisor inside opts in through its assist page and the enlightened VMCS (Intel) or \
-            the VMCB (AMD).",
+        summary: "The host's KVM itself handles the TLB flush hypercalls of guests inside the guest.",
+        detail: "The hypervisor in the guest enables it through its assist page and the enlightened VMCS \
+                 (Intel) or the VMCB (AMD).",
         ..PLAIN
     },
     Row {
@@ -399,9 +404,9 @@ pub(super) static TABLE: [Row; 34] = [
         hypercalls: &[0x8001],
         since: linux(6, 3),
         owner: Owner::Hypernest,
-        summary: "The guest may ask which extended hypercalls there are. There are none.",
-        detail: "HvExtCallQueryCapabilities answers 0. Holds the place for memory hot-add and page \
-            reporting. QEMU has no flag for it.",
+        summary: "The guest may query the extended hypercalls. There are none.",
+        detail: "HvExtCallQueryCapabilities returns 0. Reserved for memory hot-add and page reporting. \
+                 QEMU has no flag for it.",
         ..PLAIN
     },
     Row {
@@ -415,12 +420,12 @@ pub(super) static TABLE: [Row; 34] = [
         harmless: false,
         since: linux(5, 15),
         owner: Owner::Guest,
-        summary: "The guest stops using AutoEOI, which would switch the hardware's virtual APIC off.",
-        detail: "Only for hosts where KVM uses APICv or AVIC: elsewhere the guest gives up AutoEOI for \
-            nothing. Takes back the recommendation of hv-vapic's MSRs. hypernest switches the PIT's \
-            re-injection off, which would inhibit AVIC for as long as the VM runs. KVM's other reasons (a \
-            vCPU that runs an L2, an ExtINT that waits, a changed APIC id) come and go; the kernel shows \
-            them by its trace event kvm:kvm_apicv_inhibit_changed and nowhere else.",
+        summary: "The guest stops using AutoEOI, which would disable the hardware's virtual APIC.",
+        detail: "Only for hosts where KVM uses APICv or AVIC: elsewhere the guest gives up AutoEOI \
+                 without a benefit. Removes the recommendation of hv-vapic's MSRs. hypernest disables the \
+                 PIT's re-injection, which would inhibit AVIC for as long as the VM runs. KVM's other \
+                 reasons (a vCPU that runs an L2, a pending ExtINT, a changed APIC id) are temporary; the \
+                 kernel shows them only by its trace event kvm:kvm_apicv_inhibit_changed.",
         ..PLAIN
     },
     Row {
@@ -439,12 +444,12 @@ pub(super) static TABLE: [Row; 34] = [
         since: linux(4, 20),
         owner: Owner::Both,
         migration: Migration::If("the destination's KVM has an enlightened VMCS of this version"),
-        summary: "The hypervisor inside the guest keeps its VMCS in a shared page, so that VMREAD and \
-            VMWRITE cost no exit.",
-        detail: "Leaf 0x4000000A says version 1, and, where KVM has it (Linux 6.1), that PERF_GLOBAL_CTRL \
-            is part of it. Offering it takes posted interrupts, virtual APIC registers, the preemption \
-            timer, shadow VMCS, PML, TSC scaling and more from the guest's VMX even if the guest never uses \
-            it, and cannot be undone for a running VM.",
+        summary: "The hypervisor in the guest keeps its VMCS in a shared page, so that VMREAD and VMWRITE \
+                  cause no exit.",
+        detail: "Leaf 0x4000000A reports version 1, and, where KVM has it (Linux 6.1), that \
+                 PERF_GLOBAL_CTRL is part of it. Offering it removes posted interrupts, virtual APIC \
+                 registers, the preemption timer, shadow VMCS, PML, TSC scaling and more from the guest's \
+                 VMX even if the guest never uses it, and cannot be undone for a running VM.",
         ..PLAIN
     },
     Row {
@@ -454,8 +459,8 @@ pub(super) static TABLE: [Row; 34] = [
         needs: &[Need::Bits, Need::Nested],
         requires: &[on_intel(E::Evmcs)],
         since: linux(5, 17),
-        summary: "The host's KVM rebuilds the MSR bitmap of a guest inside the guest only when told that it \
-            changed.",
+        summary: "The host's KVM merges the MSR bitmap of a guest inside the guest again only after a \
+                  notification that it changed.",
         ..PLAIN
     },
     Row {
@@ -467,12 +472,11 @@ pub(super) static TABLE: [Row; 34] = [
         harmless: false,
         since: linux(5, 5),
         owner: Owner::Guest,
-        migration: Migration::BlockedIfAuto(
-            "it says what is true of this host; say on or off instead",
-        ),
-        summary: "Tells the guest that two of its vCPUs share a core only where its topology shows it.",
-        detail: "`on` is your promise that vCPUs are pinned so; `auto` takes KVM's word, which is yes only \
-            where SMT is impossible. A guest that believes it may leave out mitigations between siblings.",
+        migration: Migration::BlockedIfAuto("it depends on this host; give on or off instead"),
+        summary: "Reports that two of the guest's vCPUs share a core only where its topology shows it.",
+        detail: "`on` is the user's promise that vCPUs are pinned so; `auto` uses KVM's report, which is \
+                 yes only where SMT is impossible. A guest that relies on it may omit mitigations between \
+                 siblings.",
         ..PLAIN
     },
     Row {
@@ -483,8 +487,8 @@ pub(super) static TABLE: [Row; 34] = [
         harmless: false,
         owner: Owner::Guest,
         summary: "The vendor string in leaf 0x40000000, up to 12 bytes.",
-        detail: "Left alone it is \"Microsoft Hv\". Linux guests take nothing else for Hyper-V; no Windows \
-            is known to care.",
+        detail: "The default is \"Microsoft Hv\". Linux guests detect Hyper-V by this string alone; no \
+                 Windows is known to depend on it.",
         ..PLAIN
     },
     Row {
@@ -552,7 +556,7 @@ pub(super) static TABLE: [Row; 34] = [
         since: linux(5, 14),
         summary: "KVM refuses the MSRs and hypercalls that CPUID does not announce.",
         detail: "Without it every synthetic MSR and hypercall that KVM has works for any guest that sees \
-            Hyper-V. A smaller surface; but a guest that is careless about the bits meets #GP.",
+                 Hyper-V. The attack surface is smaller; but a guest that ignores the bits gets #GP.",
         ..PLAIN
     },
     Row {
@@ -562,10 +566,13 @@ pub(super) static TABLE: [Row; 34] = [
         conflicts: &[E::Syndbg],
         harmless: false,
         since: linux(5, 11),
-        migration: Migration::Blocked("what the guest sees depends on the host's kernel"),
+        migration: Migration::Blocked(
+            "the hardware that the guest sees depends on the host's kernel",
+        ),
         summary: "Everything that this host's KVM reports, with its values.",
-        detail: "The profile `passthrough`. The vendor string is KVM's own then (\"Linux KVM Hv\"), so that \
-            Linux guests do not see Hyper-V unless hv-vendor-id says otherwise. For experiments.",
+        detail: "The profile `passthrough`. The vendor string is then KVM's own (\"Linux KVM Hv\"), so \
+                 that Linux guests do not detect Hyper-V unless hv-vendor-id sets another. For \
+                 experiments.",
         ..PLAIN
     },
     Row {
@@ -588,9 +595,9 @@ pub(super) static TABLE: [Row; 34] = [
         harmless: false,
         since: linux(5, 8),
         owner: Owner::Hypernest,
-        migration: Migration::Blocked("a debugger's connection stays where it is"),
+        migration: Migration::Blocked("a debugger's connection cannot be migrated"),
         summary: "The synthetic debugger channel for Windows' kernel debugger. Not yet.",
-        detail: "Announcing it without a debugger behind keeps Windows from booting.",
+        detail: "Announcing it without a debugger keeps Windows from booting.",
         ..PLAIN
     },
 ];

@@ -306,8 +306,10 @@ fn kvm_without_hyperv_is_reported_once() {
     assert_eq!(problems("all", &without_hyperv(), false).len(), 1);
     assert_eq!(problems("time,syndbg", &without_hyperv(), false).len(), 2);
     assert_eq!(names("none", &without_hyperv(), false), "");
-    // A short list is spelled out.
-    assert!(problems("time", &without_hyperv(), false)[0].contains(", so hv-time cannot be had: "));
+    // A short list is printed in full.
+    assert!(
+        problems("time", &without_hyperv(), false)[0].contains(", so hv-time is not available: ")
+    );
 }
 
 #[test]
@@ -329,7 +331,7 @@ fn older_kernel_is_distinguished_from_one_built_without_hyperv() {
           it, this is 6.1"
         ]
     );
-    // Mere speed: the profiles do without.
+    // Only performance: the profiles start without it.
     let resolved = run("nested", &old, true).unwrap();
     assert!(!resolved.has(E::TlbFlushExt) && !resolved.has(E::TlbFlushDirect));
     old.caps.remove(&HvCap::SendIpi);
