@@ -1,7 +1,8 @@
-//! The VP assist page: what a guest and its hypervisor tell each other per virtual processor (TLFS, "Virtual
-//! Processor Assist Page"). The guest places it with [`crate::hyperv::msr::VP_ASSIST_PAGE`].
+//! The VP assist page: data that a guest and its hypervisor exchange per virtual processor (TLFS,
+//! "Virtual Processor Assist Page"). The guest sets its address with
+//! [`crate::hyperv::msr::VP_ASSIST_PAGE`].
 //!
-//! KVM reads it anew at every entry into an L2.
+//! KVM reads it again at every entry into an L2.
 
 use core::mem::{offset_of, size_of};
 
@@ -13,7 +14,7 @@ pub struct VpAssist {
     pub apic_assist: u32,
     /// Reserved.
     pub reserved: u32,
-    /// Why the virtual trust level was entered.
+    /// The reason for the entry to the virtual trust level.
     pub vtl_entry_reason: u32,
     /// Reserved.
     pub vtl_reserved: u32,
@@ -21,7 +22,7 @@ pub struct VpAssist {
     pub vtl_return_rax: u64,
     /// RCX at the return to the lower trust level.
     pub vtl_return_rcx: u64,
-    /// Nested features that are on: [`DIRECT_HYPERCALL`].
+    /// The nested features that are on: [`DIRECT_HYPERCALL`].
     pub nested_features: u32,
     /// Bit 0: hypercalls for communication between partitions are direct as well.
     pub hypercall_controls: u32,
@@ -33,11 +34,11 @@ pub struct VpAssist {
     pub current_nested_vmcs: u64,
 }
 
-/// [`VpAssist::nested_features`]: L2's flush hypercalls go straight to L0, for guests that ask for it in
+/// [`VpAssist::nested_features`]: L0 handles L2's flush hypercalls, for guests that request it in
 /// their [enlightened VMCS](crate::evmcs::NESTED_FLUSH_HYPERCALL) or VMCB.
 pub const DIRECT_HYPERCALL: u32 = 1 << 0;
 
-/// Bytes of the whole page.
+/// The size of the whole page.
 pub const PAGE: usize = 4096;
 
 const _: () = {
@@ -51,7 +52,7 @@ const _: () = {
     assert!(size_of::<VpAssist>() == 0x38);
 };
 
-/// The partition assist page, by which L1 delays flushes that L2 made directly.
+/// The partition assist page, by which L1 delays L2's direct flushes.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct PartitionAssist {

@@ -1,18 +1,20 @@
-//! How an L1 guest program gives measurements to its host: a page and an array of samples in guest memory.
+//! Measurements that an L1 guest program passes to its host: a page and an array of samples in
+//! guest memory.
 //!
-//! The program tells the host where the page is, and when to look, by [`crate::probe::Doorbell`]. All words
-//! are 64-bit little-endian. What the host reads was written by a guest: [`read`] checks everything.
+//! The program sends the page's address, and a signal when it is complete, by
+//! [`crate::probe::Doorbell`]. All words are 64-bit little-endian. The board is guest input:
+//! [`read`] checks everything.
 
 use core::fmt;
 use core::mem::{offset_of, size_of};
 
 use crate::l2exit::Kind;
 
-/// What a board begins with: `"HNH2BRD"`.
+/// The first word of a board: `"HNH2BRD"`.
 pub const MAGIC: u64 = 0x0044_5242_3248_4E48;
 /// The layout described here.
 pub const VERSION: u64 = 1;
-/// The most samples on one board.
+/// The maximum number of samples on one board.
 pub const MAX_CAPACITY: u64 = 1 << 20;
 
 /// The board, as the guest writes it at the start of a page.
@@ -27,9 +29,9 @@ pub struct Board {
     pub kind: u64,
     /// A [`Status`].
     pub status: u64,
-    /// How many samples there are room for.
+    /// The number of samples that there is room for.
     pub capacity: u64,
-    /// Where the [`Sample`]s are.
+    /// The address of the [`Sample`]s.
     pub samples_gpa: u64,
     /// L2's TSC before the first sample.
     pub stopwatch_begin: u64,
@@ -41,11 +43,11 @@ pub struct Board {
     pub last_exit_qualification: u64,
     /// L2's RIP at it.
     pub last_guest_rip: u64,
-    /// Every exit of L2 that L1 saw while samples were taken.
+    /// The number of L2's exits that L1 saw while samples were taken.
     pub exits: u64,
 }
 
-/// Where a kind's measurement stands.
+/// The progress of a kind's measurement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u64)]
 pub enum Status {
@@ -53,7 +55,7 @@ pub enum Status {
     WarmingUp = 1,
     /// Samples are being taken.
     Measuring = 2,
-    /// All samples are there.
+    /// All samples have been taken.
     Complete = 3,
     /// L1 gave up.
     Failed = 4,
@@ -79,11 +81,11 @@ impl Status {
 pub struct Sample {
     /// L2, just before the exit.
     pub before: u64,
-    /// L1, its first instructions after the exit; 0 if L1 took no part.
+    /// L1, its first instructions after the exit; 0 if L1 was not entered.
     pub exited: u64,
-    /// L1, just before it resumes L2; 0 if L1 took no part.
+    /// L1, just before it resumes L2; 0 if L1 was not entered.
     pub resumed: u64,
-    /// L2, its first instruction after; 0 if the sample was not taken.
+    /// L2, its first instruction after the exit; 0 if the sample was not taken.
     pub after: u64,
 }
 
@@ -146,28 +148,28 @@ impl Board {
     }
 }
 
-/// What a board says, checked.
+/// The content of a board, checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Reading {
-    /// What is being measured.
+    /// The measured kind.
     pub kind: Kind,
-    /// Where it stands.
+    /// Its progress.
     pub status: Status,
-    /// How many samples there are room for, at most [`MAX_CAPACITY`].
+    /// The number of samples that there is room for, at most [`MAX_CAPACITY`].
     pub capacity: usize,
-    /// Where the samples are: the array does not wrap around the address space. Whether it is memory, only
-    /// its reader knows.
+    /// The address of the samples: the array does not wrap around the address space. Only the
+    /// reader can check that it is memory.
     pub samples_gpa: u64,
-    /// L2's TSC ticks from before the first to after the last sample, once all are there.
+    /// L2's TSC ticks from before the first to after the last sample, once all have been taken.
     pub stopwatch: Option<u64>,
     /// The last exit that L1 saw.
     pub last_exit: LastExit,
-    /// Every exit of L2 that L1 saw while samples were taken.
+    /// The number of L2's exits that L1 saw while samples were taken.
     pub exits: u64,
 }
 
 impl Reading {
-    /// Bytes of the array of samples.
+    /// The size of the array of samples.
     #[must_use]
     pub const fn samples_len(&self) -> usize {
         // At most 2^20 * 32.
@@ -186,7 +188,7 @@ pub struct LastExit {
     pub rip: u64,
 }
 
-/// What is wrong with a board.
+/// Why a board is malformed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Malformed {
     /// Fewer bytes than a board has.
@@ -219,7 +221,7 @@ impl fmt::Display for Malformed {
             Self::Short(len) => write!(f, "has {len} bytes instead of {BOARD_LEN}"),
             Self::Magic(magic) => write!(f, "begins with {magic:#018x} instead of {MAGIC:#018x}"),
             Self::Version(version) => {
-                write!(f, "has version {version}; this program knows {VERSION}")
+                write!(f, "has version {version}; this program supports {VERSION}")
             }
             Self::Kind(kind) => write!(f, "names kind {kind} of {}", Kind::ALL.len()),
             Self::Status(status) => write!(f, "has status {status}"),
@@ -247,7 +249,7 @@ impl core::error::Error for Malformed {}
 /// Reads the board at the start of `bytes`.
 ///
 /// # Errors
-/// [`Malformed`] names the first thing that is wrong.
+/// [`Malformed`] with the first problem.
 pub fn read(bytes: &[u8]) -> Result<Reading, Malformed> {
     let short = Malformed::Short(bytes.len());
     let (words, _) = bytes.as_chunks::<8>();
@@ -304,7 +306,7 @@ pub fn read(bytes: &[u8]) -> Result<Reading, Malformed> {
     })
 }
 
-/// The samples in `bytes`, an array as the guest wrote it; what is left over at its end is not looked at.
+/// The samples in `bytes`, an array as the guest wrote it; a remainder at its end is ignored.
 pub fn samples(bytes: &[u8]) -> impl ExactSizeIterator<Item = Sample> {
     bytes.as_chunks::<SAMPLE_LEN>().0.iter().map(|bytes| {
         let word = |at: usize| {
@@ -321,17 +323,17 @@ pub fn samples(bytes: &[u8]) -> impl ExactSizeIterator<Item = Sample> {
     })
 }
 
-/// What a sample says.
+/// The intervals of a sample.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Split {
     /// It was not taken.
     NotTaken,
-    /// L1 took no part.
+    /// L1 was not entered.
     Whole {
         /// TSC ticks from L2 to L2.
         round_trip: u64,
     },
-    /// L1 took part: the parts' sum is the round trip.
+    /// L1 was entered: the parts' sum is the round trip.
     Parts {
         /// TSC ticks from L2 to L1.
         l2_to_l1: u64,
@@ -340,7 +342,7 @@ pub enum Split {
         /// TSC ticks from L1 to L2.
         l1_to_l2: u64,
     },
-    /// The stamps are not in order: the processors' TSCs differ, or the guest wrote nonsense.
+    /// The stamps are not in order: the processors' TSCs differ, or the guest wrote invalid ones.
     OutOfOrder,
 }
 

@@ -1,11 +1,11 @@
 //! The enlightened VMCS, version 1: a VMCS that L1 reads and writes as memory (TLFS, "Enlightened VMCS").
 //!
-//! L1 puts the page's GPA into its [VP assist page](crate::assist), fills fields by plain stores, and clears
-//! the [clean bit](clean) of each group that it touched; L0 need not read the others. After an exit L0 has
-//! set all clean bits.
+//! L1 sets the page's GPA in its [VP assist page](crate::assist), writes fields by plain stores,
+//! and clears the [clean bit](clean) of each group that it changed; L0 need not read the others.
+//! After an exit L0 has set all clean bits.
 //!
-//! One table below gives the layout. Where the sources disagree with the SDM or each other, the table follows
-//! the SDM:
+//! One table below contains the layout. Where the sources disagree with the SDM or each other, the
+//! table follows the SDM:
 //!
 //! - the TLFS gives IA32_SYSENTER_CS of the host the encoding of its RIP, and has no row for RIP;
 //! - the TLFS names the tertiary controls at 1016, padding in Linux 6.12 (`struct hv_enlightened_vmcs`);
@@ -20,17 +20,18 @@ use core::mem::{offset_of, size_of};
 
 use crate::vmx::{Field, Width};
 
-/// What the page begins with.
+/// The first word of the page.
 pub const VERSION: u32 = 1;
-/// Bytes of the page that holds it.
+/// The size of its page.
 pub const PAGE: usize = 4096;
-/// The exit reason with which L1 is told of a direct flush while
+/// The exit reason by which L1 is notified of a direct flush while
 /// [`crate::assist::PartitionAssist::tlb_lock_count`] is not zero.
 pub const EXIT_TRAP_AFTER_FLUSH: u32 = 0x1000_0031;
 
 /// [`Evmcs::hv_enlightenments_control`]: L0 handles flush hypercalls of this L2.
 pub const NESTED_FLUSH_HYPERCALL: u32 = 1 << 0;
-/// [`Evmcs::hv_enlightenments_control`]: [`clean::MSR_BITMAP`] tells of changes to the bitmap's content too.
+/// [`Evmcs::hv_enlightenments_control`]: [`clean::MSR_BITMAP`] also covers changes to the bitmap's
+/// content.
 pub const ENLIGHTENED_MSR_BITMAP: u32 = 1 << 1;
 
 /// Bits of [`Evmcs::hv_clean_fields`]: a group that L1 has not changed since the last exit.
@@ -39,7 +40,7 @@ pub mod clean {
     pub const NONE: u32 = 0;
     /// Addresses of the I/O bitmaps.
     pub const IO_BITMAP: u32 = 1 << 0;
-    /// Address of the MSR bitmap and, if so agreed, its content.
+    /// Address of the MSR bitmap and, if agreed, its content.
     pub const MSR_BITMAP: u32 = 1 << 1;
     /// TSC offset, virtual-APIC page and other rare controls.
     pub const CONTROL_GRP2: u32 = 1 << 2;
@@ -93,9 +94,10 @@ pub mod clean {
     ];
 }
 
-/// Control bits that a VMX of which the enlightened VMCS is a part can have, as KVM filters the capability
-/// MSRs for a guest once the capability is enabled (`nested_evmcs_filter_control_msr`). A bit outside fails
-/// the entry with [`crate::vmx::instruction_error::ENTRY_CONTROLS`], for a plain VMCS too.
+/// Control bits that can exist in a VMX with an enlightened VMCS, since KVM filters the capability
+/// MSRs for a guest once the capability is enabled (`nested_evmcs_filter_control_msr`). Any other
+/// bit fails the entry with [`crate::vmx::instruction_error::ENTRY_CONTROLS`], for a plain VMCS
+/// too.
 pub mod supported {
     /// Pin-based controls.
     pub const PIN: u32 = 0x0000_003F;
@@ -109,12 +111,12 @@ pub mod supported {
     pub const ENTRY: u32 = 0x0007_F3FF;
 }
 
-/// Where a VMCS field stands in the page.
+/// The position of a VMCS field in the page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Place {
     /// Bytes from the page's start.
     pub offset: u16,
-    /// How wide it is there.
+    /// Its width in the page.
     pub width: Width,
     /// The [clean bits](clean) to clear after a write.
     pub clean: u32,
@@ -137,16 +139,16 @@ macro_rules! layout {
             $(
                 assert!(offset_of!(Evmcs, $name) == $offset);
                 $(
-                    // The page keeps every field at the width that its encoding says.
+                    // The page keeps every field at the width that its encoding specifies.
                     assert!(size_of::<$type>() == Field::$field.width().bytes());
                 )?
             )*
-            // No gap that the table does not name.
+            // The table names every gap.
             assert!(0 $(+ size_of::<$type>())* == size_of::<Evmcs>());
             assert!(size_of::<Evmcs>() == 1024);
         };
 
-        /// Where `field` stands; `None` if the enlightened VMCS has no place for it.
+        /// The position of `field`; `None` if the enlightened VMCS does not contain it.
         #[must_use]
         pub const fn place(field: Field) -> Option<Place> {
             match field {
@@ -161,7 +163,7 @@ macro_rules! layout {
             }
         }
 
-        /// Every field that has a place, in the order of the page.
+        /// Every field in the page, in its order.
         pub const FIELDS: &[Field] = &[$($(Field::$field,)?)*];
     };
 }
@@ -327,7 +329,7 @@ layout! {
     1016 tertiary_vm_exec_control: u64 = TERTIARY_CONTROLS, CONTROL_GRP1;
 }
 
-/// The offset of `field`; `None` if the enlightened VMCS has no place for it.
+/// The offset of `field`; `None` if the enlightened VMCS does not contain it.
 #[must_use]
 pub const fn offset_of(field: Field) -> Option<u16> {
     match place(field) {

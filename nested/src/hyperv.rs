@@ -8,9 +8,9 @@ pub mod leaf {
     pub const INTERFACE: u32 = 0x4000_0001;
     /// Partition privileges (EAX, EBX) and available features (EDX).
     pub const FEATURES: u32 = 0x4000_0003;
-    /// What the hypervisor recommends the guest to use.
+    /// The recommendations to the guest.
     pub const RECOMMENDATIONS: u32 = 0x4000_0004;
-    /// What the hypervisor does for nested guests ([`super::nested`]).
+    /// The features for nested guests ([`super::nested`]).
     pub const NESTED_FEATURES: u32 = 0x4000_000A;
     /// [`RECOMMENDATIONS`] EAX: a nested hypervisor should use the enlightened VMCS.
     pub const RECOMMEND_EVMCS: u32 = 1 << 14;
@@ -20,7 +20,7 @@ pub mod leaf {
 
 /// Bits of leaf [`leaf::NESTED_FEATURES`] (TLFS, "Hypervisor nested virtualization features").
 pub mod nested {
-    /// EAX: flush hypercalls of an L2 go straight to L0.
+    /// EAX: L0 handles flush hypercalls of an L2.
     pub const DIRECT_FLUSH: u32 = 1 << 17;
     /// EAX: hypercalls that flush second-level translations.
     pub const GUEST_PHYSICAL_FLUSH: u32 = 1 << 18;
@@ -39,7 +39,7 @@ pub mod nested {
 
 /// Synthetic model-specific registers (TLFS, "Synthetic MSRs").
 pub mod msr {
-    /// Identity of the guest operating system; non-zero opens the hypercall interface.
+    /// Identity of the guest operating system; a non-zero value enables the hypercall interface.
     pub const GUEST_OS_ID: u32 = 0x4000_0000;
     /// Hypercall page: bit 0 enables, 63:12 page number.
     pub const HYPERCALL: u32 = 0x4000_0001;
@@ -85,13 +85,13 @@ pub mod msr {
     pub const CRASH_P0: u32 = 0x4000_0100;
     /// Crash control.
     pub const CRASH_CTL: u32 = 0x4000_0105;
-    /// Whom to tell of a change of the TSC frequency.
+    /// The target of the notification of a changed TSC frequency.
     pub const REENLIGHTENMENT_CONTROL: u32 = 0x4000_0106;
     /// Whether to emulate the old TSC frequency after migration.
     pub const TSC_EMULATION_CONTROL: u32 = 0x4000_0107;
     /// Whether the TSC is being emulated.
     pub const TSC_EMULATION_STATUS: u32 = 0x4000_0108;
-    /// Bit 0 asks for the invariant-TSC CPUID bit to be shown.
+    /// Bit 0 requests the invariant-TSC CPUID bit.
     pub const TSC_INVARIANT_CONTROL: u32 = 0x4000_0118;
 }
 
@@ -101,7 +101,7 @@ pub mod crash {
     pub const NOTIFY: u64 = 1 << 63;
     /// P3 is the address and P4 the length of a message.
     pub const MESSAGE: u64 = 1 << 62;
-    /// Longest crash message that the interface allows: one page.
+    /// Maximum length of a crash message: one page.
     pub const MESSAGE_MAX: usize = 4096;
 }
 
@@ -111,7 +111,7 @@ pub mod hypercall {
     pub const FLUSH_SPACE: u16 = 0x0002;
     /// Flush a list of address ranges.
     pub const FLUSH_LIST: u16 = 0x0003;
-    /// A spinlock was tried for long.
+    /// A long wait for a spinlock.
     pub const NOTIFY_LONG_SPIN_WAIT: u16 = 0x0008;
     /// Send an interrupt to the processors in a 64-bit mask.
     pub const SEND_IPI: u16 = 0x000B;
@@ -125,7 +125,7 @@ pub mod hypercall {
     pub const POST_MESSAGE: u16 = 0x005C;
     /// Signal an event to a connection.
     pub const SIGNAL_EVENT: u16 = 0x005D;
-    /// Which extended hypercalls there are.
+    /// Query the extended hypercalls.
     pub const EXT_QUERY_CAPABILITIES: u16 = 0x8001;
 
     /// Input value bit: parameters are in registers.
@@ -163,7 +163,7 @@ pub mod hypercall {
 
 /// Status codes of hypercalls (TLFS, "Hypercall status codes").
 pub mod status {
-    /// Done.
+    /// Success.
     pub const SUCCESS: u16 = 0;
     /// No such call.
     pub const INVALID_HYPERCALL_CODE: u16 = 2;

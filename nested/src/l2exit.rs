@@ -1,4 +1,5 @@
-//! What is measured of an L2's exits, in the words that the benchmark and its guest programs share.
+//! The measured kinds of L2's exits and the modes, by names that the benchmark and its guest
+//! programs share.
 
 use core::fmt;
 use core::str::FromStr;
@@ -19,7 +20,7 @@ macro_rules! words {
             /// All of them; the order is part of the interface.
             pub const ALL: &[Self] = &[$(Self::$variant),*];
 
-            /// The word for it.
+            /// Its name.
             #[must_use]
             pub const fn name(self) -> &'static str {
                 match self {
@@ -27,7 +28,7 @@ macro_rules! words {
                 }
             }
 
-            /// The one called `name`.
+            /// The value called `name`.
             #[must_use]
             pub fn parse(name: &str) -> Option<Self> {
                 match name {
@@ -43,7 +44,7 @@ macro_rules! words {
             }
         }
 
-        #[doc = concat!("A word that is not ", $what, ".")]
+        #[doc = concat!("A name that is not ", $what, ".")]
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         pub struct $error;
 
@@ -70,7 +71,7 @@ macro_rules! words {
 }
 
 words! {
-    /// How L1 runs its L2, and with what help from L0.
+    /// How L1 runs its L2, and with which help from L0.
     Mode, "a mode", NotAMode;
     /// VMX with VMREAD and VMWRITE, each an exit.
     Classic = "classic",
@@ -125,8 +126,8 @@ impl Mode {
         matches!(self, Self::EvmcsDirectFlush | Self::SvmDirectFlush)
     }
 
-    /// The setting of kvm_intel.enable_shadow_vmcs that the mode needs; `None` where it makes no difference,
-    /// since L0 uses a shadow VMCS for a plain one only.
+    /// The setting of kvm_intel.enable_shadow_vmcs that the mode requires; `None` if it has no
+    /// effect, since L0 uses a shadow VMCS only for a plain VMCS.
     #[must_use]
     pub const fn shadow_vmcs(self) -> Option<bool> {
         match self {
@@ -138,7 +139,7 @@ impl Mode {
 }
 
 words! {
-    /// What makes L2 exit. A sample's kind goes over the wire as its index in [`Kind::ALL`].
+    /// The cause of L2's exit. A sample's kind is sent as its index in [`Kind::ALL`].
     Kind, "a kind of exit", NotAKind;
     /// CPUID.
     Cpuid = "cpuid",
@@ -152,9 +153,9 @@ words! {
     RdmsrDirect = "rdmsr-direct",
     /// WRMSR that L1 does not intercept.
     WrmsrDirect = "wrmsr-direct",
-    /// CPUID, and L1 leaves its MSR bitmap as it is.
+    /// CPUID, with L1's MSR bitmap unchanged.
     BitmapSame = "bitmap-same",
-    /// CPUID, and L1 changes its MSR bitmap each time.
+    /// CPUID, with L1's MSR bitmap changed each time.
     BitmapChanged = "bitmap-changed",
     /// OUT.
     PioOut = "pio-out",
@@ -162,7 +163,7 @@ words! {
     PioIn = "pio-in",
     /// HLT, ended by L1's timer.
     Hlt = "hlt",
-    /// An interrupt for L1, which gives it to L2.
+    /// An interrupt for L1, which injects it into L2.
     Interrupt = "interrupt",
     /// From one L2 processor to another.
     Ipi = "ipi",
@@ -182,7 +183,7 @@ words! {
     Timer = "timer",
     /// The VMX-preemption timer ends L2's spinning.
     PreemptionTimer = "preemption-timer",
-    /// L2 asks for a flush of its translations.
+    /// L2 requests a flush of its translations.
     FlushHypercall = "flush-hypercall",
 }
 
@@ -199,7 +200,7 @@ impl Kind {
         self as u64
     }
 
-    /// Whether L1 takes part, so that the round trip has parts.
+    /// Whether L1 is entered, so that the round trip has parts.
     #[must_use]
     pub const fn has_l1_part(self, mode: Mode) -> bool {
         match self {
@@ -209,24 +210,24 @@ impl Kind {
         }
     }
 
-    /// How many virtual processors it needs.
+    /// The number of virtual processors that it requires.
     #[must_use]
     pub const fn cpus(self) -> u32 {
         if matches!(self, Self::Ipi) { 2 } else { 1 }
     }
 }
 
-/// How much of its guest's state L1 touches on each exit.
+/// The amount of guest state that L1 accesses on each exit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Touch {
     /// Reads the exit reason and RIP, writes RIP.
     Minimal,
-    /// What Linux's KVM touches.
+    /// The fields that Linux's KVM accesses.
     #[default]
     KvmLike,
-    /// What Hyper-V touches, by estimate.
+    /// The fields that Hyper-V accesses, by estimate.
     HypervLike,
-    /// [`Touch::Minimal`] and so many further fields.
+    /// [`Touch::Minimal`] and this number of further fields.
     Fields {
         /// Further fields read.
         reads: u32,
@@ -236,9 +237,9 @@ pub enum Touch {
 }
 
 impl Touch {
-    /// The profiles that have a name of their own.
+    /// The profiles with a name.
     pub const ALL: &[Self] = &[Self::Minimal, Self::KvmLike, Self::HypervLike];
-    /// The most reads, and the most writes, of [`Touch::Fields`].
+    /// The maximum of reads, and of writes, of [`Touch::Fields`].
     pub const MOST_FIELDS: u32 = 1000;
 
     /// The name; `None` for [`Touch::Fields`], whose name is its [`Display`](fmt::Display) form.
@@ -252,7 +253,8 @@ impl Touch {
         }
     }
 
-    /// The profile called `text`: a name, or `reads=N,writes=M` with either part left out for 0.
+    /// The profile called `text`: a name, or `reads=N,writes=M`, of which either may be omitted if
+    /// it is 0.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let named = Self::ALL.iter().find(|one| one.name() == Some(text));

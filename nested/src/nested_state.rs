@@ -1,5 +1,5 @@
-//! KVM's nested-state blob: what KVM_GET_NESTED_STATE gives and KVM_SET_NESTED_STATE takes for a virtual
-//! processor whose guest is a hypervisor.
+//! KVM's nested-state blob: the data that KVM_GET_NESTED_STATE returns and KVM_SET_NESTED_STATE
+//! accepts for a virtual processor whose guest is a hypervisor.
 //!
 //! ```text
 //! 0  flags u16 | 2 format u16 | 4 size u32 | 8 header of the format, to 128 | 128 VMCS or VMCB, a page | shadow VMCS, a page
@@ -7,13 +7,14 @@
 //! SVM header:  8 VMCB u64
 //! ```
 //!
-//! A blob comes out of a file or from another host: [`NestedState::parse`] trusts nothing. It refuses what
-//! KVM refuses (`vmx_set_nested_state`, `svm_set_nested_state`) as far as the blob alone tells, and more
-//! strictly takes only sizes and combinations that KVM itself writes. [`NestedState::check`] is the rest:
-//! whether a given processor can take it.
+//! A blob comes from a file or another host: [`NestedState::parse`] trusts nothing. It refuses
+//! everything that KVM refuses (`vmx_set_nested_state`, `svm_set_nested_state`) and that can be
+//! determined from the blob alone, and in addition accepts only sizes and combinations that KVM
+//! itself writes. [`NestedState::check`] does the rest: it checks whether a given processor can
+//! accept the blob.
 //!
-//! An enlightened VMCS is in the blob by content but not by address: KVM finds the page anew through the
-//! [VP assist page](crate::assist).
+//! The blob contains an enlightened VMCS by content but not by address: KVM finds the page again
+//! through the [VP assist page](crate::assist).
 
 mod check;
 mod malformed;
@@ -26,12 +27,12 @@ pub use malformed::Malformed;
 pub use vmcb12::Vmcb12;
 pub use vmcs12::{REVISION, Vmcs12};
 
-/// Bytes of the header.
+/// The size of the header.
 pub const HEADER: usize = 128;
-/// Bytes of a VMCS or VMCB.
+/// The size of a VMCS or VMCB.
 pub const PAGE: usize = 4096;
-/// Bytes of the largest blob. KVM should be given this much room: it may write the shadow VMCS even where it
-/// leaves it out of `size` (`vmx_get_nested_state`).
+/// The size of the largest blob. KVM must get this much room: it may write the shadow VMCS even if
+/// it does not count it in `size` (`vmx_get_nested_state`).
 pub const MOST: usize = HEADER + 2 * PAGE;
 
 /// Bits of the blob's flags, and of those for system-management mode and in the VMX header (KVM_STATE_*).
@@ -54,12 +55,12 @@ const FORMAT_SVM: u16 = 1;
 /// No address: INVALID_GPA.
 const NONE: u64 = u64::MAX;
 
-/// A blob, read and found consistent.
+/// A blob that has been parsed and is consistent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NestedState<'a> {
-    /// Of a processor with VMX.
+    /// A processor with VMX.
     Vmx(Vmx<'a>),
-    /// Of a processor with SVM.
+    /// A processor with SVM.
     Svm(Svm<'a>),
 }
 
@@ -68,7 +69,8 @@ pub enum NestedState<'a> {
 pub enum Vmx<'a> {
     /// L1 has not executed VMXON.
     Off {
-        /// The blob is marked as one of an enlightened VMCS all the same, as old versions of KVM did.
+        /// The blob is marked as one with an enlightened VMCS nevertheless, as old versions of KVM
+        /// did.
         evmcs: bool,
     },
     /// L1 has executed VMXON.
@@ -80,21 +82,21 @@ pub enum Vmx<'a> {
 pub struct VmxOn<'a> {
     /// GPA of the VMXON region.
     pub vmxon: u64,
-    /// The VMCS that L1 works on.
+    /// The current VMCS.
     pub current: Option<Current<'a>>,
-    /// L2 runs: the exit reason says why it last left, the guest fields where it is.
+    /// L2 runs: the exit-reason field holds its last exit, the guest fields its state.
     pub guest_mode: bool,
     /// L2 has been entered but has not run an instruction.
     pub run_pending: bool,
-    /// A monitor-trap-flag exit waits.
+    /// A monitor-trap-flag exit is pending.
     pub mtf_pending: bool,
-    /// What system-management mode interrupted; `None` outside.
+    /// The state that system-management mode interrupted; `None` outside.
     pub smm: Option<Smm>,
-    /// When L2's preemption timer runs out, in L1's TSC shifted right by the timer's rate.
+    /// When L2's preemption timer expires, in L1's TSC shifted right by the timer's rate.
     pub preemption_timer_deadline: Option<u64>,
 }
 
-/// The VMCS that L1 works on.
+/// The current VMCS.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Current<'a> {
     /// Its GPA; `None` if it is enlightened.
@@ -105,7 +107,7 @@ pub struct Current<'a> {
     pub shadow: Option<Vmcs12<'a>>,
 }
 
-/// What system-management mode interrupted.
+/// The state that system-management mode interrupted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Smm {
     /// L2.
@@ -117,7 +119,7 @@ pub struct Smm {
 pub struct Svm<'a> {
     /// The global interrupt flag.
     pub gif: bool,
-    /// What L2 runs by, in guest mode.
+    /// L2's state, in guest mode.
     pub guest: Option<SvmGuest<'a>>,
 }
 
@@ -133,10 +135,10 @@ pub struct SvmGuest<'a> {
 }
 
 impl<'a> NestedState<'a> {
-    /// Reads the blob at the start of `bytes`, which may be longer, as a buffer for an ioctl is.
+    /// Parses the blob at the start of `bytes`, which may be longer, as an ioctl's buffer is.
     ///
     /// # Errors
-    /// [`Malformed`] names the first thing that is wrong.
+    /// [`Malformed`] with the first problem.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, Malformed> {
         let (header, data) = bytes
             .split_first_chunk::<HEADER>()
@@ -168,7 +170,7 @@ impl<'a> NestedState<'a> {
         }
     }
 
-    /// Whether the processor that takes the blob must have been given the enlightened VMCS.
+    /// Whether a processor must have the enlightened VMCS to accept the blob.
     #[must_use]
     pub const fn needs_evmcs(&self) -> bool {
         match self {
@@ -184,9 +186,10 @@ impl<'a> NestedState<'a> {
 
 /// Writes the revision of its layout into an enlightened VMCS that has none.
 ///
-/// KVM sets it when L1 enters L2 by VMLAUNCH. L1 may begin with VMRESUME instead, as an enlightened VMCS has
-/// no launch state; then KVM gives a blob without, and refuses it (`nested_vmx_handle_enlightened_vmptrld`,
-/// `vmx_set_nested_state`). All that KVM does with the revision is to look whether it is there.
+/// KVM sets it when L1 enters L2 by VMLAUNCH. L1 may begin with VMRESUME instead, since an
+/// enlightened VMCS has no launch state; then KVM returns a blob without it, and refuses that blob
+/// (`nested_vmx_handle_enlightened_vmptrld`, `vmx_set_nested_state`). KVM only checks that there is
+/// a revision.
 pub fn supply_revision(bytes: &mut [u8]) {
     let Some((header, data)) = bytes.split_first_chunk_mut::<HEADER>() else {
         return;
@@ -202,13 +205,13 @@ pub fn supply_revision(bytes: &mut [u8]) {
     }
 }
 
-/// A blob whose header was found.
+/// A blob with a complete header.
 struct Blob<'a> {
     header: &'a [u8; HEADER],
-    /// What follows, as far as it is there and the size reaches.
+    /// The data after the header, limited to the available bytes and the size.
     data: &'a [u8],
     flags: u16,
-    /// The blob's own word for its length, header and all.
+    /// The length in the blob's header, including the header.
     size: u32,
 }
 
@@ -235,7 +238,7 @@ impl<'a> Blob<'a> {
         }
     }
 
-    /// The first `N` pages of data, if the size says that there are just so many.
+    /// The first `N` pages of data, if the size is that of exactly so many.
     fn pages<const N: usize>(&self) -> Result<[&'a [u8; PAGE]; N], Malformed> {
         let expected = HEADER + N * PAGE;
         if usize::try_from(self.size) != Ok(expected) {
@@ -306,7 +309,8 @@ impl<'a> Blob<'a> {
                 Some(gpa)
             }
         };
-        // The VMCS says whether there is a second page; until it is found, what one page makes is expected.
+        // The VMCS determines whether there is a second page; until it is found, one page is
+        // expected.
         let vmcs = match self.data.first_chunk::<PAGE>() {
             Some(page) => Vmcs12(page),
             None => {
@@ -400,7 +404,7 @@ fn check_revision(what: &'static str, vmcs: Vmcs12<'_>) -> Result<(), Malformed>
     }
 }
 
-/// `N` bytes at `offset`, which callers give as a number that is inside.
+/// `N` bytes at `offset`, a constant of the caller within `bytes`.
 fn word<const N: usize>(bytes: &[u8], offset: usize) -> [u8; N] {
     let mut word = [0; N];
     word.copy_from_slice(&bytes[offset..offset + N]);

@@ -1,8 +1,10 @@
-//! How a guest program gives lines and samples to whoever runs it: a byte stream on the debug console port.
+//! Lines and samples that a guest program sends to its VMM: a byte stream on the debug console
+//! port.
 //!
-//! The stream mixes three things, told apart by bytes that never occur in UTF-8 text:
+//! The stream contains three kinds of item, distinguished by bytes that never occur in UTF-8 text:
 //!
-//! - **text**: UTF-8 lines, each ended by `\n`; so the stream is readable as it is;
+//! - **text**: UTF-8 lines, each ended by `
+//! `; so the stream is readable without a decoder;
 //! - **alive**: one zero byte, written by the first instructions of a program;
 //! - **frames**: named blocks of little-endian integers.
 //!
@@ -10,11 +12,11 @@
 //! frame:  FF 'H' 'N' 'P' | kind u8 | width u8 | name length u8 | 0 | count u32 | name | count * width bytes
 //! ```
 //!
-//! KVM hands port writes to the VMM one at a time, even those of a `rep outs`: a block costs an exit per
-//! access. A console that takes 32-bit accesses ([`WIDE_CONSOLE`]) makes that a quarter.
+//! KVM passes port writes to the VMM one at a time, even those of a `rep outs`: a block costs an
+//! exit per access. A console with 32-bit accesses ([`WIDE_CONSOLE`]) reduces that to a quarter.
 //!
-//! Where that is still too much, a program leaves samples in its memory and rings the [`Doorbell`]: see
-//! [`crate::board`].
+//! Where that is still too expensive, a program leaves samples in its memory and rings the
+//! [`Doorbell`]: see [`crate::board`].
 
 mod doorbell;
 
@@ -22,20 +24,21 @@ pub use doorbell::{DOORBELL_PORT, DOORBELL_PRESENT, Doorbell};
 
 /// The debug console's port.
 pub const CONSOLE_PORT: u16 = 0x402;
-/// What a byte read from the console's port returns if there is a console.
+/// The byte that a read of the console's port returns if there is a console.
 pub const CONSOLE_PRESENT: u8 = 0xE9;
-/// What a 32-bit read of the port returns if a 32-bit write is taken as four bytes, lowest first.
+/// The value that a 32-bit read of the port returns if a 32-bit write is accepted as four bytes,
+/// lowest first.
 pub const WIDE_CONSOLE: u32 = 0xE9E9_E9E9;
 /// The debug-exit port: writing `code` there ends the run.
 pub const EXIT_PORT: u16 = 0xF4;
 
-/// The byte that says that the first instruction ran.
+/// The byte that signals that the first instruction ran.
 pub const ALIVE: u8 = 0;
-/// What a frame begins with.
+/// The first bytes of a frame.
 pub const MAGIC: [u8; 4] = [0xFF, b'H', b'N', b'P'];
-/// Bytes of a frame before its name.
+/// The size of a frame's header, before its name.
 pub const HEADER_LEN: usize = 12;
-/// The most integers one frame may hold.
+/// The maximum number of integers in a frame.
 pub const MAX_COUNT: u32 = 1 << 20;
 /// The longest text line that a decoder accepts.
 pub const MAX_LINE: usize = 64 * 1024;
@@ -43,7 +46,7 @@ pub const MAX_LINE: usize = 64 * 1024;
 const KIND_SAMPLES: u8 = 1;
 const KIND_MARK: u8 = 2;
 
-/// Bytes of one sample on the wire.
+/// The size of one sample in the stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Width {
     /// 32 bits.
@@ -85,7 +88,7 @@ pub fn samples_header(name: &str, width: Width, count: usize) -> Option<[u8; HEA
     header(KIND_SAMPLES, width, name, count)
 }
 
-/// The header of a mark: a frame without integers that says where in its run a program is.
+/// The header of a mark: a frame without integers that names a point in a program's run.
 ///
 /// `None` if the name is longer than 255 bytes.
 #[must_use]
@@ -107,14 +110,14 @@ fn header(kind: u8, width: u8, name: &str, count: usize) -> Option<[u8; HEADER_L
     Some(bytes)
 }
 
-/// One thing out of the stream.
+/// One item of the stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Item<'a> {
     /// The program's first instruction ran.
     Alive,
     /// A line of text without its end; not necessarily valid UTF-8.
     Line(&'a [u8]),
-    /// A named place in the run.
+    /// A named point in the run.
     Mark(&'a str),
     /// Named samples.
     Samples(Samples<'a>),
@@ -123,14 +126,14 @@ pub enum Item<'a> {
 /// A block of samples.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Samples<'a> {
-    /// What was sampled.
+    /// The name of the samples.
     pub name: &'a str,
     width: Width,
     bytes: &'a [u8],
 }
 
 impl<'a> Samples<'a> {
-    /// How many samples there are.
+    /// The number of samples.
     #[must_use]
     pub const fn len(&self) -> usize {
         self.bytes.len() / self.width.bytes()
@@ -152,12 +155,12 @@ impl<'a> Samples<'a> {
     }
 }
 
-/// What is wrong with a stream. The decoder cannot find its way back: the rest is lost.
+/// Why a stream is malformed. The decoder cannot resynchronize: the rest is lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Malformed {
     /// A byte that begins a frame is not followed by the rest of [`MAGIC`].
     Magic,
-    /// A frame of a kind that this version does not know.
+    /// A frame of a kind that this version does not support.
     Kind(u8),
     /// A width that does not belong to the frame's kind.
     Width(u8),
@@ -189,11 +192,11 @@ impl core::fmt::Display for Malformed {
 
 impl core::error::Error for Malformed {}
 
-/// Takes the first item off `stream`: the item and the bytes it took, or `None` if the item is not complete
-/// yet.
+/// Decodes the first item of `stream`: the item and its length in bytes, or `None` if the item is
+/// still incomplete.
 ///
 /// # Errors
-/// [`Malformed`] if what stands there can never become an item.
+/// [`Malformed`] if the bytes can never become an item.
 pub fn next_item(stream: &[u8]) -> Result<Option<(Item<'_>, usize)>, Malformed> {
     match stream.first() {
         None => Ok(None),
@@ -255,8 +258,8 @@ fn frame(stream: &[u8]) -> Result<Option<(Item<'_>, usize)>, Malformed> {
     Ok(Some((item, HEADER_LEN + name.len() + len)))
 }
 
-/// Walks over a whole captured stream. Ends at the first incomplete or malformed item; [`Items::rest`] tells
-/// which.
+/// Iterates over a whole captured stream. Ends at the first incomplete or malformed item, whose
+/// bytes [`Items::rest`] returns.
 #[derive(Debug, Clone)]
 pub struct Items<'a> {
     rest: &'a [u8],
@@ -269,7 +272,7 @@ impl<'a> Items<'a> {
         Self { rest: stream }
     }
 
-    /// What has not been decoded.
+    /// The bytes that have not been decoded.
     #[must_use]
     pub const fn rest(&self) -> &'a [u8] {
         self.rest

@@ -1,5 +1,6 @@
-//! AMD SVM: the virtual-machine control block and its numbers (AMD64 Architecture Programmer's Manual, "APM",
-//! volume 2, chapter 15 and appendices B and C), with the area by which Hyper-V's interface extends it.
+//! AMD SVM: the virtual-machine control block and its numbers (AMD64 Architecture Programmer's
+//! Manual, "APM", volume 2, chapter 15 and appendices B and C), with the area in which Hyper-V's
+//! interface extends it.
 
 use core::mem::{offset_of, size_of};
 
@@ -13,7 +14,7 @@ pub mod feature {
     pub const NESTED_PAGING: u32 = 1 << 0;
     /// VMCB fields LBR and virtual LBR.
     pub const LBR_VIRTUALIZATION: u32 = 1 << 1;
-    /// [`super::Control::next_rip`] is given.
+    /// [`super::Control::next_rip`] is supported.
     pub const NEXT_RIP: u32 = 1 << 3;
     /// TSC scaling.
     pub const TSC_RATE: u32 = 1 << 4;
@@ -21,7 +22,7 @@ pub mod feature {
     pub const CLEAN_BITS: u32 = 1 << 5;
     /// Flushes by address-space identifier.
     pub const FLUSH_BY_ASID: u32 = 1 << 6;
-    /// [`super::Control::instruction_bytes`] are given.
+    /// [`super::Control::instruction_bytes`] are supported.
     pub const DECODE_ASSISTS: u32 = 1 << 7;
     /// PAUSE is counted before it exits.
     pub const PAUSE_FILTER: u32 = 1 << 10;
@@ -39,9 +40,9 @@ pub mod msr {
     pub const EFER_SVME: u64 = 1 << 12;
     /// VM_CR.
     pub const VM_CR: u32 = 0xC001_0114;
-    /// [`VM_CR`]: firmware turned SVM off.
+    /// [`VM_CR`]: firmware disabled SVM.
     pub const VM_CR_SVMDIS: u64 = 1 << 4;
-    /// Page in which VMRUN keeps the host's state.
+    /// The page in which VMRUN saves the host's state.
     pub const VM_HSAVE_PA: u32 = 0xC001_0117;
 }
 
@@ -116,7 +117,7 @@ pub mod intercept {
     pub const XSETBV: Intercept = (4, 1 << 13);
 }
 
-/// Bits of [`Control::clean`]: what has not changed since the last VMRUN of this VMCB.
+/// Bits of [`Control::clean`]: state that has not changed since the last VMRUN of this VMCB.
 pub mod clean {
     /// Intercepts, TSC offset, pause filter.
     pub const INTERCEPTS: u32 = 1 << 0;
@@ -142,7 +143,7 @@ pub mod clean {
     pub const LBR: u32 = 1 << 10;
     /// AVIC.
     pub const AVIC: u32 = 1 << 11;
-    /// [`super::Enlightenments`], and the content of the MSR permission map if so agreed.
+    /// [`super::Enlightenments`], and the content of the MSR permission map if agreed.
     pub const ENLIGHTENMENTS: u32 = 1 << 31;
     /// Everything.
     pub const ALL: u32 = 0x8000_0FFF;
@@ -150,9 +151,9 @@ pub mod clean {
 
 /// The format of [`Control::event_injection`] and [`Control::exit_interrupt_info`].
 pub mod event {
-    /// The field means something.
+    /// The field is valid.
     pub const VALID: u32 = 1 << 31;
-    /// An error code goes with the event.
+    /// The event has an error code.
     pub const ERROR_CODE: u32 = 1 << 11;
     /// Type: interrupt.
     pub const INTERRUPT: u32 = 0 << 8;
@@ -169,7 +170,7 @@ pub mod event {
         VALID | INTERRUPT | vector as u32
     }
 
-    /// An exception to inject; `with_error_code` if the VMCB gives one.
+    /// An exception to inject; `with_error_code` if the VMCB contains one.
     #[must_use]
     pub const fn exception(vector: u8, with_error_code: bool) -> u32 {
         let error_code = if with_error_code { ERROR_CODE } else { 0 };
@@ -204,21 +205,21 @@ pub const IO_IN: u64 = 1 << 0;
 /// Port access, EXITINFO1: INS or OUTS.
 pub const IO_STRING: u64 = 1 << 2;
 
-/// Port access: which port, from EXITINFO1.
+/// Port access: the port, from EXITINFO1.
 #[must_use]
 pub const fn io_port(exit_info_1: u64) -> u16 {
     let [_, _, low, high, ..] = exit_info_1.to_le_bytes();
     u16::from_le_bytes([low, high])
 }
 
-/// Port access: bytes, from EXITINFO1.
+/// Port access: its size in bytes, from EXITINFO1.
 #[must_use]
 pub const fn io_size(exit_info_1: u64) -> u8 {
     (exit_info_1.to_le_bytes()[0] >> 4) & 7
 }
 
-/// Where the MSR permission map keeps `msr`: a byte, and the bit for reads in it; the next bit is for writes.
-/// `None` if the map does not cover it, so that every access exits.
+/// The position of `msr` in the MSR permission map: a byte, and the bit for reads in it; the next
+/// bit is for writes. `None` if the map does not cover it, so that every access exits.
 #[must_use]
 pub const fn msr_map_bit(msr: u32) -> Option<(usize, u8)> {
     // APM volume 2, 15.11: 2 KiB for each of three ranges, two bits per MSR.
@@ -240,18 +241,18 @@ pub const fn msr_map_bit(msr: u32) -> Option<(usize, u8)> {
 
 /// [`Enlightenments::control`]: L0 handles flush hypercalls of this L2.
 pub const NESTED_FLUSH_HYPERCALL: u32 = 1 << 0;
-/// [`Enlightenments::control`]: [`clean::ENLIGHTENMENTS`] tells of changes to the MSR permission map's
-/// content.
+/// [`Enlightenments::control`]: [`clean::ENLIGHTENMENTS`] also covers changes to the MSR permission
+/// map's content.
 pub const ENLIGHTENED_MSR_BITMAP: u32 = 1 << 1;
-/// [`Enlightenments::control`]: L1 tells L0 of changes to its nested page tables by hypercalls.
+/// [`Enlightenments::control`]: L1 notifies L0 of changes to its nested page tables by hypercalls.
 pub const ENLIGHTENED_NPT_TLB: u32 = 1 << 2;
 
-/// The part of the control area that is left to software, as Hyper-V's interface uses it (TLFS, "Enlightened
-/// VMCB fields").
+/// The part of the control area that is reserved for software, as Hyper-V's interface uses it
+/// (TLFS, "Enlightened VMCB fields").
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Enlightenments {
-    /// Which are on.
+    /// The enlightenments that are on.
     pub control: u32,
     /// Virtual processor of L2, as L1 numbers them.
     pub vp_id: u32,
@@ -269,7 +270,7 @@ pub struct Enlightenments {
 pub struct Segment {
     /// Selector.
     pub selector: u16,
-    /// Access rights, bits 55:52 and 47:40 of the descriptor put together.
+    /// Access rights, bits 55:52 and 47:40 of the descriptor concatenated.
     pub attributes: u16,
     /// Limit in bytes.
     pub limit: u32,
@@ -297,7 +298,7 @@ macro_rules! area {
 
         const _: () = {
             $(assert!(offset_of!($name, $field) == $offset);)*
-            // No gap that the table does not name.
+            // The table names every gap.
             assert!(0 $(+ size_of::<$type>())* == $size);
             assert!(size_of::<$name>() == $size);
         };
@@ -307,23 +308,23 @@ macro_rules! area {
 area! {
     /// The control area.
     Control, 0x400;
-    /// What exits ([`intercept`]).
+    /// The intercepts ([`intercept`]).
     0x000 intercepts: [u32; 6],
     /// Reserved.
     0x018 reserved_018: [u32; 9],
-    /// Pauses further apart than this are not one loop.
+    /// The longest interval between the pauses of one loop.
     0x03C pause_filter_threshold: u16,
-    /// Pauses before one exits.
+    /// The number of pauses before one exits.
     0x03E pause_filter_count: u16,
     /// I/O permission map.
     0x040 io_map: u64,
     /// MSR permission map.
     0x048 msr_map: u64,
-    /// Added to what the guest reads as TSC.
+    /// The offset added to the TSC that the guest reads.
     0x050 tsc_offset: u64,
     /// Address-space identifier; 0 is the host's.
     0x058 asid: u32,
-    /// What VMRUN flushes.
+    /// The entries that VMRUN flushes.
     0x05C tlb_control: u8,
     /// Reserved.
     0x05D reserved_05d: [u8; 3],
@@ -335,11 +336,11 @@ area! {
     0x068 interrupt_state: u32,
     /// Reserved.
     0x06C reserved_06c: u32,
-    /// Why the guest exited ([`exit_code`]).
+    /// The reason for the exit ([`exit_code`]).
     0x070 exit_code: u64,
-    /// More on the exit.
+    /// Further information about the exit.
     0x078 exit_info_1: u64,
-    /// More on the exit.
+    /// Further information about the exit.
     0x080 exit_info_2: u64,
     /// The event that was being delivered at the exit ([`event`]).
     0x088 exit_interrupt_info: u32,
@@ -359,13 +360,13 @@ area! {
     0x0B0 nested_cr3: u64,
     /// Last-branch records, virtual VMLOAD and VMSAVE.
     0x0B8 virtual_extensions: u64,
-    /// What has not changed ([`clean`](mod@clean)).
+    /// The state that has not changed ([`clean`](mod@clean)).
     0x0C0 clean: u32,
     /// Reserved.
     0x0C4 reserved_0c4: u32,
     /// RIP of the instruction after the one that exited.
     0x0C8 next_rip: u64,
-    /// Length of the bytes fetched.
+    /// The number of bytes fetched.
     0x0D0 instruction_length: u8,
     /// The bytes fetched.
     0x0D1 instruction_bytes: [u8; 15],
@@ -383,7 +384,7 @@ area! {
     0x108 vmsa: u64,
     /// Reserved.
     0x110 reserved_110: [u8; 720],
-    /// Left to software.
+    /// Reserved for software.
     0x3E0 enlightenments: Enlightenments,
 }
 

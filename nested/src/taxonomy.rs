@@ -5,7 +5,7 @@ use core::fmt;
 use crate::svm::exit_code as svm;
 use crate::vmx::exit_reason as vmx;
 
-/// Why a processor left a guest.
+/// The reason why a processor left a guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Exit {
     /// A basic exit reason of VMX.
@@ -16,7 +16,7 @@ pub enum Exit {
 
 macro_rules! classes {
     ($($(#[doc = $doc:literal])* $variant:ident = $name:literal,)*) => {
-        /// What an exit is about.
+        /// The class of an exit.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum Class {
             $($(#[doc = $doc])* $variant,)*
@@ -26,7 +26,7 @@ macro_rules! classes {
             /// All of them.
             pub const ALL: &[Self] = &[$(Self::$variant),*];
 
-            /// The word for it.
+            /// Its name.
             #[must_use]
             pub const fn name(self) -> &'static str {
                 match self {
@@ -42,7 +42,7 @@ classes! {
     NestedEntry = "nested-entry",
     /// The guest is a hypervisor and reads or writes its own guest's state.
     NestedState = "nested-state",
-    /// The guest is a hypervisor and does something else to its own guest.
+    /// The guest is a hypervisor and performs another operation on its own guest.
     NestedControl = "nested-control",
     /// CPUID.
     Cpuid = "cpuid",
@@ -54,13 +54,13 @@ classes! {
     Port = "port",
     /// Memory that second-level tables do not map, and devices.
     Memory = "memory",
-    /// Interrupts from outside, and openings for them.
+    /// External interrupts, and interrupt windows.
     Interrupt = "interrupt",
     /// The local APIC, virtualized by the processor.
     Apic = "apic",
     /// The guest waits.
     Idle = "idle",
-    /// A timer of the processor's virtualization ran out.
+    /// A timer of the processor's virtualization expired.
     Timer = "timer",
     /// Control and debug registers, XCR0.
     Register = "register",
@@ -68,7 +68,7 @@ classes! {
     Exception = "exception",
     /// Other instructions.
     Instruction = "instruction",
-    /// The guest cannot go on.
+    /// The guest cannot continue.
     Failure = "failure",
     /// Everything else.
     Other = "other",
@@ -81,7 +81,7 @@ impl fmt::Display for Class {
 }
 
 impl Exit {
-    /// From an exit-reason field of VMX, flags and all.
+    /// From an exit-reason field of VMX, including flags.
     #[must_use]
     pub const fn vmx(field: u32) -> Self {
         Self::Vmx(vmx::basic(field))
@@ -104,7 +104,7 @@ impl Exit {
         }
     }
 
-    /// Every exit that has a name; of those that go by register or exception number the first.
+    /// Every exit with a name; of those with a register or exception number only the first.
     pub fn all() -> impl Iterator<Item = Self> {
         let by_number = [
             svm::CR0_READ,
@@ -120,7 +120,7 @@ impl Exit {
         vmx.chain(svm).chain(by_number.map(Self::Svm))
     }
 
-    /// Its name, if it has one. An exit that both vendors have is called the same.
+    /// Its name, if it has one. An exit that both vendors have has the same name.
     #[must_use]
     pub const fn name(self) -> Option<&'static str> {
         match self {
@@ -129,7 +129,7 @@ impl Exit {
         }
     }
 
-    /// What it is about.
+    /// Its class.
     #[must_use]
     pub const fn class(self) -> Class {
         match self {
@@ -139,7 +139,7 @@ impl Exit {
     }
 }
 
-/// The name, or the number where there is none.
+/// The name, or the number if there is none.
 impl fmt::Display for Exit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (self.name(), self) {
@@ -205,7 +205,7 @@ const fn vmx_class(reason: u16) -> Class {
         | vmx::INVALID_GUEST_STATE
         | vmx::MSR_LOAD_FAILED
         | vmx::MACHINE_CHECK => Class::Failure,
-        // Task switch, monitor trap flag, bus lock, notify, and what is not known.
+        // Task switch, monitor trap flag, bus lock, notify, and unknown reasons.
         _ => Class::Other,
     }
 }
@@ -255,7 +255,7 @@ const fn svm_class(code: u64) -> Class {
         | svm::TLBSYNC
         | svm::VMGEXIT => Class::Instruction,
         svm::SHUTDOWN | svm::INVALID | svm::INVALID_LOW => Class::Failure,
-        // Task switch, x87 freeze, the synthetic code, and what is not known.
+        // Task switch, x87 freeze, the synthetic code, and unknown codes.
         _ => Class::Other,
     }
 }

@@ -1,12 +1,14 @@
-//! Sampling clocks from inside a guest: what is noted at each read, and how it is told to the host.
+//! Samples clocks inside a guest: what is recorded at each read, and how it is reported to the
+//! host.
 //!
-//! A sampler reads clocks in a tight loop on every virtual processor. Of each read it keeps next to nothing
-//! ([`Tally`]); now and then it reads all clocks together and sends a [`Report`], a frame of [`crate::probe`]
-//! whose last word is a checksum. So the stream's size does not depend on how often clocks are read, and a
-//! host that notes when a report arrives can compare the guest's clocks with its own.
+//! A sampler reads clocks in a tight loop on every virtual processor. Of each read it records
+//! little ([`Tally`]); at intervals it reads all clocks together and sends a [`Report`], a frame of
+//! [`crate::probe`] whose last word is a checksum. So the stream's size does not depend on how
+//! often clocks are read, and a host that records when a report arrives can compare the guest's
+//! clocks with its own.
 //!
-//! A clock that is read by several processors must not step back between any two of them: the last value is
-//! shared ([`Shared`]), and is looked at *before* the clock is read.
+//! A clock that is read by several processors must not step back between any two of them: the last
+//! value is shared ([`Shared`]), and is loaded *before* the clock is read.
 
 mod stream;
 mod words;
@@ -41,10 +43,10 @@ impl Clock {
         Self::Raw,
     ];
 
-    /// How many there are.
+    /// The number of clocks.
     pub const COUNT: usize = Self::ALL.len();
 
-    /// As in reports.
+    /// Its name in reports.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -56,7 +58,7 @@ impl Clock {
         }
     }
 
-    /// Where it stands in arrays.
+    /// Its index in arrays.
     #[must_use]
     pub const fn index(self) -> usize {
         match self {
@@ -68,7 +70,7 @@ impl Clock {
         }
     }
 
-    /// How many ns its unit is; the TSC's depends on its frequency.
+    /// Nanoseconds per unit; the TSC's depends on its frequency.
     #[must_use]
     pub const fn unit_ns(self) -> Option<u64> {
         match self {
@@ -110,19 +112,19 @@ impl Clocks {
 pub struct Shared([AtomicU64; Clock::COUNT]);
 
 impl Shared {
-    /// Nothing seen.
+    /// No values yet.
     #[must_use]
     pub const fn new() -> Self {
         Self([const { AtomicU64::new(0) }; Clock::COUNT])
     }
 
-    /// What a read that begins afterwards must not be below; 0 if the clock was not read yet.
+    /// The minimum for a read that begins afterwards; 0 if the clock has not been read yet.
     #[inline]
     pub fn last(&self, clock: Clock) -> u64 {
         self.0[clock.index()].load(Ordering::Acquire)
     }
 
-    /// `now` has been read.
+    /// Records that `now` was read.
     #[inline]
     pub fn publish(&self, clock: Clock, now: u64) {
         self.0[clock.index()].fetch_max(now, Ordering::AcqRel);
@@ -135,12 +137,12 @@ impl Default for Shared {
     }
 }
 
-/// What one processor has noted of one clock.
+/// The statistics of one clock on one processor.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Tally {
-    /// How often it was read.
+    /// The number of reads.
     pub reads: u64,
-    /// Reads below what had been seen before, on whichever processor.
+    /// The number of reads below a value seen before, on any processor.
     pub backward: u64,
     /// The largest such step, in the clock's unit.
     pub largest_backward: u64,
@@ -151,7 +153,7 @@ pub struct Tally {
 }
 
 impl Tally {
-    /// Notes that the clock read `now`, after `last` had been seen (0 if nothing had).
+    /// Records that the clock read `now`, after `last` had been seen (0 if none had).
     #[inline]
     pub fn saw(&mut self, last: u64, now: u64) {
         self.reads += 1;
@@ -165,7 +167,7 @@ impl Tally {
     }
 }
 
-/// What one processor notes.
+/// The statistics of one processor.
 #[derive(Debug)]
 pub struct Sampler<'a> {
     shared: &'a Shared,
@@ -182,7 +184,7 @@ impl<'a> Sampler<'a> {
         }
     }
 
-    /// Reads `clock` by `read`, and notes the result.
+    /// Reads `clock` by `read`, and records the result.
     #[inline]
     pub fn read(&mut self, clock: Clock, read: impl FnOnce() -> u64) -> u64 {
         let last = self.shared.last(clock);
@@ -194,7 +196,7 @@ impl<'a> Sampler<'a> {
         now
     }
 
-    /// Reads the reference TSC page, or the register if the page says so.
+    /// Reads the reference TSC page, or the register if the page is invalid.
     #[inline]
     pub fn read_page(
         &mut self,
@@ -216,7 +218,7 @@ impl<'a> Sampler<'a> {
         });
         self.report.fallbacks += u64::from(fell_back);
         if sequence != self.report.sequence {
-            // The first one that is seen is no change.
+            // The first number seen is no change.
             self.report.sequence_changes +=
                 u64::from(self.report.tallies[Clock::Page.index()].reads > 1);
             self.report.sequence = sequence;
@@ -224,7 +226,7 @@ impl<'a> Sampler<'a> {
         time
     }
 
-    /// A report, whose `now` the caller fills in; gaps begin anew.
+    /// A report, whose `now` the caller fills in; gaps restart.
     pub fn report(&mut self) -> Report {
         self.report.number += 1;
         let report = self.report;
@@ -238,15 +240,15 @@ impl<'a> Sampler<'a> {
 
 /// A reference TSC page (TLFS, "Partition reference TSC mechanism"); each read is one access to memory.
 pub trait ReferencePage {
-    /// The sequence number; 0 says that the page is not to be used.
+    /// The sequence number; 0 means that the page is invalid.
     fn sequence(&self) -> u32;
-    /// Parts of 2^64 units a tick.
+    /// Units per tick, times 2^64.
     fn scale(&self) -> u64;
-    /// What is added, in units.
+    /// The offset to add, in units.
     fn offset(&self) -> u64;
 
-    /// The reference time and the sequence number that it goes with; `None` if the page is not to be used, or
-    /// does not come to rest.
+    /// The reference time and its sequence number; `None` if the page is invalid, or keeps
+    /// changing.
     #[inline]
     fn time(&self, tsc: impl Fn() -> u64) -> Option<(u64, u32)> {
         for _ in 0..1000 {
@@ -269,7 +271,7 @@ pub trait ReferencePage {
 #[inline]
 pub fn reference_time(tsc: u64, scale: u64, offset: u64) -> u64 {
     let scaled = (u128::from(tsc) * u128::from(scale)) >> 64;
-    // Below 2^64: so is `scale`.
+    // Below 2^64, since `scale` is.
     (scaled as u64).wrapping_add(offset)
 }
 

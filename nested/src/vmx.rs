@@ -1,5 +1,5 @@
-//! Intel VMX: the numbers that a hypervisor needs to run a guest (Intel's Software Developer's Manual,
-//! "SDM").
+//! Intel VMX: the numbers that a hypervisor requires to run a guest (Intel's Software Developer's
+//! Manual, "SDM").
 
 pub mod controls;
 pub mod ept;
@@ -8,7 +8,7 @@ mod field;
 
 pub use field::{Area, Field, Width};
 
-/// Capability MSRs and the switch that firmware sets (SDM volume 3, appendix A).
+/// Capability MSRs and the MSR that firmware sets (SDM volume 3, appendix A).
 pub mod msr {
     /// IA32_FEATURE_CONTROL: bit 0 locks, bit 2 allows VMXON outside SMX.
     pub const FEATURE_CONTROL: u32 = 0x3A;
@@ -16,7 +16,7 @@ pub mod msr {
     pub const FEATURE_CONTROL_LOCKED: u64 = 1 << 0;
     /// [`FEATURE_CONTROL`]: VMXON is allowed.
     pub const FEATURE_CONTROL_VMXON: u64 = 1 << 2;
-    /// 30:0 revision, 44:32 region size, 55 the "true" MSRs are there.
+    /// 30:0 revision, 44:32 region size, 55 whether the "true" MSRs exist.
     pub const BASIC: u32 = 0x480;
     /// Pin-based controls.
     pub const PIN_CONTROLS: u32 = 0x481;
@@ -53,37 +53,38 @@ pub mod msr {
     /// VM functions.
     pub const VM_FUNCTIONS: u32 = 0x491;
 
-    /// The revision in [`BASIC`], which a VMXON region and a VMCS begin with.
+    /// The revision in [`BASIC`], with which a VMXON region and a VMCS begin.
     #[must_use]
     pub const fn basic_revision(basic: u64) -> u32 {
         let [a, b, c, d, ..] = basic.to_le_bytes();
         u32::from_le_bytes([a, b, c, d]) & 0x7FFF_FFFF
     }
 
-    /// Whether [`BASIC`] says that the "true" MSRs are there.
+    /// Whether the "true" MSRs exist, by [`BASIC`].
     #[must_use]
     pub const fn basic_has_true_controls(basic: u64) -> bool {
         basic & (1 << 55) != 0
     }
 
-    /// How many TSC ticks, as a power of two, one tick of the preemption timer takes ([`MISC`] bits 4:0).
+    /// The number of TSC ticks, as a power of two, of one tick of the preemption timer ([`MISC`]
+    /// bits 4:0).
     #[must_use]
     pub const fn misc_preemption_shift(misc: u64) -> u32 {
         let [low, ..] = misc.to_le_bytes();
         (low & 0x1F) as u32
     }
 
-    /// [`MISC`]: a guest may be entered halted.
+    /// [`MISC`]: an entry may set the guest's activity to halted.
     pub const MISC_ACTIVITY_HLT: u64 = 1 << 6;
 }
 
 /// The format of an event (SDM volume 3, 26.8.3 and 26.9.2).
 pub mod interruption {
-    /// The field means something.
+    /// The field is valid.
     pub const VALID: u32 = 1 << 31;
-    /// An error code goes with the event.
+    /// The event has an error code.
     pub const ERROR_CODE: u32 = 1 << 11;
-    /// An IRET had just opened NMIs.
+    /// An IRET had just unblocked NMIs.
     pub const NMI_UNBLOCKING: u32 = 1 << 12;
     /// Type: external interrupt.
     pub const EXTERNAL: u32 = 0 << 8;
@@ -106,7 +107,7 @@ pub mod interruption {
         VALID | EXTERNAL | vector as u32
     }
 
-    /// A hardware exception to inject; `with_error_code` if the entry gives one.
+    /// A hardware exception to inject; `with_error_code` if the entry provides one.
     #[must_use]
     pub const fn exception(vector: u8, with_error_code: bool) -> u32 {
         let error_code = if with_error_code { ERROR_CODE } else { 0 };
@@ -126,7 +127,7 @@ pub mod interruption {
     }
 }
 
-/// What blocks events (SDM volume 3, 26.4.2).
+/// Blocked events (SDM volume 3, 26.4.2).
 pub mod interruptibility {
     /// The instruction after STI.
     pub const STI: u32 = 1 << 0;
@@ -138,15 +139,15 @@ pub mod interruptibility {
     pub const NMI: u32 = 1 << 3;
 }
 
-/// What the guest's processor does (SDM volume 3, 26.4.2).
+/// The state of the guest's processor (SDM volume 3, 26.4.2).
 pub mod activity {
-    /// Runs.
+    /// Running.
     pub const ACTIVE: u32 = 0;
     /// Halted.
     pub const HLT: u32 = 1;
     /// Shut down by a triple fault.
     pub const SHUTDOWN: u32 = 2;
-    /// Waits for a start-up IPI.
+    /// Waiting for a start-up IPI.
     pub const WAIT_FOR_STARTUP_IPI: u32 = 3;
 }
 
@@ -175,20 +176,20 @@ pub mod qualification {
     /// EPT violation: by an instruction fetch.
     pub const EPT_FETCH: u64 = 1 << 2;
 
-    /// Port access: bytes.
+    /// Port access: its size in bytes.
     #[must_use]
     pub const fn io_size(qualification: u64) -> u8 {
         (qualification.to_le_bytes()[0] & 7) + 1
     }
 
-    /// Port access: which port.
+    /// Port access: the port.
     #[must_use]
     pub const fn io_port(qualification: u64) -> u16 {
         let [_, _, low, high, ..] = qualification.to_le_bytes();
         u16::from_le_bytes([low, high])
     }
 
-    /// Access to a control register: which one.
+    /// Access to a control register: its number.
     #[must_use]
     pub const fn control_register(qualification: u64) -> u8 {
         qualification.to_le_bytes()[0] & 0xF
@@ -200,7 +201,7 @@ pub mod qualification {
         (qualification.to_le_bytes()[0] >> 4) & 3
     }
 
-    /// Access to a control register: which general register, 0 = RAX, in the encoding's order.
+    /// Access to a control register: the general register, 0 = RAX, in the encoding's order.
     #[must_use]
     pub const fn general_register(qualification: u64) -> u8 {
         qualification.to_le_bytes()[1] & 0xF
@@ -219,12 +220,12 @@ pub mod instruction_error {
     pub const ENTRY_HOST_STATE: u32 = 8;
     /// VMPTRLD of a region with another revision.
     pub const POINTER_REVISION: u32 = 11;
-    /// VMREAD or VMWRITE of a field that is not there.
+    /// VMREAD or VMWRITE of a field that does not exist.
     pub const UNSUPPORTED_FIELD: u32 = 12;
     /// VMWRITE of a read-only field.
     pub const READ_ONLY_FIELD: u32 = 13;
 
-    /// What an error says.
+    /// The text for an error.
     #[must_use]
     pub const fn text(error: u32) -> &'static str {
         match error {
@@ -239,7 +240,7 @@ pub mod instruction_error {
             9 => "VMPTRLD with an invalid address",
             10 => "VMPTRLD of the VMXON region",
             POINTER_REVISION => "VMPTRLD of a VMCS with another revision",
-            UNSUPPORTED_FIELD => "VMREAD or VMWRITE of a field that is not there",
+            UNSUPPORTED_FIELD => "VMREAD or VMWRITE of a field that does not exist",
             READ_ONLY_FIELD => "VMWRITE of a read-only field",
             15 => "VMXON in VMX root operation",
             16 => "VM entry with an invalid executive VMCS",

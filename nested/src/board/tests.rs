@@ -46,7 +46,7 @@ fn a_board_is_read_as_it_was_written() {
     };
     assert_eq!(reading, expected);
     assert_eq!(reading.samples_len(), 160);
-    // The rest of the page is nobody's.
+    // The rest of the page is unused.
     let mut page = bytes(&complete());
     page.resize(4096, 0xAA);
     assert_eq!(read(&page), Ok(reading));

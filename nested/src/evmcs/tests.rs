@@ -80,7 +80,7 @@ fn groups_are_distinct_and_are_all() {
         all | bit
     });
     assert_eq!(all, clean::ALL);
-    // Each but the enlightenments' own has fields.
+    // Each group except the enlightenments' own has fields.
     for &(bit, name) in clean::GROUPS {
         let any = FIELDS
             .iter()

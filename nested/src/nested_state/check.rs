@@ -1,10 +1,10 @@
-//! Whether a virtual processor can take a blob.
+//! Whether a virtual processor can accept a blob.
 
 use core::fmt;
 
 use super::{NestedState, PAGE, Vmx};
 
-/// What KVM asks of the processor that a blob is given to, and of what it was given before.
+/// The properties and state of the receiving processor that KVM checks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Processor {
     /// VMX is in its CPUID.
@@ -13,7 +13,7 @@ pub struct Processor {
     pub has_evmcs: bool,
     /// SVM is in its CPUID.
     pub has_svm: bool,
-    /// EFER.SVME is set in the system registers that it was given.
+    /// EFER.SVME is set in the system registers that it received before.
     pub efer_svme: bool,
     /// It is in system-management mode.
     pub in_smm: bool,
@@ -21,7 +21,7 @@ pub struct Processor {
     pub physical_address_bits: u32,
 }
 
-/// Why a processor cannot take a blob.
+/// Why a processor cannot accept a blob.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refused {
     /// The blob is VMX's.
@@ -34,12 +34,12 @@ pub enum Refused {
     NoSvme,
     /// The blob and the processor disagree on system-management mode.
     Smm {
-        /// What the processor says.
+        /// The processor's state.
         in_smm: bool,
     },
     /// An address of the blob is past the processor's.
     Address {
-        /// Of what.
+        /// The object at the address.
         what: &'static str,
         /// The address.
         gpa: u64,
@@ -50,15 +50,15 @@ pub enum Refused {
 
 impl fmt::Display for Refused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the virtual processor cannot take the nested state: ")?;
+        write!(f, "the virtual processor cannot accept the nested state: ")?;
         match self {
             Self::NoVmx => write!(
                 f,
-                "it has no VMX; give it one, on a host with kvm_intel.nested=1"
+                "it has no VMX; enable it, on a host with kvm_intel.nested=1"
             ),
             Self::NoSvm => write!(
                 f,
-                "it has no SVM; give it one, on a host with kvm_amd.nested=1"
+                "it has no SVM; enable it, on a host with kvm_amd.nested=1"
             ),
             Self::NoEvmcs => {
                 write!(
@@ -91,11 +91,11 @@ impl fmt::Display for Refused {
 impl core::error::Error for Refused {}
 
 impl NestedState<'_> {
-    /// Whether KVM would take the blob for `processor`, as far as that is a matter of what the processor has.
-    /// What L2's controls ask of it, only KVM can say.
+    /// Whether KVM would accept the blob for `processor`, as far as the processor's features
+    /// determine that. Only KVM can check L2's controls.
     ///
     /// # Errors
-    /// [`Refused`] names the first thing that is missing.
+    /// [`Refused`] with the first missing requirement.
     pub fn check(&self, processor: &Processor) -> Result<(), Refused> {
         match self {
             Self::Vmx(vmx) => check_vmx(self, vmx, processor),
@@ -135,7 +135,7 @@ fn check_vmx(state: &NestedState<'_>, vmx: &Vmx<'_>, processor: &Processor) -> R
     if !processor.has_vmx {
         return Err(Refused::NoVmx);
     }
-    // System-management mode leaves L2, and its flags mean nothing outside.
+    // System-management mode leaves L2, and its flags have no meaning outside.
     let contradicts = if processor.in_smm {
         on.guest_mode
     } else {

@@ -1,61 +1,61 @@
-//! What can be wrong with a blob.
+//! Problems of a blob.
 
 use core::fmt;
 
 use super::{FORMAT_SVM, FORMAT_VMX, HEADER, REVISION};
 
-/// What is wrong with a blob.
+/// Why a blob is malformed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Malformed {
     /// Fewer bytes than the header has.
     NoHeader(usize),
     /// A format that is neither VMX's nor SVM's.
     Format(u16),
-    /// A size other than its flags and content ask for.
+    /// A size that differs from the one of its flags and content.
     Size {
-        /// The blob's own.
+        /// The size in the blob.
         given: u32,
-        /// What KVM would have written.
+        /// The size that KVM would have written.
         expected: usize,
     },
-    /// Fewer bytes than its size says.
+    /// Fewer bytes than its size.
     Truncated {
-        /// The blob's own size.
+        /// The size in the blob.
         size: u32,
-        /// How many bytes there are.
+        /// The number of bytes present.
         bytes: usize,
     },
     /// Flags that its format does not have.
     Flags(u16),
-    /// Something that only a running L2 can have, without one.
+    /// State that requires a running L2, without one.
     NoGuest(&'static str),
-    /// Something that only VMX can have, without VMXON.
+    /// State that requires VMX operation, before VMXON.
     NoVmxon(&'static str),
     /// L2 runs without a VMCS.
     NoVmcs,
     /// The VMCS is enlightened and has an address.
     TwoVmcs(u64),
-    /// Flags of system-management mode that there are not, or that exclude each other.
+    /// Unknown flags of system-management mode, or flags that exclude each other.
     SmmFlags(u16),
-    /// Flags in the VMX header that there are not.
+    /// Unknown flags in the VMX header.
     VmxFlags(u32),
-    /// An address that is not that of a page.
+    /// An address that is not a page's.
     Address {
-        /// Of what.
+        /// The object at the address.
         what: &'static str,
         /// The address.
         gpa: u64,
     },
-    /// The VMXON region as VMCS.
+    /// The VMXON region as the current VMCS.
     VmcsIsVmxon(u64),
     /// A VMCS of another layout.
     Revision {
-        /// Which one.
+        /// The VMCS.
         what: &'static str,
         /// Its revision.
         revision: u32,
     },
-    /// The shadow VMCS does not say that it is one.
+    /// The shadow VMCS is not marked as one.
     NotShadow,
     /// A VMCB that VMRUN would refuse.
     Vmcb(&'static str),
@@ -75,7 +75,7 @@ impl fmt::Display for Malformed {
             Self::Size { given, expected } => {
                 write!(
                     f,
-                    "size {given} where its flags and content make it {expected}"
+                    "size {given}, but its flags and content require {expected}"
                 )
             }
             Self::Truncated { size, bytes } => write!(f, "{bytes} bytes of {size}"),
@@ -113,7 +113,7 @@ impl fmt::Display for Malformed {
                 }
                 Ok(())
             }
-            Self::NotShadow => write!(f, "the shadow VMCS does not say that it is one"),
+            Self::NotShadow => write!(f, "the shadow VMCS is not marked as one"),
             Self::Vmcb(what) => write!(f, "the VMCB {what}"),
         }
     }

@@ -1,11 +1,11 @@
-//! A blob in one line.
+//! A summary of a blob in one line.
 
 use core::fmt;
 
 use super::{NestedState, Smm, Svm, Vmx, VmxOn};
 use crate::vmx::Field;
 
-/// One line for people.
+/// A one-line summary for users.
 impl fmt::Display for NestedState<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -174,7 +174,7 @@ fn malformed_headers_are_named() {
             },
             size(8320, 4224),
         ),
-        // A page that is there, past what the size covers.
+        // A page after the end that the size gives.
         (
             Builder {
                 size: Some(128),
@@ -399,7 +399,7 @@ fn the_revisions_of_both_vmcs_count() {
     };
     let error = |what, revision| Some(Malformed::Revision { what, revision });
     assert_eq!(with(0, 1), error("the VMCS", 1));
-    // KVM does not look at the shadow bit here.
+    // KVM does not check the shadow bit here.
     assert_eq!(with(0, REVISION | 1 << 31), None);
     assert_eq!(with(1, 1 << 31), error("the shadow VMCS", 0));
     assert_eq!(with(1, REVISION), Some(Malformed::NotShadow));
@@ -517,7 +517,7 @@ fn the_content_can_be_read() {
     assert!(guest.vmcb.has_nested_paging());
 }
 
-/// Whatever can be asked of a blob that was accepted, without a panic; and what must hold of it.
+/// Calls everything on an accepted blob, without a panic, and checks its invariants.
 fn examine(bytes: &[u8]) -> Result<String, Malformed> {
     let state = NestedState::parse(bytes)?;
     let _ = state.check(&processor());

@@ -6,7 +6,7 @@ use super::{PAGE, word};
 use crate::vmx::controls::{primary, secondary};
 use crate::vmx::{Field, Width};
 
-/// What the page begins with, but for its highest bit: KVM's VMCS12_REVISION.
+/// The first word of the page, except for its highest bit: KVM's VMCS12_REVISION.
 pub const REVISION: u32 = 0x11E5_7ED0;
 
 /// The page of a VMCS in a nested-state blob.
@@ -26,19 +26,19 @@ impl<'a> Vmcs12<'a> {
         self.u32_at(0) & 0x7FFF_FFFF
     }
 
-    /// Whether it says that it is a shadow VMCS.
+    /// Whether it is marked as a shadow VMCS.
     #[must_use]
     pub fn is_shadow(self) -> bool {
         self.u32_at(0) >> 31 == 1
     }
 
-    /// Whether L1 launched it. Means nothing for an enlightened VMCS.
+    /// Whether L1 launched it. No meaning for an enlightened VMCS.
     #[must_use]
     pub fn is_launched(self) -> bool {
         self.u32_at(8) != 0
     }
 
-    /// One of the fields that say what the guest was at; `None` for the others.
+    /// A field of the guest's state; `None` for other fields.
     #[must_use]
     pub fn read(self, field: Field) -> Option<u64> {
         let offset = match field {

@@ -1,20 +1,21 @@
-//! The doorbell: a port by which a guest program says when to look at its [board](crate::board).
+//! The doorbell: a port by which a guest program signals that its [board](crate::board) is ready.
 
 /// The doorbell's port, 32 bits wide.
 pub const DOORBELL_PORT: u16 = 0x404;
-/// What a read of the port returns if somebody listens: `"HNBL"`.
+/// The value that a read of the port returns if a VMM implements it: `"HNBL"`.
 pub const DOORBELL_PRESENT: u32 = 0x4C42_4E48;
 
-/// What a write to the port says.
+/// The meaning of a write to the port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Doorbell {
-    /// By L2: the measured samples begin. L1 lets the port through, so the host sees it at once.
+    /// By L2: the measured samples begin. L1 does not intercept the port, so the host sees it at
+    /// once.
     Begin,
     /// By L2: the measured samples ended.
     End,
     /// By L1: the board is complete.
     Done,
-    /// By L1, once, before anything is measured: where the board is.
+    /// By L1, once, before any measurement: the board's address.
     Board {
         /// The page's address.
         gpa: u64,
@@ -22,16 +23,16 @@ pub enum Doorbell {
 }
 
 impl Doorbell {
-    /// What [`Doorbell::Begin`] writes.
+    /// The value of [`Doorbell::Begin`].
     pub const BEGIN: u32 = 1;
-    /// What [`Doorbell::End`] writes.
+    /// The value of [`Doorbell::End`].
     pub const END: u32 = 2;
-    /// What [`Doorbell::Done`] writes.
+    /// The value of [`Doorbell::Done`].
     pub const DONE: u32 = 3;
     /// Values up to this one are not page numbers.
     const LAST_RESERVED: u32 = 15;
 
-    /// What `value` says; `None` if nothing.
+    /// The meaning of `value`; `None` if it has none.
     #[must_use]
     pub const fn from_value(value: u32) -> Option<Self> {
         match value {
@@ -45,8 +46,8 @@ impl Doorbell {
         }
     }
 
-    /// What to write; `None` for a board whose address has no value: unaligned, in the lowest pages, or past
-    /// 16 TiB.
+    /// The value to write; `None` for a board whose address has no value: unaligned, in the lowest
+    /// pages, or past 16 TiB.
     #[must_use]
     pub const fn value(self) -> Option<u32> {
         match self {

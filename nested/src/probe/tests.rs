@@ -80,7 +80,7 @@ fn a_line_without_end_is_refused_before_it_fills_memory() {
     assert_eq!(next_item(&line), Ok(None));
     let line = std::vec![b'x'; MAX_LINE + 1];
     assert_eq!(next_item(&line), Err(Malformed::LineTooLong));
-    // Not even if the end comes afterwards.
+    // Not even if the end of the line follows.
     let mut line = line;
     line.push(b'\n');
     assert_eq!(next_item(&line), Err(Malformed::LineTooLong));

@@ -4,7 +4,8 @@ macro_rules! codes {
     ($($(#[doc = $doc:literal])* $name:ident = $number:literal, $text:literal;)*) => {
         $($(#[doc = $doc])* pub const $name: u64 = $number;)*
 
-        /// Every code and its name, but for [`INVALID`] and those that go by register or exception number.
+        /// Every code and its name, except [`INVALID`] and those with a register or exception
+        /// number.
         pub const ALL: &[(u64, &str)] = &[$(($number, $text)),*];
 
         /// A code's name.
@@ -41,12 +42,12 @@ pub const EXCEPTION: u64 = 0x040;
 pub const PAGE_FAULT: u64 = 0x04E;
 /// Exception 31.
 pub const EXCEPTION_LAST: u64 = 0x05F;
-/// A write of CR0 was done; the register's number is added.
+/// A write of CR0 has completed; the register's number is added.
 pub const CR0_WRITE_TRAP: u64 = 0x090;
 
 /// VMRUN found invalid state.
 pub const INVALID: u64 = u64::MAX;
-/// [`INVALID`] where only the low half is given, as by KVM's tracepoints.
+/// [`INVALID`] where only the low half is reported, as by KVM's tracepoints.
 pub const INVALID_LOW: u64 = 0xFFFF_FFFF;
 
 codes! {
@@ -144,7 +145,7 @@ codes! {
     XSETBV = 0x08D, "xsetbv";
     /// RDPRU.
     RDPRU = 0x08E, "rdpru";
-    /// A write of EFER was done.
+    /// A write of EFER has completed.
     EFER_WRITE_TRAP = 0x08F, "efer-write-trap";
     /// INVLPGB.
     INVLPGB = 0x0A0, "invlpgb";
@@ -160,7 +161,7 @@ codes! {
     NESTED_PAGE_FAULT = 0x400, "nested-page-fault";
     /// AVIC could not deliver an IPI.
     AVIC_INCOMPLETE_IPI = 0x401, "avic-incomplete-ipi";
-    /// AVIC does not do this access.
+    /// AVIC does not accelerate this access.
     AVIC_NO_ACCELERATION = 0x402, "avic-no-acceleration";
     /// VMGEXIT.
     VMGEXIT = 0x403, "vmgexit";
@@ -168,6 +169,6 @@ codes! {
     HYPERVISOR = 0xF000_0000, "hypervisor";
 }
 
-/// EXITINFO1 of [`HYPERVISOR`]: L0 did a direct flush while
+/// EXITINFO1 of [`HYPERVISOR`]: L0 handled a direct flush while
 /// [`crate::assist::PartitionAssist::tlb_lock_count`] was not zero.
 pub const TRAP_AFTER_FLUSH: u64 = 1;

@@ -95,7 +95,7 @@ proptest! {
     fn every_number_has_a_class_and_a_text(isa in 0..4_u32, reason: u32) {
         if let Some(exit) = Exit::from_kvm_trace(isa, reason) {
             prop_assert!(!exit.to_string().is_empty());
-            // What has no name has no class.
+            // An exit without a name has no class.
             prop_assert!(exit.name().is_some() || exit.class() == Class::Other);
         }
     }

@@ -1,19 +1,19 @@
-//! A sampler's output as a byte stream in which something may be missing: a VM may be saved in the midst of a
+//! A sampler's output as a byte stream with possible gaps: a VM may be saved in the middle of a
 //! frame, and a console may lose bytes.
 
 use super::words::{Ack, Hello, MAX_WORDS, Report};
 use crate::probe::{ALIVE, HEADER_LEN, Item, MAGIC, MAX_LINE, next_item};
 
-/// What a sampler said.
+/// A message from a sampler.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(
     clippy::large_enum_variant,
     reason = "there is one at a time, and reports are nearly all of them"
 )]
 pub enum Said<'a> {
-    /// What it is going to do.
+    /// Its configuration.
     Hello(Hello),
-    /// What it has noted.
+    /// Its statistics.
     Report(Report),
     /// A change of the TSC's frequency, acknowledged.
     Ack(Ack),
@@ -21,20 +21,20 @@ pub enum Said<'a> {
     Line(&'a [u8]),
 }
 
-/// What stands at the beginning of a stream.
+/// The item at the beginning of a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(clippy::large_enum_variant, reason = "as above")]
 pub enum Next<'a> {
-    /// Nothing that is complete yet.
+    /// No complete item yet.
     Incomplete,
-    /// So many bytes that say nothing.
+    /// Bytes without a meaning.
     Skip {
-        /// How many, at least one.
+        /// The number of bytes, at least one.
         bytes: usize,
-        /// They were something once, of which a part is missing.
+        /// The bytes are an item of which a part is missing.
         broken: bool,
     },
-    /// Something, and its bytes.
+    /// A message and its length in bytes.
     Said(Said<'a>, usize),
 }
 
@@ -43,7 +43,7 @@ const BROKEN: Next<'_> = Next::Skip {
     broken: true,
 };
 
-/// Looks at the beginning of `stream`. What is broken is skipped up to the next frame.
+/// Decodes the beginning of `stream`. Broken items are skipped up to the next frame.
 #[must_use]
 pub fn next_said(stream: &[u8]) -> Next<'_> {
     match stream.first() {
@@ -57,7 +57,7 @@ pub fn next_said(stream: &[u8]) -> Next<'_> {
     }
 }
 
-/// Text has no byte with which a frame begins: such a byte is the end of what was a frame or a line.
+/// Text contains no byte with which a frame begins: such a byte ends a broken frame or line.
 fn line(stream: &[u8]) -> Next<'_> {
     let window = &stream[..stream.len().min(MAX_LINE)];
     let end = window
@@ -84,7 +84,7 @@ fn line(stream: &[u8]) -> Next<'_> {
 fn frame(stream: &[u8]) -> Next<'_> {
     if let Some((header, _)) = stream.split_first_chunk::<HEADER_LEN>() {
         let [.., a, b, c, d] = *header;
-        // Whatever it was, it is not waited for.
+        // An invalid length is not waited for.
         if u32::from_le_bytes([a, b, c, d]) as usize > MAX_WORDS {
             return BROKEN;
         }

@@ -20,7 +20,7 @@ fn report_frame(report: &Report) -> Vec<u8> {
     frame(Report::NAME, report.encode(&mut [0; MAX_WORDS]))
 }
 
-/// All that a stream says, how many bytes of it were broken, and how many wait.
+/// All messages of a stream, the number of broken bytes, and the number of incomplete bytes.
 fn all(stream: &[u8]) -> (Vec<Said<'_>>, usize, usize) {
     let (mut said, mut broken, mut rest) = (Vec::new(), 0, stream);
     loop {
@@ -116,7 +116,7 @@ fn gaps_begin_anew_with_each_report_and_steps_back_do_not() {
     );
 }
 
-/// A page whose sequence number changes while it is read, or that is not to be used.
+/// A page whose sequence number changes while it is read, or that is invalid.
 struct Changing {
     sequences: [u32; 4],
     next: Cell<usize>,
@@ -148,7 +148,7 @@ fn the_page_is_read_by_its_sequence_number() {
     assert_eq!(changing([7; 4]).time(|| 100), Some((55, 7)));
     assert_eq!(changing([7, 8, 8, 8]).time(|| 100), Some((55, 8)));
     assert_eq!(changing([0; 4]).time(|| 100), None);
-    // Negative offsets are kept as two's complement.
+    // Negative offsets are stored as two's complement.
     assert_eq!(reference_time(100, 1 << 63, 0_u64.wrapping_sub(20)), 30);
     assert_eq!(reference_time(u64::MAX, u64::MAX, 0), u64::MAX - 1);
 }
@@ -166,7 +166,7 @@ fn fallbacks_and_changes_of_the_sequence_are_counted() {
         (report.fallbacks, report.sequence, report.sequence_changes),
         (1, 5, 2)
     );
-    // The register was ahead of the page: that is a step back, and is told.
+    // The register was ahead of the page: that is a step back, and is reported.
     assert_eq!(report.tallies[Clock::Page.index()].backward, 1);
 }
 
@@ -215,14 +215,14 @@ proptest! {
         prop_assert_eq!(said, reports.iter().copied().map(Said::Report).collect::<Vec<_>>());
         prop_assert_eq!((broken, waiting), (0, 0));
 
-        // One byte of the first two is missing: the third comes through.
+        // One byte of the first two is missing: the third is decoded.
         let at = lost.index(frames[0].len() + frames[1].len());
         let mut holed = whole;
         holed.remove(at);
         holed.extend(report_frame(&reports[2]));
         let (said, _, _) = all(&holed);
         prop_assert!(said.ends_with(&[Said::Report(reports[2])]));
-        // What it was in does not: it is broken, or by its first bytes something else that nobody asked for.
+        // The damaged frame is not: it is broken, or its first bytes form another item.
         let hurt = reports[usize::from(at >= frames[0].len())];
         prop_assert!(!said.contains(&Said::Report(hurt)));
     }
@@ -278,7 +278,7 @@ fn words_of_another_version_or_length_are_named() {
         Report::decode(right[1..].iter().copied()),
         Err(NotSaid::Check)
     );
-    // A greeting with the right checksum is no report.
+    // A greeting with a correct checksum is not a report.
     let hello = Hello::default();
     let other: Vec<u64> = hello.encode(&mut words).to_vec();
     assert_eq!(Report::decode(other.iter().copied()), Err(NotSaid::Length));

@@ -1,10 +1,10 @@
-//! Frames as words: what stands where, and the checksum behind them.
+//! Frames as words: their layout and their checksum.
 
 use super::{Clock, Clocks, Tally};
 
 /// The version of all frames here.
 const VERSION: u16 = 1;
-/// The most words that a frame of a sampler has.
+/// The maximum number of words in a sampler's frame.
 pub const MAX_WORDS: usize = REPORT_HEAD + Clock::COUNT * PER_CLOCK + 1;
 
 const REPORT_HEAD: usize = 6;
@@ -12,26 +12,26 @@ const PER_CLOCK: usize = 6;
 const ACK_WORDS: usize = 3 + 3 * 3 + 4 + 1;
 const HELLO_WORDS: usize = 5;
 
-/// What one processor has noted up to now.
+/// The statistics of one processor up to now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Report {
-    /// Which processor, by its order.
+    /// The processor's number.
     pub vcpu: u32,
     /// The clocks that it reads.
     pub clocks: Clocks,
-    /// Which of its reports this is, from 1 on.
+    /// The number of this report, from 1.
     pub number: u64,
-    /// Turns of its loop.
+    /// The iterations of its loop.
     pub turns: u64,
-    /// The reference TSC page's sequence number at the last read; 0 while it is not to be used.
+    /// The reference TSC page's sequence number at the last read; 0 while the page is invalid.
     pub sequence: u32,
-    /// How often that number was another one than at the read before.
+    /// The number of changes of that number between reads.
     pub sequence_changes: u64,
-    /// Reads of the page that had to take the register instead.
+    /// Reads of the page that fell back to the register.
     pub fallbacks: u64,
-    /// What was noted, by [`Clock::index`].
+    /// The statistics, by [`Clock::index`].
     pub tallies: [Tally; Clock::COUNT],
-    /// All clocks, read one right after the other just before this was sent; by [`Clock::index`].
+    /// All clocks, read in sequence just before this was sent; by [`Clock::index`].
     pub now: [u64; Clock::COUNT],
 }
 
@@ -60,19 +60,19 @@ impl Report {
         }
     }
 
-    /// What was noted of `clock`; `None` if it is not read.
+    /// The statistics of `clock`; `None` if it is not read.
     #[must_use]
     pub fn tally(&self, clock: Clock) -> Option<&Tally> {
         self.clocks.has(clock).then(|| &self.tallies[clock.index()])
     }
 
-    /// What `clock` read; `None` if it is not read.
+    /// The value of `clock`; `None` if it is not read.
     #[must_use]
     pub fn now(&self, clock: Clock) -> Option<u64> {
         self.clocks.has(clock).then(|| self.now[clock.index()])
     }
 
-    /// Its words, at the beginning of `into`.
+    /// Writes its words to the beginning of `into`.
     pub fn encode<'a>(&self, into: &'a mut [u64; MAX_WORDS]) -> &'a [u64] {
         let mut writer = Writer::new(into);
         writer.push(head(self.clocks, self.vcpu));
@@ -93,7 +93,7 @@ impl Report {
         writer.finish()
     }
 
-    /// What `words` say.
+    /// Decodes `words`.
     ///
     /// # Errors
     /// [`NotSaid`] if they are no report.
@@ -126,20 +126,20 @@ impl Report {
 pub struct Moment {
     /// The time-stamp counter.
     pub tsc: u64,
-    /// By the reference TSC page; 0 if there is none.
+    /// From the reference TSC page; 0 if there is none.
     pub page: u64,
-    /// By the register; 0 if there is none.
+    /// From the register; 0 if there is none.
     pub counter: u64,
 }
 
-/// A guest was told that its TSC's frequency changed, and has acknowledged it.
+/// A guest was notified that its TSC's frequency changed, and has acknowledged it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Ack {
-    /// Interrupts about it up to now.
+    /// Notification interrupts up to now.
     pub interrupts: u64,
     /// The sequence number of the reference TSC page afterwards.
     pub sequence: u32,
-    /// When the interrupt was noticed.
+    /// When the interrupt was handled.
     pub noticed: Moment,
     /// Just before TSC_EMULATION_STATUS was written.
     pub before: Moment,
@@ -155,7 +155,7 @@ impl Ack {
     /// The name of its frames.
     pub const NAME: &'static str = "tsc.ack";
 
-    /// Its words, at the beginning of `into`.
+    /// Writes its words to the beginning of `into`.
     pub fn encode<'a>(&self, into: &'a mut [u64; MAX_WORDS]) -> &'a [u64] {
         const { assert!(ACK_WORDS <= MAX_WORDS) };
         let mut writer = Writer::new(into);
@@ -173,7 +173,7 @@ impl Ack {
         writer.finish()
     }
 
-    /// What `words` say.
+    /// Decodes `words`.
     ///
     /// # Errors
     /// [`NotSaid`] if they are no acknowledgement.
@@ -200,20 +200,20 @@ impl Ack {
     }
 }
 
-/// What a sampler says before its first report.
+/// A sampler's first message.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Hello {
-    /// How many processors sample.
+    /// The number of sampling processors.
     pub vcpus: u32,
-    /// What they read.
+    /// The clocks that they read.
     pub clocks: Clocks,
-    /// The TSC's frequency in Hz, as the hypervisor says; 0 if it does not.
+    /// The TSC's frequency in Hz, as the hypervisor reports it; 0 if it does not.
     pub tsc_hz: u64,
     /// Reenlightenment is offered.
     pub offered: bool,
-    /// The guest asked to be told of changes of the TSC's frequency.
+    /// The guest requested notification of changes of the TSC's frequency.
     pub opted_in: bool,
-    /// It asked for the old frequency until it has acknowledged.
+    /// The guest requested the old frequency until its acknowledgement.
     pub emulation: bool,
 }
 
@@ -221,7 +221,7 @@ impl Hello {
     /// The name of its frames.
     pub const NAME: &'static str = "tsc.hello";
 
-    /// Its words, at the beginning of `into`.
+    /// Writes its words to the beginning of `into`.
     pub fn encode<'a>(&self, into: &'a mut [u64; MAX_WORDS]) -> &'a [u64] {
         const { assert!(HELLO_WORDS <= MAX_WORDS) };
         let mut writer = Writer::new(into);
@@ -237,7 +237,7 @@ impl Hello {
         writer.finish()
     }
 
-    /// What `words` say.
+    /// Decodes `words`.
     ///
     /// # Errors
     /// [`NotSaid`] if they are no greeting.
@@ -260,16 +260,16 @@ impl Hello {
     }
 }
 
-/// Words that say nothing.
+/// Why words are no message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NotSaid {
-    /// More or fewer than there should be.
+    /// The number of words is wrong.
     Length,
     /// The checksum is wrong.
     Check,
-    /// Of another version, or with clocks that this one does not know.
+    /// Another version, or clocks that this version does not support.
     Version,
-    /// A word that is too large for what it says.
+    /// A value is too large for its word.
     Word,
 }
 
@@ -279,7 +279,7 @@ impl core::fmt::Display for NotSaid {
             Self::Length => "a sampler's frame has the wrong length",
             Self::Check => "a sampler's frame has the wrong checksum",
             Self::Version => "a sampler's frame is of another version",
-            Self::Word => "a sampler's frame has a word that cannot be",
+            Self::Word => "a sampler's frame has an invalid word",
         })
     }
 }
@@ -291,7 +291,7 @@ const fn head(clocks: Clocks, number: u32) -> u64 {
     VERSION as u64 | (clocks.0 as u64) << 16 | (number as u64) << 32
 }
 
-/// FNV-1a over words: enough to notice lost bytes.
+/// FNV-1a over words: sufficient to detect lost bytes.
 const fn mix(sum: u64, word: u64) -> u64 {
     (sum ^ word)
         .wrapping_mul(0x0000_0100_0000_01B3)

@@ -34,7 +34,7 @@ pub mod primary {
     pub const CR3_LOAD_EXITING: u32 = 1 << 15;
     /// MOV from CR3 exits.
     pub const CR3_STORE_EXITING: u32 = 1 << 16;
-    /// The tertiary controls count.
+    /// The tertiary controls are used.
     pub const TERTIARY_CONTROLS: u32 = 1 << 17;
     /// MOV to CR8 exits.
     pub const CR8_LOAD_EXITING: u32 = 1 << 19;
@@ -58,7 +58,7 @@ pub mod primary {
     pub const MONITOR_EXITING: u32 = 1 << 29;
     /// PAUSE exits.
     pub const PAUSE_EXITING: u32 = 1 << 30;
-    /// The secondary controls count.
+    /// The secondary controls are used.
     pub const SECONDARY_CONTROLS: u32 = 1 << 31;
 }
 
@@ -68,9 +68,9 @@ pub mod secondary {
     pub const VIRTUALIZE_APIC_ACCESSES: u32 = 1 << 0;
     /// Extended page tables.
     pub const EPT: u32 = 1 << 1;
-    /// LGDT, SIDT and their kin exit.
+    /// LGDT, SIDT and related instructions exit.
     pub const DESCRIPTOR_TABLE_EXITING: u32 = 1 << 2;
-    /// RDTSCP is there.
+    /// RDTSCP is available.
     pub const RDTSCP: u32 = 1 << 3;
     /// x2APIC registers are virtualized.
     pub const VIRTUALIZE_X2APIC: u32 = 1 << 4;
@@ -88,9 +88,9 @@ pub mod secondary {
     pub const PAUSE_LOOP_EXITING: u32 = 1 << 10;
     /// RDRAND exits.
     pub const RDRAND_EXITING: u32 = 1 << 11;
-    /// INVPCID is there.
+    /// INVPCID is available.
     pub const INVPCID: u32 = 1 << 12;
-    /// VMFUNC is there.
+    /// VMFUNC is available.
     pub const VM_FUNCTIONS: u32 = 1 << 13;
     /// VMREAD and VMWRITE go to a shadow VMCS.
     pub const VMCS_SHADOWING: u32 = 1 << 14;
@@ -104,9 +104,9 @@ pub mod secondary {
     pub const EPT_VIOLATION_EXCEPTION: u32 = 1 << 18;
     /// Processor trace does not show VMX.
     pub const CONCEAL_VMX_FROM_PT: u32 = 1 << 19;
-    /// XSAVES and XRSTORS are there.
+    /// XSAVES and XRSTORS are available.
     pub const XSAVES: u32 = 1 << 20;
-    /// EPT tells user from supervisor execution.
+    /// EPT distinguishes user from supervisor execution.
     pub const MODE_BASED_EXECUTE: u32 = 1 << 22;
     /// Sub-page write permissions.
     pub const SUB_PAGE_PERMISSIONS: u32 = 1 << 23;
@@ -114,7 +114,7 @@ pub mod secondary {
     pub const PT_GUEST_PHYSICAL: u32 = 1 << 24;
     /// The TSC multiplier is used.
     pub const TSC_SCALING: u32 = 1 << 25;
-    /// TPAUSE, UMONITOR and UMWAIT are there.
+    /// TPAUSE, UMONITOR and UMWAIT are available.
     pub const USER_WAIT_PAUSE: u32 = 1 << 26;
     /// ENCLV exits by bitmap.
     pub const ENCLV_EXITING: u32 = 1 << 28;
@@ -132,7 +132,7 @@ pub mod exit {
     pub const HOST_ADDRESS_SPACE_SIZE: u32 = 1 << 9;
     /// IA32_PERF_GLOBAL_CTRL is loaded.
     pub const LOAD_PERF_GLOBAL_CTRL: u32 = 1 << 12;
-    /// The interrupt controller is asked for the vector.
+    /// The exit acknowledges the interrupt controller and reads the vector.
     pub const ACKNOWLEDGE_INTERRUPT: u32 = 1 << 15;
     /// IA32_PAT is saved.
     pub const SAVE_PAT: u32 = 1 << 18;
@@ -160,7 +160,7 @@ pub mod entry {
     pub const IA32E_MODE_GUEST: u32 = 1 << 9;
     /// Entry to system-management mode.
     pub const ENTRY_TO_SMM: u32 = 1 << 10;
-    /// Ends the dual-monitor treatment.
+    /// Ends dual-monitor treatment.
     pub const DEACTIVATE_DUAL_MONITOR: u32 = 1 << 11;
     /// IA32_PERF_GLOBAL_CTRL is loaded.
     pub const LOAD_PERF_GLOBAL_CTRL: u32 = 1 << 13;

@@ -45,9 +45,9 @@ reasons! {
     IO_SMI = 5, "io-smi";
     /// Other system-management interrupt.
     OTHER_SMI = 6, "other-smi";
-    /// Interrupts are open.
+    /// Interrupt window.
     INTERRUPT_WINDOW = 7, "interrupt-window";
-    /// NMIs are open.
+    /// NMI window.
     NMI_WINDOW = 8, "nmi-window";
     /// Task switch.
     TASK_SWITCH = 9, "task-switch";
@@ -129,7 +129,7 @@ reasons! {
     INVEPT = 50, "invept";
     /// RDTSCP.
     RDTSCP = 51, "rdtscp";
-    /// The VMX-preemption timer ran out.
+    /// The VMX-preemption timer expired.
     PREEMPTION_TIMER = 52, "preemption-timer";
     /// INVVPID.
     INVVPID = 53, "invvpid";
@@ -173,6 +173,6 @@ reasons! {
     ENQCMDS = 73, "enqcmds";
     /// Bus lock.
     BUS_LOCK = 74, "bus-lock";
-    /// No event window for long.
+    /// No event window for too long.
     NOTIFY = 75, "notify";
 }

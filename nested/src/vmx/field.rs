@@ -6,7 +6,7 @@ use core::fmt;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Field(u32);
 
-/// How wide a field is.
+/// The width of a field.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Width {
     /// 16 bits.
@@ -15,7 +15,7 @@ pub enum Width {
     Bits32,
     /// 64 bits.
     Bits64,
-    /// As wide as a general register: 64 bits in 64-bit mode.
+    /// The width of a general register: 64 bits in 64-bit mode.
     Natural,
 }
 
@@ -31,12 +31,12 @@ impl Width {
     }
 }
 
-/// What a field is for.
+/// The purpose of a field.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Area {
     /// Controls.
     Control,
-    /// What an exit left; written only by the processor.
+    /// Exit information; written only by the processor.
     ExitInformation,
     /// The guest's state.
     Guest,
@@ -45,7 +45,7 @@ pub enum Area {
 }
 
 impl Field {
-    /// The field with `encoding`, whether or not a processor knows it.
+    /// The field with `encoding`, whether or not a processor supports it.
     #[must_use]
     pub const fn new(encoding: u32) -> Self {
         Self(encoding)
@@ -130,17 +130,17 @@ fields! {
     IO_BITMAP_B = 0x2002;
     /// MSR bitmap.
     MSR_BITMAP = 0x2004;
-    /// Where an exit stores MSRs.
+    /// The address to which an exit stores MSRs.
     EXIT_MSR_STORE_ADDRESS = 0x2006;
-    /// Whence an exit loads MSRs.
+    /// The address from which an exit loads MSRs.
     EXIT_MSR_LOAD_ADDRESS = 0x2008;
-    /// Whence an entry loads MSRs.
+    /// The address from which an entry loads MSRs.
     ENTRY_MSR_LOAD_ADDRESS = 0x200A;
     /// Executive VMCS.
     EXECUTIVE_VMCS = 0x200C;
     /// Page-modification log.
     PML_ADDRESS = 0x200E;
-    /// Added to what the guest reads as TSC.
+    /// The offset added to the TSC that the guest reads.
     TSC_OFFSET = 0x2010;
     /// Virtual-APIC page.
     VIRTUAL_APIC_ADDRESS = 0x2012;
@@ -152,29 +152,29 @@ fields! {
     VM_FUNCTION_CONTROLS = 0x2018;
     /// EPT pointer.
     EPT_POINTER = 0x201A;
-    /// Which EOIs exit, vectors 0 to 63.
+    /// EOIs that exit, vectors 0 to 63.
     EOI_EXIT_BITMAP0 = 0x201C;
-    /// Which EOIs exit, vectors 64 to 127.
+    /// EOIs that exit, vectors 64 to 127.
     EOI_EXIT_BITMAP1 = 0x201E;
-    /// Which EOIs exit, vectors 128 to 191.
+    /// EOIs that exit, vectors 128 to 191.
     EOI_EXIT_BITMAP2 = 0x2020;
-    /// Which EOIs exit, vectors 192 to 255.
+    /// EOIs that exit, vectors 192 to 255.
     EOI_EXIT_BITMAP3 = 0x2022;
     /// List of EPT pointers.
     EPTP_LIST_ADDRESS = 0x2024;
-    /// Which fields VMREAD reads from the shadow VMCS.
+    /// Fields that VMREAD reads from the shadow VMCS.
     VMREAD_BITMAP = 0x2026;
-    /// Which fields VMWRITE writes to the shadow VMCS.
+    /// Fields that VMWRITE writes to the shadow VMCS.
     VMWRITE_BITMAP = 0x2028;
-    /// Where a virtualization exception leaves its information.
+    /// The address of a virtualization exception's information.
     VIRTUALIZATION_EXCEPTION_INFO = 0x202A;
-    /// Which bits of IA32_XSS make XSAVES and XRSTORS exit.
+    /// Bits of IA32_XSS with which XSAVES and XRSTORS exit.
     XSS_EXIT_BITMAP = 0x202C;
-    /// Which ENCLS leaves exit.
+    /// ENCLS leaves that exit.
     ENCLS_EXIT_BITMAP = 0x202E;
     /// Sub-page permission table.
     SUB_PAGE_PERMISSIONS = 0x2030;
-    /// What the TSC is multiplied with, 48 bits after the binary point.
+    /// The TSC multiplier, with 48 fractional bits.
     TSC_MULTIPLIER = 0x2032;
     /// Tertiary processor-based controls.
     TERTIARY_CONTROLS = 0x2034;
@@ -183,35 +183,35 @@ fields! {
     PIN_CONTROLS = 0x4000;
     /// Primary processor-based controls.
     PRIMARY_CONTROLS = 0x4002;
-    /// Which exceptions exit.
+    /// Exceptions that exit.
     EXCEPTION_BITMAP = 0x4004;
-    /// Which bits of a page fault's error code count.
+    /// Bits of a page fault's error code that are compared.
     PAGE_FAULT_ERROR_CODE_MASK = 0x4006;
-    /// What the counting bits are compared with.
+    /// The value that they are compared with.
     PAGE_FAULT_ERROR_CODE_MATCH = 0x4008;
-    /// How many CR3 values do not exit.
+    /// The number of CR3 values that do not exit.
     CR3_TARGET_COUNT = 0x400A;
     /// Exit controls.
     EXIT_CONTROLS = 0x400C;
-    /// How many MSRs an exit stores.
+    /// The number of MSRs that an exit stores.
     EXIT_MSR_STORE_COUNT = 0x400E;
-    /// How many MSRs an exit loads.
+    /// The number of MSRs that an exit loads.
     EXIT_MSR_LOAD_COUNT = 0x4010;
     /// Entry controls.
     ENTRY_CONTROLS = 0x4012;
-    /// How many MSRs an entry loads.
+    /// The number of MSRs that an entry loads.
     ENTRY_MSR_LOAD_COUNT = 0x4014;
     /// The event that an entry injects ([`super::interruption`]).
     ENTRY_INTERRUPTION_INFO = 0x4016;
     /// The injected exception's error code.
     ENTRY_EXCEPTION_ERROR_CODE = 0x4018;
-    /// Length of the instruction that the injected event stands for.
+    /// Length of the instruction that caused the injected event.
     ENTRY_INSTRUCTION_LENGTH = 0x401A;
-    /// Below this task priority the guest exits.
+    /// The task priority below which the guest exits.
     TPR_THRESHOLD = 0x401C;
     /// Secondary processor-based controls.
     SECONDARY_CONTROLS = 0x401E;
-    /// Pauses further apart than this are not one loop.
+    /// The longest interval between the pauses of one loop.
     PLE_GAP = 0x4020;
     /// Longest loop of pauses that does not exit.
     PLE_WINDOW = 0x4022;
@@ -222,9 +222,9 @@ fields! {
     CR0_MASK = 0x6000;
     /// Bits of CR4 that the host owns.
     CR4_MASK = 0x6002;
-    /// What the guest reads in the host's bits of CR0.
+    /// The guest-visible value of the host's bits of CR0.
     CR0_READ_SHADOW = 0x6004;
-    /// What the guest reads in the host's bits of CR4.
+    /// The guest-visible value of the host's bits of CR4.
     CR4_READ_SHADOW = 0x6006;
     /// A CR3 value that does not exit.
     CR3_TARGET_VALUE0 = 0x6008;
@@ -234,10 +234,10 @@ fields! {
     CR3_TARGET_VALUE2 = 0x600C;
     /// A CR3 value that does not exit.
     CR3_TARGET_VALUE3 = 0x600E;
-    // What an exit left, 64 bits.
+    // Exit information, 64 bits.
     /// Guest-physical address of an EPT violation or misconfiguration.
     GUEST_PHYSICAL_ADDRESS = 0x2400;
-    // What an exit left, 32 bits.
+    // Exit information, 32 bits.
     /// Why a VMX instruction failed ([`super::instruction_error`]).
     INSTRUCTION_ERROR = 0x4400;
     /// Why the guest exited ([`super::exit_reason`]).
@@ -254,8 +254,8 @@ fields! {
     EXIT_INSTRUCTION_LENGTH = 0x440C;
     /// Operands of the instruction that exited.
     EXIT_INSTRUCTION_INFO = 0x440E;
-    // What an exit left, natural width.
-    /// More on the exit, by reason ([`super::qualification`]).
+    // Exit information, natural width.
+    /// Further information about the exit, by reason ([`super::qualification`]).
     EXIT_QUALIFICATION = 0x6400;
     /// RCX at an SMI during I/O.
     IO_RCX = 0x6402;
@@ -350,7 +350,7 @@ fields! {
     GUEST_LDTR_ACCESS_RIGHTS = 0x4820;
     /// TR.
     GUEST_TR_ACCESS_RIGHTS = 0x4822;
-    /// What blocks events ([`super::interruptibility`]).
+    /// Blocked events ([`super::interruptibility`]).
     GUEST_INTERRUPTIBILITY = 0x4824;
     /// Active, halted and so on ([`super::activity`]).
     GUEST_ACTIVITY = 0x4826;
@@ -395,7 +395,7 @@ fields! {
     GUEST_RIP = 0x681E;
     /// RFLAGS.
     GUEST_RFLAGS = 0x6820;
-    /// Debug exceptions that wait.
+    /// Pending debug exceptions.
     GUEST_PENDING_DEBUG_EXCEPTIONS = 0x6822;
     /// IA32_SYSENTER_ESP.
     GUEST_SYSENTER_ESP = 0x6824;

@@ -51,7 +51,7 @@ fn width_and_area_follow_from_the_encoding() {
 
 #[test]
 fn controls_are_adjusted_to_what_the_processor_demands_and_allows() {
-    // Demands 0x16, allows 0x7F: IA32_VMX_PINBASED_CTLS of many a processor.
+    // Requires 0x16, allows 0x7F: IA32_VMX_PINBASED_CTLS of many processors.
     let capability = 0x0000_007F_0000_0016;
     assert_eq!(adjust(capability, 0), Ok(0x16));
     assert_eq!(adjust(capability, 0x41), Ok(0x57));

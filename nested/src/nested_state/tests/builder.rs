@@ -1,4 +1,4 @@
-//! Blobs to order.
+//! Builds blobs for tests.
 
 extern crate std;
 
@@ -9,7 +9,7 @@ use super::super::*;
 pub(super) const VMXON: u64 = 0x1000;
 pub(super) const VMCS: u64 = 0x2000;
 
-/// A blob under construction; each field is what the header says.
+/// A blob under construction; each field is that of the header.
 #[derive(Debug, Clone)]
 pub(super) struct Builder {
     pub(super) flags: u16,

@@ -10,7 +10,7 @@ use x86::vmx::vmcs::{control, guest, host, ro};
 use super::super::controls::{entry, exit, pin, primary, secondary};
 use super::super::*;
 
-/// Every field against the name that the `x86` crate gives it.
+/// Compares every field with its name in the `x86` crate.
 #[rustfmt::skip]
 const IN_X86: &[(Field, u32)] = &[
     (Field::VPID, control::VPID),
