@@ -1,14 +1,15 @@
-//! The freestanding guest programs as files: one image that holds them all, for either boot protocol.
+//! The freestanding guest programs as files: one image that contains them all, for either boot
+//! protocol.
 //!
-//! Which programs there are, and what they take on the command line, stands in `hypernest_guest_programs`;
-//! what they report is decoded by `hypernest_nested::probe`.
+//! `hypernest_guest_programs` documents the programs and their command lines;
+//! `hypernest_nested::probe` decodes their reports.
 #![no_std]
 #![forbid(unsafe_code)]
 
-/// Boots by PVH (the entry is in a Xen note). ELF, 64-bit, loaded at 1 MiB, needs 16 MiB of RAM.
+/// Boots by PVH (the entry is in a Xen note). ELF, 64-bit, loaded at 1 MiB, requires 16 MiB of RAM.
 pub static GUEST: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/guest"));
 
-/// The same programs, booting by Multiboot, version 1, whose header carries the load addresses.
+/// The same programs, for Multiboot, version 1, whose header contains the load addresses.
 pub static GUEST_MULTIBOOT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/guest-multiboot"));
 
 #[cfg(test)]

@@ -28,8 +28,9 @@ extern "sysv64" fn boot_processor(magic: u32, info: u32) -> ! {
         unsafe { core::slice::from_raw_parts(start, end.addr() - start.addr()) }
     };
     let free_from = (&raw const image_end).addr();
-    // SAFETY: boot.s comes here once, on the boot processor, with the loader's registers and identity-mapped
-    // memory; the linker script puts `image_end` behind everything that the image uses.
+    // SAFETY: boot.s calls this once, on the boot processor, with the loader's registers and
+    // identity-mapped memory; the linker script places `image_end` after everything that the image
+    // uses.
     unsafe {
         programs::boot_processor(programs::Boot {
             magic,
@@ -42,8 +43,7 @@ extern "sysv64" fn boot_processor(magic: u32, info: u32) -> ! {
 
 #[unsafe(no_mangle)]
 extern "sysv64" fn application_processor(order: u32) -> ! {
-    // SAFETY: boot.s comes here on each application processor with a number that no other has, below
-    // MAX_CPUS.
+    // SAFETY: boot.s calls this on each application processor with a unique number below MAX_CPUS.
     unsafe { programs::application_processor(order) }
 }
 

@@ -1,4 +1,4 @@
-//! The local APIC, by MSRs where there is x2APIC, else by memory.
+//! The local APIC, accessed by MSRs if there is x2APIC, else by memory.
 #![allow(unsafe_code, reason = "writes registers that route interrupts")]
 
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -50,7 +50,7 @@ pub(crate) fn set_up() {
     let has_x2apic = cpuid(1, 0).ecx & 1 << 21 != 0;
     let base = rdmsr(APIC_BASE).unwrap_or(DEFAULT_ADDRESS);
     let mode = APIC_BASE_ENABLE | if has_x2apic { APIC_BASE_X2APIC } else { 0 };
-    // SAFETY: turns the APIC on where it is.
+    // SAFETY: enables the APIC at its current address.
     let written = unsafe { wrmsr(APIC_BASE, base | mode) };
     X2.store(has_x2apic && written.is_ok(), Ordering::Relaxed);
     write(SPURIOUS, ENABLE);
@@ -68,11 +68,11 @@ pub(crate) enum EndBy {
 }
 
 static SYNTHETIC_EOI: AtomicBool = AtomicBool::new(false);
-/// Address of the boot processor's assist page while it is asked, else 0.
+/// The address of the boot processor's assist page while it is used, else 0.
 static ASSIST: AtomicU64 = AtomicU64::new(0);
 static SPARED: AtomicU32 = AtomicU32::new(0);
 
-/// Chooses how the boot processor ends interrupts from now on.
+/// Sets how the boot processor ends interrupts from now on.
 pub(crate) fn end_interrupts_by(way: EndBy) {
     SYNTHETIC_EOI.store(matches!(way, EndBy::Synthetic), Ordering::Relaxed);
     let assist = if let EndBy::Assist(page) = way {
@@ -83,7 +83,7 @@ pub(crate) fn end_interrupts_by(way: EndBy) {
     ASSIST.store(assist, Ordering::Relaxed);
 }
 
-/// How many interrupts the assist page has spared an end so far.
+/// The number of EOIs that the assist page has avoided so far.
 pub(crate) fn ends_spared() -> u32 {
     SPARED.load(Ordering::Relaxed)
 }
@@ -103,7 +103,7 @@ pub(crate) fn end_of_interrupt(order: usize, vector: u8) {
         }
     }
     if boot_processor && SYNTHETIC_EOI.load(Ordering::Relaxed) {
-        // A refused write shows as a missing second interrupt.
+        // A refused write is detected by the missing second interrupt.
         let _ = write_register(msr::EOI, 0);
     } else {
         write(EOI, 0);
@@ -115,7 +115,7 @@ pub(crate) fn init_others() {
     write(ICR, INIT | ASSERT | OTHERS);
 }
 
-/// Starts every other processor that waits for it, in real mode at `page * 4096`.
+/// Starts every other processor that waits for a start-up IPI, in real mode at `page * 4096`.
 pub(crate) fn start_others(page: u8) {
     write(ICR, START_UP | ASSERT | OTHERS | u32::from(page));
 }
@@ -128,17 +128,17 @@ pub(crate) fn interrupt_self(vector: u8) {
     write(ICR, ASSERT | SELF | u32::from(vector));
 }
 
-/// Has this processor's timer send `vector` when it runs out, once each time that it is started.
+/// Makes this processor's timer send `vector` when it expires, once per start.
 pub(crate) fn aim_timer(vector: u8) {
     write(DIVIDE, DIVIDE_BY_1);
     write(LVT_TIMER, vector.into());
 }
 
-/// Has this processor's timer send `vector` when its TSC has reached `deadline`.
+/// Makes this processor's timer send `vector` when its TSC reaches `deadline`.
 pub(crate) fn set_deadline(vector: u8, deadline: u64) {
     write(LVT_TIMER, BY_DEADLINE | u32::from(vector));
     // SAFETY: starts a timer.
-    // A refused value shows as a missing interrupt.
+    // A refused value is detected by the missing interrupt.
     let _ = unsafe { wrmsr(TSC_DEADLINE, deadline) };
 }
 
@@ -161,7 +161,7 @@ pub(crate) fn id() -> u32 {
 fn write(register: u32, value: u32) {
     if X2.load(Ordering::Relaxed) {
         // SAFETY: an APIC register: no memory of Rust's depends on it.
-        // A refused value shows as a missing interrupt.
+        // A refused value is detected by the missing interrupt.
         let _ = unsafe { wrmsr(X2APIC + register, value.into()) };
     } else if let Some(device) = Device::new(DEFAULT_ADDRESS + u64::from(register) * 16) {
         device.write32(value);

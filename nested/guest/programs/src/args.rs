@@ -1,6 +1,6 @@
 //! The command line: words, `name=value`, and `name="value with blanks"`.
 
-/// The programs, in the order in which they are listed.
+/// The programs, in display order.
 pub(crate) const PROGRAMS: [&str; 19] = [
     "hello",
     "hvdump",
@@ -23,7 +23,8 @@ pub(crate) const PROGRAMS: [&str; 19] = [
     "fwcfg",
 ];
 
-/// A command line. Words before the program's name (loaders put the image's file name there) are skipped.
+/// A command line. Words before the program's name (loaders put the image's file name there) are
+/// skipped.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Args<'a> {
     program: Option<&'a str>,
@@ -61,7 +62,7 @@ impl<'a> Args<'a> {
         self.words().any(|word| word == name)
     }
 
-    /// The value after `name=`; the last one wins.
+    /// The value after `name=`; the last one takes precedence.
     pub(crate) fn value(&self, name: &str) -> Option<&'a str> {
         let values = self
             .words()
@@ -74,7 +75,7 @@ impl<'a> Args<'a> {
         })
     }
 
-    /// The number after `name=`, decimal or `0x` hexadecimal; `Err` holds what is no number.
+    /// The number after `name=`, decimal or `0x` hexadecimal; `Err` contains an invalid number.
     pub(crate) fn number(&self, name: &str) -> Result<Option<u64>, &'a str> {
         let Some(value) = self.value(name) else {
             return Ok(None);

@@ -43,7 +43,7 @@ pub(crate) fn run(args: &Args<'_>) -> Exit {
                 next_page = 0;
             }
         }
-        // What was written may be read by others.
+        // Written data may be read by others.
         core::hint::black_box(&mut *memory);
         cpu::out8(CONSOLE_PORT, b'.');
     }

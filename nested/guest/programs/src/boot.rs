@@ -21,33 +21,33 @@ const MAPPED: u64 = 1 << 32;
 pub struct Boot {
     /// EAX at the entry.
     pub magic: u32,
-    /// EBX at the entry: where the loader's structure is.
+    /// EBX at the entry: the address of the loader's structure.
     pub info: u32,
     /// Code that takes an application processor from real mode to [`crate::application_processor`].
     pub trampoline: &'static [u8],
-    /// Where the image ends.
+    /// The end of the image.
     pub free_from: usize,
 }
 
-/// Where the boot processor comes from the start-up assembly.
+/// The entry of the boot processor from the start-up assembly.
 ///
 /// # Safety
-/// Once per boot, on the boot processor, in long mode, with the first 4 GiB identity-mapped and writable, and
-/// with correct values in `boot`.
+/// Once per boot, on the boot processor, in long mode, with the first 4 GiB identity-mapped and
+/// writable, and with correct values in `boot`.
 pub unsafe fn boot_processor(boot: Boot) -> ! {
     console::detect_width();
-    // SAFETY: the caller says that this is the one call, in the state that is asked for.
+    // SAFETY: the caller guarantees that this is the only call, in the required state.
     let start = unsafe { boot.take_over() };
     trap::set_up(0);
     apic::set_up();
     crate::run(&start)
 }
 
-/// Where an application processor comes from the start-up assembly.
+/// The entry of an application processor from the start-up assembly.
 ///
 /// # Safety
-/// Once per boot for each `order`, from 1 to below [`crate::MAX_CPUS`], in the state that [`boot_processor`]
-/// wants.
+/// Once per boot for each `order`, from 1 to below [`crate::MAX_CPUS`], in the state that
+/// [`boot_processor`] requires.
 pub unsafe fn application_processor(order: u32) -> ! {
     let order = order as usize;
     trap::set_up(order);
@@ -73,7 +73,7 @@ impl fmt::Display for Protocol {
     }
 }
 
-/// A copy of what is needed of the loader's structures, so that their memory is free.
+/// A copy of the required parts of the loader's structures, so that their memory is free.
 #[derive(Debug)]
 pub(crate) struct Start {
     pub(crate) protocol: Protocol,
@@ -94,10 +94,10 @@ impl Start {
 }
 
 impl Boot {
-    /// Copies what the loader left and gives the memory behind the image to [`pages`].
+    /// Copies the loader's data and passes the memory after the image to [`pages`].
     ///
     /// # Safety
-    /// Once per boot, with identity-mapped memory, and with `self` telling the truth.
+    /// Once per boot, with identity-mapped memory, and with correct values in `self`.
     pub(crate) unsafe fn take_over(self) -> Start {
         let info = u64::from(self.info);
         // The structure's own magic first: qboot leaves Multiboot's in EAX for PVH too.
@@ -120,13 +120,13 @@ impl Boot {
         } else {
             copy_string(line_at, &mut line)
         };
-        // Loaders that tell nothing about memory give at least this much.
+        // Loaders that report no memory provide at least this much.
         let ram_end = if ram_end > free_from {
             ram_end
         } else {
             free_from.next_multiple_of(MIB) + 8 * MIB
         };
-        // SAFETY: RAM behind the image, of which nothing of the loader's is needed any more.
+        // SAFETY: RAM after the image, which contains no loader data that is still used.
         unsafe { pages::give(free_from, ram_end.min(MAPPED)) };
         Start {
             protocol,
@@ -137,7 +137,8 @@ impl Boot {
     }
 }
 
-/// The end of the RAM that holds `free_from`, from `hvm_start_info` version 1; 0 if it does not say.
+/// The end of the RAM that contains `free_from`, from `hvm_start_info` version 1; 0 if it contains
+/// none.
 fn pvh_ram_end(info: u64, free_from: u64) -> u64 {
     const RAM: u32 = 1;
     if read32(info + 4) < 1 {
@@ -152,8 +153,8 @@ fn pvh_ram_end(info: u64, free_from: u64) -> u64 {
         .map_or(0, |(start, size)| start.saturating_add(size))
 }
 
-/// The command line's address and the end of RAM below 4 GiB, from the Multiboot information; 0 if it does
-/// not say.
+/// The command line's address and the end of RAM below 4 GiB, from the Multiboot information; 0 if
+/// it contains none.
 fn multiboot(info: u64) -> (u64, u64) {
     const MEMORY: u32 = 1 << 0;
     const COMMAND_LINE: u32 = 1 << 2;
@@ -186,8 +187,8 @@ fn read8(address: u64) -> u8 {
         return 0;
     }
     let pointer = core::ptr::with_exposed_provenance::<u8>(usize::try_from(address).unwrap_or(0));
-    // SAFETY: mapped one to one, not null; volatile because it is not Rust's. Where there is no RAM it reads
-    // as ones.
+    // SAFETY: identity-mapped, not null; volatile because it is not Rust's. Addresses without RAM
+    // read as ones.
     unsafe { pointer.read_volatile() }
 }
 

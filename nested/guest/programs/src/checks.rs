@@ -29,7 +29,7 @@ macro_rules! failed {
 }
 pub(crate) use failed;
 
-/// What was found must be what was wanted.
+/// Checks that `found` equals `wanted`.
 pub(crate) fn equal<T: PartialEq + fmt::LowerHex>(what: &str, found: T, wanted: T) -> Check {
     if found == wanted {
         Ok(())
@@ -38,7 +38,7 @@ pub(crate) fn equal<T: PartialEq + fmt::LowerHex>(what: &str, found: T, wanted: 
     }
 }
 
-/// Says how each check went, and counts.
+/// Prints the result of each check, and counts.
 pub(crate) struct Tally<'a> {
     required: &'a str,
     ok: u32,
@@ -47,7 +47,7 @@ pub(crate) struct Tally<'a> {
 }
 
 impl<'a> Tally<'a> {
-    /// Which checks must not be absent stands in `require=`: names, or `all`.
+    /// `require=` lists the checks that must not be absent: names, or `all`.
     pub(crate) fn new(args: &Args<'a>) -> Self {
         Self {
             required: args.value("require").unwrap_or(""),
@@ -57,7 +57,7 @@ impl<'a> Tally<'a> {
         }
     }
 
-    /// The last line, and what it means for the run.
+    /// Prints the last line; returns the exit code.
     pub(crate) fn verdict(&self, program: &str) -> Exit {
         say!(
             "{program}: {} ok, {} failed, {} absent",

@@ -10,12 +10,12 @@ use crate::cpu;
 static WIDE: AtomicBool = AtomicBool::new(false);
 static BUSY: AtomicBool = AtomicBool::new(false);
 
-/// Asks the console whether it takes four bytes at a time.
+/// Detects whether the console accepts four bytes at a time.
 pub(crate) fn detect_width() {
     WIDE.store(cpu::in32(CONSOLE_PORT) == WIDE_CONSOLE, Ordering::Relaxed);
 }
 
-/// One line, by whichever processor; lines do not mix.
+/// One line, from any processor; lines do not mix.
 #[macro_export]
 #[doc(hidden)]
 macro_rules! say {
@@ -32,7 +32,7 @@ pub(crate) fn line(arguments: fmt::Arguments<'_>) {
     });
 }
 
-/// A place in the run.
+/// A named point in the run.
 pub(crate) fn mark(name: &str) {
     if let Some(header) = probe::mark_header(name) {
         exclusively(|| {
@@ -64,7 +64,8 @@ pub(crate) fn samples(name: &str, values: &[u64]) {
     }
 }
 
-/// A frame whose words `fill` gives, called once nobody else writes: what it reads is as old as the frame.
+/// A frame with the words that `fill` returns. `fill` is called once no other processor writes: the
+/// data that it reads is as old as the frame.
 pub(crate) fn frame<'a>(name: &str, fill: impl FnOnce() -> &'a [u64]) {
     exclusively(|| {
         let words = fill();
@@ -89,7 +90,7 @@ fn exclusively(write: impl FnOnce()) {
     BUSY.store(false, Ordering::Release);
 }
 
-/// Gathers bytes for the widest access that the console takes.
+/// Collects bytes for the widest access that the console accepts.
 struct Console {
     wide: bool,
     pending: [u8; 4],

@@ -1,12 +1,12 @@
 //! Single instructions.
 //!
-//! Functions that can break only the VM's own state, which these programs do on purpose, are safe; those that
-//! could violate Rust's memory rules are `unsafe`.
-#![allow(unsafe_code, reason = "instructions that Rust has no words for")]
+//! Functions that can break only the VM's own state, which these programs do on purpose, are safe;
+//! functions that could violate Rust's memory rules are `unsafe`.
+#![allow(unsafe_code, reason = "instructions without a Rust equivalent")]
 
 use core::arch::asm;
 
-/// What CPUID returned.
+/// The result of CPUID.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Cpuid {
     pub(crate) eax: u32,
@@ -18,7 +18,7 @@ pub(crate) struct Cpuid {
 #[inline(always)]
 pub(crate) fn cpuid(leaf: u32, subleaf: u32) -> Cpuid {
     let (eax, ebx, ecx, edx);
-    // SAFETY: CPUID only writes its four registers; RBX, which the compiler keeps for itself, is put back.
+    // SAFETY: CPUID only writes its four registers; RBX, which the compiler reserves, is restored.
     unsafe {
         asm!(
             "mov {saved:r}, rbx",
@@ -34,7 +34,8 @@ pub(crate) fn cpuid(leaf: u32, subleaf: u32) -> Cpuid {
     Cpuid { eax, ebx, ecx, edx }
 }
 
-/// The time-stamp counter, read neither before what precedes has finished nor after what follows has begun.
+/// The time-stamp counter, read after all earlier instructions have finished and before any later
+/// one begins.
 #[inline(always)]
 pub(crate) fn tsc_serialised() -> u64 {
     let (low, high): (u32, u32);
@@ -45,7 +46,7 @@ pub(crate) fn tsc_serialised() -> u64 {
     u64::from(high) << 32 | u64::from(low)
 }
 
-/// An instruction ended in an exception that [`crate::trap`] turned into this.
+/// An instruction raised an exception, which [`crate::trap`] converted to this.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Faulted;
 
@@ -70,14 +71,14 @@ pub(crate) fn rdmsr(msr: u32) -> Result<u64, Faulted> {
 /// Writes a model-specific register; `Faulted` on #GP.
 ///
 /// # Safety
-/// The register's meaning must not take memory away that Rust uses: pages that are given to the hypervisor
-/// come from [`crate::pages`] and serve nothing else, and the registers of paging, segments and system calls
-/// stay as they are.
+/// The register must not take memory away that Rust uses: pages for the hypervisor come from
+/// [`crate::pages`] and have no other use, and the registers of paging, segments and system calls
+/// stay unchanged.
 #[inline(always)]
 pub(crate) unsafe fn wrmsr(msr: u32, value: u64) -> Result<(), Faulted> {
     let faulted: u64;
-    // SAFETY: the caller vouches for the effect; the trap handler steps over the instruction and sets R8 on
-    // #GP.
+    // SAFETY: the caller guarantees a safe effect; the trap handler steps over the instruction and
+    // sets R8 on #GP.
     unsafe {
         asm!(
             "xor r8d, r8d",
@@ -132,7 +133,7 @@ pub(crate) fn in8(port: u16) -> u8 {
     value
 }
 
-/// Reads `bytes` from a port, one after the other, in one string instruction.
+/// Reads `bytes` from a port in sequence, by one string instruction.
 pub(crate) fn in8_string(port: u16, bytes: &mut [u8]) {
     // SAFETY: writes as many bytes as the slice has, upwards: the ABI keeps the direction flag clear.
     unsafe {
@@ -156,7 +157,7 @@ pub(crate) fn in32(port: u16) -> u32 {
     value
 }
 
-/// The address that the last page fault was about.
+/// The address of the last page fault.
 pub(crate) fn fault_address() -> u64 {
     let value;
     // SAFETY: reads a register.
@@ -170,11 +171,11 @@ pub(crate) fn enable_interrupts() {
 }
 
 pub(crate) fn disable_interrupts() {
-    // SAFETY: changes nothing but when handlers run.
+    // SAFETY: changes only when handlers run.
     unsafe { asm!("cli", options(nomem, nostack)) }
 }
 
-/// With interrupts off: lets them in, without a gap between that and waiting for one.
+/// With interrupts off: enables them and waits for one, without a gap in between.
 pub(crate) fn wait_for_interrupt() {
     // SAFETY: as for `enable_interrupts`.
     unsafe { asm!("sti", "hlt", options(nomem, nostack)) }
@@ -187,9 +188,9 @@ pub(crate) fn halt() {
     unsafe { asm!("hlt", options(nomem, nostack, preserves_flags)) }
 }
 
-/// Lets pending interrupts in, and then no more.
+/// Accepts pending interrupts, and then disables interrupts.
 pub(crate) fn take_interrupts() {
-    // An interrupt comes behind the instruction after STI.
+    // An interrupt is delivered after the instruction that follows STI.
     // SAFETY: as for `enable_interrupts`.
     unsafe { asm!("sti", "nop", "cli", options(nomem, nostack)) }
 }
@@ -208,19 +209,19 @@ pub(crate) fn cr4() -> u64 {
     value
 }
 
-/// Whether there is XSAVE, and so XSETBV.
+/// Whether the processor has XSAVE, and so XSETBV.
 pub(crate) fn has_xsave() -> bool {
     cpuid(1, 0).ecx & 1 << 26 != 0
 }
 
-/// Allows XSETBV, where [`has_xsave`].
+/// Enables XSETBV, if [`has_xsave`].
 pub(crate) fn enable_xsave() {
     const OSXSAVE: u64 = 1 << 18;
-    // SAFETY: sets a bit that the processor has; it only allows more instructions.
+    // SAFETY: sets a bit that the processor supports; it only enables more instructions.
     unsafe { asm!("mov cr4, {}", in(reg) cr4() | OSXSAVE, options(nostack, preserves_flags)) }
 }
 
-/// Where the page tables begin.
+/// The address of the page tables.
 pub(crate) fn page_table_root() -> u64 {
     let value;
     // SAFETY: reads a register.
@@ -228,9 +229,9 @@ pub(crate) fn page_table_root() -> u64 {
     value
 }
 
-/// Drops this processor's translations.
+/// Flushes this processor's translations.
 pub(crate) fn flush_own_translations() {
-    // SAFETY: loads what was there.
+    // SAFETY: reloads the current value.
     unsafe {
         asm!("mov {value}, cr3", "mov cr3, {value}", value = out(reg) _, options(nostack, preserves_flags));
     }
@@ -239,12 +240,12 @@ pub(crate) fn flush_own_translations() {
 /// Stops this processor permanently.
 pub(crate) fn halt_forever() -> ! {
     loop {
-        // SAFETY: waits; with interrupts off nothing but a reset or an NMI ends it.
+        // SAFETY: waits; with interrupts off only a reset or an NMI ends it.
         unsafe { asm!("cli", "hlt", options(nomem, nostack)) }
     }
 }
 
-/// Loops for ever without an exit, interrupts off.
+/// Loops forever without an exit, interrupts off.
 pub(crate) fn spin_forever() -> ! {
     loop {
         // SAFETY: does nothing.
@@ -258,17 +259,17 @@ pub(crate) fn undefined() {
     unsafe { asm!("ud2", options(nomem, nostack)) }
 }
 
-/// Makes the processor shut down: an exception without a table to look its handler up in.
+/// Makes the processor shut down: raises an exception with an empty descriptor table.
 pub(crate) fn triple_fault() -> ! {
     let empty = [0_u16; 5];
-    // SAFETY: the machine resets or stops here; nothing runs on.
+    // SAFETY: the machine resets or stops here; nothing continues.
     unsafe { asm!("lidt [{}]", "ud2", in(reg) &raw const empty, options(noreturn)) }
 }
 
-/// Goes on at `address`.
+/// Jumps to `address`.
 ///
 /// # Safety
-/// Whatever is there must not return or break what Rust relies on while it still runs.
+/// The code there must not return or break anything that Rust relies on while it still runs.
 pub(crate) unsafe fn jump(address: u64) -> ! {
     // SAFETY: the caller's.
     unsafe { asm!("jmp {}", in(reg) address, options(noreturn)) }

@@ -8,15 +8,15 @@ use crate::hypercall::write_register;
 use crate::smp::{Patience, Processors};
 use crate::{Exit, MAX_CPUS, cpu, life, say};
 
-/// What is written for ever after the access. Nothing else writes it.
+/// The byte written forever after the access. No other code writes it.
 const MARK: u8 = b'!';
 /// A port that reads without effect.
 const POST: u16 = 0x80;
 const PVPANIC: u16 = 0x505;
 const PANICKED: u8 = 1 << 0;
 
-/// `ending via=WAY cpus=N pm1=PORT [s5=TYPE]`: makes the access with `N` processors busy. A second boot ends
-/// well.
+/// `ending via=WAY cpus=N pm1=PORT [s5=TYPE]`: makes the access with `N` processors busy. A second
+/// boot succeeds.
 ///
 /// WAY is debug-exit, outs (the same by `rep outsb`), acpi, keyboard, output-port, cf9, port92, hv, pvpanic
 /// or hv-crash.
@@ -74,8 +74,8 @@ pub(crate) fn run(args: &Args<'_>, trampoline: &[u8]) -> Exit {
     }
 }
 
-/// `storm cpus=N`: every processor reports crashes by pvpanic and, with `hv`, by the crash registers, for
-/// ever.
+/// `storm cpus=N`: every processor reports crashes by pvpanic and, with `hv`, by the crash
+/// registers, forever.
 pub(crate) fn storm(args: &Args<'_>, trampoline: &[u8]) -> Exit {
     let work = if args.has("hv") {
         crashes_by_both

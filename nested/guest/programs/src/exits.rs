@@ -1,21 +1,21 @@
-//! Times exits from inside: the round trip to the handler and back.
+//! Times exits from the guest: the round trip to the handler and back.
 
 use crate::args::Args;
 use crate::{Exit, console, cpu, pages, say};
 use hypernest_nested::hyperv::msr;
 
-/// Every kind that needs no address.
+/// Every kind that requires no address.
 pub(crate) const ALL: &str = "cpuid,pio-out,pio-in,msr";
 
 /// Used by BIOSes for diagnosis: writes have no effect.
 const POST_PORT: u16 = 0x80;
-/// As many samples as fit into one frame.
+/// The maximum number of samples in one frame.
 const MOST: u64 = hypernest_nested::probe::MAX_COUNT as u64;
 
 /// `n=N warmup=N kinds=LIST mmio=ADDRESS port-in=PORT`.
 ///
-/// For each kind a mark, the samples' block and another mark; before them the block `empty`, of intervals
-/// around nothing.
+/// For each kind a mark, the samples' block and another mark; before them the block `empty`, of
+/// intervals with nothing in between.
 pub(crate) fn run(args: &Args<'_>, kinds: &str) -> Exit {
     match try_run(args, kinds) {
         Ok(()) => Exit::Done,

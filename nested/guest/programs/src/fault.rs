@@ -1,5 +1,5 @@
 //! Breaks the virtual machine in the requested way, to test the VMM's reaction.
-#![allow(unsafe_code, reason = "jumps where no code is")]
+#![allow(unsafe_code, reason = "jumps to an address without code")]
 
 use crate::args::Args;
 use crate::{Exit, cpu, say};
@@ -19,7 +19,7 @@ pub(crate) fn run(args: &Args<'_>) -> Exit {
         "ud" => cpu::undefined(),
         "exec" => {
             let at = args.number("at").ok().flatten().unwrap_or(NOWHERE);
-            // SAFETY: there is no code: KVM can fetch nothing to execute and gives up.
+            // SAFETY: there is no code: KVM can fetch no instruction and fails.
             unsafe { cpu::jump(at) }
         }
         _ => {}

@@ -1,5 +1,5 @@
-//! Prints what the hypervisor shows, one line each and the same at each run, for a comparison between
-//! hypervisors.
+//! Prints the hypervisor's CPUID leaves and MSRs, one line each and identical at each run, for a
+//! comparison between hypervisors.
 
 use core::ops::RangeInclusive;
 
@@ -8,7 +8,7 @@ use crate::cpu::{Cpuid, Faulted, cpuid, rdmsr};
 use crate::{Exit, say};
 use hypernest_nested::hyperv::msr;
 
-/// Where the Hyper-V interface's registers are.
+/// The registers of the Hyper-V interface.
 const SYNTHETIC: RangeInclusive<u32> = 0x4000_0000..=0x4000_01FF;
 /// Registers that change by themselves: only their presence is printed.
 const MOVING: [u32; 2] = [msr::VP_RUNTIME, msr::TIME_REF_COUNT];
@@ -21,7 +21,7 @@ pub(crate) fn run(args: &Args<'_>) -> Exit {
     for base in (0x4000_0000..=0x4000_FF00).step_by(0x100) {
         let highest = cpuid(base, 0).eax;
         let known = base == 0x4000_0000 || (base..=base + 0xFF).contains(&highest);
-        // Real hypervisors stack their leaves in steps of 0x100, from the first on.
+        // Hypervisors place their leaves in steps of 0x100, from the first on.
         if !known {
             break;
         }

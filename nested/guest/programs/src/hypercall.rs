@@ -14,15 +14,15 @@ pub(crate) const GUEST_OS_ID: u64 = 1 << 63 | 0x7F << 56;
 
 /// Writes a synthetic register.
 ///
-/// Those that take a page's address have functions of their own, which take a [`Page`].
+/// Registers that contain a page's address have separate functions, which take a [`Page`].
 pub(crate) fn write_register(register: u32, value: u64) -> Result<(), Faulted> {
     debug_assert!((0x4000_0000..0x4000_0200).contains(&register));
     // SAFETY: only the synthetic registers for pages let the hypervisor write to memory.
     unsafe { wrmsr(register, value) }
 }
 
-/// Enables `page` in a register with the enable bit in 0 and the page number in 63:12, and leaves it to the
-/// hypervisor.
+/// Enables `page` in a register with the enable bit in 0 and the page number in 63:12; the
+/// hypervisor owns it from then on.
 pub(crate) fn write_page_register(register: u32, page: Page) -> Result<(), Faulted> {
     write_register(register, page.address() | 1)
 }
@@ -31,7 +31,7 @@ pub(crate) fn write_page_register(register: u32, page: Page) -> Result<(), Fault
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Hypercalls(Page);
 
-/// Where a hypercall's input is.
+/// The location of a hypercall's input.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Input {
     /// In memory; the output goes to the second page.
@@ -43,8 +43,8 @@ pub(crate) enum Input {
 }
 
 impl Hypercalls {
-    /// Identifies the guest and enables the page. `None` if the hypervisor refuses or leaves the page without
-    /// a call.
+    /// Identifies the guest and enables the page. `None` if the hypervisor refuses, or leaves the
+    /// page without a call.
     pub(crate) fn enable() -> Option<Self> {
         let page = Page::new();
         write_register(msr::GUEST_OS_ID, GUEST_OS_ID).ok()?;
@@ -72,8 +72,9 @@ impl Hypercalls {
             Input::Xmm(rdx, r8, xmm) => (control | FAST, rdx, r8, xmm),
         };
         let result;
-        // SAFETY: `enable` saw the hypervisor's code in the page, which follows the convention below (TLFS,
-        // "Hypercall calling conventions") and writes at most to the output page, which is the caller's.
+        // SAFETY: `enable` found the hypervisor's code in the page, which follows the convention
+        // below (TLFS, "Hypercall calling conventions") and writes at most to the output page,
+        // which is the caller's.
         unsafe {
             asm!(
                 "movups xmm0, [r10]",

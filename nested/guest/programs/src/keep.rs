@@ -1,11 +1,11 @@
 //! Sets all state of the processor and its hypervisor to known values, and checks it repeatedly: for tests
 //! that save, restore and migrate the VM.
 //!
-//! `keep [cpus=N] [laps=N] [due=MICROSECONDS] [memory=PAGES]`: each lap says `keep: LAP`. A processor's lap
-//! is some milliseconds with known values in registers; then its model-specific and synthetic registers, its
-//! share of memory and its clocks are looked at. The first thing that is not as it was ends the run with
-//! `FAIL keep: ...`. With `due=`, a synthetic timer is armed once for that time from the start, and must
-//! expire, not sooner and not much later.
+//! `keep [cpus=N] [laps=N] [due=MICROSECONDS] [memory=PAGES]`: each lap prints `keep: LAP`. A
+//! processor's lap is some milliseconds with known values in registers; then its model-specific and
+//! synthetic registers, its share of memory and its clocks are checked. The first difference ends
+//! the run with `FAIL keep: ...`. With `due=`, a synthetic timer is armed once for that time from
+//! the start, and must expire, not sooner and not much later.
 #![allow(unsafe_code, reason = "loads registers and compares them")]
 
 use core::arch::asm;
@@ -21,20 +21,22 @@ use crate::pages::{self, Page};
 use crate::smp::{Patience, Processors};
 use crate::{Exit, MAX_CPUS, apic, say, trap};
 
-/// Ticks of the TSC that a lap takes at least.
+/// The minimum duration of a lap, in ticks of the TSC.
 const LAP: u64 = 1 << 23;
 const TIMER_VECTOR: u8 = 0x73;
 const PERIODIC_VECTOR: u8 = 0x74;
 const DUE_VECTOR: u8 = 0x75;
 /// 5 ms in units of 100 ns.
 const PERIOD: u64 = 50_000;
-/// How late a timer may be: 20 s in units of 100 ns, since whoever stops the machine may take a while.
+/// The maximum delay of a timer: 20 s in units of 100 ns, since stopping the machine may take a
+/// while.
 const LATE: u64 = 200_000_000;
 
 /// A register's number, and its value for a processor.
 type Register = (u32, fn(u64) -> u64);
 
-/// Registers that mean nothing to these programs, with a value that they take: `n` is the processor's number.
+/// Registers without an effect on these programs, each with a value that it accepts: `n` is the
+/// processor's number.
 const REGISTERS: [Register; 11] = [
     // IA32_SYSENTER_CS, _ESP, _EIP. On AMD's processors, where long mode has no SYSENTER, KVM keeps 32 bits
     // of the last two.
@@ -47,19 +49,20 @@ const REGISTERS: [Register; 11] = [
     (0xC000_0083, |n| 0xFFFF_8000_0000_4000 + n),
     (0xC000_0084, |n| 0x4700 + n),
     (0xC000_0102, |n| 0xFFFF_8000_0000_5000 + n),
-    // PAT, with two of its entries exchanged; an MTRR of no range; the TSC's adjustment is left alone.
+    // PAT, with two of its entries exchanged; an MTRR of no range; the TSC's adjustment is
+    // unchanged.
     (0x277, |_| 0x0007_0406_0007_0604),
     (0x200, |n| n << 12 | 6),
     (0x201, |_| 0xF_FFFF_F000),
 ];
 
-/// The highest of the clocks that any processor has seen.
+/// The highest TSC value that any processor has seen.
 static TSC: AtomicU64 = AtomicU64::new(0);
 static REFERENCE: AtomicU64 = AtomicU64::new(0);
 /// The expected values of each processor: an array of pairs, register and value.
 static FOUND: [AtomicU64; MAX_CPUS] = [const { AtomicU64::new(0) }; MAX_CPUS];
 static LAPS: AtomicU32 = AtomicU32::new(0);
-/// Pages of memory, and where they are.
+/// Pages of memory, and their address.
 static MEMORY: AtomicU64 = AtomicU64::new(0);
 static PAGES: AtomicU64 = AtomicU64::new(0);
 static PROCESSORS: AtomicU64 = AtomicU64::new(1);
@@ -91,7 +94,7 @@ impl Synthetic {
         self.features >> bit & 1 != 0
     }
 
-    /// Direct timers, and the synthetic timers that they are.
+    /// Whether direct timers are available, including the synthetic timers that they require.
     const fn direct_timers(&self) -> bool {
         self.has(3) && self.has(1) && self.more >> 19 & 1 != 0
     }
@@ -185,11 +188,11 @@ fn verdict(order: usize, check: Check) -> u64 {
 
 fn found(order: usize) -> &'static mut [u64] {
     let address = FOUND[order].load(Ordering::Acquire);
-    // SAFETY: `set_up` put an array of this length there, and only this processor uses it.
+    // SAFETY: `set_up` stored an array of this length there, and only this processor uses it.
     unsafe { core::slice::from_raw_parts_mut(pages::pointer(address), 2 * ROOM) }
 }
 
-/// Sets up what there is once for all processors.
+/// Sets up the state that exists once for all processors.
 fn partition() -> Check {
     let there = Synthetic::announced();
     let fill = |register: u32, value: u64| {
@@ -225,7 +228,7 @@ fn set_registers(order: usize) -> Check {
     let there = Synthetic::announced();
     let n = order as u64;
     for (register, value) in REGISTERS {
-        // SAFETY: none of them means anything to code that never leaves ring 0 and uses neither SYSCALL nor
+        // SAFETY: none of them affects code that never leaves ring 0 and uses neither SYSCALL nor
         // the attributes and the range that change here.
         if unsafe { wrmsr(register, value(n)) }.is_err() {
             return Err(failed!("writing {register:#x} faults"));
@@ -282,7 +285,7 @@ fn set_registers(order: usize) -> Check {
             (pair[0], pair[1]) = (register.into(), value);
         }
     }
-    // The first timer's interrupt of this kind is asked for by the first lap.
+    // The first lap waits for the first timer's interrupt of this kind.
     apic::aim_timer(TIMER_VECTOR);
     Ok(())
 }
@@ -390,8 +393,8 @@ fn hold_registers(n: u64) -> Check {
     Ok(())
 }
 
-/// Each page holds its number and the lap in which it was last written; this processor goes through its
-/// share.
+/// Each page contains its number and the lap in which it was last written; this processor checks
+/// its share.
 fn memory(n: u64) -> Check {
     let (start, pages) = (
         MEMORY.load(Ordering::Acquire),
@@ -437,7 +440,7 @@ fn reference() -> Result<u64, Stop> {
     rdmsr(msr::TIME_REF_COUNT).map_err(|_| failed!("reading the reference counter faults"))
 }
 
-/// Arms the second synthetic timer once, for so long from now; when it is due.
+/// Arms the second synthetic timer once, `from_now` in the future; returns its expiration time.
 fn arm(from_now: u64) -> Result<u64, Stop> {
     if !Synthetic::announced().direct_timers() {
         return Err(failed!("due= needs direct synthetic timers"));
@@ -451,7 +454,8 @@ fn arm(from_now: u64) -> Result<u64, Stop> {
     Ok(due)
 }
 
-/// Whether the timer that is due then has expired; an error if it has too soon, or has not for too long.
+/// Whether the timer with that expiration time has expired; an error if it did too early, or not
+/// within the limit.
 fn has_expired(due: u64) -> Result<bool, Stop> {
     let expired = trap::count(0, DUE_VECTOR);
     let now = reference()?;

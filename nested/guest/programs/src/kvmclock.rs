@@ -5,12 +5,12 @@ use crate::cpu::{self, wrmsr};
 use crate::pages::Page;
 use crate::{Exit, say};
 
-/// MSR_KVM_SYSTEM_TIME_NEW: the page's address, and bit 0 to switch it on
+/// MSR_KVM_SYSTEM_TIME_NEW: the page's address, and bit 0 to enable it
 /// (Documentation/virt/kvm/x86/msr.rst).
 const SYSTEM_TIME: u32 = 0x4B56_4D01;
 
-/// `kvmclock [beat=TICKS] [reports=N]`: a line every `beat` ticks of the TSC, with both clocks and how often
-/// either stepped back.
+/// `kvmclock [beat=TICKS] [reports=N]`: a line every `beat` ticks of the TSC, with both clocks and
+/// the number of steps back of each.
 pub(crate) fn run(args: &Args<'_>) -> Exit {
     let number = |name, default| args.number(name).ok().flatten().unwrap_or(default);
     let (beat, reports) = (number("beat", 10_000_000), number("reports", 0));
@@ -42,15 +42,15 @@ pub(crate) fn run(args: &Args<'_>) -> Exit {
     }
 }
 
-#[allow(unsafe_code, reason = "gives the hypervisor a page to write to")]
+#[allow(unsafe_code, reason = "passes the hypervisor a page to write to")]
 fn start(page: Page) -> Result<(), cpu::Faulted> {
-    // SAFETY: the page serves nothing else.
+    // SAFETY: the page has no other use.
     unsafe { wrmsr(SYSTEM_TIME, page.address() | 1) }
 }
 
-/// The TSC, and the nanoseconds that the page makes of it: `pvclock_vcpu_time_info` has a version at 0, a TSC
-/// at 8, the time of that at 16, a multiplier at 24 and a shift at 28. The version is odd while the page is
-/// written.
+/// The TSC, and the nanoseconds computed from it by the page: `pvclock_vcpu_time_info` has a
+/// version at 0, a TSC at 8, the time at that TSC at 16, a multiplier at 24 and a shift at 28. The
+/// version is odd while the page is being written.
 #[inline(always)]
 fn read(page: Page) -> (u64, u64) {
     loop {

@@ -1,26 +1,26 @@
-//! What the freestanding guest programs do.
+//! The freestanding guest programs.
 //!
-//! One image holds them all; the first word of the command line that names a program chooses it:
+//! One image contains them all; the first word of the command line that names a program selects it:
 //!
-//! | program | what it does |
+//! | program | description |
 //! |---|---|
-//! | `hello` | says so and ends: for boot times and smoke tests |
+//! | `hello` | prints a greeting and ends: for boot times and smoke tests |
 //! | `hvdump` | prints CPUID and every readable synthetic MSR |
-//! | `hvtest` | tries everything that the hypervisor says it has |
-//! | `l2` | times exits from inside, by default of CPUID |
+//! | `hvtest` | tests everything that the hypervisor announces |
+//! | `l2` | times exits from the guest, by default of CPUID |
 //! | `exits` | the same, by default of every kind |
-//! | `l1` | is a hypervisor: runs an L2 and dates its exits |
-//! | `evmcs-rules` | uses the enlightened VMCS well and badly, and sees what KVM makes of it |
-//! | `fault` | breaks in the way asked for |
-//! | `crash` | reports a crash by the crash registers and goes on |
-//! | `reset` | resets the machine in the way asked for |
+//! | `l1` | is a hypervisor: runs an L2 and stamps its exits |
+//! | `evmcs-rules` | uses the enlightened VMCS correctly and incorrectly, and checks KVM's behaviour |
+//! | `fault` | fails in the requested way |
+//! | `crash` | reports a crash by the crash registers and continues |
+//! | `reset` | resets the machine in the requested way |
 //! | `ending` | ends, resets or pauses the machine and marks what it executes after that |
-//! | `storm` | reports crashes on every processor for ever |
+//! | `storm` | reports crashes on every processor forever |
 //! | `power` | waits for the power button and powers off |
-//! | `keep` | keeps all sorts of state, and looks whether it is still there |
-//! | `kvmclock` | reads kvmclock beside the TSC, and says so now and then |
-//! | `reenlighten` | takes part in a change of the TSC's frequency |
-//! | `tsc` | samples its clocks on every processor, for good |
+//! | `keep` | sets state of all kinds, and checks that it is kept |
+//! | `kvmclock` | reads kvmclock and the TSC, and reports both periodically |
+//! | `reenlighten` | handles a change of the TSC's frequency |
+//! | `tsc` | samples its clocks on every processor, forever |
 //! | `fwcfg` | prints the numbers that the firmware configuration device offers |
 //!
 //! A program reports on the debug console ([`hypernest_nested::probe`]) and ends by the debug-exit port.
@@ -59,12 +59,12 @@ use args::Args;
 pub use boot::{Boot, application_processor, boot_processor};
 pub use hypernest_nested::probe::{ALIVE, CONSOLE_PORT};
 
-/// The most processors that are started; more stay halted.
+/// The maximum number of processors that are started; more stay halted.
 pub const MAX_CPUS: usize = 16;
 /// Bytes of each processor's stack.
 pub const STACK_SIZE: usize = 16 * 1024;
 
-/// A program's verdict: what goes out by the debug-exit port.
+/// A program's result, written to the debug-exit port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Exit {
     Done,
@@ -130,6 +130,6 @@ pub fn panicked(info: &core::panic::PanicInfo<'_>) -> ! {
 
 fn end(exit: Exit) -> ! {
     cpu::out8(hypernest_nested::probe::EXIT_PORT, exit.code());
-    // Nobody listens on the port.
+    // The port is not implemented.
     cpu::halt_forever()
 }

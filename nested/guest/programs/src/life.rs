@@ -1,4 +1,4 @@
-//! Crashes, resets and the power button, as an operating system would report or ask for them.
+//! Crashes, resets and the power button, reported or requested as by an operating system.
 
 use hypernest_nested::hyperv::{crash as ctl, msr};
 
@@ -35,7 +35,7 @@ pub(crate) fn crash(args: &Args<'_>) -> Exit {
     Exit::Done
 }
 
-/// A byte of the real-time clock's battery-backed RAM that no firmware uses: it says that there was a first
+/// A byte of the real-time clock's battery-backed RAM that no firmware uses: it marks the first
 /// boot.
 const MARK_AT: u8 = 0x7E;
 const MARK: u8 = 0xB7;
@@ -55,7 +55,7 @@ pub(crate) fn mark_first_boot() {
     set_clock_ram(MARK);
 }
 
-/// Whether the boot before was marked as the first; the mark is then gone.
+/// Whether the previous boot was marked as the first; clears the mark.
 pub(crate) fn is_second_boot() -> bool {
     let second = clock_ram() == MARK;
     if second {
@@ -64,12 +64,12 @@ pub(crate) fn is_second_boot() -> bool {
     second
 }
 
-/// `reset via=hv|keyboard|cf9|triple|panic [forever]`: by the synthetic register, the keyboard controller,
-/// the chipset's reset port, a triple fault, or a report to pvpanic, after which the VMM may reset the
-/// machine.
+/// `reset via=hv|keyboard|cf9|triple|panic [forever]`: by the synthetic register, the keyboard
+/// controller, the chipset's reset port, a triple fault, or a report to pvpanic, after which the
+/// VMM may reset the machine.
 ///
-/// The second boot finds the first one's mark and ends well; without a clock's RAM, or with `forever`, it
-/// resets for good.
+/// The second boot finds the first one's mark and succeeds; without a clock's RAM, or with
+/// `forever`, it resets repeatedly.
 pub(crate) fn reset(args: &Args<'_>) -> Exit {
     let via = args.value("via").unwrap_or("hv");
     let forever = args.has("forever");
@@ -87,7 +87,7 @@ pub(crate) fn reset(args: &Args<'_>) -> Exit {
             }
         }
         "keyboard" => cpu::out8(0x64, 0xFE),
-        // System reset with the CPU's, first chosen, then done.
+        // System reset including the CPU, first selected, then executed.
         "cf9" => [0x02, 0x06]
             .into_iter()
             .for_each(|value| cpu::out8(0xCF9, value)),
@@ -99,13 +99,13 @@ pub(crate) fn reset(args: &Args<'_>) -> Exit {
             return Exit::WrongUse;
         }
     }
-    // Whoever resets may be another thread than the one that runs this processor.
+    // Another thread than this processor's may perform the reset.
     let _ = smp::Patience::DEFAULT.until(|| false);
     say!("FAIL reset: still running");
     Exit::Failed
 }
 
-/// What PM1 control takes in its second byte to power off: SLP_EN with SLP_TYP `s5=TYPE`, or 0.
+/// The second byte of PM1 control for power-off: SLP_EN with SLP_TYP `s5=TYPE`, or 0.
 pub(crate) fn power_off(args: &Args<'_>) -> Option<u8> {
     const SLP_EN: u8 = 1 << (13 - 8);
     let of_s5 = args.number("s5").ok()?.unwrap_or(0);
@@ -113,8 +113,9 @@ pub(crate) fn power_off(args: &Args<'_>) -> Option<u8> {
     Some(SLP_EN | of_s5 << (10 - 8))
 }
 
-/// `power pm1=PORT [s5=TYPE]`: waits until the power button is pressed, then powers off, both through ACPI's
-/// PM1 registers, whose status is at PORT and whose control comes four bytes later (ACPI 6.5, 4.8.4).
+/// `power pm1=PORT [s5=TYPE]`: waits until the power button is pressed, then powers off, both
+/// through ACPI's PM1 registers: the status is at PORT and the control four bytes later (ACPI 6.5,
+/// 4.8.4).
 pub(crate) fn power(args: &Args<'_>) -> Exit {
     /// PWRBTN_STS in the second byte of its register.
     const BUTTON: u8 = 1 << 0;

@@ -1,21 +1,21 @@
-//! Pages of RAM, given out and never taken back.
+//! Pages of RAM, allocated and never freed.
 #![allow(unsafe_code, reason = "memory outside of Rust's objects")]
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 pub(crate) const PAGE_SIZE: u64 = 4096;
 
-/// Where link.ld puts the image.
+/// The image's address in link.ld.
 const IMAGE_START: u64 = 1 << 20;
 
 static FIRST: AtomicU64 = AtomicU64::new(0);
 static NEXT: AtomicU64 = AtomicU64::new(0);
 static END: AtomicU64 = AtomicU64::new(0);
 
-/// Lets the memory from `start` to `end` be given out.
+/// Makes the memory from `start` to `end` available for allocation.
 ///
 /// # Safety
-/// It is RAM, mapped one to one, and used by nobody else. Once per boot, before anything is allocated.
+/// It is RAM, identity-mapped, and unused. Once per boot, before any allocation.
 pub(crate) unsafe fn give(start: u64, end: u64) {
     let start = start.next_multiple_of(PAGE_SIZE);
     FIRST.store(start, Ordering::Relaxed);
@@ -27,12 +27,12 @@ pub(crate) unsafe fn give(start: u64, end: u64) {
 pub(crate) fn read_image() {
     let end = FIRST.load(Ordering::Relaxed);
     for page in (IMAGE_START..end).step_by(as_usize(PAGE_SIZE)) {
-        // SAFETY: the image reaches to where the memory begins that is given out.
+        // SAFETY: the image extends to the start of the memory that is allocated.
         unsafe { pointer::<u8>(page).read_volatile() };
     }
 }
 
-/// Takes `count` zeroed pages that lie one behind the other.
+/// Allocates `count` zeroed contiguous pages.
 pub(crate) fn take(count: u64) -> u64 {
     let bytes = count * PAGE_SIZE;
     let end = END.load(Ordering::Relaxed);
@@ -42,12 +42,12 @@ pub(crate) fn take(count: u64) -> u64 {
     let Ok(address) = taken else {
         panic!("no RAM left for {count} pages of 4 KiB below {end:#x}")
     };
-    // SAFETY: `give` vouched for the memory and `NEXT` has just moved past it.
+    // SAFETY: the caller of `give` guaranteed the memory and `NEXT` has just moved past it.
     unsafe { pointer::<u8>(address).write_bytes(0, as_usize(bytes)) };
     address
 }
 
-/// One page that the hypervisor may write to as well: every access is volatile.
+/// One page that the hypervisor may also write to: every access is volatile.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Page(u64);
 
@@ -56,12 +56,12 @@ impl Page {
         Self(take(1))
     }
 
-    /// The page at `address`, which a `Page` had; `None` for 0.
+    /// The page at `address`, which was a `Page` before; `None` for 0.
     pub(crate) fn existing(address: u64) -> Option<Self> {
         (address != 0).then_some(Self(address))
     }
 
-    /// Its physical address, which is its linear address too.
+    /// Its physical address, which is also its linear address.
     pub(crate) const fn address(self) -> u64 {
         self.0
     }
@@ -114,10 +114,10 @@ impl Page {
         unsafe { self.at::<u64>(offset).write_volatile(value) }
     }
 
-    /// Exchanges a word in one step.
+    /// Exchanges a word atomically.
     pub(crate) fn swap32(self, offset: usize, value: u32) -> u32 {
-        // SAFETY: inside of the page, aligned, and for good; everyone else's accesses are single instructions
-        // too.
+        // SAFETY: inside the page, aligned, and never freed; all other accesses are single
+        // instructions too.
         let word = unsafe { AtomicU32::from_ptr(self.at(offset)) };
         word.swap(value, Ordering::AcqRel)
     }
@@ -132,10 +132,10 @@ impl Page {
     }
 }
 
-/// A zeroed array for good.
+/// A zeroed array that is never freed.
 pub(crate) fn array(len: usize) -> &'static mut [u64] {
     let address = take((len as u64 * 8).div_ceil(PAGE_SIZE).max(1));
-    // SAFETY: `take` gave the memory to nobody else, zeroed, page aligned and long enough.
+    // SAFETY: `take` allocated the memory to no other caller, zeroed, page aligned and long enough.
     unsafe { core::slice::from_raw_parts_mut(pointer(address), len) }
 }
 
@@ -144,7 +144,7 @@ pub(crate) fn array(len: usize) -> &'static mut [u64] {
 pub(crate) struct Device(u32);
 
 impl Device {
-    /// `None` if `address` is not aligned, not mapped, or where the program and its memory are.
+    /// `None` if `address` is not aligned, not mapped, or within the program and its memory.
     pub(crate) fn new(address: u64) -> Option<Self> {
         let address = u32::try_from(address).ok()?;
         (address.is_multiple_of(4) && u64::from(address) >= END.load(Ordering::Relaxed))
@@ -153,7 +153,7 @@ impl Device {
 
     #[inline(always)]
     pub(crate) fn read32(self) -> u32 {
-        // SAFETY: below 4 GiB and thus mapped, aligned, and behind everything that Rust uses.
+        // SAFETY: below 4 GiB and thus mapped, aligned, and after everything that Rust uses.
         unsafe { pointer::<u32>(self.0.into()).read_volatile() }
     }
 

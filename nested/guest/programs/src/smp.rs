@@ -1,7 +1,7 @@
-//! The other processors: started together, then waiting halted for work.
+//! The other processors: started together, then halted until there is work.
 #![allow(
     unsafe_code,
-    reason = "start-up code in low memory, functions handed over as addresses"
+    reason = "start-up code in low memory, functions passed as addresses"
 )]
 
 use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
@@ -10,10 +10,10 @@ use crate::{MAX_CPUS, apic, cpu};
 
 /// Number of a page below 1 MiB that is RAM on every PC; the loader's structures have been copied.
 const TRAMPOLINE_PAGE: u8 = 8;
-/// Says that there may be work.
+/// Signals that there may be work.
 const WAKE_VECTOR: u8 = 0x20;
 
-/// What another processor does: it gets its number and gives a value back.
+/// Another processor's work: it receives its number and returns a value.
 pub(crate) type Work = fn(usize) -> u64;
 
 struct Slot {
@@ -30,7 +30,7 @@ static SLOTS: [Slot; MAX_CPUS] = [const {
 }; MAX_CPUS];
 static STARTED: AtomicU32 = AtomicU32::new(0);
 
-/// How long to wait for something that should happen, in ticks of the TSC.
+/// A timeout, in ticks of the TSC.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Patience(pub(crate) u64);
 
@@ -38,7 +38,7 @@ impl Patience {
     /// Some seconds.
     pub(crate) const DEFAULT: Self = Self(1 << 33);
 
-    /// Waits until `condition` holds; whether it did before patience ran out.
+    /// Waits until `condition` holds; returns whether it did before the timeout.
     pub(crate) fn until(self, condition: impl Fn() -> bool) -> bool {
         let start = cpu::tsc_serialised();
         loop {
@@ -53,19 +53,19 @@ impl Patience {
     }
 }
 
-/// The processors that run.
+/// The running processors.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Processors {
-    /// With the boot processor.
+    /// Including the boot processor.
     pub(crate) count: usize,
     patience: Patience,
 }
 
 impl Processors {
-    /// Starts the others, of which there should be `count - 1`.
+    /// Starts the others, `count - 1` in number.
     ///
     /// # Errors
-    /// How many run, if fewer do.
+    /// The number of running processors, if there are fewer.
     pub(crate) fn start(
         trampoline: &[u8],
         count: usize,
@@ -81,8 +81,8 @@ impl Processors {
             // SAFETY: free RAM, see TRAMPOLINE_PAGE, larger than the code and not part of it.
             unsafe { low.copy_from_nonoverlapping(trampoline.as_ptr(), trampoline.len()) };
             apic::init_others();
-            // INIT to SIPI: 10 ms on hardware (MultiProcessor Specification, B.4); virtual processors need
-            // none.
+            // INIT to SIPI: 10 ms on hardware (MultiProcessor Specification, B.4); virtual
+            // processors require no delay.
             let _ = Patience(1 << 20).until(|| false);
             let running = || STARTED.load(Ordering::Acquire) as usize + 1;
             apic::start_others(TRAMPOLINE_PAGE);
@@ -102,19 +102,19 @@ impl Processors {
         1..self.count
     }
 
-    /// Has processor `order`, another one, do `work`; `None` if it does not come back.
+    /// Runs `work` on processor `order`, another one; `None` if it does not finish.
     pub(crate) fn run(self, order: usize, work: Work) -> Option<u64> {
         self.begin(order, work);
         self.end(order)
     }
 
-    /// Has processor `order`, another one, begin `work`.
+    /// Starts `work` on processor `order`, another one.
     pub(crate) fn begin(self, order: usize, work: Work) {
         SLOTS[order].work.store(work as *mut (), Ordering::Release);
         apic::interrupt_others(WAKE_VECTOR);
     }
 
-    /// What the work gave that processor `order` began; `None` if it does not come back.
+    /// The result of the work that processor `order` began; `None` if it does not finish.
     pub(crate) fn end(self, order: usize) -> Option<u64> {
         let slot = &SLOTS[order];
         self.patience
@@ -123,7 +123,7 @@ impl Processors {
     }
 }
 
-/// What an application processor does from its start on.
+/// The main loop of an application processor.
 pub(crate) fn work_for_ever(order: usize) -> ! {
     STARTED.fetch_add(1, Ordering::Release);
     let slot = &SLOTS[order];
@@ -134,7 +134,7 @@ pub(crate) fn work_for_ever(order: usize) -> ! {
             cpu::wait_for_interrupt();
             continue;
         }
-        // SAFETY: `Processors::run` put it there, from a `Work`.
+        // SAFETY: `Processors::run` stored it there, from a `Work`.
         let work = unsafe { core::mem::transmute::<*mut (), Work>(work) };
         cpu::enable_interrupts();
         slot.result.store(work(order), Ordering::Release);

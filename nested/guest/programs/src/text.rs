@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-/// At most 111 bytes; what is longer is cut.
+/// At most 111 bytes; a longer text is truncated.
 pub(crate) struct Text {
     bytes: [u8; Self::MAX],
     len: u8,
@@ -16,13 +16,13 @@ impl Text {
             bytes: [0; Self::MAX],
             len: 0,
         };
-        // Writing to it never fails; an argument that does only leaves its part out.
+        // Writing to it never fails; an argument that fails is only left out.
         let _ = fmt::write(&mut text, arguments);
         text
     }
 
     pub(crate) fn as_str(&self) -> &str {
-        // Only whole characters were put in.
+        // Only whole characters were written.
         core::str::from_utf8(self.as_bytes()).unwrap_or("")
     }
 

@@ -1,9 +1,9 @@
 //! Exceptions and interrupts.
 //!
-//! Every vector enters on an interrupt stack of its own (so that the prebuilt `core`, which uses the red
-//! zone, is never disturbed), and its processor counts it. Two exceptions are expected and stepped over: #GP
-//! of RDMSR and WRMSR, which leaves R8 non-zero, and #UD of VMCALL and VMMCALL, which leaves RAX with
-//! [`NO_HYPERCALL`]. Any other one is reported and ends the run.
+//! Every vector is handled on a separate interrupt stack (so that the prebuilt `core`, which uses
+//! the red zone, is never disturbed), and its processor counts it. Two exceptions are expected and
+//! stepped over: #GP of RDMSR and WRMSR, which leaves R8 non-zero, and #UD of VMCALL and VMMCALL,
+//! which leaves RAX with [`NO_HYPERCALL`]. Any other one is reported and ends the run.
 #![allow(unsafe_code, reason = "descriptor tables and interrupt entry")]
 
 use core::arch::{asm, naked_asm};
@@ -12,7 +12,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 use crate::pages::{self, PAGE_SIZE, as_usize};
 use crate::{Exit, MAX_CPUS, apic, cpu, l1, say};
 
-/// What a hypercall returns that is no instruction here; no hypervisor returns it.
+/// The result of a hypercall whose instruction does not exist here; no hypervisor returns it.
 pub(crate) const NO_HYPERCALL: u64 = u64::MAX;
 
 const GP: u64 = 13;
@@ -29,18 +29,18 @@ const GS_BASE: u32 = 0xC000_0101;
 static COUNTS: [[AtomicU32; 256]; MAX_CPUS] =
     [const { [const { AtomicU32::new(0) }; 256] }; MAX_CPUS];
 
-/// How often `vector` came to processor `order`.
+/// The number of times that `vector` was delivered to processor `order`.
 pub(crate) fn count(order: usize, vector: u8) -> u32 {
     COUNTS[order][usize::from(vector)].load(Ordering::Acquire)
 }
 
-/// Ends the interrupt `vector` on processor `order` and counts it.
+/// Sends the EOI of interrupt `vector` on processor `order` and counts it.
 pub(crate) fn took(order: usize, vector: u8) {
     apic::end_of_interrupt(order, vector);
     COUNTS[order][usize::from(vector)].fetch_add(1, Ordering::Release);
 }
 
-/// What the entry stub pushed: registers, then what it and the processor pushed.
+/// The data that the entry stub pushed: registers, then what it and the processor pushed.
 #[repr(C)]
 #[derive(Debug)]
 struct Frame {
@@ -68,14 +68,15 @@ struct Frame {
     ss: u64,
 }
 
-/// 256 entries of [`STUB_SIZE`] bytes, each pushing an error code, if the processor did not, and its vector.
+/// 256 entries of [`STUB_SIZE`] bytes, each pushing an error code, if the processor did not, and
+/// its vector.
 #[unsafe(naked)]
 extern "C" fn stubs() {
     naked_asm!(
         ".set vector, 0",
         ".rept 256",
         ".balign 16",
-        // Vectors with an error code of the processor's (SDM volume 3, table 7-1; APM volume 2, section 8.2).
+        // Vectors with an error code (SDM volume 3, table 7-1; APM volume 2, section 8.2).
         ".if (vector == 8) || ((vector >= 10) && (vector <= 14)) || (vector == 17) || (vector == 21) || \
          (vector == 29) || (vector == 30)",
         ".else",
@@ -147,8 +148,8 @@ extern "sysv64" fn handle(frame: &mut Frame) {
     }
     let code = if matches!(frame.vector, GP | UD) {
         let rip = core::ptr::with_exposed_provenance::<[u8; 3]>(as_usize(frame.rip));
-        // SAFETY: the processor has just fetched an instruction there, and the image goes on behind it: none
-        // of the instructions looked for is the last thing in a mapped region.
+        // SAFETY: the processor has just fetched an instruction there, and the image continues
+        // after it: none of the decoded instructions is the last thing in a mapped region.
         unsafe { rip.read() }
     } else {
         [0; 3]
@@ -183,13 +184,13 @@ extern "sysv64" fn handle(frame: &mut Frame) {
 /// The number under which [`set_up`] was called on this processor.
 pub(crate) fn this_processor() -> usize {
     let order: u64;
-    // SAFETY: `set_up` put the number where GS begins, and no handler runs before.
+    // SAFETY: `set_up` stored the number at the start of GS, and no handler runs before.
     unsafe { asm!("mov {}, gs:[0]", out(reg) order, options(nostack, preserves_flags, readonly)) }
-    // A bound that the compiler sees: it is never beyond.
+    // A bound for the compiler: the number is never beyond.
     as_usize(order).min(MAX_CPUS - 1)
 }
 
-/// A descriptor table and a task with an interrupt stack of its own.
+/// A descriptor table and a task with a separate interrupt stack.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Segments {
     pub(crate) gdt: u64,
@@ -197,12 +198,12 @@ pub(crate) struct Segments {
 }
 
 impl Segments {
-    /// Of the descriptor table in bytes, less one.
+    /// The limit of the descriptor table: its bytes minus one.
     pub(crate) const GDT_LIMIT: u16 = 5 * 8 - 1;
-    /// Of the task in bytes, less one.
+    /// The limit of the task: its bytes minus one.
     pub(crate) const TSS_LIMIT: u16 = 104 - 1;
 
-    /// Puts them into `page`, the descriptor table at `at`, below 88.
+    /// Writes them into `page`, the descriptor table at `at`, below 88.
     pub(crate) fn new(page: pages::Page, at: usize) -> Self {
         let segments = Self::at(page, at);
         let tss = segments.tss;
@@ -228,7 +229,7 @@ impl Segments {
         segments
     }
 
-    /// Those that are in `page`.
+    /// Those in `page`.
     const fn at(page: pages::Page, at: usize) -> Self {
         Self {
             gdt: page.address() + at as u64,
@@ -251,7 +252,7 @@ pub(crate) const fn gate(handler: u64) -> [u64; 2] {
     ]
 }
 
-/// What a processor's own tables are.
+/// A processor's tables.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Tables {
     pub(crate) segments: Segments,
@@ -259,13 +260,13 @@ pub(crate) struct Tables {
     pub(crate) gs_base: u64,
 }
 
-/// Of any interrupt descriptor table here in bytes, less one.
+/// The limit of any interrupt descriptor table here: its bytes minus one.
 pub(crate) const IDT_LIMIT: u16 = 256 * 16 - 1;
-// Where what is in the page that GS points to.
+// Offsets in the page that GS points to.
 const GDT_AT: usize = 8;
 const IDT_ADDRESS_AT: usize = 48;
 
-/// This processor's.
+/// This processor's tables.
 pub(crate) fn tables() -> Tables {
     let gs_base = cpu::rdmsr(GS_BASE).unwrap_or(0);
     let page = pages::Page::existing(gs_base).expect("tables are set up before they are asked for");
@@ -276,9 +277,10 @@ pub(crate) fn tables() -> Tables {
     }
 }
 
-/// Gives this processor its descriptor tables and interrupt stack.
+/// Sets up this processor's descriptor tables and interrupt stack.
 pub(crate) fn set_up(order: usize) {
-    // One page holds, at fixed offsets: this processor's number, its GDT, its TSS, where its IDT is.
+    // One page contains, at fixed offsets: this processor's number, its GDT, its TSS, the address
+    // of its IDT.
     let page = pages::Page::new();
     page.write64(0, order as u64);
     let segments = Segments::new(page, GDT_AT);
@@ -293,7 +295,8 @@ pub(crate) fn set_up(order: usize) {
 
     let gdtr = table_register(segments.gdt, Segments::GDT_LIMIT);
     let idtr = table_register(page.read64(IDT_ADDRESS_AT), IDT_LIMIT);
-    // SAFETY: the tables live for good; code and data selectors mean the same as in the start-up's table.
+    // SAFETY: the tables are never freed; code and data selectors have the same meaning as in the
+    // start-up's table.
     unsafe {
         asm!(
             "lgdt [{gdtr}]",
@@ -305,12 +308,12 @@ pub(crate) fn set_up(order: usize) {
             options(nostack, preserves_flags),
         );
     }
-    // SAFETY: nothing else uses GS.
+    // SAFETY: no other code uses GS.
     let written = unsafe { cpu::wrmsr(GS_BASE, page.address()) };
     assert_eq!(written, Ok(()), "GS base");
 }
 
-/// What LGDT and LIDT read: limit and address, ten bytes.
+/// The operand of LGDT and LIDT: limit and address, ten bytes.
 fn table_register(address: u64, limit: u16) -> [u16; 5] {
     let word = |value: u64, shift: u32| (value >> shift & 0xFFFF) as u16;
     [

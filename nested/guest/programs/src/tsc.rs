@@ -1,5 +1,5 @@
-//! Samples clocks in a tight loop on every processor: do they ever step back, and what do they make of a
-//! move?
+//! Samples clocks in a tight loop on every processor: whether they ever step back, and how a
+//! migration affects them.
 
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -15,7 +15,7 @@ use crate::pages::Page;
 use crate::smp::{Patience, Processors};
 use crate::{Exit, MAX_CPUS, console, say, trap};
 
-/// Tells of a change of the TSC's frequency; Linux uses the same number.
+/// Notifies of a change of the TSC's frequency; Linux uses the same number.
 const VECTOR: u8 = 0xEE;
 /// REENLIGHTENMENT_CONTROL: enabled, to virtual processor 0 (TLFS, "TSC frequency changes").
 const CONTROL: u64 = 1 << 16 | VECTOR as u64;
@@ -26,7 +26,7 @@ const HAS_PAGE: u32 = 1 << 9;
 const HAS_FREQUENCIES: u32 = 1 << 11;
 const HAS_REENLIGHTENMENT: u32 = 1 << 13;
 
-/// What is asked for, and what there is.
+/// The requested and the available features.
 struct Plan {
     beat: AtomicU64,
     counter_every: AtomicU64,
@@ -34,7 +34,7 @@ struct Plan {
     /// The reference TSC page's address; 0 if there is none.
     page: AtomicU64,
     counter: AtomicBool,
-    /// Ticks from the interrupt to the acknowledgement; [`NEVER`] if there is to be none.
+    /// Ticks from the interrupt to the acknowledgement; [`NEVER`] for none.
     ack_after: AtomicU64,
 }
 
@@ -54,8 +54,8 @@ static SHARED: Shared = Shared::new();
 /// `tsc [cpus=N] [beat=TICKS] [counter-every=TURNS] [reports=N] [reenlighten=no|notify|emulate]
 /// [ack-after=TICKS|never]`.
 ///
-/// A report of each processor every `beat` ticks, and an end after the boot processor's report number
-/// `reports` (0: none).
+/// A report of each processor every `beat` ticks; ends after the boot processor's report number
+/// `reports` (0: never).
 pub(crate) fn run(args: &Args<'_>, trampoline: &[u8]) -> Exit {
     match set_up(args) {
         Ok((cpus, hello)) => {
@@ -122,7 +122,8 @@ fn set_up<'a>(args: &Args<'a>) -> Result<(usize, Hello), (&'static str, &'a str)
         other => return Err(("reenlighten", other)),
     };
     if hello.offered && opt_in {
-        // Linux' order: whom to tell, then that the old frequency is wanted meanwhile.
+        // Linux' order: the target of the notification, then the request for the old frequency
+        // meanwhile.
         hello.opted_in = write_register(msr::REENLIGHTENMENT_CONTROL, CONTROL).is_ok();
         hello.emulation =
             hello.opted_in && emulation && write_register(msr::TSC_EMULATION_CONTROL, 1).is_ok();
@@ -130,11 +131,11 @@ fn set_up<'a>(args: &Args<'a>) -> Result<(usize, Hello), (&'static str, &'a str)
     Ok((cpus, hello))
 }
 
-/// Leaf FEATURES, EAX; 0 if the hypervisor is none of this interface.
+/// Leaf FEATURES, EAX; 0 if the hypervisor does not implement this interface.
 fn features() -> u32 {
     let is_hyperv = cpuid(leaf::INTERFACE, 0).eax == leaf::SIGNATURE_HV1
         && cpuid(leaf::VENDOR, 0).eax >= leaf::FEATURES;
-    // CPUID 1, ECX bit 31: a hypervisor is there.
+    // CPUID 1, ECX bit 31: a hypervisor is present.
     if is_hyperv && cpuid(1, 0).ecx >> 31 != 0 {
         cpuid(leaf::FEATURES, 0).eax
     } else {
@@ -142,7 +143,7 @@ fn features() -> u32 {
     }
 }
 
-/// The TSC's frequency in Hz; 0 if nobody says.
+/// The TSC's frequency in Hz; 0 if it is not reported.
 fn frequency(features: u32) -> u64 {
     if features & HAS_FREQUENCIES == 0 {
         return 0;
@@ -150,7 +151,8 @@ fn frequency(features: u32) -> u64 {
     rdmsr(msr::TSC_FREQUENCY).unwrap_or(0)
 }
 
-/// Room for a frame; the console is used by one processor at a time, so it is enough that each has its own.
+/// Room for a frame; one processor at a time uses the console, so a separate one for each is
+/// sufficient.
 fn words() -> &'static mut [u64; MAX_WORDS] {
     let room: &'static mut [u64] = crate::pages::array(MAX_WORDS);
     room.first_chunk_mut().expect("as long as was asked for")
@@ -231,7 +233,7 @@ impl Clockwork {
     }
 }
 
-/// What processor `order` does until the end.
+/// The loop of processor `order` until the end.
 fn sample(order: usize) -> u64 {
     let page = Page::existing(PLAN.page.load(Ordering::Relaxed)).map(TscPage);
     let counter = PLAN.counter.load(Ordering::Relaxed);
@@ -275,7 +277,7 @@ fn sample(order: usize) -> u64 {
     0
 }
 
-/// Interrupts about the TSC's frequency, and what became of them.
+/// Interrupts about the TSC's frequency, and their handling.
 #[derive(Default)]
 struct Notice {
     seen: u32,
@@ -302,7 +304,7 @@ impl Notice {
         }
     }
 
-    /// As Linux does: the write, and then the new frequency, which must be there at once.
+    /// As Linux does: the write, and then the new frequency, which must be visible at once.
     fn acknowledge(
         &self,
         noticed: Moment,

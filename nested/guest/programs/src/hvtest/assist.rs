@@ -52,7 +52,7 @@ fn enable(page: Page) -> Check {
         .map_err(|_| failed!("writing {:#x} faults", msr::VP_ASSIST_PAGE))
 }
 
-/// Interrupts that are ended by the page, where it says so, keep coming.
+/// Interrupts whose EOI goes through the page, where it is set, continue to arrive.
 pub(super) fn end_of_interrupt(guest: &mut Guest) -> Check {
     guest.needs(APIC_REGISTERS)?;
     let page = Page::new();

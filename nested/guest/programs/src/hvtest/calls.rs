@@ -96,10 +96,10 @@ pub(super) fn long_spin_wait(guest: &mut Guest) -> Check {
     )
 }
 
-/// Remaps the window; after `flush` every processor must read the new page behind it.
+/// Remaps the window; after `flush` every processor must read the new page through it.
 ///
-/// On a processor that keeps translations over an exit this detects a missing flush. Emulated ones drop them
-/// at each exit: there, only the call's result is tested.
+/// On a processor that keeps translations over an exit this detects a missing flush. Emulated ones
+/// drop them at each exit: there, only the call's result is tested.
 fn flushes(guest: &Guest, flush: impl Fn(u64) -> Check) -> Check {
     const OLD: u64 = 0x01D0_01D0;
     const NEW: u64 = 0x0E30_0E30;
@@ -122,7 +122,7 @@ fn flushes(guest: &Guest, flush: impl Fn(u64) -> Check) -> Check {
             ))
         }
     };
-    // The others have kept the last check's translation, if there is one.
+    // The others still have the last check's translation, if there is one.
     for order in guest.processors.others() {
         let flushed = guest.processors.run(order, |_| {
             crate::cpu::flush_own_translations();
@@ -136,7 +136,7 @@ fn flushes(guest: &Guest, flush: impl Fn(u64) -> Check) -> Check {
     (0..guest.processors.count).try_for_each(|order| look(order, NEW))
 }
 
-/// A mask of all processors that run: their indexes are the numbers below their count.
+/// A mask of all running processors: their indexes are the numbers below their count.
 fn everybody(guest: &Guest) -> u64 {
     (1 << guest.processors.count) - 1
 }
@@ -159,7 +159,7 @@ pub(super) fn flush_list(guest: &mut Guest) -> Check {
         let input = in_memory(&[0, call::FLUSH_ALL_SPACES, everybody(guest), address]);
         succeeds(guest, call::FLUSH_LIST, 0, 1, input)
     })?;
-    // Bits 11:0 of a range are the pages behind its first: the window is the fourth.
+    // Bits 11:0 of a range are the number of pages after its first: the window is the fourth.
     flushes(guest, |address| {
         let ranges = [0x7000_0000, (address - 3 * 4096) | 5];
         let input = in_memory(&[
@@ -171,7 +171,7 @@ pub(super) fn flush_list(guest: &mut Guest) -> Check {
         ]);
         succeeds(guest, call::FLUSH_LIST, 0, 2, input)
     })?;
-    // More ranges than a hypervisor keeps.
+    // More ranges than a hypervisor stores.
     flushes(guest, |address| {
         let mut words = [address; 40];
         words[..3].copy_from_slice(&[0, call::FLUSH_ALL_SPACES, everybody(guest)]);
@@ -269,7 +269,7 @@ pub(super) fn flush_xmm(guest: &mut Guest) -> Check {
 pub(super) fn flush_extended_ranges(guest: &mut Guest) -> Check {
     guest.needs(FLUSH)?;
     guest.needs(EXTENDED_RANGES)?;
-    // Bits 10:0 count pages, bit 11 tells large pages from small ones.
+    // Bits 10:0 count pages, bit 11 selects large pages.
     flushes(guest, |address| {
         let flags = call::FLUSH_ALL_SPACES | EXTENDED_RANGE_FORMAT;
         let input = in_memory(&[0, flags, everybody(guest), (address - 4096) | 2]);
@@ -288,7 +288,7 @@ pub(super) fn flush_bad(guest: &mut Guest) -> Check {
         )
     };
     let all = everybody(guest);
-    // A list of nothing, a repeated call that does not repeat, a header that is not there.
+    // An empty list, a repeated call without repetitions, a missing header.
     bad(call::FLUSH_LIST, 0, 0, &[0, call::FLUSH_ALL_SPACES, all])?;
     bad(call::FLUSH_SPACE, 0, 1, &[0, call::FLUSH_ALL_SPACES, all])?;
     bad(call::FLUSH_SPACE, 1, 0, &[0, call::FLUSH_ALL_SPACES, all])?;
@@ -300,7 +300,7 @@ pub(super) fn flush_bad(guest: &mut Guest) -> Check {
         0,
         &[0, call::FLUSH_ALL_SPACES, call::SET_SPARSE, 0b11, all, 0],
     )?;
-    // Memory that is not there.
+    // Memory that does not exist.
     let control = call::input(call::FLUSH_SPACE, 0, 0);
     let nowhere = Page::existing(0x00FF_FFFF_F000).ok_or_else(|| failed!("no page"))?;
     answers(
@@ -313,7 +313,7 @@ pub(super) fn flush_bad(guest: &mut Guest) -> Check {
 
 const VECTOR: u8 = 0x61;
 
-/// `send` must bring the vector exactly once to every processor that `targets` names.
+/// `send` must deliver the vector exactly once to every processor in `targets`.
 fn interrupts(guest: &Guest, targets: core::ops::Range<usize>, send: impl Fn() -> Check) -> Check {
     let counts = |order| trap::count(order, VECTOR);
     let before: [u32; crate::MAX_CPUS] = core::array::from_fn(counts);
@@ -427,7 +427,7 @@ pub(super) fn ipi_bad(guest: &mut Guest) -> Check {
     bad(1 << 32 | u64::from(VECTOR))
 }
 
-/// KVM gives these two calls to the VMM only where the synthetic interrupt controller is on.
+/// KVM forwards these two calls to the VMM only if the synthetic interrupt controller is on.
 fn with_synic(guest: &Guest) -> Check {
     guest.needs(super::synic::SYNIC)?;
     write(msr::SCONTROL, 1)
@@ -468,7 +468,7 @@ pub(super) fn extended(guest: &mut Guest) -> Check {
     guest.needs(EXTENDED)?;
     let control = call::input(call::EXT_QUERY_CAPABILITIES, 0, 0);
     let output = Page::new();
-    // What is there must be overwritten, by zero if there are no capabilities.
+    // The content must be overwritten, by zero if there are no capabilities.
     output.write64(0, u64::MAX);
     output.write64(8, u64::MAX);
     answers(

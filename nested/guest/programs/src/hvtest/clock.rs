@@ -34,7 +34,7 @@ pub(super) fn reference_tsc_page(guest: &mut Guest) -> Check {
     result
 }
 
-/// The page's time must lie between two readings of the counter around it, rounding aside.
+/// The page's time must be between the counter's readings before and after it, apart from rounding.
 fn compare(guest: &Guest, page: Page) -> Check {
     guest.expect(
         "the page becomes valid (the host's TSC may be unstable)",

@@ -19,7 +19,7 @@ use crate::smp::{Patience, Processors};
 use crate::text::Text;
 use crate::{Exit, MAX_CPUS, say};
 
-/// Where CPUID announces something.
+/// The CPUID bit of a feature.
 #[derive(Clone, Copy)]
 struct Feature {
     leaf: u32,
@@ -137,7 +137,7 @@ fn write(register: u32, value: u64) -> Check {
         .map_err(|Faulted| failed!("writing {value:#x} to {register:#x} faults"))
 }
 
-/// Writes what must be punished.
+/// Writes a value that must fault.
 fn refuses(register: u32, value: u64) -> Check {
     match crate::hypercall::write_register(register, value) {
         Err(Faulted) => Ok(()),
@@ -155,8 +155,8 @@ fn keeps(register: u32, value: u64) -> Check {
 
 type NamedCheck = (&'static str, fn(&mut Guest) -> Check);
 
-/// In the order in which they run: the hypercall page comes before the calls, the reference counter before
-/// the timers.
+/// In the order of execution: the hypercall page comes before the calls, the reference counter
+/// before the timers.
 const CHECKS: &[NamedCheck] = &[
     ("interface", partition::interface),
     ("hypercall-page", partition::hypercall_page),

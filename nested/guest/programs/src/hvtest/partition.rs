@@ -56,9 +56,9 @@ pub(super) fn interface(guest: &mut Guest) -> Check {
 
 pub(super) fn hypercall_page(guest: &mut Guest) -> Check {
     guest.needs(HYPERCALLS)?;
-    // Without an identity the page stays off, and an identity taken back turns it off.
+    // Without an identity the page stays off, and resetting the identity disables it.
     write(msr::GUEST_OS_ID, 0)?;
-    // The outcome shows in the register.
+    // The register shows the outcome.
     let _ = write_page_register(msr::HYPERCALL, Page::new());
     equal(
         "hypercall page enabled without an identity",
@@ -100,7 +100,8 @@ pub(super) fn vp_index(guest: &mut Guest) -> Check {
         let index = index.ok_or_else(|| failed!("processor {order} does not answer"))?;
         processors[order] = (APIC_IDS[order].load(Ordering::Acquire), index);
     }
-    // Whatever the order in which they started, they were created in the order of their APIC identifiers.
+    // Independent of their order of start, processors are created in the order of their APIC
+    // identifiers.
     let processors = &mut processors[..guest.processors.count];
     processors.sort_unstable();
     for (wanted, (apic_id, index)) in (0..).zip(processors.iter()) {
@@ -136,7 +137,7 @@ pub(super) fn crash_registers(guest: &mut Guest) -> Check {
         keeps(register, 0x1122_3344_5566_7700 + number)?;
         keeps(register, 0)?;
     }
-    // What the control register offers: at least to be told of a crash.
+    // The control register must offer at least the notification of a crash.
     equal(
         "notification offered",
         read(msr::CRASH_CTL)? & crash::NOTIFY,
@@ -174,7 +175,7 @@ pub(super) fn tsc_invariant(guest: &mut Guest) -> Check {
             refuses(msr::TSC_INVARIANT_CONTROL, 2)?;
             keeps(msr::TSC_INVARIANT_CONTROL, 1)?;
         }
-        // Set before, and never cleared again but by a reset.
+        // Set before, and cleared only by a reset.
         value => equal("control register", value, 1)?,
     }
     refuses(msr::TSC_INVARIANT_CONTROL, 0)?;
@@ -185,12 +186,12 @@ pub(super) fn tsc_invariant(guest: &mut Guest) -> Check {
     }
 }
 
-/// A hint and nothing else.
+/// Only a hint.
 pub(super) fn relaxed(guest: &mut Guest) -> Check {
     guest.needs(RELAXED)
 }
 
-/// The hint and the leaf that it announces; using it takes a hypervisor.
+/// The hint and the leaf that it announces; its use requires a hypervisor.
 pub(super) fn evmcs(guest: &mut Guest) -> Check {
     guest.needs(EVMCS)?;
     const NESTED: u32 = 0x4000_000A;

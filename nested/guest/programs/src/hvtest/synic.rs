@@ -44,7 +44,7 @@ pub(super) fn registers(guest: &mut Guest) -> Check {
     write(msr::EOM, 0)
 }
 
-/// Runs `test` with a message page and an unmasked source; puts both back.
+/// Runs `test` with a message page and an unmasked source; restores both.
 fn with_messages(test: impl FnOnce(Page) -> Check) -> Check {
     let (page, source) = (Page::new(), msr::SINT0 + u32::from(SINT));
     write(msr::SCONTROL, 1)?;
@@ -57,7 +57,8 @@ fn with_messages(test: impl FnOnce(Page) -> Check) -> Check {
     result
 }
 
-/// Waits for the next message, checks that it is timer 0's, gives its slot back and returns its two times.
+/// Waits for the next message, checks that it is timer 0's, frees its slot and returns its two
+/// times.
 fn take_timer_message(guest: &Guest, page: Page) -> Result<(u64, u64), super::Stop> {
     // TLFS, HV_MESSAGE: type, payload size, flags; payload from 16: timer index, expiration and delivery
     // time.
@@ -112,7 +113,7 @@ pub(super) fn timer_periodic(guest: &mut Guest) -> Check {
         )?;
         let (first, _) = take_timer_message(guest, page)?;
         let (second, _) = take_timer_message(guest, page)?;
-        // Periods may be left out, but not squeezed.
+        // Periods may be skipped, but not shortened.
         if second < first + SOON {
             return Err(failed!(
                 "expired at {first} and at {second}, less than {SOON} later"

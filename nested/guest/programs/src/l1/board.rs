@@ -43,7 +43,7 @@ impl BoardPage {
         }
     }
 
-    /// Whether the host reads it.
+    /// Whether the host reads the board.
     pub(crate) const fn is_heard(self) -> bool {
         self.heard
     }
@@ -88,7 +88,7 @@ impl BoardPage {
         self.ring(Doorbell::Done);
     }
 
-    /// L1 has given up.
+    /// L1 aborts.
     pub(crate) fn fail(self, last: LastExit) {
         self.set_status(Status::Failed);
         self.page
@@ -108,7 +108,7 @@ impl BoardPage {
         end.wrapping_sub(begin)
     }
 
-    /// What is being measured, if anything has been.
+    /// The kind being measured, if any.
     pub(crate) fn kind(self) -> Option<Kind> {
         (self.page.read64(0) != 0)
             .then(|| Kind::from_index(self.page.read64(offset_of!(Board, kind))))?

@@ -1,4 +1,4 @@
-//! From one exit to the next, on one processor.
+//! The loop from one exit to the next, on one processor.
 #![allow(unsafe_code, reason = "finds the last run again after a crash")]
 
 use core::ptr;
@@ -15,13 +15,13 @@ use crate::{cpu, say};
 /// IA32_DEBUGCTL.
 const DEBUGCTL: u32 = 0x1D9;
 
-/// The run that began last.
+/// The latest run.
 static RUNNING: AtomicPtr<Shared> = AtomicPtr::new(ptr::null_mut());
 
-/// Returns the last run, for failure reports; `None` if there was none.
+/// Prints the last stamp of the last run, for failure reports.
 pub(crate) fn say_last_stamp() {
     let shared = RUNNING.load(Ordering::Acquire);
-    // SAFETY: null, or from a reference for good.
+    // SAFETY: null, or from a reference that is never freed.
     let Some(shared) = (unsafe { shared.as_ref() }) else {
         return;
     };
@@ -55,8 +55,8 @@ pub(super) fn run<V: Vcpu>(
     Ok(())
 }
 
-/// Runs L2 from `resumed`, the stamp of its entry, up to its next exit and handles it. Returns the stamp of the
-/// next entry, which is `unmeasured` for one that belongs to no sample; `None` if L2 has finished.
+/// Runs L2 from `resumed`, the time stamp of its entry, to its next exit and handles that. Returns the time
+/// stamp of the next entry, which is `unmeasured` for one that belongs to no sample; `None` if L2 has finished.
 #[inline(always)]
 fn one_exit<'a, V: Vcpu>(
     vcpu: &mut V,
@@ -68,14 +68,14 @@ fn one_exit<'a, V: Vcpu>(
 ) -> Result<Option<&'a AtomicU64>, Text> {
     let exited = AtomicU64::new(0);
     if touch == Touch::KvmLike {
-        // Linux reads it before each entry (vcpu_enter_guest), whoever made the processor.
+        // Linux reads it before each entry (vcpu_enter_guest) on processors of all vendors.
         core::hint::black_box(cpu::rdmsr(DEBUGCTL).ok());
     }
     vcpu.enter(resumed, &exited)?;
     let cause = vcpu.cause();
     if shared.is_finished() {
         if cause == Cause::Interrupt {
-            // What tells the second processor so must not stay in service.
+            // The interrupt that reports it to the second processor must not stay in service.
             vcpu.acknowledge();
         }
         return Ok(None);

@@ -27,20 +27,20 @@ pub(crate) struct Sample {
 }
 
 impl Sample {
-    /// L2 is behind the exit.
+    /// L2 has passed the exit.
     #[inline(always)]
     pub(crate) fn take(&self, before: u64, after: u64) {
         self.before.store(before, Ordering::Relaxed);
         self.after.store(after, Ordering::Relaxed);
     }
 
-    /// L2 was about to exit; its interrupt handler has been the first behind the exit.
+    /// L2 was about to exit; its interrupt handler ran first after the exit.
     #[inline(always)]
     pub(crate) fn begin(&self, before: u64) {
         self.before.store(before, Ordering::Relaxed);
     }
 
-    /// Whether L2 is behind the exit.
+    /// Whether L2 has passed the exit.
     #[inline(always)]
     pub(crate) fn is_taken(&self) -> bool {
         self.after.load(Ordering::Acquire) != 0
@@ -57,39 +57,39 @@ impl Sample {
 #[repr(C)]
 #[derive(Debug)]
 pub(crate) struct Shared {
-    /// The processor's number, where [`trap::this_processor`] looks for it: L1 may break down while GS is
+    /// The processor's number, where [`trap::this_processor`] reads it: L1 may fail while GS is
     /// still L2's.
     pub(crate) order: usize,
     /// The sample that is being taken. L2 sets it before the exit; L1 and L2's interrupt handler fill it in.
     current: AtomicPtr<Sample>,
-    /// Interrupts that L2 got.
+    /// Interrupts that L2 received.
     interrupts: AtomicU64,
     /// L2: a hypercall's result that was not success.
     pub(crate) refused: AtomicU64,
-    /// 1 + the vector of an exception that L2 did not survive.
+    /// 1 + the vector of a fatal exception in L2.
     exception: AtomicU64,
     exception_error: AtomicU64,
     exception_rip: AtomicU64,
     exception_address: AtomicU64,
     /// Not 0 while L1 has L2's processor halted.
     halted: AtomicU64,
-    /// Not 0 when L1 has given up on this L2.
+    /// Not 0 when L1 has aborted this L2.
     failed: AtomicU64,
-    /// What the second processor's L2 shares with its L1, if there is a second one.
+    /// The data that the second processor's L2 shares with its L1, if there is a second one.
     pub(crate) other: Option<&'static Self>,
-    /// Not 0 when L2 has taken all samples; it then executes CPUID for ever.
+    /// Not 0 when L2 has taken all samples; it then executes CPUID forever.
     finished: AtomicU64,
-    /// How a hypercall is made here.
+    /// The vendor, for the hypercall instruction.
     pub(crate) vendor: Vendor,
     /// Progress of L1 and L2.
     pub(crate) board: BoardPage,
-    /// Samples that do not count, taken first.
+    /// The warm-up samples, taken first.
     pub(crate) warmup: &'static [Sample],
-    /// Those that do.
+    /// The samples that count.
     pub(crate) samples: &'static [Sample],
 }
 
-/// Whose virtualization there is.
+/// The vendor of the virtualization extension.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Vendor {
     Intel,
@@ -136,9 +136,9 @@ impl Shared {
         const { assert!(size_of::<Self>() as u64 <= PAGE_SIZE) }
         const { assert!(offset_of!(Self, order) == 0) }
         let place = pages::pointer::<Self>(pages::take(1));
-        // SAFETY: a page of its own, which is aligned and long enough.
+        // SAFETY: a separate page, which is aligned and long enough.
         unsafe { place.write(shared) };
-        // SAFETY: the same, just initialised, and never given back.
+        // SAFETY: the same, just initialised, and never freed.
         unsafe { &mut *place }
     }
 
@@ -167,23 +167,24 @@ impl Shared {
         self.current.store(sample, Ordering::Relaxed);
     }
 
-    /// The sample that is being taken.
+    /// The current sample.
     #[inline(always)]
     pub(crate) fn sample(&self) -> &'static Sample {
-        // SAFETY: `begin_sample` took it from a reference for good; L2's handlers only read it.
+        // SAFETY: `begin_sample` took it from a reference that is never freed; L2's handlers only
+        // read it.
         unsafe { &*self.current.load(Ordering::Relaxed) }
     }
 
-    /// How many interrupts L2's handler has got.
+    /// The number of interrupts that L2's handler received.
     #[inline(always)]
     pub(crate) fn interrupts(&self) -> u64 {
         self.interrupts.load(Ordering::Relaxed)
     }
 
-    /// L2's last act before the first sample that counts.
+    /// L2's last step before the first sample that counts.
     pub(crate) fn begin(&self) {
-        // L0 fills its translations for L2 at L2's first access to a page. None of these exits may come
-        // between here and the end, whose code need not be on the pages that have run so far.
+        // L0 fills its translations for L2 at L2's first access to a page. None of these exits may
+        // occur between here and the end, whose code may be on pages that have not run so far.
         pages::read_image();
         self.write_samples();
         self.board.measuring();
@@ -205,19 +206,19 @@ impl Shared {
         }
     }
 
-    /// Where the host finds the samples.
+    /// The address of the samples, for the host.
     pub(crate) fn samples_address(&self) -> u64 {
         self.samples.as_ptr().addr() as u64
     }
 
-    /// Which of the samples that count is being taken.
+    /// The index of the current sample, if it counts.
     pub(crate) fn at(&self) -> Option<usize> {
         let offset = self.current.load(Ordering::Relaxed).addr();
         let offset = offset.checked_sub(self.samples.as_ptr().addr())?;
         Some(offset / size_of::<Sample>()).filter(|&at| at < self.samples.len())
     }
 
-    /// L1 tells L2 from outside that it has finished. An interrupt that still comes belongs to no sample.
+    /// L1 marks L2 as finished from outside. An interrupt that arrives later belongs to no sample.
     pub(crate) fn finish(&self) {
         self.begin_sample(&self.warmup[0]);
         self.finished.store(1, Ordering::Release);
@@ -235,12 +236,12 @@ impl Shared {
         self.halted.load(Ordering::Acquire) != 0
     }
 
-    /// L1 has given up on this L2.
+    /// L1 has aborted this L2.
     pub(crate) fn fail(&self) {
         self.failed.store(1, Ordering::Release);
     }
 
-    /// Whether it has.
+    /// Whether L1 has aborted it.
     pub(crate) fn has_failed(&self) -> bool {
         self.failed.load(Ordering::Acquire) != 0
     }
@@ -267,11 +268,12 @@ impl Shared {
 fn samples(count: usize) -> &'static [Sample] {
     let bytes = (count * size_of::<Sample>()) as u64;
     let place = pages::pointer::<Sample>(pages::take(bytes.div_ceil(PAGE_SIZE)));
-    // SAFETY: pages of their own, for good, aligned and long enough; zeros are valid samples.
+    // SAFETY: separate pages that are never freed, aligned and long enough; zeros are valid
+    // samples.
     unsafe { core::slice::from_raw_parts(place, count) }
 }
 
-/// Where L2 begins: a function in this image, and its stack.
+/// L2's entry point: a function in this image, and its stack.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Start {
     /// An `extern "sysv64" fn(&'static Shared) -> !`.
@@ -318,19 +320,19 @@ impl Environment {
         }
     }
 
-    /// Where an L2 begins that runs `entry`.
+    /// The entry point of an L2 that runs `entry`.
     pub(crate) fn start(&self, entry: Entry) -> Start {
         Start {
             rip: entry as *const () as u64,
-            // The ABI wants RSP = 8 modulo 16 at a function's entry.
+            // The ABI requires RSP = 8 modulo 16 at a function's entry.
             rsp: self.stack_top - 8,
             rdi: core::ptr::from_ref(self.shared).addr() as u64,
         }
     }
 }
 
-/// Any interrupt in L2: stamps the current sample's `after`. Nothing is ended at the interrupt controller: it
-/// is L1's.
+/// Any interrupt in L2: stamps the current sample's `after`. There is no EOI: the interrupt
+/// controller is L1's.
 #[unsafe(naked)]
 extern "C" fn interrupted() {
     naked_asm!(
@@ -353,8 +355,8 @@ extern "C" fn interrupted() {
     )
 }
 
-/// 32 entries of [`trap::STUB_SIZE`] bytes. L2 survives no exception: it leaves word and waits for L1 to see
-/// it.
+/// 32 entries of [`trap::STUB_SIZE`] bytes. Every exception in L2 is fatal: it is recorded, and L2
+/// waits for L1 to see it.
 #[unsafe(naked)]
 extern "C" fn exceptions() {
     naked_asm!(

@@ -1,4 +1,4 @@
-//! L1: a hypervisor that runs an L2 through exits of chosen kinds and dates each of them.
+//! L1: a hypervisor that runs an L2 through exits of selected kinds and stamps each of them.
 
 mod board;
 mod drive;
@@ -37,7 +37,7 @@ struct Plan<'a> {
     cpus: usize,
 }
 
-/// As many samples as fit into one frame.
+/// The maximum number of samples in one frame.
 const MOST: u64 = hypernest_nested::probe::MAX_COUNT as u64;
 
 impl<'a> Plan<'a> {
@@ -76,8 +76,8 @@ impl Plan<'_> {
 
 /// `l1 mode=MODE kinds=A,B,C touch=TOUCH n=N warmup=W cpus=C [resume-first]`.
 ///
-/// The meaning of each stands in [`hypernest_nested::l2exit`]. With `resume-first` each kind begins with
-/// VMRESUME, which only an enlightened VMCS takes.
+/// [`hypernest_nested::l2exit`] documents the values. With `resume-first` each kind begins with
+/// VMRESUME, which only an enlightened VMCS accepts.
 pub(crate) fn run(args: &Args<'_>, trampoline: &[u8]) -> Exit {
     let plan = match Plan::new(args) {
         Ok(plan) => plan,
@@ -135,7 +135,7 @@ enum NotMeasured {
     Failed(Text),
 }
 
-/// One run: a virtual processor, and what it does.
+/// One run: a virtual processor, and its measurements.
 struct Session<'a, V> {
     plan: &'a Plan<'a>,
     vcpu: V,
@@ -182,7 +182,7 @@ impl<'a, V: Vcpu> Session<'a, V> {
         exit
     }
 
-    /// Measures `kind` with as many processors as it takes.
+    /// Measures `kind` with as many processors as it requires.
     fn measure_on_all(&mut self, kind: Kind) -> Result<(), NotMeasured> {
         let Some(mut second) = self.second.take() else {
             return self.measure(kind);
@@ -217,7 +217,7 @@ impl<'a, V: Vcpu> Session<'a, V> {
             .map_err(NotMeasured::Failed)
     }
 
-    /// Every sample must have been what it is meant to be.
+    /// Checks that every sample is of the intended exit.
     fn check(&self, kind: Kind) -> Result<(), Text> {
         let refused = self.shared.refused.load(Ordering::Relaxed);
         if refused != 0 {
@@ -244,7 +244,7 @@ impl<'a, V: Vcpu> Session<'a, V> {
 /// Two stamps of a sample.
 type Ends = fn(&Sample) -> (&AtomicU64, &AtomicU64);
 
-/// Writes the parts of all samples to the console: the round trip alone, if L1 has no part in it.
+/// Writes the parts of all samples to the console: only the round trip, if L1 was not entered.
 fn stream(kind: Kind, mode: Mode, shared: &Shared) {
     let values = pages::array(shared.samples.len());
     let parts: [(&str, Ends); 4] = [

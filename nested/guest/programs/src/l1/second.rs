@@ -1,6 +1,6 @@
-//! The second processor, where two take part: an L1 of its own, whose L2 is halted but for what the first
-//! one's sends.
-#![allow(unsafe_code, reason = "hands itself to another processor")]
+//! The second processor, for kinds that use two: a separate L1, whose L2 is halted except for
+//! interrupts from the first one's.
+#![allow(unsafe_code, reason = "passes itself to another processor")]
 
 use core::ptr;
 use core::sync::atomic::{AtomicPtr, Ordering};
@@ -29,7 +29,7 @@ pub(super) struct Second<V> {
     touch: Touch,
     shared: &'static Shared,
     environment: Environment,
-    /// Made on that processor, at its first run.
+    /// Created on that processor, at its first run.
     vcpu: Option<V>,
     outcome: Result<(), NotMeasured>,
 }
@@ -55,7 +55,7 @@ impl<V: Vcpu> Second<V> {
     ) -> Result<(), NotMeasured> {
         let (shared, processors) = (self.shared, self.processors);
         shared.clear();
-        // From here to the end of the work `self` is the other processor's.
+        // From here to the end of the work `self` belongs to the other processor.
         HANDED.store(ptr::from_mut(self).cast(), Ordering::Release);
         processors.begin(ORDER, work::<V>);
         let outcome = first();
@@ -91,7 +91,8 @@ impl<V: Vcpu> Second<V> {
 /// The second processor's part.
 fn work<V: Vcpu>(_: usize) -> u64 {
     let second = HANDED.load(Ordering::Acquire).cast::<Second<V>>();
-    // SAFETY: `beside` put it there, of this type, and does not use it again before this function has ended.
+    // SAFETY: `beside` stored it there, of this type, and does not use it again before this
+    // function has returned.
     let second = unsafe { &mut *second };
     cpu::disable_interrupts();
     second.outcome = second.run();

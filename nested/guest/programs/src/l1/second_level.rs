@@ -1,13 +1,15 @@
 //! L2's guest-physical memory: four-level tables for EPT and nested paging.
 //!
-//! The first 4 GiB are mapped one to one by 2 MiB pages, but for a window of 4 KiB pages at [`WINDOW`], where
-//! a kind can take pages away and put them back. Behind all of the window is the same page of RAM.
+//! The first 4 GiB are identity-mapped by 2 MiB pages, except for a window of 4 KiB pages at
+//! [`WINDOW`], where a kind can unmap and map pages. All pages of the window map to the same page
+//! of RAM.
 
 use crate::pages::Page;
 
-/// Where the window begins: guest-physical, and L2's linear address too. No RAM of these machines is there.
+/// The start of the window: guest-physical, and L2's linear address too. These machines have no RAM
+/// there.
 pub(crate) const WINDOW: u64 = 0xD000_0000;
-/// Tables of 512 pages that the window takes.
+/// The number of the window's tables of 512 pages.
 const WINDOW_TABLES: usize = 16;
 /// Pages in the window.
 pub(crate) const WINDOW_PAGES: u64 = WINDOW_TABLES as u64 * ENTRIES;
@@ -17,7 +19,7 @@ const SMALL: u64 = 4096;
 const LARGE: u64 = 512 * SMALL;
 const DIRECTORIES: usize = 4;
 
-/// How a vendor writes entries: bits to be set beside the address.
+/// A vendor's entry format: bits to be set beside the address.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Format {
     /// In entries that point to a table.
@@ -79,7 +81,7 @@ impl SecondLevel {
         self.root.address()
     }
 
-    /// The page behind the window.
+    /// The page that the window maps.
     pub(crate) fn behind(&self) -> Page {
         self.behind
     }
@@ -89,12 +91,12 @@ impl SecondLevel {
         self.set(index, self.behind.address() | self.format.page);
     }
 
-    /// Takes page `index` of the window away.
+    /// Unmaps page `index` of the window.
     pub(crate) fn unmap(&self, index: u64) {
         self.set(index, 0);
     }
 
-    /// Makes page `index` of the window one whose accesses L1 emulates.
+    /// Turns page `index` of the window into a device that L1 emulates.
     pub(crate) fn make_device(&self, index: u64) {
         self.set(index, self.format.device);
     }

@@ -24,11 +24,11 @@ pub(crate) enum Cause {
     Port,
     /// HLT.
     Halt,
-    /// An interrupt for L1; [`Vcpu::acknowledge`] takes it.
+    /// An interrupt for L1; [`Vcpu::acknowledge`] accepts it.
     Interrupt,
-    /// An access that the second level of translation has no page for.
+    /// An access to a page that the second level of translation does not map.
     SecondLevelFault { gpa: u64 },
-    /// An access through an entry of the second level that has a forbidden value: the way to MMIO on VMX.
+    /// An access through a misconfigured entry of the second level: used for MMIO on VMX.
     Misconfigured { gpa: u64 },
     /// MOV to CR3.
     ControlRegister,
@@ -38,15 +38,15 @@ pub(crate) enum Cause {
     Xsetbv,
     /// PAUSE.
     Pause,
-    /// VMX's own timer ran out.
+    /// The VMX-preemption timer expired.
     PreemptionTimer,
-    /// Nothing that a kind asks for.
+    /// An exit that no kind requests.
     Other { reason: u64, qualification: u64 },
 }
 
 /// The events of L2 that L1 intercepts.
 ///
-/// CPUID, hypercalls and XSETBV come out always, and so do interrupts for L1.
+/// CPUID, hypercalls and XSETBV always exit, and so do interrupts for L1.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Intercepts {
     /// Reads and writes of KERNEL_GS_BASE; no other register is intercepted.
@@ -61,13 +61,14 @@ pub(crate) struct Intercepts {
     pub(crate) page_fault: bool,
     /// PAUSE.
     pub(crate) pause: bool,
-    /// An end after so many ticks of VMX's own timer, from each entry on.
+    /// The number of ticks of the VMX-preemption timer, from each entry on.
     pub(crate) preemption_timer: Option<u32>,
-    /// L2 may have L0 flush translations by hypercall, where the mode has that.
+    /// Whether L2 may flush translations by hypercalls to L0, if the mode supports it.
     pub(crate) direct_flush: bool,
 }
 
-/// L2's registers that the processor leaves to software. RSP and RIP are the processor's; RAX is on VMX only.
+/// L2's registers that the processor leaves to software. RSP and RIP are the processor's; RAX is
+/// here only on VMX.
 ///
 /// SVM keeps RAX in the VMCB: its switch copies it here and back.
 #[repr(C)]
@@ -98,17 +99,19 @@ pub(crate) struct LastExit {
     pub(crate) rip: u64,
 }
 
-/// A virtual processor of L1's.
+/// A virtual processor of L1.
 ///
-/// Called with interrupts off. What an implementation reads and writes in each call is what the profile
-/// `minimal` counts: [`Vcpu::cause`] one read, [`Vcpu::skip`] one read and one write, and no more than its
-/// purpose needs in the rest.
+/// Called with interrupts off. The reads and writes of an implementation in each call are those of
+/// the profile `minimal`: [`Vcpu::cause`] one read, [`Vcpu::skip`] one read and one write, and no
+/// more than its purpose requires in the rest.
 pub(crate) trait Vcpu: Sized {
-    /// Checks that `mode` is offered and makes this processor a hypervisor's. `Err` says what is missing.
+    /// Checks that `mode` is offered and enables this processor's virtualization. `Err` names the
+    /// missing feature.
     fn new(mode: Mode, order: usize) -> Result<Self, Text>;
 
-    /// Sets everything up anew: L2 begins at `start` with the registers of a new guest, and what `touch` has
-    /// L1 do around each entry is done from now on. `Err` says which intercept this processor does not have.
+    /// Sets everything up again: L2 begins at `start` with the registers of a new guest, and L1
+    /// performs the accesses of `touch` around each entry from now on. `Err` names an intercept
+    /// that this processor does not have.
     fn prepare(
         &mut self,
         intercepts: &Intercepts,
@@ -117,17 +120,17 @@ pub(crate) trait Vcpu: Sized {
         touch: Touch,
     ) -> Result<(), Text>;
 
-    /// Runs L2 until its next exit. The switch itself stores the TSC: in `resumed` just before entering, in
-    /// `exited` just after leaving.
+    /// Runs L2 until its next exit. The switch itself stores the TSC: in `resumed` just before the
+    /// entry, in `exited` just after the exit.
     fn enter(&mut self, resumed: &AtomicU64, exited: &AtomicU64) -> Result<(), Text>;
 
     /// L2's exit reason.
     fn cause(&mut self) -> Cause;
 
-    /// What [`Vcpu::cause`] has read last.
+    /// The last value that [`Vcpu::cause`] read.
     fn reason(&self) -> u64;
 
-    /// What `touch` reads and writes on an exit beyond what handling it needs.
+    /// The accesses of `touch` on an exit beyond those of handling it.
     fn touch(&mut self, touch: Touch, cause: Cause);
 
     /// Continues L2 after an instruction of `length` bytes.
@@ -136,11 +139,10 @@ pub(crate) trait Vcpu: Sized {
     /// Injects the interrupt `vector` at the next entry; L2 must have interrupts enabled.
     fn inject(&mut self, vector: u8);
 
-    /// Takes the interrupt that ended L2: it is counted by [`crate::trap`] and ended at the interrupt
-    /// controller.
+    /// Accepts the interrupt that ended L2: [`crate::trap`] counts it and sends its EOI.
     fn acknowledge(&mut self);
 
-    /// Halts L1 until an interrupt has come and been handled.
+    /// Halts L1 until an interrupt has arrived and been handled.
     fn halt(&mut self) {
         cpu::wait_for_interrupt();
         cpu::disable_interrupts();
@@ -158,10 +160,10 @@ pub(crate) trait Vcpu: Sized {
     /// The second level of translation; the same for every call of [`Vcpu::prepare`].
     fn second_level(&mut self) -> &mut SecondLevel;
 
-    /// Drops the translations that the processor keeps of the second level, as must be after something in it
-    /// was taken away. What was only added needs none.
+    /// Flushes the processor's translations of the second level, which is required after an entry
+    /// was removed, but not after one was added.
     fn flush_second_level(&mut self);
 
-    /// The processor's words for the board and for failures.
+    /// The processor's exit information, for the board and for failures.
     fn last_exit(&mut self) -> LastExit;
 }

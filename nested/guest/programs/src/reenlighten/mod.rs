@@ -1,5 +1,5 @@
-//! Takes part in a change of the TSC's frequency as a hypervisor does, and says to the tick what its clocks
-//! did.
+//! Handles a change of the TSC's frequency as a hypervisor does, and reports its clocks to the
+//! tick.
 
 mod timers;
 
@@ -48,7 +48,7 @@ impl ReferencePage for TscPage {
     }
 }
 
-/// What the clocks said at one instant: the page's time is worked out from this very reading of the TSC.
+/// The clocks at one instant: the page's time is computed from this reading of the TSC.
 #[derive(Clone, Copy)]
 struct Sample {
     tsc: u64,
@@ -94,9 +94,10 @@ impl TscPage {
 /// `reenlighten [cpus=N] [moves=N] [hold=UNITS] [ahead=UNITS] [lapic=deadline|oneshot] [control=VALUE]
 /// [emulate=0] [silent]`.
 ///
-/// After each interrupt about the TSC's frequency, waits `hold` units of 100 ns, arms timers that are due in
-/// `ahead` units if that is given, and says that the old frequency is needed no longer. With `silent`, it
-/// does not say so. Ends after `moves`. Further processors look for clocks that step back all the while.
+/// After each interrupt about the TSC's frequency, waits `hold` units of 100 ns, arms timers that
+/// expire in `ahead` units if that is given, and reports that the old frequency is no longer
+/// needed. With `silent`, it does not report that. Ends after `moves`. Further processors check for
+/// clocks that step back meanwhile.
 pub(crate) fn run(args: &Args<'_>, trampoline: &[u8]) -> Exit {
     let number = |name, default| args.number(name).ok().flatten().unwrap_or(default);
     let cpus = usize::try_from(number("cpus", 1))
@@ -162,7 +163,7 @@ pub(crate) fn run(args: &Args<'_>, trampoline: &[u8]) -> Exit {
     Exit::Done
 }
 
-/// What the interrupt finds.
+/// The state at the interrupt.
 fn told(page: TscPage) {
     let now = page.sample();
     say!(
@@ -197,8 +198,8 @@ fn adapt(page: TscPage, tallies: &mut Tallies) {
     );
 }
 
-/// Lets `units` of reference time go by, asleep but for a look at the clocks every 10 ms: an emulated host
-/// has little to do then.
+/// Waits for `units` of reference time, asleep except for reading the clocks every 10 ms: an
+/// emulated host has little work then.
 fn wait(page: TscPage, units: u64, tallies: &mut Tallies) {
     let end = tallies.sample(page).reference + units;
     loop {
@@ -219,7 +220,7 @@ fn wait(page: TscPage, units: u64, tallies: &mut Tallies) {
     }
 }
 
-/// What one processor saw of the clocks' steps.
+/// One processor's observations of the clocks' steps.
 #[derive(Default)]
 struct Tallies {
     tsc: Tally,

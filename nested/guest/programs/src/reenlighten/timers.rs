@@ -1,4 +1,4 @@
-//! Timers that are on their way while the TSC's frequency changes.
+//! Timers that are armed while the TSC's frequency changes.
 
 use hypernest_nested::hyperv::{msr, synic};
 
@@ -12,31 +12,31 @@ const PERIODIC: u8 = 0x72;
 const MESSAGE: u8 = 0x73;
 const LAPIC: u8 = 0x74;
 const SINT: u8 = 2;
-/// The periodic timer fires so often until the others are due.
+/// The number of the periodic timer's periods until the others expire.
 const PERIODS: u8 = 4;
 
 /// One timer.
 struct Timer {
     name: &'static str,
     vector: u8,
-    /// Interrupts that are waited for, beside those of before.
+    /// Interrupts that are waited for, in addition to earlier ones.
     wanted: u32,
     before: u32,
-    /// Reference time and TSC when the last of them had come.
+    /// Reference time and TSC when the last of them had arrived.
     fired: Option<(u64, u64)>,
 }
 
 /// All of them.
 pub(super) struct Timers {
     due: u64,
-    /// The TSC at which the deadline timer is due.
+    /// The TSC at which the deadline timer expires.
     deadline: Option<u64>,
     timers: [Timer; 4],
 }
 
 impl Timers {
-    /// Arms them `ahead` units after `now`: synthetic ones (direct, periodic, by message) and the local
-    /// APIC's, by the TSC or by its own clock.
+    /// Arms them `ahead` units after `now`: synthetic ones (direct, periodic, by message) and the
+    /// local APIC's, by the TSC or by its own clock.
     pub(super) fn arm(now: u64, ahead: u64, by_tsc: bool) -> Self {
         let timer = |name, vector, wanted| Timer {
             name,
@@ -74,7 +74,7 @@ impl Timers {
         let periodic = synic::stimer_direct(PERIODIC) | synic::STIMER_PERIODIC;
         stimer(2, ahead / u64::from(PERIODS), periodic);
         stimer(3, due, synic::stimer_message(SINT));
-        // Units of 100 ns; far from what 64 bits hold.
+        // Units of 100 ns; far below the limit of 64 bits.
         let clocks = |register| ahead * (rdmsr(register).unwrap_or(0) / 1000) / 10_000;
         let deadline = by_tsc.then(|| tsc_serialised() + clocks(msr::TSC_FREQUENCY));
         match deadline {
@@ -92,7 +92,8 @@ impl Timers {
         }
     }
 
-    /// Looks at them until all have fired or four times as long has gone by. `now` gives reference time.
+    /// Polls them until all have fired or four times as long has passed. `now` returns reference
+    /// time.
     pub(super) fn wait(&mut self, mut now: impl FnMut() -> u64) {
         let patience = now() + 4 * self.due.saturating_sub(now()).max(100_000);
         loop {
@@ -113,7 +114,8 @@ impl Timers {
         let _ = write_register(msr::STIMER0_CONFIG + 4, 0);
     }
 
-    /// By how much each was late, in units of 100 ns or, by the TSC, in ticks; and how often it came.
+    /// Prints the delay of each, in units of 100 ns or, by the TSC, in ticks; and its number of
+    /// interrupts.
     pub(super) fn say(&self) {
         for timer in &self.timers {
             let came = trap::count(0, timer.vector).wrapping_sub(timer.before);

@@ -52,7 +52,7 @@ extern "sysv64" fn rdmsr(shared: &'static Shared) -> ! {
 
 extern "sysv64" fn wrmsr(shared: &'static Shared) -> ! {
     dated(shared, || {
-        // SAFETY: only SWAPGS uses it, and nobody here uses that.
+        // SAFETY: only SWAPGS uses it, which no code here uses.
         _ = unsafe { cpu::wrmsr(KERNEL_GS_BASE, 0) };
     })
 }
@@ -68,7 +68,7 @@ extern "sysv64" fn input(shared: &'static Shared) -> ! {
 extern "sysv64" fn write_cr3(shared: &'static Shared) -> ! {
     let root = cpu::page_table_root();
     dated(shared, || {
-        // SAFETY: loads what is there.
+        // SAFETY: reloads the current value.
         unsafe { asm!("mov cr3, {}", in(reg) root, options(nostack, preserves_flags)) }
     })
 }
@@ -100,7 +100,7 @@ extern "sysv64" fn touch_new_pages(shared: &'static Shared) -> ! {
     let next = Cell::new(0);
     repeat(shared, |sample| {
         if next.get() == WINDOW_PAGES {
-            // All have been touched: has L1 take them away again.
+            // All have been touched: requests that L1 unmaps them again.
             call(shared.vendor, 0, 0);
             next.set(0);
         }
@@ -135,8 +135,8 @@ extern "sysv64" fn interrupt(shared: &'static Shared) -> ! {
 }
 
 extern "sysv64" fn timer(shared: &'static Shared) -> ! {
-    // L1 lets L2 at its timer. Where the time to the interrupt is too short for L2 to see it pass, it gets
-    // longer.
+    // L1 resumes L2 with its timer running. If the time to the interrupt is too short for L2 to
+    // observe it, it is increased.
     let ticks = Cell::new(TIMER_TICKS);
     let again = Cell::new(false);
     spinning(
@@ -157,7 +157,7 @@ extern "sysv64" fn preemption_timer(shared: &'static Shared) -> ! {
 }
 
 extern "sysv64" fn interrupt_other(shared: &'static Shared) -> ! {
-    // L1 runs this where there is another processor only.
+    // L1 runs this only if there is another processor.
     let other = shared.other.unwrap_or(shared);
     repeat(shared, |sample| {
         other.begin_sample(sample);
@@ -169,8 +169,8 @@ extern "sysv64" fn interrupt_other(shared: &'static Shared) -> ! {
     })
 }
 
-/// Spins for as long as another processor's part should take; after that it gives way each time, for both may
-/// have to share one CPU of the host.
+/// Spins for the usual duration of another processor's part; after that it yields each time, since
+/// both may share one CPU of the host.
 #[inline(always)]
 fn wait_until(shared: &'static Shared, condition: impl Fn() -> bool) {
     const PATIENCE: u32 = 10_000;
@@ -185,7 +185,7 @@ fn wait_until(shared: &'static Shared, condition: impl Fn() -> bool) {
     }
 }
 
-/// L2's code on the second processor: halted but for what the first one sends.
+/// L2's code on the second processor: halted except for the first one's interrupts.
 pub(crate) extern "sysv64" fn wait(_: &'static Shared) -> ! {
     cpu::enable_interrupts();
     loop {
@@ -193,7 +193,7 @@ pub(crate) extern "sysv64" fn wait(_: &'static Shared) -> ! {
     }
 }
 
-/// Dates `operation`, which ends before the next instruction does.
+/// Stamps `operation`, which ends before the next instruction.
 #[inline(always)]
 fn date(sample: &'static Sample, operation: impl Fn()) {
     let before = cpu::tsc_serialised();
@@ -222,8 +222,8 @@ fn interrupted(shared: &'static Shared, provoke: impl Fn()) -> ! {
     })
 }
 
-/// Spins until the interrupt that `arm` has sent for comes: the last time that was seen before it is
-/// `before`. A sample during which no time was seen is taken again; `done` follows one that was not.
+/// Spins until the interrupt that `arm` requested arrives: the last time seen before it is
+/// `before`. A sample without such a time is repeated; `done` follows one that was not.
 #[inline(always)]
 fn spinning(shared: &'static Shared, arm: impl Fn(), done: impl Fn()) -> ! {
     cpu::enable_interrupts();
@@ -234,7 +234,7 @@ fn spinning(shared: &'static Shared, arm: impl Fn(), done: impl Fn()) -> ! {
             arm();
             loop {
                 let now = cpu::tsc_serialised();
-                // Read after the time: a time that is kept lies before the interrupt.
+                // Read after the time: a recorded time is before the interrupt.
                 if shared.interrupts() != interrupts {
                     break;
                 }
@@ -261,21 +261,21 @@ fn repeat(shared: &'static Shared, take: impl Fn(&'static Sample)) -> ! {
     shared.end()
 }
 
-/// Two bytes long, as L1 knows.
+/// Two bytes long, a constant in L1.
 #[inline(always)]
 fn read(address: u64) {
-    // SAFETY: reads what L1 puts there; L1 steps over it where nothing is.
+    // SAFETY: reads memory that L1 maps, or L1 steps over the instruction.
     unsafe {
         asm!("mov eax, [rdx]", in("rdx") address, out("eax") _, options(nostack, preserves_flags, readonly));
     }
 }
 
-/// A hypercall, straight to L1: L2 has no hypercall page.
+/// A hypercall, directly to L1: L2 has no hypercall page.
 #[inline(always)]
 fn call(vendor: Vendor, control: u64, input: u64) -> u64 {
     let result;
     match vendor {
-        // SAFETY: L1 or L0 changes RAX and nothing else.
+        // SAFETY: L1 or L0 changes only RAX.
         Vendor::Intel => unsafe {
             asm!("vmcall", inout("rax") 0_u64 => result, in("rcx") control, in("rdx") input,
                 in("r8") 0_u64, options(nostack));

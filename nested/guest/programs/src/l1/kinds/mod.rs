@@ -13,11 +13,11 @@ use crate::{apic, cpu, trap};
 
 pub(crate) use l2::{entry, wait};
 
-/// Nothing depends on it: the register that MSR exits are about.
+/// The register for MSR exits; nothing depends on it.
 pub(crate) const KERNEL_GS_BASE: u32 = 0xC000_0102;
-/// Written by BIOSes for diagnosis: the port that port exits are about.
+/// The port for port exits; BIOSes write it for diagnosis.
 const PORT: u16 = 0x80;
-/// A linear address behind everything that start-up mapped.
+/// A linear address after everything that start-up mapped.
 const NOWHERE: u64 = 5 << 30;
 
 /// The hypercall number in the kind `ipi` by which L2 requests a short halt; 0 requests an interrupt of the
@@ -32,12 +32,12 @@ const SELF: u8 = 0x41;
 const IPI: u8 = 0x43;
 /// The vector of L1's timer.
 const TIMER: u8 = 0x42;
-/// How long the timer runs, in its ticks (of 1 ns in KVM).
+/// The period of the timer, in its ticks (of 1 ns in KVM).
 const TIMER_TICKS: u32 = 20_000;
-/// How long VMX's own timer runs, in its ticks.
+/// The period of the VMX-preemption timer, in its ticks.
 const PREEMPTION_TICKS: u32 = 10_000;
 
-/// Lengths of instructions in L2's code: neither vendor tells all of them on all processors.
+/// Lengths of instructions in L2's code: neither vendor reports all of them on all processors.
 mod length {
     pub(super) const CPUID: u64 = 2;
     pub(super) const HYPERCALL: u64 = 3;
@@ -53,14 +53,15 @@ mod length {
 /// L1's action after an exit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Step {
-    /// It was the exit that is measured: its stamps count.
+    /// It was the measured exit: its stamps count.
     Resume,
-    /// It was the beginning of what is measured, which ends on another processor: only the stamp behind the
-    /// exit counts.
+    /// It was the beginning of a measurement that ends on another processor: only the stamp after
+    /// the exit counts.
     HandOver,
-    /// It was the end of what began on another processor: only the stamp before the entry counts.
+    /// It was the end of a measurement that began on another processor: only the stamp before the
+    /// entry counts.
     TakeOver,
-    /// It was another one.
+    /// It was another exit.
     ResumeUnmeasured,
     /// Not an exit of this kind.
     Unexpected,
@@ -77,7 +78,7 @@ pub(crate) fn lacking(kind: Kind, mode: Mode, processors: usize) -> Option<Text>
     Some(Text::new(format_args!("{why}")))
 }
 
-/// What L1 intercepts for `kind`.
+/// L1's intercepts for `kind`.
 pub(crate) fn intercepts(kind: Kind) -> Intercepts {
     Intercepts {
         msrs: matches!(kind, Kind::Rdmsr | Kind::Wrmsr),
@@ -98,13 +99,13 @@ pub(crate) struct Part {
     shared: &'static Shared,
     /// L0 handles flush hypercalls.
     direct_flush: bool,
-    /// The interrupt that L1 waits for, and how often it has come.
+    /// The interrupt that L1 waits for, and the number of times it has arrived.
     awaited: u8,
     taken: u32,
 }
 
 impl Part {
-    /// Sets up everything that `kind` needs, before L2 is prepared.
+    /// Sets up everything that `kind` requires, before L2 is prepared.
     pub(crate) fn begin<V: Vcpu>(
         kind: Kind,
         mode: Mode,
@@ -241,7 +242,7 @@ impl Part {
         Step::Resume
     }
 
-    /// Gets the other processor out of whatever it waits in, to see what it has been told.
+    /// Wakes the other processor from any wait, to check its requests.
     pub(crate) fn rouse() {
         apic::interrupt_others(IPI);
     }
@@ -264,7 +265,7 @@ fn emulate_cpuid<V: Vcpu>(vcpu: &mut V) {
     vcpu.skip(length::CPUID);
 }
 
-/// L2 has touched every page of the window and asks for it to be taken away.
+/// L2 has touched every page of the window and requests that it is unmapped.
 #[cold]
 fn take_pages_away<V: Vcpu>(vcpu: &mut V) {
     let level = vcpu.second_level();
@@ -276,7 +277,7 @@ fn take_pages_away<V: Vcpu>(vcpu: &mut V) {
     vcpu.skip(length::HYPERCALL);
 }
 
-/// The number of the window's page that `gpa` is in.
+/// The index of the window's page that contains `gpa`.
 #[inline(always)]
 fn window_page(gpa: u64) -> Option<u64> {
     let page = gpa.checked_sub(WINDOW)? / PAGE_SIZE;

@@ -17,13 +17,13 @@ use crate::text::Text;
 #[derive(Debug)]
 pub(super) struct Enlightened {
     msr_bitmap: bool,
-    /// The partition assist page, if L0 is to handle L2's flush hypercalls.
+    /// The partition assist page, if L0 handles L2's flush hypercalls.
     direct_flush: Option<Page>,
     /// L2's number for this processor.
     order: u32,
 }
 
-/// L2's identity; any but 0 will do.
+/// L2's identity; any number but 0.
 const L2: u64 = 1;
 
 impl Enlightened {
@@ -56,7 +56,7 @@ impl Enlightened {
         if wanted.iter().all(|(wants, ..)| !wants) {
             return Ok(enlightened);
         }
-        // L0 looks at the enlightened area only of a guest that has an identity.
+        // L0 reads the enlightened area only of a guest that has an identity.
         Hypercalls::enable().ok_or(Text::new(format_args!("hypercalls cannot be enabled")))?;
         if mode.uses_direct_flush() {
             let page = Page::new();

@@ -1,5 +1,5 @@
-//! Whether there is SVM, and how it is turned on.
-#![allow(unsafe_code, reason = "turns SVM on")]
+//! Detects and enables SVM.
+#![allow(unsafe_code, reason = "enables SVM")]
 
 use hypernest_nested::svm::{CPUID_LEAF, feature, msr};
 
@@ -13,7 +13,7 @@ const EXTENDED_FEATURES: u32 = 0x8000_0001;
 /// In ECX of [`EXTENDED_FEATURES`].
 const SVM: u32 = 1 << 2;
 
-/// SVM with nested paging, not locked away.
+/// Checks for SVM with nested paging, and that it is not disabled.
 pub(super) fn check() -> Result<(), Text> {
     let most = cpuid(EXTENDED, 0).eax;
     let why = if most < CPUID_LEAF || cpuid(EXTENDED_FEATURES, 0).ecx & SVM == 0 {
@@ -28,12 +28,12 @@ pub(super) fn check() -> Result<(), Text> {
     Err(Text::new(format_args!("{why}")))
 }
 
-/// Turns SVM on, with `save` for L1's state while L2 runs.
+/// Enables SVM, with `save` for L1's state while L2 runs.
 pub(super) fn enable(save: Page) -> Result<(), Text> {
     let refused = |register| Text::new(format_args!("writing MSR {register:#x} faults"));
     let efer = rdmsr(msr::EFER).map_err(|_| refused(msr::EFER))?;
-    // SAFETY: sets the one bit that allows SVM's instructions.
+    // SAFETY: sets the one bit that enables SVM's instructions.
     unsafe { wrmsr(msr::EFER, efer | msr::EFER_SVME) }.map_err(|_| refused(msr::EFER))?;
-    // SAFETY: the page serves nothing else.
+    // SAFETY: the page has no other use.
     unsafe { wrmsr(msr::VM_HSAVE_PA, save.address()) }.map_err(|_| refused(msr::VM_HSAVE_PA))
 }

@@ -29,7 +29,7 @@ const FORMAT: Format = Format {
     table: 0x27,
     page: 0x67,
     large_page: 0xE7,
-    // Not present: SVM has no other way to have a device's accesses come out.
+    // Not present: SVM has no other entry that makes a device's accesses exit.
     device: 0,
 };
 
@@ -37,33 +37,34 @@ const FORMAT: Format = Format {
 #[derive(Debug)]
 pub(crate) struct Svm {
     vmcb: Vmcb,
-    /// Where L1's own state of the kind that VMLOAD loads is kept.
+    /// The page that stores L1's own state of the kind that VMLOAD loads.
     own: Page,
     permissions: Permissions,
     enlightened: Enlightened,
     second_level: SecondLevel,
     registers: Registers,
-    /// Whether each entry is wrapped as KVM does it. Else L2's hidden state stays loaded and the global
-    /// interrupt flag clear from one exit to the next entry.
+    /// Whether each entry is wrapped as in KVM. Otherwise L2's hidden state stays loaded and the
+    /// global interrupt flag clear from one exit to the next entry.
     wrapped: bool,
     /// Whether L2's hidden state is loaded, and the global interrupt flag clear.
     inside: bool,
 }
 
 impl Svm {
-    /// Makes L1 what it is outside of a run: with its own hidden state, and interruptible.
+    /// Restores L1's state outside of a run: its own hidden state, and interrupts.
     fn come_out(&mut self) {
         if self.inside {
-            // SAFETY: `go_in` has entered; `new` kept this processor's own state there.
+            // SAFETY: `go_in` has entered; `new` stored this processor's own state there.
             unsafe { switch::leave(self.vmcb.page(), self.own) };
             self.inside = false;
         }
     }
 
-    /// Makes ready for VMRUN.
+    /// Prepares for VMRUN.
     fn go_in(&mut self) {
         if !self.inside {
-            // SAFETY: SVM is on since `new`. Only handlers use what is loaded, and they cannot run.
+            // SAFETY: SVM is on since `new`. Only handlers use the loaded state, and they cannot
+            // run.
             unsafe { switch::enter(self.vmcb.page()) };
             self.inside = true;
         }
@@ -115,8 +116,8 @@ impl Vcpu for Svm {
     #[inline(always)]
     fn enter(&mut self, resumed: &AtomicU64, exited: &AtomicU64) -> Result<(), Text> {
         self.go_in();
-        // SAFETY: SVM is on and the save area set since `new`; `prepare` described an L2 that runs code of
-        // this image on a stack of its own.
+        // SAFETY: SVM is on and the save area set since `new`; `prepare` described an L2 that runs
+        // code of this image on a separate stack.
         unsafe { switch::run(&mut self.registers, self.vmcb.page(), resumed, exited) };
         if self.wrapped {
             self.come_out();
@@ -135,7 +136,7 @@ impl Vcpu for Svm {
         match self.vmcb.exit_code() {
             exit_code::CPUID => Cause::Cpuid,
             exit_code::VMMCALL => Cause::Hypercall,
-            // EXITINFO1 tells reads and writes apart.
+            // EXITINFO1 distinguishes reads from writes.
             exit_code::MSR if self.vmcb.exit_info_1() & 1 == 0 => Cause::ReadMsr,
             exit_code::MSR => Cause::WriteMsr,
             exit_code::IO => Cause::Port,

@@ -7,7 +7,7 @@ use super::super::kinds::KERNEL_GS_BASE;
 use super::super::vcpu::Intercepts;
 use crate::pages;
 
-/// No L2 here uses it.
+/// A register that no L2 here uses.
 const TSC_AUX: u32 = 0xC000_0103;
 
 /// The two maps.
@@ -34,10 +34,10 @@ impl Permissions {
         self.msr.as_mut_ptr().expose_provenance() as u64
     }
 
-    /// Intercepts what a kind wants to see.
+    /// Sets the intercepts of a kind.
     pub(super) fn set(&mut self, intercepts: &Intercepts) {
         self.io.fill(if intercepts.ports { u64::MAX } else { 0 });
-        // The doorbell's four ports lie in one word.
+        // The doorbell's four ports are in one word.
         const { assert!(DOORBELL_PORT % 64 <= 60) }
         let doorbell = usize::from(DOORBELL_PORT);
         self.io[doorbell / 64] &= !(0xF << (doorbell % 64));

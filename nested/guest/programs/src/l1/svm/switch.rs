@@ -13,7 +13,8 @@ use crate::pages::Page;
 /// Runs the L2 of `vmcb` until its next exit, between [`enter`] and [`leave`].
 ///
 /// # Safety
-/// The save area for L1's state is set, and what `vmcb` describes leaves Rust's memory alone but for L2's.
+/// The save area for L1's state is set, and the L2 of `vmcb` accesses none of Rust's memory except
+/// L2's.
 #[inline(always)]
 pub(super) unsafe fn run(
     registers: &mut Registers,
@@ -21,7 +22,7 @@ pub(super) unsafe fn run(
     resumed: &AtomicU64,
     exited: &AtomicU64,
 ) {
-    // SAFETY: the caller's; the references are good for writes while the call lasts.
+    // SAFETY: as for the caller; the references are valid for writes during the call.
     unsafe { switch(registers, vmcb.address(), resumed.as_ptr(), exited.as_ptr()) }
 }
 
@@ -45,8 +46,8 @@ unsafe extern "sysv64" fn switch(
         "mov rax, [rdi + {rax}]",
         "mov [rsi + {vmcb_rax}], rax",
         "mov rbx, rdx",
-        // Whether interrupts for L1 end L2 is up to the flag at VMRUN; until then none come, the global flag
-        // being clear.
+        // The flag at VMRUN determines whether interrupts for L1 end L2; until then none arrive,
+        // since the global flag is clear.
         "sti",
         "lfence",
         "rdtsc",
@@ -70,7 +71,7 @@ unsafe extern "sysv64" fn switch(
         "mov r15, [rdi + {r15}]",
         "mov rdi, [rdi + {rdi}]",
         "vmrun rax",
-        // RAX and RSP are L1's again, all others L2's still.
+        // RAX and RSP are L1's again, all others still L2's.
         "mov rax, [rsp]",
         "mov [rax + {rdx}], rdx",
         "mov [rax + {rcx}], rcx",
@@ -125,18 +126,18 @@ unsafe extern "sysv64" fn switch(
     )
 }
 
-/// From L1's own world into that of `l2`, up to the switch: nothing interrupts any more, and what VMRUN does
-/// not load (FS, GS, TR, LDTR and the registers of system calls) is L2's.
+/// Switches from L1's own state to that of `l2`, up to the switch: interrupts are blocked, and the
+/// state that VMRUN does not load (FS, GS, TR, LDTR and the registers of system calls) is L2's.
 ///
 /// # Safety
-/// SVM is on, `l2` holds values of that kind which the code up to [`leave`] can live with.
+/// SVM is on, and the code up to [`leave`] can run with the values of that kind in `l2`.
 #[inline(always)]
 pub(super) unsafe fn enter(l2: Page) {
     // SAFETY: the caller's.
     unsafe { asm!("clgi", "vmload rax", in("rax") l2.address(), options(nostack, preserves_flags)) }
 }
 
-/// Back to L1's own world, of which `own` holds what [`keep`] stored.
+/// Switches back to L1's own state, which [`keep`] stored in `own`.
 ///
 /// # Safety
 /// After [`enter`] with the same `l2`.
@@ -156,10 +157,10 @@ pub(super) unsafe fn leave(l2: Page, own: Page) {
     }
 }
 
-/// Keeps in `own` what [`leave`] will load.
+/// Stores the state that [`leave`] will load in `own`.
 ///
 /// # Safety
-/// SVM is on, and `own` serves nothing else.
+/// SVM is on, and `own` has no other use.
 pub(super) unsafe fn keep(own: Page) {
     // SAFETY: the caller's.
     unsafe { asm!("vmsave rax", in("rax") own.address(), options(nostack, preserves_flags)) }

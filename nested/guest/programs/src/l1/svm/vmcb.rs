@@ -13,7 +13,7 @@ use crate::cpu;
 use crate::pages::Page;
 use crate::trap::{self, Segments};
 
-/// No address space identifier but 0 is L1's; there is one L2.
+/// The address space identifier of the one L2; only 0 is L1's.
 const ASID: u32 = 1;
 /// DR6 and DR7 after a reset.
 const DR6: u64 = 0xFFFF_0FF0;
@@ -27,7 +27,7 @@ macro_rules! at {
     ($($field:tt)+) => { offset_of!(svm::Vmcb, $($field)+) };
 }
 
-/// What every L2 comes out by: what is L1's business, and what L2 may not do.
+/// The intercepts of every L2: events that concern L1, and operations that L2 must not perform.
 const ALWAYS: [Intercept; 15] = [
     intercept::INTERRUPT,
     intercept::NMI,
@@ -59,7 +59,7 @@ impl Vmcb {
         self.0
     }
 
-    /// What L2 may do.
+    /// Sets L2's intercepts and permissions.
     pub(super) fn set_up(
         self,
         permissions: &mut Permissions,
@@ -97,7 +97,7 @@ impl Vmcb {
         page.write32(at!(control.clean), 0);
     }
 
-    /// Where L2 begins: as L1's own code would, in tables of its own.
+    /// Sets L2's entry point: the state of L1's own code, with separate tables.
     pub(super) fn begin(self, environment: &Environment, start: Start) {
         let Self(page) = self;
         let segment = |at, selector: u16, attributes: u16, base: u64, limit: u64| {
@@ -164,8 +164,8 @@ impl Vmcb {
         self.0.write32(at!(control.clean), clean & !group);
     }
 
-    /// After each exit: nothing is changed yet, and an event whose delivery to L2 the exit cut short comes
-    /// again.
+    /// After each exit: nothing is changed yet, and an event whose delivery to L2 was interrupted
+    /// by the exit is injected again.
     #[inline(always)]
     pub(super) fn exited(self) {
         let Self(page) = self;
@@ -213,17 +213,17 @@ impl Vmcb {
     pub(super) fn inject(self, vector: u8) {
         self.0
             .write32(at!(control.event_injection), event::interrupt(vector));
-        // The instruction before is over, and so is what it held off.
+        // The previous instruction is complete, and so is its interrupt shadow.
         self.0.write32(at!(control.interrupt_state), 0);
     }
 
-    /// The next entry drops translations.
+    /// The next entry flushes translations.
     pub(super) fn flush(self) {
         self.0.write8(at!(control.tlb_control), svm::FLUSH_ALL);
         self.mark(clean::ASID);
     }
 
-    /// Memory that a hypervisor like this one touches on each exit beside what it needs.
+    /// Memory that a hypervisor like this one accesses on each exit beyond its own needs.
     #[inline(always)]
     pub(super) fn touch(self, touch: Touch) {
         match touch {
@@ -259,8 +259,8 @@ impl Vmcb {
         page.write32(at!(control.interrupt_state), 0);
     }
 
-    /// An estimate: the exit's information block read, the general state read and the few fields written that
-    /// follow from handling it.
+    /// An estimate: reads the exit's information block and the general state, and writes the few
+    /// fields that follow from handling it.
     #[inline(always)]
     fn touch_like_hyperv(self) {
         let Self(page) = self;
@@ -286,7 +286,7 @@ impl Vmcb {
         page.write32(at!(control.interrupt_state), 0);
     }
 
-    /// Fields that no exit here depends on, one after the other; a written one keeps its value.
+    /// Fields that no exit here depends on, in sequence; a written one keeps its value.
     #[inline(always)]
     fn touch_fields(self, reads: u32, writes: u32) {
         const FIELDS: [usize; 8] = [

@@ -1,5 +1,8 @@
 //! This processor's VMX capabilities, and VMXON.
-#![allow(unsafe_code, reason = "VMXON and the control registers that it wants")]
+#![allow(
+    unsafe_code,
+    reason = "VMXON and the control registers that it requires"
+)]
 
 use core::arch::asm;
 
@@ -13,7 +16,7 @@ use crate::text::Text;
 /// The contents of the capability registers.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Capabilities {
-    /// What a region begins with.
+    /// The first word of a region.
     pub(super) revision: u32,
     pin: u64,
     primary: u64,
@@ -38,13 +41,13 @@ const CR4_VMXE: u64 = 1 << 13;
 const HAS_SECONDARY: u64 = 1 << 63;
 
 impl Capabilities {
-    /// Reads them. `Err` says what is missing that every mode needs.
+    /// Reads them. `Err` names a missing feature that every mode requires.
     pub(super) fn read() -> Result<Self, Text> {
         if cpuid(1, 0).ecx & HAS_VMX == 0 {
             return Err(text!("VMX is not offered: CPUID 1 ECX bit 5 is 0"));
         }
         let basic = read(msr::BASIC)?;
-        // The "true" registers say which of the bits that used to be one may be zero.
+        // The "true" registers report which of the default-one bits may be zero.
         let of = |plain, true_| {
             read(if msr::basic_has_true_controls(basic) {
                 true_
@@ -99,12 +102,12 @@ impl Capabilities {
         adjust(self.entry, wanted).map_err(|bits| text!("entry controls lack {bits:#x}"))
     }
 
-    /// Turns VMX on for this processor.
+    /// Enables VMX on this processor.
     pub(super) fn turn_on(&self) -> Result<(), Text> {
         let allowed = msr::FEATURE_CONTROL_LOCKED | msr::FEATURE_CONTROL_VMXON;
         let control = read(msr::FEATURE_CONTROL)?;
         if control & msr::FEATURE_CONTROL_LOCKED == 0 {
-            // SAFETY: allows VMXON, and nothing else.
+            // SAFETY: only enables VMXON.
             let written = unsafe { wrmsr(msr::FEATURE_CONTROL, control | allowed) };
             written.map_err(|Faulted| text!("IA32_FEATURE_CONTROL cannot be written"))?;
         } else if control & allowed != allowed {
@@ -121,8 +124,8 @@ impl Capabilities {
         region.write32(0, self.revision);
         let address = region.address();
         let failed: u8;
-        // SAFETY: the bits that VMX wants leave paging and protection as they are; the region is VMX's alone
-        // from now on.
+        // SAFETY: the bits that VMX requires do not affect paging and protection; from now on only
+        // VMX uses the region.
         unsafe {
             asm!(
                 "mov cr0, {cr0}",

@@ -15,7 +15,7 @@ use crate::hypercall::{Hypercalls, write_page_register};
 use crate::pages::Page;
 use crate::text::Text;
 
-/// A page that this processor's VP assist page names.
+/// A page that this processor's VP assist page refers to.
 #[derive(Debug)]
 pub(crate) struct Enlightened {
     page: Page,
@@ -26,7 +26,7 @@ pub(crate) struct Enlightened {
     direct_flush: bool,
 }
 
-/// Which VM L2 belongs to, for L0: any number that L1 gives to no other.
+/// The VM of L2, for L0: a number that L1 uses for no other.
 const VM_ID: u64 = 1;
 
 /// FEATURES EAX: the registers of the assist page and the interrupt controller.
@@ -159,12 +159,12 @@ impl Fields for Enlightened {
 }
 
 impl Enlightened {
-    /// The page is no longer this processor's active one: the next entry takes it as new, in full.
+    /// The page is no longer this processor's active one: the next entry reads it in full.
     pub(super) fn deactivate(&self) {
         fields::clear(self.page.address());
     }
 
-    /// What L0 is asked for from the next [`Fields::begin`] on. `Err` says what is not offered.
+    /// Sets L0's features from the next [`Fields::begin`] on. `Err` names a missing one.
     pub(super) fn agree_on(&mut self, emsr_bitmap: bool, direct_flush: bool) -> Result<(), Text> {
         let offered = cpuid(leaf::NESTED_FEATURES, 0).eax;
         needs(
@@ -180,7 +180,7 @@ impl Enlightened {
         Ok(())
     }
 
-    /// Gives L0 another partition assist page.
+    /// Sets another partition assist page for L0.
     pub(super) fn set_partition_assist(&self, page: Page) {
         let at = offset_of!(Evmcs, partition_assist_page);
         self.page.write64(at, page.address());
@@ -192,14 +192,14 @@ impl Enlightened {
         self.page
     }
 
-    /// Makes `page` the one that entries use.
+    /// Makes entries use `page`.
     pub(super) fn use_page(&mut self, page: Page) {
         self.page = page;
         let at = offset_of!(VpAssist, current_nested_vmcs);
         self.assist.write64(at, page.address());
     }
 
-    /// Whether entries use the page at all.
+    /// Sets whether entries use the page at all.
     pub(super) fn switch_on(&self, on: bool) {
         self.assist
             .write8(offset_of!(VpAssist, enlighten_vm_entry), on.into());

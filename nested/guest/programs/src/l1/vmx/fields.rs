@@ -1,5 +1,5 @@
-//! The VMCS as a region that only VMREAD and VMWRITE reach, and what it has in common with the enlightened
-//! one.
+//! The VMCS as a region that only VMREAD and VMWRITE access, and its common part with the
+//! enlightened one.
 #![allow(unsafe_code, reason = "VMX instructions")]
 
 use core::arch::asm;
@@ -13,9 +13,11 @@ use super::switch::Failed;
 use crate::pages::Page;
 use crate::text::Text;
 
-/// A VMCS: how its fields are reached. Chosen at compile time, so that neither way pays for the other.
+/// Access to the fields of a VMCS. Selected at compile time, so that neither way has a cost for the
+/// other.
 pub(crate) trait Fields: Sized {
-    /// One for `mode`, on processor `order`, where VMX is on. `Err` says what is missing.
+    /// Creates one for `mode`, on processor `order`, where VMX is on. `Err` names a missing
+    /// feature.
     fn new(mode: Mode, order: usize, capabilities: &Capabilities) -> Result<Self, Text>;
 
     /// Empties it and makes it this processor's current one. The next entry must be a launch.
@@ -43,7 +45,7 @@ pub(crate) struct Classic {
 
 impl Fields for Classic {
     fn new(mode: Mode, _order: usize, capabilities: &Capabilities) -> Result<Self, Text> {
-        // The offer alone changes what VMX can do, and so what is measured.
+        // The offer alone changes VMX's capabilities, and so the measurement.
         match (mode.offers_evmcs(), enlightened::is_offered()) {
             (true, false) => Err(Text::new(format_args!(
                 "the enlightened VMCS (hv-evmcs) is not offered"
@@ -69,7 +71,8 @@ impl Fields for Classic {
     #[inline(always)]
     fn read(&self, field: Field) -> u64 {
         let value;
-        // SAFETY: reads a field. A failure, for which the trap handler ends the run, would be a mistake here.
+        // SAFETY: reads a field. A failure, for which the trap handler ends the run, would be a bug
+        // here.
         unsafe {
             asm!(
                 "vmread {value}, {field}",
@@ -86,7 +89,8 @@ impl Fields for Classic {
 
     #[inline(always)]
     fn write(&mut self, field: Field, value: u64) {
-        // SAFETY: takes effect at the next entry, which vouches for it; for a failure see `read`.
+        // SAFETY: takes effect at the next entry, whose caller guarantees its safety; for a failure
+        // see `read`.
         unsafe {
             asm!(
                 "vmwrite {field}, {value}",
@@ -107,7 +111,7 @@ impl Fields for Classic {
     fn all_clean(&mut self) {}
 }
 
-/// VMREAD, come what may.
+/// VMREAD, including failures.
 pub(super) fn try_read(field: Field) -> Result<u64, Failed> {
     let (value, flags): (u64, u64);
     // SAFETY: reads a field.
@@ -124,7 +128,7 @@ pub(super) fn try_read(field: Field) -> Result<u64, Failed> {
     Failed::in_flags(flags).map_or(Ok(value), Err)
 }
 
-/// VMWRITE, come what may.
+/// VMWRITE, including failures.
 pub(super) fn try_write(field: Field, value: u64) -> Result<(), Failed> {
     let flags: u64;
     // SAFETY: as in `Classic::write`.

@@ -30,7 +30,7 @@ pub(crate) use rules::run as evmcs_rules;
 use state::{ControlRegisters, Pointers};
 use switch::{Failed, Frame};
 
-/// A virtual processor whose VMCS is reached by `F`.
+/// A virtual processor whose VMCS is accessed by `F`.
 #[derive(Debug)]
 pub(crate) struct Vmx<F> {
     order: usize,
@@ -45,12 +45,12 @@ pub(crate) struct Vmx<F> {
     second_level: SecondLevel,
     /// Page-modification logging is offered.
     logs_pages: bool,
-    /// What these fields of L2's hold all the time.
+    /// The constant values of these fields of L2.
     guest_cr3: u64,
     cr4_read_shadow: u64,
 }
 
-/// The first entry is made by VMRESUME, which only an enlightened VMCS takes.
+/// The first entry is a VMRESUME, which only an enlightened VMCS accepts.
 pub(super) static RESUME_FIRST: AtomicBool = AtomicBool::new(false);
 
 const FORMAT: Format = Format {
@@ -182,7 +182,7 @@ impl<F: Fields> Vcpu for Vmx<F> {
 
     #[inline(always)]
     fn acknowledge(&mut self) {
-        // The exit has taken it from the interrupt controller already.
+        // The exit has already acknowledged it at the interrupt controller.
         let info = low32(self.fields.read(Field::EXIT_INTERRUPTION_INFO));
         trap::took(self.order, interruption::vector(info));
     }
@@ -204,7 +204,7 @@ impl<F: Fields> Vcpu for Vmx<F> {
 
     fn flush_second_level(&mut self) {
         let descriptor = [0_u64; 2];
-        // SAFETY: drops translations.
+        // SAFETY: flushes translations.
         unsafe {
             asm!(
                 "invept {kind}, [{descriptor}]",
@@ -230,8 +230,8 @@ impl<F: Fields> Vcpu for Vmx<F> {
 impl<F: Fields> Vmx<F> {
     #[inline(always)]
     fn try_enter(&mut self, resumed: &AtomicU64, exited: &AtomicU64) -> Result<(), Failed> {
-        // SAFETY: `prepare` made this VMCS current and wrote the host's state into it. L2 runs this image's
-        // code, with tables and a stack of its own.
+        // SAFETY: `prepare` made this VMCS current and wrote the host's state into it. L2 runs this
+        // image's code, with separate tables and a separate stack.
         let entered = unsafe { self.frame.enter(!self.launched, resumed, exited) };
         self.launched = true;
         entered
@@ -261,7 +261,7 @@ impl<F: Fields> Vmx<F> {
     }
 }
 
-/// What a 32-bit field holds.
+/// The value of a 32-bit field.
 const fn low32(value: u64) -> u32 {
     (value & 0xFFFF_FFFF) as u32
 }
@@ -274,9 +274,9 @@ mod bitmaps {
     use super::{Page, pages};
 
     const KERNEL_GS_BASE: u32 = 0xC000_0102;
-    /// The last of the same range, which no processor has.
+    /// The last register of the same range, which no processor has.
     const UNUSED: u32 = 0xC000_1FFF;
-    /// Where the bitmaps of the registers from 0xC000_0000 on begin.
+    /// The offset of the bitmaps of the registers from 0xC000_0000 on.
     const READ_HIGH: usize = 1024;
     const WRITE_HIGH: usize = 3072;
 
@@ -292,7 +292,7 @@ mod bitmaps {
         }
     }
 
-    /// Turns the interception of a register around that nobody uses.
+    /// Toggles the interception of a register that no code uses.
     #[inline(always)]
     pub(super) fn change_msrs(page: Page) {
         let (byte, bit) = place(UNUSED);
@@ -306,7 +306,7 @@ mod bitmaps {
             low.write64(at, all);
             high.write64(at, all);
         }
-        // Four bytes wide: the intercepts of all four ports count.
+        // Four bytes wide: the intercepts of all four ports apply.
         for port in DOORBELL_PORT..DOORBELL_PORT + 4 {
             let byte = usize::from(port / 8);
             low.write8(byte, low.read8(byte) & !(1 << (port % 8)));

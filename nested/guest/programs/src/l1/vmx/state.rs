@@ -1,4 +1,4 @@
-//! What a VMCS is filled with: controls, the host's state, a new guest's state.
+//! The content of a VMCS: controls, the host's state, a new guest's state.
 #![allow(unsafe_code, reason = "reads control registers")]
 
 use core::arch::asm;
@@ -41,7 +41,7 @@ impl ControlRegisters {
     }
 }
 
-/// Addresses of what the controls point to.
+/// Addresses that the controls contain.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Pointers {
     pub(super) io_bitmaps: [u64; 2],
@@ -112,7 +112,7 @@ pub(super) fn write_controls(
     Ok(())
 }
 
-/// Writes what the processor is to have after an exit: what it has now.
+/// Writes the processor's state after an exit: its current one.
 pub(super) fn write_host(fields: &mut impl Fields, frame: &Frame) {
     let control = ControlRegisters::read();
     let tables = trap::tables();
@@ -144,11 +144,11 @@ pub(super) fn write_host(fields: &mut impl Fields, frame: &Frame) {
 
 /// RFLAGS bit 1 is always one.
 const RFLAGS: u64 = 2;
-/// What DR7 is after a reset.
+/// DR7 after a reset.
 const DR7: u64 = 0x400;
 const NO_LIMIT: u64 = 0xFFFF_FFFF;
 
-/// Writes the state of an L2 that is about to begin.
+/// Writes the initial state of an L2.
 pub(super) fn write_guest(fields: &mut impl Fields, environment: &Environment, start: Start) {
     let control = ControlRegisters::read();
     let (code, data) = (u64::from(trap::CODE), u64::from(trap::DATA));

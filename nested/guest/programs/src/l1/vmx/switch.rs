@@ -1,5 +1,5 @@
 //! The world switch.
-#![allow(unsafe_code, reason = "enters and leaves L2")]
+#![allow(unsafe_code, reason = "enters L2")]
 
 use core::arch::naked_asm;
 use core::mem::offset_of;
@@ -8,8 +8,8 @@ use core::sync::atomic::AtomicU64;
 use crate::l1::vcpu::Registers;
 use crate::pages::{self, PAGE_SIZE};
 
-/// What the switch needs on the way back, at the address that the VMCS has as the host's RSP: so that field
-/// never changes, however deep L1's stack is.
+/// The data that the switch requires on the way back, at the address in the VMCS's host RSP: so
+/// that field never changes, independent of the depth of L1's stack.
 #[repr(C)]
 #[derive(Debug)]
 pub(super) struct Frame {
@@ -30,7 +30,7 @@ pub(super) enum Failed {
 }
 
 impl Failed {
-    /// What RFLAGS say after a VMX instruction; `None` if it succeeded.
+    /// The failure in RFLAGS after a VMX instruction; `None` if it succeeded.
     pub(super) const fn in_flags(flags: u64) -> Option<Self> {
         if flags & CARRY != 0 {
             Some(Self::Invalid)
@@ -43,7 +43,7 @@ impl Failed {
 }
 
 impl Frame {
-    /// An empty one in a page of its own.
+    /// An empty frame in a separate page.
     pub(super) fn new() -> &'static mut Self {
         const { assert!(size_of::<Self>() as u64 <= PAGE_SIZE) }
         let place = pages::pointer::<Self>(pages::take(1));
@@ -53,24 +53,24 @@ impl Frame {
             exited: core::ptr::null(),
             registers: Registers::default(),
         };
-        // SAFETY: a page of its own, which is aligned and long enough.
+        // SAFETY: a separate page, which is aligned and long enough.
         unsafe { place.write(empty) };
-        // SAFETY: the same, just initialised, and never given back.
+        // SAFETY: the same, just initialised, and never freed.
         unsafe { &mut *place }
     }
 
-    /// What the host's RSP must be.
+    /// The value for the host's RSP.
     pub(super) fn host_rsp(&self) -> u64 {
         core::ptr::from_ref(self).addr() as u64
     }
 
-    /// What the host's RIP must be.
+    /// The value for the host's RIP.
     pub(super) fn host_rip() -> u64 {
         leave as *const () as u64
     }
 
-    /// Enters L2 by VMLAUNCH or VMRESUME and returns after its next exit. The stamps are stored as near to
-    /// the entry and the exit as can be.
+    /// Enters L2 by VMLAUNCH or VMRESUME and returns after its next exit. The stamps are stored as
+    /// near to the entry and the exit as possible.
     ///
     /// # Safety
     /// VMX is on; the current VMCS has this frame's [`Frame::host_rsp`] and [`Frame::host_rip`] and otherwise
@@ -84,7 +84,7 @@ impl Frame {
     ) -> Result<(), Failed> {
         self.resumed = resumed;
         self.exited = exited;
-        // SAFETY: the caller's.
+        // SAFETY: as for the caller.
         let flags = unsafe { switch(self, u64::from(launch)) };
         Failed::in_flags(flags).map_or(Ok(()), Err)
     }
@@ -94,7 +94,7 @@ impl Frame {
 const CARRY: u64 = 1;
 const ZERO: u64 = 1 << 6;
 
-/// Returns 0 after an exit, and RFLAGS.CF and ZF if there was no entry.
+/// Returns 0 after an exit, and RFLAGS.CF and ZF if the entry failed.
 #[unsafe(naked)]
 unsafe extern "sysv64" fn switch(frame: &mut Frame, launch: u64) -> u64 {
     naked_asm!(
@@ -168,7 +168,7 @@ unsafe extern "sysv64" fn switch(frame: &mut Frame, launch: u64) -> u64 {
     )
 }
 
-/// Where L2's exits come out: RSP is the frame's address, RFLAGS are clear, everything else is L2's.
+/// The target of L2's exits: RSP is the frame's address, RFLAGS are clear, everything else is L2's.
 #[unsafe(naked)]
 extern "C" fn leave() {
     naked_asm!(

@@ -1,4 +1,4 @@
-//! What L1 reads and writes of the VMCS on an exit, beside what handling the exit needs.
+//! L1's accesses to the VMCS on an exit, beyond those of handling the exit.
 
 use core::hint::black_box;
 
@@ -9,7 +9,7 @@ use super::Vmx;
 use super::fields::Fields;
 use crate::l1::vcpu::Cause;
 
-/// Reads fields, each by its own instruction; with `and write`, it writes each back as well.
+/// Reads fields, each by a separate instruction; with `and write`, it also writes each back.
 macro_rules! look {
     ($vmx:ident, $($field:ident),+ $(,)?) => { $( $vmx.look(Field::$field); )+ };
     ($vmx:ident, $($field:ident),+ => and write) => { $(
@@ -19,7 +19,7 @@ macro_rules! look {
 }
 
 impl<F: Fields> Vmx<F> {
-    /// Goes by `touch`.
+    /// Performs the accesses of `touch`.
     #[inline(always)]
     pub(super) fn touch_fields(&mut self, touch: Touch, cause: Cause) {
         match touch {
@@ -35,7 +35,7 @@ impl<F: Fields> Vmx<F> {
         black_box(self.fields.read(field));
     }
 
-    /// Linux 6.12, arch/x86/kvm/vmx/vmx.c; RIP is read and written by whoever handles the exit, as in
+    /// Linux 6.12, arch/x86/kvm/vmx/vmx.c; the handler of the exit reads and writes RIP, as in
     /// `skip_emulated_instruction`.
     fn touch_like_kvm(&mut self, cause: Cause) {
         // vmx_vcpu_enter_exit.
@@ -55,7 +55,7 @@ impl<F: Fields> Vmx<F> {
                 self.skip_like_kvm();
             }
             Cause::Xsetbv | Cause::Pause => {
-                // kvm_emulate_xsetbv and kvm_vcpu_on_spin ask for the privilege level.
+                // kvm_emulate_xsetbv and kvm_vcpu_on_spin read the privilege level.
                 self.look(Field::GUEST_SS_ACCESS_RIGHTS);
                 self.skip_like_kvm();
             }
@@ -79,8 +79,8 @@ impl<F: Fields> Vmx<F> {
             // handle_ept_violation.
             Cause::SecondLevelFault { .. } => self.look(Field::EXIT_QUALIFICATION),
             Cause::Misconfigured { .. } => {
-                // x86_emulate_instruction: mode and privilege level before, flags and interrupt shadow
-                // behind.
+                // x86_emulate_instruction: mode and privilege level before, flags and interrupt
+                // shadow after.
                 self.look(Field::GUEST_RFLAGS);
                 self.look(Field::GUEST_CS_ACCESS_RIGHTS);
                 self.look(Field::GUEST_SS_ACCESS_RIGHTS);
@@ -94,16 +94,16 @@ impl<F: Fields> Vmx<F> {
         }
     }
 
-    /// kvm_skip_emulated_instruction, but for RIP.
+    /// kvm_skip_emulated_instruction, except for RIP.
     fn skip_like_kvm(&self) {
         self.look(Field::GUEST_RFLAGS);
         self.look(Field::EXIT_INSTRUCTION_LENGTH);
         self.look(Field::GUEST_INTERRUPTIBILITY);
     }
 
-    /// An estimate: Hyper-V's code is not public. It takes what the processor says of the exit in one go, and
-    /// the state that a message about an intercept holds (TLFS, "Intercept messages"); and it writes the
-    /// guest's basic state and its events before each entry.
+    /// An estimate: Hyper-V's code is not public. It reads the processor's exit information at
+    /// once, and the state that an intercept message contains (TLFS, "Intercept messages"); and it
+    /// writes the guest's basic state and its events before each entry.
     fn touch_like_hyperv(&mut self) {
         look!(
             self,
@@ -127,7 +127,7 @@ impl<F: Fields> Vmx<F> {
         self.fields.write(Field::TPR_THRESHOLD, 0);
     }
 
-    /// Fields that KVM as L0 keeps in its shadow VMCS, in turn; what is written is what was there.
+    /// Fields that KVM as L0 keeps in its shadow VMCS, in turn; a written field keeps its value.
     fn touch_some(&mut self, reads: u32, writes: u32) {
         for turn in 0..reads {
             match turn % 8 {

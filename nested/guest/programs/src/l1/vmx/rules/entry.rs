@@ -1,4 +1,4 @@
-//! When an entry fails, and what VMREAD and VMWRITE do meanwhile.
+//! Failures of an entry, and the effect of VMREAD and VMWRITE meanwhile.
 
 use core::mem::offset_of;
 
@@ -43,14 +43,14 @@ fn entry(rig: &mut Rig) -> Check {
     equal("what L2 has seen", super::seen(), 1)
 }
 
-/// There is no launch state: VMRESUME does for the first entry, too.
+/// There is no launch state: VMRESUME works for the first entry, too.
 fn resume_first(rig: &mut Rig) -> Check {
     rig.begin(idle)?;
     rig.vmx.launched = true;
     rig.run_to_stop().map(|_| ())
 }
 
-/// After an exit L0 says that it knows every group.
+/// After an exit L0 reports all groups as unchanged.
 fn clean_after_exit(rig: &mut Rig) -> Check {
     rig.begin(idle)?;
     equal("clean bits of a new page", rig.clean_bits(), 0)?;
@@ -68,7 +68,7 @@ fn wrong_version(rig: &mut Rig) -> Check {
     rig.run_to_stop().map(|_| ())
 }
 
-/// Without the assist page's word for it the entry uses the plain VMCS, of which there is none.
+/// If it is disabled in the assist page, the entry uses the plain VMCS, of which there is none.
 fn switched_off(rig: &mut Rig) -> Check {
     rig.begin(idle)?;
     rig.run_to_stop()?;
@@ -76,11 +76,11 @@ fn switched_off(rig: &mut Rig) -> Check {
     let result = refused(rig, Failed::Invalid);
     rig.vmx.fields.switch_on(true);
     result?;
-    // The page was let go of: it is taken in full again.
+    // The page was released: it is read in full again.
     rig.run_to_stop().map(|_| ())
 }
 
-/// Not allowed by the TLFS; KVM serves it from the page, for a Windows that does it.
+/// Not allowed by the TLFS; KVM reads it from the page, for a Windows that uses it.
 fn vmread(rig: &mut Rig) -> Check {
     rig.begin(idle)?;
     rig.run_to_stop()?;
@@ -137,7 +137,7 @@ fn no_saved_preemption_timer(rig: &mut Rig) -> Check {
     lacking(rig, Field::EXIT_CONTROLS, exit::SAVE_PREEMPTION_TIMER)
 }
 
-/// The entry fails with a control that the enlightened VMCS does not have.
+/// The entry fails with a control that the enlightened VMCS does not support.
 fn lacking(rig: &mut Rig, field: Field, control: u32) -> Check {
     rig.begin(idle)?;
     let controls = rig.read(field);

@@ -1,4 +1,4 @@
-//! What KVM makes of an L1 that uses the enlightened VMCS well, and of one that does not.
+//! KVM's behaviour for an L1 that uses the enlightened VMCS correctly, and for one that does not.
 #![allow(unsafe_code, reason = "code that L2 runs")]
 
 mod entry;
@@ -24,7 +24,7 @@ use crate::smp::{Patience, Processors};
 use crate::text::Text;
 use crate::{Exit, MAX_CPUS, cpu, say};
 
-/// What L2 has seen last.
+/// The last value that L2 has read.
 static SEEN: AtomicU64 = AtomicU64::new(0);
 
 fn seen() -> u64 {
@@ -109,7 +109,7 @@ impl Rig {
         self.vmx.try_enter(&unmeasured, &unmeasured)
     }
 
-    /// Lets L2 run behind its next CPUID; the reason of the first other exit on the way there.
+    /// Runs L2 past its next CPUID; returns the reason of the first other exit before it.
     fn run_to_stop(&mut self) -> Result<Option<u32>, Stop> {
         const MOST_EXITS: u32 = 8;
         let mut other = None;
@@ -130,9 +130,9 @@ impl Rig {
             }
             other = other.or(Some(reason));
             match exit_reason::basic(reason) {
-                // L2 is behind the call already.
+                // L2 is already past the call.
                 _ if reason == evmcs::EXIT_TRAP_AFTER_FLUSH => {}
-                // The processor gives no length for an exception.
+                // The processor reports no length for an exception.
                 exit_reason::EXCEPTION_OR_NMI => self.vmx.skip(UD2_LENGTH),
                 _ => {
                     let length = self.read(Field::EXIT_INSTRUCTION_LENGTH);
@@ -151,7 +151,7 @@ impl Rig {
 const CPUID_LENGTH: u64 = 2;
 const UD2_LENGTH: u64 = 2;
 
-/// L2: stops, looks at something, tells what it has seen, stops.
+/// L2: stops, reads a value, stores it, stops.
 #[inline(always)]
 fn look_between_stops(look: impl Fn() -> u64) {
     cpu::cpuid(0, 0);
@@ -159,7 +159,7 @@ fn look_between_stops(look: impl Fn() -> u64) {
     cpu::cpuid(0, 0);
 }
 
-/// L2: that for ever.
+/// L2: the same, forever.
 #[inline(always)]
 fn looking(look: impl Fn() -> u64) -> ! {
     loop {

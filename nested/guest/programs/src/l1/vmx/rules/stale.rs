@@ -22,14 +22,14 @@ use crate::text::Text;
 pub(super) struct Group {
     pub(super) name: &'static str,
     bit: u32,
-    /// What the page must agree with L0 on.
+    /// The features that the page must agree on with L0.
     agreed: Agreed,
     l2: Entry,
     /// Before the first entry.
     set_up: fn(&mut Rig) -> Result<(), Stop>,
-    /// At a stop of L2's; whatever it writes clears the bits of its groups.
+    /// At a stop of L2; clears the bits of the groups that it writes.
     change: fn(&mut Rig) -> Result<(), Stop>,
-    /// Whether the change shows.
+    /// Whether the change is visible.
     effect: fn(&Observed) -> bool,
 }
 
@@ -40,11 +40,11 @@ enum Agreed {
     DirectFlush,
 }
 
-/// What there is to see after L2 has looked.
+/// The observations after L2 has read.
 struct Observed {
-    /// What L2 saw.
+    /// The value that L2 read.
     seen: u64,
-    /// The exit on the way to the stop.
+    /// The exit before the stop.
     exit: Option<u32>,
 }
 
@@ -133,7 +133,7 @@ const SYSENTER_ESP: u32 = 0x175;
 const PAT: u32 = 0x277;
 const POST_PORT: u16 = 0x80;
 const VECTOR: u8 = 0x40;
-/// A value that no field has by itself, and that every field of 64 bits may have.
+/// A value that no field has by default, and that is valid for every field of 64 bits.
 const CHANGED: u64 = 0x0000_1234_5678_9000;
 const LATER: u64 = 1 << 60;
 
@@ -324,7 +324,7 @@ pub(super) const GROUPS: &[Group] = &[
         },
         |observed| observed.seen == CHANGED,
     ),
-    // The host's state shows in L1, after the exit.
+    // The host's state is visible in L1, after the exit.
     group(
         "host-pointer",
         clean::HOST_POINTER,
@@ -352,7 +352,7 @@ pub(super) const GROUPS: &[Group] = &[
             clean::ENLIGHTENMENTS_CONTROL,
             flushes,
             |rig| {
-                // A count that is not zero asks for an exit after the flush.
+                // A count that is not zero requests an exit after the flush.
                 let page = Page::new();
                 page.write32(0, 1);
                 rig.vmx.fields.set_partition_assist(page);
@@ -363,7 +363,7 @@ pub(super) const GROUPS: &[Group] = &[
     },
 ];
 
-/// The last entry, which nothing here uses, turned from uncacheable into write-combining.
+/// The last entry, which is unused here, changed from uncacheable to write-combining.
 const PAT_CHANGE: u64 = 1 << 56;
 
 fn msr(register: u32) -> Result<u64, Stop> {
@@ -416,7 +416,7 @@ extern "sysv64" fn reads_flags(_: &'static Shared) -> ! {
 
 extern "sysv64" fn writes_caches_back(_: &'static Shared) -> ! {
     looking(|| {
-        // SAFETY: changes nothing that a program can see.
+        // SAFETY: has no effect that a program can observe.
         unsafe { asm!("wbinvd", options(nostack)) }
         0
     })
@@ -427,7 +427,7 @@ extern "sysv64" fn counts_interrupts(shared: &'static Shared) -> ! {
     looking(|| shared.interrupts())
 }
 
-/// Where L1 does not see the exception, L2 stops in its handler.
+/// If L1 does not intercept the exception, L2 stops in its handler.
 extern "sysv64" fn undefined(_: &'static Shared) -> ! {
     looking(|| {
         cpu::undefined();
@@ -444,7 +444,7 @@ extern "sysv64" fn flushes(_: &'static Shared) -> ! {
     let control = hypercall::input(hypercall::FLUSH_SPACE, 0, 0);
     looking(|| {
         let result;
-        // SAFETY: L0 changes RAX and nothing else.
+        // SAFETY: L0 changes only RAX.
         unsafe {
             asm!(
                 "vmcall",

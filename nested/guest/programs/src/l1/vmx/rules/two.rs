@@ -42,16 +42,16 @@ pub(super) fn check(rig: &mut Rig, processors: Processors, tally: &mut Tally<'_>
     tally.note(&"page-on-two", page_on_two(rig, &mut other));
 }
 
-/// L2's MSR is what it has counted up to, wherever it runs.
+/// L2 increments its MSR, on whichever processor it runs.
 extern "sysv64" fn counts(_: &'static Shared) -> ! {
     loop {
         look_between_stops(|| rdmsr(SYSENTER_ESP).unwrap_or(0));
-        // SAFETY: nobody here uses SYSENTER.
+        // SAFETY: no code here uses SYSENTER.
         let _: Result<(), Faulted> = unsafe { wrmsr(SYSENTER_ESP, seen() + 1) };
     }
 }
 
-/// From L2's first stop to its next first stop: what it has seen.
+/// From L2's first stop to its next first stop: the value that it has read.
 fn lap(rig: &mut Rig) -> Result<u64, Stop> {
     rig.run_to_stop()?;
     let seen = seen();
@@ -76,7 +76,7 @@ fn moved(rig: &mut Rig, other: &mut Other) -> Check {
     equal("after the move back", lap(rig)?, START + 2)
 }
 
-/// Without VMCLEAR before it went away, what this processor runs on its return is the L2 that went away.
+/// Without VMCLEAR before the move, this processor runs the old state of L2 on its return.
 fn moved_uncleared(rig: &mut Rig, other: &mut Other) -> Check {
     begin(rig)?;
     equal("after the move", other.run(rig, lap)?, START + 1)?;
@@ -84,8 +84,8 @@ fn moved_uncleared(rig: &mut Rig, other: &mut Other) -> Check {
     equal("on the return, stale", lap(rig)?, START + 1)
 }
 
-/// Two processors enter with one page: KVM does not notice. RIP, which has no clean bit, is then the other
-/// L2's.
+/// Two processors enter with one page: KVM does not detect it. RIP, which has no clean bit, is then
+/// the other L2's.
 fn page_on_two(rig: &mut Rig, other: &mut Other) -> Check {
     rig.begin(first)?;
     rig.run_to_stop()?;
@@ -103,7 +103,7 @@ fn page_on_two(rig: &mut Rig, other: &mut Other) -> Check {
 const FIRST: u64 = 1;
 const SECOND: u64 = 2;
 
-/// Tells who it is from stop to stop, with no register that has a meaning.
+/// Stores its number at each stop, without a register that has a meaning.
 #[unsafe(naked)]
 extern "sysv64" fn first(_: &'static Shared) -> ! {
     naked_asm!(
@@ -129,7 +129,7 @@ extern "sysv64" fn second(_: &'static Shared) -> ! {
 }
 
 impl Rig {
-    /// Goes on with the L2 of `page`, which another processor has run.
+    /// Continues the L2 of `page`, which another processor has run.
     fn take_over(&mut self, page: Page, registers: Registers) {
         self.vmx.fields.use_page(page);
         state::write_host(&mut self.vmx.fields, self.vmx.frame);
@@ -143,26 +143,26 @@ type Task = fn(&mut Rig) -> Result<u64, Stop>;
 /// The other processor.
 struct Other {
     processors: Processors,
-    /// Made there, at its first task.
+    /// Created there, at its first task.
     rig: Option<Rig>,
-    /// The L2 that it is to take over, and leaves.
+    /// The L2 that it continues, and then leaves.
     page: Page,
     registers: Registers,
     task: Task,
     outcome: Result<u64, Stop>,
 }
 
-/// The [`Other`] that the other processor is to serve.
+/// The [`Other`] for the other processor.
 static HANDED: AtomicPtr<Other> = AtomicPtr::new(ptr::null_mut());
 
 impl Other {
-    /// Has it take over the L2 of `rig`, do `task` and clear the page.
+    /// Makes it continue the L2 of `rig`, do `task` and clear the page.
     fn run(&mut self, rig: &Rig, task: Task) -> Result<u64, Stop> {
         self.page = rig.page();
         self.registers = rig.vmx.frame.registers;
         self.task = task;
         let processors = self.processors;
-        // Until the work has ended it is the other processor's.
+        // Until the work has ended it belongs to the other processor.
         HANDED.store(self, Ordering::Release);
         if processors.run(OTHER, serve).is_none() {
             return Err(failed!("the other processor does not come back"));
@@ -184,7 +184,7 @@ impl Other {
 }
 
 fn serve(_: usize) -> u64 {
-    // SAFETY: `run` put it there and does not use it before this function has ended.
+    // SAFETY: `run` stored it there and does not use it before this function has returned.
     let other = unsafe { &mut *HANDED.load(Ordering::Acquire) };
     cpu::disable_interrupts();
     other.outcome = other.serve();
