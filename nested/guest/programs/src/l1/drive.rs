@@ -55,8 +55,8 @@ pub(super) fn run<V: Vcpu>(
     Ok(())
 }
 
-/// Runs L2 from `resumed`, the time stamp of its entry, to its next exit and handles that. Returns the time
-/// stamp of the next entry, which is `unmeasured` for one that belongs to no sample; `None` if L2 has finished.
+/// Runs L2 to its next exit and handles that; `resumed` receives the time of the entry. Returns where the
+/// time of the next entry belongs, `unmeasured` for one of no sample; `None` if L2 has finished.
 #[inline(always)]
 fn one_exit<'a, V: Vcpu>(
     vcpu: &mut V,
