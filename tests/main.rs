@@ -75,6 +75,7 @@ fn main() -> ExitCode {
         report_page::TESTS,
         l2probe::TESTS,
         xen::TESTS,
+        kernels::NEWEST,
     ];
     // Twelve boots of three kernels.
     if vm::is_long_run() {
