@@ -1,5 +1,5 @@
-//! The same micro-hypervisor in hypernest and in QEMU: what its L2's exits cost is KVM's affair, not the
-//! VMM's.
+//! The same micro-hypervisor in hypernest and in QEMU: the cost of its L2's exits depends on KVM, not on the
+//! VMM.
 
 use std::process::{Command, Stdio};
 
@@ -19,7 +19,7 @@ pub(crate) const TESTS: &[Test] =
             .limit_seconds(120),
     ];
 
-/// How far the round trips may be apart.
+/// The maximum relative difference between the round trips.
 const APART: f64 = 0.02;
 
 fn round_trips() -> TestResult {
@@ -36,7 +36,7 @@ fn round_trips() -> TestResult {
     }
     let report: Value = serde_json::from_slice(&output.stdout)?;
     assert_eq!(report["unit"]["name"], "emulated instructions");
-    // The emulated TSC goes forward in steps, which lengthens some samples; the shortest have none of that.
+    // The emulated TSC advances in steps, which lengthens some samples; the shortest are not affected.
     let least = |vmm: &str| {
         let results = report["results"].as_array().expect("a list");
         let entry = results.iter().find(|entry| entry["vmm"] == vmm);

@@ -38,7 +38,7 @@ pub(crate) const TESTS: &[Test] = &[
     ),
 ];
 
-/// Where iasl is: `HYPERNEST_IASL`, or on the PATH.
+/// The path of iasl: `HYPERNEST_IASL`, or on the PATH.
 fn iasl() -> Option<PathBuf> {
     if let Some(path) = env::var_os("HYPERNEST_IASL") {
         return Some(path.into());
@@ -86,13 +86,13 @@ fn iasl_accepts_every_table() -> TestResult {
     let configs = MachineType::NAMES.map(|(_, machine_type)| {
         let map = machine_type.map();
         let small = machine(map, vec![0], true, 128 << 20);
-        // As large as it can get: some APIC ids are past 254, and there is RAM above 4 GiB.
+        // The maximum configuration: some APIC ids are above 254, and there is RAM above 4 GiB.
         let large = machine(map, (0..255).map(|vp| vp * 2).collect(), false, 8 << 30);
         [small, large]
     });
     for config in configs.into_iter().flatten() {
         let dir = tempfile::tempdir()?;
-        // The RSDP is no table to iasl.
+        // For iasl the RSDP is not a table.
         for table in acpi::build(&config, Gpa(0x7ff_0000), Gpa(0x7ff_1000)).tables {
             let name = String::from_utf8(table.name.to_vec())?;
             let (aml, dsl) = (format!("{name}.aml"), format!("{name}.dsl"));
@@ -103,7 +103,7 @@ fn iasl_accepts_every_table() -> TestResult {
             let text = run_iasl(dir.path(), &["-tc", "-p", "again", &dsl])?;
             let clean = text.contains("Compilation successful. 0 Errors, 0 Warnings, 0 Remarks");
             assert!(clean, "{name}: {text}");
-            // The compiler signs the header with its own name and version, and sums anew.
+            // The compiler writes its own name and version into the header, and recomputes the checksum.
             let again = fs::read(dir.path().join("again.aml"))?;
             let (header, body) = table.bytes.split_at(36);
             let (new_header, new_body) = again.split_at(36);
@@ -170,7 +170,7 @@ fn word(ram: &GuestRam, gpa: u64) -> u64 {
     u32::from_le_bytes(read(ram, gpa)).into()
 }
 
-/// Kernels nobody here made.
+/// Kernels from unmodified packages.
 fn stock_kernels_load() -> TestResult {
     let lab = lab_directory().ok_or("the lab's directory is gone")?;
     let dir = tempfile::tempdir()?;
@@ -208,8 +208,8 @@ fn stock_kernels_load() -> TestResult {
     Ok(())
 }
 
-/// Code for 32-bit and 64-bit mode alike: if the comparison `compare` finds equality, prints `text` on COM1
-/// and ends with exit code `code`; else ends with exit code 9.
+/// Code for both 32-bit and 64-bit mode: if the comparison `compare` is equal, it prints `text` on COM1 and
+/// ends with exit code `code`; else it ends with exit code 9.
 fn program(compare: &[u8], text: &str, code: u8) -> Vec<u8> {
     // mov dx, port
     let port = |port: u16| [&[0x66, 0xba][..], &port.to_le_bytes()].concat();
@@ -277,7 +277,7 @@ fn bzimage(code: &[u8]) -> Vec<u8> {
     // The initrd's highest address, the alignment; relocatable and its 64-bit entry; the command line's
     // length.
     put(&mut file, 0x22c, &[0x7fff_ffff, 0x20_0000, 0x3_0001, 2047]);
-    // Preferred address, working room.
+    // The preferred address and the size of the working memory.
     put(&mut file, 0x258, &[0x100_0000, 0, 0x80_0000]);
     [file, kernel].concat()
 }
@@ -288,7 +288,7 @@ fn each_protocol_enters_its_kernel() -> TestResult {
     let linux = program(b"\x81\xbe\x02\x02\x00\x00HdrS", "zero page\n", 11);
     // cmp dword [ebx], magic
     let pvh = program(b"\x81\x3b\x78\xc5\x6e\x33", "start info\n", 12);
-    // A multiboot header in the way, jumped over; cmp eax, magic
+    // A multiboot header within the code, jumped over; cmp eax, magic
     let magic = 0x1bad_b002_u32;
     let header = [magic, 3, 0_u32.wrapping_sub(magic + 3)];
     let multiboot = [

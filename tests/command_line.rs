@@ -1,4 +1,4 @@
-//! What the command line says and returns when something is wrong. Needs no KVM.
+//! Output and exit codes of the command line in case of errors. Needs no KVM.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -6,7 +6,7 @@ use std::process::{Command, Output, Stdio};
 
 use tempfile::TempDir;
 
-/// Runs hypernest in `dir`, with run directories of its own.
+/// Runs hypernest in `dir`, with separate run directories.
 fn hypernest(dir: &TempDir, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_hypernest"));
     command
@@ -180,7 +180,7 @@ fn an_unreadable_kernel_is_told() {
     let kernel = dir.path().join("vmlinuz");
     fs::set_permissions(&kernel, std::os::unix::fs::PermissionsExt::from_mode(0o000)).unwrap();
     if File::open(&kernel).is_ok() {
-        // Root reads everything; a loop of links is what even root cannot read.
+        // Root can read every file, but not through a loop of links.
         fs::remove_file(&kernel).unwrap();
         std::os::unix::fs::symlink("vmlinuz", &kernel).unwrap();
     }
@@ -250,11 +250,11 @@ fn a_configuration_of_an_earlier_version_is_read_without_its_hpet() {
     assert!(said.err.contains("remove the line"), "{}", said.err);
 }
 
-/// A missing /dev/kvm does not hide a file that no host could start.
+/// A missing /dev/kvm does not hide the error of a file that no host could start.
 #[test]
 fn what_the_host_lacks_does_not_hide_a_wrong_kernel() {
     let dir = dir();
-    // No host can have it so far, with or without KVM.
+    // No host supports it so far, with or without KVM.
     let args = ["run", "--kernel", "vmlinuz", "--hv", "syndbg", "--nested"];
     let said = run(&dir, &args);
     assert_eq!(said.code, Some(3), "{}", said.err);
@@ -317,7 +317,7 @@ fn the_shown_configuration_is_a_file_that_gives_itself() {
     assert_eq!((second.code, second.out), (Some(0), first.out));
 }
 
-/// What writes to stdout, with its stdout as given.
+/// Runs `check` on all commands that write to stdout.
 fn writers(mut check: impl FnMut(&str, &mut Command)) {
     let dir = dir();
     for args in [
@@ -401,7 +401,7 @@ fn a_vm_that_is_not_there() {
 #[test]
 fn the_log_goes_to_stderr_as_asked() {
     let dir = dir();
-    // More than any machine's RAM and swap, and fewer than any machine's address bits.
+    // Larger than any machine's RAM and swap, but within any machine's address bits.
     let args = ["config", "--kernel", "vmlinuz", "--memory", "32G"];
     let memory = fs::read_to_string("/proc/meminfo").unwrap();
     let kib: u64 = memory

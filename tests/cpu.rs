@@ -1,4 +1,4 @@
-//! CPU models: levels that a host has or has not.
+//! CPU models: levels that a host supports or refuses.
 
 use hypernest_lab::suite::{Test, TestResult};
 
@@ -8,7 +8,7 @@ use crate::vm::{Site, Vm};
 pub(crate) const TESTS: &[Test] =
     &[Test::new("cpu::a_level_is_given_where_the_host_has_it", levels).needs(needs::guests)];
 
-/// One feature of each level tells whether the host has it (CPUID 1.ECX: SSE4.2; 7.EBX: AVX2, AVX512F).
+/// One feature of each level shows whether the host supports it (CPUID 1.ECX: SSE4.2; 7.EBX: AVX2, AVX512F).
 fn levels() -> TestResult {
     let kvm = needs::caps()?.kvm;
     let ecx = kvm.leaf(1, 0).map_or(0, |leaf| leaf.ecx);

@@ -1,7 +1,7 @@
-//! Hyper-V as hypernest shows it against Hyper-V as QEMU shows it with the same enlightenments.
+//! Hyper-V's interface in hypernest, compared with that in QEMU with the same enlightenments.
 //!
-//! The same guest program prints CPUID 0x40000000 and up and every readable synthetic MSR under both. What
-//! differs must stand in [`DIFFERENCES`], and what stands there must differ.
+//! The same guest program prints CPUID 0x40000000 and up and every readable synthetic MSR under both. All
+//! differences must be listed in [`DIFFERENCES`], and every listed difference must exist.
 
 mod dump;
 
@@ -40,7 +40,7 @@ pub(crate) const TESTS: &[Test] = &[
         .only_on(&[Host::Here, Host::Amd])
         .stage(STAGE)
         .limit_seconds(300),
-    // Everything else is KVM's and the same there, and each VM takes a while in the Intel lab.
+    // All other figures are KVM's and the same there, and each VM takes long in the Intel lab.
     Test::new("differential::the_enlightened_vmcs_is_as_in_qemu", evmcs)
         .needs(needs_evmcs_and_qemu)
         .stage(STAGE)
@@ -76,7 +76,7 @@ pub(crate) fn needs_evmcs_and_qemu() -> Result<(), String> {
     }
 }
 
-/// The profiles, and each enlightenment alone with what it requires.
+/// The profiles, and each enlightenment alone with its requirements.
 fn every() -> TestResult {
     let host = HostHv::from(&HostCaps::probe()?);
     let mut lists: Vec<String> = Profile::ALL.iter().map(ToString::to_string).collect();
@@ -101,19 +101,19 @@ fn every() -> TestResult {
             .iter()
             .map(move |value| format!("{id}{value}{company}"))
     }));
-    // What KVM hides shows only in company.
+    // Enlightenments that KVM hides have an effect only together with others.
     lists.push("windows,enforce-cpuid".to_owned());
     compare(&lists, &host)
 }
 
-/// Whether QEMU shows Hyper-V to a guest if this is the only flag (the head of `hyperv::qemu` has the
+/// Whether QEMU offers Hyper-V to a guest if this is the only flag (the start of `hyperv::qemu` describes the
 /// difference).
 fn shows_hyperv_in_qemu(id: E) -> bool {
     let announced = !id.row().bits.is_empty() && id != E::NoNonarchCoresharing;
     (announced || id == E::Spinlocks) && !UNKNOWN_TO_QEMU.contains(&id)
 }
 
-/// The lists that only a host with an enlightened VMCS can have.
+/// The lists that need a host with an enlightened VMCS.
 fn evmcs() -> TestResult {
     let host = HostHv::from(&HostCaps::probe()?);
     let lists = ["nested", "evmcs", "passthrough"].map(str::to_owned);
@@ -175,7 +175,7 @@ fn hypernest(guest: &Path, list: &str) -> Result<Dump, Box<dyn Error>> {
     // As QEMU's `kvm=off` below.
     command.args(["--hv", list, "--kvm-leaves=false"]);
     command.args(["--serial", "none", "--debugcon", "stdio", "--debug-exit"]);
-    // The guest's code is the exit code.
+    // The exit code is the guest's code.
     run(&mut command, 0)
 }
 

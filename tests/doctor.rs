@@ -46,7 +46,7 @@ fn nested_works_on_amd() -> TestResult {
     Ok(())
 }
 
-/// What the doctor says of a profile is what `hypernest run` does with it, in both directions.
+/// The doctor's verdict on a profile agrees with `hypernest run`, in both directions.
 fn recommended_profiles_start() -> TestResult {
     for profile in ["none", "windows", "nested", "all", "passthrough"] {
         let verdict = doctor(&["--profile", profile])?;

@@ -1,5 +1,5 @@
-//! The access that ends, resets or pauses a VM is the last thing that its vCPU does; and no guest keeps its
-//! user from it.
+//! The access that ends, resets or pauses a VM is the last action of its vCPU; and no guest can prevent its
+//! user from ending it.
 
 use std::error::Error;
 use std::process::Command;
@@ -15,7 +15,7 @@ use hypernest_lab::suite::{Test, TestResult};
 use crate::needs;
 use crate::vm::{Ended, Site, Vm};
 
-/// What the guest writes for ever after the access.
+/// The guest writes this continuously after the access.
 const MARK: char = '!';
 
 const fn test(name: &'static str, run: fn() -> TestResult) -> Test {
@@ -54,7 +54,7 @@ pub(crate) const TESTS: &[Test] = &[
     test("endings::a_save_under_a_storm_of_panics_succeeds", saves),
 ];
 
-/// A guest with `cpus` vCPUs that does this.
+/// A guest with `cpus` vCPUs that runs `program`.
 fn guest(site: &Site, program: &str, cpus: u32) -> Command {
     let pm1 = layout::PM1A_EVENT.start;
     let mut command = site.enlightened_guest(&format!("{program} cpus={cpus} pm1={pm1:#x}"));
@@ -119,7 +119,7 @@ fn crashes(via: &str) -> TestResult {
         vm.wait_for("ending: by")?;
         while site.status()?["state"] != "crashed" {}
         assert!(!vm.said().contains(MARK), "{}", vm.said());
-        // The instruction is completed once, and the guest goes on behind it.
+        // The instruction is completed once, and the guest continues after it.
         site.control(&["resume", "test"])?.expect_code(0)?;
         vm.wait_for("!")?;
         site.control(&["stop", "test"])?.expect_code(0)?;
@@ -128,7 +128,7 @@ fn crashes(via: &str) -> TestResult {
     Ok(())
 }
 
-/// What the guest has written since the last look must not grow while its VM shows this state.
+/// Checks that the guest's output does not grow while its VM has one of these states.
 fn stands_still(site: &Site, vm: &Vm, states: &[&str]) -> Result<(), Box<dyn Error>> {
     let mut seen = None;
     for _ in 0..5 {
@@ -136,14 +136,14 @@ fn stands_still(site: &Site, vm: &Vm, states: &[&str]) -> Result<(), Box<dyn Err
         if !states.iter().any(|wanted| state == *wanted) {
             return Err(format!("the state is {state}, not one of {states:?}").into());
         }
-        // Output of before may still come out once.
+        // Earlier output may still arrive once.
         let said = vm.said().len();
         if seen.is_some_and(|seen| seen == said) {
             return Ok(());
         }
         seen = Some(said);
     }
-    Err(format!("the guest runs on: {seen:?} bytes of output").into())
+    Err(format!("the guest still runs: {seen:?} bytes of output").into())
 }
 
 fn storms() -> TestResult {

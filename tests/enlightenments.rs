@@ -1,4 +1,4 @@
-//! Every enlightenment works end to end: a guest program tries what CPUID announces, under each profile.
+//! Every enlightenment works end to end: a guest program uses all that CPUID announces, under each profile.
 
 use hypernest_lab::suite::{Test, TestResult};
 
@@ -21,7 +21,7 @@ pub(crate) const TESTS: &[Test] = &[
     test("enlightenments::identity", identity),
 ];
 
-/// What a warning of a list that no known guest uses contains.
+/// Part of the warning about a list that no known guest uses.
 const UNUSED: &str = "will have no effect: no known guest uses";
 
 /// Runs hvtest with `vcpus` vCPUs; the checks `required` must find their features.
@@ -39,7 +39,7 @@ fn hvtest(
     Ok(ended)
 }
 
-/// The same, without a word on stderr.
+/// The same, without output on stderr.
 fn quiet(vcpus: u32, required: &[&str], arguments: &[&str]) -> TestResult {
     let ended = hvtest(vcpus, required, arguments)?;
     if !ended.stderr.is_empty() {
@@ -48,7 +48,7 @@ fn quiet(vcpus: u32, required: &[&str], arguments: &[&str]) -> TestResult {
     Ok(())
 }
 
-/// What the profile `windows` promises on every host that can have it.
+/// The checks of the profile `windows` on every host that supports it.
 const WINDOWS: &[&str] = &[
     "interface",
     "hypercall-page",
@@ -95,8 +95,7 @@ fn nested() -> TestResult {
     quiet(2, &[WINDOWS, &more].concat(), &["--nested"])
 }
 
-/// The profile as it is, with `=auto`, and without hv-evmcs come to the same; only the last has nothing to
-/// warn about.
+/// The profile unchanged, with `=auto`, and without hv-evmcs are equivalent; only the last gives no warning.
 fn nested_svm() -> TestResult {
     for list in ["nested", "nested,evmcs=auto"] {
         let site = Site::new()?;
@@ -113,7 +112,7 @@ fn split() -> TestResult {
     quiet(2, WINDOWS, &["--irqchip", "split"])
 }
 
-/// With hv-enforce-cpuid, what is not announced faults.
+/// With hv-enforce-cpuid, accesses to unannounced features fault.
 fn enforced() -> TestResult {
     let site = Site::new()?;
     let mut command = site.enlightened_guest("hvtest cpus=2 enforced require=interface,vpindex");
@@ -130,7 +129,7 @@ fn enforced() -> TestResult {
     Ok(())
 }
 
-/// Each alone, with what it requires: its own checks find it.
+/// Each alone, with its requirements: its own checks find it.
 fn one_by_one() -> TestResult {
     for (name, checks) in [
         ("hv-relaxed", &["interface", "relaxed"][..]),
@@ -154,7 +153,7 @@ fn one_by_one() -> TestResult {
     ] {
         let ended =
             hvtest(1, checks, &["--hv", name]).map_err(|error| format!("{name}: {error}"))?;
-        // hypernest warns of a list that no known guest uses; this program uses each enlightenment alone.
+        // hypernest warns about a list that no known guest uses; this program uses each enlightenment alone.
         if !ended.stderr.lines().all(|line| line.contains(UNUSED)) {
             return Err(ended.wrong("nothing but the warning of an unused enlightenment"));
         }
@@ -173,7 +172,7 @@ fn none() -> TestResult {
     Ok(())
 }
 
-/// Who the hypervisor says it is, and KVM's own leaves behind that.
+/// The hypervisor's identity, followed by KVM's own leaves.
 fn identity() -> TestResult {
     let site = Site::new()?;
     let list = "hv-vpindex,hv-vendor-id=HyperNestVM!,hv-version-id-build=0x5678,hv-version-id-major=11,\

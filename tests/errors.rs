@@ -1,5 +1,4 @@
-//! What goes wrong, and what the user sees: a message that says what to do, the right exit code, and never a
-//! panic.
+//! Errors as the user sees them: a message with the remedy, the right exit code, and never a panic.
 
 use std::error::Error;
 use std::fs::{self, File, Permissions};
@@ -38,21 +37,21 @@ pub(crate) const TESTS: &[Test] = &[
     guest("errors::the_disk_is_full", disk_full).needs(needs::mount_namespaces),
 ];
 
-/// `hypernest run` with these arguments ends with `code` and says each of `texts`.
+/// `hypernest run` with these arguments exits with `code` and prints each of `texts`.
 fn refused(site: &Site, arguments: &[&str], code: i32, texts: &[&str]) -> TestResult {
     let mut command = site.hypernest();
     let ended = Vm::start(command.arg("run").args(arguments))?.end()?;
     ended
         .expect_error(code, texts)
         .map_err(|error| format!("{arguments:?}: {error}"))?;
-    // One message, which leads with who speaks.
+    // One message, which begins with the program's name.
     assert!(ended.stderr.starts_with("hypernest: "), "{}", ended.stderr);
     assert_eq!(ended.stdout, "");
     assert!(site.run_directories()?.is_empty(), "{arguments:?}");
     Ok(())
 }
 
-/// Has `command` run by an ordinary user, with a directory of its own.
+/// Lets an ordinary user run `command`, with a separate directory.
 fn as_nobody<'a>(site: &Site, command: &'a mut Command) -> Result<&'a mut Command, Box<dyn Error>> {
     if !Uid::effective().is_root() {
         return Ok(command);
@@ -68,7 +67,7 @@ fn as_nobody<'a>(site: &Site, command: &'a mut Command) -> Result<&'a mut Comman
         .gid(NOBODY))
 }
 
-/// `command`, run by a shell in a mount namespace of its own after `before`.
+/// `command`, run by a shell in a separate mount namespace after `before`.
 fn in_namespace(command: &Command, before: &str) -> Result<Command, Box<dyn Error>> {
     let busybox = held("busybox")?;
     let mut outer = Command::new(&busybox);
@@ -121,7 +120,7 @@ fn no_kernel() -> TestResult {
     let site = Site::new()?;
     let takes = "it takes a bzImage, an ELF file with a PVH note, or a multiboot 1 image";
     site.file("text", "Linux kernel\n".repeat(1000))?;
-    // A boot sector's signature and a setup header that promises more than there is.
+    // A boot sector's signature and a setup header whose sizes exceed the file.
     let mut cut = vec![0; 1024];
     cut[0x1f1] = 40;
     cut[0x1fe..0x200].copy_from_slice(&[0x55, 0xaa]);
@@ -180,11 +179,11 @@ fn impossible() -> TestResult {
     let both = ["--kernel", "guest", "--hv", "hv-evmcs,hv-syndbg"];
     refused(&site, &both, 3, &[lacks, "hv-evmcs", "hv-syndbg"])?;
     if amd {
-        // What no AMD host has is left out of the profile, and refused by name.
+        // The profile omits enlightenments that no AMD host has; by name they are refused.
         let named = ["--kernel", "guest", "--nested", "--hv", "nested,evmcs"];
         refused(&site, &named, 3, &[lacks, "hv-evmcs", "Intel's VMX"])?;
     } else {
-        // VMX is there, but not for the guest.
+        // VMX exists, but not for the guest.
         let evmcs = ["--kernel", "guest", "--hv", "hv-evmcs"];
         refused(&site, &evmcs, 3, &[lacks, "hv-evmcs", "--nested"])?;
     }
@@ -212,7 +211,7 @@ fn triple_fault() -> TestResult {
     Ok(())
 }
 
-/// The guest runs where there is nothing to run.
+/// The guest jumps to memory without instructions.
 fn internal_error() -> TestResult {
     let site = Site::new()?;
     let ended = Vm::start(site.guest("fault exec"))?.end()?;
@@ -229,7 +228,7 @@ fn internal_error() -> TestResult {
     Ok(())
 }
 
-/// The guest goes on without a reader.
+/// The guest continues without a reader of its console.
 fn console() -> TestResult {
     let site = Site::new()?;
     let full = File::options().write(true).open("/dev/full")?;
@@ -242,14 +241,14 @@ fn console() -> TestResult {
     Ok(())
 }
 
-/// One page holds the JSON file; the log finds no room, and nothing unfinished is left behind.
+/// The JSON file fits into one page; the log does not fit, and no unfinished file remains.
 fn disk_full() -> TestResult {
     let site = Site::new()?;
     let run = |stats: &str| -> Result<_, Box<dyn Error>> {
         let mut command = site.guest("hello");
         command.args(["--stats", stats]);
         let disk = "$busybox mkdir -p disk && $busybox mount -t tmpfs -o size=4k none disk";
-        // The last word is the disk's: a shell that stays tells what is on it.
+        // The shell stays after the command and lists the files on the disk.
         let script = format!("{disk} && \"$@\"; code=$?; $busybox ls disk; exit $code; true");
         Vm::start(in_namespace(&command, &script)?)?.end()
     };

@@ -1,5 +1,5 @@
-//! The enlightened VMCS on our KVM: what a guest hypervisor may rely on, and what becomes of one that breaks
-//! the rules.
+//! The enlightened VMCS on our KVM: the guarantees to a guest hypervisor, and the effects of breaking the
+//! rules.
 
 use hypernest_lab::suite::{Test, TestResult};
 
@@ -20,7 +20,7 @@ fn run(line: &str, arguments: &[&str]) -> Result<Ended, Box<dyn std::error::Erro
     Vm::start(&mut command)?.end()
 }
 
-/// One line for each check of the guest program `evmcs-rules`, so that none is lost unnoticed.
+/// One line for each check of the guest program `evmcs-rules`, so that a missing one is detected.
 const RULES: &[&str] = &[
     "entry",
     "resume-first",
@@ -69,7 +69,7 @@ fn rules() -> TestResult {
     Ok(())
 }
 
-/// An L1 never measures another mode than it was asked for.
+/// An L1 never measures a mode other than the requested one.
 fn refused() -> TestResult {
     for (mode, hv, why) in [
         (

@@ -16,7 +16,7 @@ fn reads() -> TestResult {
         let ended = Vm::start(site.guest("fwcfg").args(["--cpus", cpus]))?.end()?;
         ended.expect_code(0)?;
         ended.expect_lines(&[
-            // The ports only, no DMA.
+            // Only the ports, no DMA.
             "fwcfg: id 0x1",
             "fwcfg: ram 0x4000000",
             "fwcfg: nographic 0x1",
@@ -25,7 +25,7 @@ fn reads() -> TestResult {
             "fwcfg: files 0x0",
         ])?;
     }
-    // Cores are padded to a power of two in APIC ids, so the second package begins at 4.
+    // The number of cores is padded to a power of two in APIC ids, so the second package begins at 4.
     let site = Site::new()?;
     let topology = "6,sockets=2,cores=3,threads=1";
     let ended = Vm::start(site.guest("fwcfg").args(["--cpus", topology]))?.end()?;

@@ -1,4 +1,4 @@
-//! VMs that an earlier version saved go on.
+//! VMs that an earlier version saved continue.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -33,16 +33,16 @@ pub(crate) const TESTS: &[Test] = &[
     .limit_seconds(120),
 ];
 
-/// An L1 whose L2 runs under SVM comes to its end.
+/// An L1 with a running L2 under SVM finishes.
 pub(crate) fn svm_l2() -> TestResult {
     goes_on(&SVM_L2, &["l1: running hlt", "l1: done"])
 }
 
-/// No state of a VM is as large.
+/// The maximum length of a VM's state.
 const MOST: u64 = 64 << 20;
 
-/// The lab's AMD host has the TSC of the machine that it is on, and cannot scale. What was saved is to go on
-/// on every machine, so this is the one thing in it that is changed: a guest that was just moved between
+/// The lab's AMD host has the TSC of the machine that it runs on, and cannot scale. The golden files must be
+/// restored on every machine, so only this field is changed: it describes a guest that was just moved between
 /// equal hosts.
 pub(crate) fn take_this_hosts_frequency(dir: &Path) -> TestResult {
     let native = HostTsc::from(&HostCaps::probe()?).native;
@@ -57,7 +57,8 @@ pub(crate) fn take_this_hosts_frequency(dir: &Path) -> TestResult {
     Ok(())
 }
 
-/// Its guest comes to a good end. For it, no time has gone by since it was saved, however long ago that was.
+/// Its guest finishes successfully. For the guest, no time has passed since it was saved, however long ago
+/// that was.
 fn goes_on(golden: &Golden<'static>, lines: &[&str]) -> TestResult {
     let site = Site::new()?;
     golden.unpack(&site.path("saved"))?;

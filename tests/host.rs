@@ -1,4 +1,4 @@
-//! What the hosts themselves are.
+//! Properties of the hosts.
 
 use hypernest_lab::suite::{Test, TestResult};
 use kvm_ioctls::Kvm;

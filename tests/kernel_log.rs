@@ -1,4 +1,4 @@
-//! What the host's kernel logs while a test runs.
+//! The log of the host's kernel during a test.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -8,7 +8,7 @@ use nix::libc::O_NONBLOCK;
 
 use crate::vm::is_intel_lab;
 
-/// The kernel's log from some moment on.
+/// The kernel's log from the time of its creation.
 pub(crate) struct KernelLog(File);
 
 impl KernelLog {
@@ -22,14 +22,14 @@ impl KernelLog {
         Ok(Self(log))
     }
 
-    /// The lines since then in which KVM complains.
+    /// KVM's warnings and errors since then.
     pub(crate) fn complaints_of_kvm(&mut self) -> io::Result<Vec<String>> {
         Ok(complaints(self.lines()?, is_intel_lab()))
     }
 
     fn lines(&mut self) -> io::Result<Vec<String>> {
         let mut lines = Vec::new();
-        // Each read gives one record (Documentation/ABI/testing/dev-kmsg).
+        // Each read returns one record (Documentation/ABI/testing/dev-kmsg).
         let mut record = [0; 8192];
         loop {
             match self.0.read(&mut record) {
@@ -66,7 +66,7 @@ fn complaints(lines: Vec<String>, intel_lab: bool) -> Vec<String> {
             if std::mem::take(&mut first_of_report) && !of_bochs {
                 found.push(line);
             }
-        // The lab's TSC is calibrated twice, which tests of the clocks look after.
+        // The lab's TSC is calibrated twice; tests of the clocks check this.
         } else if line.contains("kvm") && !line.contains("requested TSC rate") {
             found.push(line);
         }

@@ -1,8 +1,7 @@
-//! VMs that are saved on a host with one kernel go on on hosts with others, in both directions.
+//! VMs that are saved on a host with one kernel continue on hosts with others, in both directions.
 //!
-//! The stages form a chain of six boots. Each leaves the VMs that it saves for those after it: 6.1 saves,
-//! 6.12 restores and saves, the newest restores and saves, then 6.12 and 6.1 restore what newer kernels
-//! saved.
+//! The stages form a chain of six boots. Each passes the VMs that it saves to the following ones: 6.1 saves,
+//! 6.12 restores and saves, the newest restores and saves, then 6.12 and 6.1 restore VMs of newer kernels.
 
 use std::error::Error;
 use std::fs;
@@ -34,7 +33,7 @@ const MIDDLE: Stage = stage("kernels-2", Kernel::Linux612, Some(OLD.name));
 const NEW: Stage = stage("kernels-3", Kernel::Newest, Some(MIDDLE.name));
 const BACK_TO_MIDDLE: Stage = stage("kernels-4", Kernel::Linux612, Some(NEW.name));
 const BACK_TO_OLD: Stage = stage("kernels-5", Kernel::Linux61, Some(BACK_TO_MIDDLE.name));
-/// The same kernel with less nesting.
+/// The same kernel with fewer nested features.
 const LESS: Stage = Stage {
     parameters: &[
         "kvm_intel.vpid=0",
@@ -97,7 +96,7 @@ pub(crate) const NEWEST: &[Test] = &[test(
 )
 .only_on(&[Host::Amd])];
 
-/// A guest that keeps state of all sorts, or an L1 whose L2 runs.
+/// A guest with state of many kinds, or an L1 with a running L2.
 #[derive(Clone, Copy, PartialEq)]
 enum Guest {
     Keep,
@@ -111,7 +110,7 @@ struct Kept {
     arguments: &'static [&'static str],
 }
 
-/// What a guest that is to run on all of these kernels does without: KVM has it only since some of them.
+/// The CPU model of a guest for all of these kernels, without features that only some of them support.
 const CPU: &str = "host,-flushbyasid,-gds-no";
 
 const KEPT: &[Kept] = &[
@@ -147,7 +146,7 @@ const KEPT: &[Kept] = &[
             CPU,
         ],
     },
-    // All that the host has, so that an older kernel has to refuse it.
+    // All that the host supports, so that an older kernel must refuse it.
     Kept {
         name: "all",
         host: None,
@@ -203,7 +202,8 @@ fn kept_here() -> impl Iterator<Item = &'static Kept> {
         .filter(move |kept| kept.host.is_none() || kept.host == here)
 }
 
-/// Features that the newer kernels' KVM shows and the older ones' lacks, with which the VM `all` is refused.
+/// Features that the newer kernels' KVM supports and the older ones' does not; the VM `all` is refused for
+/// them.
 fn lacking(from: &str, to: &str) -> Vec<&'static str> {
     let mut lacking = Vec::new();
     let is_old = to == "6.1";
@@ -222,7 +222,7 @@ fn carried(kernel: &str, kept: &Kept, what: &str) -> PathBuf {
     PathBuf::from(format!("{CARRIED_DIR}/{kernel}-{}.{what}", kept.name))
 }
 
-/// Tries all of `vms` and reports every one that failed.
+/// Runs all of `vms` and reports every failure.
 fn each(run: impl Fn(&Kept) -> TestResult) -> TestResult {
     let mut log = KernelLog::from_now()?;
     let mut failed = Vec::new();
@@ -261,7 +261,7 @@ fn save(kernel: &str, kept: &Kept) -> TestResult {
             let mut vm = Vm::start(command.args(kept.arguments))?.patient();
             vm.wait_for("l1: running cpuid")?;
             let mut said = stop(&site, vm)?;
-            // Until L2 is what runs.
+            // Until L2 runs.
             for _ in 0..20 {
                 if had_l2(&site.path("saved"))? {
                     break;
@@ -295,7 +295,7 @@ fn restore_all(from: &str, to: &str) -> TestResult {
     each(|kept| restore(from, to, kept))
 }
 
-/// The VM that was saved on the kernel `from`, in a directory of its own.
+/// The VM that was saved on the kernel `from`, in a separate directory.
 fn unpacked(from: &str, kept: &Kept) -> Result<(Site, String), Box<dyn Error>> {
     let read = |what: &str| {
         let path = carried(from, kept, what);

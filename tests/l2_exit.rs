@@ -56,7 +56,7 @@ pub(crate) fn needs_evmcs() -> Result<(), String> {
         |kvm| kvm.guest_vmx() && kvm.evmcs.is_some_and(|versions| versions != 0),
         "VMX for guests, and eVMCS in KVM",
     )?;
-    // Who owns a process's directory is who it runs as.
+    // The owner of a process's directory is its user.
     std::fs::metadata("/proc/self")
         .is_ok_and(|own| own.uid() == 0)
         .then_some(())
@@ -70,7 +70,7 @@ pub(crate) fn needs_svm() -> Result<(), String> {
     )
 }
 
-/// Where lab hosts have their kernel's modules.
+/// The directory of the modules of a lab host's kernel.
 pub(crate) const LAB_MODULES: &str = "/modules";
 
 fn bench(arguments: &[&str]) -> Result<Output, Box<dyn Error>> {
@@ -85,7 +85,7 @@ fn bench(arguments: &[&str]) -> Result<Output, Box<dyn Error>> {
 pub(crate) const L1_PARAMETERS: &str =
     "mitigations=off no_timer_check tsc=reliable cryptomgr.notests audit=0";
 
-/// A report of 50 samples, and whether it went well.
+/// A report of 50 samples, and whether the command succeeded.
 fn report(modes: &str, append: &str) -> Result<(Value, bool), Box<dyn Error>> {
     let output = bench(&[
         "--json",
@@ -129,9 +129,9 @@ fn evmcs() -> TestResult {
     let (with, without) = (measured(&report, "evmcs"), measured(&report, "classic"));
     assert!(well && says_evmcs(with) && !says_evmcs(without));
     let exits = |entry: &Value| entry["host_exits_per_l2_exit"].as_f64().expect("a number");
-    // An exit of L2 and the entry after it, at least.
+    // At least an exit of L2 and the entry after it.
     assert!(exits(with) >= 2.0 && exits(with) < exits(without));
-    // Only there the unit is one that repeats.
+    // Only there is the unit reproducible.
     if std::env::var(LAB_HOST_VARIABLE).is_ok_and(|host| host == "intel") {
         assert_eq!(report["unit"]["name"], "emulated instructions");
         let median = |entry: &Value| entry["parts"]["round_trip"]["summary"]["p50"].as_f64();

@@ -1,4 +1,4 @@
-//! The probe that users run in guests of guests: in a Linux, in hypernest, in a Linux, in hypernest.
+//! The probe that users run in nested guests: in a Linux, in hypernest, in a Linux, in hypernest.
 
 use std::error::Error;
 use std::path::PathBuf;
@@ -20,10 +20,10 @@ pub(crate) const TESTS: &[Test] =
             .limit_seconds(480),
     ];
 
-/// What makes a boot shorter, for L1 and L2.
+/// Kernel parameters that shorten a boot, for L1 and L2.
 const PARAMETERS: &str = "mitigations=off no_timer_check tsc=reliable cryptomgr.notests audit=0";
 
-/// Little of each: an emulated L2 is slow.
+/// Small numbers: an emulated L2 is slow.
 const PROBE: &str = "--rounds 2 --samples 50 --waits 5 --limit 1000";
 
 fn chain() -> TestResult {
@@ -50,7 +50,7 @@ fn chain() -> TestResult {
         "{}",
         String::from_utf8_lossy(&output.stderr)
     );
-    // The command that it names is the one to run, but for what makes the emulated boot shorter.
+    // The printed command is the one to run, with additional parameters that shorten the emulated boot.
     let named = format!(
         "--l1 image={} --initrd {}",
         vmlinux.display(),
@@ -79,7 +79,7 @@ fn chain() -> TestResult {
     Ok(())
 }
 
-/// Where a program of ours is.
+/// The path of one of our programs.
 pub(crate) fn program(name: &str) -> Result<PathBuf, Box<dyn Error>> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let mut all = std::env::split_paths(&path).map(|directory| directory.join(name));
@@ -99,7 +99,7 @@ fn bench(arguments: &[&[&str]]) -> Result<Value, Box<dyn Error>> {
     Ok(serde_json::from_slice(&output.stdout)?)
 }
 
-/// Each kind that one CPU can have, in every mode that there is.
+/// Each kind that works on one CPU, in every available mode.
 fn expect_figures(report: &Value, l1: &str) {
     let results = report["results"].as_array().expect("a list");
     for kind in ["cpuid", "rdtsc", "clock-read", "clock-syscall", "hlt-wake"] {
@@ -114,7 +114,7 @@ fn expect_figures(report: &Value, l1: &str) {
     }
     let other = results.iter().find(|entry| entry["kind"] == "ipi-wake");
     assert_eq!(other.expect("an entry")["outcome"], "left-out");
-    // It was a guest of hypernest, and CPUID went to whoever runs it.
+    // It was a guest of hypernest, and its CPUID exited to the hypervisor.
     let said = report["warnings"].to_string();
     assert!(said.contains("Microsoft Hv"), "{said}");
     assert!(said.contains("CPUID virtualized"), "{said}");

@@ -1,4 +1,4 @@
-//! Start, pause, resume, reset, power off, crash: by the guest, by signals, by the control socket.
+//! Start, pause, resume, reset, power-off and crash: by the guest, by signals, by the control socket.
 
 use std::error::Error;
 use std::fs;
@@ -86,7 +86,7 @@ fn resets_by(via: &str, arguments: &[&str]) -> TestResult {
     resets(site.guest(&format!("reset via={via}")).args(arguments), via)
 }
 
-/// The guest resets itself once, and its second boot ends well.
+/// The guest resets itself once, and its second boot succeeds.
 fn resets(command: &mut Command, via: &str) -> TestResult {
     let ended = Vm::start(command.args(["--log", "info"]))?.end()?;
     ended.expect_code(0)?;
@@ -169,7 +169,7 @@ fn stops_at_a_triple_fault() -> TestResult {
     Ok(())
 }
 
-/// Resets give a guest no new lines: it causes each of these in every power cycle.
+/// Resets do not renew a guest's log limits: it causes each of these lines in every power cycle.
 fn log_limits() -> TestResult {
     const CYCLES: u64 = 40;
     for (via, line) in [
@@ -186,7 +186,7 @@ fn log_limits() -> TestResult {
         vm.signal(Signal::SIGINT)?;
         let ended = vm.end()?;
         ended.expect_code(0)?;
-        // A burst of 8, and one for each minute that it took.
+        // A burst of 8, and one for each minute of the run.
         let logged = ended.stderr.matches(line).count();
         assert!(
             (1..=16).contains(&logged),
@@ -199,7 +199,7 @@ fn log_limits() -> TestResult {
     Ok(())
 }
 
-/// A guest that only spins, started and seen to run.
+/// A guest that only spins; returns when it runs.
 fn spinning(site: &Site, arguments: &[&str]) -> Result<Vm, Box<dyn Error>> {
     let mut command = site.guest("fault spin");
     let mut vm = Vm::start(command.args(arguments))?;
@@ -243,7 +243,7 @@ fn control() -> TestResult {
     Ok(())
 }
 
-/// A guest that reads a port all the time is counted by its exits.
+/// A guest that reads a port continuously; its exits show whether it runs.
 fn paused() -> TestResult {
     let site = Site::new()?;
     let mut command = site.guest(&waits_for_the_button());
@@ -271,7 +271,7 @@ fn paused() -> TestResult {
     Ok(())
 }
 
-/// A guest of the default machine type.
+/// The arguments of a guest of the default machine type that waits for the power button.
 fn waits_for_the_button() -> String {
     waits_for_the_button_of(MachineType::Pc1)
 }
@@ -281,7 +281,7 @@ fn waits_for_the_button_of(machine: MachineType) -> String {
     format!("power pm1={pm1:#x} s5={s5}")
 }
 
-/// The first SIGTERM, as a request, presses the button; a guest that listens powers off.
+/// The first SIGTERM, like a request, presses the button; a guest that handles it powers off.
 fn power_button() -> TestResult {
     for (by_signal, machine) in [(true, MachineType::Pc1), (false, MachineType::Direct1)] {
         let site = Site::new()?;
@@ -300,12 +300,12 @@ fn power_button() -> TestResult {
     Ok(())
 }
 
-/// This guest does not listen: the second SIGTERM ends it.
+/// This guest ignores the button: the second SIGTERM ends it.
 fn second_sigterm() -> TestResult {
     let site = Site::new()?;
     let vm = spinning(&site, &[])?;
     vm.signal(Signal::SIGTERM)?;
-    // Still there: it answers.
+    // It still runs: it replies.
     assert_eq!(site.status()?["state"], "running");
     vm.signal(Signal::SIGTERM)?;
     vm.end()?.expect_code(0)?;
@@ -356,7 +356,7 @@ fn crash_pauses() -> TestResult {
     Ok(())
 }
 
-/// It crashes in every life.
+/// It crashes in every power cycle.
 fn crash_resets() -> TestResult {
     let site = Site::new()?;
     let mut vm = Vm::start(site.enlightened_guest(CRASH).args(["--on-crash", "reset"]))?;
@@ -377,7 +377,7 @@ fn crash_stops() -> TestResult {
     Ok(())
 }
 
-/// As many as there can be are made, listed in the tables, and ended.
+/// The maximum number of vCPUs is created, listed in the tables, and ended.
 fn many_vcpus() -> TestResult {
     let site = Site::new()?;
     let ended = Vm::start(site.guest("hello").args(["--cpus", "255"]))?.end()?;
@@ -392,7 +392,7 @@ fn names() -> TestResult {
     let process = format!("(process {})", vm.pid());
     second.expect_error(1, &["a VM named test is already running", &process])?;
     assert_eq!(site.status()?["state"], "running");
-    // Killed outright it leaves its directory, which the next one takes.
+    // A killed process leaves its directory, which the next one reuses.
     vm.signal(Signal::SIGKILL)?;
     assert_eq!(vm.end()?.status.code(), None);
     Vm::start(site.guest("hello"))?.end()?.expect_code(0)?;

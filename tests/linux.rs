@@ -1,4 +1,4 @@
-//! Stock Linux as a guest: an initramfs made for the test, and what its init reports.
+//! Stock Linux as a guest: an initramfs for the test, and the report of its init.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -12,11 +12,11 @@ use hypernest_lab::plan::LAB_DIR_VARIABLE;
 
 use crate::vm::Site;
 
-/// What every boot gets: a console, and nothing that takes long in an emulated host without being of
-/// interest.
+/// The command line of every boot: a console, and parameters that disable irrelevant work that is slow in an
+/// emulated host.
 const COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 mitigations=off cryptomgr.notests";
 
-/// A report; then comes what init shall do at last.
+/// Prints a report, then runs init's last command.
 const INIT: &str = r#"#!/busybox sh
 b=/busybox
 $b mkdir /proc /sys
@@ -41,14 +41,14 @@ $b cat /sys/class/dmi/id/product_name
 echo "@end"
 "#;
 
-/// Where the lab keeps `what`.
+/// The path of `what` in the lab.
 pub(crate) fn held(what: &str) -> Result<PathBuf, Box<dyn Error>> {
     let lab = std::env::var_os(LAB_DIR_VARIABLE)
         .ok_or_else(|| format!("{LAB_DIR_VARIABLE} is not set: run this by `cargo lab test`"))?;
     Ok(Path::new(&lab).join(what))
 }
 
-/// `hypernest run` of the lab's `kernel`, its console at stdout.
+/// `hypernest run` of the lab's `kernel`, with its console on stdout.
 pub(crate) fn linux(
     site: &Site,
     kernel: &str,
@@ -64,13 +64,12 @@ pub(crate) fn linux(
     Ok(command)
 }
 
-/// Makes the initramfs anew; after its report init calls busybox with `last`.
+/// Writes a new initramfs; after its report init calls busybox with `last`.
 pub(crate) fn initramfs(site: &Site, last: &str) -> Result<(), Box<dyn Error>> {
     initramfs_with(site, &format!("{INIT}exec $b {last}\n"), &[])
 }
 
-/// Makes the initramfs anew, with this init and these of the lab's files at its root: (name, what the lab
-/// calls it).
+/// Writes a new initramfs with this init and these of the lab's files at its root: (name, name in the lab).
 pub(crate) fn initramfs_with(
     site: &Site,
     init: &str,
@@ -83,18 +82,18 @@ pub(crate) fn initramfs_with(
     for (name, from) in files {
         archive.copy(name, &held(from)?)?;
     }
-    // Linux' numbers of the console (Documentation/admin-guide/devices.txt).
+    // Linux' device number of the console (Documentation/admin-guide/devices.txt).
     archive.character_device("dev/console", 5, 1)?;
     archive.finish()?;
     fs::rename(unfinished, site.path("initrd"))?;
     Ok(())
 }
 
-/// What init reported, by section.
+/// The report of init, by section.
 pub(crate) struct Report(BTreeMap<String, Vec<String>>);
 
 impl Report {
-    /// Reads the console's output.
+    /// Parses the console's output.
     pub(crate) fn read(console: &str) -> Self {
         let mut sections = BTreeMap::<String, Vec<String>>::new();
         let mut section = None;
@@ -112,7 +111,7 @@ impl Report {
         self.0.get(name).map(Vec::as_slice).unwrap_or_default()
     }
 
-    /// How often the log has `text`.
+    /// The number of lines of the log that contain `text`.
     pub(crate) fn logged(&self, text: &str) -> usize {
         let log = self.section("log");
         log.iter().filter(|line| line.contains(text)).count()
@@ -133,7 +132,7 @@ impl Report {
         )
     }
 
-    /// How many CPUs Linux runs.
+    /// The number of CPUs that Linux uses.
     pub(crate) fn cpus(&self) -> usize {
         let header = self.section("interrupts").first();
         header.map_or(0, |line| line.split_whitespace().count())

@@ -1,4 +1,4 @@
-//! Guest RAM and vCPUs on the host: huge pages, memory that is ready, locked, merged or of a node, and pinned
+//! Guest RAM and vCPUs on the host: huge pages; preallocated, locked, merged or node-bound memory; and pinned
 //! threads.
 
 use std::collections::BTreeMap;
@@ -73,7 +73,7 @@ fn started(command: &mut Command) -> Result<Vm, Box<dyn Error>> {
     Ok(vm)
 }
 
-/// What `status` says about RAM.
+/// The RAM in the output of `status`.
 fn ram(site: &Site) -> Result<(Value, BTreeMap<String, u64>), Box<dyn Error>> {
     let status = site.status()?;
     let ram = status["ram"].as_object().ok_or("no ram in the status")?;
@@ -92,7 +92,7 @@ fn reset(site: &Site, vm: &mut Vm) -> TestResult {
     Ok(())
 }
 
-/// The text of a file of the VM's process.
+/// The text of a file in the VM's /proc directory.
 fn of_process(site: &Site, name: &str) -> Result<String, Box<dyn Error>> {
     let pid = site.status()?["pid"].to_string();
     Ok(fs::read_to_string(Path::new("/proc").join(pid).join(name))?)
@@ -112,7 +112,7 @@ fn huge_pages() -> TestResult {
         println!("{ram:?}");
         assert_eq!(backing, "anonymous");
         assert!(ram["huge"] >= HUGE && ram["resident"] >= ram["huge"] && ram["resident"] <= RAM);
-        // The whole process's, whose heap may have some, too.
+        // The whole process's, whose heap may also have huge pages.
         let smaps = of_process(&site, "smaps_rollup")?;
         let field = smaps
             .lines()
@@ -157,7 +157,7 @@ fn prealloc() -> TestResult {
     assert_eq!(ram(&site)?.1["resident"], RAM);
     reset(&site, &mut vm)?;
     assert_eq!(ram(&site)?.1["resident"], RAM);
-    // It is the host's: a restored VM has it where it is asked for.
+    // The setting is the host's: a restored VM has it only on request.
     site.control(&["save", "test", "saved", "--then", "stop"])?
         .expect_code(0)?;
     vm.end()?.expect_code(0)?;
@@ -220,7 +220,7 @@ fn pin() -> TestResult {
         for task in fs::read_dir(Path::new("/proc").join(&pid).join("task"))? {
             let task = task?.path();
             let name = fs::read_to_string(task.join("comm"))?;
-            // KVM's own thread for huge pages is started by a vCPU's and keeps to its CPUs.
+            // A vCPU starts KVM's own thread for huge pages, which inherits its CPUs.
             let expected = match name.trim() {
                 "vcpu0" => cpu,
                 _ if task.ends_with(&pid) => allowed,

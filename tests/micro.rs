@@ -1,4 +1,4 @@
-//! The micro-hypervisors as L1: every mode and kind that a host offers, and figures that agree with each
+//! The micro-hypervisors as L1: every mode and kind that a host supports, and figures that agree with each
 //! other.
 
 use std::error::Error;
@@ -41,11 +41,11 @@ const fn intel(name: &'static str, run: fn() -> TestResult) -> Test {
         .limit_seconds(180)
 }
 
-/// What the Intel lab's figures are to be, with [`FULL`].
+/// The expected figures of the Intel lab, with [`FULL`].
 const BASELINE: &str = include_str!("../bench/baselines/intel.json");
 
-/// All modes, and all kinds that one vCPU can have. A second of the Intel lab is minutes of waiting, so a VM
-/// is stuck sooner there than elsewhere.
+/// All modes, and all kinds that work on one vCPU. A second of the Intel lab takes minutes, so the timeout of
+/// a stuck VM is shorter than elsewhere.
 const FULL: [&str; 10] = [
     "--samples",
     "50",
@@ -111,7 +111,7 @@ fn measure(arguments: &[&str]) -> Result<Measured, Box<dyn Error>> {
     })
 }
 
-/// What `hypernest-bench baseline` prints, and whether it is content.
+/// The output of `hypernest-bench baseline`, and whether it succeeded.
 fn baseline(arguments: &[&std::ffi::OsStr]) -> Result<(String, bool), Box<dyn Error>> {
     let output = Command::new(BENCH)
         .arg("baseline")
@@ -121,7 +121,7 @@ fn baseline(arguments: &[&std::ffi::OsStr]) -> Result<(String, bool), Box<dyn Er
     Ok((String::from_utf8(said)?, output.status.success()))
 }
 
-/// Fails if the figures of `new` differ by more than so many percent from those kept in `old`.
+/// Fails if the figures of `new` differ by more than this percentage from those in `old`.
 fn within(percent: &str, new: &Measured, old: &Path) -> Result<(), Box<dyn Error>> {
     let (changes, well) = baseline(&[
         new.file.as_os_str(),
@@ -143,8 +143,8 @@ fn median(entry: &Value) -> f64 {
     number(&entry["parts"]["round_trip"]["summary"]["p50"])
 }
 
-/// Kinds between whose samples L2 or L1 has more to do than a few instructions: they wait for a timer, or the
-/// exit costs next to nothing.
+/// Kinds with more than a few instructions of L2 or L1 between samples: they wait for a timer, or the exit
+/// costs next to nothing.
 const UNEVEN: [&str; 7] = [
     "rdmsr-direct",
     "wrmsr-direct",
@@ -155,7 +155,7 @@ const UNEVEN: [&str; 7] = [
     "interrupt",
 ];
 
-/// The figures of each entry agree with each other.
+/// Checks that the figures of each entry agree with each other.
 fn hangs_together(measured: &Measured, even: bool) {
     let mut seen = 0;
     for entry in measured.entries().filter(|e| e["outcome"] == "measured") {
@@ -167,7 +167,7 @@ fn hangs_together(measured: &Measured, even: bool) {
         if let (Some(there), Some(inside), Some(back)) =
             (mean("l2_to_l1"), mean("l1"), mean("l1_to_l2"))
         {
-            // Sample by sample it is exact; histograms have three digits.
+            // The sum is exact for each sample; histograms have three digits.
             let sum = there + inside + back;
             assert!((sum / whole - 1.0).abs() < 0.003, "{what}: {sum} {whole}");
         }
@@ -188,7 +188,7 @@ fn is_lab(host: &str) -> bool {
 
 fn repeats() -> TestResult {
     let first = measure(&FULL)?;
-    // Only there time is counted in instructions.
+    // Only there is time counted in instructions.
     let counted = is_lab("intel");
     hangs_together(&first, counted);
     if !counted {
@@ -211,7 +211,7 @@ fn repeats() -> TestResult {
     })
 }
 
-/// Host exits for each exit of L2, by reason; interrupts of the host are left out.
+/// Host exits for each exit of L2, by reason, without interrupts of the host.
 fn reasons(entry: &Value) -> Vec<(&str, f64)> {
     let all = entry["host_exits_by_reason"].as_object();
     let all = all.unwrap_or_else(|| panic!("not counted by reason: {entry:#}"));
@@ -238,8 +238,8 @@ fn predicted() -> TestResult {
     for (kind, exit) in [("cpuid", "cpuid"), ("hypercall", "vmcall")] {
         for mode in ["classic", "classic+shadow", "evmcs"] {
             let entry = measured.entry("micro", mode, kind);
-            // The exit and the resume; without help, the reason and RIP that are read and the RIP that is
-            // written.
+            // The exit and the resume; without enlightenments, also the reads of the reason and RIP and the
+            // write of RIP.
             let mut wanted = vec![(exit, 1.0), ("vmresume", 1.0)];
             if mode == "classic" {
                 wanted.extend([("vmread", 2.0), ("vmwrite", 1.0)]);
@@ -248,7 +248,7 @@ fn predicted() -> TestResult {
             let mut found = reasons(entry);
             found.sort_by_key(|(reason, _)| *reason);
             assert_eq!(found, wanted, "{mode} {kind}");
-            // The timed run counts the host's interrupts as well.
+            // The timed run also counts the host's interrupts.
             let (all, wanted) = (
                 number(&entry["host_exits_per_l2_exit"]),
                 wanted.iter().map(|(_, count)| count).sum::<f64>(),
@@ -259,7 +259,7 @@ fn predicted() -> TestResult {
             );
         }
     }
-    // L1 has no part in it, and neither has the host.
+    // Neither L1 nor the host takes part in it.
     let direct = measured.entry("micro", "evmcs", "rdmsr-direct");
     assert!(direct["parts"]["l1"].is_null());
     assert!(number(&direct["host_exits_per_l2_exit"]) < 0.25);
@@ -284,7 +284,7 @@ fn close_to_linux() -> TestResult {
             println!("{mode}: {ratio:.3} of Linux");
             assert!((0.75..=1.25).contains(&ratio), "{mode}: {ratio}");
         }
-        // With all that comes with it; the MSR bitmap alone is worth some 1,000 of 14,000 instructions.
+        // With all its parts; the MSR bitmap alone saves some 1,000 of 14,000 instructions.
         let gain = of("micro", "evmcs+emsr") / of("micro", "classic");
         println!("eVMCS: {gain:.3} of the time without");
         assert!(gain <= 0.6, "{gain}");
@@ -293,14 +293,14 @@ fn close_to_linux() -> TestResult {
 }
 
 fn on_amd() -> TestResult {
-    // With the kind that needs two vCPUs.
+    // Includes the kind that needs two vCPUs.
     let measured = measure(&["--samples", "50", "--warmup", "10", "--max-cycles", "1"])?;
     hangs_together(&measured, false);
     for mode in ["svm", "svm+emsr", "svm+direct-flush"] {
         let kinds = measured
             .entries()
             .filter(|entry| entry["mode"] == mode && entry["outcome"] == "measured");
-        // All but the VMX-preemption timer.
+        // All except the VMX-preemption timer.
         assert_eq!(kinds.count(), 21, "{mode}");
         let cpuid = measured.entry("micro", mode, "cpuid");
         assert!(number(&cpuid["host_exits_per_l2_exit"]) >= 2.0);
@@ -308,7 +308,7 @@ fn on_amd() -> TestResult {
             assert!(reasons(cpuid).contains(&("vmrun", 1.0)), "{cpuid:#}");
         }
     }
-    // The host answers for L1.
+    // The host handles it for L1.
     let flush = |mode| measured.entry("micro", mode, "flush-hypercall");
     assert!(flush("svm+direct-flush")["parts"]["l1"].is_null());
     let exits = |mode| number(&flush(mode)["host_exits_per_l2_exit"]);
@@ -316,7 +316,7 @@ fn on_amd() -> TestResult {
     Ok(())
 }
 
-/// The one entry of a run that ended early, and the report around it.
+/// The only entry of a run that ended early, and its report.
 fn cut_short(output: &std::process::Output) -> Result<(Value, Value), Box<dyn Error>> {
     eprintln!("{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(output.status.code(), Some(1));
@@ -332,8 +332,7 @@ fn samples(measured: &Value) -> u64 {
     summary["samples"].as_u64().expect("a number")
 }
 
-/// To the watchdog an L2 that takes samples for longer than it waits is as good as stuck: neither gives a
-/// sign.
+/// For the watchdog, an L2 that takes samples for longer than the timeout is stuck: neither shows progress.
 fn stuck() -> TestResult {
     let wanted = 200_000;
     let output = Command::new(BENCH)

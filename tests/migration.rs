@@ -1,5 +1,5 @@
-//! Migration between two processes: the guest goes on as if nothing had been, and whatever happens to either
-//! of them or to what is between them, one VM runs.
+//! Migration between two processes: the guest continues without interruption, and after any failure of either
+//! process or the connection exactly one VM runs.
 
 use std::error::Error;
 use std::io::{Read as _, Write as _};
@@ -20,7 +20,7 @@ use crate::stats;
 use crate::stock_linux;
 use crate::vm::{Ended, Site, Vm, is_long_run};
 
-/// In the Intel lab a second of a migration is half a minute; what is Intel's own is moved there.
+/// In the Intel lab a second of a migration takes half a minute; only tests of Intel's features run there.
 const fn micro(name: &'static str, run: fn() -> TestResult) -> Test {
     l2(name, run)
         .only_on(&[Host::Here, Host::Amd])
@@ -94,7 +94,7 @@ pub(crate) const TESTS: &[Test] = &[
     .needs(needs::evmcs),
 ];
 
-/// How often a guest is moved: some times, or as often as the long runs ask for.
+/// The number of moves: `short`, or in long runs more.
 fn times(short: u32) -> u32 {
     if is_long_run() { 50 } else { short }
 }
@@ -130,8 +130,8 @@ pub(crate) fn migrate(
     site.control(&command)
 }
 
-/// Moves the VM called `NAMES[turn]` to one called by the other name: what the old process said, and the new
-/// one.
+/// Migrates the VM called `NAMES[turn]` to a process with the other name; returns the output of the old
+/// process, and the new one.
 pub(crate) fn move_on(
     site: &Site,
     vm: Vm,
@@ -141,7 +141,7 @@ pub(crate) fn move_on(
     let (from, to) = (NAMES[turn % 2], NAMES[(turn + 1) % 2]);
     let there = destination(site, to, &[])?;
     migrate(site, from, to, arguments)?.expect_code(0)?;
-    // From now on the VM is at its destination, for everybody who looks.
+    // From now on the VM is at its destination, for all observers.
     let listed = site.control(&["list"])?.stdout;
     let names: Vec<_> = listed
         .lines()
@@ -159,19 +159,19 @@ pub(crate) fn move_on(
     Ok((ended, there))
 }
 
-/// A guest that keeps all sorts of things, some megabytes of memory among them, and writes all the time.
+/// A guest with state of many kinds, including some megabytes of memory, that writes continuously.
 fn keeper(site: &Site, arguments: &[&str]) -> Result<Vm, Box<dyn Error>> {
     let mut command = site.enlightened_guest("keep cpus=2 memory=2048");
     Ok(Vm::start(command.args(["--cpus", "2"]).args(arguments))?)
 }
 
-/// The number of the last lap that it has told of.
+/// The number of the last lap in the output.
 fn laps(said: &str) -> u64 {
     let laps = said.lines().filter_map(|line| line.strip_prefix("keep: "));
     laps.filter_map(|lap| lap.parse().ok()).max().unwrap_or(0)
 }
 
-/// It goes on from lap `done`, and does some more.
+/// Checks that the guest continues from lap `done`, and does some more.
 fn expect_more_laps(vm: &mut Vm, done: u64) -> TestResult {
     vm.wait_until("more laps", |vm| {
         vm.said().contains("FAIL") || laps(&vm.said()) >= done + 3
@@ -235,7 +235,7 @@ fn reset() -> TestResult {
     vm.wait_until("the first lap of another boot", |vm| {
         vm.said().contains("keep: 1\n")
     })?;
-    // And the new boot moves, too.
+    // The new boot can be migrated, too.
     let (_, mut vm) = move_on(&site, vm, 1, &[])?;
     expect_more_laps(&mut vm, 1)
 }
@@ -282,7 +282,7 @@ fn refused() -> TestResult {
     let site = Site::new()?;
     let mut vm = keeper(&site, &["--hv", "none"])?;
     expect_more_laps(&mut vm, 0)?;
-    // Its name is taken at the destination, and that host's TSC is to be another.
+    // Its name is taken at the destination, and another TSC frequency is requested there.
     let there = Vm::start(site.hypernest().args([
         "run",
         "--incoming",
@@ -306,7 +306,7 @@ fn refused() -> TestResult {
     there.end()?.expect_error(3, &["TSC"])?;
     let done = laps(&vm.said());
     expect_more_laps(&mut vm, done)?;
-    // And where nobody is.
+    // And an address without a listener.
     migrate(&site, "test", "nobody", &[])?.expect_error(1, &["cannot connect"])?;
     assert_eq!(site.status()?["migration"]["phase"], "kept");
     Ok(())
@@ -343,14 +343,14 @@ fn cancelled() -> TestResult {
     expect_more_laps(&mut vm, laps(&ended.stdout))
 }
 
-/// What befalls a connection when the first frame of a kind comes.
+/// A fault of the connection at the first frame of a kind.
 #[derive(Clone, Copy)]
 enum Fate {
     Cut,
     Kill(Pid),
 }
 
-/// Passes what comes at the socket `front` on to the socket `to`, until that frame.
+/// Forwards data from the socket `front` to the socket `to`, until that frame.
 struct Between(Option<JoinHandle<()>>);
 
 impl Between {
@@ -469,7 +469,7 @@ fn cut() -> TestResult {
         let moved = migrate(&site, "test", "front", &[])?;
         between.end(&site);
         if kind == FrameKind::Running {
-            // It runs there, and the source cannot know.
+            // It runs there, but the source has no confirmation.
             moved.expect_error(1, &["it may run at", "kept stopped here"])?;
             assert_eq!(site.status()?["state"], "paused");
             assert!(site.control(&["list"])?.stdout.contains("undecided"));
@@ -487,7 +487,7 @@ fn cut() -> TestResult {
     Ok(())
 }
 
-/// CPUs that work, memory that is written and read again, and a clock that is looked at.
+/// Busy CPUs, memory that is written and read again, and a clock that is read.
 const LOAD: &str = "sh -c 'b=/busybox; busy() { while :; do :; done; }; busy & \
     files() { while :; do $b dd if=/dev/urandom of=/f bs=64k count=16 2>/dev/null; $b cat /f > /g; \
       $b cmp /f /g || echo DIFFERENT; done; }; files & \
@@ -540,7 +540,7 @@ fn linux_moves() -> TestResult {
     Ok(())
 }
 
-/// L1 finds no exit that it does not expect, and comes to its end.
+/// Checks that L1 sees no unexpected exit, and finishes.
 fn l2_moves(mode: &str, hv: &str, n: u32, kinds: &[&str]) -> TestResult {
     let site = Site::new()?;
     let line = format!("l1 mode={mode} kinds={} n={n} warmup=5", kinds.join(","));
@@ -564,10 +564,10 @@ fn l2_moves(mode: &str, hv: &str, n: u32, kinds: &[&str]) -> TestResult {
         let there = destination(&site, to, &[])?;
         let moved = migrate(&site, from, to, &[])?;
         if !moved.status.success() {
-            // It came to its end before it could be moved again; nothing else may keep it.
+            // It finished before it could be migrated again; any other failure is an error.
             let gone = moved.stderr.contains("no running VM");
             if !gone && !vm.said().contains("l1: done") {
-                return Err(moved.wrong("a move, or an L1 that has come to its end"));
+                return Err(moved.wrong("a move, or an L1 that has finished"));
             }
             break vm.end()?;
         }
@@ -578,7 +578,7 @@ fn l2_moves(mode: &str, hv: &str, n: u32, kinds: &[&str]) -> TestResult {
         vm = there.patient();
         moves += 1;
     };
-    assert!(moves > 0, "L1 came to its end before it was moved");
+    assert!(moves > 0, "L1 finished before it was moved");
     last.expect_code(0)?;
     last.expect_lines(&["l1: done"])?;
     said.push_str(&last.stdout);

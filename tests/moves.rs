@@ -1,5 +1,5 @@
-//! Moving a VM, measured beside QEMU: that both were measured, and the ratio was made. What it comes to is in
-//! docs/benchmarks.md.
+//! Migration and restore of a VM, measured beside QEMU: checks that both were measured, and that a ratio was
+//! printed. The figures are in docs/benchmarks.md.
 
 use std::process::{Command, Stdio};
 
@@ -28,7 +28,7 @@ pub(crate) const TESTS: &[Test] = &[
     .limit_seconds(180),
 ];
 
-/// Each of `rows` has a value of hypernest's, one of QEMU's, and a ratio.
+/// Checks that each of `rows` has a value of hypernest, one of QEMU, and a ratio.
 fn measured(what: &str, rows: &[&str]) -> TestResult {
     let mut command = Command::new("hypernest-bench");
     command.args(["migration", what, "--rounds", "2"]);

@@ -1,4 +1,4 @@
-//! What tests need of a host.
+//! Requirements of tests on a host.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
@@ -28,14 +28,14 @@ pub(crate) fn guests() -> Result<(), String> {
                     "a KVM that lets the CPU run the guest's kernel code (this one interprets it)"
                         .to_owned(),
                 ),
-                // Any other failure is the tests' to show.
+                // The tests show any other failure.
                 _ => Ok(()),
             }
         })
         .clone()
 }
 
-/// Guests, and the right to mount something that nobody else sees.
+/// Guests, and the privilege to mount in a private namespace.
 pub(crate) fn mount_namespaces() -> Result<(), String> {
     guests()?;
     let busybox = held("busybox").map_err(|error| error.to_string())?;
@@ -52,18 +52,18 @@ pub(crate) fn mount_namespaces() -> Result<(), String> {
     }
 }
 
-/// A `/dev/kvm` that an ordinary user may not open.
+/// A `/dev/kvm` that an ordinary user cannot open.
 pub(crate) fn kvm_for_root_only() -> Result<(), String> {
     guests()?;
     let mode = std::fs::metadata("/dev/kvm").map_err(|error| error.to_string())?;
     if mode.permissions().mode() & 0o006 == 0 && Uid::effective().is_root() {
         Ok(())
     } else {
-        Err("a /dev/kvm that is not for everybody".to_owned())
+        Err("a /dev/kvm that ordinary users cannot open".to_owned())
     }
 }
 
-/// A KVM whose dirty rings hold what a vCPU writes.
+/// A KVM whose dirty rings contain the writes of a vCPU.
 pub(crate) fn dirty_rings() -> Result<(), String> {
     guests()?;
     if dirty_ring::supported_on_host(&caps()?.system.cpu) {

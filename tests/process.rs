@@ -1,4 +1,4 @@
-//! The process at its edges: signals, resource limits, the modes of what it creates, and when its name is
+//! The process's interfaces to its host: signals, resource limits, file modes, and the time when its name is
 //! free again.
 
 use std::error::Error;
@@ -89,7 +89,7 @@ fn modes() -> TestResult {
     Ok(())
 }
 
-/// Starts a process with `start` that has this limit of `resource`.
+/// Starts a process with `start` under this limit of `resource`.
 fn limited<R>(
     resource: Resource,
     limit: u64,
@@ -102,7 +102,7 @@ fn limited<R>(
     Ok(started)
 }
 
-/// As on a full disk, the guest goes on.
+/// As on a full disk, the guest continues.
 fn console_limit() -> TestResult {
     let site = Site::new()?;
     let mut console = File::create(site.path("console.log"))?;
@@ -116,7 +116,7 @@ fn console_limit() -> TestResult {
     Ok(())
 }
 
-/// Reserved huge pages are a file's.
+/// Reserved huge pages are limited as a file.
 fn ram_limit() -> TestResult {
     let site = Site::new()?;
     let mut command = site.hypernest();
@@ -131,7 +131,7 @@ fn ram_limit() -> TestResult {
     Ok(())
 }
 
-/// All other RAM is data of the process.
+/// All other RAM is limited as data of the process.
 fn data_limit() -> TestResult {
     let site = Site::new()?;
     let start = || Vm::start(site.guest("hello"));
@@ -142,8 +142,7 @@ fn data_limit() -> TestResult {
     Ok(())
 }
 
-/// A VM that was restored lazily reads its RAM when `request` makes it, and its file has been truncated
-/// meanwhile.
+/// A lazily restored VM whose RAM file has been truncated, and that reads its RAM for `request`.
 fn truncated(request: &[&str]) -> TestResult {
     let site = Site::new()?;
     let mut vm = Vm::start(site.guest("fault spin"))?;
@@ -160,7 +159,7 @@ fn truncated(request: &[&str]) -> TestResult {
         .write(true)
         .open(site.path("saved/ram"))?
         .set_len(0)?;
-    // The request may be answered or not.
+    // The request may succeed or fail.
     site.control(request)?;
     let ended = restored.end()?;
     ended.expect_error(
@@ -206,7 +205,7 @@ fn stop_timeout() -> TestResult {
         )?;
         assert!(site.run_directories()?.is_empty());
     }
-    // Without a limit it goes on, and the message says what to do.
+    // Without a limit it continues, and the message has the remedy.
     let mut vm = Vm::start(site.guest("fault spin"))?;
     vm.wait_for("fault: spin")?;
     vm.signal(Signal::SIGTERM)?;
@@ -217,7 +216,7 @@ fn stop_timeout() -> TestResult {
     Ok(())
 }
 
-/// A VM of the same name starts at once, without an attempt that fails.
+/// A VM of the same name starts at once, without a failed attempt.
 fn gone() -> TestResult {
     let site = Site::new()?;
     let mut vm = Vm::start(
@@ -232,7 +231,7 @@ fn gone() -> TestResult {
             site.control(&["stop", "test"])?
         };
         stop.expect_code(0)?;
-        // Both are evaluated before the process itself is waited for.
+        // Both are evaluated before the process itself is reaped.
         let left = site.run_directories()?;
         let socket = site.path("com2.sock").exists();
         assert!(left.is_empty(), "round {round}: {left:?}");

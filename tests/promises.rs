@@ -1,4 +1,4 @@
-//! docs/promises.md names tests that exist.
+//! Every test that docs/promises.md names exists.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -26,7 +26,7 @@ fn every_test_that_a_promise_names_exists() {
         .map(|file| fs::read_to_string(file).unwrap())
         .collect();
     let exists = |name: &str| match name.split_once("::") {
-        // A unit-test module of the library.
+        // A module of the library with unit tests.
         Some(("hyperv", module)) => root.join(format!("src/hyperv/{module}.rs")).exists(),
         Some(_) => text.contains(&format!("\"{name}\"")),
         None => text.contains(&format!("fn {name}(")),

@@ -1,5 +1,5 @@
-//! A stock Linux as L1, with KVM in it and an L2 that runs, moved between TSC frequencies: L1's KVM adapts,
-//! and no clock steps back in L1 or L2.
+//! A stock Linux as L1, with KVM and a running L2, migrated between TSC frequencies: L1's KVM adapts, and no
+//! clock steps back in L1 or L2.
 
 use std::error::Error;
 use std::ffi::OsStr;
@@ -16,7 +16,7 @@ use crate::needs;
 use crate::time::{needs_scaling, number, of_native};
 use crate::vm::{Site, Vm, is_long_run};
 
-/// Short seconds, exact timers, a Linux.
+/// The Intel lab with exact timers and a Linux; its emulated seconds are short.
 const INTEL: Stage = Stage {
     name: "linux-with-exact-timers",
     intel: IntelCpu::IceLake,
@@ -35,7 +35,7 @@ pub(crate) const TESTS: &[Test] = &[
 
 type Failure = Box<dyn Error>;
 
-/// Loads KVM, starts L2 and a sampler, and shows what the kernel says about its clocks from then on.
+/// Loads KVM, starts L2 and a sampler, and prints the kernel's messages about clocks from then on.
 const INIT: &str = r#"#!/busybox sh
 b=/busybox
 $b mkdir -p /proc /sys /dev /run
@@ -75,15 +75,15 @@ fn initramfs(site: &Site) -> TestResult {
     Ok(())
 }
 
-/// L1 on one host: what it and its L2 said there.
+/// The output of L1 and its L2 on one host.
 struct Stay {
     console: String,
-    /// What tscprobe sent.
+    /// The output of tscprobe.
     probe: Vec<u8>,
 }
 
 impl Stay {
-    /// L2's lines, without those that the console mixed with others.
+    /// L2's lines, without those that the console interleaved with others.
     fn l2(&self) -> Vec<[i128; 4]> {
         let lines = self.console.lines().filter(|line| line.starts_with("l2 "));
         let read = |line: &str| {
@@ -133,11 +133,11 @@ impl Stay {
     }
 }
 
-/// By how many parts in a million kvmclock is off in L2 between two of its lines, if its TSC runs at `khz`.
+/// The error of kvmclock in L2 between two of its lines, in ppm, if its TSC runs at `khz`.
 fn drift_ppm(lines: &[[i128; 4]], khz: u32) -> Result<i128, Failure> {
     let (first, last) = match lines {
         [first, .., last] => (first, last),
-        _ => return Err(format!("too little was said: {lines:?}").into()),
+        _ => return Err(format!("too few lines: {lines:?}").into()),
     };
     let (ticks, ns) = (last[0] - first[0], last[1] - first[1]);
     let expected = ticks * 1_000_000 / i128::from(khz);
@@ -149,7 +149,7 @@ fn moves() -> TestResult {
     let native = of_native(100)?.0;
     let site = Site::new()?;
     initramfs(&site)?;
-    // 20 % above the host's, then by turns the host's own and 30 % below, which this host plays.
+    // 20 % above the host's, then in turn the host's own and 30 % below, which this host emulates.
     let mut khz = of_native(120)?.0;
     let first = khz.to_string();
     let mut vm = Vm::start(
@@ -179,7 +179,7 @@ fn moves() -> TestResult {
             assert!(stay.console.contains("nlightened VMCS"), "no eVMCS");
         }
         let lines = stay.l2();
-        // Behind the move, the last lines are of the new frequency.
+        // The last lines are of the new frequency, well after the move.
         let settled = &lines[lines.len().saturating_sub(3)..];
         let ppm = drift_ppm(settled, khz)?;
         println!("{round} moves, at {khz} kHz: L2's clock is off by {ppm} ppm");
@@ -214,7 +214,7 @@ fn moves() -> TestResult {
                 .args(["--serial2", &probe, "--log", "info"]),
         )?
         .patient();
-        // L1's KVM answers a tenth of a second after it was told.
+        // L1's KVM acknowledges a tenth of a second after the notification.
         let adapted = |site: &Site| {
             let status = site.status().ok()?;
             (status["tsc"]["changes"] == 1 && status["tsc"]["emulating"] == false)
@@ -224,7 +224,7 @@ fn moves() -> TestResult {
         assert_eq!(adapted(&site), Some(u64::from(target)));
         khz = target;
         before = Some(stay);
-        // What L2 says from here on is of the new frequency.
+        // L2's lines from here on are of the new frequency.
         let so_far = vm.said().matches("\nl2 ").count();
         vm.wait_until("more of L2's lines", |vm| {
             vm.said().matches("\nl2 ").count() >= so_far + 5

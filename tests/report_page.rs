@@ -1,4 +1,4 @@
-//! The page of `hypernest-bench report`, looked at in a browser.
+//! The page of `hypernest-bench report` in a browser.
 
 use std::error::Error;
 use std::fs;
@@ -35,7 +35,7 @@ const STAGE: Stage = Stage {
     ..Stage::PLAIN
 };
 
-/// A report with something of everything, and with names and consoles that try to become part of the page.
+/// A report with an example of each outcome, and with names and consoles that attempt to inject markup.
 const REPORT: &str = include_str!("golden/l2-exit-2.json");
 
 fn browser() -> PathBuf {
@@ -51,10 +51,10 @@ fn browser_is_there() -> Result<(), String> {
         .ok_or_else(|| format!("Chromium ({})", browser.display()))
 }
 
-/// The page as it is when its script has run.
+/// The page after its script has run.
 struct Seen {
     html: String,
-    /// What it wrote to the console, and errors of its script.
+    /// Its output on the console, and errors of its script.
     console: Vec<String>,
 }
 
@@ -81,7 +81,7 @@ fn look(page: &Path, part: &str) -> Result<Seen, Box<dyn Error>> {
     })
 }
 
-/// The page of the report, in a directory of its own.
+/// The page of the report, in a separate directory.
 fn page() -> Result<(tempfile::TempDir, PathBuf), Box<dyn Error>> {
     let directory = tempfile::tempdir()?;
     let report = directory.path().join("report.json");
@@ -100,7 +100,7 @@ fn page() -> Result<(tempfile::TempDir, PathBuf), Box<dyn Error>> {
     Ok((directory, page))
 }
 
-/// How many points the curves of one plot have.
+/// The number of points of each curve of one plot.
 fn points(html: &str, part: &str) -> Vec<usize> {
     let Some(from) = html.find(&format!("data-part=\"{part}\"")) else {
         return Vec::new();
@@ -139,7 +139,7 @@ fn choices() -> TestResult {
     let (_directory, page) = page()?;
     for (choice, curves, without) in [
         ("group=0&kind=interrupt", 3, "l1-to-l2"),
-        // Of what failed there are the figures up to then.
+        // A failed measurement has the figures until its failure.
         ("group=0&kind=hlt", 1, "round-trip"),
         ("group=1&kind=cpuid", 1, "round-trip"),
         ("group=7&kind=%3Cb%3E", 3, "round-trip"),
@@ -157,8 +157,8 @@ fn choices() -> TestResult {
     Ok(())
 }
 
-/// Does what a user would, and leaves in the page whether each step changed the plot and `0` showed all of it
-/// again.
+/// Performs a user's actions, and stores in the page whether each step changed the plot and `0` restored the
+/// whole view.
 const ZOOM: &str = r#"<script>
 {
   const plot = document.querySelector('svg[data-part="round-trip"]');
@@ -205,8 +205,8 @@ fn zoom() -> TestResult {
     Ok(())
 }
 
-/// Makes the page as narrow as a telephone, opens all that is folded, and leaves in it what is wider than
-/// that, but for what scrolls by itself.
+/// Makes the page as narrow as a telephone, opens all collapsed sections, and stores in the page all elements
+/// that are wider than that, except those that scroll by themselves.
 const NARROW: &str = r#"<script>
 {
   document.documentElement.style.width = "420px";

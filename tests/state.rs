@@ -1,4 +1,4 @@
-//! Save and restore: whatever a guest has, it has after it, and goes on as if nothing had been.
+//! Save and restore: a guest keeps its whole state, and continues as if it had not been interrupted.
 
 use std::error::Error;
 use std::fs;
@@ -60,7 +60,7 @@ pub(crate) const TESTS: &[Test] = &[
     hyperv("state::a_guest_that_sees_kvm_too_goes_on", || {
         goes_on(&["--hv", "windows", "--kvm-leaves"])
     }),
-    // Seconds of a guest's time are too many for the Intel lab.
+    // The test takes seconds of guest time, too many for the Intel lab.
     hyperv("state::a_timer_that_is_due_later_expires_once", due_later)
         .only_on(&[Host::Here, Host::Amd]),
     micro("state::a_restored_guest_can_be_reset", reset),
@@ -106,7 +106,7 @@ pub(crate) const TESTS: &[Test] = &[
     })
     .needs(needs::evmcs)
     .limit_seconds(180),
-    // KVM gives a blob then that it would refuse.
+    // In this state KVM returns a blob that it would refuse itself.
     micro("state::an_l2_that_was_first_resumed_goes_on", || {
         l2_goes_on("evmcs resume-first", "nested", 20_000, &["cpuid"])
     })
@@ -114,7 +114,7 @@ pub(crate) const TESTS: &[Test] = &[
     .limit_seconds(180),
 ];
 
-/// Saves the VM called `test` in `saved`, which ends it; what it said until then.
+/// Saves the VM called `test` in `saved`, which ends it; returns its output until then.
 pub(crate) fn save(site: &Site, vm: Vm) -> Result<Ended, Box<dyn Error>> {
     site.control(&["save", "test", "saved", "--then", "stop"])?
         .expect_code(0)?;
@@ -123,7 +123,7 @@ pub(crate) fn save(site: &Site, vm: Vm) -> Result<Ended, Box<dyn Error>> {
     Ok(ended)
 }
 
-/// Starts what is in `saved`.
+/// Starts the VM that is saved in `saved`.
 pub(crate) fn restore(site: &Site, arguments: &[&str]) -> Result<Vm, Box<dyn Error>> {
     let mut command = site.hypernest();
     Ok(Vm::start(
@@ -131,14 +131,14 @@ pub(crate) fn restore(site: &Site, arguments: &[&str]) -> Result<Vm, Box<dyn Err
     )?)
 }
 
-/// A guest that keeps all sorts of things.
+/// A guest with state of many kinds.
 fn keeper(site: &Site, words: &str, arguments: &[&str]) -> Command {
     let mut command = site.enlightened_guest(&format!("keep cpus=2 {words}"));
     command.args(["--cpus", "2"]).args(arguments);
     command
 }
 
-/// The number of the last lap that it has told of.
+/// The number of the last lap in the output.
 pub(crate) fn laps(said: &str) -> u64 {
     let laps = said
         .lines()
@@ -146,8 +146,8 @@ pub(crate) fn laps(said: &str) -> u64 {
     laps.filter_map(|lap| lap.parse().ok()).max().unwrap_or(0)
 }
 
-/// After all that it has said `before`, which may end anywhere in a line, it goes on with the next lap and
-/// does some more.
+/// Checks that the guest continues with the next lap after its output `before`, which may end anywhere in a
+/// line, and that it does some more.
 fn expect_more_laps(vm: &mut Vm, before: &str) -> TestResult {
     let done = laps(before);
     vm.wait_until("three more laps", |vm| {
@@ -172,7 +172,7 @@ fn goes_on(arguments: &[&str]) -> TestResult {
     let mut vm = Vm::start(keeper(&site, "", arguments))?;
     vm.wait_for("keep: 3\n")?;
     let mut said = save(&site, vm)?.stdout;
-    // A restored one can be saved again, in the same place, and RAM may be read at once or when it is needed.
+    // A restored VM can be saved again, in the same place, and RAM may be read eagerly or lazily.
     for how in [&[][..], &["--eager"], &["--serial", "none"]] {
         let mut vm = restore(&site, how)?;
         expect_more_laps(&mut vm, &said)?;
@@ -211,7 +211,7 @@ fn due_later() -> TestResult {
     Ok(())
 }
 
-/// RAM that is still in the file is as empty after a reset as any.
+/// After a reset, RAM that is still in the file is as empty as any other.
 fn reset() -> TestResult {
     let site = Site::new()?;
     let mut vm = Vm::start(keeper(&site, "", &["--hv", "none"]))?;
@@ -228,7 +228,7 @@ fn reset() -> TestResult {
         vm.said().contains("keep: 1\n")
     })?;
     assert_eq!(site.status()?["resets"], 1);
-    // The kernel came with the saved VM: its file is not needed.
+    // The kernel is part of the saved VM: its file is not needed.
     fs::rename(site.path("guest"), site.path("gone"))?;
     site.control(&["reset", "test"])?.expect_code(0)?;
     vm.wait_until("a third boot", |vm| {
@@ -253,11 +253,11 @@ fn then() -> TestResult {
     assert_eq!(state_after(&["--then", "run"])?, "running");
     let done = laps(&vm.said());
     vm.wait_for(&format!("keep: {}\n", done + 2))?;
-    // What cannot be saved goes on, and what was saved is still there.
+    // A VM that cannot be saved continues, and an existing saved VM remains.
     let refused = site.control(&["save", "test", "guest", "--then", "stop"])?;
     refused.expect_error(1, &["guest"])?;
     assert_eq!(site.status()?["state"], "running");
-    // Two of one name cannot run.
+    // Two VMs of one name cannot run.
     restore(&site, &[])?
         .end()?
         .expect_error(1, &["already running"])?;
@@ -309,7 +309,7 @@ fn damaged() -> TestResult {
     file.set_len(length - 4096)?;
     refuses(&[], 1, &["ram"])?;
     file.set_len(length)?;
-    // The checksum tells what the length does not: the program at 1 MiB is gone.
+    // The checksum detects damage that the length does not: the program at 1 MiB is lost.
     std::os::unix::fs::FileExt::write_all_at(&file, &[0; 4096], 1 << 20)?;
     refuses(&["--check"], 1, &["ram"])?;
     refuses(&["--eager"], 1, &["ram"])?;
@@ -323,9 +323,9 @@ fn damaged() -> TestResult {
     Ok(())
 }
 
-/// Without kvmclock nobody can tell Linux that it was stopped, and its watchdogs bark at half a minute of
-/// downtime, which a busy machine may need: so its clocks stand still meanwhile, but for those that it can be
-/// told by.
+/// Without kvmclock Linux cannot be notified that it was stopped, and its watchdogs report half a minute of
+/// downtime, which is possible on a busy machine. Its clocks are therefore paused meanwhile, except for those
+/// by which it can be notified.
 fn linux_goes_on(arguments: &[&str]) -> TestResult {
     let clock = match arguments.contains(&"--kvm-leaves") {
         true => "continue",
@@ -333,7 +333,7 @@ fn linux_goes_on(arguments: &[&str]) -> TestResult {
     };
     let site = Site::new()?;
     let command = linux(&site, "linux-6.12/vmlinux", "loglevel=5");
-    // Every CPU works, and the console tells of it.
+    // Every CPU is busy, and the console shows progress.
     initramfs(
         &site,
         "sh -c 'for i in 1 2 3; do while :; do :; done & done; \
@@ -371,7 +371,7 @@ pub(crate) fn had_l2(dir: &Path) -> Result<bool, Box<dyn Error>> {
     Ok(nested.in_guest_mode())
 }
 
-/// L1 finds no exit that it does not expect, and comes to its end.
+/// Checks that L1 sees no unexpected exit, and finishes.
 fn l2_goes_on(mode: &str, hv: &str, n: u32, kinds: &[&str]) -> TestResult {
     let site = Site::new()?;
     let line = format!("l1 mode={mode} kinds={} n={n} warmup=5", kinds.join(","));
@@ -380,8 +380,8 @@ fn l2_goes_on(mode: &str, hv: &str, n: u32, kinds: &[&str]) -> TestResult {
     vm.wait_for("l1: running cpuid")?;
     let mut in_l2 = 0;
     let mut said = String::new();
-    // Wherever L1 and L2 are: at some of these moments L2 runs. The guest may come to its end before it is
-    // saved again.
+    // At arbitrary points of L1 and L2: at some of these L2 runs. The guest may finish before it is saved
+    // again.
     for _ in 0..40 {
         let saved = site.control(&["save", "test", "saved", "--then", "stop"])?;
         if saved.expect_code(0).is_err() {

@@ -1,4 +1,4 @@
-//! Exit statistics: written at the end, and at any time.
+//! Exit statistics: written at the end of the VM, and on a signal.
 
 use std::collections::BTreeSet;
 use std::error::Error;
@@ -45,8 +45,8 @@ fn tags(path: &Path) -> Result<BTreeSet<String>, Box<dyn Error>> {
     Ok(tags)
 }
 
-/// 30 + 100 reads and writes of a port, and of memory that no device has: each is one exit, and little else
-/// is.
+/// 30 + 100 reads and writes of a port, and of memory without a device: each is one exit, and there are few
+/// others.
 fn every_exit() -> TestResult {
     let site = Site::new()?;
     let mut command = site.guest("exits n=100 warmup=30 kinds=pio-in,pio-out mmio=0xd0000000");
@@ -65,7 +65,7 @@ fn every_exit() -> TestResult {
         );
         assert_eq!(figures, &json["vcpus"][0]["exits"][reason]);
     }
-    // The samples go out by ports, too.
+    // The samples are written to ports, too.
     assert!(count(&json, "port-out") > 130 + 3 * 100, "{json:#}");
     assert_eq!(count(&json, "internal-error"), 0);
     let tags = tags(&site.path("exits.json.hlog"))?;
@@ -80,7 +80,7 @@ fn every_exit() -> TestResult {
     Ok(())
 }
 
-/// The reenlightenment registers are hypernest's own.
+/// hypernest emulates the reenlightenment registers itself.
 fn msr_exits() -> TestResult {
     let site = Site::new()?;
     let mut command = site.enlightened_guest("exits n=100 warmup=30 kinds=msr");
@@ -92,7 +92,7 @@ fn msr_exits() -> TestResult {
     Ok(())
 }
 
-/// While the guest runs, and once more for the exits of all its lives at the end.
+/// Written while the guest runs, and at the end for all of its boots.
 fn by_signal() -> TestResult {
     let site = Site::new()?;
     let path = site.path("exits.json");

@@ -1,4 +1,4 @@
-//! Stock Debian kernels boot, and use what they are offered.
+//! Stock Debian kernels boot, and use the enlightenments that they are offered.
 
 use std::error::Error;
 
@@ -9,8 +9,8 @@ use crate::linux::{Report, initramfs, linux};
 use crate::needs;
 use crate::vm::{Ended, Site, Vm};
 
-/// With all kernels, and the modules of one; and with one host CPU: with two, the emulator now and then
-/// breaks guests of several vCPUs, or itself.
+/// With all kernels, and the modules of one; and with one host CPU: with two, the emulator sometimes breaks
+/// guests of several vCPUs, or itself.
 pub(crate) const AMD: Stage = Stage {
     name: "linux",
     cpus: 1,
@@ -25,7 +25,7 @@ pub(crate) const AMD: Stage = Stage {
     ..Stage::PLAIN
 };
 
-/// With the one kernel that the Intel lab has time for.
+/// With the only kernel that is fast enough for the Intel lab.
 pub(crate) const INTEL: Stage = Stage {
     name: "one-linux",
     cpus: 1,
@@ -62,7 +62,7 @@ pub(crate) const TESTS: &[Test] = &[
     amd("stock_linux::6_1_bzimage_1_vcpu", || {
         enlightened("linux-6.1/vmlinuz", 1, &[]).map(drop)
     }),
-    // The command of the README, with no other flag about enlightenments.
+    // The command of the README, without other flags for enlightenments.
     amd("stock_linux::nested_on_an_amd_host", || {
         let report = enlightened("linux-6.12/vmlinux", 1, &["--nested"])?;
         assert!(report.has_flag("svm"), "the guest sees no SVM");
@@ -94,7 +94,7 @@ pub(crate) const TESTS: &[Test] = &[
     .limit_seconds(60),
 ];
 
-/// Boots, checks that the guest powered off and that its log is free of complaints.
+/// Boots, checks that the guest powered off and that its log has no warnings.
 fn boot(kernel: &str, arguments: &[&str]) -> Result<Report, Box<dyn Error>> {
     let site = Site::new()?;
     let ended = Vm::start(linux(&site, kernel, "")?.args(arguments))?
@@ -131,7 +131,7 @@ fn has(report: &Report, section: &str, line: &str) -> bool {
     report.section(section).iter().any(|l| l == line)
 }
 
-/// The guest takes everything that Linux has a use for.
+/// The guest uses all enlightenments that Linux supports.
 fn enlightened(kernel: &str, vcpus: usize, arguments: &[&str]) -> Result<Report, Box<dyn Error>> {
     let report = boot(kernel, arguments)?;
     for line in [
@@ -144,7 +144,7 @@ fn enlightened(kernel: &str, vcpus: usize, arguments: &[&str]) -> Result<Report,
     }
     assert!(has(&report, "clocksource", "hyperv_clocksource_tsc_page"));
     assert!(has(&report, "clockevent", "Hyper-V clockevent"));
-    // Direct synthetic timers have an interrupt of their own, and the local APIC's timer is not used.
+    // Direct synthetic timers have their own interrupt, and the local APIC's timer is not used.
     assert!(report.interrupts("HVS") > Some(0), "no HVS interrupts");
     assert_eq!(report.interrupts("LOC"), Some(0));
     assert_eq!(report.cpus(), vcpus);
@@ -163,7 +163,7 @@ fn model() -> TestResult {
     Ok(())
 }
 
-/// The other way round: what Linux does above comes from the enlightenments.
+/// The reverse: the effects above come from the enlightenments.
 fn plain() -> TestResult {
     let report = boot("linux-6.12/vmlinux", &["--hv", "none"])?;
     assert_eq!(report.logged("Hyper-V"), 0);
@@ -174,7 +174,7 @@ fn plain() -> TestResult {
     Ok(())
 }
 
-/// Linux has a clock that costs no exit and keeps its frequency across moves, and measured nothing for it.
+/// Linux has a clock that costs no exit and keeps its frequency across moves, without a calibration.
 fn expect_kvmclock(report: &Report) {
     assert!(
         has(report, "clocksource", "kvm-clock") || has(report, "clocksource", "tsc"),
@@ -184,7 +184,7 @@ fn expect_kvmclock(report: &Report) {
     assert_eq!(report.logged("calibration failed"), 0);
 }
 
-/// Without Hyper-V, or with so little of it that Linux does not use it: KVM's clock, with or without a PIT.
+/// Without Hyper-V, or with too little of it for Linux: KVM's clock, with or without a PIT.
 fn without_a_clock_of_hyperv() -> TestResult {
     for hv in ["none", "relaxed", "vpindex,time"] {
         for irqchip in ["kernel", "split"] {
@@ -195,7 +195,7 @@ fn without_a_clock_of_hyperv() -> TestResult {
             }
         }
     }
-    // With a CPU model, and shown SVM.
+    // With a CPU model, and with SVM offered.
     for more in [&["--cpu", "x86-64-v2"][..], &["--nested"]] {
         let arguments = [&["--hv", "none", "--irqchip", "split"], more].concat();
         expect_kvmclock(&boot("linux-6.12/vmlinux", &arguments)?);
@@ -203,14 +203,14 @@ fn without_a_clock_of_hyperv() -> TestResult {
     Ok(())
 }
 
-/// One reboot: by the keyboard controller Linux asks for it ten times in a row and must get it once.
+/// One reboot: by the keyboard controller Linux requests it ten times in a row and must get it once.
 fn reboots(how: &str) -> Result<Ended, Box<dyn Error>> {
     let site = Site::new()?;
     let command = linux(&site, "linux-6.12/vmlinux", how)?;
     initramfs(&site, "reboot -f")?;
     let mut vm = Vm::start(command)?.patient();
     vm.wait_for("@log")?;
-    // The next boot reads the initramfs again, and finds one that stays.
+    // The next boot reads the initramfs again, and finds one that does not reboot.
     initramfs(&site, "sleep 1000")?;
     vm.wait_until("the second report's end", |vm| {
         vm.said().matches("@end").count() == 2

@@ -1,4 +1,5 @@
-//! The micro-hypervisor on SVM: every kind of exit in every mode, and no mode that is not offered.
+//! The micro-hypervisor on SVM: every kind of exit in every mode, and the refusal of modes that are not
+//! offered.
 
 use hypernest_lab::suite::{Test, TestResult};
 use hypernest_nested::l2exit::{Kind, Mode};
@@ -23,8 +24,8 @@ fn run(line: &str, hv: &str) -> Result<Ended, Box<dyn std::error::Error>> {
     Vm::start(&mut command)?.patient().end()
 }
 
-/// The program fails if an exit is not the one that the kind is about, and if it does not come where it
-/// should or does where it should not: a flush that L0 is to handle, a register that L1 lets through.
+/// The program fails if an exit is not that of the kind, is missing, or occurs where there should be none: a
+/// flush that L0 handles, a register that L1 passes through.
 fn kinds() -> TestResult {
     for &mode in Mode::ALL.iter().filter(|mode| mode.is_svm()) {
         let names: Vec<_> = Kind::ALL.iter().map(|kind| kind.name()).collect();
@@ -49,7 +50,7 @@ fn kinds() -> TestResult {
 
 fn touches() -> TestResult {
     for touch in ["minimal", "kvm-like", "hyperv-like", "reads=9,writes=9"] {
-        // The kinds in which L1 itself takes interrupts, and one in which it does not.
+        // The kinds in which L1 itself handles interrupts, and one in which it does not.
         let line = format!("l1 mode=svm kinds=cpuid,interrupt,hlt,timer n=30 touch={touch}");
         run(&line, WITHOUT_EVMCS)?
             .expect_code(0)?
@@ -58,7 +59,7 @@ fn touches() -> TestResult {
     Ok(())
 }
 
-/// An L1 never measures another mode than it was asked for.
+/// An L1 never measures a mode other than the requested one.
 fn refused() -> TestResult {
     for (mode, hv, why) in [
         (

@@ -1,4 +1,4 @@
-//! The console on a terminal: raw while the VM runs, and as it was before when the VM has ended.
+//! The console on a terminal: raw mode while the VM runs, and the original mode when the VM has ended.
 
 use std::fs::File;
 use std::io::{self, Write as _};
@@ -27,7 +27,7 @@ pub(crate) const TESTS: &[Test] = &[
         Ok(())
     }),
     test("terminal::restored_after_the_guests_end", || {
-        // Ends by itself, after longer than it takes to look at the terminal.
+        // Ends by itself, later than the check of the terminal.
         ends("exits n=20000 kinds=pio-in", |_, _| Ok(()))?.expect_code(0)?;
         Ok(())
     }),
@@ -35,7 +35,7 @@ pub(crate) const TESTS: &[Test] = &[
     test("terminal::restored_if_the_vm_cannot_start", cannot_start),
 ];
 
-/// The user's side of a terminal, and its other side, to see its modes.
+/// The user's side of a terminal, and its other side, which shows its modes.
 struct Terminal {
     user: File,
     device: OwnedFd,
@@ -59,8 +59,8 @@ impl Terminal {
     }
 }
 
-/// Starts a guest on a terminal, and has `end` end it once the terminal is raw. Afterwards the terminal must
-/// be as before.
+/// Starts a guest on a terminal, and calls `end` to end it once the terminal is raw. Afterwards the terminal
+/// must have its original mode.
 fn ends(
     command_line: &str,
     end: impl Fn(&Terminal, &Vm) -> io::Result<()>,
@@ -96,7 +96,7 @@ fn failure() -> TestResult {
     Ok(())
 }
 
-/// The console is set up before it shows that the initrd does not fit.
+/// The console is set up before the error that the initrd does not fit.
 fn cannot_start() -> TestResult {
     let site = Site::new()?;
     let terminal = Terminal::open()?;

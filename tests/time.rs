@@ -1,5 +1,5 @@
-//! A guest's clocks while its TSC's frequency changes under it: to the tick, with every step of the switch
-//! and without one.
+//! A guest's clocks while its TSC's frequency changes: exact to the tick, with every step of the switch and
+//! without one.
 
 mod guest;
 
@@ -34,7 +34,7 @@ const fn test(name: &'static str, run: fn() -> TestResult) -> Test {
         .limit_seconds(180)
 }
 
-/// The timers of this host are exact, and its seconds are short.
+/// The timers of this host are exact, and its emulated seconds are short.
 const EXACT: Stage = Stage {
     name: "exact-timers",
     intel: IntelCpu::IceLake,
@@ -64,7 +64,7 @@ pub(crate) fn of_native(percent: u32) -> Result<TscKhz, Failure> {
     Ok(TscKhz(u32::try_from(khz)?))
 }
 
-/// A move to this host, of which the guest was told and to which it has adapted.
+/// A move to this host, of which the guest was notified and to which it has adapted.
 struct Moved {
     before: Vec<Frame>,
     after: Vec<Frame>,
@@ -84,7 +84,7 @@ impl Moved {
         guest.move_it()?;
         guest.line("moved 1")?;
         let (after, switched) = (guest.frames()?, guest.last_switch()?);
-        // Once more, and the guest has this host's frequency already.
+        // Once more; the guest already has this host's frequency.
         guest.move_it()?;
         let said = guest.end()?;
         Ok(Self {
@@ -100,7 +100,7 @@ impl Moved {
         Ok(line.ok_or_else(|| format!("no {start:?} in:\n{}", self.said))?)
     }
 
-    /// By how many ticks the new frame differs from the old one at the instant of the switch.
+    /// The difference between the new frame and the old one at the instant of the switch, in ticks.
     fn tsc_error(&self) -> Result<i128, Failure> {
         let switched = self.switched.as_ref().ok_or("nothing was switched")?;
         let at = switched.at.host_tsc;
@@ -108,8 +108,8 @@ impl Moved {
         Ok(i128::from(new.wrapping_sub(old).cast_signed()))
     }
 
-    /// By how many nanoseconds reference time went on more than the host's TSC did, across the switch. The
-    /// guest's readings of the TSC are turned into the host's by what KVM says.
+    /// The excess of reference time's advance over that of the host's TSC across the switch, in ns. The
+    /// guest's TSC values are converted to the host's by KVM's parameters.
     fn reference_error(&self) -> Result<i128, Failure> {
         let line = self.line("switch")?;
         let (tsc, reference) = (numbers(line, "tsc")?, numbers(line, "ref")?);
@@ -123,7 +123,7 @@ impl Moved {
         Ok((reference[1] - reference[0]) * 100 - elapsed_ns)
     }
 
-    /// How often clocks stepped back, on any vCPU: the TSC, reference time.
+    /// The number of steps back of clocks, on any vCPU: the TSC, reference time.
     fn steps_back(&self) -> Result<(i128, i128), Failure> {
         let mut back = (0, 0);
         for line in self.said.lines().filter(|line| line.starts_with("cpu ")) {
@@ -143,7 +143,7 @@ impl Moved {
     }
 }
 
-/// As TSC-scaled guests are moved up and down, with one vCPU and two.
+/// Changes as in moves up and down of TSC-scaled guests, with one vCPU and two.
 fn clocks() -> TestResult {
     let native = native()?;
     for (percent, cpus) in [(70, 1), (120, 1), (70, 2), (120, 2)] {
@@ -190,7 +190,7 @@ fn clocks() -> TestResult {
         let scale = numbers(line, "scale")?[1];
         let exact = (10_000i128 << 64) / i128::from(native.0);
         assert!((scale - exact).abs() <= exact >> 30, "{what}: {line}");
-        // The counter, which leaves the guest, agrees with the page.
+        // The counter, which exits, agrees with the page.
         let (counter, reference) = (number(line, "counter")?, numbers(line, "ref")?[1]);
         assert!((0..=2000).contains(&(counter - reference)), "{line}");
         let switched = moved.switched.as_ref().ok_or("nothing was switched")?;
@@ -199,7 +199,7 @@ fn clocks() -> TestResult {
     Ok(())
 }
 
-/// Without any of them, something of what a guest relies on breaks, and these tests see it.
+/// Without any one of them, a guarantee to the guest is violated, and these tests detect it.
 fn steps() -> TestResult {
     let khz = of_native(70)?;
     let (first, second) = (VpIndex(0), VpIndex(1));
@@ -241,7 +241,7 @@ fn steps() -> TestResult {
     Ok(())
 }
 
-/// A minute at the old frequency, where there is the time for it: what the page has gained by then goes on.
+/// A minute at the old frequency in long runs: the page's gain until then is kept.
 fn long() -> TestResult {
     let seconds = if is_long_run() { 60 } else { 3 };
     for percent in [70, 120] {
@@ -255,7 +255,7 @@ fn long() -> TestResult {
     Ok(())
 }
 
-/// How late a timer of the first move was.
+/// The delay of a timer of the first move.
 fn late_by(moved: &Moved, timer: &str) -> Result<i128, Failure> {
     number(moved.line(&format!("timer {timer} "))?, "late")
 }
@@ -278,7 +278,7 @@ fn timers() -> TestResult {
                 "deadline" => PUNCTUAL * i128::from(native()?.0) / 10_000,
                 _ => PUNCTUAL,
             };
-            // KVM starts on a deadline a little early (lapic_timer_advance), also without any change.
+            // KVM fires a deadline slightly early (lapic_timer_advance), also without any change.
             assert!(
                 late.abs() <= punctual,
                 "{timer} late by {late}\n{}",
@@ -294,7 +294,7 @@ fn late() -> TestResult {
     let moved = Moved::new(of_native(70)?, 1, AHEAD, &left_out)?;
     let late = late_by(&moved, "deadline")?;
     println!("without re-arming, the deadline is missed by {late} ticks");
-    // 8 ms at 70 % of the frequency are 5.6 ms at all of it: 2.4 ms late.
+    // 8 ms at 70 % of the frequency are 5.6 ms at the full frequency: 2.4 ms late.
     assert!(late > i128::from(native()?.0), "{}", moved.said);
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! What a saved VM, a migration's peer and a client of the control socket cannot choose: files and
-//! descriptors of this host.
+//! Files and descriptors of this host cannot be chosen by a saved VM, a migration's peer or a client of the
+//! control socket.
 
 use std::error::Error;
 use std::fs;
@@ -38,8 +38,8 @@ pub(crate) const TESTS: &[Test] = &[
     ),
 ];
 
-/// Starts a guest that writes all the time, with paths of the host in its configuration, and removes what
-/// they name.
+/// Starts a guest that writes continuously, with paths of the host in its configuration, and removes the
+/// files at these paths.
 fn writer_to_paths(site: &Site) -> Result<Vm, Box<dyn Error>> {
     let mut command = site.hypernest();
     command
@@ -129,7 +129,7 @@ fn no_paths_of_a_source() -> TestResult {
     site.control(&["migrate", "test", "unix:there"])?
         .expect_code(0)?;
     vm.end()?.expect_code(0)?;
-    // Statistics of the source, which its own user asked for.
+    // Statistics of the source, which its own user requested.
     fs::remove_file(site.path("stats"))?;
     site.control(&["resume", "other"])?.expect_code(0)?;
     site.control(&["stop", "other"])?.expect_code(0)?;
@@ -156,7 +156,7 @@ fn no_links() -> TestResult {
     Ok(())
 }
 
-/// What is at the kernel's path now is another's secret.
+/// The file at the kernel's path now contains another user's secret.
 fn own_kernel() -> TestResult {
     let site = Site::new()?;
     let mut vm = Vm::start(site.guest("keep"))?;
@@ -171,7 +171,7 @@ fn own_kernel() -> TestResult {
     vm.wait_until("its control socket", |_| site.status().is_ok())?;
     site.control(&["reset", "test"])?.expect_code(0)?;
     vm.wait_until("another boot", |vm| vm.said().contains("keep: 1\n"))?;
-    // Saved again, it still has its kernel, which is checked.
+    // Saved again, it still contains its kernel, which is checked.
     save(&site, vm)?;
     site.control(&["restore", "saved", "--check"])?
         .expect_code(0)?;
@@ -195,7 +195,7 @@ fn own_kernel() -> TestResult {
     Ok(())
 }
 
-/// A VM that was saved by a version that kept no boot files.
+/// A VM that was saved by a version without boot files.
 fn no_kernel() -> TestResult {
     use hypernest::state::Sections;
     use hypernest::state::snapshot::BOOT_SECTION;
@@ -225,7 +225,7 @@ fn no_kernel() -> TestResult {
     vm.wait_until("the refusal", |vm| {
         vm.complained().matches("--kernel FILE").count() == 2
     })?;
-    // It goes on meanwhile.
+    // It continues meanwhile.
     let done = vm.said().len();
     vm.wait_until("more laps", |vm| vm.said().len() > done)?;
     drop(vm);

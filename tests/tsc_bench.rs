@@ -1,4 +1,4 @@
-//! `hypernest-bench tsc`: clocks of guests that are moved, as the guests themselves see them.
+//! `hypernest-bench tsc`: clocks of guests that are moved, as the guests themselves read them.
 
 use std::error::Error;
 use std::process::{Command, Stdio};
@@ -49,7 +49,7 @@ pub(crate) const TESTS: &[Test] = &[
     ),
 ];
 
-/// With room for a hypervisor that is saved, and for what was saved.
+/// With space for a saved hypervisor.
 const ROOMY: Stage = Stage {
     name: "roomy",
     memory_mib: 4096,
@@ -73,12 +73,12 @@ const fn intel(name: &'static str, run: fn() -> TestResult) -> Test {
         .limit_seconds(600)
 }
 
-/// How often guests are moved: `few` times, or as often as it takes to be sure.
+/// The number of moves: `few`, or in long runs more.
 fn moves(few: u32) -> u32 {
     if is_long_run() { 20 } else { few }
 }
 
-/// A result, and whether it is content with itself.
+/// A result, and whether the command succeeded.
 fn measure(arguments: &[&str], moves: u32) -> Result<(Value, bool), Box<dyn Error>> {
     let output = Command::new(BENCH)
         .args(["tsc", "--json", "--moves", &moves.to_string()])
@@ -101,7 +101,7 @@ fn measure(arguments: &[&str], moves: u32) -> Result<(Value, bool), Box<dyn Erro
     Ok((report, output.status.success()))
 }
 
-/// The guest has these clocks, has read each, and none ever stepped back.
+/// Checks that the guest has these clocks, has read each, and that none ever stepped back.
 fn expect_forward(report: &Value, clocks: &[&str]) {
     let results = report["clocks"].as_array().expect("a list");
     for result in results {
@@ -113,7 +113,7 @@ fn expect_forward(report: &Value, clocks: &[&str]) {
             assert!(figures["reads"].as_u64() > Some(10), "{name}");
         }
     }
-    // The guest stood still at each move, and its clocks went on meanwhile.
+    // The guest was stopped during each move, and its clocks continued meanwhile.
     for of_move in report["moves"].as_array().into_iter().flatten() {
         for name in clocks {
             let gap = of_move["clocks"][name]["gap_ms"].as_f64();
@@ -168,7 +168,7 @@ fn linux(by: &str) -> TestResult {
     Ok(())
 }
 
-/// A Linux in a Linux with KVM, which is saved and restored with it.
+/// A Linux in a Linux with KVM; L2 is saved and restored together with L1.
 fn of_an_l2() -> TestResult {
     let guest = ["--guest", "linux-l2", "--append", L1_PARAMETERS];
     let (report, well) = measure(&[&AMD[..], &guest].concat(), moves(1))?;
@@ -177,7 +177,7 @@ fn of_an_l2() -> TestResult {
     Ok(())
 }
 
-/// A second there is minutes of waiting.
+/// A second there takes minutes of real time.
 const INTEL: [&str; 6] = [
     "--beat-us",
     "1000",
@@ -202,7 +202,7 @@ fn other_frequencies(vcpus: u32) -> TestResult {
         let target = of_move["host_khz"].as_f64().expect("a number");
         let ack = &of_move["acknowledged"];
         assert!(ack.is_object(), "{of_move:#}");
-        // Emulated until the write, and at the write the frequency is the new one.
+        // Emulated until the write; the write changes the frequency to the new one.
         assert_eq!(ack["status"], serde_json::json!([1, 0]));
         let khz = |index: usize| ack["frequency_khz"][index].as_f64().expect("a number");
         assert!(

@@ -1,5 +1,5 @@
-//! virtio over PCI: a stock Linux finds the devices, places their BARs, and uses them, whatever happens to
-//! the VM meanwhile.
+//! virtio over PCI: a stock Linux finds the devices, places their BARs, and uses them, also after resets,
+//! restores and migrations.
 
 use std::collections::BTreeSet;
 
@@ -19,7 +19,7 @@ const AMD: Stage = Stage {
     ..stock_linux::AMD
 };
 
-/// Only in long runs: none of them was seen to pass as a whole yet, see docs/pci-devices.md.
+/// Only in long runs: none of them has passed as a whole yet, see docs/pci-devices.md.
 pub(crate) const TESTS: &[Test] = &[
     amd("virtio::rng_in_linux_with_the_irqchip_in_kvm", || rng(&[])),
     amd("virtio::rng_in_linux_with_a_split_irqchip", || {
@@ -56,7 +56,7 @@ const DEVICES: [&str; 4] = [
 
 const MODULE: (&str, &str) = ("virtio-rng.ko", "linux-6.12/modules/virtio-rng.ko");
 
-/// What every init here begins with. `draw` reads 32 bytes from each entropy source and says what they are.
+/// The start of every init here. `draw` reads 32 bytes from each entropy source and prints them.
 const BEGIN: &str = r#"#!/busybox sh
 b=/busybox
 $b mkdir /proc /sys
@@ -82,7 +82,7 @@ without_msi() {
 }
 "#;
 
-/// MSI-X, then INTx for one of them; a BAR that moves, seen without a driver; all found anew.
+/// MSI-X, then INTx for one of the devices; a BAR that moves, checked without a driver; a rescan of the bus.
 const CHECKS: &str = r#"
 echo @found
 for device in $pci/devices/*; do
@@ -116,7 +116,7 @@ echo @end
 $b poweroff -f
 "#;
 
-/// One device by MSI-X and one by its pin, for as long as the VM runs.
+/// One device by MSI-X and one by its pin, until the VM ends.
 const KEEPER: &str = r#"
 without_msi $B
 i=0
@@ -178,7 +178,7 @@ fn rng_continues(arguments: &[&str]) -> TestResult {
     Ok(())
 }
 
-/// What the first boot reported.
+/// Checks the reports of the first boot.
 fn check(said: &str) {
     let report = Report::read(said);
     println!("{said}");
@@ -214,7 +214,7 @@ fn is_draw(line: &str) -> bool {
     last.len() == 64 && last.bytes().all(|b| b.is_ascii_hexdigit())
 }
 
-/// All that was drawn; no two are the same.
+/// All drawn bytes; no two lines are equal.
 fn distinct(said: &str) -> BTreeSet<String> {
     let lines = said.lines().map(str::trim_end).filter(|line| is_draw(line));
     let drawn: Vec<_> = lines
@@ -225,7 +225,7 @@ fn distinct(said: &str) -> BTreeSet<String> {
     set
 }
 
-/// How many times both devices were read.
+/// The number of times that both devices were read.
 fn ticks(said: &str) -> usize {
     let ticks = said.lines().map(str::trim_end).filter_map(|line| {
         let (number, _) = line.strip_prefix("tick ")?.split_once(' ')?;

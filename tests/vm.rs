@@ -1,4 +1,4 @@
-//! `hypernest` as a process: started for a test, watched, and ended with it.
+//! `hypernest` as a process that a test starts, observes, and ends.
 
 use std::borrow::BorrowMut;
 use std::error::Error;
@@ -16,23 +16,23 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
-/// How long a test waits for anything, by the host's own clock: what takes so long has failed.
+/// The timeout of a test's waits, by the host's own clock.
 const PATIENCE: Duration = Duration::from_secs(50);
-/// The same for a whole operating system.
+/// The timeout of waits for a whole operating system.
 const PATIENCE_WITH_LINUX: Duration = Duration::from_secs(180);
-/// By how much less a test waits in the Intel lab, where a second of the host's is half a minute, and all is
-/// done in few of them.
+/// The divisor of the timeouts in the Intel lab: a second of its emulated time takes half a minute, and every
+/// action completes within few of them.
 const INTEL_HASTE: u32 = 10;
 const STEP: Duration = Duration::from_millis(10);
 
 type Failure = Box<dyn Error>;
 
-/// Whether loops are to be run at their full length.
+/// Whether loops run at their full length.
 pub(crate) fn is_long_run() -> bool {
     std::env::var_os(LAB_LONG_VARIABLE).is_some()
 }
 
-/// How long a test waits for anything.
+/// The timeout of a test's waits.
 pub(crate) fn patience() -> Duration {
     on_this_host(PATIENCE)
 }
@@ -45,7 +45,7 @@ fn on_this_host(patience: Duration) -> Duration {
     }
 }
 
-/// Whether this runs in the emulated Intel host.
+/// Whether this is the emulated Intel host.
 pub(crate) fn is_intel_lab() -> bool {
     std::env::var(LAB_HOST_VARIABLE).is_ok_and(|name| name == Host::Intel.name())
 }
@@ -64,7 +64,7 @@ impl Site {
         self.0.path().join(name)
     }
 
-    /// Writes a file and says where it is.
+    /// Writes a file and returns its path.
     pub(crate) fn file(&self, name: &str, contents: impl AsRef<[u8]>) -> io::Result<PathBuf> {
         let path = self.path(name);
         fs::write(&path, contents)?;
@@ -87,15 +87,15 @@ impl Site {
         command
     }
 
-    /// `hypernest run`, without enlightenments, of the guest program that this command line chooses. What it
-    /// says comes out at stdout.
+    /// `hypernest run`, without enlightenments, of the guest program that this command line selects. The
+    /// guest's output is on stdout.
     pub(crate) fn guest(&self, command_line: &str) -> Command {
         let mut command = self.enlightened_guest(command_line);
         command.args(["--hv", "none"]);
         command
     }
 
-    /// The same with the enlightenments that there are unless others are asked for.
+    /// The same with enlightenments: all that the host supports, unless the arguments select others.
     pub(crate) fn enlightened_guest(&self, command_line: &str) -> Command {
         let mut command = self.hypernest();
         command
@@ -105,19 +105,19 @@ impl Site {
         command
     }
 
-    /// Runs another `hypernest` to its end, for a VM that runs meanwhile.
+    /// Runs another `hypernest` until it exits, such as a request to a running VM.
     pub(crate) fn control(&self, arguments: &[&str]) -> Result<Ended, Failure> {
         Vm::start(self.hypernest().args(arguments))?.end()
     }
 
-    /// What `hypernest status` says of the VM.
+    /// The output of `hypernest status` for the VM.
     pub(crate) fn status(&self) -> Result<serde_json::Value, Failure> {
         let ended = self.control(&["status", "test", "--json"])?;
         ended.expect_code(0)?;
         Ok(serde_json::from_str(&ended.stdout)?)
     }
 
-    /// Whether run directories are left over.
+    /// The run directories that still exist.
     pub(crate) fn run_directories(&self) -> io::Result<Vec<PathBuf>> {
         match fs::read_dir(self.path("hypernest")) {
             Ok(entries) => entries.map(|entry| Ok(entry?.path())).collect(),
@@ -127,7 +127,7 @@ impl Site {
     }
 }
 
-/// What a stream has said so far.
+/// The output of a stream so far.
 struct Stream {
     said: Arc<Mutex<Vec<u8>>>,
     reader: Option<JoinHandle<()>>,
@@ -156,7 +156,7 @@ impl Stream {
         String::from_utf8_lossy(&said).into_owned()
     }
 
-    /// All of it: the process has ended.
+    /// The whole output; the process has ended.
     fn finish(&mut self) -> String {
         if let Some(reader) = self.reader.take() {
             let _panicked = reader.join();
@@ -165,7 +165,7 @@ impl Stream {
     }
 }
 
-/// A running `hypernest`; dropped, it is killed.
+/// A running `hypernest`; killed when dropped.
 pub(crate) struct Vm {
     patience: Duration,
     child: Child,
@@ -174,7 +174,7 @@ pub(crate) struct Vm {
 }
 
 impl Vm {
-    /// Starts `command`, whose stdout is followed unless it was sent elsewhere by [`Vm::start_onto`].
+    /// Starts `command` and follows its stdout; [`Vm::start_onto`] redirects stdout instead.
     pub(crate) fn start(mut command: impl BorrowMut<Command>) -> io::Result<Self> {
         let mut child = command
             .borrow_mut()
@@ -208,18 +208,18 @@ impl Vm {
         })
     }
 
-    /// It takes longer than others.
+    /// Selects the longer timeout.
     pub(crate) fn patient(mut self) -> Self {
         self.patience = on_this_host(PATIENCE_WITH_LINUX);
         self
     }
 
-    /// What it has said on stdout.
+    /// The output on stdout so far.
     pub(crate) fn said(&self) -> String {
         self.stdout.as_ref().map(Stream::text).unwrap_or_default()
     }
 
-    /// What it has said on stderr.
+    /// The output on stderr so far.
     pub(crate) fn complained(&self) -> String {
         self.stderr.text()
     }
@@ -232,7 +232,7 @@ impl Vm {
         kill(self.pid(), signal)
     }
 
-    /// Waits until the guest has said `text`.
+    /// Waits until the guest has printed `text`.
     pub(crate) fn wait_for(&mut self, text: &str) -> Result<(), Failure> {
         self.wait_until(text, |vm| vm.said().contains(text))
     }
@@ -245,7 +245,7 @@ impl Vm {
     ) -> Result<(), Failure> {
         let start = Instant::now();
         loop {
-            // Asked first, so that the last words of a process are heard.
+            // Checked first, so that the last output of a process is not missed.
             let ended = self.child.try_wait()?;
             if condition(self) {
                 return Ok(());
@@ -269,7 +269,7 @@ impl Vm {
         }
     }
 
-    /// Waits for its end.
+    /// Waits until the process ends.
     pub(crate) fn end(mut self) -> Result<Ended, Failure> {
         let start = Instant::now();
         let status = loop {
@@ -297,7 +297,7 @@ impl Vm {
 
 impl Drop for Vm {
     fn drop(&mut self) {
-        // Fails if it has ended, and then nothing is left to do.
+        // Fails only if it has already ended.
         let _ended = self.child.kill();
         let _reaped = self.child.wait();
     }
@@ -311,7 +311,7 @@ pub(crate) struct Ended {
 }
 
 impl Ended {
-    /// It ended with this exit code and without a panic.
+    /// Checks that it exited with this code and without a panic.
     pub(crate) fn expect_code(&self, code: i32) -> Result<&Self, Failure> {
         if self.status.code() == Some(code) && !self.stderr.contains("panicked at") {
             return Ok(self);
@@ -319,7 +319,7 @@ impl Ended {
         Err(self.wrong(&format!("exit code {code} without a panic")))
     }
 
-    /// It ended with this exit code, and stderr has each of `texts`.
+    /// Checks that it exited with this code, and that stderr contains each of `texts`.
     pub(crate) fn expect_error(&self, code: i32, texts: &[&str]) -> Result<&Self, Failure> {
         self.expect_code(code)?;
         for text in texts {
@@ -330,10 +330,10 @@ impl Ended {
         Ok(self)
     }
 
-    /// stdout has each of `lines` as a line of its own.
+    /// Checks that stdout contains each of `lines` as a whole line.
     pub(crate) fn expect_lines(&self, lines: &[&str]) -> Result<&Self, Failure> {
         for line in lines {
-            // The guest programs' first line begins with the byte that says that they run.
+            // The first line of the guest programs begins with a byte that shows that they run.
             if !self.stdout.lines().any(|l| l.trim_matches('\0') == *line) {
                 return Err(self.wrong(&format!("the line {line:?}")));
             }
@@ -341,7 +341,7 @@ impl Ended {
         Ok(self)
     }
 
-    /// An error that shows all there was.
+    /// An error with the exit status and the whole output.
     pub(crate) fn wrong(&self, wanted: &str) -> Failure {
         format!(
             "wanted {wanted}; it ended with {}; stdout:\n{}\nstderr:\n{}",

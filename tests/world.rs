@@ -1,4 +1,4 @@
-//! What a device is asked to do when its VM is paused, saved, reset and ended, and in which order.
+//! The calls that a device receives when its VM is paused, saved, reset and ended, and their order.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -18,7 +18,7 @@ pub(crate) const TESTS: &[Test] = &[Test::new(
 )
 .needs(needs::guests)];
 
-/// Where no PC device is.
+/// A port without a device of a PC.
 const PORT: u16 = 0xc20;
 
 #[derive(Debug, Default)]
@@ -33,7 +33,7 @@ impl Recorder {
         calls.unwrap_or_else(PoisonError::into_inner).push(call);
     }
 
-    /// The calls since the last time, which must be these.
+    /// Checks that these were the calls since the last check.
     fn expect(&self, what: &str, expected: &[&str]) -> TestResult {
         let mut calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
         let calls = std::mem::take(&mut *calls);
@@ -135,7 +135,7 @@ fn steps(handle: &MachineHandle, device: &Recorder, saved: &std::path::Path) -> 
     device.expect("blocked", &[])?;
     device.block(None);
 
-    // Held, and once more when the vCPUs' last instructions have been completed.
+    // Held, and again when the vCPUs' last instructions have been completed.
     let quiet = ["quiesce", "drained", "quiesce", "drained"];
     save(handle, saved, AfterSave::AsBefore)?;
     device.expect("saved", &[&quiet[..], &["save", "resume"]].concat())?;
@@ -146,7 +146,7 @@ fn steps(handle: &MachineHandle, device: &Recorder, saved: &std::path::Path) -> 
         &[&quiet[..], &["save"], &quiet[..]].concat(),
     )?;
 
-    // A reset VM runs, also one that was paused.
+    // A VM runs after a reset, even if it was paused.
     for state in ["paused", "running"] {
         handle.request(Request::Reset);
         on_main(|_| ())?;

@@ -24,7 +24,7 @@ pub(crate) const TESTS: &[Test] =
             .limit_seconds(300),
     ];
 
-/// Debian's Xen is built without support for running on Hyper-V, so it is shown none.
+/// Debian's Xen is built without support for running on Hyper-V, so no enlightenments are offered.
 fn boots() -> TestResult {
     let site = Site::new()?;
     linux::initramfs(&site, "poweroff -f")?;
@@ -44,7 +44,7 @@ fn boots() -> TestResult {
         .arg(format!("{},args=console=hvc0 quiet", dom0.display()))
         .args(["--module", "initrd"]);
     let mut vm = Vm::start(command)?;
-    // Each step has the patience of one wait; all of it takes longer.
+    // Each step has the timeout of one wait; the whole boot takes longer.
     for said in ["(XEN) Xen version 4.", "Dom0 has maximum", "@log", "@end"] {
         vm.wait_for(said)?;
     }

@@ -1,4 +1,4 @@
-//! What a guest sees of Hyper-V, and how two of them differ.
+//! Hyper-V's interface as a guest sees it, and the differences between two dumps.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -13,11 +13,11 @@ use hypernest_lab::suite::TestResult;
 pub(super) struct Dump {
     /// EAX, EBX, ECX, EDX.
     cpuid: BTreeMap<u32, [u32; 4]>,
-    /// Only those that can be read; `None` where the value moves by itself.
+    /// Only the readable MSRs; `None` if the value changes by itself.
     msrs: BTreeMap<u32, Option<u64>>,
 }
 
-/// One place where two dumps differ.
+/// A difference between two dumps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Found {
     Cpuid {
@@ -26,7 +26,7 @@ pub(super) enum Found {
         ours: u32,
         theirs: u32,
     },
-    /// The outer `None`: reading it is a #GP.
+    /// The outer `None`: reading it raises a #GP.
     Msr {
         msr: Msr,
         ours: Option<Option<u64>>,
@@ -38,18 +38,18 @@ pub(super) enum Found {
 const LEAVES: std::ops::RangeInclusive<u32> = 0x4000_0000..=0x4000_00FF;
 
 impl Dump {
-    /// Takes the output of the guest program `hvdump`.
+    /// Parses the output of the guest program `hvdump`.
     pub(super) fn parse(text: &str) -> Result<Self, String> {
         let mut dump = Self::default();
-        // The byte that says that the guest lives stands before the first line.
+        // A byte that shows that the guest runs precedes the first line.
         for line in text.trim_start_matches('\0').lines() {
             dump.line(line)
-                .ok_or_else(|| format!("hvdump printed a line that is not understood: {line:?}"))?;
+                .ok_or_else(|| format!("hvdump printed an unknown line: {line:?}"))?;
         }
         if dump.msrs.is_empty() && dump.cpuid.is_empty() {
             return Err("hvdump printed nothing".to_owned());
         }
-        // Without a hypervisor's leaves an Intel processor answers with its greatest leaf, AMD's with zeros.
+        // Without a hypervisor's leaves an Intel processor returns its greatest leaf, an AMD processor zeros.
         let greatest = dump.cpuid.get(LEAVES.start()).map_or(0, |leaf| leaf[0]);
         if !LEAVES.contains(&greatest) {
             dump.cpuid.clear();
@@ -64,7 +64,7 @@ impl Dump {
             ["cpuid", leaf, eax, ebx, ecx, edx] => {
                 let leaf = hex32(leaf)?;
                 let registers = [hex32(eax)?, hex32(ebx)?, hex32(ecx)?, hex32(edx)?];
-                // Hypervisors may stand behind one another, in steps of 0x100.
+                // Several hypervisors may be listed, in steps of 0x100.
                 if LEAVES.contains(&leaf) {
                     self.cpuid.insert(leaf, registers);
                 }
@@ -82,12 +82,12 @@ impl Dump {
         Some(())
     }
 
-    /// Where `self` (ours) and `other` (theirs) differ.
+    /// The differences between `self` (ours) and `other` (theirs).
     pub(super) fn differences(&self, other: &Self) -> Vec<Found> {
         let mut found = Vec::new();
         for &leaf in union(self.cpuid.keys(), other.cpuid.keys()) {
             let [ours, theirs] = [self, other].map(|d| d.cpuid.get(&leaf).copied());
-            // A leaf past the greatest reads as zero here; the greatest leaf itself is compared in leaf
+            // A leaf above the greatest reads as zero here; the greatest leaf itself is compared in leaf
             // 0x40000000.
             let (ours, theirs) = (ours.unwrap_or_default(), theirs.unwrap_or_default());
             let registers = [Reg::Eax, Reg::Ebx, Reg::Ecx, Reg::Edx];
@@ -171,7 +171,7 @@ impl fmt::Display for Found {
     }
 }
 
-/// The comparison itself can fail.
+/// Checks that the comparison itself can fail.
 pub(super) fn planted_differences() -> TestResult {
     const TEXT: &str = "\0cpuid 40000000 40000005 1 2 3\ncpuid 40000003 a7f 30 0 84518\n\
         cpuid 40000100 40000101 0 0 0\nmsr 40000000 0\nmsr 40000020 moving\nmsr 40000105 c000000000000000\n";
@@ -208,7 +208,7 @@ pub(super) fn planted_differences() -> TestResult {
     assert!(crash.is_within(msr(1 << 62)));
     assert!(!crash.is_within(msr(1 << 63)));
 
-    // A register that is missing is not within any mask of its bits.
+    // A missing register is not within any mask of its bits.
     let [missing] = against("msr 40000105 c000000000000000\n", "")?[..] else {
         panic!("one MSR is missing");
     };

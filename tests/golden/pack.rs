@@ -1,4 +1,4 @@
-//! A saved VM in the form of the golden files, which is small.
+//! Converts a saved VM to the form of the golden files, which is small.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -17,7 +17,7 @@ pub(crate) fn pack(dir: &Path) -> io::Result<(Vec<u8>, Vec<u8>)> {
     let length = ram.metadata()?.len();
     let mut pages = length.to_le_bytes().to_vec();
     let mut offset = 0;
-    // The file's holes are skipped: they may be most of it.
+    // The file's holes, which may be most of it, are skipped.
     while let Ok(data) = lseek(&ram, offset, Whence::SeekData) {
         let end = lseek(&ram, data, Whence::SeekHole)?;
         for place in (data..end).step_by(PAGE) {

@@ -1,9 +1,10 @@
-//! The golden files: VMs that some version saved, and that every later one must be able to restore.
+//! The golden files: VMs that an earlier version saved, and that every later version must restore.
 //!
 //! `NAME.state.gz` is the state file, compressed. `NAME.ram.gz` is the RAM file without its holes,
 //! compressed: its length, then for each page its offset and its bytes; if the offset's lowest bit is set,
-//! the bytes are those of the other file at the same offset. All numbers are 64 bits, little-endian. They
-//! were made in the AMD lab (`hypernest save`), of the guest programs of that time: `l1 mode=svm` with L2
+//! the bytes are those of the other file at the same offset. All numbers are 64 bits, little-endian. The
+//! files were made in the AMD lab (`hypernest save`) from the guest programs of that time: `l1 mode=svm` with
+//! L2 running, and `tsc` on two vCPUs with a split irqchip.
 //! running, and `tsc` on two vCPUs with a split irqchip.
 
 use std::fs::{self, File};
@@ -19,18 +20,18 @@ const PAGE: usize = 4096;
 pub(crate) struct Golden<'a> {
     pub(crate) state: &'a [u8],
     pub(crate) ram: &'a [u8],
-    /// Where pages that are not in `ram` are.
+    /// The source of pages that are not in `ram`.
     pub(crate) base: Option<&'a [u8]>,
 }
 
-/// L1 with an L2 under SVM that is running.
+/// An L1 with a running L2 under SVM.
 pub(crate) const SVM_L2: Golden<'_> = Golden {
     state: include_bytes!("svm-l2-1.state.gz"),
     ram: include_bytes!("svm-l2-1.ram.gz"),
     base: None,
 };
 
-/// Two vCPUs, an I/O APIC in hypernest, a guest that reads every clock and has asked for reenlightenment.
+/// Two vCPUs, an I/O APIC in hypernest, a guest that reads every clock and has requested reenlightenment.
 pub(crate) const SPLIT: Golden<'_> = Golden {
     state: include_bytes!("split-1.state.gz"),
     ram: include_bytes!("split-1.ram.gz"),
@@ -38,7 +39,7 @@ pub(crate) const SPLIT: Golden<'_> = Golden {
 };
 
 impl Golden<'_> {
-    /// Writes it into a new directory at `dir`, as `hypernest save` did.
+    /// Writes it into a new directory at `dir`, in the form of `hypernest save`.
     pub(crate) fn unpack(&self, dir: &Path) -> io::Result<()> {
         fs::create_dir(dir)?;
         fs::write(dir.join("state"), gunzip(self.state)?)?;
@@ -64,7 +65,7 @@ impl Golden<'_> {
     }
 }
 
-/// The page at `offset` of a RAM file that holds all of its pages.
+/// The page at `offset` of a RAM file that contains all of its pages.
 fn page_in(bytes: &[u8], offset: u64) -> io::Result<Vec<u8>> {
     let (_length, mut rest) = number(bytes)?;
     while !rest.is_empty() {

@@ -1,4 +1,4 @@
-//! A guest in this process that takes part in a change of its TSC's frequency, and what KVM says about its
+//! A guest in this process that takes part in a change of its TSC's frequency, and KVM's parameters of its
 //! clocks.
 
 use std::error::Error;
@@ -18,10 +18,10 @@ use tempfile::TempDir;
 
 type Failure = Box<dyn Error>;
 
-/// By the host's own clock.
+/// The timeout by the host's own clock.
 const PATIENCE: Duration = Duration::from_secs(90);
 
-/// How a vCPU's TSC comes from the host's, as KVM says it.
+/// The relation of a vCPU's TSC to the host's, as KVM reports it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Frame {
     pub(crate) khz: TscKhz,
@@ -30,12 +30,12 @@ pub(crate) struct Frame {
 }
 
 impl Frame {
-    /// What the guest reads when the host reads `host_tsc`.
+    /// The guest's TSC when the host's is `host_tsc`.
     pub(crate) fn guest_tsc(&self, host_tsc: u64) -> u64 {
         self.ratio.guest_tsc(host_tsc, self.offset)
     }
 
-    /// What the host read when the guest read `guest_tsc`.
+    /// The host's TSC when the guest's is `guest_tsc`.
     pub(crate) fn host_tsc(&self, guest_tsc: u64) -> u64 {
         let scaled = guest_tsc.wrapping_sub(self.offset);
         let (mut low, mut high) = (0u64, 1u64 << 56);
@@ -102,7 +102,7 @@ impl Guest {
         Ok(guest)
     }
 
-    /// The first line that begins with `start`, once it is there.
+    /// Waits for the first line that begins with `start`, and returns it.
     pub(crate) fn line(&self, start: &str) -> Result<String, Failure> {
         let begun = Instant::now();
         loop {
@@ -116,22 +116,22 @@ impl Guest {
             }
             let ended = self.thread.as_ref().is_none_or(JoinHandle::is_finished);
             if ended || begun.elapsed() > PATIENCE {
-                return Err(format!("the guest never said {start:?}, but:\n{said}").into());
+                return Err(format!("the guest did not print {start:?}, but:\n{said}").into());
             }
             std::thread::sleep(Duration::from_millis(2));
         }
     }
 
-    /// All that it has said.
+    /// Its whole output.
     pub(crate) fn said(&self) -> Result<String, Failure> {
         let said = std::fs::read(&self.said).unwrap_or_default();
-        // The first byte only says that it runs.
+        // The first byte only shows that it runs.
         Ok(String::from_utf8_lossy(&said)
             .trim_start_matches('\0')
             .to_owned())
     }
 
-    /// What KVM says about each vCPU's TSC.
+    /// The parameters of each vCPU's TSC, as KVM reports them.
     pub(crate) fn frames(&self) -> Result<Vec<Frame>, Failure> {
         let frames = self.handle.run_on_main(|running| {
             let host = running.machine().host_tsc();
@@ -143,7 +143,7 @@ impl Guest {
         Ok(frames?)
     }
 
-    /// Tells it of a move.
+    /// Notifies it of a move.
     pub(crate) fn move_it(&self) -> Result<(), Failure> {
         let told = self
             .handle
@@ -151,14 +151,14 @@ impl Guest {
         Ok(told?)
     }
 
-    /// What the last switch did.
+    /// The result of the last switch.
     pub(crate) fn last_switch(&self) -> Result<Option<Switched>, Failure> {
         Ok(self
             .handle
             .run_on_main(|running| running.machine().last_switch().cloned())?)
     }
 
-    /// Waits for its end and gives back what it said.
+    /// Waits until it ends, and returns its output.
     pub(crate) fn end(mut self) -> Result<String, Failure> {
         self.line("done")?;
         let thread = self.thread.take().ok_or("it has ended before")?;
@@ -195,7 +195,7 @@ fn frame(running: &Running<'_>, vp: VpIndex, host: HostTsc) -> Result<Frame, Str
     Ok(Frame { khz, offset, ratio })
 }
 
-/// The number, or the numbers, after `name=` in a line.
+/// The number or numbers after `name=` in a line.
 pub(crate) fn numbers(line: &str, name: &str) -> Result<Vec<i128>, Failure> {
     let value = line
         .split_whitespace()

@@ -35,9 +35,7 @@ pub enum BzImageError {
     #[error("not a Linux kernel image: no \"HdrS\" at offset 0x202")]
     NoHeader,
     /// A header without payload fields.
-    #[error(
-        "boot protocol {major}.{minor:02} is older than 2.08 and does not say where the kernel lies"
-    )]
+    #[error("boot protocol {major}.{minor:02} is older than 2.08 and has no payload offset")]
     TooOld {
         /// Major version.
         major: u8,
@@ -57,7 +55,7 @@ pub enum BzImageError {
         len: usize,
     },
     /// An unknown compression.
-    #[error("packed in a way not known here (first bytes {0:02x?})")]
+    #[error("unknown compression (first bytes {0:02x?})")]
     UnknownPacking([u8; 6]),
 }
 

@@ -51,7 +51,7 @@ pub enum ExecError {
         error: io::Error,
     },
     /// A command on this machine took too long.
-    #[error("no end after {0} s, gave up")]
+    #[error("no end after {0} s: timed out")]
     TimedOut(u64),
     /// A fetched file could not be copied.
     #[error("cannot copy the files fetched from the host: {0}")]

@@ -55,7 +55,7 @@ pub enum Broken {
         line: String,
     },
     /// The time limit was exceeded.
-    #[error("no end after {} s in the {host} lab, gave up", limit.as_secs())]
+    #[error("no end after {} s in the {host} lab: timed out", limit.as_secs())]
     TimedOut {
         /// The host.
         host: Host,
@@ -79,7 +79,7 @@ pub enum Broken {
         arrived: u64,
     },
     /// The output could not be forwarded, or the line could not be read.
-    #[error("passing on what the {host} lab says: {error}")]
+    #[error("cannot forward the output of the {host} lab: {error}")]
     Io {
         /// The host.
         host: Host,

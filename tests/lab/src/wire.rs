@@ -100,8 +100,8 @@ pub struct Frame {
 /// The stream is corrupt.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error(
-    "the lab host's control line is garbled (byte {byte:#04x} where a frame should {place}): bytes were \
-     lost on the emulated serial port"
+    "the lab host's control line is garbled (byte {byte:#04x} where a frame should have its {place}): \
+     bytes were lost on the emulated serial port"
 )]
 pub struct Garbled {
     byte: u8,
@@ -151,13 +151,13 @@ impl Decoder {
         }
         let kind = Kind::from_code(code).ok_or(Garbled {
             byte: code,
-            place: "say what it is",
+            place: "kind",
         })?;
         let length = usize::from(u16::from_le_bytes([low, high]));
         if length > MAX_PAYLOAD {
             return Err(Garbled {
                 byte: high,
-                place: "say how long it is",
+                place: "length",
             });
         }
         if self.bytes.len() < 4 + length {

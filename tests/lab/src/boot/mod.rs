@@ -30,7 +30,7 @@ pub enum BootError {
         error: io::Error,
     },
     /// The cache does not contain a part.
-    #[error("the lab holds no {name} ({}): see `cargo lab setup --help`", path.display())]
+    #[error("the lab has no {name} ({}): see `cargo lab setup --help`", path.display())]
     NotHeld {
         /// What is missing.
         name: String,
