@@ -40,7 +40,7 @@ fn round_trips() -> TestResult {
     let least = |vmm: &str| {
         let results = report["results"].as_array().expect("a list");
         let entry = results.iter().find(|entry| entry["vmm"] == vmm);
-        let entry = entry.unwrap_or_else(|| panic!("nothing of {vmm}"));
+        let entry = entry.unwrap_or_else(|| panic!("no result of {vmm}"));
         let least = &entry["parts"]["round_trip"]["summary"]["min"];
         least.as_f64().unwrap_or_else(|| panic!("{entry}"))
     };

@@ -119,7 +119,7 @@ impl Stay {
             .filter(|line| line.starts_with('['))
             .filter(|line| !line.contains("nlightened VMCS"))
             .collect();
-        assert!(complaints.is_empty(), "{what}: L1 says {complaints:#?}");
+        assert!(complaints.is_empty(), "{what}: L1 logged {complaints:#?}");
         for [_, _, tsc_back, ns_back] in self.l2() {
             assert_eq!((tsc_back, ns_back), (0, 0), "{what}: L2 stepped back");
         }

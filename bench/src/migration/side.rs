@@ -95,7 +95,7 @@ impl Side {
             let left = self.limit.saturating_sub(self.started.elapsed());
             if left.is_zero() {
                 drop(state);
-                return Err(self.failed("did not beat in time"));
+                return Err(self.failed("timed out waiting for its guest's beats"));
             }
             let waited = self.seen.1.wait_timeout(state, left);
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
@@ -106,7 +106,7 @@ impl Side {
     pub(super) fn end(mut self) -> Result<Instant, MigrationError> {
         self.kill();
         let last = lock(&self.seen.0).last;
-        last.ok_or_else(|| self.failed("did not beat"))
+        last.ok_or_else(|| self.failed("ended without a beat of its guest"))
     }
 
     fn kill(&mut self) {

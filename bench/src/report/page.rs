@@ -100,7 +100,7 @@ const CHOSEN: &str = r#"<section id="chosen">
 <label>Plot <select id="plot"><option value="percentiles">percentiles</option><option value="histogram">histogram</option></select></label>
 </div>
 <div class="choice" id="modes" role="group" aria-label="Modes that are shown"></div>
-<p class="hint">Drag over a plot to look closer; once it is chosen, the wheel, + and - zoom, arrows move, 0 or a double click shows all again.</p>
+<p class="hint">Drag over a plot to zoom in; once it is selected, the wheel, + and - zoom, arrows move, 0 or a double click shows all again.</p>
 <div class="plots" id="plots"></div>
 <p class="soft" id="no-parts" hidden>Of this kind only the parts shown were measured.</p>
 <h3>Host exits for each exit of L2, by reason</h3>

@@ -47,7 +47,7 @@ pub(crate) fn accesses(bytes: &[u8]) -> bool {
         let saved = devices.save().expect("devices can be saved");
         devices
             .load(&mut saved.clone())
-            .expect("what was saved is loaded");
+            .expect("saved devices can be loaded");
         assert_eq!(
             devices.save().map(|again| bodies(&again)).ok(),
             Some(bodies(&saved))

@@ -103,7 +103,7 @@ pub(crate) fn msrs(bytes: &[u8]) -> bool {
     let mut again = all();
     again
         .load(&mut decoder)
-        .expect("what a guest brought about is loaded");
+        .expect("any state that a guest causes can be loaded");
     assert!(partition.registers().eq(again.registers()));
     accepted
 }

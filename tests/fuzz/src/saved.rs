@@ -31,8 +31,10 @@ fn read_state(bytes: &[u8]) -> bool {
         return false;
     };
     let mut again = Vec::new();
-    sections.encode(&mut again).expect("memory takes it");
-    assert_eq!(again, bytes, "what is read is what was written");
+    sections
+        .encode(&mut again)
+        .expect("a vector can be written to");
+    assert_eq!(again, bytes, "encoding again gives other bytes");
     if let Some(section) = sections.get(RAM_SECTION)
         && let Ok(index) = RamIndex::load(section)
     {
@@ -103,7 +105,7 @@ fn golden() -> &'static [Sections; 2] {
             GzDecoder::new(packed)
                 .read_to_end(&mut state)
                 .expect("the golden file unpacks");
-            Sections::decode(&state[..], LIMIT).expect("the golden file is whole")
+            Sections::decode(&state[..], LIMIT).expect("the golden file is complete")
         })
     })
 }

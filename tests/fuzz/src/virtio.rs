@@ -50,7 +50,9 @@ pub(crate) fn driver(bytes: &[u8]) -> bool {
         }
         devices.quiesce();
         let mut saved = devices.save().expect("devices can be saved");
-        devices.load(&mut saved).expect("what was saved is loaded");
+        devices
+            .load(&mut saved)
+            .expect("saved devices can be loaded");
         ready
     })
 }

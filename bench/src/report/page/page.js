@@ -1,5 +1,5 @@
 "use strict";
-// Draws what is chosen from the figures in the page. Text goes in as text only.
+// Draws the selected plots from the figures in the page. Text is inserted as text only.
 (() => {
   const data = JSON.parse(document.getElementById("figures").textContent);
   const byId = (id) => document.getElementById(id);
@@ -26,11 +26,11 @@
     return (q * 100).toFixed(digits) + " %";
   };
 
-  // Each nine is as far as the one before; the last sample is half a sample from the end.
+  // Each further nine is at the same distance from the one before; the last sample is half a sample from the end.
   const rank = (q, samples) => -Math.log10(Math.max(1 - q, 0.5 / Math.max(samples, 1)));
   const unrank = (place) => 1 - Math.pow(10, -place);
 
-  // An axis from values to places; `log` if its ends are far apart.
+  // An axis that maps values to positions; `log` if its ends are far apart.
   const axis = (from, to, first, last, log) => {
     const f = log ? Math.log : (v) => v;
     const g = log ? Math.exp : (v) => v;
@@ -89,7 +89,7 @@
   };
 
   const BINS = 110;
-  // Shares of the samples in bins of what is seen, so that a closer look shows more.
+  // Shares of the samples in bins of the visible range, so that a zoomed view shows more detail.
   const binned = (part, x) => {
     const shares = new Array(BINS).fill(0);
     for (const [value, count] of part.steps) {
@@ -216,7 +216,7 @@
       ];
     }
 
-    // Shows what lies between two places of the plot.
+    // Zooms to the range between two positions of the plot.
     zoom([x0, y0], [x1, y1]) {
       const { x, y } = this.axes;
       const sorted = (a, b) => (a < b ? [a, b] : [b, a]);
@@ -270,7 +270,7 @@
       svg.addEventListener("pointerup", end);
       svg.addEventListener("pointercancel", () => { from = null; if (this.view) this.draw(); });
       svg.addEventListener("dblclick", () => this.reset());
-      // The wheel scrolls the page until a plot is chosen.
+      // The wheel scrolls the page until a plot is selected.
       svg.addEventListener("wheel", (event) => {
         if (!this.view || (document.activeElement !== svg && !event.ctrlKey)) return;
         event.preventDefault();
@@ -292,7 +292,7 @@
       });
     }
 
-    // What the lines are at under the pointer.
+    // The values of the lines under the pointer.
     tell([px]) {
       const { x } = this.axes;
       this.cross.setAttribute("d", `M${px.toFixed(1)} ${BOX.top}V${BOX.bottom}`);
