@@ -175,7 +175,7 @@ fn no_clock() -> TestResult {
 fn impossible() -> TestResult {
     let site = Site::new()?;
     let amd = needs::caps()?.kvm.vendor() == CpuVendor::Amd;
-    let lacks = "this host cannot run the VM as asked:";
+    let lacks = "this host cannot run the VM as configured:";
     let both = ["--kernel", "guest", "--hv", "hv-evmcs,hv-syndbg"];
     refused(&site, &both, 3, &[lacks, "hv-evmcs", "hv-syndbg"])?;
     if amd {

@@ -94,7 +94,7 @@ fn resets(command: &mut Command, via: &str) -> TestResult {
         &format!("reset: by {via}"),
         &format!("ok reset: by {via}, second boot"),
     ])?;
-    let asked = ended.stderr.matches("asked for a reset").count();
+    let asked = ended.stderr.matches("requested a reset").count();
     assert_eq!(asked, 1, "{}", ended.stderr);
     Ok(())
 }
@@ -174,7 +174,7 @@ fn log_limits() -> TestResult {
     const CYCLES: u64 = 40;
     for (via, line) in [
         ("panic", "the guest panicked (pvpanic)"),
-        ("cf9", "the guest asked for a reset"),
+        ("cf9", "the guest requested a reset"),
     ] {
         let site = Site::new()?;
         let mut command = site.guest(&format!("reset via={via} forever"));

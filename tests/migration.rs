@@ -330,7 +330,7 @@ fn cancelled() -> TestResult {
         phase().as_deref() == Some("copying")
     })?;
     assert!(site.control(&["list"])?.stdout.contains("migrating"));
-    migrate(&site, "test", "elsewhere", &[])?.expect_error(1, &["already being moved"])?;
+    migrate(&site, "test", "elsewhere", &[])?.expect_error(1, &["already in progress"])?;
     site.control(&["migrate", "test", "--cancel"])?
         .expect_code(0)?;
     moving.end()?.expect_error(1, &["cancelled"])?;
@@ -338,7 +338,7 @@ fn cancelled() -> TestResult {
     let done = laps(&vm.said());
     expect_more_laps(&mut vm, done)?;
     site.control(&["migrate", "test", "--cancel"])?
-        .expect_error(1, &["not being moved"])?;
+        .expect_error(1, &["no migration is in progress"])?;
     let (ended, mut vm) = move_on(&site, vm, 0, &[])?;
     expect_more_laps(&mut vm, laps(&ended.stdout))
 }
@@ -470,7 +470,7 @@ fn cut() -> TestResult {
         between.end(&site);
         if kind == FrameKind::Running {
             // It runs there, but the source has no confirmation.
-            moved.expect_error(1, &["it may run at", "kept stopped here"])?;
+            moved.expect_error(1, &["it may run at", "stays stopped here"])?;
             assert_eq!(site.status()?["state"], "paused");
             assert!(site.control(&["list"])?.stdout.contains("undecided"));
             let done = laps(&vm.said());

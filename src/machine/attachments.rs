@@ -1,7 +1,7 @@
-//! What is put on each new VM in KVM, in which order, and taken off the old one.
+//! The resources that are attached to each new VM in KVM, in order, and detached from the old one.
 //!
-//! A reset makes a new VM (docs/decisions/0001-reset-makes-a-new-vm.md). Whatever a device holds in KVM
-//! outlives it by being in this list.
+//! A reset creates a new VM (docs/decisions/0001-reset-makes-a-new-vm.md). Resources of a device in KVM
+//! outlive it by being in this list.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use crate::kvm::attachment::VmAttachment;
 use crate::kvm::host::KvmCaps;
 use crate::kvm::memory::MemorySlots;
 
-/// A step of making a VM that others depend on.
+/// A step of creating a VM that other steps depend on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
     /// Guest memory as memory slots.
@@ -40,13 +40,13 @@ const ORDER: [Stage; 5] = [
     Stage::Doorbells,
 ];
 
-/// The first must come first, for a reason.
+/// The first stage must come before the second, with the reason.
 #[cfg(test)]
 const EDGES: [(Stage, Stage, &str); 3] = [
     (
         Memory,
         InterruptControllers,
-        "a change of memory slots waits for what KVM has to clean up after making controllers, several \
+        "a change of memory slots waits for KVM's cleanup after creating controllers, several \
          milliseconds (kvm_swap_active_memslots)",
     ),
     (
@@ -63,7 +63,7 @@ const EDGES: [(Stage, Stage, &str); 3] = [
     ),
 ];
 
-/// All of a machine's.
+/// All attachments of a machine.
 #[derive(Debug)]
 pub(super) struct Attachments {
     memory: MemorySlots,
@@ -72,7 +72,7 @@ pub(super) struct Attachments {
 }
 
 impl Attachments {
-    /// `memory`, and no more yet, for VMs with these controllers on a host that can do so much.
+    /// Only `memory` so far, for VMs with these controllers on a host with these capabilities.
     pub(super) fn new(irqchip: Irqchip, caps: &KvmCaps, memory: MemorySlots) -> Self {
         Self {
             memory,
@@ -81,10 +81,10 @@ impl Attachments {
         }
     }
 
-    /// What a stage attaches, if anything.
+    /// The attachment of a stage, if there is one.
     fn of(&self, stage: Stage) -> Option<&dyn VmAttachment> {
         match stage {
-            // Made by `vm` and `cycle`.
+            // Created by `vm` and `cycle`.
             InterruptControllers | Vcpus => None,
             Memory => Some(&self.memory),
             GsiRoutes => Some(&self.routes),
@@ -92,7 +92,7 @@ impl Attachments {
         }
     }
 
-    /// Attaches to `vm` what comes after `stage`, which is done.
+    /// Attaches the stages after `stage`, which is done, to `vm`.
     ///
     /// # Errors
     /// If KVM refuses; nothing is attached then.
@@ -100,7 +100,7 @@ impl Attachments {
         self.attach(ORDER.iter().skip_while(|s| **s != stage).skip(1), vm)
     }
 
-    /// Attaches to `vm`, which is new, what comes before `stage`.
+    /// Attaches the stages before `stage` to `vm`, which is new.
     ///
     /// # Errors
     /// If KVM refuses; nothing is attached then.
@@ -122,7 +122,7 @@ impl Attachments {
         Ok(())
     }
 
-    /// Detaches everything, in the opposite order, from the VM that is about to end.
+    /// Detaches everything, in reverse order, from the VM that is about to end.
     pub(super) fn detach(&self) {
         for attachment in ORDER.iter().rev().filter_map(|s| self.of(*s)) {
             attachment.detach();
@@ -151,7 +151,7 @@ mod tests {
         }
     }
 
-    /// `vm` attaches what is before the controllers, and `Machine::create_vm` what is after the vCPUs.
+    /// `vm` attaches the stages before the controllers, and `Machine::create_vm` those after the vCPUs.
     #[test]
     fn nothing_is_attached_between_the_controllers_and_the_vcpus() {
         let at = |stage| ORDER.iter().position(|s| *s == stage).unwrap();

@@ -1,4 +1,4 @@
-//! What machine types do not have in common: the chipset, and who places the power management registers.
+//! The differences between machine types: the chipset, and the owner of the power management registers.
 
 use std::sync::{Arc, Mutex};
 
@@ -15,7 +15,7 @@ use crate::pci::{self, ConfigSpace, DevFn, PciHost};
 const PM: &str = "acpi-pm";
 const PCI: &str = "pci-host";
 
-/// Places the power management registers where they cannot move, if so.
+/// Places the power management registers at a fixed address, if the machine type has one.
 pub(super) fn power_management(machine: MachineType, wired: &Wired) -> Result<(), BusError> {
     if machine == MachineType::Direct1 {
         for (region, offset, len) in acpi_pm::BLOCKS {
@@ -53,7 +53,7 @@ pub(super) fn chipset(
     Ok(host)
 }
 
-/// The chipset of `pc-1`. What firmware would do to it is done: kernels are booted directly.
+/// The chipset of `pc-1`, in the state that firmware leaves: kernels are booted directly.
 fn q35(machine: MachineType, wired: &mut Wired, host: &Arc<Mutex<PciHost>>) {
     const POWER_ON: PowerOn = PowerOn::AfterFirmware;
     let windows = ECAM_SIZES.map(|len| wired.mmio.window(PCI, pci::ECAM, len, host.clone()));
@@ -83,8 +83,7 @@ fn plug<F: pci::PciFunction + 'static>(
     wired.devices.push(device);
 }
 
-/// Refuses devices that are placed where the power management registers are at power-on: they would hide
-/// them.
+/// Refuses devices at the power-on addresses of the power management registers: they would hide them.
 pub(super) fn check(wired: &Wired) -> Result<(), BusError> {
     let ranges = wired.ports.ranges();
     for (_, offset, len) in acpi_pm::BLOCKS {

@@ -7,7 +7,8 @@ use kvm_ioctls::VcpuFd;
 use crate::kvm::stats::{Counter, Stats, StatsError};
 use crate::units::VpIndex;
 
-/// How often each vCPU has left guest mode since power-on, whoever handled it: KVM's statistic `exits`.
+/// The number of times that each vCPU has left guest mode since power-on, for any reason: KVM's statistic
+/// `exits`.
 ///
 /// Clones share the counts. Between power cycles there are none.
 #[derive(Clone, Debug, Default)]
@@ -21,14 +22,14 @@ impl ExitCounters {
         counters.get(index)?.read().ok()
     }
 
-    /// The next vCPU is `fd`.
+    /// Adds the next vCPU, `fd`.
     pub(super) fn push(&self, fd: &VcpuFd) -> Result<(), StatsError> {
         let counter = Stats::of_vcpu(fd)?.counter("exits")?;
         self.write().push(counter);
         Ok(())
     }
 
-    /// The VM is off. A counter kept would keep KVM from freeing it.
+    /// The VM is off. A counter that is kept would prevent KVM from freeing it.
     pub(super) fn clear(&self) {
         self.write().clear();
     }

@@ -24,10 +24,10 @@ use crate::vcpu::set::Vcpus;
 use crate::vcpu::stats::{ExitClock, Reader, Recorder};
 use crate::vcpu::thread::Vcpu;
 
-/// KVM_CPUID_FLAG_SIGNIFCANT_INDEX: the sub-leaf matters.
+/// KVM_CPUID_FLAG_SIGNIFCANT_INDEX: the sub-leaf is significant.
 const SIGNIFICANT_INDEX: u32 = 1;
 
-/// Entries of a vCPU's dirty ring, if nothing else is asked for: 64 KiB.
+/// Default number of entries of a vCPU's dirty ring: 64 KiB.
 const DIRTY_RING: u32 = 4096;
 
 /// A VM that is powered on. Dropping it ends the vCPU threads, then the VM.
@@ -41,7 +41,7 @@ pub struct PowerCycle {
 
 impl PowerCycle {
     /// Creates the vCPUs of `vm`, all of them paused, the boot vCPU at `entry` unless their state is to be
-    /// loaded. Returns with it where their exits can be read.
+    /// loaded. Also returns their exit counters.
     pub(super) fn new(
         vm: Arc<VmFd>,
         config: &VmConfig,
@@ -59,7 +59,7 @@ impl PowerCycle {
         if let Some(khz) = plan.tsc_khz
             && host_khz.is_some()
         {
-            // Before the first vCPU: all then are created with this frequency and with equal offsets.
+            // Before the first vCPU, so that all are created with this frequency and with equal offsets.
             tsc::set_vm_khz(&vm, khz)?;
         }
         let ring_size = dirty_rings(&vm, config.dirty_ring_size, plan.dirty_rings)?;
@@ -73,7 +73,7 @@ impl PowerCycle {
                 if let Some(entry) = entry {
                     create::set_entry(vp, &fd, entry)?;
                 }
-                // Where KVM knows no frequency of the VM, it scales none, and the vCPU's is the host's. KVM
+                // If KVM stores no frequency for the VM, it scales none, and the vCPU's is the host's. KVM
                 // fails this where the host's TSC is unstable.
                 if host_khz.is_none()
                     && let Ok(khz) = tsc::khz(&fd)
@@ -86,7 +86,7 @@ impl PowerCycle {
             if let Some(khz) = plan.tsc_khz
                 && tsc::khz(&fd).is_ok_and(|has| has != khz)
             {
-                // Before Linux 5.17, KVM takes no frequency for a whole VM.
+                // Before Linux 5.17, KVM accepts no frequency for a whole VM.
                 tsc::set_khz(&fd, khz)?;
             }
             if let Some(counters) = exit_counters {
@@ -119,12 +119,12 @@ impl PowerCycle {
         &self.vcpus
     }
 
-    /// The host's TSC frequency, where KVM knows it.
+    /// The host's TSC frequency, if KVM reports it.
     pub fn host_khz(&self) -> Option<TscKhz> {
         self.host_khz
     }
 
-    /// Adds the pages of RAM that were written since the last call, or since the log began, to `set` or to
+    /// Adds the pages of RAM that were written since the last call, or since logging started, to `set` or to
     /// those that the RAM itself has marked.
     pub(super) fn take_log(
         &self,
@@ -137,14 +137,14 @@ impl PowerCycle {
         self.empty_rings(&platform.ram)
     }
 
-    /// Has `ram` know of the pages that the vCPUs' rings hold, if there are any.
+    /// Marks the pages in the vCPUs' rings as written in `ram`, if there are any.
     pub(super) fn empty_rings(&self, ram: &GuestRam) -> Result<(), KvmError> {
         if self.rings.is_empty() {
             return Ok(());
         }
         for vp in self.vcpus.vps() {
-            // What a vCPU in the guest has written may be in its processor until it comes out. One whose
-            // thread has ended is out.
+            // The writes of a vCPU in the guest may still be in its processor until it exits. A vCPU whose
+            // thread has ended has exited.
             let _out = self.vcpus.on_vcpu(vp, |_| ());
         }
         for ring in &self.rings {
@@ -153,13 +153,13 @@ impl PowerCycle {
         if self.rings.iter().any(|ring| ring.has_overflowed()) {
             return Err(KvmError::DirtyRingOverflowed);
         }
-        // Before anybody reads these pages: what is written then is written down again.
+        // Before these pages are read: later writes are recorded again.
         dirty_ring::reset(self.vcpus.vm())
     }
 }
 
-/// Gives the vCPUs that `vm` will have dirty rings of the size that was asked for, or of the default size
-/// where they are supported. Returns the size.
+/// Enables dirty rings on the vCPUs that `vm` will have, of the requested size, or of the default size where
+/// they are supported. Returns the size.
 fn dirty_rings(vm: &VmFd, asked: Option<u32>, supported: bool) -> Result<Option<u32>, KvmError> {
     let entries = match asked {
         Some(0) => return Ok(None),

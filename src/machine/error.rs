@@ -1,4 +1,4 @@
-//! Why a machine could not be built or could not go on.
+//! Why a machine could not be built or could not continue.
 
 use thiserror::Error;
 
@@ -19,95 +19,95 @@ use crate::vcpu::create::CreateError;
 use crate::vcpu::stats::ExitStatsError;
 use crate::virtio::transport::pci::TransportError;
 
-/// Why a machine could not be built or could not go on.
+/// Why a machine could not be built or could not continue.
 #[derive(Debug, Error)]
 pub enum MachineError {
     /// KVM cannot be used on this host.
     #[error("cannot use KVM")]
     Host(#[from] HostError),
-    /// The host cannot give what was asked for.
+    /// The host lacks something that the configuration requires.
     #[error(
-        "this host cannot run the VM as asked:{}{}",
+        "this host cannot run the VM as configured:{}{}",
         bullets(.0),
         workaround(.0).map_or(String::new(), |text| format!("\n{text}"))
     )]
     Impossible(Vec<Impossible>),
-    /// Guest RAM.
+    /// Guest RAM could not be created.
     #[error(transparent)]
     Memory(#[from] MemoryError),
-    /// A CPU that a vCPU is to run on.
+    /// A vCPU is to run on a CPU that is not available.
     #[error(
         "cannot run a vCPU on CPU {0} (--pin): this host has no such CPU online, or the process's cpuset \
          lacks it"
     )]
     NoCpu(u16),
-    /// RAM could not be emptied for a reset.
-    #[error("cannot empty the guest's RAM")]
+    /// RAM could not be discarded for a reset.
+    #[error("cannot discard the guest's RAM")]
     Discard(#[source] std::io::Error),
-    /// Something could still write into the guest's RAM.
+    /// A device could still write to the guest's RAM.
     #[error("cannot reset the VM")]
     NotStopped(#[from] NotStopped),
     /// Two devices at one address.
     #[error(transparent)]
     Bus(#[from] BusError),
-    /// A console.
+    /// A console could not be opened.
     #[error(transparent)]
     Char(#[from] CharError),
-    /// The kernel, the initrd or a module.
+    /// The kernel, the initrd or a module could not be loaded.
     #[error(transparent)]
     Boot(#[from] BootError),
     /// A restored VM whose boot files were not saved with it.
     #[error(
-        "cannot reset the VM: it came without its kernel, and no file of this host is taken for it; give \
-         `hypernest restore` or `hypernest run --incoming` the flag --kernel FILE (with --initrd and \
-         --module as it needs them)"
+        "cannot reset the VM: it was restored without its kernel, and no file of this host is used for \
+         it; give `hypernest restore` or `hypernest run --incoming` the flag --kernel FILE (with --initrd \
+         and --module if it requires them)"
     )]
     NoBootFiles,
-    /// The VM in KVM.
+    /// The VM in KVM could not be created.
     #[error(transparent)]
     Vm(#[from] VmError),
-    /// A vCPU in KVM.
+    /// A vCPU in KVM could not be created.
     #[error(transparent)]
     Vcpu(#[from] CreateError),
     /// One of our own KVM wrappers failed.
     #[error("cannot set up the VM")]
     Kvm(#[from] KvmError),
-    /// KVM's own statistics.
+    /// KVM's statistics are not available.
     #[error("cannot count the vCPUs' exits")]
     Counters(#[from] crate::kvm::stats::StatsError),
-    /// The exit statistics.
+    /// The exit statistics could not be written.
     #[error(transparent)]
     Stats(#[from] ExitStatsError),
     /// A saved VM could not be restored.
     #[error("cannot restore the VM")]
     Restore(#[from] Box<TransferError>),
     /// More interrupts than KVM delivers.
-    #[error("cannot give the device {device} its interrupts")]
+    #[error("cannot allocate interrupts for the device {device}")]
     NoVector {
-        /// Its id.
+        /// The device's id.
         device: String,
-        /// Why.
+        /// The cause.
         source: NoVector,
     },
-    /// A PCI device.
-    #[error("cannot make the device {device}")]
+    /// A PCI device could not be created.
+    #[error("cannot create the device {device}")]
     Device {
-        /// Its id.
+        /// The device's id.
         device: String,
-        /// Why.
+        /// The cause.
         source: TransportError,
     },
-    /// A thread or a descriptor.
+    /// A thread or a descriptor could not be created.
     #[error("cannot start the {what} thread")]
     Thread {
-        /// Which.
+        /// The thread.
         what: &'static str,
-        /// The kernel's answer.
+        /// The kernel's error.
         source: std::io::Error,
     },
 }
 
-/// One thing that the host cannot give.
+/// A requirement that the host does not fulfil.
 #[derive(Debug, Error)]
 pub enum Impossible {
     /// An enlightenment.
@@ -116,7 +116,7 @@ pub enum Impossible {
     /// The CPU model or VMX/SVM.
     #[error("{0}")]
     Cpuid(CpuidProblem),
-    /// What the guest of a saved VM was promised.
+    /// A property that the guest of a saved VM was promised.
     #[error("{0}")]
     Promise(super::promise::Mismatch),
     /// The frequency of the TSC.
@@ -124,14 +124,14 @@ pub enum Impossible {
     Time(crate::time::TscRefusal),
     /// No clock for a guest without a PIT.
     #[error(
-        "with --irqchip split there is no PIT, so the guest needs KVM's clock (leave out --kvm-leaves \
-         false) or Hyper-V's (hv-vpindex, hv-time and hv-frequencies); a stock Linux would hang without"
+        "with --irqchip split there is no PIT, so the guest needs KVM's clock (omit --kvm-leaves false) \
+         or Hyper-V's (hv-vpindex, hv-time and hv-frequencies); a stock Linux would hang without one"
     )]
     NoClock,
 }
 
 impl MachineError {
-    /// Whether the host lacks something, as opposed to something having gone wrong.
+    /// Whether the cause is a missing capability of the host.
     pub fn is_host(&self) -> bool {
         matches!(
             self,
@@ -140,7 +140,7 @@ impl MachineError {
     }
 }
 
-/// How to start a VM that can run where one with these problems cannot.
+/// A workaround: how to start a VM that can run on a host with these problems.
 pub fn workaround(items: &[Impossible]) -> Option<String> {
     let masks: Vec<_> = items
         .iter()
@@ -152,7 +152,7 @@ pub fn workaround(items: &[Impossible]) -> Option<String> {
         .collect();
     (!masks.is_empty()).then(|| {
         format!(
-            "a guest keeps the CPU that it was started with; to run on this host, too, it has to be started \
+            "a guest keeps the CPU that it was started with; to run on this host as well, start it \
              with --cpu MODEL{}",
             masks.concat()
         )

@@ -1,14 +1,14 @@
-//! Limits of the log lines that a guest can cause at will. They hold over the VM's life: a reset gives no new
-//! lines.
+//! Limits for log lines that a guest can cause at will. They apply to the VM's whole life: a reset does not
+//! renew them.
 
 use std::time::{Duration, Instant};
 
-/// Lines of one kind that are logged without delay.
+/// The number of lines of one kind that are logged without delay.
 const BURST: u32 = 8;
-/// After those, one line each.
+/// The interval of single lines after those.
 const INTERVAL: Duration = Duration::from_secs(60);
 
-/// What a line is about. Each kind has its own limit, so that none can hide another.
+/// The subject of a line. Each kind has its own limit, so that none can hide another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     /// A reset.
@@ -28,13 +28,13 @@ pub(super) struct GuestLog {
 }
 
 impl GuestLog {
-    /// Whether a line of `kind` is logged now; then with what is to be added to it.
+    /// Whether a line of `kind` is logged now; if so, returns the suffix for it.
     pub(super) fn admit(&mut self, kind: Kind) -> Option<Suppressed> {
         self.limits[kind as usize].admit(Instant::now())
     }
 }
 
-/// How many lines were left out before one; shows as nothing if none was.
+/// The number of lines suppressed before one; displayed as nothing if it is 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Suppressed(u64);
 
@@ -42,8 +42,8 @@ impl std::fmt::Display for Suppressed {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.0 {
             0 => Ok(()),
-            1 => f.write_str(" (1 like it was not logged before)"),
-            n => write!(f, " ({n} like it were not logged before)"),
+            1 => f.write_str(" (1 similar line suppressed)"),
+            n => write!(f, " ({n} similar lines suppressed)"),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Work that other threads give to the machine's main thread.
+//! Jobs that other threads run on the machine's main thread.
 
 use std::sync::mpsc::sync_channel;
 use std::sync::{Mutex, PoisonError};
@@ -8,15 +8,15 @@ use crate::life::{MachineHandle, MachineJob, UserRequest, VmEnded};
 
 type Task = Box<dyn FnOnce(&mut Running<'_>) + Send>;
 
-/// A task, until it has been done.
+/// A task, until it has run.
 struct Work(Mutex<Option<Task>>);
 
 impl MachineHandle {
-    /// Runs `job` with the running machine on the machine's main thread, and waits for the result. Neither
-    /// that thread itself nor one that it waits for may call this.
+    /// Runs `job` with the running machine on the machine's main thread, and waits for the result. Must not
+    /// be called by that thread itself, or by one that it waits for.
     ///
     /// # Errors
-    /// If the VM ends before it is done.
+    /// If the VM ends before the job has run.
     pub fn run_on_main<R: Send + 'static>(
         &self,
         job: impl FnOnce(&mut Running<'_>) -> R + Send + 'static,
@@ -32,7 +32,7 @@ impl MachineHandle {
     }
 }
 
-/// Does `job` with `machine`, unless it has been done.
+/// Runs `job` with `machine`, unless it has run.
 pub(super) fn run(job: &MachineJob, machine: &mut Machine, cycle: &PowerCycle) {
     let Some(Work(work)) = job.work::<Work>() else {
         return;

@@ -1,7 +1,7 @@
 //! The machine's main thread: acts on guest events and users' requests until the VM ends.
 //!
-//! Guest events come first, with all vCPUs parked, and then one request: so neither starves the other. What
-//! follows from either is decided by [`LifeState`](crate::life::LifeState).
+//! Guest events come first, with all vCPUs parked, and then one request, so neither starves the other.
+//! [`LifeState`](crate::life::LifeState) decides the consequences of both.
 
 use std::time::Instant;
 
@@ -16,8 +16,8 @@ use crate::hyperv::HypervCrash;
 use crate::life::{Due, GuestEvent, Request, UserRequest};
 
 impl Machine {
-    /// Powers on and acts on what happens until the VM ends. Signals are handled meanwhile, as `signals.rs`
-    /// says.
+    /// Powers on and processes events until the VM ends. Signals are handled meanwhile, as `signals.rs`
+    /// documents.
     ///
     /// # Errors
     /// If the VM cannot be created or, after a reset, created again; or if the statistics cannot be written
@@ -35,7 +35,7 @@ impl Machine {
             match self.turn(&cycle) {
                 None => {}
                 Some(Due::Reset) => {
-                    // A device at work would write into the new guest's RAM.
+                    // A device with requests in flight would write to the new guest's RAM.
                     self.stop_world(&cycle)?;
                     self.power_off(cycle);
                     self.platform.ram.discard().map_err(MachineError::Discard)?;
@@ -56,7 +56,7 @@ impl Machine {
         Ok(outcome)
     }
 
-    /// Waits until there is something to do, and does it; what is left for the caller.
+    /// Waits for an event or request, and processes it; returns the action that is left to the caller.
     fn turn(&mut self, cycle: &PowerCycle) -> Option<Due> {
         self.inbox.wait();
         if self.inbox.has_guest_events() {
@@ -96,8 +96,7 @@ impl Machine {
         }
         if !self.life.user(request) {
             warn!(
-                "the VM's state is being handed over: it is neither run nor reset until that has succeeded \
-                 or failed"
+                "the VM is being migrated: it neither runs nor resets until that has succeeded or failed"
             );
             return;
         }
@@ -120,7 +119,7 @@ impl Machine {
         }
     }
 
-    /// Acts on what the guest has reported. All vCPUs are parked.
+    /// Processes the guest's events. All vCPUs are parked.
     fn take_guest_events(&mut self) {
         for event in self.inbox.take_guest_events() {
             let event = self.limit_triple_faults(event);
@@ -153,8 +152,7 @@ impl Machine {
         GuestEvent::TripleFault { vcpu, report }
     }
 
-    /// Parks all vCPUs with their last exits completed, and acts on everything that the guest has reported
-    /// until then.
+    /// Parks all vCPUs with their last exits completed, and processes all guest events up to then.
     pub(super) fn park(&mut self, cycle: &PowerCycle) {
         loop {
             cycle.vcpus().pause();
@@ -163,15 +161,15 @@ impl Machine {
                 return;
             }
             cycle.vcpus().complete_exits();
-            // Completing repeated string instructions may have reported more: at most once per remaining
-            // element.
+            // Completing repeated string instructions may have raised further events: at most one per
+            // remaining element.
             if !self.inbox.has_guest_events() {
                 return;
             }
         }
     }
 
-    /// Lets the VM run if it may, once what its clocks wait for is done; stops it otherwise.
+    /// Lets the VM run if it may, once pending clock changes are done; stops it otherwise.
     pub(super) fn resume(&mut self, cycle: &PowerCycle) {
         if self.life.may_run() && !self.settle_time(cycle) {
             self.life.user(Request::Pause);
@@ -184,7 +182,7 @@ impl Machine {
         self.show_state();
     }
 
-    /// Shows in the status whether the vCPUs run.
+    /// Updates the status: whether the vCPUs run.
     pub(super) fn show_state(&self) {
         self.board.set_state(match self.life.run() {
             State::Running if self.life.is_held() => State::Paused,
@@ -192,13 +190,13 @@ impl Machine {
         });
     }
 
-    /// Logs what the guest reported, as far as its limits allow, and shows it in the status.
+    /// Logs the guest's event, within its limits, and shows it in the status.
     fn note(&mut self, event: GuestEvent) {
         match event {
             GuestEvent::Reset { by } => {
                 self.triple_faults.other_reset();
                 if let Some(suppressed) = self.guest_log.admit(Kind::Reset) {
-                    info!("the guest asked for a reset ({by}){suppressed}");
+                    info!("the guest requested a reset ({by}){suppressed}");
                 }
             }
             GuestEvent::TripleFault { report, .. } => {

@@ -17,28 +17,28 @@ use crate::migration::{
 };
 use crate::state::Sections;
 
-/// The least bandwidth: below it nothing would ever end.
+/// The minimum bandwidth: below it a migration would never finish.
 const MIN_BANDWIDTH: u64 = 64 << 10;
 
-/// How to move a VM.
+/// The options of a migration.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Migrate {
-    /// Where to.
+    /// The destination's address.
     pub to: String,
-    /// How long the guest may be stopped.
+    /// The downtime budget.
     #[serde(default = "downtime")]
     pub downtime_ms: u64,
-    /// Bytes per second at most.
+    /// The maximum bandwidth in bytes per second.
     #[serde(default)]
     pub bandwidth: Option<u64>,
-    /// How many connections.
+    /// The number of connections.
     #[serde(default = "one")]
     pub connections: u16,
     /// Whether pages are compressed.
     #[serde(default)]
     pub zstd: bool,
-    /// This end's certificate; absolute, as the next two.
+    /// This end's certificate; an absolute path, like the next two.
     #[serde(default)]
     pub tls_cert: Option<PathBuf>,
     /// Its key.
@@ -47,7 +47,7 @@ pub struct Migrate {
     /// The CA of the other end's certificate.
     #[serde(default)]
     pub tls_ca: Option<PathBuf>,
-    /// Without TLS, within this host.
+    /// No TLS, within one host.
     #[serde(default)]
     pub plaintext: bool,
 }
@@ -60,22 +60,23 @@ fn one() -> u16 {
     1
 }
 
-/// Moves the VM that `handle` leads to. Called on a thread of its own; it returns when the VM runs there, or
-/// why it does not.
+/// Migrates the VM of `handle`. Called on a separate thread; returns when the VM runs at the destination.
 ///
 /// # Errors
-/// What the user is to be told.
+/// The reason for the failure, for the user.
 pub fn migrate(handle: &MachineHandle, how: &Migrate) -> Result<(), String> {
     let address: Address = how.to.parse().map_err(|e: BadAddress| e.to_string())?;
     if !(1..=MAX_CONNECTIONS).contains(&how.connections) {
-        return Err(format!("1 to {MAX_CONNECTIONS} connections can be made"));
+        return Err(format!(
+            "the number of connections must be 1 to {MAX_CONNECTIONS}"
+        ));
     }
     if how.connections > 1 && !address.takes_many() {
         return Err(format!("{address} is a single connection"));
     }
     if how.bandwidth.is_some_and(|rate| rate < MIN_BANDWIDTH) {
         return Err(format!(
-            "the bandwidth is {MIN_BANDWIDTH} bytes per second at least"
+            "the bandwidth must be at least {MIN_BANDWIDTH} bytes per second"
         ));
     }
     handle
@@ -99,7 +100,7 @@ pub fn migrate(handle: &MachineHandle, how: &Migrate) -> Result<(), String> {
             begun.then(|| vm.ram())
         })
         .map_err(|e| e.to_string())?
-        .ok_or("it is already being moved")?;
+        .ok_or("a migration is already in progress")?;
     let options = source::SourceOptions {
         downtime: Duration::from_millis(how.downtime_ms),
         bandwidth: how.bandwidth,
@@ -117,7 +118,7 @@ pub fn migrate(handle: &MachineHandle, how: &Migrate) -> Result<(), String> {
             .map_err(|e| e.to_string()),
         End::Kept(e) => Err(format!("{}; the VM stays here", e.chain())),
         End::Undecided(e) => Err(format!(
-            "{}, after the VM had been given away: it may run at {} and is kept stopped here. If it runs \
+            "{}, after the VM had been handed off: it may run at {} and stays stopped here. If it runs \
              there, `stop` it here; if it does not, `resume` it here",
             e.chain(),
             how.to
@@ -125,7 +126,7 @@ pub fn migrate(handle: &MachineHandle, how: &Migrate) -> Result<(), String> {
     }
 }
 
-/// Ends the migration of the VM that `handle` leads to.
+/// Cancels the migration of the VM of `handle`.
 ///
 /// # Errors
 /// If there is none.
@@ -134,7 +135,7 @@ pub fn cancel(handle: &MachineHandle) -> Result<(), String> {
         handle.run_on_main(|vm: &mut Running<'_>| vm.machine().board().cancel_migration());
     match cancelled {
         Ok(true) => Ok(()),
-        Ok(false) => Err("it is not being moved".to_owned()),
+        Ok(false) => Err("no migration is in progress".to_owned()),
         Err(e) => Err(e.to_string()),
     }
 }
@@ -188,14 +189,14 @@ impl SourceVm for Live {
     }
 
     fn throttle(&mut self, percent: u8) {
-        // A VM that has ended shows at the next step.
+        // If the VM has ended, the next step detects it.
         let _ended = self.run_on_main(move |vm| vm.throttle(percent));
     }
 
     fn stop(&mut self) -> Result<Stopped, MigrationVmError> {
         let (sections, running) = self.run_on_main(|vm| {
             vm.hold();
-            // A crash that is found only now may have paused it.
+            // A crash that is detected only now may have paused it.
             (vm.sections(), vm.is_running())
         })?;
         Ok(Stopped {

@@ -1,4 +1,4 @@
-//! What a machine does while it is moved to another process.
+//! The machine's part in a migration.
 
 use tracing::{error, warn};
 
@@ -13,7 +13,7 @@ use crate::memory::dirty::PageSet;
 use crate::memory::dirty_log::Subscription;
 use crate::state::Sections;
 
-/// A machine's part in being moved.
+/// The machine's migration state.
 #[derive(Debug, Default)]
 pub(super) struct Moving {
     /// Written pages are logged for a migration.
@@ -23,7 +23,7 @@ pub(super) struct Moving {
 }
 
 impl Machine {
-    /// A new power cycle goes on where the last one was: all RAM has changed.
+    /// A new power cycle continues the last one's log: all RAM has changed.
     pub(super) fn log_new_cycle(&mut self, cycle: &PowerCycle) {
         self.throttle(cycle, self.moving.percent);
         self.platform.dirty.mark_all();
@@ -42,17 +42,17 @@ impl Machine {
         }
         match Throttle::start(cycle.vcpus().controls(), percent) {
             Ok(throttle) => self.moving.throttle = Some(throttle),
-            Err(e) => warn!("the vCPUs cannot be slowed down: {}", chain(&e)),
+            Err(e) => warn!("the vCPUs cannot be throttled: {}", chain(&e)),
         }
     }
 }
 
 impl Running<'_> {
-    /// What the VM is, what its guest was shown, and its clocks, while it runs: what another host needs to
-    /// know to say whether it could go on there.
+    /// The VM's configuration, its guest's promise, and its clocks, while it runs: the data by which another
+    /// host decides whether it can run the VM.
     ///
     /// # Errors
-    /// If KVM does not give it.
+    /// If KVM refuses to return them.
     pub fn identity(&mut self) -> Result<Sections, TransferError> {
         let (machine, cycle) = self.parts();
         machine.identity(cycle)
@@ -83,7 +83,7 @@ impl Running<'_> {
         }
     }
 
-    /// Written pages are no longer logged, and the vCPUs have all of their time.
+    /// Stops logging of written pages, and removes the throttle.
     pub fn stop_log(&mut self) {
         self.throttle(0);
         let (machine, cycle) = self.parts();
@@ -93,30 +93,30 @@ impl Running<'_> {
         };
         if log.is_only() {
             let off = platform.slots.log(false);
-            // What is still in a ring would be taken for written when the log begins again.
+            // Entries left in a ring would count as written when logging starts again.
             if let Err(e) = off.and_then(|()| cycle.empty_rings(&platform.ram)) {
                 error!(
-                    "KVM goes on to log which pages the guest writes: {}",
+                    "KVM continues to log the pages that the guest writes: {}",
                     chain(&e)
                 );
             }
         }
     }
 
-    /// Takes this share of their time from the vCPUs, in percent.
+    /// Reduces the vCPUs' running time by this percentage.
     pub fn throttle(&mut self, percent: u8) {
         let (machine, cycle) = self.parts();
         machine.throttle(cycle, percent);
     }
 
-    /// The VM runs elsewhere: it ends here.
+    /// The VM runs at the destination: it ends here.
     pub fn has_moved(&mut self) {
         self.end(Outcome::Moved);
     }
 }
 
 impl Machine {
-    /// Has a restored machine run, unless it is to be paused. [`Machine::run`] does everything else.
+    /// Lets a restored machine run, unless it stays paused. [`Machine::run`] does everything else.
     pub fn start(&mut self) {
         if let Some(cycle) = self.restored.take() {
             if self.life.may_run() {
@@ -126,7 +126,7 @@ impl Machine {
         }
     }
 
-    /// Has a restored machine wait until its user lets it run.
+    /// Keeps a restored machine paused until a user resumes it.
     pub fn stay_paused(&mut self) {
         self.life.user(Request::Pause);
         self.show_state();

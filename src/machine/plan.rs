@@ -1,5 +1,5 @@
-//! Configuration and host -> what the guest will be told. Pure: every refusal happens here, before anything
-//! is created.
+//! Configuration and host -> the guest-visible hardware. Pure: every refusal happens here, before anything is
+//! created.
 
 use super::error::Impossible;
 use crate::config::{Irqchip, VmConfig};
@@ -12,7 +12,7 @@ use crate::layout::AddressWidth;
 use crate::time::HostTsc;
 use crate::units::{Msr, TscKhz};
 
-/// What the vCPUs are made from.
+/// The data from which vCPUs are created.
 #[derive(Clone, Debug)]
 pub struct Plan {
     /// The enlightenments that are on.
@@ -21,16 +21,16 @@ pub struct Plan {
     pub cpuid: GuestCpuid,
     /// KVM's feature MSRs.
     pub feature_msrs: Vec<(Msr, u64)>,
-    /// How many bytes `KVM_GET_XSAVE2` takes and gives.
+    /// The size of `KVM_GET_XSAVE2`'s buffer, in bytes.
     pub xsave_size: u32,
-    /// Whether dirty rings can be relied on here.
+    /// Whether dirty rings are reliable here.
     pub dirty_rings: bool,
-    /// The frequency that the vCPUs are created with; none means the host's.
+    /// The frequency with which the vCPUs are created; `None` means the host's.
     pub tsc_khz: Option<TscKhz>,
 }
 
 impl Plan {
-    /// What `config` comes to on this host, or everything that this host cannot do.
+    /// The plan for `config` on this host, or all requirements that the host does not fulfil.
     pub fn new(config: &VmConfig, host: &HostCaps) -> Result<Self, Vec<Impossible>> {
         let nested = config.cpus.nested;
         let hyperv = hyperv::resolve(&config.hv, &HostHv::from(host), nested);
@@ -55,7 +55,7 @@ impl Plan {
             ..spec
         };
         let kvmclock = spec.kvm_leaves && has_kvmclock(&host.kvm.cpuid);
-        // Without a PIT, Linux can measure neither its TSC nor its APIC timer, and waits for a tick for ever.
+        // Without a PIT, Linux can measure neither its TSC nor its APIC timer, and waits forever for a tick.
         let no_clock = config.irqchip == Irqchip::Split && !of_hyperv && !kvmclock;
         let feature_msrs = host.kvm.feature_msrs.iter();
         let mut feature_msrs: Vec<_> = feature_msrs
@@ -88,7 +88,7 @@ impl Plan {
         }
     }
 
-    /// How wide the guest finds physical addresses.
+    /// The guest-visible width of physical addresses.
     pub fn address_width(&self) -> AddressWidth {
         address_width(&self.cpuid.for_vcpu(0), self.cpuid.vendor())
     }
@@ -103,13 +103,13 @@ impl Plan {
         (has(1, 5), has(0x8000_0001, 2))
     }
 
-    /// Whether the PIT re-injects ticks that the guest has missed: KVM switches AVIC off meanwhile
-    /// (APICV_INHIBIT_REASON_PIT_REINJ), and hv-avic offers a guest with AVIC what needs it.
+    /// Whether the PIT re-injects ticks that the guest has missed: KVM inhibits AVIC meanwhile
+    /// (APICV_INHIBIT_REASON_PIT_REINJ), and hv-avic offers a guest with AVIC a replacement.
     pub fn pit_reinjects(&self) -> bool {
         !self.hyperv.has(hyperv::Enlightenment::Avic)
     }
 
-    /// The MSRs that come to user space.
+    /// The MSRs that exit to user space.
     pub fn user_msrs(&self) -> Vec<MsrRange> {
         self.hyperv
             .msr_filter()
@@ -122,7 +122,7 @@ impl Plan {
     }
 }
 
-/// KVM_GET_XSAVE's buffer, or a larger one where KVM_GET_XSAVE2 says so.
+/// KVM_GET_XSAVE's buffer, or a larger one if KVM_GET_XSAVE2 requires it.
 pub(super) fn xsave_size(host: &HostCaps) -> u32 {
     host.kvm.caps.xsave2.max(4096)
 }

@@ -1,9 +1,10 @@
-//! What a guest was promised when it was created, and whether another host can keep it.
+//! The guest-visible hardware that a guest was promised when it was created, and whether another host can
+//! provide it.
 //!
-//! A guest looks at its processor and its hypervisor once and relies on what it saw for good. So a saved VM
-//! takes along what it was shown: its CPUID, its feature MSRs, its enlightenments one by one. Where it goes
-//! on, it is shown the same again, or it does not go on there, and [`Promise::check`] names each thing that
-//! is in the way. (The TSC's frequency is [`crate::time`]'s.)
+//! A guest reads the properties of its processor and its hypervisor once and relies on them permanently. So a
+//! saved VM contains them: its CPUID, its feature MSRs, its enlightenments one by one. A destination must
+//! provide the same again, or it refuses the VM, and [`Promise::check`] names each mismatch. ([`crate::time`]
+//! handles the TSC's frequency.)
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -21,22 +22,22 @@ use crate::kvm::dirty_ring;
 use crate::kvm::host::HostCaps;
 use crate::units::Msr;
 
-/// The section that holds it, and its version.
+/// The name of its section.
 pub const SECTION: &str = "promise";
 /// The version of that section.
 pub const VERSION: u32 = 1;
 
-/// What a guest was shown.
+/// The guest-visible hardware.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Promise {
     /// The enlightenments that are on, each by its name and with its value; `none` alone if none is.
     pub hv: Vec<String>,
-    /// CPUID, as vCPU 0 has it.
+    /// CPUID of vCPU 0.
     pub cpuid: Vec<CpuidEntry>,
-    /// The feature MSRs that were set to what the host's KVM had.
+    /// The feature MSRs that were set to the values of the host's KVM.
     pub feature_msrs: Vec<FeatureMsr>,
-    /// How many bytes `KVM_GET_XSAVE2` gave.
+    /// The size that `KVM_GET_XSAVE2` returned, in bytes.
     pub xsave_size: u32,
 }
 
@@ -50,53 +51,53 @@ pub struct FeatureMsr {
     pub value: u64,
 }
 
-/// Something that a guest was promised and this host cannot keep.
+/// A promise that this host cannot keep.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum Mismatch {
     /// Another vendor's processor.
     #[error("the guest was shown a processor of {promised}, and this host's is {host}")]
     Vendor {
-        /// In the guest.
+        /// The guest's.
         promised: CpuVendor,
-        /// Here.
+        /// This host's.
         host: CpuVendor,
     },
-    /// A feature of the processor.
-    #[error("this host cannot give: {0}")]
+    /// A missing feature of the processor.
+    #[error("this host lacks: {0}")]
     Cpu(CpuLack),
-    /// A feature MSR.
-    #[error("this host's KVM cannot give {0}")]
+    /// A missing feature MSR.
+    #[error("this host's KVM cannot provide {0}")]
     Msr(MsrLack),
-    /// One of KVM's own paravirtual features.
+    /// A missing paravirtual feature of KVM.
     #[error("this host's KVM lacks its paravirtual feature of bit {bit} (CPUID 0x40000001.EAX)")]
     KvmFeature {
-        /// Which.
+        /// The bit in EAX.
         bit: u8,
     },
-    /// An enlightenment.
+    /// A missing enlightenment.
     #[error("{0}")]
     Hyperv(hyperv::EnlightenmentProblem),
-    /// An enlightenment that this program does not know.
-    #[error("enlightenments that this version of hypernest does not take: {0}")]
+    /// An unknown enlightenment.
+    #[error("enlightenments that this version of hypernest does not support: {0}")]
     Unknown(String),
-    /// An enlightenment that keeps the VM where it is.
-    #[error("{id} keeps the VM where it was made: {why}")]
+    /// An enlightenment that excludes migration.
+    #[error("{id} excludes migration: {why}")]
     Stays {
-        /// Which one.
+        /// The enlightenment.
         id: Enlightenment,
-        /// Why.
+        /// The reason.
         why: &'static str,
     },
     /// Another version of the enlightened VMCS.
     #[error(
-        "hv-evmcs: the guest was told of versions {:#06x} of the enlightened VMCS, and this host's KVM has \
+        "hv-evmcs: the guest was shown versions {:#06x} of the enlightened VMCS, and this host's KVM has \
          {:#06x}",
         .promised.version, .host.version
     )]
     Evmcs {
-        /// In the guest.
+        /// The guest's.
         promised: ToldEvmcs,
-        /// Here.
+        /// This host's.
         host: ToldEvmcs,
     },
     /// The enlightened VMCS lacks a field.
@@ -104,34 +105,36 @@ pub enum Mismatch {
         "hv-evmcs: this host's KVM has no PERF_GLOBAL_CTRL in the enlightened VMCS (Linux 6.1 has it)"
     )]
     EvmcsPerfGlobalCtrl,
-    /// A capability of KVM's.
+    /// A missing capability of KVM.
     #[error("this host's KVM lacks {cap}, which the VM's {what} needs")]
     Cap {
         /// Its name.
         cap: &'static str,
-        /// For what.
+        /// The feature of the VM that requires it.
         what: &'static str,
     },
-    /// Too large an XSAVE area.
-    #[error("the saved XSAVE area has {promised} bytes, and this host's KVM takes {host} at most")]
+    /// The XSAVE area is too large.
+    #[error(
+        "the saved XSAVE area has {promised} bytes, and this host's KVM accepts at most {host}"
+    )]
     XsaveSize {
-        /// Saved.
+        /// The saved size.
         promised: u32,
-        /// Here.
+        /// This host's maximum.
         host: u32,
     },
     /// Too many vCPUs.
     #[error("the VM has {promised} vCPUs, and this host's KVM allows {host}")]
     Vcpus {
-        /// Saved.
+        /// The saved number.
         promised: u32,
-        /// Here.
+        /// This host's maximum.
         host: u32,
     },
 }
 
 impl Mismatch {
-    /// The names of CPU features that are in the way and can be masked.
+    /// The names of missing CPU features that can be masked.
     pub fn masks(&self) -> Vec<&'static str> {
         match self {
             Self::Cpu(CpuLack::Feature(f::VMX | f::SVM)) => Vec::new(),
@@ -143,7 +146,7 @@ impl Mismatch {
 }
 
 impl Promise {
-    /// What a guest made of `config` by `plan` is shown.
+    /// The promise to a guest of `config` by `plan`.
     pub fn of(plan: &Plan, config: &VmConfig) -> Self {
         let cpuid = plan.cpuid.for_vcpu(0);
         let set = feature_msrs(
@@ -165,10 +168,10 @@ impl Promise {
         }
     }
 
-    /// What the vCPUs of this guest, which is one of `config`, are made from on `host`: the same as before.
+    /// The plan for the vCPUs of this guest, with its `config`, on `host`: the same as before.
     ///
     /// # Errors
-    /// Everything that this host cannot keep.
+    /// All promises that this host cannot keep.
     pub fn check(&self, config: &VmConfig, host: &HostCaps) -> Result<Plan, Vec<Mismatch>> {
         let mut mismatches = self.processor(host);
         mismatches.extend(capabilities(config, host));
@@ -197,7 +200,7 @@ impl Promise {
         }
     }
 
-    /// The enlightenments that are on, as far as this program knows them.
+    /// The enlightenments that are on, as far as this program supports them.
     pub fn enabled(&self) -> EnlightenmentSet {
         let items = self.hv.iter().map(String::as_str);
         let request = EnlightenmentRequest::from_items(items, Profile::None).unwrap_or_default();
@@ -212,7 +215,7 @@ impl Promise {
     fn processor(&self, host: &HostCaps) -> Vec<Mismatch> {
         let promised = cpuid::vendor(&self.cpuid);
         if promised != host.kvm.vendor() {
-            // Feature by feature, the two have little to do with each other.
+            // A comparison of single features would be meaningless.
             return vec![Mismatch::Vendor {
                 promised,
                 host: host.kvm.vendor(),
@@ -284,7 +287,7 @@ impl Promise {
     }
 }
 
-/// What this VM needs of KVM besides what its guest is shown.
+/// The KVM capabilities that this VM requires besides its promise.
 fn capabilities(config: &VmConfig, host: &HostCaps) -> Vec<Mismatch> {
     let caps = &host.kvm.caps;
     let kernel = config.irqchip == Irqchip::Kernel;

@@ -18,7 +18,7 @@ use crate::machine::Impossible;
 use crate::memory::MemoryConfig;
 use crate::time::{Downtime, TscRefusal};
 
-/// VMX's capabilities as KVM on some host has them.
+/// VMX's capabilities as reported by KVM on some host.
 fn vmx() -> BTreeMap<u32, u64> {
     [
         (0x8b, 7 << 32),
@@ -176,7 +176,7 @@ fn a_newer_host_shows_the_guest_what_it_saw_before() {
         *microcode = 9 << 32;
     }
     let promise = promise(&config, &old);
-    // What a profile holds may change; what was on does not.
+    // The content of a profile may change; the enabled set does not.
     config.hv = EnlightenmentRequest::profile(Profile::None);
     let kept = promise.check(&config, &new).unwrap();
     assert!(!f::UMIP.is_in(&kept.cpuid.for_vcpu(0)));
@@ -184,7 +184,7 @@ fn a_newer_host_shows_the_guest_what_it_saw_before() {
     assert!(kept.hyperv.has(Enlightenment::Synic));
 }
 
-/// What is in the way when `change` is made to the host that a guest with these enlightenments comes to.
+/// The mismatches when `change` is made to the destination of a guest with these enlightenments.
 fn refusals(vendor: CpuVendor, hv: &str, change: impl Fn(&mut HostCaps)) -> Vec<String> {
     let config = config(hv);
     let mut there = host(vendor);
@@ -275,7 +275,7 @@ fn what_another_host_lacks_is_named() {
         (
             "nested",
             |h| hv_leaf(h, 0x4000_000a, |leaf| leaf.eax = 0x000a_0102),
-            "hv-evmcs: the guest was told of versions 0x0101 of the enlightened VMCS, and this host's KVM \
+            "hv-evmcs: the guest was shown versions 0x0101 of the enlightened VMCS, and this host's KVM \
              has 0x0102",
         ),
         (
@@ -478,7 +478,7 @@ fn a_pause_that_the_host_cannot_give_is_refused_at_the_start() {
     assert!(Plan::new(&config, &host).is_ok());
 }
 
-/// KVM's reason to inhibit AVIC that a VMM can take away.
+/// KVM's reason to inhibit AVIC that a VMM can remove.
 #[test]
 fn the_pit_does_not_reinject_for_a_guest_that_is_offered_avic() {
     let mut host = host(CpuVendor::Amd);

@@ -1,4 +1,4 @@
-//! A machine made from a saved one.
+//! A machine from a saved one.
 
 use kvm_ioctls::Kvm;
 
@@ -15,33 +15,33 @@ use crate::state::Sections;
 use crate::time::{HostTsc, TimePlan, plan};
 use crate::units::TscKhz;
 
-/// How a saved VM goes on here.
+/// The options of a restore.
 #[derive(Clone, Debug)]
 pub struct Local {
-    /// The saved configuration, with what is of this host in it replaced.
+    /// The saved configuration, with its host resources replaced.
     pub config: VmConfig,
-    /// This host's TSC frequency, if it is to be taken for another than it is.
+    /// The frequency to assume for this host's TSC, if it is not the real one.
     pub host_khz: Option<TscKhz>,
-    /// Not until it is told to.
+    /// Stays paused until a user resumes it.
     pub paused: bool,
-    /// What a reset boots: from the saved VM, or named by this host's user.
+    /// The files that a reset boots: from the saved VM, or named by this host's user.
     pub boot: Option<BootFiles>,
 }
 
-/// How a saved VM can go on here.
+/// The plan for continuing a saved VM here.
 #[derive(Clone, Debug)]
 pub struct Outlook {
-    /// What its vCPUs are made from.
+    /// The plan for its vCPUs.
     pub plan: Plan,
-    /// What becomes of its time.
+    /// The plan for its time.
     pub time: TimePlan,
     tsc: HostTsc,
 }
 
-/// Whether and how `saved` can go on at `host`, whose TSC frequency has been asked for.
+/// Whether and how `saved` can continue on `host`, whose TSC frequency has been queried.
 ///
 /// # Errors
-/// Everything that is in the way.
+/// All reasons against it.
 pub fn outlook(
     saved: &Identity,
     local: &Local,
@@ -77,7 +77,7 @@ pub fn outlook(
     }
 }
 
-/// A VM with everything but its state: what takes time and can be had before the state is known.
+/// A VM with everything but its state: the parts that take time and do not depend on the state.
 #[derive(Debug)]
 pub struct Unloaded {
     machine: Machine,
@@ -88,10 +88,10 @@ pub struct Unloaded {
 }
 
 impl Unloaded {
-    /// Builds the VM that is `saved` around its `ram`, and `extra` devices as it had them.
+    /// Builds the VM `saved` around its `ram`, with the same `extra` devices.
     ///
     /// # Errors
-    /// If this host cannot go on with it.
+    /// If this host cannot run it.
     pub fn new(
         saved: &Identity,
         ram: GuestRam,
@@ -103,10 +103,10 @@ impl Unloaded {
         Self::on(host, kvm, saved, ram, local, extra)
     }
 
-    /// The same on a `host` that has been probed, its TSC's frequency too, by way of `kvm`.
+    /// The same on a `host` that has been probed, including its TSC's frequency, through `kvm`.
     ///
     /// # Errors
-    /// If this host cannot go on with it.
+    /// If this host cannot run it.
     pub fn on(
         host: HostCaps,
         kvm: Kvm,
@@ -134,8 +134,8 @@ impl Unloaded {
         })
     }
 
-    /// Whether this is the VM that is `saved`. What a guest says while it is on its way may make it another
-    /// one: its TSC's frequency changes when it has adapted to one.
+    /// Whether this is the VM `saved`. The guest's actions during a migration may change it: its TSC's
+    /// frequency changes when it has adapted to one.
     pub fn matches(&self, saved: &Identity) -> bool {
         let (before, now) = (&self.saved, saved);
         before.config == now.config
@@ -144,12 +144,12 @@ impl Unloaded {
             && before.time.guest == now.time.guest
     }
 
-    /// From now on a reset boots `files`.
+    /// Sets the files that a reset boots from now on.
     pub fn boot_from(&mut self, files: BootFiles) {
         self.machine.boot = Some(files);
     }
 
-    /// Gives it the state in `sections`. It [matches](Self::matches) `saved`, whose clocks are in it.
+    /// Loads the state in `sections`. The VM [matches](Self::matches) `saved`, which contains its clocks.
     ///
     /// # Errors
     /// If the state is damaged, or another VM's.
@@ -176,7 +176,7 @@ impl Unloaded {
             TimePlan::ReenlightenAtOnce => machine.reenlighten(&cycle, false)?,
             TimePlan::Same | TimePlan::Scale | TimePlan::Refuse(_) => {}
         }
-        // A guest that resets is a new one, and knows of no frequency.
+        // A guest that resets is a new one, without a promised frequency.
         let asked = machine.config.time.khz.or(outlook.tsc.instead);
         machine.plan.tsc_khz = asked.filter(|khz| outlook.tsc.runs_at(*khz).is_ok());
         machine.show_time(false);
@@ -192,12 +192,11 @@ impl Unloaded {
 }
 
 impl Machine {
-    /// Builds the VM that is `saved`, whose state is in `sections`, with its `ram`, and `extra` devices as it
-    /// had them. [`Machine::run`] has it go on from where it was; until then it can be dropped, and nothing
-    /// has happened.
+    /// Builds the VM `saved`, whose state is in `sections`, with its `ram`, and the same `extra` devices.
+    /// [`Machine::run`] continues it; until then it can be dropped without an effect.
     ///
     /// # Errors
-    /// If this host cannot go on with it, or what was saved is damaged.
+    /// If this host cannot run it, or the saved VM is damaged.
     pub fn restore(
         saved: &Identity,
         sections: Sections,

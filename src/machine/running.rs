@@ -1,5 +1,5 @@
-//! The machine while it is powered on, for work that needs it as a whole: saving it, moving it, changing its
-//! clock.
+//! The machine while it is powered on, for jobs that need it as a whole: saving it, migrating it, changing
+//! its clock.
 
 use super::cycle::PowerCycle;
 use super::transfer::TransferError;
@@ -47,13 +47,13 @@ impl<'a> Running<'a> {
         self.machine.boot.clone()
     }
 
-    /// Whether the vCPUs run, as far as it is up to the user.
+    /// Whether the vCPUs run, as far as the user determines that.
     pub fn is_running(&self) -> bool {
         self.machine.life.run() == State::Running
     }
 
-    /// Stops the VM and waits until nothing changes its state. A guest that was stopped for its crash stays
-    /// so.
+    /// Stops the VM and waits until its state no longer changes. A guest that was stopped for its crash stays
+    /// stopped.
     pub fn pause(&mut self) {
         self.machine.life.user(Request::Pause);
         self.machine.stop_world_or_warn(self.cycle);
@@ -80,8 +80,8 @@ impl<'a> Running<'a> {
         self.machine.resume(self.cycle);
     }
 
-    /// Tells the guest that its host has another TSC frequency than it has, if it wants to know: by TSC
-    /// scaling it has its old one until it says that it needs that no longer.
+    /// Notifies the guest that its host has another TSC frequency, if it has requested that: by TSC scaling
+    /// it keeps its old one until it reports that it has adapted.
     ///
     /// # Errors
     /// If KVM does not deliver interrupts.
@@ -89,18 +89,18 @@ impl<'a> Running<'a> {
         self.machine.reenlighten(self.cycle, true)
     }
 
-    /// The whole state but RAM. The vCPUs must be paused; until they run again RAM belongs to it.
+    /// The whole state but RAM. The vCPUs must be paused; RAM belongs to this state until they run again.
     ///
     /// # Errors
-    /// If KVM does not give it, or the guest has just done what ends or resets it.
+    /// If KVM refuses to return it, or the guest has just ended or reset the VM.
     pub fn sections(&mut self) -> Result<Sections, TransferError> {
         self.machine.save_state(self.cycle)
     }
 
-    /// Whether the VM could be saved or migrated at all, as far as that is known before it is tried.
+    /// Checks that the VM can be saved or migrated at all, as far as that can be determined in advance.
     ///
     /// # Errors
-    /// Everything that is in the way, in one message.
+    /// All blockers, in one message.
     pub fn check_can_move(&self) -> Result<(), TransferError> {
         self.machine.check_can_move()
     }

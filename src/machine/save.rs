@@ -1,4 +1,4 @@
-//! Saving a running VM into a directory.
+//! Saves a running VM to a directory.
 
 use std::path::Path;
 
@@ -8,31 +8,29 @@ use super::{Outcome, Running, TransferError};
 use crate::life::MachineHandle;
 use crate::state::snapshot::Saving;
 
-/// What becomes of a VM that was saved.
+/// The state of a VM after it was saved.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum AfterSave {
-    /// What it was doing before.
+    /// As before.
     #[default]
     AsBefore,
     /// It runs.
     Run,
     /// It stays paused.
     Pause,
-    /// It ends, once what was saved is on the disk.
+    /// It ends, once the saved VM is on the disk.
     Stop,
 }
 
-/// Saves the VM that `handle` leads to into `dir`. Called on a thread of its own: the machine's goes on as
-/// soon as it can.
+/// Saves the VM of `handle` to `dir`. Called on a separate thread: the machine's continues as soon as it can.
 ///
 /// # Errors
-/// If it cannot be saved; then the VM does what it did before, and a VM that was saved in `dir` is still
-/// there.
+/// If it cannot be saved; then the VM continues as before, and a previous saved VM in `dir` still exists.
 pub fn save(handle: &MachineHandle, dir: &Path, after: AfterSave) -> Result<(), TransferError> {
     let mut saving = Saving::begin(dir)?;
-    // Before the guest is stopped: whether that is of any use, and what may be large and does not change (an
-    // initrd).
+    // Before the guest is stopped: checks whether a save is possible, and writes files that may be large and
+    // do not change (an initrd).
     let files = handle.run_on_main(|machine: &mut Running<'_>| {
         machine.check_can_move()?;
         Ok::<_, TransferError>(machine.boot_files())
@@ -47,7 +45,7 @@ pub fn save(handle: &MachineHandle, dir: &Path, after: AfterSave) -> Result<(), 
             .sections()
             .and_then(|sections| Ok(saving.write(sections, &machine.ram())?));
         match (&written, after) {
-            // Held until it ends: what it did meanwhile would be lost.
+            // Held until it ends: later changes would be lost.
             (Ok(()), AfterSave::Stop) => {}
             (Ok(()), AfterSave::Run) => {
                 machine.release();
@@ -62,7 +60,7 @@ pub fn save(handle: &MachineHandle, dir: &Path, after: AfterSave) -> Result<(), 
         written.map(|()| (saving, ran))
     })?;
     let (saving, ran) = written?;
-    // Bringing it to the disk takes long, and the guest need not wait for it.
+    // Syncing it to the disk takes long, and the guest need not wait for it.
     let committed = saving.commit();
     match (&committed, after) {
         (Ok(()), AfterSave::Stop) => handle.run_on_main(|machine| machine.end(Outcome::Killed))?,

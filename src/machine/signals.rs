@@ -1,5 +1,5 @@
 //! Signals -> requests. SIGTERM presses the power button; a second one, or the end of the stop timeout, ends
-//! the VM. SIGINT and SIGHUP end it at once; SIGUSR1 asks for the statistics.
+//! the VM. SIGINT and SIGHUP end it at once; SIGUSR1 requests the statistics.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -15,8 +15,7 @@ use tracing::warn;
 use crate::life::{MachineHandle, Request, UserRequest};
 use crate::sys::fatal;
 
-/// The thread that waits for signals. Dropping it ends the thread and gives the signals their old meaning
-/// back.
+/// The thread that waits for signals. Dropping it ends the thread and restores the signals' previous meaning.
 #[derive(Debug)]
 pub(super) struct SignalThread {
     stop: std::sync::Arc<EventFd>,
@@ -25,17 +24,17 @@ pub(super) struct SignalThread {
 }
 
 impl SignalThread {
-    /// Blocks the signals in the calling thread, and so in all that it starts from now on, and starts waiting
-    /// for them. A VM that was told to power off ends after `stop_timeout`, if there is one.
+    /// Blocks the signals in the calling thread, and so in all threads that it starts later, and starts
+    /// waiting for them. A VM that was asked to power off ends after `stop_timeout`, if there is one.
     ///
     /// # Errors
-    /// If a descriptor or the thread cannot be had.
+    /// If a descriptor or the thread cannot be created.
     pub(super) fn start(handle: MachineHandle, stop_timeout: Option<Duration>) -> io::Result<Self> {
         let mut signals = SigSet::empty();
         for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGUSR1] {
             signals.add(signal);
         }
-        // With `nohup` the VM is to outlive the terminal.
+        // With `nohup` the VM must outlive the terminal.
         if !fatal::is_ignored(Signal::SIGHUP) {
             signals.add(Signal::SIGHUP);
         }
@@ -60,7 +59,7 @@ impl SignalThread {
 
 impl Drop for SignalThread {
     fn drop(&mut self) {
-        // Writing to an eventfd that nobody else writes to cannot fail.
+        // Writing to an eventfd with a single writer cannot fail.
         let _written = self.stop.write(1);
         if let Some(thread) = self.thread.take() {
             let _panicked = thread.join();
@@ -81,7 +80,7 @@ fn wait_for_signals(
             PollFd::new(stop.as_fd(), PollFlags::POLLIN),
         ];
         let timeout = termination.remaining(Instant::now()).map(|remaining| {
-            // Rounded up, so as not to wake up just before the deadline again and again.
+            // Rounded up, so as not to wake up repeatedly just before the deadline.
             PollTimeout::try_from(remaining + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX)
         });
         match poll(&mut fds, timeout.unwrap_or(PollTimeout::NONE)) {
@@ -104,13 +103,13 @@ fn wait_for_signals(
     }
 }
 
-/// How far the VM's termination by SIGTERM has come.
+/// The progress of the VM's termination by SIGTERM.
 #[derive(Debug)]
 struct Termination {
     timeout: Option<Duration>,
-    /// A SIGTERM has come.
+    /// A SIGTERM has arrived.
     requested: bool,
-    /// When the VM is ended.
+    /// The time at which the VM is ended.
     deadline: Option<Instant>,
 }
 
@@ -123,7 +122,7 @@ impl Termination {
         }
     }
 
-    /// What `signal` means.
+    /// The request for `signal`.
     fn signal(&mut self, signal: Option<Signal>, now: Instant) -> UserRequest {
         match signal {
             Some(Signal::SIGUSR1) => UserRequest::WriteStats,
@@ -152,7 +151,7 @@ impl Termination {
         Some(self.deadline?.saturating_duration_since(now))
     }
 
-    /// What happens at the deadline, once.
+    /// The request at the deadline, once.
     fn expired(&mut self, now: Instant) -> Option<UserRequest> {
         self.deadline.take_if(|deadline| *deadline <= now)?;
         let seconds = self.timeout.unwrap_or_default().as_secs();

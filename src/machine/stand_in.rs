@@ -1,14 +1,15 @@
 //! Stand-ins for the enlightened VMCSs of an L1 that was saved while it, and not its L2, ran.
 //!
-//! When KVM takes up such a page again it clears its clean bits, since the VMCS by which it will run L2 is
+//! When KVM maps such a page again it clears its clean bits, since the VMCS with which it will run L2 is
 //! empty, and L1's next entry must load all of it (`nested_vmx_handle_enlightened_vmptrld`). But L1 runs
-//! before that entry. Linux's KVM marks all as clean when it comes out of L2 (`vmx_vcpu_run`); saved between
-//! its exit and that, it undoes what KVM did, L2's segments are not loaded, and the entry fails (Linux 6.12).
-//! Nor is it rare: a vCPU that is stopped while KVM carries out an exit to L1 stops right there.
+//! before that entry. Linux's KVM marks all fields as clean after an exit from L2 (`vmx_vcpu_run`); if it was
+//! saved between its exit and that, it reverts KVM's change, L2's segments are not loaded, and the entry
+//! fails (Linux 6.12). This is not rare: a vCPU that is stopped while KVM carries out an exit to L1 stops
+//! exactly there.
 //!
-//! So KVM takes up another page, of the same content, that L1 does not know. At L1's next entry it then finds
-//! that L1 has changed to a page that it does not know yet, and reads all of it. Until then KVM holds the
-//! stand-in, and saving again reads that: [`StandIns::refresh`] brings it up to date.
+//! So KVM maps another page, with the same content, that L1 does not use. At L1's next entry it then detects
+//! that L1 has changed to a new page, and reads all of it. Until then KVM uses the stand-in, and another save
+//! reads that: [`StandIns::refresh`] updates it.
 
 use std::mem::offset_of;
 
@@ -28,7 +29,7 @@ use crate::memory::{GuestRam, NoRam};
 use crate::units::{Gpa, VpIndex};
 use crate::vcpu::platform::VcpuPlatform;
 
-/// VP_ASSIST_PAGE: the page is in use; where it is, in 63:12.
+/// VP_ASSIST_PAGE: the page is in use; 63:12 are its address.
 const ENABLED: u64 = 1;
 const FRAME: u64 = !0xfff;
 /// KVM_MP_STATE_RUNNABLE. A halted L1 is long past its exit, and KVM does nothing for it before it wakes.
@@ -36,7 +37,7 @@ const RUNNABLE: u32 = 0;
 /// A page above all RAM that the guest may have, and above the hole for devices.
 const ABOVE_4_GIB: u64 = 1 << 32;
 
-/// A vCPU whose L1 is to enter by an enlightened VMCS again.
+/// A vCPU whose L1 will enter by an enlightened VMCS again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Wanted {
     vp: VpIndex,
@@ -44,7 +45,7 @@ pub(super) struct Wanted {
 }
 
 impl Wanted {
-    /// Whether the vCPU needs a stand-in: its L1 runs, and works on an enlightened VMCS.
+    /// Whether the vCPU requires a stand-in: its L1 runs, and uses an enlightened VMCS.
     pub(super) fn by(vp: VpIndex, state: &VcpuState) -> Option<Self> {
         let Ok(NestedState::Vmx(Vmx::On(on))) = NestedState::parse(&state.nested) else {
             return None;
@@ -63,17 +64,17 @@ impl Wanted {
     }
 }
 
-/// One of them.
+/// One stand-in.
 #[derive(Clone, Copy, Debug)]
 struct StandIn {
     /// L1's page.
     original: Gpa,
-    /// Ours.
+    /// The stand-in.
     copy: Gpa,
 }
 
-/// All of a VM's. They are in use until their vCPUs enter L2, which nobody is told of, so they are kept as
-/// long as the VM.
+/// All stand-ins of a VM. They are in use until their vCPUs enter L2, which is not reported, so they are kept
+/// as long as the VM.
 #[derive(Debug, Default)]
 pub(super) struct StandIns {
     pages: Option<GuestRam>,
@@ -81,7 +82,7 @@ pub(super) struct StandIns {
 }
 
 impl StandIns {
-    /// Has KVM take up a stand-in on each of these vCPUs, which have all of their state and have not run.
+    /// Makes KVM map a stand-in on each of these vCPUs, which have all of their state and have not run.
     pub(super) fn put(
         cycle: &PowerCycle,
         platform: &VcpuPlatform,
@@ -104,8 +105,7 @@ impl StandIns {
             .zip(copies)
             .map(|(wanted, copy)| put(cycle, ram, &pages, *wanted, copy))
             .collect();
-        // KVM holds the pages that it took up, not their place among the guest's addresses, where no vCPU may
-        // find them.
+        // KVM holds the pages that it has mapped, not their guest addresses, where no vCPU may find them.
         slots.remove(&added)?;
         Ok(Self {
             pages: Some(pages),
@@ -113,7 +113,7 @@ impl StandIns {
         })
     }
 
-    /// Brings the stand-ins up to date with L1's pages: before KVM's nested state is read.
+    /// Updates the stand-ins from L1's pages, before KVM's nested state is read.
     pub(super) fn refresh(&self, ram: &GuestRam) -> Result<(), NoRam> {
         let Some(pages) = &self.pages else {
             return Ok(());
@@ -125,7 +125,7 @@ impl StandIns {
     }
 }
 
-/// For one vCPU; `None` if L1 has no enlightened VMCS that KVM would take up.
+/// For one vCPU; `None` if L1 has no enlightened VMCS that KVM would map.
 fn put(
     cycle: &PowerCycle,
     ram: &GuestRam,
@@ -145,7 +145,7 @@ fn put(
     if copy(ram, original, pages, stand_in).is_err() {
         return Ok(None);
     }
-    // KVM clears these bits when it takes up the page, which shows that it did.
+    // KVM clears these bits when it maps the page, which shows that it did.
     let clean_fields = Gpa(stand_in.0 + offset_of!(Evmcs, hv_clean_fields) as u64);
     pages.write(clean_fields, &clean::ALL.to_le_bytes())?;
     ram.write(pointer, &stand_in.0.to_le_bytes())?;
@@ -156,13 +156,12 @@ fn put(
     pages.read(clean_fields, &mut bits)?;
     if u32::from_le_bytes(bits) & clean::ALL != 0 {
         warn!(
-            "vCPU {}: KVM has not taken up the enlightened VMCS yet: its next entry into a guest of its own \
-             may fail",
+            "vCPU {}: KVM has not mapped the enlightened VMCS yet: the next entry into L2 may fail",
             wanted.vp
         );
         return Ok(None);
     }
-    // KVM has brought the page up to date: exits that it had carried out when the VM was saved are in it.
+    // KVM has updated the page: exits that it had carried out when the VM was saved are in it.
     copy(pages, stand_in, ram, original)?;
     Ok(Some(StandIn {
         original,

@@ -1,4 +1,4 @@
-//! A VM's status: the values that the control socket reports, and the board that the machine keeps current.
+//! A VM's status: the values that the control socket reports, and the shared board that the machine updates.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,7 +10,7 @@ pub use crate::life::RunState as State;
 use crate::memory::{Backing, GuestRam};
 use crate::migration::{Cancel, MigrationReport, Progress};
 
-/// A VM's status, kept current by its machine and read by others. Clones are of the same board.
+/// A VM's status, updated by its machine and read by others. Clones share one board.
 #[derive(Clone, Debug)]
 pub struct StatusBoard {
     status: Arc<Mutex<Status>>,
@@ -20,7 +20,7 @@ pub struct StatusBoard {
 }
 
 impl StatusBoard {
-    /// Begins with `status`; the time, counted from `started`, and what `ram` takes are filled in when it is
+    /// Starts with `status`; the time since `started` and the memory usage of `ram` are filled in when it is
     /// read.
     pub fn new(status: Status, ram: GuestRam, started: Instant) -> Self {
         Self {
@@ -31,7 +31,7 @@ impl StatusBoard {
         }
     }
 
-    /// Now.
+    /// The current status.
     pub fn status(&self) -> Status {
         let migration = self.migration().as_ref().map(|(p, _)| p.report());
         Status {
@@ -42,7 +42,7 @@ impl StatusBoard {
         }
     }
 
-    /// A migration begins, which `cancel` ends. `false` if another one is not over.
+    /// Starts a migration, which `cancel` ends. Returns `false` if another one is in progress.
     pub fn begin_migration(&self, progress: &Progress, cancel: &Cancel) -> bool {
         let mut migration = self.migration();
         let busy = migration.as_ref().is_some_and(|(p, _)| !p.is_over());
@@ -52,7 +52,7 @@ impl StatusBoard {
         !busy
     }
 
-    /// The migration that is not over, if there is one, is to end. `false` if there is none.
+    /// Cancels the migration in progress. Returns `false` if there is none.
     pub fn cancel_migration(&self) -> bool {
         match self.migration().as_ref() {
             Some((progress, cancel)) if !progress.is_over() => {
@@ -100,17 +100,17 @@ impl StatusBoard {
     }
 
     fn lock(&self) -> MutexGuard<'_, Status> {
-        // Every change is a single assignment: there is no half of one.
+        // Every change is a single assignment, so it cannot be incomplete.
         self.status.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// How a VM is.
+/// A VM's status.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
     /// Its name.
     pub name: String,
-    /// Its process.
+    /// Its process id.
     pub pid: u32,
     /// The version of hypernest that runs it.
     pub version: String,
@@ -118,13 +118,13 @@ pub struct Status {
     pub state: State,
     /// Milliseconds since it was started.
     pub uptime_ms: u64,
-    /// How often it was reset.
+    /// The number of resets.
     pub resets: u64,
     /// Virtual processors.
     pub vcpus: u32,
     /// Guest RAM in bytes.
     pub memory: u64,
-    /// The enlightenments in force.
+    /// The enlightenments that are on.
     pub hv: Vec<String>,
     /// The guest's TSC.
     #[serde(default)]
@@ -136,19 +136,19 @@ pub struct Status {
     /// The last migration away from here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub migration: Option<MigrationReport>,
-    /// What the host holds of guest RAM, where its kernel tells.
+    /// The host memory behind guest RAM, if the kernel reports it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ram: Option<RamStatus>,
 }
 
-/// What the host holds of guest RAM. All but the first are bytes.
+/// The host memory behind guest RAM. All but the first are bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RamStatus {
     /// `anonymous`, `hugepages` (reserved ones) or `saved` (the file of a lazily restored VM).
     pub backing: String,
     /// In memory.
     pub resident: u64,
-    /// Of that: in huge pages.
+    /// Part of that in huge pages.
     pub huge: u64,
     /// In swap.
     pub swapped: u64,
@@ -177,23 +177,23 @@ impl RamStatus {
 /// A guest's TSC.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TscStatus {
-    /// The frequency that the guest has; `None` where KVM knows none.
+    /// The guest's frequency; `None` if KVM reports none.
     pub khz: Option<u32>,
     /// The host's.
     pub host_khz: Option<u32>,
-    /// The guest has its old frequency until it says that it has adapted to this host.
+    /// The guest has its old frequency until it reports that it has adapted to this host.
     pub emulating: bool,
-    /// How often the guest has adapted here.
+    /// The number of times that the guest has adapted here.
     pub changes: u32,
 }
 
-/// What the guest said when it crashed.
+/// The guest's crash report.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Crash {
-    /// By what means: `hyper-v` or `pvpanic`.
+    /// Its channel: `hyper-v` or `pvpanic`.
     pub by: String,
     /// Hyper-V's P0..P4; Windows puts the bug check's code and parameters there.
     pub params: Option<[u64; 5]>,
-    /// The guest's words.
+    /// The guest's message.
     pub message: Option<String>,
 }

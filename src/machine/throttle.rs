@@ -1,4 +1,4 @@
-//! Taking a share of their time from the vCPUs, so that a guest writes less memory than can be sent.
+//! Throttles the vCPUs, so that a guest writes less memory than can be sent.
 
 use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
@@ -9,10 +9,10 @@ use kvm_ioctls::VcpuFd;
 
 use crate::vcpu::control::Control;
 
-/// The vCPUs wait and run once in each.
+/// The vCPUs wait and run once in each period.
 const PERIOD: Duration = Duration::from_millis(50);
 
-/// The vCPUs wait for a share of each period as long as this lives. On the exit path nothing is done for it.
+/// The vCPUs wait for a share of each period as long as this lives. It adds no work to the exit path.
 #[derive(Debug)]
 pub(super) struct Throttle {
     stop: Option<Sender<()>>,
@@ -20,7 +20,7 @@ pub(super) struct Throttle {
 }
 
 impl Throttle {
-    /// Takes `percent` of their time from the vCPUs that `controls` steer.
+    /// Reduces the running time of the vCPUs of `controls` by `percent`.
     pub(super) fn start(controls: Vec<Arc<Control<VcpuFd>>>, percent: u8) -> std::io::Result<Self> {
         let (stop, stopped) = channel();
         let (wait, run) = split(percent);
@@ -49,13 +49,13 @@ impl Drop for Throttle {
     fn drop(&mut self) {
         self.stop = None;
         if let Some(thread) = self.thread.take() {
-            // If it panicked, the panic hook has said so.
+            // The panic hook has reported a panic of the thread.
             let _panicked = thread.join();
         }
     }
 }
 
-/// How long the vCPUs wait and run in each period.
+/// The waiting and the running time of the vCPUs in each period.
 fn split(percent: u8) -> (Duration, Duration) {
     let wait = PERIOD * u32::from(percent.min(99)) / 100;
     (wait, PERIOD - wait)

@@ -1,4 +1,4 @@
-//! The machine's part in its guest's time: when the TSC's frequency changes, and who is told.
+//! The machine's part in its guest's time: changes of the TSC's frequency, and their notification.
 
 use tracing::{error, info, warn};
 
@@ -13,17 +13,17 @@ use crate::machine::TscStatus;
 use crate::time::switch::{self, SwitchStep, Switched};
 use crate::time::{HostTsc, TimeError};
 
-/// Where an MSI must be written to reach a local APIC: bits 19:12 are the low 8 bits of its id (SDM vol. 3,
-/// 11.11.1). The others are bits 63:40 here (KVM_X2APIC_API_USE_32BIT_IDS).
+/// The address of an MSI to a local APIC: bits 19:12 are the low 8 bits of its id (SDM vol. 3, 11.11.1). The
+/// others are bits 63:40 here (KVM_X2APIC_API_USE_32BIT_IDS).
 const MSI_BASE: u64 = 0xfee0_0000;
 
 impl Machine {
-    /// Leaves these steps out of every change of the TSC's frequency, to see what comes of it.
+    /// Leaves these steps out of every change of the TSC's frequency, to test their effect.
     pub fn leave_out(&mut self, steps: Vec<SwitchStep>) {
         self.left_out = steps;
     }
 
-    /// What this host's TSC can do.
+    /// The capabilities of this host's TSC.
     pub fn host_tsc(&self) -> HostTsc {
         self.tsc
     }
@@ -33,7 +33,7 @@ impl Machine {
         self.switched.as_ref()
     }
 
-    /// Writes up what the guest's TSC is: after a change, or as the VM begins.
+    /// Updates the status of the guest's TSC: after a change, or when the VM starts.
     pub(super) fn show_time(&self, changed: bool) {
         let begun = self.plan.tsc_khz.or(self.tsc.native);
         let khz = self.switched.as_ref().map(|s| s.khz).or(begun);
@@ -48,8 +48,9 @@ impl Machine {
         });
     }
 
-    /// Tells the guest that its host has another TSC frequency, if it wants to know. With `emulate`, it has
-    /// its old one until it says that it needs it no longer. Everything else about the VM is as it is to be.
+    /// Notifies the guest that its host has another TSC frequency, if it has requested that. With `emulate`,
+    /// it keeps its old one until it reports that it has adapted. Everything else of the VM must be in its
+    /// final state.
     pub(super) fn reenlighten(
         &mut self,
         cycle: &PowerCycle,
@@ -75,15 +76,15 @@ impl Machine {
         };
         if !delivered {
             warn!(
-                "the guest wants virtual processor {vp} to be told of its new TSC frequency, which cannot \
-                 be told anything"
+                "the guest requested notification of its new TSC frequency on virtual processor {vp}, \
+                 which does not exist"
             );
         }
         Ok(())
     }
 
-    /// If the guest has said that it needs its old TSC frequency no longer: gives it the new one, with all
-    /// vCPUs stopped. `false` if that went wrong, and the guest's clocks are not to be trusted.
+    /// If the guest has reported that it no longer needs its old TSC frequency: switches to the new one, with
+    /// all vCPUs stopped. Returns `false` if that failed, and the guest's clocks are invalid.
     pub(super) fn settle_time(&mut self, cycle: &PowerCycle) -> bool {
         let ending = |machine: &Self| {
             bus::lock(&machine.platform.partition)
@@ -104,10 +105,10 @@ impl Machine {
         settled
     }
 
-    /// Says what came of a change of the frequency; whether the clocks can be trusted.
+    /// Logs the result of a change of the frequency; returns whether the clocks are valid.
     fn settled(&mut self, switched: Result<Option<Switched>, TimeError>) -> bool {
         match switched {
-            Ok(None) => info!("the guest has adapted to its TSC frequency, which stays"),
+            Ok(None) => info!("the guest has adapted to its TSC frequency, which does not change"),
             Ok(Some(switched)) => {
                 info!(
                     "the guest has adapted: its TSC changes from {} to {}",
@@ -136,7 +137,7 @@ impl Machine {
         true
     }
 
-    /// Changes the TSC's frequency to the one that a VM takes here.
+    /// Changes the TSC's frequency to that of a VM on this host.
     fn switch(&self, cycle: &PowerCycle) -> Result<Option<Switched>, TimeError> {
         let Some(khz) = self.tsc.target().filter(|_| !self.keeps_frequency) else {
             return Ok(None);

@@ -1,16 +1,17 @@
 //! A machine's state as sections, and a machine from them.
 //!
-//! | section | what | by |
+//! | section | content | type |
 //! |---|---|---|
-//! | `config` | what the VM is | [`VmConfig`] |
-//! | `promise` | what its guest was shown | [`Promise`] |
+//! | `config` | the VM's configuration | [`VmConfig`] |
+//! | `promise` | the guest-visible hardware | [`Promise`] |
 //! | `time` | its clocks | [`SavedTime`] |
 //! | `hyperv` | the synthetic MSRs that hypernest owns | [`Partition`](crate::hyperv::Partition) |
-//! | `vm` | the synthetic MSRs that KVM has once for the VM; with the irqchip in KVM, that and the timer | [`VmState`] |
+//! | `vm` | the synthetic MSRs that KVM has once per VM; with the irqchip in KVM, that and the timer |
+//! [`VmState`] |
 //! | `vcpu/N` | a vCPU | [`VcpuState`] |
 //! | `device-clock`, `device/NAME` | devices | [`state`](crate::devices::state) |
 //!
-//! RAM is not among them: it is too large, and goes its own way.
+//! RAM is not among them: it is too large, and is transferred separately.
 
 use std::time::Duration;
 
@@ -49,27 +50,28 @@ const FIRST: VpIndex = VpIndex(0);
 /// Why a VM could not be saved or restored.
 #[derive(Debug, Error)]
 pub enum TransferError {
-    /// KVM.
+    /// KVM refused a request.
     #[error(transparent)]
     Kvm(#[from] KvmError),
     /// A vCPU's or the VM's state in KVM.
     #[error(transparent)]
     State(#[from] state::TransferError),
-    /// A vCPU.
+    /// A vCPU's thread has ended.
     #[error(transparent)]
     Vcpu(#[from] VcpuGone),
-    /// What was saved is not what it should be.
+    /// The saved state is malformed.
     #[error(transparent)]
     Sections(#[from] StateError),
     /// The directory of a saved VM.
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
-    /// The VM's configuration.
+    /// The VM's configuration is invalid here.
     #[error("the saved VM's configuration cannot be used here")]
     Config(#[from] ConfigError),
     /// The RAM is another VM's.
     #[error(
-        "the saved RAM does not belong to the saved VM: its pieces are {found:?}, and the VM's {expected:?}"
+        "the saved RAM does not belong to the saved VM: its regions are {found:?}, and the VM's \
+         {expected:?}"
     )]
     Ram {
         /// Of the RAM.
@@ -77,24 +79,24 @@ pub enum TransferError {
         /// By the configuration.
         expected: Vec<(Gpa, u64)>,
     },
-    /// The guest did something that decides what becomes of the VM.
+    /// The guest did something that ends or resets the VM.
     #[error("cannot save the VM: the guest has just {0}")]
     Decided(&'static str),
-    /// Pages for a stand-in.
+    /// No pages for a stand-in.
     #[error(transparent)]
     Memory(#[from] MemoryError),
-    /// Guest RAM that was there is gone.
+    /// Guest RAM no longer exists.
     #[error(transparent)]
     NoRam(#[from] NoRam),
-    /// The clocks.
+    /// The clocks could not be read or set.
     #[error(transparent)]
     Time(#[from] TimeError),
-    /// The guest's clocks are wrong already.
+    /// The guest's clocks are already wrong.
     #[error(
         "cannot save the VM: its guest's clocks are wrong since a change of its TSC's frequency failed"
     )]
     TimeIsLost,
-    /// It could go on nowhere.
+    /// The VM has blockers.
     #[error("this VM cannot be saved or migrated: {}", stays(.0))]
     Stays(Vec<Blocker>),
     /// Something could still change the state while it is saved.
@@ -103,8 +105,8 @@ pub enum TransferError {
     /// The VM ended meanwhile.
     #[error(transparent)]
     Ended(#[from] VmEnded),
-    /// The devices of the saved VM cannot be made.
-    #[error("the saved VM's devices cannot be made")]
+    /// The devices of the saved VM cannot be created.
+    #[error("the saved VM's devices cannot be created")]
     Devices(#[source] Box<super::MachineError>),
 }
 
@@ -113,7 +115,7 @@ pub enum TransferError {
 pub struct Blocker {
     /// An enlightenment or a device.
     pub what: String,
-    /// What is wrong with it.
+    /// The reason.
     pub why: String,
 }
 
@@ -142,22 +144,22 @@ fn blockers(
     of_hyperv.chain(of_devices).collect()
 }
 
-/// What a saved VM is: what is looked at before anything else of it.
+/// The identity of a saved VM: the part of its state that is checked first.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Identity {
     /// Its configuration.
     pub config: VmConfig,
-    /// What its guest was shown.
+    /// The guest-visible hardware.
     pub promise: Promise,
     /// Its clocks.
     pub time: SavedTime,
 }
 
 impl Identity {
-    /// Takes it out of `sections`.
+    /// Takes it from `sections`.
     ///
     /// # Errors
-    /// If something is missing, or cannot be.
+    /// If a section is missing or invalid.
     pub fn take(sections: &mut Sections) -> Result<Self, TransferError> {
         let section = sections.take(CONFIG)?;
         let mut d = section.decoder(VERSION)?;
@@ -172,7 +174,7 @@ impl Identity {
 }
 
 impl Machine {
-    /// Refuses what could go on nowhere, before anything has begun.
+    /// Refuses a VM with blockers, before anything has begun.
     pub(super) fn check_can_move(&self) -> Result<(), TransferError> {
         let blockers = blockers(self.plan.hyperv.migration_blockers(), &self.devices);
         if blockers.is_empty() {
@@ -182,7 +184,7 @@ impl Machine {
         }
     }
 
-    /// What [`Identity::take`] reads. Clocks that run are a little later when they are looked at.
+    /// The sections that [`Identity::take`] reads. Running clocks are slightly later when they are read.
     pub(super) fn identity(&self, cycle: &PowerCycle) -> Result<Sections, TransferError> {
         let mut sections = Sections::new();
         let mut e = Encoder::new();
@@ -198,13 +200,13 @@ impl Machine {
         Ok(sections)
     }
 
-    /// Everything but RAM. All vCPUs are parked, and stay so until RAM has been dealt with.
+    /// Everything but RAM. All vCPUs are parked, and stay so until RAM has been handled.
     pub(super) fn save_state(&mut self, cycle: &PowerCycle) -> Result<Sections, TransferError> {
         self.check_can_move()?;
         self.park(cycle);
-        // Also if it was: what was still at work then may have come to its end.
+        // Even if it was stopped: parts that were still busy then may have finished.
         self.stop_world(cycle)?;
-        // A saved VM would never act on it.
+        // A restored VM would never act on it.
         if let Some(what) = self.decided() {
             return Err(TransferError::Decided(what));
         }
@@ -243,10 +245,10 @@ impl Machine {
         Ok(sections)
     }
 
-    /// Gives a new VM, whose vCPUs have not run, the state in `sections`: its time first; then what KVM has
-    /// once for the VM and through a vCPU; the vCPUs in the order of [`state::order`]; the interrupt
-    /// controllers that deliver to them; the devices that drive these; at last what KVM makes of a nested
-    /// state before it lets the guest run.
+    /// Loads the state in `sections` into a new VM, whose vCPUs have not run: its time first; then the state
+    /// that KVM has once per VM and accesses through a vCPU; the vCPUs in the order of [`state::order`]; the
+    /// interrupt controllers that deliver to them; the devices that drive these; at last KVM's processing of
+    /// a nested state before it lets the guest run.
     pub(super) fn load_state(
         &mut self,
         cycle: &PowerCycle,
@@ -254,7 +256,7 @@ impl Machine {
         khz: TscKhz,
         mut sections: Sections,
     ) -> Result<(), TransferError> {
-        // First everything is read, so that what is damaged is refused before KVM sees any of it.
+        // Everything is read first, so that damaged state is refused before KVM receives any of it.
         let hyperv = sections.take(HYPERV)?;
         let vm = sections.take(VM)?;
         let mut d = vm.decoder(VERSION)?;
@@ -271,7 +273,7 @@ impl Machine {
             let mut d = section.decoder(VcpuState::VERSION)?;
             let mut state = VcpuState::decode(&mut d)?;
             d.finish()?;
-            // Earlier versions saved what the host's KVM had in MSRs that the guest does not see.
+            // Earlier versions saved the host KVM's values of MSRs that the guest does not see.
             state.msrs.retain(|(msr, _)| msrs::is_visible(&cpuid, *msr));
             vcpus.push((vp, state));
         }
@@ -306,8 +308,8 @@ impl Machine {
             state.restore(cycle.vcpus().vm())?;
         }
         for vp in cycle.vcpus().vps() {
-            // By way of its kvmclock a guest is told that it was stopped, so that its watchdogs do not bark
-            // at the gap. One that has no kvmclock cannot be told, and KVM says so.
+            // kvmclock notifies a guest that it was stopped, so that its watchdogs do not fire because of the
+            // gap. A guest without kvmclock cannot be notified, and KVM returns an error.
             let _has_kvmclock = cycle.vcpus().on_vcpu(vp, |fd| fd.kvmclock_ctrl())?;
         }
         self.load_devices(missed, &mut sections)?;
@@ -320,7 +322,7 @@ impl Machine {
         bus::lock(&self.platform.partition).load(d)
     }
 
-    /// Devices drive their lines as they load, so the VM must be there.
+    /// Devices drive their lines as they load, so the VM must exist.
     fn load_devices(&self, missed: Duration, sections: &mut Sections) -> Result<(), StateError> {
         devices::state::load(&self.devices, &self.device_clock, missed, sections)
     }
@@ -336,7 +338,7 @@ impl Machine {
         )?)
     }
 
-    /// What vCPUs have for guests of their own.
+    /// The nested virtualization features of the vCPUs.
     fn nested_cpu(&self) -> NestedCpu {
         let (vmx, svm) = self.plan.nesting();
         NestedCpu {
@@ -347,8 +349,8 @@ impl Machine {
         }
     }
 
-    /// What the guest did before its vCPUs were parked that resets or ends the VM, and is still to be carried
-    /// out.
+    /// An event that the guest raised before its vCPUs were parked, that resets or ends the VM, and has not
+    /// been carried out.
     fn decided(&self) -> Option<&'static str> {
         Some(match self.life.due()? {
             Due::Reset => "reset the VM",

@@ -1,33 +1,33 @@
-//! What follows a triple fault: a PC resets, but not for ever.
+//! The reaction to a triple fault: a PC resets, but not forever.
 
 use std::time::Duration;
 
 use crate::config::OnTripleFault;
 
-/// A guest that faults earlier than this after its power cycle's start has got nowhere.
+/// A guest that faults earlier than this after its power cycle's start has made no progress.
 const NOWHERE: Duration = Duration::from_secs(3);
-/// So many in a row, each that early, stop the VM.
+/// This many in a row, each that early, stop the VM.
 const MAX_IN_A_ROW: u32 = 5;
 
-/// Counts triple faults that follow each other.
+/// Counts consecutive triple faults.
 #[derive(Debug, Default)]
 pub(super) struct TripleFaults {
     in_a_row: u32,
 }
 
-/// What happens after one.
+/// The reaction to a triple fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Consequence {
     /// The machine is reset.
     Reset,
-    /// The VM ends with the report: that is what `on-triple-fault` says.
+    /// The VM ends with the report, as `on-triple-fault` requests.
     Stop,
-    /// The VM ends with the report: it was reset so many times before, and got nowhere.
+    /// The VM ends with the report: this many resets before it made no progress.
     GiveUp(u32),
 }
 
 impl TripleFaults {
-    /// The guest had a triple fault after it had run for `ran` since the start of its power cycle.
+    /// Called for a triple fault of a guest that had run for `ran` since the start of its power cycle.
     pub(super) fn next(&mut self, action: OnTripleFault, ran: Duration) -> Consequence {
         if action == OnTripleFault::Stop {
             return Consequence::Stop;
@@ -42,7 +42,7 @@ impl TripleFaults {
         }
     }
 
-    /// The machine was reset for another reason.
+    /// Called when the machine was reset for another reason.
     pub(super) fn other_reset(&mut self) {
         self.in_a_row = 0;
     }

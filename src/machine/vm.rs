@@ -1,8 +1,8 @@
-//! One power cycle: a KVM VM and its vCPU threads. A reset makes a new one.
+//! One power cycle: a KVM VM and its vCPU threads. A reset creates a new one.
 //!
-//! Throwing the KVM VM away at a reset leaves nothing behind of what KVM does not reset by itself: Hyper-V
-//! state, nested state, in-kernel interrupt controllers, a TSC that has run for months (which some Windows
-//! versions do not survive).
+//! Destroying the KVM VM at a reset removes all state that KVM does not reset by itself: Hyper-V state,
+//! nested state, in-kernel interrupt controllers, a TSC that has run for months (which some Windows versions
+//! do not survive).
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use crate::kvm::msr::MsrRange;
 use crate::kvm::{KvmError, cap, msr, pit};
 use crate::layout;
 
-/// Why a VM could not be made.
+/// Why a VM could not be created.
 #[derive(Debug, Error)]
 pub enum VmError {
     /// An ioctl failed.
@@ -24,10 +24,10 @@ pub enum VmError {
     Ioctl {
         /// The ioctl's name.
         ioctl: &'static str,
-        /// The kernel's answer.
+        /// The kernel's error.
         source: kvm_ioctls::Error,
     },
-    /// One of our own KVM wrappers failed.
+    /// A KVM wrapper failed.
     #[error("cannot create the VM")]
     Kvm(#[from] KvmError),
 }
@@ -38,11 +38,11 @@ fn failed(ioctl: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> VmError {
 
 /// Creates a VM with its interrupt controllers and RAM, without vCPUs.
 ///
-/// The order matters: the real-mode areas and the irqchip before the first vCPU (KVM refuses later), the MSR
-/// filter before the guest runs.
+/// The order is required: the real-mode areas and the irqchip before the first vCPU (KVM refuses later), the
+/// MSR filter before the guest runs.
 ///
 /// # Errors
-/// If KVM refuses something; the error names it.
+/// If KVM refuses a request; the error names it.
 pub(super) fn create(
     kvm: &Kvm,
     irqchip: Irqchip,
@@ -59,7 +59,7 @@ pub(super) fn create(
         .map_err(failed("KVM_SET_TSS_ADDR"))?;
     attachments.attach_before(Stage::InterruptControllers, &vm)?;
     cap::x2apic_ids(&vm)?;
-    // Without these what is pending in a vCPU could not be saved as it is.
+    // Without these, a vCPU's pending events could not be saved exactly.
     cap::exception_payload(&vm)?;
     if vm.check_extension_raw(KVM_CAP_X86_TRIPLE_FAULT_EVENT.into()) > 0 {
         cap::triple_fault_event(&vm)?;
@@ -68,7 +68,7 @@ pub(super) fn create(
         Irqchip::Kernel => {
             vm.create_irq_chip().map_err(failed("KVM_CREATE_IRQCHIP"))?;
             let pit = kvm_pit_config {
-                // KVM answers port 0x61 as well.
+                // KVM handles port 0x61 as well.
                 flags: KVM_PIT_SPEAKER_DUMMY,
                 ..Default::default()
             };

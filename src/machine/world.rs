@@ -1,4 +1,4 @@
-//! Stopping everything that could change the machine's state, and starting it again.
+//! Stops everything that could change the machine's state, and starts it again.
 //!
 //! A save, a migration's stop, a hold, a pause, a reset and the power-off all stop the same parts in the same
 //! order. A new machine is stopped.
@@ -13,12 +13,12 @@ use super::cycle::PowerCycle;
 use crate::bus::SharedDevice;
 use crate::devices::io_thread::RunningIo;
 
-/// How long devices and the I/O thread have to finish what they have begun.
+/// The timeout for devices and the I/O thread to complete their requests.
 pub(super) const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
-/// How often devices are asked meanwhile.
+/// The interval for polling devices meanwhile.
 const DRAIN_POLL: Duration = Duration::from_millis(1);
 
-/// What is stopped.
+/// The parts that are stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Part {
     /// They make requests to devices.
@@ -26,31 +26,32 @@ pub(super) enum Part {
     /// They have requests in flight, which write guest memory, raise interrupts and change the device when
     /// they complete.
     Devices,
-    /// It completes requests, and has input and deadlines for devices.
+    /// It completes requests, and delivers input and deadlines to devices.
     Io,
 }
 
-/// The order in which the parts are stopped: each could give work to those behind it. They start in reverse,
-/// so that each finds running what it gives work to.
+/// The order in which the parts are stopped: each could create work for later ones. They start in reverse, so
+/// that the receivers of a part's work run before it.
 pub(super) const STOP: [Part; 3] = [Part::Vcpus, Part::Devices, Part::Io];
 
-/// Some parts have not come to a stop.
+/// Some parts have not stopped.
 #[derive(Debug, Error, PartialEq, Eq)]
 #[error(
-    "not all of the VM came to a stop within {} s: {} still at work", DRAIN_TIMEOUT.as_secs(), .0.join(", ")
+    "the VM did not stop completely within {} s: {} still busy", DRAIN_TIMEOUT.as_secs(), .0.join(", ")
 )]
 pub struct NotStopped(Vec<String>);
 
-/// What can be stopped.
+/// Parts that can be stopped.
 pub(super) trait Parts {
-    /// Stops a part; the names of what has not come to a stop in time. It may be stopped already.
+    /// Stops a part; returns the names of those that have not stopped in time. The part may already be
+    /// stopped.
     fn stop(&mut self, part: Part) -> Vec<String>;
 
     /// Starts a part.
     fn start(&mut self, part: Part);
 }
 
-/// Stops all parts. After an error they are stopped all the same, but for those that it names.
+/// Stops all parts. After an error they are stopped nevertheless, except those that it names.
 pub(super) fn stop(parts: &mut impl Parts) -> Result<(), NotStopped> {
     let at_work: Vec<_> = STOP.iter().flat_map(|part| parts.stop(*part)).collect();
     if at_work.is_empty() {
@@ -95,7 +96,7 @@ impl Parts for OfMachine<'_> {
     }
 }
 
-/// Quiesces all devices, then waits for each; the names of those that are not drained in time.
+/// Quiesces all devices, then waits for each; returns the names of those that are not drained in time.
 pub(super) fn quiesce(devices: &[SharedDevice], timeout: Duration) -> Vec<String> {
     for device in devices {
         device.quiesce();
@@ -117,20 +118,20 @@ pub(super) fn quiesce(devices: &[SharedDevice], timeout: Duration) -> Vec<String
 }
 
 impl Machine {
-    /// Stops vCPUs, devices and I/O, and waits until nothing changes the guest's state any more.
+    /// Stops vCPUs, devices and I/O, and waits until the guest's state no longer changes.
     pub(super) fn stop_world(&mut self, cycle: &PowerCycle) -> Result<(), NotStopped> {
         self.stopped = true;
         stop(&mut self.parts(cycle))
     }
 
-    /// The same, where what is still at work does no harm.
+    /// The same where parts that are still busy do no harm.
     pub(super) fn stop_world_or_warn(&mut self, cycle: &PowerCycle) {
         if let Err(e) = self.stop_world(cycle) {
             warn!("{e}");
         }
     }
 
-    /// Has everything run that [`Machine::stop_world`] stops; only the vCPUs, if only they were parked.
+    /// Starts everything that [`Machine::stop_world`] stops; only the vCPUs, if only they were parked.
     pub(super) fn start_world(&mut self, cycle: &PowerCycle) {
         if std::mem::take(&mut self.stopped) {
             start(&mut self.parts(cycle));
@@ -208,12 +209,12 @@ mod tests {
         let error = stop(&mut parts).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "not all of the VM came to a stop within 10 s: nvme0 still at work"
+            "the VM did not stop completely within 10 s: nvme0 still busy"
         );
         assert_eq!(parts.calls.len(), STOP.len());
     }
 
-    /// Is drained when it has been asked often enough.
+    /// A device that is drained after a number of calls.
     struct Busy {
         name: &'static str,
         left: AtomicU32,
