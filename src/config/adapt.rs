@@ -12,31 +12,31 @@ use super::placement;
 use super::problem::{ConfigError, Origin, Problem};
 use crate::units::TscKhz;
 
-/// Where a saved VM goes on.
+/// The configuration for continuing a saved VM.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Adapted {
-    /// What the VM is, with what is local replaced.
+    /// The VM's configuration, with its host resources replaced.
     pub checked: Checked,
-    /// This host's TSC frequency, if it is to be taken for another than it is.
+    /// The frequency to assume for this host's TSC, if it is not the real one.
     pub host_khz: Option<TscKhz>,
-    /// The kernel and its files are this host's: the flags name them.
+    /// Whether the flags name the kernel and its files on this host.
     pub boot_is_local: bool,
 }
 
-/// The configuration of a VM that was saved as `saved`, where `flags` say how it goes on. Its kernel need not
-/// be there.
+/// The configuration of a VM that was saved as `saved`, with this host's settings from `flags`. Its kernel
+/// need not exist.
 ///
-/// What the saved configuration names on this host is left out, with a warning: only this host's user says
-/// what is opened here.
+/// Host resources in the saved configuration are left out, with a warning: only this host's user decides
+/// which of its files are opened.
 ///
 /// # Errors
-/// Everything that is wrong, at once.
+/// All problems at once.
 pub fn adapt(
     saved: &VmConfig,
     flags: &LocalFlags,
     host: HostLimits,
 ) -> Result<Adapted, ConfigError> {
-    // On a command line for a saved VM it says what the host has; what the guest has is saved.
+    // On a command line for a saved VM it describes the host; the guest's value is saved.
     let mut base = saved.clone();
     let guest_khz = base.time.khz.take();
     let left_out = base.remove_endpoints(|setting| !flags.given(setting));
@@ -81,7 +81,7 @@ pub fn adapt(
     })
 }
 
-/// The words are another's: escaped, so that no text can play tricks with the terminal.
+/// The text comes from another host: it is escaped, since it may contain terminal control sequences.
 fn not_opened(Endpoint { setting, value }: Endpoint) -> Problem {
     Problem {
         origin: Origin::Flag(setting),

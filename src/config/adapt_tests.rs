@@ -22,7 +22,7 @@ fn a_saved_vm_is_the_same_but_for_what_is_local() {
     let same = local(&[]).unwrap();
     assert_eq!(same.checked.config, saved);
     assert_eq!(same.host_khz, None);
-    // The kernel is gone by now, and a frequency is the host's.
+    // The kernel no longer exists, and a frequency is the host's.
     let other = local(&[("name", "b"), ("serial", "pty"), ("tsc-khz", "1000000")]).unwrap();
     let mut expected = saved.clone();
     (expected.name, expected.serial[0]) = ("b".to_owned(), CharBackend::Pty);
@@ -57,7 +57,7 @@ fn a_saved_vm_opens_nothing_on_the_host_unless_a_flag_says_so() {
 
     let alone = local(&[]).unwrap();
     assert_eq!(alone.checked.config.endpoints(), []);
-    // The device is still there: the guest has it.
+    // The device remains: the guest has it.
     assert_eq!(alone.checked.config.debugcon, Some(CharBackend::None));
     let warnings: Vec<_> = alone
         .checked
@@ -122,7 +122,7 @@ fn a_saved_vm_keeps_its_machine_type() {
     let direct = saved("machine = 'direct-1'");
     assert_eq!(pc.machine, MachineType::Pc1);
     assert_eq!(direct.machine, MachineType::Direct1);
-    // Earlier versions did not say what there was one of.
+    // Earlier versions did not save settings with a single possible value.
     let lines = direct.to_saved();
     let old: String = lines
         .lines()

@@ -1,4 +1,4 @@
-//! From what was asked for to a [`VmConfig`], or to everything that is wrong with it.
+//! Builds a [`VmConfig`] from the requested settings, or reports all problems.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -23,25 +23,25 @@ use crate::memory::HugePageSize;
 use crate::memory::MemoryConfig;
 use crate::text::nearest;
 
-/// Less than this holds no kernel worth the name, beside the tables that every guest gets.
+/// The minimum for a kernel, beside the tables that every guest gets.
 const MIN_MEMORY: u64 = 16 << 20;
 const DEFAULT_MEMORY: u64 = 1 << 30;
-/// The widest physical address that x86-64 has.
+/// The maximum width of a physical address on x86-64.
 const MAX_PHYSICAL_BITS: u32 = 52;
 
-/// A configuration and what its author should know about it.
+/// A configuration and its warnings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Checked {
     /// The configuration.
     pub config: VmConfig,
-    /// Doubtful, but possible.
+    /// Doubtful, but possible settings.
     pub warnings: Vec<Problem>,
 }
 
-/// Builds the configuration from a file, if any, and flags, which win over the file setting by setting.
+/// Builds the configuration from a file, if any, and flags, which override the file setting by setting.
 ///
 /// # Errors
-/// Everything that is wrong, at once.
+/// All problems at once.
 pub fn build(
     file: Option<&ConfigFile>,
     flags: &Flags,
@@ -54,12 +54,12 @@ pub fn build(
     Build::new(&draft, host, Files::MustBeThere).finish()
 }
 
-/// The configuration in a file, on whatever host, whether or not its kernel is there.
+/// The configuration in a file, on any host, whether or not its kernel exists.
 pub(super) fn without_files(file: &ConfigFile) -> Result<Checked, ConfigError> {
     Build::new(&file.draft(), HostLimits::default(), Files::MayLack).finish()
 }
 
-/// Problems of the file by line; then the flags', as they were found.
+/// Problems of the file by line; then those of the flags, in the order in which they were found.
 fn in_order(mut problems: Vec<Problem>) -> Vec<Problem> {
     problems.sort_by_key(|p| match &p.origin {
         Origin::File { line, column, .. } => (0, *line, *column),
@@ -76,7 +76,7 @@ pub(super) struct Build<'a> {
     files: Files,
 }
 
-/// The kernel and what goes with it.
+/// The kernel and the related files.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Files {
     MustBeThere,
@@ -386,7 +386,7 @@ impl<'a> Build<'a> {
         })
     }
 
-    /// Neither the terminal nor a file or socket can be shared.
+    /// Reports backends that are used twice: neither the terminal nor a file or socket can be shared.
     fn distinct_backends(&mut self, devices: &[(&'static str, &CharBackend)]) {
         for (i, (key, backend)) in devices.iter().enumerate() {
             let Some((other, _)) = devices[..i].iter().find(|(_, b)| b == backend) else {
@@ -399,7 +399,7 @@ impl<'a> Build<'a> {
                     format!("{} is already taken by {other}", path.display())
                 }
             };
-            // The first may be taken by default; then this device's own setting is what was said.
+            // The first may be a default; then the origin is this device's own setting.
             let origin = self
                 .part(key)
                 .map_or(Origin::Flag(key), |part| part.origin.clone());
@@ -443,7 +443,7 @@ impl<'a> Build<'a> {
         self.parsed(key, part, parse)
     }
 
-    /// The value of a setting that has just one.
+    /// The value of a setting that has only one.
     pub(super) fn part(&self, key: &str) -> Option<&'a Part> {
         self.draft.get(known(key)).last()?.parts.first()
     }
@@ -520,7 +520,7 @@ impl<'a> Build<'a> {
     }
 }
 
-/// A setting of this program; the names are literals and the test below walks all of them.
+/// A setting of this program; the names are literals and the test below covers all of them.
 pub(super) fn known(key: &str) -> &'static Setting {
     setting::find(key).expect("the table of settings names every setting that is read")
 }

@@ -481,7 +481,7 @@ fn devices_that_cannot_be() {
     );
 }
 
-/// Each setting's example is accepted, as a flag and in the file; hence each setting is one that is read.
+/// Each setting's example is accepted, as a flag and in the file; so each setting is read.
 #[test]
 fn the_examples_are_right() {
     let dir = files();
@@ -546,7 +546,7 @@ fn a_file_that_is_no_configuration() {
     ));
 }
 
-/// Text that looks enough like settings to reach deep.
+/// Text similar enough to settings to reach deep code.
 fn texts() -> impl Strategy<Value = String> {
     let keys: Vec<&str> = SETTINGS.iter().map(|s| s.key).collect();
     let value = prop_oneof![

@@ -13,7 +13,7 @@ const MODELS: [(&str, CpuModel); 4] = [
     ("x86-64-v4", CpuModel::X86_64V4),
 ];
 
-/// Features that another setting decides, or that every guest of a hypervisor sees.
+/// Features that another setting controls, or that every guest of a hypervisor sees.
 const NOT_MASKED: [(&str, &str); 3] = [
     ("vmx", "it is shown with nested only: leave nested out"),
     ("svm", "it is shown with nested only: leave nested out"),
@@ -26,7 +26,7 @@ fn names() -> impl Iterator<Item = &'static str> {
     cpuid.chain(msr_feature::ALL.iter().map(|feature| feature.name))
 }
 
-/// Parses a model and the features that are masked.
+/// Parses a model and the masked features.
 pub(super) fn model(value: &Scalar) -> Result<(CpuModel, Vec<&'static str>), Wrong> {
     let Scalar::Text(text) = value else {
         return parse::choice(value, &MODELS).map(|model| (model, Vec::new()));
@@ -60,7 +60,7 @@ fn masked(word: &str) -> Result<&'static str, Wrong> {
 }
 
 impl CpuConfig {
-    /// The model with its mask, as `--cpu` takes it.
+    /// The model with its mask, in the form of `--cpu`.
     pub fn model_with_mask(&self) -> String {
         let name = MODELS.iter().find(|(_, model)| *model == self.model);
         let mut text = name.map_or("host", |(name, _)| name).to_owned();

@@ -1,4 +1,4 @@
-//! What was asked for, from all sources, before anything is understood.
+//! The settings from all sources, before they are interpreted.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,25 +10,25 @@ use super::setting::{Entry, Setting};
 pub(super) struct Draft {
     entries: BTreeMap<&'static str, Vec<Entry>>,
     attempted: BTreeSet<&'static str>,
-    /// The text was not understood as a whole: anything may stand in it.
+    /// The text could not be parsed as a whole: it may contain any setting.
     pub(super) unclear: bool,
-    /// What was already found wrong.
+    /// The problems found so far.
     pub(super) problems: Vec<Problem>,
 }
 
 impl Draft {
-    /// One more use of `setting`.
+    /// Adds one use of `setting`.
     pub(super) fn add(&mut self, setting: &'static Setting, entry: Entry) {
         self.entries.entry(setting.key).or_default().push(entry);
     }
 
-    /// `setting` was meant, but the way it was said is already reported: nobody need be told that it is
-    /// missing.
+    /// `setting` was intended, but its use is already reported as a problem: it is not reported as missing as
+    /// well.
     pub(super) fn attempt(&mut self, setting: &'static str) {
         self.attempted.insert(setting);
     }
 
-    /// Whether `setting` may have been meant.
+    /// Whether `setting` may have been intended.
     pub(super) fn attempted(&self, setting: &str) -> bool {
         self.unclear || self.attempted.contains(setting)
     }
@@ -47,7 +47,7 @@ impl Draft {
         self.entries.get(setting.key).map_or(&[], Vec::as_slice)
     }
 
-    /// The same, to be changed.
+    /// The same, mutable.
     pub(super) fn get_mut(&mut self, setting: &Setting) -> &mut [Entry] {
         self.entries
             .get_mut(setting.key)

@@ -1,27 +1,27 @@
-//! What a configuration opens on the host. A saved VM and a migration's source are not trusted with any of
-//! it.
+//! The host resources that a configuration opens. Those of a saved VM or of a migration's source are not
+//! trusted.
 
 use super::{CharBackend, VmConfig};
 
-/// Something on the host that a configuration opens.
+/// A host resource that a configuration opens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
     /// The setting that names it.
     pub setting: &'static str,
-    /// As the setting's value.
+    /// The setting's value.
     pub value: String,
 }
 
 impl VmConfig {
     /// The files, sockets and pseudo-terminals that the VM's devices and its statistics open. Standard input
-    /// and output are not among them: they belong to the process already. Nor are the boot files, which are
-    /// only read.
+    /// and output are not included: the process already has them. Nor are the boot files, which are only
+    /// read.
     pub fn endpoints(&self) -> Vec<Endpoint> {
         self.clone().remove_endpoints(|_| true)
     }
 
-    /// Removes those of [`VmConfig::endpoints`] whose setting is to `go`: the devices stay, and are connected
-    /// to nothing.
+    /// Removes those of [`VmConfig::endpoints`] whose setting `go` selects: the devices stay, without a
+    /// connection.
     pub(super) fn remove_endpoints(&mut self, go: impl Fn(&str) -> bool) -> Vec<Endpoint> {
         let [serial, serial2] = &mut self.serial;
         let consoles = [

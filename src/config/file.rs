@@ -1,4 +1,4 @@
-//! The TOML file. It is parsed into a tree with positions and walked here, so that one mistake does not hide
+//! The TOML file. It is parsed into a tree with positions and walked here, so that one error does not hide
 //! the next.
 
 use std::fs::File;
@@ -14,10 +14,10 @@ use super::problem::{ConfigError, Origin, Problem};
 use super::setting::{Entry, Part, SETTINGS, Scalar, Setting, Shape};
 use crate::text::nearest;
 
-/// Far more than any configuration needs.
+/// Far more than any configuration requires.
 const MAX_BYTES: u64 = 1 << 20;
 
-/// The syntax errors reported at most: what follows the first ones is mostly their consequence.
+/// The maximum number of syntax errors reported: the first ones mostly cause the others.
 const MAX_SYNTAX_ERRORS: usize = 10;
 
 /// A configuration file's text and name.
@@ -31,7 +31,7 @@ impl ConfigFile {
     /// Reads `path`.
     ///
     /// # Errors
-    /// If it cannot be read, is absurdly large, or is not text.
+    /// If it cannot be read, is too large, or is not text.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
         let unreadable = |source| ConfigError::Unreadable {
             path: path.to_owned(),

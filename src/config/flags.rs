@@ -9,8 +9,8 @@ use super::placement;
 use super::problem::{Origin, Problem};
 use super::setting::{self, Entry, LOCAL, SETTINGS, Scalar, Setting, Shape};
 
-/// The flags that were given, not yet understood: clap knows which there are, this module's parent what they
-/// mean, so that all mistakes are reported together.
+/// The given flags, not yet interpreted: clap checks their names, this module's parent their values, so that
+/// all problems are reported together.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Flags {
     given: Vec<(&'static str, OsString)>,
@@ -58,15 +58,15 @@ impl Flags {
     }
 }
 
-/// Those flags that say where a saved VM goes on, not what it is.
+/// The flags that set a saved VM's host resources, not its configuration.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LocalFlags(pub Flags);
 
 impl LocalFlags {
-    /// `flags`, all of which must say where a VM goes on.
+    /// Checks that all `flags` set host resources.
     ///
     /// # Errors
-    /// Those that say what it is.
+    /// The flags that belong to the VM's configuration.
     pub fn of(flags: Flags) -> Result<Self, Vec<&'static str>> {
         let names_guest_memory = placement::names_guest_memory(&flags.draft());
         let is_local = |key: &&str| match *key {
@@ -160,18 +160,18 @@ fn local_settings() -> impl Iterator<Item = &'static Setting> {
 impl clap::Args for LocalFlags {
     fn augment_args(command: Command) -> Command {
         command.args(arguments(local_settings()).map(|arg| {
-            // What is left out stays as it was saved.
+            // A setting that is left out keeps its saved value.
             let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
             let (help, _default) = help.split_once(" [default").unwrap_or((&help, ""));
             let help = match arg.get_id().as_str() {
                 "tsc-khz" => {
-                    "Take this host's TSC for one of this frequency [default: what it has]"
+                    "Assume this frequency for this host's TSC [default: the real one]"
                 }
                 "kernel" => {
-                    "After a reset boot this kernel [default: the one that was saved with the VM]"
+                    "Boot this kernel after a reset [default: the one that was saved with the VM]"
                 }
                 "initrd" | "module" => "After a reset, for the kernel of --kernel: as for `run`",
-                "memory" => "What this host does with the guest's RAM: as for `run`, without size and \
+                "memory" => "This host's handling of the guest's RAM: as for `run`, without size and \
                  hugepages",
                 "serial" | "serial2" | "debugcon" => {
                     "none, stdio, pty, file:PATH or socket:PATH [default: stdio if it was that, or none]"

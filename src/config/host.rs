@@ -1,8 +1,8 @@
-//! The few facts about the host that bound a configuration.
+//! The host's properties that limit a configuration.
 
 use std::fs;
 
-/// What the host can hold at all. What is not known bounds nothing.
+/// The host's limits. An unknown property does not limit anything.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct HostLimits {
     /// Width of a physical address, in bits.
@@ -25,7 +25,7 @@ impl HostLimits {
     }
 }
 
-/// From a line like `address sizes : 46 bits physical, 48 bits virtual`.
+/// Parses a line like `address sizes : 46 bits physical, 48 bits virtual`.
 fn physical_bits(cpuinfo: &str) -> Option<u32> {
     cpuinfo
         .lines()
@@ -38,7 +38,7 @@ fn physical_bits(cpuinfo: &str) -> Option<u32> {
         .ok()
 }
 
-/// From the lines `MemTotal: N kB` and `SwapTotal: N kB`.
+/// Parses the lines `MemTotal: N kB` and `SwapTotal: N kB`.
 fn ram_and_swap(meminfo: &str) -> Option<u64> {
     let kib = |name: &str| -> Option<u64> {
         meminfo

@@ -1,4 +1,4 @@
-//! `hv`: read by [`EnlightenmentRequest`], with the place of each mistake.
+//! `hv`: parsed by [`EnlightenmentRequest`], with the position of each problem.
 
 use super::build::{Build, known};
 use super::parse::{self, Wrong};
@@ -8,7 +8,7 @@ const EXPECTED: &str = "names of enlightenments and profiles, see `hypernest enl
 
 impl Build<'_> {
     pub(super) fn hv(&mut self) -> Option<EnlightenmentRequest> {
-        // A wrong `nested` is reported where it is read for itself.
+        // An invalid `nested` is reported by its own parser.
         let nested = self
             .part("nested")
             .and_then(|part| parse::boolean(&part.value).ok());
@@ -38,7 +38,7 @@ impl Build<'_> {
             Ok(request) => Some(request),
             Err(problems) => {
                 for problem in problems.iter().filter(|p| !told.contains(p)) {
-                    // Two lists contradict each other: the later one is told.
+                    // Two lists contradict each other: the later one is reported.
                     let (_, origin) = lists.iter().rev().find(|(list, _)| match problem {
                         RequestProblem::Contradiction { second, .. } => list.contains(second),
                         _ => true,

@@ -1,5 +1,4 @@
-//! What a user asked for: flags and an optional TOML file, checked as a whole, every mistake reported at
-//! once.
+//! The user's settings: flags and an optional TOML file, validated as a whole, all problems reported at once.
 
 use std::path::PathBuf;
 
@@ -41,53 +40,54 @@ use crate::memory::MemoryConfig;
 use crate::time::{Downtime, Policy};
 use crate::units::{Gpa, TscKhz};
 
-/// A whole VM, validated: building it can still fail for lack of a host capability, but not for nonsense.
+/// The validated configuration of a VM: building it can still fail for a missing host capability, but not for
+/// an invalid value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VmConfig {
     /// The VM's name: the run directory and the control socket are named for it.
     pub name: String,
-    /// What the VM is as a board.
+    /// The machine type.
     pub machine: MachineType,
     /// Guest RAM.
     pub memory: MemoryConfig,
     /// Virtual processors.
     pub cpus: CpuConfig,
-    /// Where they run.
+    /// The host's CPUs for the vCPUs.
     pub pins: Pins,
-    /// What starts in the guest.
+    /// The guest's boot files.
     pub boot: BootConfig,
     /// COM1 and COM2.
     pub serial: [CharBackend; 2],
-    /// Where the interrupt controllers live.
+    /// The location of the interrupt controllers.
     pub irqchip: Irqchip,
-    /// The debug-exit device's port, if wanted: a byte written ends the VM with that exit code.
+    /// The debug-exit device's port, if it exists: a byte written ends the VM with that exit code.
     pub debug_exit: Option<u16>,
-    /// The debug console at port 0x402, if wanted.
+    /// The debug console at port 0x402, if it exists.
     pub debugcon: Option<CharBackend>,
     /// PCI devices.
     pub devices: Vec<DeviceConfig>,
     /// The firmware configuration device (fw_cfg).
     pub fw_cfg: bool,
-    /// Entries of each vCPU's dirty ring; 0: none, KVM keeps bitmaps; none said: a ring where KVM has them.
+    /// Entries of each vCPU's dirty ring; 0: none, KVM keeps bitmaps; `None`: a ring if KVM supports it.
     pub dirty_ring_size: Option<u32>,
-    /// What to do when the guest reports a crash through Hyper-V's crash MSRs or pvpanic.
+    /// The reaction to a crash report through Hyper-V's crash MSRs or pvpanic.
     pub on_crash: OnCrash,
-    /// What to do when a vCPU has a triple fault.
+    /// The reaction to a triple fault.
     pub on_triple_fault: OnTripleFault,
-    /// Seconds from SIGTERM, which presses the power button, to the VM's end; none: no limit.
+    /// Seconds from SIGTERM, which presses the power button, to the VM's end; `None`: no limit.
     pub stop_timeout: Option<u32>,
     /// The guest's TSC and clocks.
     pub time: TimeConfig,
-    /// Where the exit statistics are written at the end and on SIGUSR1.
+    /// The file for the exit statistics, written at the end and on SIGUSR1.
     pub stats: Option<PathBuf>,
-    /// Hyper-V enlightenments, not yet resolved against what the host can do.
+    /// Hyper-V enlightenments, not yet resolved against the host's capabilities.
     pub hv: crate::hyperv::EnlightenmentRequest,
-    /// Show KVM's own paravirtual leaves; `None`: where a Linux guest would have no clock of Hyper-V's.
+    /// Show KVM's own paravirtual leaves; `None`: if a Linux guest would have no Hyper-V clock.
     pub kvm_leaves: Option<bool>,
 }
 
 impl VmConfig {
-    /// The pieces of guest RAM, low to high: (first address, length).
+    /// The regions of guest RAM, in ascending order: (first address, length).
     pub fn ram_ranges(&self) -> Vec<(Gpa, u64)> {
         self.machine.map().ram_ranges(self.memory.size)
     }
@@ -100,7 +100,7 @@ pub struct CpuConfig {
     pub count: u32,
     /// `sockets * cores * threads == count`.
     pub topology: Topology,
-    /// Which CPU the guest sees.
+    /// The CPU that the guest sees.
     pub model: CpuModel,
     /// Features of the model that the guest does not see, by name.
     pub without: Vec<&'static str>,
@@ -111,15 +111,15 @@ pub struct CpuConfig {
 /// The guest's TSC and clocks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TimeConfig {
-    /// The TSC's frequency; none means the host's.
+    /// The TSC's frequency; `None` means the host's.
     pub khz: Option<TscKhz>,
-    /// What becomes of the frequency on a host that has another.
+    /// The policy for a host with another frequency.
     pub on_change: Policy,
-    /// What becomes of the time during which the VM is saved or on its way.
+    /// The treatment of the time during which the VM is saved or migrated.
     pub downtime: Downtime,
 }
 
-/// Where the interrupt controllers live.
+/// The location of the interrupt controllers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Irqchip {
     /// LAPIC, I/O APIC, PIC and PIT in KVM.
@@ -128,7 +128,7 @@ pub enum Irqchip {
     Split,
 }
 
-/// What to do when a vCPU has a triple fault.
+/// The reaction to a triple fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnTripleFault {
     /// Reset the machine, as a PC's chipset does.

@@ -1,4 +1,4 @@
-//! Single values: what they may look like. Pure, but for the look at whether a file can be read.
+//! Parses single values. Pure, except for the check whether a file can be read.
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
@@ -8,7 +8,7 @@ use super::setting::Scalar;
 use crate::text::nearest;
 use crate::units::TscKhz;
 
-/// What is wrong with a value.
+/// The problem of a value.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Wrong {
     pub(super) what: String,
@@ -63,15 +63,15 @@ pub(super) fn size(value: &Scalar) -> Result<u64, Wrong> {
         .ok_or_else(too_large)
 }
 
-/// A size in bytes, as a user writes it.
+/// A size in bytes, in the user's notation.
 ///
 /// # Errors
-/// What is wrong with it.
+/// The problem.
 pub fn parse_size(text: &str) -> Result<u64, String> {
     size(&Scalar::Text(text.to_owned())).map_err(|e| format!("{}; it takes {}", e.what, e.expected))
 }
 
-/// A size for people: the largest unit that leaves a whole number.
+/// A size for display: the largest unit that leaves a whole number.
 pub fn show_size(bytes: u64) -> String {
     for (shift, unit) in [(40, "T"), (30, "G"), (20, "M"), (10, "K")] {
         if bytes != 0 && bytes.trailing_zeros() >= shift {
@@ -86,7 +86,7 @@ pub(super) fn number(value: &Scalar, expected: &str) -> Result<u64, Wrong> {
     let number = match value {
         Scalar::Integer(n) => u64::try_from(*n).ok(),
         Scalar::Text(text) => match text.strip_prefix("0x") {
-            // from_str_radix would take a sign.
+            // from_str_radix would accept a sign.
             Some(hex) if hex.starts_with(|c: char| c.is_ascii_hexdigit()) => {
                 u64::from_str_radix(hex, 16).ok()
             }
@@ -118,7 +118,7 @@ pub(super) fn boolean(value: &Scalar) -> Result<bool, Wrong> {
     }
 }
 
-/// Text that is not empty and holds no NUL (which neither a path nor a command line can).
+/// Text that is not empty and contains no NUL (which neither a path nor a command line can contain).
 pub(super) fn text(value: &Scalar, expected: &str) -> Result<String, Wrong> {
     match value {
         Scalar::Text(text) if text.contains('\0') => {
@@ -132,7 +132,7 @@ pub(super) fn text(value: &Scalar, expected: &str) -> Result<String, Wrong> {
     }
 }
 
-/// One of a few words.
+/// One of several keywords.
 pub(super) fn choice<T: Copy>(value: &Scalar, choices: &[(&str, T)]) -> Result<T, Wrong> {
     let expected = || {
         let words: Vec<_> = choices.iter().map(|(word, _)| *word).collect();
@@ -158,8 +158,8 @@ pub(super) fn choice<T: Copy>(value: &Scalar, choices: &[(&str, T)]) -> Result<T
     }
 }
 
-/// A TSC frequency.
-/// A dirty ring: KVM takes powers of two, and wants room for what a processor may log at once.
+/// A dirty ring's size: KVM accepts powers of two, and reserves entries for writes that a processor logs at
+/// once.
 pub(super) fn dirty_ring_size(value: &Scalar) -> Result<u32, Wrong> {
     let expected = "a power of two from 1024 to 65536, or 0 for a bitmap";
     match u32::try_from(number(value, expected)?) {
@@ -169,7 +169,7 @@ pub(super) fn dirty_ring_size(value: &Scalar) -> Result<u32, Wrong> {
     }
 }
 
-/// A day at most: a longer one is a slip of the pen, and no limit can be had without the setting.
+/// One day at most: a longer timeout is probably an error, and no limit is the default.
 pub(super) fn stop_timeout(value: &Scalar) -> Result<u32, Wrong> {
     let expected = "seconds, from 0 to 86400";
     match u32::try_from(number(value, expected)?) {
@@ -179,7 +179,8 @@ pub(super) fn stop_timeout(value: &Scalar) -> Result<u32, Wrong> {
 }
 
 pub(super) fn tsc_khz(value: &Scalar) -> Result<TscKhz, Wrong> {
-    // What KVM can count (`max_guest_tsc_khz`), and a floor below which Linux distrusts its clock.
+    // The range that KVM supports (`max_guest_tsc_khz`), and a minimum below which Linux does not trust its
+    // clock.
     let expected = "a frequency in kHz, from 100000 (0.1 GHz) to 2147483646";
     match u32::try_from(number(value, expected)?) {
         Ok(khz @ 100_000..=0x7fff_fffe) => Ok(TscKhz(khz)),
@@ -237,7 +238,7 @@ pub(super) enum BackendKind {
     Socket,
 }
 
-/// A name that can stand in paths and on a terminal.
+/// A name that is safe in paths and on a terminal.
 pub(super) fn name(value: &Scalar) -> Result<String, Wrong> {
     let text = text(value, "a name")?;
     if is_name(&text) {
@@ -250,7 +251,7 @@ pub(super) fn name(value: &Scalar) -> Result<String, Wrong> {
     }
 }
 
-/// Whether `text` can name a VM: it becomes a directory's name.
+/// Whether `text` is a valid name of a VM: it becomes a directory's name.
 pub fn is_name(text: &str) -> bool {
     (1..=64).contains(&text.len())
         && text.starts_with(|c: char| c.is_ascii_alphanumeric())
@@ -259,9 +260,9 @@ pub fn is_name(text: &str) -> bool {
             .all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'))
 }
 
-/// Whether the file at `path` can be read as a whole; else why not.
+/// Checks that the file at `path` can be read as a whole.
 pub(super) fn readable(path: &Path) -> Result<(), String> {
-    // Non-blocking: a FIFO must not hang the check.
+    // Non-blocking: a FIFO must not block the check.
     let metadata = OpenOptions::new()
         .read(true)
         .custom_flags(libc::O_NONBLOCK)

@@ -1,4 +1,4 @@
-//! What this host does for a VM: with its RAM, and where its vCPUs run. Nothing of it is saved with the VM.
+//! Host settings of a VM: the handling of its RAM, and the CPUs of its vCPUs. They are not saved with the VM.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::RangeInclusive;
@@ -13,10 +13,10 @@ use crate::text::nearest;
 
 /// The parts of `memory` that are the guest's; the others are the host's.
 const OF_GUEST: [&str; 2] = ["size", "hugepages"];
-/// As many CPUs as Linux can be built for (CONFIG_NR_CPUS on x86).
+/// The maximum number of CPUs that Linux can be built for (CONFIG_NR_CPUS on x86).
 const MAX_HOST_CPUS: u16 = 8192;
 
-/// The CPUs of the host that each vCPU runs on; the vCPUs that are not named run on any.
+/// The CPUs of the host that each vCPU runs on; vCPUs without an entry run on any.
 pub type Pins = BTreeMap<u32, RangeInclusive<u16>>;
 
 impl Build<'_> {
@@ -48,7 +48,7 @@ impl Build<'_> {
         }
     }
 
-    /// Where the vCPUs run, of which there are `vcpus` if that is known.
+    /// The CPUs for the vCPUs; `vcpus` is their number, if it is known.
     pub(super) fn pins(&mut self, vcpus: Option<u32>) -> Pins {
         let Some(part) = self.part("pin") else {
             return Pins::new();
@@ -58,7 +58,7 @@ impl Build<'_> {
     }
 }
 
-/// A saved VM's memory, with what `local` says that this host does with it.
+/// A saved VM's memory, with this host's settings for it from `local`.
 pub(super) fn with_saved_memory(saved: &Draft, local: &mut Draft) {
     let setting = known("memory");
     let mut problems = Vec::new();
@@ -81,7 +81,7 @@ pub(super) fn with_saved_memory(saved: &Draft, local: &mut Draft) {
     local.problems.extend(problems);
 }
 
-/// Whether any use of `memory` in `draft` says something about the guest.
+/// Whether any use of `memory` in `draft` sets a property of the guest.
 pub(super) fn names_guest_memory(draft: &Draft) -> bool {
     let entries = draft.get(known("memory"));
     entries
@@ -184,7 +184,7 @@ fn pins(value: &Scalar, vcpus: Option<u32>) -> Result<Pins, Wrong> {
     Ok((0..).zip(each.map(|cpu| cpu..=cpu)).collect())
 }
 
-/// As `pin` would say it.
+/// In the notation of `pin`.
 pub(super) fn show_pins(pins: &Pins) -> String {
     let each = pins
         .iter()
@@ -207,7 +207,7 @@ fn text(value: &Scalar) -> Option<String> {
 /// `4` or `4-7`.
 fn range(text: &str) -> Option<RangeInclusive<u16>> {
     let number = |text: &str| match text.bytes().all(|byte| byte.is_ascii_digit()) {
-        // from_str would take a sign.
+        // from_str would accept a sign.
         true => text.parse::<u16>().ok(),
         false => None,
     };

@@ -1,4 +1,4 @@
-//! What is wrong with a configuration, and where it was said.
+//! Problems of a configuration, and their origin.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
-/// Where a setting came from.
+/// The origin of a setting.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Origin {
     /// A command-line flag, without its dashes.
@@ -33,14 +33,14 @@ impl fmt::Display for Origin {
     }
 }
 
-/// One mistake, or one thing worth a warning.
+/// One problem, or one warning.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// Where it was said.
+    /// Its origin.
     pub origin: Origin,
-    /// What is wrong.
+    /// The problem.
     pub what: String,
-    /// What was expected, or what to do about it; with an example.
+    /// The expected value, or the remedy; with an example.
     pub help: Option<String>,
 }
 
@@ -62,7 +62,7 @@ pub enum ConfigError {
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: std::io::Error,
     },
     /// The file is larger than any configuration.
@@ -70,7 +70,7 @@ pub enum ConfigError {
     TooLarge {
         /// The file.
         path: PathBuf,
-        /// The most that is read.
+        /// The maximum size.
         limit: u64,
     },
     /// The file is not text.
@@ -82,7 +82,7 @@ pub enum ConfigError {
         /// The first byte that is not UTF-8.
         at: usize,
     },
-    /// Everything that is wrong, in the order file, flags, whole.
+    /// All problems, in the order file, flags, whole.
     #[error("{}", list(.0))]
     Invalid(Vec<Problem>),
 }

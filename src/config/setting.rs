@@ -1,5 +1,5 @@
-//! Every setting there is, once: from this table come the flags, the keys of the file, and the checks of the
-//! documentation.
+//! All settings: the flags, the keys of the file, and the checks of the documentation are derived from this
+//! table.
 
 use super::problem::{Origin, Problem};
 use crate::devices::table::DEVICE_KEYS;
@@ -9,11 +9,11 @@ use crate::devices::table::DEVICE_KEYS;
 pub struct Setting {
     /// The flag's name without dashes, and the key in the file.
     pub key: &'static str,
-    /// What the value looks like.
+    /// The form of the value.
     pub shape: Shape,
     /// The value's name in the help, e.g. `SIZE`.
     pub value: &'static str,
-    /// For the help, one line.
+    /// The help text, one line.
     pub help: &'static str,
     /// A correct use of the flag's value.
     pub flag_example: &'static str,
@@ -21,7 +21,7 @@ pub struct Setting {
     pub file_example: &'static str,
 }
 
-/// What is of the host that a saved VM goes on at, and not of the guest.
+/// The settings of the host that restores a saved VM, as opposed to the guest's.
 pub(super) const LOCAL: [&str; 17] = [
     "name",
     "kernel",
@@ -42,21 +42,21 @@ pub(super) const LOCAL: [&str; 17] = [
     "stats",
 ];
 
-/// Parts that are true where only their name is given.
+/// Parts that are true if only their name is given.
 const SWITCHES: [&str; 3] = ["prealloc", "mergeable", "lock"];
 
-/// What a setting's value looks like.
+/// The form of a setting's value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shape {
     /// One value.
     One,
     /// True or false; the flag alone means true.
     Switch,
-    /// One value that may be left out.
+    /// One value that may be omitted.
     Optional,
     /// `VALUE[,NAME=VALUE]...`: a string like that or a table. The first name is that of the leading value.
     Parts(&'static [&'static str]),
-    /// As `Parts`, but may be given several times, and the last part runs to the end, commas and all.
+    /// As `Parts`, but may be given several times, and the last part extends to the end, including commas.
     Files(&'static [&'static str]),
     /// As `Parts`, but may be given several times.
     Devices(&'static [&'static str]),
@@ -64,7 +64,7 @@ pub enum Shape {
     List,
 }
 
-/// QEMU's names for flags that mean the same here, values and all.
+/// QEMU's names for flags with the same values.
 pub(super) fn aliases(key: &str) -> &'static [&'static str] {
     match key {
         "cmdline" => &["append"],
@@ -87,7 +87,7 @@ pub(super) fn heading(key: &str) -> &'static str {
 }
 
 impl Setting {
-    /// Whether each use adds to those before.
+    /// Whether each use adds to earlier ones.
     pub(super) fn repeats(&self) -> bool {
         matches!(
             self.shape,
@@ -122,7 +122,7 @@ impl Setting {
     }
 }
 
-/// A value as it was given, not yet understood.
+/// A value as it was given, not yet interpreted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Scalar {
     /// A flag's text, or a string in the file.
@@ -136,7 +136,7 @@ pub(super) enum Scalar {
 impl std::fmt::Display for Scalar {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            // Escaped, so that no text can play tricks with the terminal.
+            // Escaped, since the text may contain terminal control sequences.
             Self::Text(text) if text.len() <= 200 => write!(f, "{text:?}"),
             Self::Text(text) => {
                 write!(f, "{:?}...", text.chars().take(60).collect::<String>())
@@ -147,23 +147,23 @@ impl std::fmt::Display for Scalar {
     }
 }
 
-/// A part of a value: the leading one has no name when it was given as text.
+/// A part of a value: the leading one has no name if it was given as text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Part {
     /// As in `hugepages=2M`.
     pub(super) name: Option<String>,
-    /// What it is set to.
+    /// Its value.
     pub(super) value: Scalar,
-    /// Where.
+    /// Its origin.
     pub(super) origin: Origin,
 }
 
 /// One use of a setting.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Entry {
-    /// Where.
+    /// Its origin.
     pub(super) origin: Origin,
-    /// At least one, but for an empty table.
+    /// At least one, except for an empty table.
     pub(super) parts: Vec<Part>,
 }
 

@@ -1,4 +1,4 @@
-//! A configuration as the file that would give it.
+//! A configuration in the form of its file.
 
 use std::path::Path;
 
@@ -12,7 +12,8 @@ use crate::memory::{HostMemory, HugePageSize, MemoryConfig};
 use crate::time::{Downtime, Policy};
 
 impl VmConfig {
-    /// The whole configuration as TOML, defaults and all: as a file, it gives this configuration again.
+    /// The whole configuration as TOML, including defaults: as a file, it results in this configuration
+    /// again.
     pub fn to_toml(&self) -> String {
         let mut table = Table::new();
         let mut put = |key: &str, value: Value| {
@@ -116,11 +117,12 @@ impl VmConfig {
     }
 }
 
-/// What a saved VM's configuration is called in messages.
+/// The name of a saved VM's configuration in messages.
 const SAVED: &str = "saved state";
 
 impl VmConfig {
-    /// The configuration as it is saved with the VM: paths do not depend on where hypernest was started.
+    /// The configuration as it is saved with the VM: paths do not depend on the working directory of
+    /// hypernest.
     pub fn to_saved(&self) -> String {
         let mut config = self.clone();
         config.memory.host = HostMemory::default();
@@ -138,7 +140,7 @@ impl VmConfig {
             .chain(backends)
             .chain(&mut config.stats);
         for path in paths {
-            // The working directory may be gone; then what was said is all that there is.
+            // The working directory may no longer exist; then the path stays as it was given.
             if let Ok(absolute) = std::path::absolute(&*path) {
                 *path = absolute;
             }
@@ -146,17 +148,17 @@ impl VmConfig {
         config.to_toml()
     }
 
-    /// Reads what [`VmConfig::to_saved`] wrote.
+    /// Parses the form that [`VmConfig::to_saved`] writes.
     ///
     /// # Errors
-    /// If it is something else.
+    /// If the text is malformed.
     pub fn from_saved(text: String) -> Result<Self, ConfigError> {
         let file = ConfigFile::new(Path::new(SAVED), text);
         Ok(super::build::without_files(&file)?.config)
     }
 }
 
-/// The words for each policy.
+/// The keyword of each policy.
 pub(super) const POLICIES: [(&str, Policy); 4] = [
     ("auto", Policy::Auto),
     ("scale", Policy::Scale),
@@ -164,11 +166,11 @@ pub(super) const POLICIES: [(&str, Policy); 4] = [
     ("refuse", Policy::Refuse),
 ];
 
-/// The words for what becomes of the time during which the VM does not run.
+/// The keywords for the treatment of the time during which the VM does not run.
 pub(super) const DOWNTIMES: [(&str, Downtime); 2] =
     [("continue", Downtime::Continue), ("pause", Downtime::Pause)];
 
-/// The size alone, where nothing else is said.
+/// Only the size, if nothing else is set.
 fn memory(size: Value, memory: &MemoryConfig) -> Value {
     let mut table = Table::new();
     if let Some(page) = memory.hugepages {

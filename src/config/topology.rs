@@ -1,4 +1,4 @@
-//! How the vCPUs are grouped, when only some of it was said.
+//! The grouping of vCPUs, from an incomplete description.
 
 use super::parse::Wrong;
 use crate::cpuid::Topology;
@@ -6,8 +6,8 @@ use crate::cpuid::Topology;
 /// xAPIC ids are 8 bits, and 255 is the broadcast.
 pub(super) const MAX_CPUS: u32 = 255;
 
-/// Fills in what was left out: the first of cores, sockets and threads that is not given takes what the given
-/// ones leave, the others are 1.
+/// Fills in omitted values: the first of cores, sockets and threads that is not given gets the quotient, the
+/// others are 1.
 pub(super) fn topology(
     count: Option<u32>,
     sockets: Option<u32>,
@@ -51,7 +51,7 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
-        /// Whatever the numbers, an accepted topology multiplies up.
+        /// An accepted topology multiplies to the number of CPUs, whatever the input.
         #[test]
         fn accepted_topologies_multiply_up(
             count in proptest::option::of(1u32..=255),
