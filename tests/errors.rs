@@ -233,11 +233,11 @@ fn console() -> TestResult {
     let site = Site::new()?;
     let full = File::options().write(true).open("/dev/full")?;
     let ended = Vm::start_onto(site.guest("hello"), full)?.end()?;
-    ended.expect_error(0, &["output failed: the guest runs on", "No space left"])?;
+    ended.expect_error(0, &["output failed: the guest continues", "No space left"])?;
     let (reader, writer) = pipe()?;
     drop(reader);
     let ended = Vm::start_onto(site.guest("hello"), writer.into())?.end()?;
-    ended.expect_error(0, &["output failed: the guest runs on", "Broken pipe"])?;
+    ended.expect_error(0, &["output failed: the guest continues", "Broken pipe"])?;
     Ok(())
 }
 

@@ -111,7 +111,7 @@ fn console_limit() -> TestResult {
         Vm::start_onto(site.guest("hello"), console)
     })??;
     let ended = vm.end()?;
-    ended.expect_error(0, &["output failed: the guest runs on", "File too large"])?;
+    ended.expect_error(0, &["output failed: the guest continues", "File too large"])?;
     assert!(site.run_directories()?.is_empty());
     Ok(())
 }

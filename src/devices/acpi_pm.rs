@@ -1,7 +1,7 @@
 //! ACPI fixed hardware: PM1a event and control blocks, the power management timer, general purpose events.
 //!
 //! The machine is always in ACPI mode (FADT: SMI_CMD = 0), so SCI_EN is hard-wired to one. The reset register
-//! is not here: the FADT names the reset control register at 0xcf9.
+//! is not here: the FADT refers to the reset control register at 0xcf9.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +21,7 @@ pub const PM1_CONTROL: u64 = 0x04;
 pub const TIMER: u64 = 0x08;
 /// Offset of general purpose event block 0: status and enable, two bytes each.
 pub const GPE0: u64 = 0x20;
-/// Length of everything.
+/// Length of all blocks.
 pub const LEN: u64 = 0x24;
 
 /// The blocks: region, offset from the PM1 event block, length. A region's number is its offset.
@@ -69,14 +69,14 @@ pub struct AcpiPm {
     sleep_type: u16,
     gpe_status: u16,
     gpe_enable: u16,
-    /// The timer's carry bit changed this often until the guest last cleared the timer's status.
+    /// The number of changes of the timer's carry bit until the guest last cleared the timer's status.
     carries_seen: u64,
     sci_high: bool,
 }
 
 impl AcpiPm {
-    /// `sleep_type_s5` is what the DSDT's `\_S5` holds. `waker` is called when the guest asks
-    /// for an interrupt at the timer's overflow.
+    /// `sleep_type_s5` is the value in the DSDT's `\_S5`. `waker` is called when the guest enables an
+    /// interrupt at the timer's overflow.
     pub fn new(
         sleep_type_s5: u8,
         sci: IrqLine,
@@ -102,7 +102,7 @@ impl AcpiPm {
         device
     }
 
-    /// The user pressed the power button: the guest's operating system decides what to do about it.
+    /// The user pressed the power button: the guest's operating system decides how to react.
     pub fn power_button(&mut self) {
         self.status |= POWER_BUTTON;
         self.update();
@@ -114,7 +114,7 @@ impl AcpiPm {
         self.update();
     }
 
-    /// Whether the guest has asked to be told of the power button: whether pressing it can have an effect.
+    /// Whether the guest has enabled the power button's event, so that pressing it can have an effect.
     pub fn listens_to_power_button(&self) -> bool {
         self.enable & POWER_BUTTON != 0
     }
@@ -125,7 +125,7 @@ impl AcpiPm {
         u64::try_from(ticks).unwrap_or(u64::MAX)
     }
 
-    /// How often bit 31 of the 32-bit timer has changed.
+    /// The number of changes of bit 31 of the 32-bit timer.
     fn carries(&self) -> u64 {
         self.ticks() >> 31
     }
@@ -158,7 +158,7 @@ impl AcpiPm {
     }
 
     fn write_byte(&mut self, offset: u64, value: u8) {
-        // The byte in its place in a 16-bit register, and what stays.
+        // The byte at its position in a 16-bit register, and the mask of the other one.
         let (value, keep) = if offset & 1 == 0 {
             (u16::from(value), 0xff00)
         } else {
@@ -180,7 +180,7 @@ impl AcpiPm {
             }
             0x04..=0x05 => {
                 self.sleep_type = (self.sleep_type & keep) | (value & SLEEP_TYPE_MASK);
-                // Write-only. Sleep states other than S5 do not exist here: the DSDT names none.
+                // Write-only. Sleep states other than S5 do not exist here: the DSDT defines none.
                 if value & SLEEP_ENABLE != 0
                     && self.sleep_type >> SLEEP_TYPE_SHIFT == self.sleep_type_s5
                 {
@@ -199,7 +199,7 @@ impl LockedDevice for AcpiPm {
         "acpi-pm"
     }
 
-    /// The timer runs on, as the clock that it is.
+    /// The timer continues, since it is a clock.
     fn reset(&mut self) {
         self.status = 0;
         self.enable = 0;
@@ -210,7 +210,8 @@ impl LockedDevice for AcpiPm {
         self.update();
     }
 
-    // The registers may be accessed byte by byte (ACPI 6.5, 4.8.1.1); the timer's bytes belong to one moment.
+    // The registers may be accessed byte by byte (ACPI 6.5, 4.8.1.1); the timer's bytes are read at one
+    // moment.
     fn read(&mut self, region: Region, offset: u64, data: &mut [u8]) {
         self.update();
         let offset = from_event_block(region, offset);
@@ -228,7 +229,7 @@ impl LockedDevice for AcpiPm {
     }
 
     fn write(&mut self, region: Region, offset: u64, data: &[u8]) {
-        // An overflow that this write's "clear" does not mean must be in the status before it.
+        // An overflow that this write is not meant to clear must be in the status before it.
         self.update();
         let offset = from_event_block(region, offset);
         for (byte, offset) in data.iter().zip(offset..) {
@@ -237,7 +238,7 @@ impl LockedDevice for AcpiPm {
         self.update();
     }
 
-    // The timer shows the devices' clock, which is saved beside the devices.
+    // The timer reads the devices' clock, which is saved beside the devices.
     fn save(&self, to: &mut Encoder) {
         to.u16(self.status);
         to.u16(self.enable);
@@ -274,7 +275,7 @@ impl Timed for AcpiPm {
             .saturating_mul(1 << 31)
             .saturating_sub(self.ticks());
         let nanos = u128::from(left) * NANOS_PER_SECOND / u128::from(TIMER_HZ);
-        // Rounded up, so that the overflow has happened when the time is over.
+        // Rounded up, so that the overflow has happened when the time has passed.
         Some(
             Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
                 + Duration::from_micros(1),

@@ -1,10 +1,10 @@
-//! Where devices take the time from: the host's clocks, or a hand-set one in tests.
+//! The source of time for devices: the host's clocks, or a manual one in tests.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// The two clocks that devices need.
+/// The two clocks of devices.
 pub trait Clock: Send + Sync + fmt::Debug {
     /// Time since some fixed point; never goes back.
     fn monotonic(&self) -> Duration;
@@ -13,11 +13,11 @@ pub trait Clock: Send + Sync + fmt::Debug {
     fn wall(&self) -> Duration;
 }
 
-/// The host's clocks. The monotonic one can be made to go on from where that of a saved VM was.
+/// The host's clocks. The monotonic one can continue from the value of a saved VM's.
 #[derive(Debug)]
 pub struct HostClock {
     created: Instant,
-    /// In nanoseconds; what it showed when it was created.
+    /// In nanoseconds; its value when it was created.
     begin: AtomicU64,
 }
 
@@ -30,7 +30,7 @@ impl HostClock {
         }
     }
 
-    /// The monotonic clock shows `now`.
+    /// Sets the monotonic clock to `now`.
     pub fn go_on_from(&self, now: Duration) {
         let begin = now.saturating_sub(self.created.elapsed());
         let begin = u64::try_from(begin.as_nanos()).unwrap_or(u64::MAX);
@@ -56,21 +56,21 @@ impl Clock for HostClock {
     }
 
     fn wall(&self) -> Duration {
-        // A host clock before 1970 is unset: the epoch is as good a guess as any.
+        // A host clock before 1970 is not set: the epoch is a reasonable substitute.
         SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default()
     }
 }
 
-/// A device that has something to do at a certain time, not only when the guest looks.
+/// A device with work at a certain time, not only at the guest's accesses.
 ///
-/// A guest access that brings the time nearer must be followed by
+/// A guest access that makes the time earlier must be followed by
 /// [`Waker::wake`](super::io_thread::Waker::wake).
 pub trait Timed: Send {
-    /// How long until [`Timed::tick`] has something to do; `None` while nothing is planned.
+    /// The time until [`Timed::tick`] has work; `None` while nothing is planned.
     fn until_due(&self) -> Option<Duration>;
 
-    /// Does what is due. Called at any time, also too early.
+    /// Does the work that is due. Called at any time, also too early.
     fn tick(&mut self);
 }

@@ -1,4 +1,4 @@
-//! Devices for tests and firmware debugging, there only on request: the debug-exit port and the debug
+//! Devices for tests and firmware debugging, present only on request: the debug-exit port and the debug
 //! console.
 
 use super::char::{CharDevice, TxQueue};
@@ -7,7 +7,7 @@ use crate::bus::{LockedDevice, Region};
 use crate::life::{GuestEvent, GuestEvents};
 use crate::state::{Decoder, Encoder, StateError};
 
-/// What the debug console's port reads as: how firmware finds out that it is there.
+/// The value that the debug console's port reads as, by which firmware detects it.
 const DEBUGCON_SIGNATURE: u8 = 0xe9;
 
 /// A write ends hypernest with that exit code.
@@ -47,15 +47,15 @@ impl LockedDevice for DebugExit {
     }
 }
 
-/// Every byte written is output. While its reader is slow and the queue full, bytes are lost: the port has no
-/// way to say "busy".
+/// Every byte written is output. If its reader is slow and the queue full, bytes are lost: the port has no
+/// way to report "busy".
 #[derive(Debug)]
 pub struct Debugcon {
     queue: TxQueue,
 }
 
 impl Debugcon {
-    /// Output wakes `waker`, and without one goes nowhere.
+    /// Output wakes `waker`; without one it is dropped.
     pub fn new(waker: Option<Waker>) -> Self {
         Self {
             queue: TxQueue::new(waker),
@@ -71,7 +71,7 @@ impl LockedDevice for Debugcon {
     fn reset(&mut self) {}
 
     fn read(&mut self, _region: Region, offset: u64, data: &mut [u8]) {
-        // In every byte: how guests find out that wide writes work as well.
+        // In every byte: guests detect by it that wide writes work as well.
         if offset == 0 {
             data.fill(DEBUGCON_SIGNATURE);
         }
@@ -85,7 +85,7 @@ impl LockedDevice for Debugcon {
         }
     }
 
-    // What waits in the queue is output of the VM that was saved, which delivers it.
+    // Queued output belongs to the saved VM, which delivers it.
     fn save(&self, _to: &mut Encoder) {}
 
     fn load(&mut self, _from: &mut Decoder<'_>) -> Result<(), StateError> {
@@ -94,7 +94,7 @@ impl LockedDevice for Debugcon {
 }
 
 impl CharDevice for Debugcon {
-    /// Takes input and drops it: it cannot receive.
+    /// Accepts no input: the port cannot receive.
     fn input_room(&mut self) -> usize {
         usize::MAX
     }

@@ -1,7 +1,7 @@
 //! The keyboard controller (8042) with a keyboard and no mouse.
 //!
-//! Enough of both for the probes of Linux (i8042, atkbd) and Windows to end quickly and content: a probe that
-//! gets no answer waits half a second. Nobody types on this keyboard; people use the serial console.
+//! Enough of both for the probes of Linux (i8042, atkbd) and Windows to succeed quickly: a probe without a
+//! reply waits half a second. There is no input from this keyboard; users use the serial console.
 
 use std::collections::VecDeque;
 
@@ -43,7 +43,7 @@ const KEYBOARD_TEST_PASSED: u8 = 0xaa;
 /// The keyboard's own buffer is 16 bytes.
 const KEYBOARD_QUEUE: usize = 16;
 
-/// What the byte written next to the data port belongs to.
+/// The target of the next byte written to the data port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Expect {
     Keyboard,
@@ -52,7 +52,7 @@ enum Expect {
     OutputPort,
     /// Echoed as if the keyboard had sent it.
     KeyboardLoop,
-    /// Echoed without the mouse flag, from which drivers learn that there is no mouse port.
+    /// Echoed without the mouse flag, by which drivers detect that there is no mouse port.
     AuxLoop,
     Nothing,
 }
@@ -82,7 +82,7 @@ impl Expect {
     }
 }
 
-/// Which keyboard command waits for its argument.
+/// The keyboard command that waits for its argument.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum KeyboardArgument {
     Accept,
@@ -96,9 +96,9 @@ pub struct I8042 {
     events: GuestEvents,
     ram: [u8; 32],
     output_port: u8,
-    /// What the data port shows, if its "output full" bit is set.
+    /// The byte in the data port, if its "output full" bit is set.
     output: Option<Byte>,
-    /// The answer to a controller command, if the data port was taken when it came.
+    /// The reply to a controller command, if the data port was full when it was ready.
     reply: Option<u8>,
     last_read: u8,
     last_was_command: bool,
@@ -151,7 +151,7 @@ impl I8042 {
             0xa4 => self.answer(0xf1),
             0xa7 => self.ram[0] |= CONTROL_AUX_DISABLE,
             0xa8 => self.ram[0] &= !CONTROL_AUX_DISABLE,
-            // Mouse port test: clock line stuck low, for there is no such port.
+            // Mouse port test: clock line stuck low, since there is no such port.
             0xa9 => self.answer(0x01),
             0xaa => {
                 self.ram[0] |= CONTROL_SYSTEM;
@@ -180,7 +180,7 @@ impl I8042 {
         self.last_was_command = false;
         match std::mem::replace(&mut self.expect, Expect::Keyboard) {
             Expect::Keyboard => {
-                // Talking to the keyboard switches its port on.
+                // A byte to the keyboard enables its port.
                 self.ram[0] &= !CONTROL_KEYBOARD_DISABLE;
                 self.keyboard_command(value);
             }
@@ -230,7 +230,7 @@ impl I8042 {
             0xf2 => self.send(&[ACK, 0xab, 0x83]),
             // Enable, types of all keys.
             0xf4 | 0xf7..=0xfa => self.send(&[ACK]),
-            // Disable, defaults: both drop what is queued.
+            // Disable, defaults: both drop queued bytes.
             0xf5 | 0xf6 => {
                 self.keyboard.clear();
                 self.scancode_set = 2;
@@ -255,7 +255,7 @@ impl I8042 {
         }
     }
 
-    /// From the controller itself. A second answer replaces one that was not fetched.
+    /// From the controller itself. A second reply replaces one that was not read.
     fn answer(&mut self, value: u8) {
         self.reply = Some(value);
     }
@@ -285,7 +285,7 @@ impl I8042 {
             }
         }
         let enabled = self.control() & CONTROL_KEYBOARD_INTERRUPT != 0;
-        // Only the keyboard's bytes interrupt: drivers poll for the controller's answers.
+        // Only the keyboard's bytes interrupt: drivers poll for the controller's replies.
         self.irq
             .set(enabled && self.output.is_some_and(|byte| byte.from_keyboard));
     }

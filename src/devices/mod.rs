@@ -1,5 +1,5 @@
-//! The platform's devices. None of them knows KVM: each answers accesses from the bus, drives the interrupt
-//! lines it was given, and reports what concerns the VM as a whole through a
+//! The platform's devices. They do not depend on KVM: each handles accesses from the bus, drives its
+//! interrupt lines, and reports events of the VM as a whole through a
 //! [`GuestEvents`](crate::life::GuestEvents).
 //!
 //! ```text

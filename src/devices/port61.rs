@@ -1,4 +1,4 @@
-//! System control port B (0x61) for machines without a PIT. KVM answers it where its PIT exists.
+//! System control port B (0x61) for machines without a PIT. KVM handles it if its PIT exists.
 
 use crate::bus::{LockedDevice, Region};
 use crate::state::{Decoder, Encoder, StateError};
@@ -6,9 +6,9 @@ use crate::state::{Decoder, Encoder, StateError};
 /// Timer 2 gate, speaker, and two NMI masks.
 const WRITABLE: u8 = 0x0f;
 const TIMER2_GATE: u8 = 1 << 0;
-/// Toggles with every memory refresh; software counts it for delays.
+/// Toggles with every memory refresh; software uses it for delays.
 const REFRESH: u8 = 1 << 4;
-/// Timer 2 has run out. Without a timer it has whenever it is on: loops that wait for it end.
+/// Timer 2 has expired. Without a timer it reads as expired whenever it is on: loops that wait for it end.
 const TIMER2_OUTPUT: u8 = 1 << 5;
 
 /// The port. It reports no NMI cause, which an unclaimed port's all-ones would.

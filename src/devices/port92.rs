@@ -16,7 +16,7 @@ pub struct Port92 {
 }
 
 impl Port92 {
-    /// As it is at power-on.
+    /// The state at power-on.
     pub fn new(events: GuestEvents) -> Self {
         Self { value: A20, events }
     }

@@ -1,16 +1,16 @@
-//! Ports that software writes to only for the delay: POST codes (0x80) and its alternative 0xed.
+//! Ports that software writes only for the delay: POST codes (0x80) and its alternative 0xed.
 
 use crate::bus::{LockedDevice, Region};
 use crate::state::{Decoder, Encoder, StateError};
 
-/// A port that remembers what was written last, as the latch behind a POST card does.
+/// A port that stores the last value written, as the latch of a POST card does.
 #[derive(Debug, Default)]
 pub struct PostPort {
     last: u8,
 }
 
 impl PostPort {
-    /// The last code written: how far the guest's firmware came.
+    /// The last code written: the progress of the guest's firmware.
     pub fn last(&self) -> u8 {
         self.last
     }

@@ -1,4 +1,4 @@
-//! pvpanic: how a guest's panic handler tells the host (QEMU's docs/specs/pvpanic).
+//! pvpanic: reports a guest's panic to the host (QEMU's docs/specs/pvpanic).
 
 use crate::bus::{LockedDevice, Region};
 use crate::life::{GuestEvent, GuestEvents};
@@ -7,7 +7,7 @@ use crate::state::{Decoder, Encoder, StateError};
 const PANICKED: u8 = 1 << 0;
 /// A crash kernel takes over.
 const CRASH_LOADED: u8 = 1 << 1;
-/// The events we take; the guest reads them and sends no others.
+/// The supported events; the guest reads them and sends no others.
 const SUPPORTED: u8 = PANICKED | CRASH_LOADED;
 
 /// The port.
@@ -17,7 +17,7 @@ pub struct Pvpanic {
 }
 
 impl Pvpanic {
-    /// As it is at power-on.
+    /// The state at power-on.
     pub fn new(events: GuestEvents) -> Self {
         Self { events }
     }

@@ -1,9 +1,9 @@
 //! A 16550A UART: COM1 and COM2.
 //!
-//! Registers, receive FIFO and loopback come from `vm_superio::Serial`. What it leaves out is added around
-//! it: interrupt identification with priorities and as a level that follows its causes (it would report two
-//! causes at once as a third one, and forget data on reading IIR), the FIFO control register, back-pressure
-//! in both directions, and break.
+//! Registers, receive FIFO and loopback come from `vm_superio::Serial`. This module adds: interrupt
+//! identification with priorities and as a level that follows its causes (vm-superio would report two causes
+//! at once as a third one, and drop data on reading IIR), the FIFO control register, back-pressure in both
+//! directions, and break.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -26,7 +26,7 @@ const IIR_FCR: u8 = 2;
 const LCR: u8 = 3;
 const MCR: u8 = 4;
 const LSR: u8 = 5;
-/// How many ports the UART decodes.
+/// The number of ports that the UART decodes.
 pub const PORTS: u64 = 8;
 
 const IER_RECEIVED: u8 = 1 << 0;
@@ -70,14 +70,14 @@ pub struct Serial {
     name: String,
     irq: IrqLine,
     uart: Registers<NoTrigger, NoEvents, TxQueue>,
-    /// Shadow of IER, which hides behind the divisor latch.
+    /// Shadow of IER, which the divisor latch hides.
     ier: u8,
     lcr: u8,
     fifo_enabled: bool,
     thr_interrupt: bool,
-    /// The guest saw, or would have seen, a transmitter that is not ready.
+    /// The guest read, or would have read, a transmitter that is not ready.
     tx_blocked: bool,
-    /// The source was told that there is no room.
+    /// The source was notified that there is no room.
     rx_paused: bool,
     break_state: Break,
     line_high: bool,
@@ -86,14 +86,14 @@ pub struct Serial {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Break {
     None,
-    /// Behind the bytes in the FIFO.
+    /// After the bytes in the FIFO.
     Waiting,
     /// In the FIFO as a zero byte, with BI in LSR until that is read.
     Reported,
 }
 
 impl Serial {
-    /// A UART called `name`. Its output wakes `waker`; without one it goes nowhere.
+    /// A UART called `name`. Its output wakes `waker`; without one it is dropped.
     pub fn new(name: &str, irq: IrqLine, waker: Option<Waker>) -> Self {
         Self {
             name: name.to_owned(),
@@ -179,7 +179,7 @@ impl Serial {
         let _infallible = self.uart.write(offset, value);
     }
 
-    /// Empties the receive FIFO, also from behind the divisor latch.
+    /// Empties the receive FIFO, even if the divisor latch hides it.
     fn clear_receiver(&mut self) {
         self.pass(LCR, self.lcr & !LCR_DLAB);
         while self.received() > 0 {
@@ -222,7 +222,7 @@ impl Serial {
         }
     }
 
-    /// After every change: lets a waiting break in, resumes a paused source, drives the line.
+    /// After every change: admits a pending break, resumes a paused source, drives the line.
     fn update(&mut self) {
         if self.break_state == Break::Waiting && self.received() == 0 && !self.in_loopback() {
             self.break_state = Break::Reported;
@@ -252,7 +252,7 @@ impl Serial {
     }
 }
 
-/// Which register is at `offset`.
+/// The register at `offset`.
 fn register(offset: u64) -> Option<u8> {
     u8::try_from(offset)
         .ok()
@@ -279,7 +279,7 @@ impl LockedDevice for Serial {
         &self.name
     }
 
-    /// What the guest sent before is still delivered.
+    /// Output that the guest sent before is still delivered.
     fn reset(&mut self) {
         let sent = mem::take(self.uart.writer_mut());
         self.uart = Registers::new(NoTrigger, sent);
@@ -309,8 +309,8 @@ impl LockedDevice for Serial {
         }
     }
 
-    // Output that waits to be delivered is not part of it: the VM that was saved delivers it. What is loaded
-    // finds an empty transmitter, and tells a guest that waits for one.
+    // Pending output is not part of it: the saved VM delivers it. A restored VM has an empty transmitter, and
+    // signals that to a guest that waits for one.
     fn save(&self, to: &mut Encoder) {
         let uart = self.uart.state();
         to.array(&registers(&uart));
@@ -349,8 +349,8 @@ impl LockedDevice for Serial {
         let sent = mem::take(self.uart.writer_mut());
         match Registers::from_state(&state, NoTrigger, NoEvents, sent) {
             Ok(uart) => self.uart = uart,
-            // Output waits in a VM that is restored only if somebody loads twice; it goes with what was
-            // there.
+            // Output is pending in a restored VM only if state is loaded twice; it is dropped with the
+            // previous state.
             Err(_) => {
                 let count = state.in_buffer.len();
                 return Err(from.invalid("received bytes", format!("{count} do not fit")));
@@ -360,7 +360,7 @@ impl LockedDevice for Serial {
         self.lcr = lcr;
         self.tx_blocked = false;
         self.rx_paused = false;
-        // Whatever was told before the restore counts no more.
+        // Notifications before the restore are void.
         self.line_high = self.cause() != IIR_NONE;
         self.irq.set(self.line_high);
         self.update();
@@ -378,7 +378,7 @@ impl CharDevice for Serial {
 
     fn input(&mut self, bytes: &[u8]) {
         let room = self.room();
-        // Refused only without room, and that much was promised.
+        // Refused only without room, and the caller was promised that much.
         let _fits = self.uart.enqueue_raw_bytes(&bytes[..bytes.len().min(room)]);
         self.update();
     }

@@ -16,10 +16,10 @@ pub fn section_name(name: &str) -> String {
     format!("device/{name}")
 }
 
-/// Writes down `devices` and their clock. No vCPU runs.
+/// Saves `devices` and their clock. No vCPU runs.
 ///
 /// # Errors
-/// If two devices have one name.
+/// If two devices have the same name.
 pub fn save(
     devices: &[SharedDevice],
     clock: &HostClock,
@@ -40,14 +40,14 @@ pub fn save(
     Ok(())
 }
 
-/// Loads `devices`, which were made from the same configuration, from their sections and takes these out.
+/// Loads `devices`, which were created from the same configuration, from their sections, and removes these.
 ///
-/// The devices' clock goes on from where it was, plus `missed`: the part of the time since then that counts
-/// for the guest. Interrupt controllers must be there already, and in the state that was saved with the
-/// devices': each device drives its lines as they were.
+/// The devices' clock continues from its saved value plus `missed`: the part of the time since then that
+/// counts for the guest. Interrupt controllers must exist, in the state that was saved with the devices':
+/// each device drives its lines at their saved levels.
 ///
 /// # Errors
-/// If a section is missing, or cannot be what it says.
+/// If a section is missing or invalid.
 pub fn load(
     devices: &[SharedDevice],
     clock: &HostClock,
@@ -57,7 +57,7 @@ pub fn load(
     let section = from.take(CLOCK_SECTION)?;
     let mut body = section.decoder(CLOCK_VERSION)?;
     let nanos = body.u64("monotonic clock")?;
-    // 292 years: what is beyond was never measured.
+    // 292 years: a larger value was never measured.
     if nanos > u64::MAX / 2 {
         return Err(body.invalid("monotonic clock", format!("{nanos} ns")));
     }

@@ -1,4 +1,5 @@
-//! What the device tests share: a recorder of interrupt lines, a hand-set clock, port accesses in few words.
+//! Shared parts of the device tests: a recorder of interrupt lines, a manual clock, short forms of port
+//! accesses.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -38,7 +39,7 @@ impl IrqSink for LineRecorder {
     }
 }
 
-/// A clock that moves only when told to.
+/// A clock that advances only when it is set.
 #[derive(Debug, Default)]
 pub(crate) struct HandClock {
     now: Mutex<(Duration, Duration)>,
@@ -113,7 +114,7 @@ pub(crate) fn accesses(
     )
 }
 
-/// Carries out such accesses; the device only has to survive them.
+/// Performs such accesses; the device must not panic.
 pub(crate) fn replay(
     device: &mut dyn LockedDevice,
     region: Region,
@@ -140,19 +141,19 @@ pub(crate) fn load(device: &mut dyn LockedDevice, body: &[u8]) -> Result<(), Sta
     decoder.finish()
 }
 
-/// What is saved, loaded and saved again is the same.
+/// Checks that saving, loading and saving again gives the same state.
 pub(crate) fn assert_comes_back(device: &dyn LockedDevice, fresh: &mut dyn LockedDevice) {
     let body = saved(device);
     load(fresh, &body).unwrap();
     assert_eq!(saved(fresh), body);
-    // Nothing less will do.
+    // No shorter body is accepted.
     for length in 0..body.len() {
         load(fresh, &body[..length]).unwrap_err();
     }
     load(fresh, &body).unwrap();
 }
 
-/// Bodies as somebody might make them up: a real one with any bytes in any places, or any bytes.
+/// Invented bodies: a real one with arbitrary bytes in some places, or arbitrary bytes.
 #[derive(Clone, Debug)]
 pub(crate) struct Hostile {
     changes: Option<Vec<(usize, u8)>>,
@@ -168,7 +169,7 @@ pub(crate) fn hostile() -> impl proptest::strategy::Strategy<Value = Hostile> {
 }
 
 impl Hostile {
-    /// Loads it; whether the device took it. What it has become is then the caller's to use.
+    /// Loads it; returns whether the device accepted it. The caller then uses the device.
     pub(crate) fn load_into(self, device: &mut dyn LockedDevice) -> bool {
         let mut body = saved(device);
         match self.changes {

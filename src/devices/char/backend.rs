@@ -1,14 +1,14 @@
-//! Where a character device is connected, as asked for.
+//! The configured connection of a character device.
 
 use std::path::PathBuf;
 
-/// Where a character device's bytes come from and go to.
+/// The source and the destination of a character device's bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CharBackend {
     /// Nothing is connected; output is dropped.
     None,
-    /// hypernest's own terminal or pipe; Ctrl-A x ends the VM, Ctrl-A Ctrl-A sends Ctrl-A. One device at
-    /// most.
+    /// hypernest's own terminal or pipe; Ctrl-A x ends the VM, Ctrl-A Ctrl-A sends Ctrl-A. At most one
+    /// device.
     Stdio,
     /// Output is written to a file, truncated at the start; no input.
     File(PathBuf),

@@ -3,19 +3,19 @@
 /// Ctrl-A.
 const ESCAPE: u8 = 0x01;
 
-/// What Ctrl-A h prints. Lines end as a raw terminal needs it.
+/// The output of Ctrl-A h. Lines end as a raw terminal requires.
 pub(super) const HELP: &str = "\r\n\
     C-a h    this help\r\n\
     C-a x    end the VM\r\n\
     C-a b    send break (magic SysRq)\r\n\
     C-a C-a  send C-a\r\n";
 
-/// What one typed byte means.
+/// The meaning of one typed byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Key {
-    /// Goes to the guest.
+    /// It is sent to the guest.
     Guest(u8),
-    /// The first half of an escape, or an unknown second half: goes nowhere.
+    /// The first byte of an escape sequence, or an unknown second byte: it is dropped.
     Swallowed,
     /// End the VM.
     Quit,
@@ -25,7 +25,7 @@ pub(super) enum Key {
     Help,
 }
 
-/// Remembers whether the last byte was Ctrl-A.
+/// Records whether the last byte was Ctrl-A.
 #[derive(Debug, Default)]
 pub(super) struct EscapeKeys {
     armed: bool,

@@ -1,16 +1,16 @@
 //! Character devices: the two sides of a serial line.
 //!
-//! The guest's side is a [`CharDevice`] (a UART, the debug console). The user's side is a [`Wire`] made from
-//! a [`CharBackend`]. The [`IoThread`](super::io_thread::IoThread) carries bytes between them; neither side
+//! The guest's side is a [`CharDevice`] (a UART, the debug console). The user's side is a [`Wire`] from a
+//! [`CharBackend`]. The [`IoThread`](super::io_thread::IoThread) transfers bytes between them; neither side
 //! ever waits for the other:
 //!
-//! * **Output.** The device puts bytes into its [`TxQueue`], which has a fixed size. While a slow reader
-//!   keeps it full, the device says "busy" as hardware does; a guest that sends regardless loses those bytes.
-//!   A reader that went away (closed stdout, full disk) is reported once; from then on output is dropped and
-//!   the guest runs on.
-//! * **Input.** The source is read only while the device has room, so nothing is lost and nothing piles up. A
-//!   terminal is the exception: it is read always, for Ctrl-A x must work with a guest that has stopped
-//!   listening.
+//! * **Output.** The device appends bytes to its [`TxQueue`], which has a fixed size. While a slow reader
+//!   keeps it full, the device reports "busy" as hardware does; bytes that a guest sends regardless are lost.
+//!   A reader that has closed (closed stdout, full disk) is reported once; from then on output is dropped and
+//!   the guest continues.
+//! * **Input.** The source is read only while the device has room, so nothing is lost and nothing
+//!   accumulates. A terminal is the exception: it is always read, since Ctrl-A x must work with a guest that
+//!   reads no input.
 
 mod backend;
 mod escape;
@@ -33,31 +33,31 @@ use thiserror::Error;
 
 use super::io_thread::Waker;
 
-/// The guest's side of a line, as the I/O thread sees it.
+/// The guest's side of a line, as seen by the I/O thread.
 pub trait CharDevice: Send {
-    /// How many bytes of input it can take now. After answering 0 it wakes the I/O thread once it has room
-    /// again.
+    /// The number of bytes of input that it can accept now. After returning 0 it wakes the I/O thread once it
+    /// has room again.
     fn input_room(&mut self) -> usize;
 
-    /// Takes input; at most [`CharDevice::input_room`] bytes.
+    /// Accepts input; at most [`CharDevice::input_room`] bytes.
     fn input(&mut self, bytes: &[u8]);
 
     /// The line was held in the break condition (Ctrl-A b).
     fn input_break(&mut self);
 
-    /// Moves pending output into `buf`; returns how many bytes.
+    /// Moves pending output to `buf`; returns the number of bytes.
     fn take_output(&mut self, buf: &mut [u8]) -> usize;
 }
 
 /// Why a backend could not be opened.
 #[derive(Debug, Error)]
 pub enum CharError {
-    /// Two devices want the terminal.
+    /// Two devices use the terminal.
     #[error(
         "cannot connect {device} to stdio: another device has it; give only one of them `stdio`"
     )]
     StdioTaken {
-        /// The second one.
+        /// The second device.
         device: String,
     },
     /// A file or socket could not be opened.
@@ -65,36 +65,36 @@ pub enum CharError {
     Path {
         /// The device.
         device: String,
-        /// What was tried, e.g. `creating the file`.
+        /// The attempted operation, e.g. `creating the file`.
         action: &'static str,
-        /// With which path.
+        /// Its path.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
-    /// The socket's path is taken by something that must not be removed.
+    /// The socket's path is occupied by something that must not be removed.
     #[error("cannot connect {device}: {} {obstacle}; give another path or remove it", path.display())]
     SocketInUse {
         /// The device.
         device: String,
         /// The path.
         path: PathBuf,
-        /// What is there.
+        /// The obstacle.
         obstacle: &'static str,
     },
-    /// The terminal or a pseudo-terminal would not do as it was told.
+    /// The terminal or a pseudo-terminal could not be set up.
     #[error("cannot connect {device}: {action} failed")]
     Terminal {
         /// The device.
         device: String,
-        /// What was tried.
+        /// The attempted operation.
         action: &'static str,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
 }
 
-/// The bytes that a device has sent and nobody has fetched yet.
+/// The bytes that a device has sent and that have not been read yet.
 #[derive(Debug, Default)]
 pub struct TxQueue {
     bytes: VecDeque<u8>,
@@ -103,10 +103,10 @@ pub struct TxQueue {
 }
 
 impl TxQueue {
-    /// At 115200 baud more than a second; enough for a burst of kernel messages while the reader sleeps.
+    /// More than a second at 115200 baud; enough for a burst of kernel messages while the reader sleeps.
     pub const CAPACITY: usize = 16 * 1024;
 
-    /// A queue whose reader is woken by `waker`; without one, output is dropped on the spot.
+    /// A queue whose reader is woken by `waker`; without one, output is dropped at once.
     pub fn new(waker: Option<Waker>) -> Self {
         let capacity = if waker.is_some() { Self::CAPACITY } else { 0 };
         Self {
@@ -132,7 +132,7 @@ impl TxQueue {
         }
     }
 
-    /// Moves what is there into `buf`.
+    /// Moves the content to `buf`.
     pub fn take(&mut self, buf: &mut [u8]) -> usize {
         let count = buf.len().min(self.bytes.len());
         for (slot, byte) in buf.iter_mut().zip(self.bytes.drain(..count)) {
@@ -141,7 +141,7 @@ impl TxQueue {
         count
     }
 
-    /// How many bytes did not fit, since the start.
+    /// The number of bytes that did not fit, since the start.
     pub fn lost(&self) -> u64 {
         self.lost
     }

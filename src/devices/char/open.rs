@@ -1,4 +1,4 @@
-//! From a configured backend to a [`Wire`].
+//! Opens a configured backend as a [`Wire`].
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal};
@@ -22,7 +22,7 @@ use crate::life::MachineHandle;
 use crate::sys::private::{self, Existing};
 
 impl Wire {
-    /// hypernest's own standard input and output. A terminal goes into raw mode until the wire is dropped.
+    /// hypernest's own standard input and output. A terminal is in raw mode until the wire is dropped.
     pub(in crate::devices) fn stdio(
         device: &str,
         handle: MachineHandle,
@@ -70,7 +70,7 @@ impl Wire {
         Ok(wire)
     }
 
-    /// A file, truncated unless what is in it is to be kept; output only.
+    /// A file, truncated unless its content is to be kept; output only.
     pub(in crate::devices) fn file(
         device: &str,
         path: &Path,
@@ -108,7 +108,7 @@ impl Wire {
         tcsetattr(&pair.slave, SetArg::TCSANOW, &modes).map_err(failed("setting raw mode"))?;
         let mut wire = Self::new(device);
         set_nonblocking(pair.master.as_fd()).map_err(failed("setting up the pseudo-terminal"))?;
-        // From the moment the slave side is closed, the master reports whether a user has it open.
+        // From the moment when the slave side is closed, the master reports whether a user has it open.
         drop(pair.slave);
         wire.pty = Some(Arc::new(File::from(pair.master)));
         Ok((wire, path))
@@ -129,8 +129,9 @@ enum Direction {
 }
 
 /// A descriptor for the same terminal or pipe that never blocks. O_NONBLOCK belongs to the open file
-/// description, which is shared with whoever started us, so a terminal or named pipe is opened anew; a file
-/// keeps its shared offset, and what cannot be opened again is used as it is, polled before each use.
+/// description, which is shared with the parent process, so a terminal or named pipe is opened again; a file
+/// keeps its shared offset, and a descriptor that cannot be opened again is used directly, polled before each
+/// use.
 fn own_description(fd: BorrowedFd<'_>, direction: Direction) -> io::Result<File> {
     let shared = File::from(fd.try_clone_to_owned()?);
     let kind = shared.metadata()?.file_type();

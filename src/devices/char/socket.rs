@@ -1,5 +1,5 @@
-//! A Unix socket to listen on: stale files taken over, foreign ones left alone, the own one removed at the
-//! end.
+//! A Unix socket to listen on: a stale file is replaced, another program's is left alone, the own one is
+//! removed at the end.
 
 use std::fs;
 use std::io;
@@ -16,7 +16,7 @@ use crate::sys::private;
 pub(super) struct Listener {
     socket: UnixListener,
     path: PathBuf,
-    /// Device and inode of the file made, so that a successor's file is not removed.
+    /// Device and inode of the created file, so that a successor's file is not removed.
     identity: Option<(u64, u64)>,
     on_death: Option<OnDeath>,
 }
@@ -38,7 +38,7 @@ impl Listener {
             Ok(meta) if !meta.file_type().is_socket() => return Err(in_use("is not a socket")),
             Ok(_) => match UnixStream::connect(path) {
                 Ok(_) => return Err(in_use("is in use by a running program")),
-                // Refused: nobody listens, a former run left it behind.
+                // Refused: no process listens; a former run left it behind.
                 Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => {
                     fs::remove_file(path).map_err(|e| failed("removing the stale socket", e))?;
                 }
@@ -56,7 +56,7 @@ impl Listener {
         })
     }
 
-    /// The next client, if one waits.
+    /// The next client, if one is waiting.
     pub(super) fn accept(&self) -> io::Result<UnixStream> {
         let (stream, _) = self.socket.accept()?;
         stream.set_nonblocking(true)?;
@@ -70,10 +70,10 @@ impl Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        // From the next line on the path may be another process's.
+        // From the next line on the path may belong to another process.
         self.on_death = None;
         if self.identity.is_some() && identity(&self.path) == self.identity {
-            // Gone already is as good.
+            // It may have been removed already.
             let _gone = fs::remove_file(&self.path);
         }
     }

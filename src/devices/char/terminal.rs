@@ -1,4 +1,4 @@
-//! The user's terminal in raw mode, and its way back.
+//! The user's terminal in raw mode, and its restoration.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -12,8 +12,8 @@ use nix::sys::termios::{
 use crate::bus::lock;
 use crate::sys::fatal::OnDeath;
 
-/// The terminal and the modes to go back to, while a guard lives. Global, because the panic hook and the last
-/// exit path need it.
+/// The terminal and its previous modes, while a guard lives. Global, because the panic hook and the last exit
+/// path need it.
 static SAVED: Mutex<Option<Saved>> = Mutex::new(None);
 
 struct Saved {
@@ -22,7 +22,7 @@ struct Saved {
     _on_death: OnDeath,
 }
 
-/// A terminal in raw mode; dropped, the modes are as before. At most one lives at a time.
+/// A terminal in raw mode; dropping it restores the modes. At most one lives at a time.
 #[derive(Debug)]
 pub(super) struct RawTerminal(());
 
@@ -31,8 +31,7 @@ impl RawTerminal {
     pub(super) fn enter(terminal: BorrowedFd<'_>) -> io::Result<Self> {
         let before = tcgetattr(terminal)?;
         let raw = raw_modes(&before);
-        // A panic must restore before its message is printed, and also when the panicking thread owns no
-        // guard.
+        // A panic must restore before its message is printed, also if the panicking thread owns no guard.
         static HOOK: Once = Once::new();
         HOOK.call_once(|| {
             let previous = std::panic::take_hook();
@@ -58,11 +57,11 @@ impl Drop for RawTerminal {
     }
 }
 
-/// Brings the terminal back to the modes it had. Does nothing if it is not in raw mode. For paths that end
-/// the process without unwinding; otherwise the guard does it.
+/// Restores the terminal's previous modes. Does nothing if it is not in raw mode. For paths that end the
+/// process without unwinding; otherwise the guard does it.
 pub fn restore() {
     if let Some(saved) = lock(&SAVED).take() {
-        // Nothing can be done about a terminal that is gone.
+        // A terminal that no longer exists cannot be restored.
         let _gone = set(saved.terminal.as_fd(), &saved.modes);
     }
 }
@@ -71,8 +70,8 @@ fn set(terminal: BorrowedFd<'_>, modes: &Termios) -> io::Result<()> {
     tcsetattr(terminal, SetArg::TCSANOW, modes).map_err(io::Error::from)
 }
 
-/// Raw input, but output processing left on: the guest's `\r\n` survives it, and hypernest's own messages
-/// need it.
+/// Raw input, but with output processing: it does not change the guest's `\r
+/// `, and hypernest's own messages need it.
 fn raw_modes(before: &Termios) -> Termios {
     let mut raw = before.clone();
     cfmakeraw(&mut raw);

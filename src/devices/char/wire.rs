@@ -1,5 +1,4 @@
-//! The user's side of a line: one turn of carrying bytes between descriptors and a device, whatever the
-//! backend.
+//! The user's side of a line: one turn transfers bytes between descriptors and a device, for any backend.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -17,12 +16,12 @@ use super::terminal::RawTerminal;
 use super::{CharDevice, TxQueue};
 use crate::life::{MachineHandle, Request};
 
-/// The most that is read or written at once. A pipe that polls writable takes PIPE_BUF (4096) bytes without
-/// blocking.
+/// The maximum that is read or written at once. A pipe that polls writable accepts PIPE_BUF (4096) bytes
+/// without blocking.
 const CHUNK: usize = 4096;
 
-/// How often a pseudo-terminal that nobody has open is looked at (Linux reports its opening in no other way),
-/// and a socket whose client could not be accepted.
+/// The polling interval of a pseudo-terminal that no process has open (Linux reports its opening in no other
+/// way), and of a socket whose client could not be accepted.
 const LOOK: Duration = Duration::from_millis(500);
 
 /// The descriptors of a wire, in the order in which their readiness is passed back.
@@ -38,22 +37,22 @@ pub struct Wire {
     pub(super) input: Option<Arc<File>>,
     pub(super) output: Option<Arc<File>>,
     pub(super) listener: Option<Listener>,
-    /// The master side; `input` and `output` are it too while somebody has the other side open.
+    /// The master side; also `input` and `output` while a process has the other side open.
     pub(super) pty: Option<Arc<File>>,
     pub(super) keys: Option<(EscapeKeys, MachineHandle)>,
-    /// Holds the terminal in raw mode; such an input is read even if the guest does not listen.
+    /// Holds the terminal in raw mode; such an input is read even if the guest does not read.
     pub(super) terminal: Option<RawTerminal>,
-    /// The client that waits is tried again now and then.
+    /// Accepting the waiting client is retried periodically.
     accept_failed: bool,
-    /// Input that the device has no room for yet. At most two chunks.
+    /// Input for which the device has no room yet. At most two chunks.
     arrived: VecDeque<Key>,
-    /// Output that the backend did not take yet. At most one chunk and the help text, or a device's whole
+    /// Output that the backend has not accepted yet. At most one chunk and the help text, or a device's whole
     /// queue while the world is stopped.
     leaving: Vec<u8>,
 }
 
 impl Wire {
-    /// A wire with nothing at the user's end yet.
+    /// A wire that is not connected at the user's end yet.
     pub(super) fn new(device: &str) -> Self {
         Self {
             device: device.to_owned(),
@@ -69,10 +68,10 @@ impl Wire {
         }
     }
 
-    /// What to poll for, per slot; `None` for a slot without interest.
+    /// The poll events per slot; `None` for an unused slot.
     pub(in crate::devices) fn interest(&self) -> [Option<(BorrowedFd<'_>, PollFlags)>; SLOTS] {
         let wants_input = self.arrived.is_empty() || self.terminal.is_some();
-        // A peer that can hang up is watched for that always, so that another can take its place.
+        // A peer that can hang up is always watched for that, so that another can replace it.
         let can_leave = self.listener.is_some() || self.pty.is_some();
         let events = if wants_input {
             PollFlags::POLLIN
@@ -102,12 +101,12 @@ impl Wire {
         [input, output, listener]
     }
 
-    /// How long polling may last at most.
+    /// The maximum duration of a poll.
     pub(in crate::devices) fn patience(&self) -> Option<Duration> {
         (self.accept_failed || self.pty.is_some() && self.output.is_none()).then_some(LOOK)
     }
 
-    /// Acts on what polling said, without the device.
+    /// Handles the polled readiness, without the device.
     pub(in crate::devices) fn turn_host(&mut self, ready: [PollFlags; SLOTS]) {
         if ready[LISTENER].contains(PollFlags::POLLIN) || self.accept_failed {
             self.accept();
@@ -127,7 +126,7 @@ impl Wire {
         self.collect(device);
     }
 
-    /// Takes all output that the device has, as far as that is bounded.
+    /// Takes all output of the device, as far as that is bounded.
     pub(in crate::devices) fn collect_all(&mut self, device: &mut dyn CharDevice) {
         self.collect(device);
         let mut chunk = [0; CHUNK];
@@ -139,7 +138,7 @@ impl Wire {
         }
     }
 
-    /// Whether output waits for the backend.
+    /// Whether output is pending for the backend.
     pub(in crate::devices) fn has_output(&self) -> bool {
         !self.leaving.is_empty()
     }
@@ -157,7 +156,7 @@ impl Wire {
                 self.accept_failed = false;
             }
             Err(e) if is_transient(&e) => self.accept_failed = false,
-            // Descriptors are short, most likely. Later they may not be.
+            // Most likely a temporary lack of descriptors.
             Err(error) => {
                 if !self.accept_failed {
                     warn!(device = self.device, %error, "cannot accept a client: it waits");
@@ -185,7 +184,7 @@ impl Wire {
             return;
         };
         if !self.arrived.is_empty() && self.terminal.is_none() {
-            // Only a hang-up is reported while input is not asked for.
+            // Without a request for input only a hang-up is reported.
             if ready.intersects(PollFlags::POLLHUP | PollFlags::POLLERR) {
                 self.disconnect();
             }
@@ -209,7 +208,7 @@ impl Wire {
             Err(e) if is_transient(&e) => {}
             Err(_) if self.listener.is_some() || self.pty.is_some() => self.disconnect(),
             Err(error) => {
-                warn!(device = self.device, %error, "input failed: the guest gets no more of it");
+                warn!(device = self.device, %error, "input failed: the guest receives no more of it");
                 self.input = None;
             }
         }
@@ -221,7 +220,7 @@ impl Wire {
             None => Key::Guest(byte),
         };
         match key {
-            // Typed at a guest that has not listened for thousands of keys: there is no use in keeping more.
+            // The guest has not read thousands of keys: keeping more is useless.
             Key::Guest(_) | Key::Break => {
                 if self.arrived.len() < 2 * CHUNK {
                     self.arrived.push_back(key);
@@ -268,7 +267,7 @@ impl Wire {
 
     fn collect(&mut self, device: &mut dyn CharDevice) {
         if self.output.is_none() {
-            // Nobody there: as on a line without a cable.
+            // No peer: as on a line without a cable.
             self.leaving.clear();
             let mut dropped = [0; CHUNK];
             while device.take_output(&mut dropped) == CHUNK {}
@@ -284,7 +283,7 @@ impl Wire {
             return;
         };
         if self.leaving.is_empty() {
-            // Polled for a hang-up only.
+            // Polled only for a hang-up.
             self.disconnect();
             return;
         }
@@ -296,8 +295,8 @@ impl Wire {
             Err(e) if is_transient(&e) => {}
             Err(_) if self.listener.is_some() || self.pty.is_some() => self.disconnect(),
             Err(error) => {
-                warn!(device = self.device, %error, "output failed: the guest runs on, its output is \
-                    dropped");
+                warn!(device = self.device, %error, "output failed: the guest continues, its output is \
+                                                     dropped");
                 self.output = None;
             }
         }

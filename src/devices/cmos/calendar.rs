@@ -3,14 +3,14 @@
 
 const SECONDS_PER_DAY: i64 = 86_400;
 
-/// How the registers are to be read: two bits of register B.
+/// The format of the registers: two bits of register B.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Mode {
     pub(super) binary: bool,
     pub(super) hours_24: bool,
 }
 
-/// The registers that hold the time, as the guest sees them.
+/// The registers that contain the time, as the guest sees them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct TimeRegisters {
     pub(super) second: u8,
@@ -67,7 +67,7 @@ impl Mode {
 }
 
 impl TimeRegisters {
-    /// The registers at `seconds` since 1970-01-01 00:00:00. Years before 0 and after 9999 show as those.
+    /// The registers at `seconds` since 1970-01-01 00:00:00. Years before 0 and after 9999 saturate.
     pub(super) fn at(seconds: i64, mode: Mode) -> Self {
         let days = seconds.div_euclid(SECONDS_PER_DAY);
         let in_day = seconds.rem_euclid(SECONDS_PER_DAY);
@@ -87,7 +87,7 @@ impl TimeRegisters {
         }
     }
 
-    /// Seconds since 1970-01-01. What is out of range counts as the nearest that is in it.
+    /// Seconds since 1970-01-01. Values out of range are clamped.
     pub(super) fn seconds(&self, mode: Mode) -> i64 {
         let field = |value, max: u8| i64::from(mode.decode(value).min(max));
         let year = field(self.century, 99) * 100 + field(self.year, 99);
@@ -101,7 +101,7 @@ impl TimeRegisters {
     }
 }
 
-/// When the alarm rings: a fixed value or any, for each of hour, minute, second.
+/// The time of the alarm: a fixed value or any, for each of hour, minute, second.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Alarm {
     pub(super) hour: Option<u8>,
@@ -164,7 +164,7 @@ fn days_from_civil(year: i64, month: i64, day: i64) -> i64 {
 
 /// (year, month, day) of the day `days` after 1970-01-01.
 fn civil(days: i64) -> (i64, i64, i64) {
-    // A guess that is at most one year off: 146097 days in 400 years.
+    // An estimate that is at most one year off: 146097 days in 400 years.
     let mut year = 1970 + days.saturating_mul(400).div_euclid(146_097);
     while days < days_to_year(year) {
         year -= 1;

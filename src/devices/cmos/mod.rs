@@ -1,8 +1,8 @@
 //! The real-time clock (MC146818) and its battery-backed RAM.
 //!
-//! The time is the host's UTC plus what the guest has set it off by: it needs no tick and follows the host.
-//! Interrupts (periodic, alarm, update ended) come from the I/O thread; without them enabled, flags are
-//! computed when the guest looks.
+//! The time is the host's UTC plus the guest's offset: it needs no tick and follows the host. Interrupts
+//! (periodic, alarm, update ended) come from the I/O thread; without them enabled, flags are computed when
+//! the guest reads.
 
 mod calendar;
 mod nvram;
@@ -24,7 +24,7 @@ pub const PORTS: u64 = 2;
 const INDEX: u64 = 0;
 const DATA: u64 = 1;
 
-// Registers (MC146818A data sheet; the century is where ACPI's FADT says, and everybody has it).
+// Registers (MC146818A data sheet; the century is at the usual position, to which ACPI's FADT refers).
 const SECOND: u8 = 0x00;
 const SECOND_ALARM: u8 = 0x01;
 const MINUTE: u8 = 0x02;
@@ -54,11 +54,11 @@ const B_SQUARE_WAVE: u8 = 1 << 3;
 const B_BINARY: u8 = 1 << 2;
 const B_24_HOURS: u8 = 1 << 1;
 
-/// Register C's flags stand where register B's enable bits do.
+/// Register C's flags are at the positions of register B's enable bits.
 const INTERRUPTS: u8 = B_PERIODIC | B_ALARM | B_UPDATE_ENDED;
 const C_REQUEST: u8 = 1 << 7;
 
-/// The battery is fine.
+/// The battery is in order.
 const D_VALID: u8 = 1 << 7;
 
 /// An alarm register with both top bits set matches everything.
@@ -67,8 +67,8 @@ const ALARM_ANY: u8 = 0xc0;
 /// Times further than this from 1970, in seconds, cannot be set by a guest: 34,000 years.
 const FAR: u64 = 1 << 40;
 
-/// "Update in progress" shows this long before the second changes: 244 us warning and the 1984 us of the
-/// update itself.
+/// "Update in progress" reads as set for this long before the second changes: 244 us warning and the 1984 us
+/// of the update itself.
 const UPDATE_WINDOW: Duration = Duration::from_micros(244 + 1984);
 
 /// The clock and its RAM.
@@ -78,20 +78,20 @@ pub struct Cmos {
     clock: Arc<dyn Clock>,
     waker: Waker,
     index: u8,
-    /// All registers. Those of the time count only while register B's SET bit stops the clock.
+    /// All registers. Those of the time are used only while register B's SET bit stops the clock.
     ram: [u8; 128],
     /// The guest's clock minus the host's, in seconds.
     offset: i64,
     flags: u8,
-    /// Up to which second (guest time) flags are computed.
+    /// The second (guest time) up to which flags are computed.
     seen: i64,
-    /// When (monotonic) the periodic flag was last due.
+    /// The time (monotonic) at which the periodic flag was last due.
     period_start: Duration,
     line_high: bool,
 }
 
 impl Cmos {
-    /// With the RAM filled in as firmware would for this machine.
+    /// Creates it with the RAM content that firmware leaves on this machine.
     pub fn new(
         irq: IrqLine,
         clock: Arc<dyn Clock>,
@@ -153,7 +153,7 @@ impl Cmos {
     fn period(&self) -> Option<Duration> {
         let rate = match self.ram[usize::from(A)] & 0x0f {
             0 => return None,
-            // These two mean 256 and 128 Hz, like 8 and 9.
+            // These two select 256 and 128 Hz, like 8 and 9.
             rate @ 1..=2 => rate + 7,
             rate => rate,
         };
@@ -173,7 +173,7 @@ impl Cmos {
         }
     }
 
-    /// Sets the flags for what has happened since the last look.
+    /// Sets the flags for the time since the last call.
     fn advance(&mut self) {
         if !self.stopped() {
             let now = self.now();
@@ -191,7 +191,7 @@ impl Cmos {
                 let elapsed = monotonic.saturating_sub(self.period_start);
                 if elapsed >= period {
                     self.flags |= B_PERIODIC;
-                    // Keeps the beat: back to the last multiple of the period.
+                    // Keeps the phase: back to the last multiple of the period.
                     let into = elapsed.as_nanos() % period.as_nanos();
                     let into = Duration::from_nanos(u64::try_from(into).unwrap_or(0));
                     self.period_start = monotonic.saturating_sub(into);
@@ -214,7 +214,7 @@ impl Cmos {
         }
     }
 
-    /// The time registers: running, or as they stand while stopped.
+    /// The time registers: running, or as they are while stopped.
     fn time(&self) -> TimeRegisters {
         if !self.stopped() {
             return TimeRegisters::at(self.now(), self.mode());
@@ -247,7 +247,7 @@ impl Cmos {
         }
     }
 
-    /// The guest's clock goes on from what the registers hold.
+    /// The guest's clock continues from the content of the registers.
     fn start_from(&mut self, time: TimeRegisters) {
         self.offset = time
             .seconds(self.mode())
@@ -275,7 +275,7 @@ impl Cmos {
                 let value = self.flags | request;
                 self.flags = 0;
                 self.drive();
-                // The next interrupt has to be planned.
+                // The next interrupt must be scheduled.
                 if request != 0 {
                     self.waker.wake();
                 }
@@ -288,7 +288,7 @@ impl Cmos {
 
     fn write_data(&mut self, value: u8) {
         let index = usize::from(self.index);
-        // Before anything changes, what has happened so far is judged by the old settings.
+        // Flags up to now depend on the old settings.
         self.advance();
         match self.index {
             SECOND | MINUTE | HOUR | WEEKDAY | DAY | MONTH | YEAR | CENTURY => {
@@ -316,7 +316,7 @@ impl Cmos {
         }
     }
 
-    /// What the time registers in RAM hold.
+    /// The time registers in RAM.
     fn stopped_time(&mut self) -> TimeRegisters {
         let b = self.b();
         self.ram[usize::from(B)] = b | B_SET;
@@ -353,7 +353,7 @@ impl LockedDevice for Cmos {
         "cmos"
     }
 
-    /// Interrupts go off; time and RAM are battery-backed and stay.
+    /// Interrupts are disabled; time and RAM are battery-backed and stay.
     fn reset(&mut self) {
         self.index = 0;
         self.ram[usize::from(B)] &= !(INTERRUPTS | B_SQUARE_WAVE);
@@ -381,7 +381,7 @@ impl LockedDevice for Cmos {
         }
     }
 
-    // The guest's time is the host's and an offset, so it goes on while the VM is not there.
+    // The guest's time is the host's plus an offset, so it continues while the VM does not exist.
     fn save(&self, to: &mut Encoder) {
         to.u8(self.index);
         to.array(&self.ram);

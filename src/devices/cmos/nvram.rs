@@ -1,9 +1,9 @@
-//! What firmware leaves in the battery-backed RAM for whoever boots after it.
+//! The content of the battery-backed RAM that firmware leaves for operating systems.
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 
-/// The guest's RAM, as the RAM's size bytes tell it.
+/// The guest's RAM, for the RAM's size bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemorySizes {
     /// Bytes below the 32-bit PCI hole.
@@ -16,7 +16,7 @@ pub struct MemorySizes {
 pub(super) fn initial(memory: MemorySizes, vcpus: u32) -> [u8; 128] {
     let mut ram = [0; 128];
     let mut put = |index: usize, value: u64, bytes: usize| {
-        // Saturates at what the field can say.
+        // Saturates at the field's maximum.
         let value = value.min((1 << (8 * bytes)) - 1).to_le_bytes();
         ram[index..index + bytes].copy_from_slice(&value[..bytes]);
     };
@@ -36,7 +36,7 @@ pub(super) fn initial(memory: MemorySizes, vcpus: u32) -> [u8; 128] {
     );
     // Above 4 GiB, in 64 KiB.
     put(0x5b, memory.above_4g / (64 * KIB), 3);
-    // Processors beside the first one.
+    // Processors besides the first one.
     put(0x5f, u64::from(vcpus.saturating_sub(1)), 1);
     // The checksum of 0x10..=0x2d, most significant byte first.
     let sum: u16 = ram[0x10..=0x2d].iter().copied().map(u16::from).sum();

@@ -81,7 +81,7 @@ fn the_time_moves_on_and_a_set_bit_stops_it() {
 fn setting_the_time_keeps_it_off_the_hosts_by_as_much() {
     let mut b = bench();
     b.put(B, B_24_HOURS | B_SET);
-    // February 31 on the way there: the month is written after the day.
+    // An intermediate February 31: the month is written after the day.
     for (index, value) in [
         (DAY, 0x31),
         (MONTH, 0x12),
@@ -253,7 +253,7 @@ fn a_restored_clock_follows_the_host_with_the_guests_own_offset() {
     assert!(!restored.line.high());
     restored.run(Duration::from_secs(600));
     assert!(restored.line.high());
-    // It also rings if its time was while nobody was there.
+    // It also fires if its time was while the VM was saved.
     let mut late = bench();
     late.clock.advance(Duration::from_secs(3600));
     load(&mut late.cmos, &body).unwrap();

@@ -34,8 +34,8 @@ fn sent(s: &mut Serial) -> Vec<u8> {
     buf
 }
 
-/// Linux's `autoconfig` and `autoconfig_16550a` (drivers/tty/serial/8250/8250_port.c), as far as a 16550A is
-/// tested.
+/// Linux's `autoconfig` and `autoconfig_16550a` (drivers/tty/serial/8250/8250_port.c), as far as they test a
+/// 16550A.
 #[test]
 fn linux_finds_a_16550a() {
     let (mut s, line) = serial();
