@@ -4,9 +4,8 @@ use std::env;
 use std::path::PathBuf;
 use std::process::Command;
 
-/// Variables that the caller sets for its own programs and that must not reach a freestanding one:
-/// flags such as `-C target-feature=+crt-static`, and the wrappers by which clippy and others
-/// replace the compiler.
+/// Variables that the caller sets for its own programs and that must not reach a freestanding one: flags such
+/// as `-C target-feature=+crt-static`, and the wrappers by which clippy and others replace the compiler.
 const CALLERS: [&str; 10] = [
     "RUSTFLAGS",
     "CARGO_ENCODED_RUSTFLAGS",
@@ -48,8 +47,8 @@ fn main() {
         "-Clink-args=-Wl,--build-id=none,-z,noexecstack,-z,max-page-size=4096".to_owned(),
     ];
     let mut flags = flags.to_vec();
-    // Hosts that interpret guest code support few SSE instructions. If the compiler ever requires
-    // SSE2, only those hosts are lost.
+    // Hosts that interpret guest code support few SSE instructions. If the compiler ever requires SSE2, only
+    // those hosts are lost.
     let without_sse = "-Ctarget-feature=-sse,-sse2";
     if compiler_takes(without_sse) {
         flags.push(without_sse.to_owned());

@@ -1,6 +1,5 @@
-//! The VP assist page: data that a guest and its hypervisor exchange per virtual processor (TLFS,
-//! "Virtual Processor Assist Page"). The guest sets its address with
-//! [`crate::hyperv::msr::VP_ASSIST_PAGE`].
+//! The VP assist page: data that a guest and its hypervisor exchange per virtual processor (TLFS, "Virtual
+//! Processor Assist Page"). The guest sets its address with [`crate::hyperv::msr::VP_ASSIST_PAGE`].
 //!
 //! KVM reads it again at every entry into an L2.
 

@@ -1,9 +1,7 @@
-//! Measurements that an L1 guest program passes to its host: a page and an array of samples in
-//! guest memory.
+//! Measurements that an L1 guest program passes to its host: a page and an array of samples in guest memory.
 //!
-//! The program sends the page's address, and a signal when it is complete, by
-//! [`crate::probe::Doorbell`]. All words are 64-bit little-endian. The board is guest input:
-//! [`read`] checks everything.
+//! The program sends the page's address, and a signal when it is complete, by [`crate::probe::Doorbell`]. All
+//! words are 64-bit little-endian. The board is guest input: [`read`] checks everything.
 
 use core::fmt;
 use core::mem::{offset_of, size_of};
@@ -157,8 +155,8 @@ pub struct Reading {
     pub status: Status,
     /// The number of samples that there is room for, at most [`MAX_CAPACITY`].
     pub capacity: usize,
-    /// The address of the samples: the array does not wrap around the address space. Only the
-    /// reader can check that it is memory.
+    /// The address of the samples: the array does not wrap around the address space. Only the reader can
+    /// check that it is memory.
     pub samples_gpa: u64,
     /// L2's TSC ticks from before the first to after the last sample, once all have been taken.
     pub stopwatch: Option<u64>,

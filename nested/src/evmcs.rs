@@ -1,11 +1,11 @@
 //! The enlightened VMCS, version 1: a VMCS that L1 reads and writes as memory (TLFS, "Enlightened VMCS").
 //!
-//! L1 sets the page's GPA in its [VP assist page](crate::assist), writes fields by plain stores,
-//! and clears the [clean bit](clean) of each group that it changed; L0 need not read the others.
-//! After an exit L0 has set all clean bits.
+//! L1 sets the page's GPA in its [VP assist page](crate::assist), writes fields by plain stores, and clears
+//! the [clean bit](clean) of each group that it changed; L0 need not read the others. After an exit L0 has
+//! set all clean bits.
 //!
-//! One table below contains the layout. Where the sources disagree with the SDM or each other, the
-//! table follows the SDM:
+//! One table below contains the layout. Where the sources disagree with the SDM or each other, the table
+//! follows the SDM:
 //!
 //! - the TLFS gives IA32_SYSENTER_CS of the host the encoding of its RIP, and has no row for RIP;
 //! - the TLFS names the tertiary controls at 1016, padding in Linux 6.12 (`struct hv_enlightened_vmcs`);
@@ -30,8 +30,7 @@ pub const EXIT_TRAP_AFTER_FLUSH: u32 = 0x1000_0031;
 
 /// [`Evmcs::hv_enlightenments_control`]: L0 handles flush hypercalls of this L2.
 pub const NESTED_FLUSH_HYPERCALL: u32 = 1 << 0;
-/// [`Evmcs::hv_enlightenments_control`]: [`clean::MSR_BITMAP`] also covers changes to the bitmap's
-/// content.
+/// [`Evmcs::hv_enlightenments_control`]: [`clean::MSR_BITMAP`] also covers changes to the bitmap's content.
 pub const ENLIGHTENED_MSR_BITMAP: u32 = 1 << 1;
 
 /// Bits of [`Evmcs::hv_clean_fields`]: a group that L1 has not changed since the last exit.
@@ -94,10 +93,9 @@ pub mod clean {
     ];
 }
 
-/// Control bits that can exist in a VMX with an enlightened VMCS, since KVM filters the capability
-/// MSRs for a guest once the capability is enabled (`nested_evmcs_filter_control_msr`). Any other
-/// bit fails the entry with [`crate::vmx::instruction_error::ENTRY_CONTROLS`], for a plain VMCS
-/// too.
+/// Control bits that can exist in a VMX with an enlightened VMCS, since KVM filters the capability MSRs for a
+/// guest once the capability is enabled (`nested_evmcs_filter_control_msr`). Any other bit fails the entry
+/// with [`crate::vmx::instruction_error::ENTRY_CONTROLS`], for a plain VMCS too.
 pub mod supported {
     /// Pin-based controls.
     pub const PIN: u32 = 0x0000_003F;

@@ -1,5 +1,4 @@
-//! The measured kinds of L2's exits and the modes, by names that the benchmark and its guest
-//! programs share.
+//! The measured kinds of L2's exits and the modes, by names that the benchmark and its guest programs share.
 
 use core::fmt;
 use core::str::FromStr;
@@ -126,8 +125,8 @@ impl Mode {
         matches!(self, Self::EvmcsDirectFlush | Self::SvmDirectFlush)
     }
 
-    /// The setting of kvm_intel.enable_shadow_vmcs that the mode requires; `None` if it has no
-    /// effect, since L0 uses a shadow VMCS only for a plain VMCS.
+    /// The setting of kvm_intel.enable_shadow_vmcs that the mode requires; `None` if it has no effect, since
+    /// L0 uses a shadow VMCS only for a plain VMCS.
     #[must_use]
     pub const fn shadow_vmcs(self) -> Option<bool> {
         match self {
@@ -253,8 +252,7 @@ impl Touch {
         }
     }
 
-    /// The profile called `text`: a name, or `reads=N,writes=M`, of which either may be omitted if
-    /// it is 0.
+    /// The profile called `text`: a name, or `reads=N,writes=M`, of which either may be omitted if it is 0.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let named = Self::ALL.iter().find(|one| one.name() == Some(text));

@@ -1,7 +1,7 @@
 //! Layouts and arithmetic that a hypervisor and its nested guests share.
 //!
-//! Everything here is plain data and pure functions, so that the VMM, its tests, the benchmarks and
-//! the freestanding guest programs share the same numbers.
+//! Everything here is plain data and pure functions, so that the VMM, its tests, the benchmarks and the
+//! freestanding guest programs share the same numbers.
 #![no_std]
 #![forbid(unsafe_code)]
 

@@ -1,5 +1,5 @@
-//! KVM's nested-state blob: the data that KVM_GET_NESTED_STATE returns and KVM_SET_NESTED_STATE
-//! accepts for a virtual processor whose guest is a hypervisor.
+//! KVM's nested-state blob: the data that KVM_GET_NESTED_STATE returns and KVM_SET_NESTED_STATE accepts for a
+//! virtual processor whose guest is a hypervisor.
 //!
 //! ```text
 //! 0  flags u16 | 2 format u16 | 4 size u32 | 8 header of the format, to 128 | 128 VMCS or VMCB, a page | shadow VMCS, a page
@@ -7,14 +7,13 @@
 //! SVM header:  8 VMCB u64
 //! ```
 //!
-//! A blob comes from a file or another host: [`NestedState::parse`] trusts nothing. It refuses
-//! everything that KVM refuses (`vmx_set_nested_state`, `svm_set_nested_state`) and that can be
-//! determined from the blob alone, and in addition accepts only sizes and combinations that KVM
-//! itself writes. [`NestedState::check`] does the rest: it checks whether a given processor can
-//! accept the blob.
+//! A blob comes from a file or another host: [`NestedState::parse`] trusts nothing. It refuses everything
+//! that KVM refuses (`vmx_set_nested_state`, `svm_set_nested_state`) and that can be determined from the blob
+//! alone, and in addition accepts only sizes and combinations that KVM itself writes. [`NestedState::check`]
+//! does the rest: it checks whether a given processor can accept the blob.
 //!
-//! The blob contains an enlightened VMCS by content but not by address: KVM finds the page again
-//! through the [VP assist page](crate::assist).
+//! The blob contains an enlightened VMCS by content but not by address: KVM finds the page again through the
+//! [VP assist page](crate::assist).
 
 mod check;
 mod malformed;
@@ -31,8 +30,8 @@ pub use vmcs12::{REVISION, Vmcs12};
 pub const HEADER: usize = 128;
 /// The size of a VMCS or VMCB.
 pub const PAGE: usize = 4096;
-/// The size of the largest blob. KVM must get this much room: it may write the shadow VMCS even if
-/// it does not count it in `size` (`vmx_get_nested_state`).
+/// The size of the largest blob. KVM must get this much room: it may write the shadow VMCS even if it does
+/// not count it in `size` (`vmx_get_nested_state`).
 pub const MOST: usize = HEADER + 2 * PAGE;
 
 /// Bits of the blob's flags, and of those for system-management mode and in the VMX header (KVM_STATE_*).
@@ -69,8 +68,7 @@ pub enum NestedState<'a> {
 pub enum Vmx<'a> {
     /// L1 has not executed VMXON.
     Off {
-        /// The blob is marked as one with an enlightened VMCS nevertheless, as old versions of KVM
-        /// did.
+        /// The blob is marked as one with an enlightened VMCS nevertheless, as old versions of KVM did.
         evmcs: bool,
     },
     /// L1 has executed VMXON.
@@ -186,10 +184,10 @@ impl<'a> NestedState<'a> {
 
 /// Writes the revision of its layout into an enlightened VMCS that has none.
 ///
-/// KVM sets it when L1 enters L2 by VMLAUNCH. L1 may begin with VMRESUME instead, since an
-/// enlightened VMCS has no launch state; then KVM returns a blob without it, and refuses that blob
-/// (`nested_vmx_handle_enlightened_vmptrld`, `vmx_set_nested_state`). KVM only checks that there is
-/// a revision.
+/// KVM sets it when L1 enters L2 by VMLAUNCH. L1 may begin with VMRESUME instead, since an enlightened VMCS
+/// has no launch state; then KVM returns a blob without it, and refuses that blob
+/// (`nested_vmx_handle_enlightened_vmptrld`, `vmx_set_nested_state`). KVM only checks that there is a
+/// revision.
 pub fn supply_revision(bytes: &mut [u8]) {
     let Some((header, data)) = bytes.split_first_chunk_mut::<HEADER>() else {
         return;
@@ -309,8 +307,7 @@ impl<'a> Blob<'a> {
                 Some(gpa)
             }
         };
-        // The VMCS determines whether there is a second page; until it is found, one page is
-        // expected.
+        // The VMCS determines whether there is a second page; until it is found, one page is expected.
         let vmcs = match self.data.first_chunk::<PAGE>() {
             Some(page) => Vmcs12(page),
             None => {

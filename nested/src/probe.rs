@@ -1,5 +1,4 @@
-//! Lines and samples that a guest program sends to its VMM: a byte stream on the debug console
-//! port.
+//! Lines and samples that a guest program sends to its VMM: a byte stream on the debug console port.
 //!
 //! The stream contains three kinds of item, distinguished by bytes that never occur in UTF-8 text:
 //!
@@ -12,11 +11,11 @@
 //! frame:  FF 'H' 'N' 'P' | kind u8 | width u8 | name length u8 | 0 | count u32 | name | count * width bytes
 //! ```
 //!
-//! KVM passes port writes to the VMM one at a time, even those of a `rep outs`: a block costs an
-//! exit per access. A console with 32-bit accesses ([`WIDE_CONSOLE`]) reduces that to a quarter.
+//! KVM passes port writes to the VMM one at a time, even those of a `rep outs`: a block costs an exit per
+//! access. A console with 32-bit accesses ([`WIDE_CONSOLE`]) reduces that to a quarter.
 //!
-//! Where that is still too expensive, a program leaves samples in its memory and rings the
-//! [`Doorbell`]: see [`crate::board`].
+//! Where that is still too expensive, a program leaves samples in its memory and rings the [`Doorbell`]: see
+//! [`crate::board`].
 
 mod doorbell;
 
@@ -26,8 +25,8 @@ pub use doorbell::{DOORBELL_PORT, DOORBELL_PRESENT, Doorbell};
 pub const CONSOLE_PORT: u16 = 0x402;
 /// The byte that a read of the console's port returns if there is a console.
 pub const CONSOLE_PRESENT: u8 = 0xE9;
-/// The value that a 32-bit read of the port returns if a 32-bit write is accepted as four bytes,
-/// lowest first.
+/// The value that a 32-bit read of the port returns if a 32-bit write is accepted as four bytes, lowest
+/// first.
 pub const WIDE_CONSOLE: u32 = 0xE9E9_E9E9;
 /// The debug-exit port: writing `code` there ends the run.
 pub const EXIT_PORT: u16 = 0xF4;
@@ -192,8 +191,8 @@ impl core::fmt::Display for Malformed {
 
 impl core::error::Error for Malformed {}
 
-/// Decodes the first item of `stream`: the item and its length in bytes, or `None` if the item is
-/// still incomplete.
+/// Decodes the first item of `stream`: the item and its length in bytes, or `None` if the item is still
+/// incomplete.
 ///
 /// # Errors
 /// [`Malformed`] if the bytes can never become an item.
@@ -258,8 +257,8 @@ fn frame(stream: &[u8]) -> Result<Option<(Item<'_>, usize)>, Malformed> {
     Ok(Some((item, HEADER_LEN + name.len() + len)))
 }
 
-/// Iterates over a whole captured stream. Ends at the first incomplete or malformed item, whose
-/// bytes [`Items::rest`] returns.
+/// Iterates over a whole captured stream. Ends at the first incomplete or malformed item, whose bytes
+/// [`Items::rest`] returns.
 #[derive(Debug, Clone)]
 pub struct Items<'a> {
     rest: &'a [u8],

@@ -1,6 +1,5 @@
-//! AMD SVM: the virtual-machine control block and its numbers (AMD64 Architecture Programmer's
-//! Manual, "APM", volume 2, chapter 15 and appendices B and C), with the area in which Hyper-V's
-//! interface extends it.
+//! AMD SVM: the virtual-machine control block and its numbers (AMD64 Architecture Programmer's Manual, "APM",
+//! volume 2, chapter 15 and appendices B and C), with the area in which Hyper-V's interface extends it.
 
 use core::mem::{offset_of, size_of};
 
@@ -218,8 +217,8 @@ pub const fn io_size(exit_info_1: u64) -> u8 {
     (exit_info_1.to_le_bytes()[0] >> 4) & 7
 }
 
-/// The position of `msr` in the MSR permission map: a byte, and the bit for reads in it; the next
-/// bit is for writes. `None` if the map does not cover it, so that every access exits.
+/// The position of `msr` in the MSR permission map: a byte, and the bit for reads in it; the next bit is for
+/// writes. `None` if the map does not cover it, so that every access exits.
 #[must_use]
 pub const fn msr_map_bit(msr: u32) -> Option<(usize, u8)> {
     // APM volume 2, 15.11: 2 KiB for each of three ranges, two bits per MSR.
@@ -241,14 +240,14 @@ pub const fn msr_map_bit(msr: u32) -> Option<(usize, u8)> {
 
 /// [`Enlightenments::control`]: L0 handles flush hypercalls of this L2.
 pub const NESTED_FLUSH_HYPERCALL: u32 = 1 << 0;
-/// [`Enlightenments::control`]: [`clean::ENLIGHTENMENTS`] also covers changes to the MSR permission
-/// map's content.
+/// [`Enlightenments::control`]: [`clean::ENLIGHTENMENTS`] also covers changes to the MSR permission map's
+/// content.
 pub const ENLIGHTENED_MSR_BITMAP: u32 = 1 << 1;
 /// [`Enlightenments::control`]: L1 notifies L0 of changes to its nested page tables by hypercalls.
 pub const ENLIGHTENED_NPT_TLB: u32 = 1 << 2;
 
-/// The part of the control area that is reserved for software, as Hyper-V's interface uses it
-/// (TLFS, "Enlightened VMCB fields").
+/// The part of the control area that is reserved for software, as Hyper-V's interface uses it (TLFS,
+/// "Enlightened VMCB fields").
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Enlightenments {

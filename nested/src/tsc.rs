@@ -1,14 +1,12 @@
-//! Samples clocks inside a guest: what is recorded at each read, and how it is reported to the
-//! host.
+//! Samples clocks inside a guest: what is recorded at each read, and how it is reported to the host.
 //!
-//! A sampler reads clocks in a tight loop on every virtual processor. Of each read it records
-//! little ([`Tally`]); at intervals it reads all clocks together and sends a [`Report`], a frame of
-//! [`crate::probe`] whose last word is a checksum. So the stream's size does not depend on how
-//! often clocks are read, and a host that records when a report arrives can compare the guest's
-//! clocks with its own.
+//! A sampler reads clocks in a tight loop on every virtual processor. Of each read it records little
+//! ([`Tally`]); at intervals it reads all clocks together and sends a [`Report`], a frame of [`crate::probe`]
+//! whose last word is a checksum. So the stream's size does not depend on how often clocks are read, and a
+//! host that records when a report arrives can compare the guest's clocks with its own.
 //!
-//! A clock that is read by several processors must not step back between any two of them: the last
-//! value is shared ([`Shared`]), and is loaded *before* the clock is read.
+//! A clock that is read by several processors must not step back between any two of them: the last value is
+//! shared ([`Shared`]), and is loaded *before* the clock is read.
 
 mod stream;
 mod words;
@@ -247,8 +245,7 @@ pub trait ReferencePage {
     /// The offset to add, in units.
     fn offset(&self) -> u64;
 
-    /// The reference time and its sequence number; `None` if the page is invalid, or keeps
-    /// changing.
+    /// The reference time and its sequence number; `None` if the page is invalid, or keeps changing.
     #[inline]
     fn time(&self, tsc: impl Fn() -> u64) -> Option<(u64, u32)> {
         for _ in 0..1000 {

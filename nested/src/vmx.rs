@@ -1,5 +1,5 @@
-//! Intel VMX: the numbers that a hypervisor requires to run a guest (Intel's Software Developer's
-//! Manual, "SDM").
+//! Intel VMX: the numbers that a hypervisor requires to run a guest (Intel's Software Developer's Manual,
+//! "SDM").
 
 pub mod controls;
 pub mod ept;
@@ -66,8 +66,7 @@ pub mod msr {
         basic & (1 << 55) != 0
     }
 
-    /// The number of TSC ticks, as a power of two, of one tick of the preemption timer ([`MISC`]
-    /// bits 4:0).
+    /// The number of TSC ticks, as a power of two, of one tick of the preemption timer ([`MISC`] bits 4:0).
     #[must_use]
     pub const fn misc_preemption_shift(misc: u64) -> u32 {
         let [low, ..] = misc.to_le_bytes();

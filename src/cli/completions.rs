@@ -1,5 +1,5 @@
-//! `hypernest completions` and `hypernest man`: shell completions and manual pages, generated from
-//! the command tree.
+//! `hypernest completions` and `hypernest man`: shell completions and manual pages, generated from the
+//! command tree.
 
 use std::path::PathBuf;
 

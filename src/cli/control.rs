@@ -34,8 +34,7 @@ fn carry_out(
     patience: Duration,
 ) -> Result<ExitStatus, CliError> {
     match (request, call(dirs, name, &ControlCommand::Life(request))) {
-        // The reply arrives after the VM has ended and released its name; without one, its process
-        // has died.
+        // The reply arrives after the VM has ended and released its name; without one, its process has died.
         (Request::Kill, Ok(_)) => return Ok(ExitStatus::DONE),
         (Request::Kill, Err(ApiError::Talk { source, .. })) => {
             return match source.kind() {

@@ -15,8 +15,8 @@ use crate::kvm::host::{KvmFacts, System};
 
 /// Check whether nested Hyper-V works on this host, and show remedies if not
 ///
-/// Examines KVM, the CPU and the clock, and every enlightenment, and shows for each profile whether
-/// a VM with it can start here. Exits with 0 if the requested profile works, and with 3 if not.
+/// Examines KVM, the CPU and the clock, and every enlightenment, and shows for each profile whether a VM with
+/// it can start here. Exits with 0 if the requested profile works, and with 3 if not.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The profile that must work

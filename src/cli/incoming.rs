@@ -178,8 +178,8 @@ impl DestinationVm for Incoming {
     fn run(&mut self) {
         if let (Some(machine), Some(prepared)) = (&mut self.machine, self.prepared.take()) {
             machine.start();
-            // Before the source is notified: a client that sees the end of the migration can
-            // control the VM here.
+            // Before the source is notified: a client that sees the end of the migration can control the VM
+            // here.
             let board = machine.board();
             let server = Server::start(prepared.dir, machine.handle(), move || board.status());
             self.server = Some(server);

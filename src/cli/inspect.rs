@@ -8,8 +8,8 @@ use crate::state::snapshot::Snapshot;
 
 /// Show the contents of a saved VM, and check that it is complete
 ///
-/// Requires no KVM. Reads and checks all of the VM's state, and of its RAM only the size, unless
-/// --check is given.
+/// Requires no KVM. Reads and checks all of the VM's state, and of its RAM only the size, unless --check is
+/// given.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The directory

@@ -18,8 +18,7 @@ pub struct Args {
     json: bool,
 }
 
-/// Prints the list. A VM that does not reply is listed too, except in JSON, and makes the exit code
-/// 1.
+/// Prints the list. A VM that does not reply is listed too, except in JSON, and makes the exit code 1.
 ///
 /// # Errors
 /// If the run directories cannot be read.

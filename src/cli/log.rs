@@ -11,8 +11,7 @@ use crate::text::nearest;
 const VARIABLE: &str = "HYPERNEST_LOG";
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
-/// Starts logging at the level of the flag, else of the environment variable, else warnings and
-/// errors only.
+/// Starts logging at the level of the flag, else of the environment variable, else warnings and errors only.
 pub(super) fn start(flag: Option<&str>) -> Result<(), CliError> {
     let variable = std::env::var(VARIABLE).ok().filter(|v| !v.is_empty());
     let (from, filter) = match (flag, &variable) {

@@ -17,11 +17,11 @@ const STEP: Duration = Duration::from_millis(500);
 /// Polling interval while waiting for the end of the VM's process here.
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// Migrate a running VM to another process, started by `hypernest run --incoming ADDRESS` on this
-/// or another host
+/// Migrate a running VM to another process, started by `hypernest run --incoming ADDRESS` on this or another
+/// host
 ///
-/// Returns when the VM runs at the destination; its process here then exits. If the migration
-/// fails, the VM continues here.
+/// Returns when the VM runs at the destination; its process here then exits. If the migration fails, the VM
+/// continues here.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The VM's name
@@ -166,8 +166,7 @@ pub fn run(args: &Args) -> Result<ExitStatus, CliError> {
     })
 }
 
-/// Waits until the VM's process here is no longer listed: until then `list` would show the VM
-/// twice.
+/// Waits until the VM's process here is no longer listed: until then `list` would show the VM twice.
 fn wait_until_gone(dirs: &RunDirs, name: &str, last: Option<&Status>) -> Result<(), CliError> {
     let deadline = Instant::now() + PATIENCE;
     loop {

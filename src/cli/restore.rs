@@ -14,10 +14,9 @@ use crate::state::snapshot::{RamImage, SavedFiles, Snapshot};
 /// Restore a saved VM and stay until it ends
 ///
 /// The VM's hardware was saved with it; flags set its resources on this host. No file, socket or
-/// pseudo-terminal of this host is opened unless a flag names it; a reset boots the kernel that was
-/// saved with the VM. The saved VM is not modified, and must not be modified while the VM runs,
-/// which reads its RAM on demand. The exit code is that of `hypernest run`, and signals have the
-/// same meaning.
+/// pseudo-terminal of this host is opened unless a flag names it; a reset boots the kernel that was saved
+/// with the VM. The saved VM is not modified, and must not be modified while the VM runs, which reads its RAM
+/// on demand. The exit code is that of `hypernest run`, and signals have the same meaning.
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct Args {
     /// The directory

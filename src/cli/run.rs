@@ -23,8 +23,8 @@ pub(super) struct Args {
     #[command(flatten)]
     vm: VmArgs,
 
-    /// Wait for a VM from `hypernest migrate`, which brings its configuration: unix:PATH,
-    /// tcp:HOST:PORT, exec:COMMAND, fd:N or fd:IN,OUT
+    /// Wait for a VM from `hypernest migrate`, which brings its configuration: unix:PATH, tcp:HOST:PORT,
+    /// exec:COMMAND, fd:N or fd:IN,OUT
     #[arg(long, value_name = "ADDRESS", help_heading = MIGRATION)]
     incoming: Option<String>,
 

@@ -12,8 +12,7 @@ pub struct Args {
     /// The VM's name
     name: String,
 
-    /// The directory: a new one, or one with a saved VM, which is replaced once the new one is
-    /// complete
+    /// The directory: a new one, or one with a saved VM, which is replaced once the new one is complete
     dir: PathBuf,
 
     /// State of the VM afterwards

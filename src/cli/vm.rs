@@ -17,8 +17,7 @@ pub struct VmArgs {
 }
 
 impl VmArgs {
-    /// The flags of a VM from another process or a file: they may set only its resources on this
-    /// host.
+    /// The flags of a VM from another process or a file: they may set only its resources on this host.
     ///
     /// # Errors
     /// If other flags were given.

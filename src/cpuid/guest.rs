@@ -88,8 +88,8 @@ const HIDDEN: [Feature; 11] = [
     // saved.
     f::SHSTK,
     f::IBT,
-    // KVM emulates it on every processor; Linux 6.12 does not, 7.3 does. A guest that saw it could
-    // not migrate to an older kernel.
+    // KVM emulates it on every processor; Linux 6.12 does not, 7.3 does. A guest that saw it could not
+    // migrate to an older kernel.
     f::GP_ON_USER_CPUID,
 ];
 
@@ -202,9 +202,8 @@ fn problems(host: &[CpuidEntry], spec: &CpuSpec, vendor: CpuVendor) -> Vec<Cpuid
     problems
 }
 
-/// Hides features without a name in the table. A newer KVM may have state for them that is not
-/// saved, and a migration to an older one would fail for a feature that could be neither named nor
-/// masked.
+/// Hides features without a name in the table. A newer KVM may have state for them that is not saved, and a
+/// migration to an older one would fail for a feature that could be neither named nor masked.
 fn hide_unknown(entries: &mut Vec<CpuidEntry>) {
     for entry in entries.iter_mut() {
         for (function, index, reg) in FEATURES {

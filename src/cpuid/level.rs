@@ -1,5 +1,5 @@
-//! The x86-64 levels (x86-64 psABI, "Micro-Architecture Levels") as processor models for a guest
-//! that can migrate between different hosts.
+//! The x86-64 levels (x86-64 psABI, "Micro-Architecture Levels") as processor models for a guest that can
+//! migrate between different hosts.
 //!
 //! A level contains the features of the psABI, the system features that practically every host of that
 //! level has, and every mitigation of the host: a guest sees those that the host has, and a destination

@@ -3,13 +3,12 @@
 use super::{CpuVendor, CpuidEntry};
 use crate::layout::AddressWidth;
 
-/// The width in `leaves`, and the width that OVMF derives from it (`PlatformAddressWidthFromCpuid`
-/// in OvmfPkg/Library/PlatformInitLib/MemDetect.c).
+/// The width in `leaves`, and the width that OVMF derives from it (`PlatformAddressWidthFromCpuid` in
+/// OvmfPkg/Library/PlatformInitLib/MemDetect.c).
 pub fn address_width(leaves: &[CpuidEntry], vendor: CpuVendor) -> AddressWidth {
     /// CPUID 0x80000001.EDX: 1 GiB pages.
     const PAGES_1G: u32 = 1 << 26;
-    /// With four levels of paging; with five it is more, which firmware uses only above 1 TiB of
-    /// RAM.
+    /// With four levels of paging; with five it is more, which firmware uses only above 1 TiB of RAM.
     const MOST: u8 = 46;
     const MOST_WITHOUT_PAGES_1G: u8 = 40;
 

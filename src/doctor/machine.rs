@@ -35,8 +35,8 @@ fn vcpus(kvm: &KvmFacts) -> Check {
     check("vcpus", "vCPUs per VM", CheckStatus::Info, found)
 }
 
-/// Bit 18 of CPUID 0x40000004.EAX in KVM's supported leaves: no two vCPUs share a core unless CPUID
-/// shows it to the guest (`cpu_smt_possible` is false on the host).
+/// Bit 18 of CPUID 0x40000004.EAX in KVM's supported leaves: no two vCPUs share a core unless CPUID shows it
+/// to the guest (`cpu_smt_possible` is false on the host).
 const NO_CORESHARING: u32 = 1 << 18;
 
 fn smt(system: &System, kvm: Option<&KvmFacts>) -> Check {

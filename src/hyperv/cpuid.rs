@@ -268,8 +268,8 @@ mod tests {
         assert_eq!(get(&leaves, NESTED_FEATURES), [0x0101, 0, 0, 0]);
     }
 
-    /// Each alone: (features, recommendations) in addition to those of every Hyper-V guest, with
-    /// its requirements.
+    /// Each alone: (features, recommendations) in addition to those of every Hyper-V guest, with its
+    /// requirements.
     #[test]
     fn each_enlightenment_has_its_bits() {
         let mut host = intel();

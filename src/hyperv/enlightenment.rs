@@ -68,8 +68,8 @@ impl Enlightenment {
         self.row().name
     }
 
-    /// Finds an enlightenment by its name or an alias, with or without `hv-`, case-insensitively,
-    /// with `_` in place of `-`.
+    /// Finds an enlightenment by its name or an alias, with or without `hv-`, case-insensitively, with `_` in
+    /// place of `-`.
     pub fn by_name(name: &str) -> Option<Self> {
         let key = normalize(name);
         TABLE

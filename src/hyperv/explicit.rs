@@ -66,8 +66,7 @@ impl Resolved {
         }
     }
 
-    /// Restricts the enlightened VMCS to the one reported to the guest on another host, which it
-    /// relies on.
+    /// Restricts the enlightened VMCS to the one reported to the guest on another host, which it relies on.
     pub fn told(self, evmcs: ToldEvmcs) -> Self {
         Self {
             evmcs_version: evmcs.version,

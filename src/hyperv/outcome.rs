@@ -120,8 +120,7 @@ pub enum EnlightenmentProblem {
         /// Its requirement.
         requirement: E,
     },
-    /// It requires an enlightenment that is not added automatically, because it has a cost for the
-    /// guest.
+    /// It requires an enlightenment that is not added automatically, because it has a cost for the guest.
     #[error(
         "{id} needs {requirement}, which is not added automatically because it has a cost (`hypernest \
          enlightenments {requirement}`): name it too"

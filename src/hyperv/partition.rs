@@ -115,8 +115,7 @@ impl Partition {
         }
     }
 
-    /// Loads registers that [`Partition::save`] saved from a partition with the same
-    /// enlightenments.
+    /// Loads registers that [`Partition::save`] saved from a partition with the same enlightenments.
     ///
     /// # Errors
     /// If they belong to another partition, or no guest could have produced them.

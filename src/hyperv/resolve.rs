@@ -91,8 +91,8 @@ impl fmt::Display for Resolved {
     }
 }
 
-/// The requirement that `id` is missing on this host and in this VM (`nested`: the guest sees VMX
-/// or SVM); `None` if it is available.
+/// The requirement that `id` is missing on this host and in this VM (`nested`: the guest sees VMX or SVM);
+/// `None` if it is available.
 pub fn lack(id: E, host: &HostHv, nested: bool) -> Option<MissingRequirement> {
     let row = id.row();
     let (since, running) = (row.since, host.kernel);
@@ -482,9 +482,8 @@ fn unused(enabled: EnlightenmentSet) -> Vec<Note> {
         .collect()
 }
 
-/// Whether a guest can access a row's MSRs in KVM: without hv-enforce-cpuid KVM provides all it
-/// has, except those of the SynIC and its timers, which require an enabled SynIC (synic_set_msr,
-/// stimer_set_config).
+/// Whether a guest can access a row's MSRs in KVM: without hv-enforce-cpuid KVM provides all it has, except
+/// those of the SynIC and its timers, which require an enabled SynIC (synic_set_msr, stimer_set_config).
 fn kvm_has_msrs(id: E, host: &HostHv, enabled: EnlightenmentSet) -> bool {
     let reported = id
         .row()

@@ -66,9 +66,9 @@ impl SavedMsrs {
 impl Resolved {
     /// The steps for vCPU `vp` before it runs, in this order.
     ///
-    /// Capabilities come before CPUID: KVM computes the guest's VMX controls from both, so the
-    /// enlightened VMCS must be enabled by then. MSRs come after CPUID, and VP_INDEX before any GSI
-    /// route to a synthetic interrupt: KVM finds the vCPU by it.
+    /// Capabilities come before CPUID: KVM computes the guest's VMX controls from both, so the enlightened
+    /// VMCS must be enabled by then. MSRs come after CPUID, and VP_INDEX before any GSI route to a synthetic
+    /// interrupt: KVM finds the vCPU by it.
     pub fn vcpu_setup(&self, vp: VpIndex) -> Vec<VcpuSetup> {
         let synic = self.has(E::Synic);
         [

@@ -1,9 +1,8 @@
 //! The contents of a saved VM, read and checked without KVM.
 //!
-//! [`InspectReport::read`] goes through every section as a restore does, up to the first request to
-//! KVM, so a VM that it accepts is complete and well-formed.
-//! [`Promise::check`](crate::machine::promise::Promise::check) decides whether a given host can run
-//! it.
+//! [`InspectReport::read`] goes through every section as a restore does, up to the first request to KVM, so a
+//! VM that it accepts is complete and well-formed.
+//! [`Promise::check`](crate::machine::promise::Promise::check) decides whether a given host can run it.
 
 mod cpu;
 mod error;
@@ -28,8 +27,8 @@ use crate::state::{FORMAT_VERSION, Sections};
 use crate::time::SavedTime;
 use crate::units::{Gpa, Msr, VpIndex};
 
-/// The version of the report's JSON form (docs/schema/inspect.schema.json), incremented by a change
-/// that breaks readers.
+/// The version of the report's JSON form (docs/schema/inspect.schema.json), incremented by a change that
+/// breaks readers.
 pub const VERSION: u32 = 1;
 
 /// A number as hexadecimal text: most JSON readers do not have 64-bit integers.
@@ -70,8 +69,7 @@ pub struct InspectReport {
     pub devices: Vec<SectionSize>,
     /// Its RAM.
     pub ram: Ram,
-    /// The host resources that its configuration names. A restore opens none of them without its
-    /// flag.
+    /// The host resources that its configuration names. A restore opens none of them without its flag.
     pub endpoints: Vec<SavedEndpoint>,
     /// The files that a reset boots.
     pub boot: Vec<BootFile>,
@@ -115,8 +113,7 @@ pub struct BootFile {
     pub role: String,
     /// Its path on the host that started the VM; it is not opened.
     pub path: String,
-    /// Its length in bytes if it was saved with the VM; otherwise a reset requires it on the
-    /// command line.
+    /// Its length in bytes if it was saved with the VM; otherwise a reset requires it on the command line.
     pub bytes: Option<u64>,
 }
 

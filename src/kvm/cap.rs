@@ -60,9 +60,9 @@ pub fn dirty_ring(vm: &VmFd, bytes: u64) -> Result<(), KvmError> {
     on_vm(vm, &what, bytes)
 }
 
-/// Splits the interrupt controllers: local APICs in KVM, I/O APIC in user space. `pins` routes are
-/// reserved for the latter, and their EOIs exit with `KVM_EXIT_IOAPIC_EOI`. Before the first vCPU,
-/// and instead of `KVM_CREATE_IRQCHIP`.
+/// Splits the interrupt controllers: local APICs in KVM, I/O APIC in user space. `pins` routes are reserved
+/// for the latter, and their EOIs exit with `KVM_EXIT_IOAPIC_EOI`. Before the first vCPU, and instead of
+/// `KVM_CREATE_IRQCHIP`.
 ///
 /// # Errors
 /// If KVM refuses.
@@ -120,8 +120,8 @@ pub fn exception_payload(vm: &VmFd) -> Result<(), KvmError> {
     on_vm(vm, &what, 1)
 }
 
-/// A pending triple fault is part of `kvm_vcpu_events`: needed to save a vCPU that has one pending
-/// (an L2 that shut down).
+/// A pending triple fault is part of `kvm_vcpu_events`: needed to save a vCPU that has one pending (an L2
+/// that shut down).
 ///
 /// # Errors
 /// If KVM refuses.
@@ -181,9 +181,9 @@ pub fn enforce_hv_cpuid(vcpu: &VcpuFd) -> Result<(), KvmError> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EvmcsVersions(pub u16);
 
-/// Lets the vCPU use an enlightened VMCS. Cannot be undone, and hides VMX features from the guest
-/// whether it uses an eVMCS or not (`evmcs_filter` in arch/x86/kvm/vmx/hyperv.c). Before
-/// `KVM_SET_CPUID2`. `None`: the host's CPU has no VMX, so there is no version either.
+/// Lets the vCPU use an enlightened VMCS. Cannot be undone, and hides VMX features from the guest whether it
+/// uses an eVMCS or not (`evmcs_filter` in arch/x86/kvm/vmx/hyperv.c). Before `KVM_SET_CPUID2`. `None`: the
+/// host's CPU has no VMX, so there is no version either.
 ///
 /// # Errors
 /// If KVM refuses: it has no eVMCS, as on AMD.

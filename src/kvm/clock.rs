@@ -1,5 +1,5 @@
-//! KVM's clock of a VM (`KVM_GET_CLOCK`, `KVM_SET_CLOCK`): the source of kvmclock and of Hyper-V
-//! reference time.
+//! KVM's clock of a VM (`KVM_GET_CLOCK`, `KVM_SET_CLOCK`): the source of kvmclock and of Hyper-V reference
+//! time.
 
 use kvm_bindings::{KVM_CLOCK_HOST_TSC, KVM_CLOCK_REALTIME, KVM_CLOCK_TSC_STABLE, kvm_clock_data};
 use kvm_ioctls::VmFd;
@@ -55,8 +55,8 @@ pub fn host_now() -> HostInstant {
     }
 }
 
-/// Reads the VM's clock. KVM determines whether it has a master clock when a vCPU first runs or the
-/// clock is set.
+/// Reads the VM's clock. KVM determines whether it has a master clock when a vCPU first runs or the clock is
+/// set.
 ///
 /// # Errors
 /// If KVM refuses.
@@ -66,9 +66,9 @@ pub fn get(vm: &VmFd) -> Result<ClockReading, KvmError> {
         .map_err(ioctl_error("KVM_GET_CLOCK", "read the VM's clock"))
 }
 
-/// Sets the VM's clock to `clock_ns`; with `realtime_ns`, to `clock_ns` plus the time since that
-/// instant of the host's wall clock. KVM never subtracts. KVM rewrites Hyper-V's reference TSC page
-/// before a vCPU runs, unless the guest has requested TSC emulation.
+/// Sets the VM's clock to `clock_ns`; with `realtime_ns`, to `clock_ns` plus the time since that instant of
+/// the host's wall clock. KVM never subtracts. KVM rewrites Hyper-V's reference TSC page before a vCPU runs,
+/// unless the guest has requested TSC emulation.
 ///
 /// # Errors
 /// If this KVM does not support the wall clock here (before Linux 5.16).

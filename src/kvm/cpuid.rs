@@ -12,8 +12,8 @@ use super::{KvmError, ioctl, ioctl_error};
 const FIRST_TRY: usize = 16;
 
 /// The Hyper-V leaves 0x40000000.. that this host's KVM supports, read from the system
-/// (`KVM_GET_SUPPORTED_HV_CPUID` with `KVM_CAP_SYS_HYPERV_CPUID`). `None` if KVM needs a vCPU for
-/// them, or has no Hyper-V support: the older form needs [`vcpu_supported_hv_cpuid`].
+/// (`KVM_GET_SUPPORTED_HV_CPUID` with `KVM_CAP_SYS_HYPERV_CPUID`). `None` if KVM needs a vCPU for them, or
+/// has no Hyper-V support: the older form needs [`vcpu_supported_hv_cpuid`].
 ///
 /// # Errors
 /// If KVM offers the ioctl, but it fails.
@@ -25,8 +25,8 @@ pub fn supported_hv_cpuid(kvm: &Kvm) -> Result<Option<Vec<kvm_cpuid_entry2>>, Kv
 }
 
 /// The same, read from a vCPU: the only form before Linux 5.11. It includes eVMCS only after
-/// [`super::cap::enable_evmcs`] on that vCPU, and features that need a local APIC only if the vCPU
-/// has one in the kernel.
+/// [`super::cap::enable_evmcs`] on that vCPU, and features that need a local APIC only if the vCPU has one in
+/// the kernel.
 ///
 /// # Errors
 /// If KVM does not have `KVM_CAP_HYPERV_CPUID`, or fails.
@@ -39,8 +39,8 @@ fn hv_cpuid(fd: RawFd) -> Result<Vec<kvm_cpuid_entry2>, KvmError> {
     loop {
         // `room` stays within KVM_MAX_CPUID_ENTRIES, the limit of the type.
         let mut leaves = CpuId::new(room).expect("room for CPUID entries within the limit");
-        // SAFETY: `fd` is an open KVM or vCPU descriptor, and `leaves` is a kvm_cpuid2 whose `nent`
-        // is the number of entries it has room for; the kernel writes no more than that.
+        // SAFETY: `fd` is an open KVM or vCPU descriptor, and `leaves` is a kvm_cpuid2 whose `nent` is the
+        // number of entries it has room for; the kernel writes no more than that.
         let done = unsafe { ioctl::get_supported_hv_cpuid(fd, leaves.as_mut_fam_struct_ptr()) };
         match done {
             Ok(_) => return Ok(leaves.as_slice().to_vec()),

@@ -1,13 +1,13 @@
-//! The dirty ring: KVM records each page that a vCPU dirties in a ring of that vCPU, instead of
-//! setting a bit in a bitmap of all RAM (Documentation/virt/kvm/api.rst, 8.29). Collecting dirty
-//! pages then takes time in proportion to their number, not to the size of RAM.
+//! The dirty ring: KVM records each page that a vCPU dirties in a ring of that vCPU, instead of setting a bit
+//! in a bitmap of all RAM (Documentation/virt/kvm/api.rst, 8.29). Collecting dirty pages then takes time in
+//! proportion to their number, not to the size of RAM.
 //!
-//! KVM records only while a slot logs its writes. A ring that is nearly full stops its vCPU, before
-//! it enters the guest again, until it has been [harvested](DirtyRing::harvest) and [`reset`]. KVM
-//! reserves entries for the pages that a vCPU can still dirty until then, which are few if the
-//! processor runs the guest. A KVM that interprets the guest's code records more, and overwrites
-//! older entries; so rings are [not used](supported_on_host) there, and a ring that is full to the
-//! last entry counts as one that [has lost some](Harvest).
+//! KVM records only while a slot logs its writes. A ring that is nearly full stops its vCPU, before it enters
+//! the guest again, until it has been [harvested](DirtyRing::harvest) and [`reset`]. KVM reserves entries for
+//! the pages that a vCPU can still dirty until then, which are few if the processor runs the guest. A KVM
+//! that interprets the guest's code records more, and overwrites older entries; so rings are [not
+//! used](supported_on_host) there, and a ring that is full to the last entry counts as one that [has lost
+//! some](Harvest).
 
 use std::mem::offset_of;
 use std::num::NonZeroUsize;
@@ -32,8 +32,8 @@ const RESET: u32 = 1 << 1;
 const ENTRY: u32 = 16;
 const HOST_PAGE: i64 = 4096;
 
-/// `kvm_dirty_gfn`. KVM writes entries while this process reads them, so all of it is atomic; the
-/// flags determine the owner of the other fields.
+/// `kvm_dirty_gfn`. KVM writes entries while this process reads them, so all of it is atomic; the flags
+/// determine the owner of the other fields.
 #[derive(Debug)]
 #[repr(C)]
 struct Entry {
@@ -60,8 +60,8 @@ pub fn max_entries(vm: &VmFd) -> u32 {
     u32::try_from(bytes).map_or(0, |bytes| bytes / ENTRY)
 }
 
-/// Enables a ring of `entries`, a power of two, on all vCPUs that are created later. From then on
-/// the VM has no dirty bitmaps.
+/// Enables a ring of `entries`, a power of two, on all vCPUs that are created later. From then on the VM has
+/// no dirty bitmaps.
 ///
 /// # Errors
 /// If KVM refuses.
@@ -133,15 +133,12 @@ impl DirtyRing {
         })
     }
 
-    /// Marks the pages that KVM has recorded since the last call in `written`, in the regions of
-    /// `slots`. The vCPU must be out of the guest, or some are still in its processor
-    /// (page-modification logging).
+    /// Marks the pages that KVM has recorded since the last call in `written`, in the regions of `slots`. The
+    /// vCPU must be out of the guest, or some are still in its processor (page-modification logging).
     pub fn harvest(&mut self, slots: &RamSlots, written: &WrittenPages) -> Harvest {
-        // SAFETY: this many entries are mapped as long as `self` lives, and they consist of
-        // atomics.
+        // SAFETY: this many entries are mapped as long as `self` lives, and they consist of atomics.
         let entries = unsafe { std::slice::from_raw_parts(self.entries.as_ptr(), self.len.get()) };
-        // Once around at most: KVM continues to fill entries meanwhile, but none that it does not
-        // own.
+        // Once around at most: KVM continues to fill entries meanwhile, but none that it does not own.
         for found in 0..entries.len() {
             let entry = &entries[self.next];
             if entry.flags.load(Ordering::Acquire) & (DIRTY | RESET) != DIRTY {

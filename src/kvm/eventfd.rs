@@ -21,8 +21,7 @@ pub fn new() -> Result<EventFd, KvmError> {
         .map_err(ioctl_error("eventfd2", "create an eventfd"))
 }
 
-/// From now on a signal of `event` raises line `gsi` once. A signal that is already pending does so
-/// at once.
+/// From now on a signal of `event` raises line `gsi` once. A signal that is already pending does so at once.
 ///
 /// # Errors
 /// If KVM refuses: the VM has no irqchip, or the eventfd raises another line.
@@ -30,8 +29,8 @@ pub fn assign_irq(vm: &VmFd, event: &EventFd, gsi: Gsi) -> Result<(), KvmError> 
     irqfd(vm, event.as_fd(), gsi, 0, "let an eventfd interrupt")
 }
 
-/// Reverts [`assign_irq`]. When this returns, signals made before it are delivered, and those made
-/// after it stay in `event`.
+/// Reverts [`assign_irq`]. When this returns, signals made before it are delivered, and those made after it
+/// stay in `event`.
 ///
 /// # Errors
 /// If KVM refuses.
@@ -91,8 +90,7 @@ impl Match {
     }
 }
 
-/// From now on a matching write at `at` signals `event` and does not exit. The value written is
-/// lost.
+/// From now on a matching write at `at` signals `event` and does not exit. The value written is lost.
 ///
 /// # Errors
 /// If KVM refuses: another eventfd has the same address, width and value, or there are too many.

@@ -10,8 +10,8 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use super::internal_error::{InternalError, read_internal_error};
 
-/// Why KVM_RUN returned. Result fields are borrowed from `kvm_run`; the caller sets them before the
-/// next KVM_RUN.
+/// Why KVM_RUN returned. Result fields are borrowed from `kvm_run`; the caller sets them before the next
+/// KVM_RUN.
 #[derive(Debug)]
 pub enum Exit<'a> {
     /// `in`, or `rep ins`: `data` holds elements of `size` bytes to be filled, in order.
@@ -128,8 +128,7 @@ pub enum Exit<'a> {
 
 /// Enters the guest and waits for the next exit.
 pub fn run(vcpu: &mut VcpuFd) -> Exit<'_> {
-    // Exits that `VcpuExit` does not decode are read after it has been dropped, since it borrows
-    // the vCPU.
+    // Exits that `VcpuExit` does not decode are read after it has been dropped, since it borrows the vCPU.
     enum Rest {
         PortIn(u16, *mut u8, usize),
         PortOut(u16, *const u8, usize),

@@ -16,8 +16,7 @@ pub struct InternalError {
 }
 
 impl InternalError {
-    /// The debugging data that KVM added; their meaning depends on `suberror` and the kernel's
-    /// version.
+    /// The debugging data that KVM added; their meaning depends on `suberror` and the kernel's version.
     pub fn data(&self) -> &[u64] {
         self.words.get(..self.count).unwrap_or(&self.words)
     }
@@ -35,9 +34,8 @@ impl InternalError {
         }
     }
 
-    /// The instruction bytes at the guest's instruction pointer, if KVM added them
-    /// (`emulation_failure` in kvm.h): word 0 holds flags, then follow a length byte and 15 bytes
-    /// of instruction.
+    /// The instruction bytes at the guest's instruction pointer, if KVM added them (`emulation_failure` in
+    /// kvm.h): word 0 holds flags, then follow a length byte and 15 bytes of instruction.
     pub fn instruction(&self) -> Option<([u8; 15], usize)> {
         let with_bytes = u64::from(KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES);
         let [flags, first, second, ..] = self.data() else {
@@ -59,8 +57,8 @@ pub(super) fn read_internal_error(run: &kvm_run) -> Option<InternalError> {
     if run.exit_reason != KVM_EXIT_INTERNAL_ERROR {
         return None;
     }
-    // SAFETY: for this exit reason, this member is the valid one; it holds integers only, so any
-    // bits are valid.
+    // SAFETY: for this exit reason, this member is the valid one; it holds integers only, so any bits are
+    // valid.
     let error = unsafe { run.__bindgen_anon_1.internal };
     Some(InternalError {
         suberror: error.suberror,

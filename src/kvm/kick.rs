@@ -18,8 +18,8 @@ pub(super) const KICK: Signal = Signal::SIGUSR2;
 /// The size of the mapping: `immediate_exit` is in the first page of `kvm_run`.
 const PAGE: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
 
-/// Makes the kick signal interrupt system calls instead of killing the process. Once per process,
-/// before any [`Kicker`].
+/// Makes the kick signal interrupt system calls instead of killing the process. Once per process, before any
+/// [`Kicker`].
 ///
 /// # Errors
 /// If sigaction fails.
@@ -78,8 +78,7 @@ impl Kicker {
         // The flag first: if the signal arrives before KVM_RUN is entered, KVM sees the flag there
         // (kvm_arch_vcpu_ioctl_run).
         self.immediate_exit().store(1, Ordering::SeqCst);
-        // In a process that is shutting down the thread may have ended; then there is nothing to
-        // interrupt.
+        // In a process that is shutting down the thread may have ended; then there is nothing to interrupt.
         let _gone = pthread_kill(self.thread, KICK);
     }
 
@@ -89,8 +88,7 @@ impl Kicker {
         self.immediate_exit().store(1, Ordering::SeqCst);
     }
 
-    /// Lets KVM_RUN run again. Called by the vCPU thread before it reads the requests behind the
-    /// kick.
+    /// Lets KVM_RUN run again. Called by the vCPU thread before it reads the requests behind the kick.
     pub fn clear(&self) {
         self.immediate_exit().store(0, Ordering::SeqCst);
     }
@@ -99,8 +97,8 @@ impl Kicker {
         let offset = std::mem::offset_of!(kvm_run, immediate_exit);
         // SAFETY: the offset is inside the mapped page.
         let byte = unsafe { self.page.cast::<u8>().add(offset) };
-        // SAFETY: the byte is mapped as long as self lives; the kernel and kvm-ioctls treat it as a
-        // plain flag byte, and an AtomicU8 has the layout of u8.
+        // SAFETY: the byte is mapped as long as self lives; the kernel and kvm-ioctls treat it as a plain
+        // flag byte, and an AtomicU8 has the layout of u8.
         unsafe { AtomicU8::from_ptr(byte.as_ptr()) }
     }
 }

@@ -12,8 +12,8 @@ use crate::memory::dirty::PageSet;
 use crate::memory::slots::{AddressSpace, RamSlots, Slot, SlotId, SlotKind, Slots};
 use crate::memory::{GuestRam, RamPiece};
 
-/// Adds all regions of `ram` to a VM that belongs to no machine, a slot each from 0. The VM must be
-/// dropped before the last clone of `ram`.
+/// Adds all regions of `ram` to a VM that belongs to no machine, a slot each from 0. The VM must be dropped
+/// before the last clone of `ram`.
 ///
 /// # Errors
 /// If KVM refuses: a region is too large for its slot, or regions overlap.
@@ -92,8 +92,7 @@ impl MemorySlots {
         self.lock().slots.ram()
     }
 
-    /// Starts or stops logging of writes to RAM, by the guest and by KVM, in this VM and later
-    /// ones.
+    /// Starts or stops logging of writes to RAM, by the guest and by KVM, in this VM and later ones.
     ///
     /// # Errors
     /// If KVM refuses.
@@ -104,8 +103,7 @@ impl MemorySlots {
         ram.try_for_each(|slot| inner.set(slot, "start or stop the dirty log"))
     }
 
-    /// Adds the pages of RAM that were written since the last call, or since logging started, to
-    /// `set`.
+    /// Adds the pages of RAM that were written since the last call, or since logging started, to `set`.
     ///
     /// # Errors
     /// If KVM refuses: nothing is logged.
@@ -192,9 +190,9 @@ fn set_slot(
         memory_size: piece.len,
         userspace_addr: piece.host,
     };
-    // SAFETY: the region is a live mapping of that length, which Rust does not access as memory of
-    // its own. If it is unmapped while the VM lives, the guest faults; KVM holds no reference to
-    // the pages past the mapping.
+    // SAFETY: the region is a live mapping of that length, which Rust does not access as memory of its own.
+    // If it is unmapped while the VM lives, the guest faults; KVM holds no reference to the pages past the
+    // mapping.
     unsafe { vm.set_user_memory_region(region) }
         .map_err(ioctl_error("KVM_SET_USER_MEMORY_REGION", doing))
 }

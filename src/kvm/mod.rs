@@ -20,8 +20,8 @@
 //! - [`tsc`]: a vCPU's TSC offset and frequency
 //! - [`host`]: everything that can be queried before a VM exists
 //!
-//! The wrappers hold no policy: each is one ioctl with typed arguments and an error that names the
-//! attempted operation.
+//! The wrappers hold no policy: each is one ioctl with typed arguments and an error that names the attempted
+//! operation.
 
 #![allow(
     unsafe_code,

@@ -23,8 +23,8 @@ pub struct MsrRange {
 }
 
 /// Sends the guest's reads and writes of `ranges` to user space: KVM exits with reason
-/// [`MsrExitReason::Filter`](kvm_ioctls::MsrExitReason) if [`super::cap::user_space_msrs`] enabled
-/// it. KVM handles all other MSRs. Replaces an earlier filter. x2APIC MSRs cannot be filtered.
+/// [`MsrExitReason::Filter`](kvm_ioctls::MsrExitReason) if [`super::cap::user_space_msrs`] enabled it. KVM
+/// handles all other MSRs. Replaces an earlier filter. x2APIC MSRs cannot be filtered.
 ///
 /// # Errors
 /// If the ranges do not fit a filter, or KVM is older than Linux 5.10.
@@ -65,8 +65,8 @@ fn one(msr: Msr, data: u64) -> io::Result<Msrs> {
     Msrs::from_entries(&[entry]).map_err(|_| io::ErrorKind::OutOfMemory.into())
 }
 
-/// The value of `msr`; `None` if the vCPU has no such register. The access is the host's: filters
-/// do not apply.
+/// The value of `msr`; `None` if the vCPU has no such register. The access is the host's: filters do not
+/// apply.
 ///
 /// # Errors
 /// If the ioctl fails.

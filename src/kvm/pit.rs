@@ -13,8 +13,8 @@ use super::{KvmError, ioctl, ioctl_error};
 /// If the VM has no PIT in KVM.
 pub fn do_not_reinject(vm: &VmFd) -> Result<(), KvmError> {
     let control = kvm_reinject_control::default();
-    // SAFETY: the descriptor is a VM's, and the kernel reads a kvm_reinject_control from the live
-    // local that the pointer refers to.
+    // SAFETY: the descriptor is a VM's, and the kernel reads a kvm_reinject_control from the live local that
+    // the pointer refers to.
     unsafe { ioctl::reinject_control(vm.as_raw_fd(), &control) }
         .map_err(ioctl_error(
             "KVM_REINJECT_CONTROL",

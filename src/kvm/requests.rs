@@ -1,8 +1,8 @@
 //! KVM's work before a guest entry, without the entry.
 //!
-//! KVM defers much work to the next entry (`vcpu_enter_guest`: writing the reference TSC page, for
-//! one). With `immediate_exit` it returns before any of it; with a pending signal that only KVM_RUN
-//! unblocks, right after it.
+//! KVM defers much work to the next entry (`vcpu_enter_guest`: writing the reference TSC page, for one). With
+//! `immediate_exit` it returns before any of it; with a pending signal that only KVM_RUN unblocks, right
+//! after it.
 
 use std::mem::MaybeUninit;
 use std::os::fd::AsRawFd;
@@ -24,10 +24,10 @@ struct SignalMask {
     set: [u8; 8],
 }
 
-/// Makes KVM do the work that is pending for this vCPU's next guest entry. The guest does not run.
-/// On the vCPU's own thread, with the vCPU's last exit completed, and while no other thread kicks
-/// it. Returns `false` if KVM had another exit first, which the next KVM_RUN reports again; or if
-/// the vCPU is halted, since KVM then defers all of it.
+/// Makes KVM do the work that is pending for this vCPU's next guest entry. The guest does not run. On the
+/// vCPU's own thread, with the vCPU's last exit completed, and while no other thread kicks it. Returns
+/// `false` if KVM had another exit first, which the next KVM_RUN reports again; or if the vCPU is halted,
+/// since KVM then defers all of it.
 ///
 /// # Errors
 /// If the signal mask cannot be set.
@@ -63,8 +63,8 @@ fn mask_in_run(vcpu: &VcpuFd, mask: Option<&SigSet>) -> nix::Result<()> {
         set: first_64(mask),
     });
     let argument = mask.as_ref().map_or(ptr::null(), ptr::from_ref).cast();
-    // SAFETY: the descriptor is a vCPU's; the argument is null, or points to a live structure with
-    // as many bytes behind its head as the head states.
+    // SAFETY: the descriptor is a vCPU's; the argument is null, or points to a live structure with as many
+    // bytes behind its head as the head states.
     unsafe { ioctl::set_signal_mask(vcpu.as_raw_fd(), argument) }.map(drop)
 }
 
@@ -113,8 +113,8 @@ mod tests {
         let mut vcpu = vm.create_vcpu(0).unwrap();
         let rip = vcpu.get_regs().unwrap().rip;
         for _ in 0..3 {
-            // Whether it is done depends on KVM (one that interprets the guest reports another exit
-            // first), the rest does not.
+            // Whether it is done depends on KVM (one that interprets the guest reports another exit first),
+            // the rest does not.
             process(&mut vcpu).unwrap();
             assert_eq!(vcpu.get_regs().unwrap().rip, rip);
         }

@@ -20,9 +20,9 @@ pub struct Msi {
 }
 
 impl Msi {
-    /// Whether a write of it is an interrupt: its address is a local APIC's (Intel SDM 3A,
-    /// 11.11.1), and KVM accepts it (`kvm_msi_route_invalid`: bits 39:32 are zero). KVM refuses a
-    /// whole table for one invalid route, so a guest's messages must be checked before.
+    /// Whether a write of it is an interrupt: its address is a local APIC's (Intel SDM 3A, 11.11.1), and KVM
+    /// accepts it (`kvm_msi_route_invalid`: bits 39:32 are zero). KVM refuses a whole table for one invalid
+    /// route, so a guest's messages must be checked before.
     pub fn is_interrupt(self) -> bool {
         let (high, low) = halves(self.address);
         low & 0xfff0_0000 == 0xfee0_0000 && high & 0xff == 0

@@ -1,8 +1,7 @@
 //! KVM's own counters of a VM or a vCPU (`KVM_GET_STATS_FD`, Linux 5.14).
 //!
-//! The descriptor reads like a file: a header, the id, an array of descriptors, and the live data.
-//! A pure function that trusts no input parses the layout once; then reading a counter is one
-//! `pread` of 8 bytes.
+//! The descriptor reads like a file: a header, the id, an array of descriptors, and the live data. A pure
+//! function that trusts no input parses the layout once; then reading a counter is one `pread` of 8 bytes.
 
 use std::fs::File;
 use std::io;
@@ -25,8 +24,8 @@ use super::ioctl;
 const HEADER: usize = 24;
 /// `struct kvm_stats_desc` without the name.
 const DESCRIPTOR: usize = 16;
-/// Far above the kernel's values (Linux 6.12: 48-byte names, about 60 descriptors), and far below a
-/// harmful size.
+/// Far above the kernel's values (Linux 6.12: 48-byte names, about 60 descriptors), and far below a harmful
+/// size.
 const MAX_NAME: u32 = 512;
 const MAX_DESCRIPTORS: u32 = 4096;
 const MAX_VALUES: u16 = 4096;
@@ -239,8 +238,8 @@ fn parse_descriptor(header: &Header, bytes: &[u8]) -> Result<Descriptor, StatsEr
     })
 }
 
-/// The statistics of one VM or vCPU. They stay readable after the VM or vCPU has ended, and keep
-/// KVM from freeing it.
+/// The statistics of one VM or vCPU. They stay readable after the VM or vCPU has ended, and keep KVM from
+/// freeing it.
 #[derive(Debug)]
 pub struct Stats {
     file: Arc<File>,
@@ -270,8 +269,7 @@ impl Stats {
             whose,
             source: e.into(),
         })?;
-        // SAFETY: the kernel just created this descriptor for this process, and no other code has
-        // it.
+        // SAFETY: the kernel just created this descriptor for this process, and no other code has it.
         let file = unsafe { File::from_raw_fd(fd) };
         Self::from_file(file)
     }

@@ -1,8 +1,8 @@
 //! The local APIC's timer after the TSC has changed.
 //!
-//! KVM arms the timer once, for a host TSC value or a host time that it computes from the guest's
-//! TSC at that moment (`start_hv_timer`, `start_sw_tscdeadline`). Neither a new frequency nor a new
-//! offset makes it recompute that.
+//! KVM arms the timer once, for a host TSC value or a host time that it computes from the guest's TSC at that
+//! moment (`start_hv_timer`, `start_sw_tscdeadline`). Neither a new frequency nor a new offset makes it
+//! recompute that.
 
 use kvm_bindings::kvm_lapic_state;
 use kvm_ioctls::VcpuFd;
@@ -25,9 +25,8 @@ const MODE: u32 = 0b11 << 17;
 
 /// Makes KVM re-arm the timer for its remaining time. On a vCPU that does not run.
 ///
-/// A periodic timer is left alone: at worst one period is off, and then KVM computes the next.
-/// Re-arming it would require writing all of the APIC's registers, and an interrupt that arrived in
-/// between would be lost.
+/// A periodic timer is left alone: at worst one period is off, and then KVM computes the next. Re-arming it
+/// would require writing all of the APIC's registers, and an interrupt that arrived in between would be lost.
 ///
 /// # Errors
 /// If KVM refuses.
@@ -51,8 +50,8 @@ pub fn rearm(vcpu: &VcpuFd) -> Result<(), KvmError> {
         .map_err(ioctl_error("KVM_SET_LAPIC", "re-arm the timer"))
 }
 
-/// The remaining time of a one-shot timer that has not fired: KVM would restart one that has fired,
-/// and it would fire at once (`set_target_expiration`).
+/// The remaining time of a one-shot timer that has not fired: KVM would restart one that has fired, and it
+/// would fire at once (`set_target_expiration`).
 fn one_shot(lapic: &kvm_lapic_state) -> Option<u32> {
     let left = register(lapic, CURRENT_COUNT);
     (register(lapic, LVT_TIMER) & MODE == 0 && left != 0).then_some(left)

@@ -26,8 +26,8 @@ pub fn within_tolerance(guest: TscKhz, host: TscKhz) -> bool {
 /// This CPU's TSC, now: half the cost of reading the clock.
 #[inline]
 pub fn host_tsc() -> u64 {
-    // SAFETY: RDTSC accesses no memory. It faults only if CR4.TSD is set, which Linux does only at
-    // the request of the process (PR_SET_TSC), and this process never requests it.
+    // SAFETY: RDTSC accesses no memory. It faults only if CR4.TSD is set, which Linux does only at the
+    // request of the process (PR_SET_TSC), and this process never requests it.
     unsafe { core::arch::x86_64::_rdtsc() }
 }
 
@@ -60,8 +60,7 @@ pub fn tsc_offset(vcpu: &VcpuFd) -> Result<u64, KvmError> {
         "KVM_GET_DEVICE_ATTR",
         "read a vCPU's TSC offset",
     ))?;
-    // SAFETY: a live, aligned, initialised local; the kernel has written it without the compiler's
-    // knowledge.
+    // SAFETY: a live, aligned, initialised local; the kernel has written it without the compiler's knowledge.
     Ok(unsafe { (&raw const offset).read_volatile() })
 }
 
@@ -92,8 +91,8 @@ pub fn khz(vcpu: &VcpuFd) -> Result<TscKhz, KvmError> {
     ))
 }
 
-/// Sets the vCPU's frequency, at once. The offset stays, so the guest's TSC jumps; nothing else
-/// follows: timers that count TSC ticks are not re-armed.
+/// Sets the vCPU's frequency, at once. The offset stays, so the guest's TSC jumps; nothing else follows:
+/// timers that count TSC ticks are not re-armed.
 ///
 /// # Errors
 /// If the host cannot scale to it.
@@ -131,9 +130,9 @@ pub fn set_vm_khz(vm: &VmFd, khz: TscKhz) -> Result<(), KvmError> {
         .map(drop)
 }
 
-/// The frequency that the host's kernel has for its TSC now. On a host without an invariant TSC,
-/// KVM keeps the frequency at the time when it was loaded (`kvm_timer_init`: `max_tsc_khz`,
-/// `cpu_tsc_khz`), which the kernel may have refined since. The vCPU keeps its own.
+/// The frequency that the host's kernel has for its TSC now. On a host without an invariant TSC, KVM keeps
+/// the frequency at the time when it was loaded (`kvm_timer_init`: `max_tsc_khz`, `cpu_tsc_khz`), which the
+/// kernel may have refined since. The vCPU keeps its own.
 ///
 /// # Errors
 /// If the frequency is unknown to KVM.

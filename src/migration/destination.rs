@@ -143,8 +143,7 @@ impl DestinationSession<'_> {
         Ok(())
     }
 
-    /// A connection that does not come from a source does not end the wait if the address accepts
-    /// more.
+    /// A connection that does not come from a source does not end the wait if the address accepts more.
     fn wait_for_source(
         &mut self,
         arrivals: &mut Arrivals<'_>,
@@ -389,8 +388,8 @@ impl DestinationSession<'_> {
         })
     }
 
-    /// Whether the source's process is known to have ended without aborting. This end then holds
-    /// everything, and no other process has the VM.
+    /// Whether the source's process is known to have ended without aborting. This end then holds everything,
+    /// and no other process has the VM.
     fn source_is_dead(&self, e: &MigrationError) -> bool {
         self.phase == DestinationPhase::Holding
             && matches!(

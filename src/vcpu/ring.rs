@@ -18,8 +18,7 @@ pub struct Ring {
     ring: Mutex<DirtyRing>,
     vm: Arc<VmFd>,
     slots: RamSlots,
-    /// Writes of the vCPU have been lost, and KVM's position in the ring and this one have
-    /// diverged.
+    /// Writes of the vCPU have been lost, and KVM's position in the ring and this one have diverged.
     overflowed: AtomicBool,
 }
 

@@ -1,8 +1,7 @@
-//! The freestanding guest programs as files: one image that contains them all, for either boot
-//! protocol.
+//! The freestanding guest programs as files: one image that contains them all, for either boot protocol.
 //!
-//! `hypernest_guest_programs` documents the programs and their command lines;
-//! `hypernest_nested::probe` decodes their reports.
+//! `hypernest_guest_programs` documents the programs and their command lines; `hypernest_nested::probe`
+//! decodes their reports.
 #![no_std]
 #![forbid(unsafe_code)]
 

@@ -91,8 +91,8 @@ impl fmt::Display for Refused {
 impl core::error::Error for Refused {}
 
 impl NestedState<'_> {
-    /// Whether KVM would accept the blob for `processor`, as far as the processor's features
-    /// determine that. Only KVM can check L2's controls.
+    /// Whether KVM would accept the blob for `processor`, as far as the processor's features determine that.
+    /// Only KVM can check L2's controls.
     ///
     /// # Errors
     /// [`Refused`] with the first missing requirement.

@@ -8,8 +8,7 @@ pub const DOORBELL_PRESENT: u32 = 0x4C42_4E48;
 /// The meaning of a write to the port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Doorbell {
-    /// By L2: the measured samples begin. L1 does not intercept the port, so the host sees it at
-    /// once.
+    /// By L2: the measured samples begin. L1 does not intercept the port, so the host sees it at once.
     Begin,
     /// By L2: the measured samples ended.
     End,
@@ -46,8 +45,8 @@ impl Doorbell {
         }
     }
 
-    /// The value to write; `None` for a board whose address has no value: unaligned, in the lowest
-    /// pages, or past 16 TiB.
+    /// The value to write; `None` for a board whose address has no value: unaligned, in the lowest pages, or
+    /// past 16 TiB.
     #[must_use]
     pub const fn value(self) -> Option<u32> {
         match self {

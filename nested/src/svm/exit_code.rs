@@ -4,8 +4,7 @@ macro_rules! codes {
     ($($(#[doc = $doc:literal])* $name:ident = $number:literal, $text:literal;)*) => {
         $($(#[doc = $doc])* pub const $name: u64 = $number;)*
 
-        /// Every code and its name, except [`INVALID`] and those with a register or exception
-        /// number.
+        /// Every code and its name, except [`INVALID`] and those with a register or exception number.
         pub const ALL: &[(u64, &str)] = &[$(($number, $text)),*];
 
         /// A code's name.

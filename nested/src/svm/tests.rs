@@ -35,8 +35,8 @@ fn codes_by_register_and_exception_have_the_name_of_their_kind() {
     assert_eq!(exit_code::PAGE_FAULT, exit_code::EXCEPTION + 14);
 }
 
-/// An intercept's bit is at the same distance from the first as its exit code from the code of
-/// interrupts (APM volume 2, appendices B and C).
+/// An intercept's bit is at the same distance from the first as its exit code from the code of interrupts
+/// (APM volume 2, appendices B and C).
 #[test]
 fn intercepts_stand_where_their_exit_codes_say() {
     let table = [

@@ -70,8 +70,8 @@ fn set(terminal: BorrowedFd<'_>, modes: &Termios) -> io::Result<()> {
     tcsetattr(terminal, SetArg::TCSANOW, modes).map_err(io::Error::from)
 }
 
-/// Raw input, but with output processing: it does not change the guest's `\r
-/// `, and hypernest's own messages need it.
+/// Raw input, but with output processing: it does not change the guest's `\r `, and hypernest's own messages
+/// need it.
 fn raw_modes(before: &Termios) -> Termios {
     let mut raw = before.clone();
     cfmakeraw(&mut raw);

@@ -29,8 +29,8 @@ impl Answer for u32 {
 
 macro_rules! capabilities {
     ($($(#[doc = $doc:literal])+ $field:ident: $type:ty = $cap:ident,)+) => {
-        /// The results of `KVM_CHECK_EXTENSION` on `/dev/kvm`: `bool` where a capability is only
-        /// present or absent, a number where it has a value.
+        /// The results of `KVM_CHECK_EXTENSION` on `/dev/kvm`: `bool` where a capability is only present or
+        /// absent, a number where it has a value.
         #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
         #[serde(default)]
         pub struct KvmCaps {

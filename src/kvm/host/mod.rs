@@ -47,11 +47,11 @@ pub struct KvmFacts {
     pub feature_msrs: BTreeMap<u32, u64>,
     /// A new vCPU's TSC frequency, which is the host's.
     pub tsc_khz: Option<u32>,
-    /// The host kernel's TSC frequency, if the kernel has refined it since KVM was loaded and KVM
-    /// keeps the old one.
+    /// The host kernel's TSC frequency, if the kernel has refined it since KVM was loaded and KVM keeps the
+    /// old one.
     pub refined_tsc_khz: Option<u32>,
-    /// A new vCPU's TSC is offset from the host's, as the guest's own clock requires; `None` if KVM
-    /// does not report the offset (before Linux 5.16).
+    /// A new vCPU's TSC is offset from the host's, as the guest's own clock requires; `None` if KVM does not
+    /// report the offset (before Linux 5.16).
     pub tsc_offset: Option<bool>,
 }
 
@@ -201,10 +201,9 @@ impl HostCaps {
         Ok(Self { system, kvm })
     }
 
-    /// Queries only the facts of this host that planning a VM needs: facts of [`System`] and
-    /// [`KvmFacts`] that serve only to explain the host stay unknown, and no VM is created where
-    /// KVM answers without one (since Linux 5.11), since destroying it takes longer than all the
-    /// rest. Returns the open KVM as well.
+    /// Queries only the facts of this host that planning a VM needs: facts of [`System`] and [`KvmFacts`]
+    /// that serve only to explain the host stay unknown, and no VM is created where KVM answers without one
+    /// (since Linux 5.11), since destroying it takes longer than all the rest. Returns the open KVM as well.
     ///
     /// # Errors
     /// If KVM cannot be used; the error contains the remedy.
@@ -332,8 +331,8 @@ impl KvmFacts {
         let kernel = tsc::kernel_khz_of_vm(vm).ok();
         self.note_refined(kernel);
         if self.refined_tsc_khz.is_some() {
-            // A vCPU that KVM cannot run at its frequency has no scaling ratio and reports no
-            // offset (`set_tsc_khz`).
+            // A vCPU that KVM cannot run at its frequency has no scaling ratio and reports no offset
+            // (`set_tsc_khz`).
             let _frequency_only = tsc::set_vm_khz(vm, TscKhz(0));
         }
     }
@@ -421,9 +420,8 @@ impl KvmFacts {
     }
 }
 
-/// Checks that KVM, whose TSC frequency is `kvm`, can run guests on a TSC of `kernel`. Beyond its
-/// tolerance it creates vCPUs without a scaling ratio, or has them catch up at each entry
-/// (`set_tsc_khz`).
+/// Checks that KVM, whose TSC frequency is `kvm`, can run guests on a TSC of `kernel`. Beyond its tolerance
+/// it creates vCPUs without a scaling ratio, or has them catch up at each entry (`set_tsc_khz`).
 ///
 /// # Errors
 /// If it cannot.
@@ -442,8 +440,8 @@ pub fn stale_tsc_khz(kvm: TscKhz, kernel: TscKhz, vendor: CpuVendor) -> Result<(
     })
 }
 
-/// The version of eVMCS is available only from a vCPU with eVMCS enabled; the capability alone is
-/// no evidence, since KVM reports it on every Intel host, also with `nested=0`.
+/// The version of eVMCS is available only from a vCPU with eVMCS enabled; the capability alone is no
+/// evidence, since KVM reports it on every Intel host, also with `nested=0`.
 fn evmcs(caps: &KvmCaps, vcpu: &VcpuFd) -> Result<Option<u16>, KvmError> {
     if !caps.hyperv_enlightened_vmcs {
         return Ok(None);

@@ -1,5 +1,5 @@
-//! Facts about the host from outside KVM: files of /proc, /sys, /boot and /etc. Nothing here fails;
-//! a fact that cannot be read is unknown.
+//! Facts about the host from outside KVM: files of /proc, /sys, /boot and /etc. Nothing here fails; a fact
+//! that cannot be read is unknown.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -147,9 +147,9 @@ impl System {
         }
     }
 
-    /// Reads only the facts that planning a VM needs: the kernel's release, the CPU, whether KVM's
-    /// modules use a virtual APIC, and the clock in use. The rest stays unknown. Reading everything
-    /// takes several milliseconds, most of them for the kernel's configuration.
+    /// Reads only the facts that planning a VM needs: the kernel's release, the CPU, whether KVM's modules
+    /// use a virtual APIC, and the clock in use. The rest stays unknown. Reading everything takes several
+    /// milliseconds, most of them for the kernel's configuration.
     pub fn read_for_a_vm(root: &Path) -> Self {
         let flag = |module: &str, name: &str| {
             let value = word(root, &format!("sys/module/{module}/parameters/{name}"))?;
@@ -173,8 +173,8 @@ impl System {
         }
     }
 
-    /// The TSC is usable as a clock: it ticks at one rate and does not stop, or the kernel has
-    /// chosen it itself.
+    /// The TSC is usable as a clock: it ticks at one rate and does not stop, or the kernel has chosen it
+    /// itself.
     pub fn tsc_is_a_clock(&self) -> bool {
         self.cpu.constant_tsc || self.clock.current.as_deref() == Some("tsc")
     }

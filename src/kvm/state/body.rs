@@ -1,5 +1,4 @@
-//! The state as bodies of sections. Structures are KVM's own (include/uapi/linux/kvm.h), which
-//! never change.
+//! The state as bodies of sections. Structures are KVM's own (include/uapi/linux/kvm.h), which never change.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 

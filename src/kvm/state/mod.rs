@@ -5,8 +5,7 @@
 //! - [`vm`](VmState): the interrupt controllers and the timer in KVM
 //! - `body`: both as bodies of sections
 //!
-//! The TSC, its offset and the clocks are not here: they are not copied but continued
-//! ([`crate::time`]).
+//! The TSC, its offset and the clocks are not here: they are not copied but continued ([`crate::time`]).
 
 mod body;
 mod error;

@@ -25,8 +25,7 @@ const NOT_HERE: [(u32, u32); 5] = [
     // VMX capabilities: promised to the guest at creation, and fixed once it is in VMX operation
     // (vmx_set_vmx_msr).
     (0x480, 0x491),
-    // Hyper-V's (TLFS): some are clocks, one resets the machine, and KVM's list lacks many that are
-    // state.
+    // Hyper-V's (TLFS): some are clocks, one resets the machine, and KVM's list lacks many that are state.
     (0x4000_0000, 0x4000_01ff),
 ];
 
@@ -94,9 +93,9 @@ pub(super) fn get(
     Ok(values)
 }
 
-/// Writes `values`, in this order, except those that the vCPU already has: KVM logs a message when
-/// a value, even 0, is written to an MSR that it only pretends to have (DEBUGCTL where the CPU has
-/// no LBR virtualization, svm_set_msr).
+/// Writes `values`, in this order, except those that the vCPU already has: KVM logs a message when a value,
+/// even 0, is written to an MSR that it only pretends to have (DEBUGCTL where the CPU has no LBR
+/// virtualization, svm_set_msr).
 pub(super) fn set_changed(
     vp: VpIndex,
     fd: &VcpuFd,
@@ -131,10 +130,10 @@ pub(super) fn set(
             continue;
         };
         let has = get(vp, fd, part, &[msr])?;
-        // Some MSRs read as a value that KVM refuses to write. Nothing is lost if the vCPU already
-        // has that value, or if this KVM has no such MSR and the value is the initial one: the
-        // guest's features have been compared by now, so the guest never saw it. Linux 6.1 lists
-        // Intel's counters on AMD, and has no HV_X64_MSR_TSC_INVARIANT_CONTROL.
+        // Some MSRs read as a value that KVM refuses to write. Nothing is lost if the vCPU already has that
+        // value, or if this KVM has no such MSR and the value is the initial one: the guest's features have
+        // been compared by now, so the guest never saw it. Linux 6.1 lists Intel's counters on AMD, and has
+        // no HV_X64_MSR_TSC_INVARIANT_CONTROL.
         let is_lost = match has.first() {
             Some(has) => *has != (msr, value),
             None => value != 0,

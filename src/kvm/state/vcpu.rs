@@ -106,8 +106,8 @@ impl VcpuState {
         Ok(state)
     }
 
-    /// Restores it to KVM: to a vCPU with its capabilities and CPUID that has not run. The VM's
-    /// clock and the TSC must be set.
+    /// Restores it to KVM: to a vCPU with its capabilities and CPUID that has not run. The VM's clock and the
+    /// TSC must be set.
     ///
     /// # Errors
     /// If KVM refuses. The vCPU is unusable then.
@@ -141,8 +141,7 @@ impl VcpuState {
             Part::MpState => self.mp_state = fd.get_mp_state().map_err(failed)?,
             Part::Events => self.events = fd.get_vcpu_events().map_err(failed)?,
             Part::Nested if extent.nested => {
-                // The buffer has the maximum size, since KVM may write more than the size that it
-                // reports.
+                // The buffer has the maximum size, since KVM may write more than the size that it reports.
                 let mut buffer = KvmNestedStateBuffer::empty();
                 fd.nested_state(&mut buffer).map_err(failed)?;
                 let size = usize::try_from(buffer.size).unwrap_or(usize::MAX);
@@ -289,16 +288,15 @@ fn set_sregs(fd: &VcpuFd, sregs: &Sregs) -> Result<(), kvm_ioctls::Error> {
 /// `size` is the value of KVM_CAP_XSAVE2.
 fn get_xsave(fd: &VcpuFd, size: usize) -> Result<Vec<u8>, kvm_ioctls::Error> {
     let mut area = vec![0_u8; size.max(size_of::<kvm_bindings::kvm_xsave>())];
-    // SAFETY: the descriptor is a vCPU's, and the kernel writes as many bytes as KVM_CAP_XSAVE2
-    // reports, for which the area has room. No dynamic feature is enabled later, which would
-    // increase it.
+    // SAFETY: the descriptor is a vCPU's, and the kernel writes as many bytes as KVM_CAP_XSAVE2 reports, for
+    // which the area has room. No dynamic feature is enabled later, which would increase it.
     unsafe { ioctl::get_xsave2(fd.as_raw_fd(), area.as_mut_ptr().cast()) }.map_err(errno)?;
     Ok(area)
 }
 
 fn set_xsave(fd: &VcpuFd, area: &[u8]) -> Result<(), kvm_ioctls::Error> {
-    // SAFETY: the descriptor is a vCPU's, and the kernel reads as many bytes as KVM_CAP_XSAVE2
-    // reports, the size of the area.
+    // SAFETY: the descriptor is a vCPU's, and the kernel reads as many bytes as KVM_CAP_XSAVE2 reports, the
+    // size of the area.
     unsafe { ioctl::set_xsave(fd.as_raw_fd(), area.as_ptr().cast()) }.map_err(errno)?;
     Ok(())
 }

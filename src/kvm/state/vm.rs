@@ -11,9 +11,9 @@ use super::TransferError;
 /// The size of an interrupt controller's state, equal for all.
 pub(super) const CHIP: usize = size_of::<kvm_bindings::kvm_irqchip__bindgen_ty_1>();
 
-/// The order in which they are read and written. The I/O APIC comes last because KVM delivers its
-/// pending interrupts at once (`kvm_set_ioapic`); for the same reason all come after the local
-/// APICs, which receive them. The timer, whose interrupts pass through them, comes after them.
+/// The order in which they are read and written. The I/O APIC comes last because KVM delivers its pending
+/// interrupts at once (`kvm_set_ioapic`); for the same reason all come after the local APICs, which receive
+/// them. The timer, whose interrupts pass through them, comes after them.
 const CHIPS: [(u32, &str); 3] = [
     (KVM_IRQCHIP_PIC_MASTER, "first 8259"),
     (KVM_IRQCHIP_PIC_SLAVE, "second 8259"),

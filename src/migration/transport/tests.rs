@@ -64,8 +64,8 @@ fn both_ends_show_certificates() {
 #[test]
 fn a_certificate_of_another_ca_or_for_another_host_is_refused() {
     for (here, there) in [
-        // The source's from another CA; the destination's from another CA; the destination's for
-        // another host.
+        // The source's from another CA; the destination's from another CA; the destination's for another
+        // host.
         (tls("stranger", "ca"), tls("destination", "ca")),
         (tls("source", "ca"), tls("stranger", "ca")),
         (tls("source", "ca"), tls("elsewhere", "ca")),

@@ -7,9 +7,8 @@
 //!
 //! None of them may be a symbolic link: a saved VM must not select files of the host.
 //!
-//! [`Saving`] writes it to a hidden directory next to its destination, syncs it to the disk and
-//! then renames it in one step: a crash at any moment leaves the previous content or nothing.
-//! [`Snapshot`] reads it.
+//! [`Saving`] writes it to a hidden directory next to its destination, syncs it to the disk and then renames
+//! it in one step: a crash at any moment leaves the previous content or nothing. [`Snapshot`] reads it.
 
 mod error;
 mod files;

@@ -43,8 +43,7 @@ fn per_exit(exits: u32, mut one: impl FnMut(ExitReason, u64)) -> f64 {
         ExitReason::MmioWrite,
         ExitReason::Wrmsr,
     ];
-    // Durations from a linear congruential generator (Knuth's MMIX constants): 0 to 16 µs, in
-    // random order.
+    // Durations from a linear congruential generator (Knuth's MMIX constants): 0 to 16 µs, in random order.
     let mut state = 1u64;
     let start = Instant::now();
     for i in 0..exits {

@@ -18,8 +18,8 @@ const OUT_OF_RANGE: usize = 2;
 const BUCKETS: usize = 8;
 const STRIDE: usize = BUCKETS + bucket::COUNT;
 
-/// Zeroed by the kernel, and so without memory behind it until a counter is first written: a page
-/// or two are resident per reason that occurs.
+/// Zeroed by the kernel, and so without memory behind it until a counter is first written: a page or two are
+/// resident per reason that occurs.
 struct Counters(Box<[AtomicU64]>);
 
 impl Counters {
@@ -100,8 +100,8 @@ impl fmt::Debug for Recorder {
 pub struct Reader(Arc<Counters>);
 
 impl Reader {
-    /// The counts up to now. The vCPU continues meanwhile: an exit that it records during the copy
-    /// may be included or not.
+    /// The counts up to now. The vCPU continues meanwhile: an exit that it records during the copy may be
+    /// included or not.
     pub fn snapshot(&self) -> CountersSnapshot {
         CountersSnapshot {
             reasons: ExitReason::ALL

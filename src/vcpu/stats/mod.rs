@@ -1,9 +1,8 @@
-//! Exit statistics: the number of each vCPU's exits to user space, their reasons, and their
-//! durations.
+//! Exit statistics: the number of each vCPU's exits to user space, their reasons, and their durations.
 //!
-//! Each vCPU's thread owns a [`Recorder`] and writes plain counters through it, without a lock and
-//! without allocating; other threads read them through a [`Reader`], at any time and without
-//! stopping the vCPU. A [`StatsReport`] writes them as JSON and as an HDR histogram log.
+//! Each vCPU's thread owns a [`Recorder`] and writes plain counters through it, without a lock and without
+//! allocating; other threads read them through a [`Reader`], at any time and without stopping the vCPU. A
+//! [`StatsReport`] writes them as JSON and as an HDR histogram log.
 
 mod bucket;
 mod clock;

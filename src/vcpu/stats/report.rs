@@ -1,5 +1,5 @@
-//! Writes statistics: FILE as JSON, FILE.hlog as an HDR histogram log. docs/exit-statistics.md
-//! describes both.
+//! Writes statistics: FILE as JSON, FILE.hlog as an HDR histogram log. docs/exit-statistics.md describes
+//! both.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -69,9 +69,8 @@ struct JsonVcpu {
 }
 
 impl StatsReport<'_> {
-    /// Writes both files, each complete or not at all: it is written under another name and
-    /// renamed. A target that is no regular file, such as a pipe or a terminal, is written
-    /// directly.
+    /// Writes both files, each complete or not at all: it is written under another name and renamed. A target
+    /// that is no regular file, such as a pipe or a terminal, is written directly.
     ///
     /// # Errors
     /// If one of them cannot be written; a previous file of that name then still exists.

@@ -59,8 +59,8 @@ pub struct Summary {
     pub p99_9: u64,
     /// The longest exit.
     pub max: u64,
-    /// Exits longer than the histogram's range. They count in all figures above, and are longer
-    /// than all others.
+    /// Exits longer than the histogram's range. They count in all figures above, and are longer than all
+    /// others.
     pub out_of_range: u64,
 }
 
@@ -96,8 +96,8 @@ impl ReasonCounts {
     pub fn summary(&self) -> Summary {
         let histogram = self.histogram();
         let in_range = self.count() - self.out_of_range;
-        // A bucket's upper end can lie above the largest value seen; and the largest value is the
-        // best estimate for exits out of range.
+        // A bucket's upper end can lie above the largest value seen; and the largest value is the best
+        // estimate for exits out of range.
         let quantile = |per_mille: u64| {
             let rank = (u128::from(self.count()) * u128::from(per_mille)).div_ceil(1000);
             if rank > u128::from(in_range) {

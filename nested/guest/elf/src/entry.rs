@@ -28,9 +28,8 @@ extern "sysv64" fn boot_processor(magic: u32, info: u32) -> ! {
         unsafe { core::slice::from_raw_parts(start, end.addr() - start.addr()) }
     };
     let free_from = (&raw const image_end).addr();
-    // SAFETY: boot.s calls this once, on the boot processor, with the loader's registers and
-    // identity-mapped memory; the linker script places `image_end` after everything that the image
-    // uses.
+    // SAFETY: boot.s calls this once, on the boot processor, with the loader's registers and identity-mapped
+    // memory; the linker script places `image_end` after everything that the image uses.
     unsafe {
         programs::boot_processor(programs::Boot {
             magic,

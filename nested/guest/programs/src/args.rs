@@ -23,8 +23,7 @@ pub(crate) const PROGRAMS: [&str; 19] = [
     "fwcfg",
 ];
 
-/// A command line. Words before the program's name (loaders put the image's file name there) are
-/// skipped.
+/// A command line. Words before the program's name (loaders put the image's file name there) are skipped.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Args<'a> {
     program: Option<&'a str>,

@@ -137,8 +137,7 @@ impl Boot {
     }
 }
 
-/// The end of the RAM that contains `free_from`, from `hvm_start_info` version 1; 0 if it contains
-/// none.
+/// The end of the RAM that contains `free_from`, from `hvm_start_info` version 1; 0 if it contains none.
 fn pvh_ram_end(info: u64, free_from: u64) -> u64 {
     const RAM: u32 = 1;
     if read32(info + 4) < 1 {
@@ -153,8 +152,8 @@ fn pvh_ram_end(info: u64, free_from: u64) -> u64 {
         .map_or(0, |(start, size)| start.saturating_add(size))
 }
 
-/// The command line's address and the end of RAM below 4 GiB, from the Multiboot information; 0 if
-/// it contains none.
+/// The command line's address and the end of RAM below 4 GiB, from the Multiboot information; 0 if it
+/// contains none.
 fn multiboot(info: u64) -> (u64, u64) {
     const MEMORY: u32 = 1 << 0;
     const COMMAND_LINE: u32 = 1 << 2;
@@ -187,8 +186,8 @@ fn read8(address: u64) -> u8 {
         return 0;
     }
     let pointer = core::ptr::with_exposed_provenance::<u8>(usize::try_from(address).unwrap_or(0));
-    // SAFETY: identity-mapped, not null; volatile because it is not Rust's. Addresses without RAM
-    // read as ones.
+    // SAFETY: identity-mapped, not null; volatile because it is not Rust's. Addresses without RAM read as
+    // ones.
     unsafe { pointer.read_volatile() }
 }
 

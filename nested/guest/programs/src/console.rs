@@ -64,8 +64,8 @@ pub(crate) fn samples(name: &str, values: &[u64]) {
     }
 }
 
-/// A frame with the words that `fill` returns. `fill` is called once no other processor writes: the
-/// data that it reads is as old as the frame.
+/// A frame with the words that `fill` returns. `fill` is called once no other processor writes: the data that
+/// it reads is as old as the frame.
 pub(crate) fn frame<'a>(name: &str, fill: impl FnOnce() -> &'a [u64]) {
     exclusively(|| {
         let words = fill();

@@ -1,7 +1,7 @@
 //! Single instructions.
 //!
-//! Functions that can break only the VM's own state, which these programs do on purpose, are safe;
-//! functions that could violate Rust's memory rules are `unsafe`.
+//! Functions that can break only the VM's own state, which these programs do on purpose, are safe; functions
+//! that could violate Rust's memory rules are `unsafe`.
 #![allow(unsafe_code, reason = "instructions without a Rust equivalent")]
 
 use core::arch::asm;
@@ -34,8 +34,7 @@ pub(crate) fn cpuid(leaf: u32, subleaf: u32) -> Cpuid {
     Cpuid { eax, ebx, ecx, edx }
 }
 
-/// The time-stamp counter, read after all earlier instructions have finished and before any later
-/// one begins.
+/// The time-stamp counter, read after all earlier instructions have finished and before any later one begins.
 #[inline(always)]
 pub(crate) fn tsc_serialised() -> u64 {
     let (low, high): (u32, u32);
@@ -72,13 +71,13 @@ pub(crate) fn rdmsr(msr: u32) -> Result<u64, Faulted> {
 ///
 /// # Safety
 /// The register must not take memory away that Rust uses: pages for the hypervisor come from
-/// [`crate::pages`] and have no other use, and the registers of paging, segments and system calls
-/// stay unchanged.
+/// [`crate::pages`] and have no other use, and the registers of paging, segments and system calls stay
+/// unchanged.
 #[inline(always)]
 pub(crate) unsafe fn wrmsr(msr: u32, value: u64) -> Result<(), Faulted> {
     let faulted: u64;
-    // SAFETY: the caller guarantees a safe effect; the trap handler steps over the instruction and
-    // sets R8 on #GP.
+    // SAFETY: the caller guarantees a safe effect; the trap handler steps over the instruction and sets R8 on
+    // #GP.
     unsafe {
         asm!(
             "xor r8d, r8d",

@@ -15,8 +15,8 @@ const POST: u16 = 0x80;
 const PVPANIC: u16 = 0x505;
 const PANICKED: u8 = 1 << 0;
 
-/// `ending via=WAY cpus=N pm1=PORT [s5=TYPE]`: makes the access with `N` processors busy. A second
-/// boot succeeds.
+/// `ending via=WAY cpus=N pm1=PORT [s5=TYPE]`: makes the access with `N` processors busy. A second boot
+/// succeeds.
 ///
 /// WAY is debug-exit, outs (the same by `rep outsb`), acpi, keyboard, output-port, cf9, port92, hv, pvpanic
 /// or hv-crash.
@@ -74,8 +74,8 @@ pub(crate) fn run(args: &Args<'_>, trampoline: &[u8]) -> Exit {
     }
 }
 
-/// `storm cpus=N`: every processor reports crashes by pvpanic and, with `hv`, by the crash
-/// registers, forever.
+/// `storm cpus=N`: every processor reports crashes by pvpanic and, with `hv`, by the crash registers,
+/// forever.
 pub(crate) fn storm(args: &Args<'_>, trampoline: &[u8]) -> Exit {
     let work = if args.has("hv") {
         crashes_by_both

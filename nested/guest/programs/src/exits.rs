@@ -14,8 +14,8 @@ const MOST: u64 = hypernest_nested::probe::MAX_COUNT as u64;
 
 /// `n=N warmup=N kinds=LIST mmio=ADDRESS port-in=PORT`.
 ///
-/// For each kind a mark, the samples' block and another mark; before them the block `empty`, of
-/// intervals with nothing in between.
+/// For each kind a mark, the samples' block and another mark; before them the block `empty`, of intervals
+/// with nothing in between.
 pub(crate) fn run(args: &Args<'_>, kinds: &str) -> Exit {
     match try_run(args, kinds) {
         Ok(()) => Exit::Done,

@@ -1,5 +1,5 @@
-//! Prints the hypervisor's CPUID leaves and MSRs, one line each and identical at each run, for a
-//! comparison between hypervisors.
+//! Prints the hypervisor's CPUID leaves and MSRs, one line each and identical at each run, for a comparison
+//! between hypervisors.
 
 use core::ops::RangeInclusive;
 

@@ -21,8 +21,8 @@ pub(crate) fn write_register(register: u32, value: u64) -> Result<(), Faulted> {
     unsafe { wrmsr(register, value) }
 }
 
-/// Enables `page` in a register with the enable bit in 0 and the page number in 63:12; the
-/// hypervisor owns it from then on.
+/// Enables `page` in a register with the enable bit in 0 and the page number in 63:12; the hypervisor owns it
+/// from then on.
 pub(crate) fn write_page_register(register: u32, page: Page) -> Result<(), Faulted> {
     write_register(register, page.address() | 1)
 }
@@ -43,8 +43,8 @@ pub(crate) enum Input {
 }
 
 impl Hypercalls {
-    /// Identifies the guest and enables the page. `None` if the hypervisor refuses, or leaves the
-    /// page without a call.
+    /// Identifies the guest and enables the page. `None` if the hypervisor refuses, or leaves the page
+    /// without a call.
     pub(crate) fn enable() -> Option<Self> {
         let page = Page::new();
         write_register(msr::GUEST_OS_ID, GUEST_OS_ID).ok()?;
@@ -72,9 +72,8 @@ impl Hypercalls {
             Input::Xmm(rdx, r8, xmm) => (control | FAST, rdx, r8, xmm),
         };
         let result;
-        // SAFETY: `enable` found the hypervisor's code in the page, which follows the convention
-        // below (TLFS, "Hypercall calling conventions") and writes at most to the output page,
-        // which is the caller's.
+        // SAFETY: `enable` found the hypervisor's code in the page, which follows the convention below (TLFS,
+        // "Hypercall calling conventions") and writes at most to the output page, which is the caller's.
         unsafe {
             asm!(
                 "movups xmm0, [r10]",

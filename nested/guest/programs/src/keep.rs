@@ -1,11 +1,11 @@
 //! Sets all state of the processor and its hypervisor to known values, and checks it repeatedly: for tests
 //! that save, restore and migrate the VM.
 //!
-//! `keep [cpus=N] [laps=N] [due=MICROSECONDS] [memory=PAGES]`: each lap prints `keep: LAP`. A
-//! processor's lap is some milliseconds with known values in registers; then its model-specific and
-//! synthetic registers, its share of memory and its clocks are checked. The first difference ends
-//! the run with `FAIL keep: ...`. With `due=`, a synthetic timer is armed once for that time from
-//! the start, and must expire, not sooner and not much later.
+//! `keep [cpus=N] [laps=N] [due=MICROSECONDS] [memory=PAGES]`: each lap prints `keep: LAP`. A processor's lap
+//! is some milliseconds with known values in registers; then its model-specific and synthetic registers, its
+//! share of memory and its clocks are checked. The first difference ends the run with `FAIL keep: ...`. With
+//! `due=`, a synthetic timer is armed once for that time from the start, and must expire, not sooner and not
+//! much later.
 #![allow(unsafe_code, reason = "loads registers and compares them")]
 
 use core::arch::asm;
@@ -28,15 +28,14 @@ const PERIODIC_VECTOR: u8 = 0x74;
 const DUE_VECTOR: u8 = 0x75;
 /// 5 ms in units of 100 ns.
 const PERIOD: u64 = 50_000;
-/// The maximum delay of a timer: 20 s in units of 100 ns, since stopping the machine may take a
-/// while.
+/// The maximum delay of a timer: 20 s in units of 100 ns, since stopping the machine may take a while.
 const LATE: u64 = 200_000_000;
 
 /// A register's number, and its value for a processor.
 type Register = (u32, fn(u64) -> u64);
 
-/// Registers without an effect on these programs, each with a value that it accepts: `n` is the
-/// processor's number.
+/// Registers without an effect on these programs, each with a value that it accepts: `n` is the processor's
+/// number.
 const REGISTERS: [Register; 11] = [
     // IA32_SYSENTER_CS, _ESP, _EIP. On AMD's processors, where long mode has no SYSENTER, KVM keeps 32 bits
     // of the last two.
@@ -49,8 +48,7 @@ const REGISTERS: [Register; 11] = [
     (0xC000_0083, |n| 0xFFFF_8000_0000_4000 + n),
     (0xC000_0084, |n| 0x4700 + n),
     (0xC000_0102, |n| 0xFFFF_8000_0000_5000 + n),
-    // PAT, with two of its entries exchanged; an MTRR of no range; the TSC's adjustment is
-    // unchanged.
+    // PAT, with two of its entries exchanged; an MTRR of no range; the TSC's adjustment is unchanged.
     (0x277, |_| 0x0007_0406_0007_0604),
     (0x200, |n| n << 12 | 6),
     (0x201, |_| 0xF_FFFF_F000),
@@ -396,8 +394,7 @@ fn hold_registers(n: u64) -> Check {
     Ok(())
 }
 
-/// Each page contains its number and the lap in which it was last written; this processor checks
-/// its share.
+/// Each page contains its number and the lap in which it was last written; this processor checks its share.
 fn memory(n: u64) -> Check {
     let (start, pages) = (
         MEMORY.load(Ordering::Acquire),
@@ -457,8 +454,8 @@ fn arm(from_now: u64) -> Result<u64, Stop> {
     Ok(due)
 }
 
-/// Whether the timer with that expiration time has expired; an error if it did too early, or not
-/// within the limit.
+/// Whether the timer with that expiration time has expired; an error if it did too early, or not within the
+/// limit.
 fn has_expired(due: u64) -> Result<bool, Stop> {
     let expired = trap::count(0, DUE_VECTOR);
     let now = reference()?;

@@ -9,8 +9,8 @@ use crate::{Exit, say};
 /// (Documentation/virt/kvm/x86/msr.rst).
 const SYSTEM_TIME: u32 = 0x4B56_4D01;
 
-/// `kvmclock [beat=TICKS] [reports=N]`: a line every `beat` ticks of the TSC, with both clocks and
-/// the number of steps back of each.
+/// `kvmclock [beat=TICKS] [reports=N]`: a line every `beat` ticks of the TSC, with both clocks and the number
+/// of steps back of each.
 pub(crate) fn run(args: &Args<'_>) -> Exit {
     let number = |name, default| args.number(name).ok().flatten().unwrap_or(default);
     let (beat, reports) = (number("beat", 10_000_000), number("reports", 0));
@@ -48,9 +48,9 @@ fn start(page: Page) -> Result<(), cpu::Faulted> {
     unsafe { wrmsr(SYSTEM_TIME, page.address() | 1) }
 }
 
-/// The TSC, and the nanoseconds computed from it by the page: `pvclock_vcpu_time_info` has a
-/// version at 0, a TSC at 8, the time at that TSC at 16, a multiplier at 24 and a shift at 28. The
-/// version is odd while the page is being written.
+/// The TSC, and the nanoseconds computed from it by the page: `pvclock_vcpu_time_info` has a version at 0, a
+/// TSC at 8, the time at that TSC at 16, a multiplier at 24 and a shift at 28. The version is odd while the
+/// page is being written.
 #[inline(always)]
 fn read(page: Page) -> (u64, u64) {
     loop {

@@ -64,12 +64,12 @@ pub(crate) fn is_second_boot() -> bool {
     second
 }
 
-/// `reset via=hv|keyboard|cf9|triple|panic [forever]`: by the synthetic register, the keyboard
-/// controller, the chipset's reset port, a triple fault, or a report to pvpanic, after which the
-/// VMM may reset the machine.
+/// `reset via=hv|keyboard|cf9|triple|panic [forever]`: by the synthetic register, the keyboard controller,
+/// the chipset's reset port, a triple fault, or a report to pvpanic, after which the VMM may reset the
+/// machine.
 ///
-/// The second boot finds the first one's mark and succeeds; without a clock's RAM, or with
-/// `forever`, it resets repeatedly.
+/// The second boot finds the first one's mark and succeeds; without a clock's RAM, or with `forever`, it
+/// resets repeatedly.
 pub(crate) fn reset(args: &Args<'_>) -> Exit {
     let via = args.value("via").unwrap_or("hv");
     let forever = args.has("forever");
@@ -113,9 +113,8 @@ pub(crate) fn power_off(args: &Args<'_>) -> Option<u8> {
     Some(SLP_EN | of_s5 << (10 - 8))
 }
 
-/// `power pm1=PORT [s5=TYPE]`: waits until the power button is pressed, then powers off, both
-/// through ACPI's PM1 registers: the status is at PORT and the control four bytes later (ACPI 6.5,
-/// 4.8.4).
+/// `power pm1=PORT [s5=TYPE]`: waits until the power button is pressed, then powers off, both through ACPI's
+/// PM1 registers: the status is at PORT and the control four bytes later (ACPI 6.5, 4.8.4).
 pub(crate) fn power(args: &Args<'_>) -> Exit {
     /// PWRBTN_STS in the second byte of its register.
     const BUTTON: u8 = 1 << 0;

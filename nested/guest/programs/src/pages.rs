@@ -116,8 +116,7 @@ impl Page {
 
     /// Exchanges a word atomically.
     pub(crate) fn swap32(self, offset: usize, value: u32) -> u32 {
-        // SAFETY: inside the page, aligned, and never freed; all other accesses are single
-        // instructions too.
+        // SAFETY: inside the page, aligned, and never freed; all other accesses are single instructions too.
         let word = unsafe { AtomicU32::from_ptr(self.at(offset)) };
         word.swap(value, Ordering::AcqRel)
     }

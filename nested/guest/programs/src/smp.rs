@@ -81,8 +81,8 @@ impl Processors {
             // SAFETY: free RAM, see TRAMPOLINE_PAGE, larger than the code and not part of it.
             unsafe { low.copy_from_nonoverlapping(trampoline.as_ptr(), trampoline.len()) };
             apic::init_others();
-            // INIT to SIPI: 10 ms on hardware (MultiProcessor Specification, B.4); virtual
-            // processors require no delay.
+            // INIT to SIPI: 10 ms on hardware (MultiProcessor Specification, B.4); virtual processors require
+            // no delay.
             let _ = Patience(1 << 20).until(|| false);
             let running = || STARTED.load(Ordering::Acquire) as usize + 1;
             apic::start_others(TRAMPOLINE_PAGE);

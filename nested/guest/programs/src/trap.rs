@@ -1,9 +1,9 @@
 //! Exceptions and interrupts.
 //!
-//! Every vector is handled on a separate interrupt stack (so that the prebuilt `core`, which uses
-//! the red zone, is never disturbed), and its processor counts it. Two exceptions are expected and
-//! stepped over: #GP of RDMSR and WRMSR, which leaves R8 non-zero, and #UD of VMCALL and VMMCALL,
-//! which leaves RAX with [`NO_HYPERCALL`]. Any other one is reported and ends the run.
+//! Every vector is handled on a separate interrupt stack (so that the prebuilt `core`, which uses the red
+//! zone, is never disturbed), and its processor counts it. Two exceptions are expected and stepped over: #GP
+//! of RDMSR and WRMSR, which leaves R8 non-zero, and #UD of VMCALL and VMMCALL, which leaves RAX with
+//! [`NO_HYPERCALL`]. Any other one is reported and ends the run.
 #![allow(unsafe_code, reason = "descriptor tables and interrupt entry")]
 
 use core::arch::{asm, naked_asm};
@@ -68,8 +68,7 @@ struct Frame {
     ss: u64,
 }
 
-/// 256 entries of [`STUB_SIZE`] bytes, each pushing an error code, if the processor did not, and
-/// its vector.
+/// 256 entries of [`STUB_SIZE`] bytes, each pushing an error code, if the processor did not, and its vector.
 #[unsafe(naked)]
 extern "C" fn stubs() {
     naked_asm!(
@@ -148,8 +147,8 @@ extern "sysv64" fn handle(frame: &mut Frame) {
     }
     let code = if matches!(frame.vector, GP | UD) {
         let rip = core::ptr::with_exposed_provenance::<[u8; 3]>(as_usize(frame.rip));
-        // SAFETY: the processor has just fetched an instruction there, and the image continues
-        // after it: none of the decoded instructions is the last thing in a mapped region.
+        // SAFETY: the processor has just fetched an instruction there, and the image continues after it: none
+        // of the decoded instructions is the last thing in a mapped region.
         unsafe { rip.read() }
     } else {
         [0; 3]
@@ -279,8 +278,7 @@ pub(crate) fn tables() -> Tables {
 
 /// Sets up this processor's descriptor tables and interrupt stack.
 pub(crate) fn set_up(order: usize) {
-    // One page contains, at fixed offsets: this processor's number, its GDT, its TSS, the address
-    // of its IDT.
+    // One page contains, at fixed offsets: this processor's number, its GDT, its TSS, the address of its IDT.
     let page = pages::Page::new();
     page.write64(0, order as u64);
     let segments = Segments::new(page, GDT_AT);
@@ -295,8 +293,8 @@ pub(crate) fn set_up(order: usize) {
 
     let gdtr = table_register(segments.gdt, Segments::GDT_LIMIT);
     let idtr = table_register(page.read64(IDT_ADDRESS_AT), IDT_LIMIT);
-    // SAFETY: the tables are never freed; code and data selectors have the same meaning as in the
-    // start-up's table.
+    // SAFETY: the tables are never freed; code and data selectors have the same meaning as in the start-up's
+    // table.
     unsafe {
         asm!(
             "lgdt [{gdtr}]",

@@ -1,5 +1,5 @@
-//! Samples clocks in a tight loop on every processor: whether they ever step back, and how a
-//! migration affects them.
+//! Samples clocks in a tight loop on every processor: whether they ever step back, and how a migration
+//! affects them.
 
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -54,8 +54,8 @@ static SHARED: Shared = Shared::new();
 /// `tsc [cpus=N] [beat=TICKS] [counter-every=TURNS] [reports=N] [reenlighten=no|notify|emulate]
 /// [ack-after=TICKS|never]`.
 ///
-/// A report of each processor every `beat` ticks; ends after the boot processor's report number
-/// `reports` (0: never).
+/// A report of each processor every `beat` ticks; ends after the boot processor's report number `reports` (0:
+/// never).
 pub(crate) fn run(args: &Args<'_>, trampoline: &[u8]) -> Exit {
     match set_up(args) {
         Ok((cpus, hello)) => {
@@ -122,8 +122,7 @@ fn set_up<'a>(args: &Args<'a>) -> Result<(usize, Hello), (&'static str, &'a str)
         other => return Err(("reenlighten", other)),
     };
     if hello.offered && opt_in {
-        // Linux' order: the target of the notification, then the request for the old frequency
-        // meanwhile.
+        // Linux' order: the target of the notification, then the request for the old frequency meanwhile.
         hello.opted_in = write_register(msr::REENLIGHTENMENT_CONTROL, CONTROL).is_ok();
         hello.emulation =
             hello.opted_in && emulation && write_register(msr::TSC_EMULATION_CONTROL, 1).is_ok();
@@ -151,8 +150,7 @@ fn frequency(features: u32) -> u64 {
     rdmsr(msr::TSC_FREQUENCY).unwrap_or(0)
 }
 
-/// Room for a frame; one processor at a time uses the console, so a separate one for each is
-/// sufficient.
+/// Room for a frame; one processor at a time uses the console, so a separate one for each is sufficient.
 fn words() -> &'static mut [u64; MAX_WORDS] {
     let room: &'static mut [u64] = crate::pages::array(MAX_WORDS);
     room.first_chunk_mut().expect("as long as was asked for")

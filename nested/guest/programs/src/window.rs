@@ -51,8 +51,8 @@ impl Window {
         ADDRESS
     }
 
-    /// Reads the first word of the page in the processor's current translation; the window must
-    /// have been opened.
+    /// Reads the first word of the page in the processor's current translation; the window must have been
+    /// opened.
     pub(crate) fn look() -> u64 {
         assert!(TABLE.load(Ordering::Relaxed) != 0, "the window is closed");
         let window = core::ptr::with_exposed_provenance::<u64>(as_usize(ADDRESS));

@@ -98,8 +98,8 @@ pub(super) fn long_spin_wait(guest: &mut Guest) -> Check {
 
 /// Remaps the window; after `flush` every processor must read the new page through it.
 ///
-/// On a processor that keeps translations over an exit this detects a missing flush. Emulated ones
-/// drop them at each exit: there, only the call's result is tested.
+/// On a processor that keeps translations over an exit this detects a missing flush. Emulated ones drop them
+/// at each exit: there, only the call's result is tested.
 fn flushes(guest: &Guest, flush: impl Fn(u64) -> Check) -> Check {
     const OLD: u64 = 0x01D0_01D0;
     const NEW: u64 = 0x0E30_0E30;

@@ -155,8 +155,8 @@ fn keeps(register: u32, value: u64) -> Check {
 
 type NamedCheck = (&'static str, fn(&mut Guest) -> Check);
 
-/// In the order of execution: the hypercall page comes before the calls, the reference counter
-/// before the timers.
+/// In the order of execution: the hypercall page comes before the calls, the reference counter before the
+/// timers.
 const CHECKS: &[NamedCheck] = &[
     ("interface", partition::interface),
     ("hypercall-page", partition::hypercall_page),

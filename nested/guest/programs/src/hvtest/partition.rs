@@ -100,8 +100,7 @@ pub(super) fn vp_index(guest: &mut Guest) -> Check {
         let index = index.ok_or_else(|| failed!("processor {order} does not answer"))?;
         processors[order] = (APIC_IDS[order].load(Ordering::Acquire), index);
     }
-    // Independent of their order of start, processors are created in the order of their APIC
-    // identifiers.
+    // Independent of their order of start, processors are created in the order of their APIC identifiers.
     let processors = &mut processors[..guest.processors.count];
     processors.sort_unstable();
     for (wanted, (apic_id, index)) in (0..).zip(processors.iter()) {

@@ -57,8 +57,7 @@ fn with_messages(test: impl FnOnce(Page) -> Check) -> Check {
     result
 }
 
-/// Waits for the next message, checks that it is timer 0's, frees its slot and returns its two
-/// times.
+/// Waits for the next message, checks that it is timer 0's, frees its slot and returns its two times.
 fn take_timer_message(guest: &Guest, page: Page) -> Result<(u64, u64), super::Stop> {
     // TLFS, HV_MESSAGE: type, payload size, flags; payload from 16: timer index, expiration and delivery
     // time.

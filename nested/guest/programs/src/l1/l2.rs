@@ -170,8 +170,7 @@ impl Shared {
     /// The current sample.
     #[inline(always)]
     pub(crate) fn sample(&self) -> &'static Sample {
-        // SAFETY: `begin_sample` took it from a reference that is never freed; L2's handlers only
-        // read it.
+        // SAFETY: `begin_sample` took it from a reference that is never freed; L2's handlers only read it.
         unsafe { &*self.current.load(Ordering::Relaxed) }
     }
 
@@ -183,8 +182,8 @@ impl Shared {
 
     /// L2's last step before the first sample that counts.
     pub(crate) fn begin(&self) {
-        // L0 fills its translations for L2 at L2's first access to a page. None of these exits may
-        // occur between here and the end, whose code may be on pages that have not run so far.
+        // L0 fills its translations for L2 at L2's first access to a page. None of these exits may occur
+        // between here and the end, whose code may be on pages that have not run so far.
         pages::read_image();
         self.write_samples();
         self.board.measuring();
@@ -268,8 +267,7 @@ impl Shared {
 fn samples(count: usize) -> &'static [Sample] {
     let bytes = (count * size_of::<Sample>()) as u64;
     let place = pages::pointer::<Sample>(pages::take(bytes.div_ceil(PAGE_SIZE)));
-    // SAFETY: separate pages that are never freed, aligned and long enough; zeros are valid
-    // samples.
+    // SAFETY: separate pages that are never freed, aligned and long enough; zeros are valid samples.
     unsafe { core::slice::from_raw_parts(place, count) }
 }
 
@@ -331,8 +329,8 @@ impl Environment {
     }
 }
 
-/// Any interrupt in L2: stamps the current sample's `after`. There is no EOI: the interrupt
-/// controller is L1's.
+/// Any interrupt in L2: stamps the current sample's `after`. There is no EOI: the interrupt controller is
+/// L1's.
 #[unsafe(naked)]
 extern "C" fn interrupted() {
     naked_asm!(
@@ -355,8 +353,8 @@ extern "C" fn interrupted() {
     )
 }
 
-/// 32 entries of [`trap::STUB_SIZE`] bytes. Every exception in L2 is fatal: it is recorded, and L2
-/// waits for L1 to see it.
+/// 32 entries of [`trap::STUB_SIZE`] bytes. Every exception in L2 is fatal: it is recorded, and L2 waits for
+/// L1 to see it.
 #[unsafe(naked)]
 extern "C" fn exceptions() {
     naked_asm!(

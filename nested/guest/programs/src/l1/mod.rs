@@ -76,8 +76,8 @@ impl Plan<'_> {
 
 /// `l1 mode=MODE kinds=A,B,C touch=TOUCH n=N warmup=W cpus=C [resume-first]`.
 ///
-/// [`hypernest_nested::l2exit`] documents the values. With `resume-first` each kind begins with
-/// VMRESUME, which only an enlightened VMCS accepts.
+/// [`hypernest_nested::l2exit`] documents the values. With `resume-first` each kind begins with VMRESUME,
+/// which only an enlightened VMCS accepts.
 pub(crate) fn run(args: &Args<'_>, trampoline: &[u8]) -> Exit {
     let plan = match Plan::new(args) {
         Ok(plan) => plan,

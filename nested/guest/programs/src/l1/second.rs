@@ -1,5 +1,5 @@
-//! The second processor, for kinds that use two: a separate L1, whose L2 is halted except for
-//! interrupts from the first one's.
+//! The second processor, for kinds that use two: a separate L1, whose L2 is halted except for interrupts from
+//! the first one's.
 #![allow(unsafe_code, reason = "passes itself to another processor")]
 
 use core::ptr;
@@ -91,8 +91,8 @@ impl<V: Vcpu> Second<V> {
 /// The second processor's part.
 fn work<V: Vcpu>(_: usize) -> u64 {
     let second = HANDED.load(Ordering::Acquire).cast::<Second<V>>();
-    // SAFETY: `beside` stored it there, of this type, and does not use it again before this
-    // function has returned.
+    // SAFETY: `beside` stored it there, of this type, and does not use it again before this function has
+    // returned.
     let second = unsafe { &mut *second };
     cpu::disable_interrupts();
     second.outcome = second.run();

@@ -1,13 +1,11 @@
 //! L2's guest-physical memory: four-level tables for EPT and nested paging.
 //!
-//! The first 4 GiB are identity-mapped by 2 MiB pages, except for a window of 4 KiB pages at
-//! [`WINDOW`], where a kind can unmap and map pages. All pages of the window map to the same page
-//! of RAM.
+//! The first 4 GiB are identity-mapped by 2 MiB pages, except for a window of 4 KiB pages at [`WINDOW`],
+//! where a kind can unmap and map pages. All pages of the window map to the same page of RAM.
 
 use crate::pages::Page;
 
-/// The start of the window: guest-physical, and L2's linear address too. These machines have no RAM
-/// there.
+/// The start of the window: guest-physical, and L2's linear address too. These machines have no RAM there.
 pub(crate) const WINDOW: u64 = 0xD000_0000;
 /// The number of the window's tables of 512 pages.
 const WINDOW_TABLES: usize = 16;

@@ -67,8 +67,8 @@ pub(crate) struct Intercepts {
     pub(crate) direct_flush: bool,
 }
 
-/// L2's registers that the processor leaves to software. RSP and RIP are the processor's; RAX is
-/// here only on VMX.
+/// L2's registers that the processor leaves to software. RSP and RIP are the processor's; RAX is here only on
+/// VMX.
 ///
 /// SVM keeps RAX in the VMCB: its switch copies it here and back.
 #[repr(C)]
@@ -101,17 +101,17 @@ pub(crate) struct LastExit {
 
 /// A virtual processor of L1.
 ///
-/// Called with interrupts off. The reads and writes of an implementation in each call are those of
-/// the profile `minimal`: [`Vcpu::cause`] one read, [`Vcpu::skip`] one read and one write, and no
-/// more than its purpose requires in the rest.
+/// Called with interrupts off. The reads and writes of an implementation in each call are those of the
+/// profile `minimal`: [`Vcpu::cause`] one read, [`Vcpu::skip`] one read and one write, and no more than its
+/// purpose requires in the rest.
 pub(crate) trait Vcpu: Sized {
-    /// Checks that `mode` is offered and enables this processor's virtualization. `Err` names the
-    /// missing feature.
+    /// Checks that `mode` is offered and enables this processor's virtualization. `Err` names the missing
+    /// feature.
     fn new(mode: Mode, order: usize) -> Result<Self, Text>;
 
-    /// Sets everything up again: L2 begins at `start` with the registers of a new guest, and L1
-    /// performs the accesses of `touch` around each entry from now on. `Err` names an intercept
-    /// that this processor does not have.
+    /// Sets everything up again: L2 begins at `start` with the registers of a new guest, and L1 performs the
+    /// accesses of `touch` around each entry from now on. `Err` names an intercept that this processor does
+    /// not have.
     fn prepare(
         &mut self,
         intercepts: &Intercepts,
@@ -120,8 +120,8 @@ pub(crate) trait Vcpu: Sized {
         touch: Touch,
     ) -> Result<(), Text>;
 
-    /// Runs L2 until its next exit. The switch itself stores the TSC: in `resumed` just before the
-    /// entry, in `exited` just after the exit.
+    /// Runs L2 until its next exit. The switch itself stores the TSC: in `resumed` just before the entry, in
+    /// `exited` just after the exit.
     fn enter(&mut self, resumed: &AtomicU64, exited: &AtomicU64) -> Result<(), Text>;
 
     /// L2's exit reason.
@@ -160,8 +160,8 @@ pub(crate) trait Vcpu: Sized {
     /// The second level of translation; the same for every call of [`Vcpu::prepare`].
     fn second_level(&mut self) -> &mut SecondLevel;
 
-    /// Flushes the processor's translations of the second level, which is required after an entry
-    /// was removed, but not after one was added.
+    /// Flushes the processor's translations of the second level, which is required after an entry was
+    /// removed, but not after one was added.
     fn flush_second_level(&mut self);
 
     /// The processor's exit information, for the board and for failures.

@@ -1,5 +1,4 @@
-//! Handles a change of the TSC's frequency as a hypervisor does, and reports its clocks to the
-//! tick.
+//! Handles a change of the TSC's frequency as a hypervisor does, and reports its clocks to the tick.
 
 mod timers;
 
@@ -94,10 +93,9 @@ impl TscPage {
 /// `reenlighten [cpus=N] [moves=N] [hold=UNITS] [ahead=UNITS] [lapic=deadline|oneshot] [control=VALUE]
 /// [emulate=0] [silent]`.
 ///
-/// After each interrupt about the TSC's frequency, waits `hold` units of 100 ns, arms timers that
-/// expire in `ahead` units if that is given, and reports that the old frequency is no longer
-/// needed. With `silent`, it does not report that. Ends after `moves`. Further processors check for
-/// clocks that step back meanwhile.
+/// After each interrupt about the TSC's frequency, waits `hold` units of 100 ns, arms timers that expire in
+/// `ahead` units if that is given, and reports that the old frequency is no longer needed. With `silent`, it
+/// does not report that. Ends after `moves`. Further processors check for clocks that step back meanwhile.
 pub(crate) fn run(args: &Args<'_>, trampoline: &[u8]) -> Exit {
     let number = |name, default| args.number(name).ok().flatten().unwrap_or(default);
     let cpus = usize::try_from(number("cpus", 1))
@@ -198,8 +196,8 @@ fn adapt(page: TscPage, tallies: &mut Tallies) {
     );
 }
 
-/// Waits for `units` of reference time, asleep except for reading the clocks every 10 ms: an
-/// emulated host has little work then.
+/// Waits for `units` of reference time, asleep except for reading the clocks every 10 ms: an emulated host
+/// has little work then.
 fn wait(page: TscPage, units: u64, tallies: &mut Tallies) {
     let end = tallies.sample(page).reference + units;
     loop {

@@ -35,8 +35,8 @@ pub(super) struct Timers {
 }
 
 impl Timers {
-    /// Arms them `ahead` units after `now`: synthetic ones (direct, periodic, by message) and the
-    /// local APIC's, by the TSC or by its own clock.
+    /// Arms them `ahead` units after `now`: synthetic ones (direct, periodic, by message) and the local
+    /// APIC's, by the TSC or by its own clock.
     pub(super) fn arm(now: u64, ahead: u64, by_tsc: bool) -> Self {
         let timer = |name, vector, wanted| Timer {
             name,
@@ -92,8 +92,7 @@ impl Timers {
         }
     }
 
-    /// Polls them until all have fired or four times as long has passed. `now` returns reference
-    /// time.
+    /// Polls them until all have fired or four times as long has passed. `now` returns reference time.
     pub(super) fn wait(&mut self, mut now: impl FnMut() -> u64) {
         let patience = now() + 4 * self.due.saturating_sub(now()).max(100_000);
         loop {
@@ -114,8 +113,7 @@ impl Timers {
         let _ = write_register(msr::STIMER0_CONFIG + 4, 0);
     }
 
-    /// Prints the delay of each, in units of 100 ns or, by the TSC, in ticks; and its number of
-    /// interrupts.
+    /// Prints the delay of each, in units of 100 ns or, by the TSC, in ticks; and its number of interrupts.
     pub(super) fn say(&self) {
         for timer in &self.timers {
             let came = trap::count(0, timer.vector).wrapping_sub(timer.before);

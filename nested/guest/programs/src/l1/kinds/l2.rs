@@ -135,8 +135,8 @@ extern "sysv64" fn interrupt(shared: &'static Shared) -> ! {
 }
 
 extern "sysv64" fn timer(shared: &'static Shared) -> ! {
-    // L1 resumes L2 with its timer running. If the time to the interrupt is too short for L2 to
-    // observe it, it is increased.
+    // L1 resumes L2 with its timer running. If the time to the interrupt is too short for L2 to observe it,
+    // it is increased.
     let ticks = Cell::new(TIMER_TICKS);
     let again = Cell::new(false);
     spinning(
@@ -169,8 +169,8 @@ extern "sysv64" fn interrupt_other(shared: &'static Shared) -> ! {
     })
 }
 
-/// Spins for the usual duration of another processor's part; after that it yields each time, since
-/// both may share one CPU of the host.
+/// Spins for the usual duration of another processor's part; after that it yields each time, since both may
+/// share one CPU of the host.
 #[inline(always)]
 fn wait_until(shared: &'static Shared, condition: impl Fn() -> bool) {
     const PATIENCE: u32 = 10_000;
@@ -222,8 +222,8 @@ fn interrupted(shared: &'static Shared, provoke: impl Fn()) -> ! {
     })
 }
 
-/// Spins until the interrupt that `arm` requested arrives: the last time seen before it is
-/// `before`. A sample without such a time is repeated; `done` follows one that was not.
+/// Spins until the interrupt that `arm` requested arrives: the last time seen before it is `before`. A sample
+/// without such a time is repeated; `done` follows one that was not.
 #[inline(always)]
 fn spinning(shared: &'static Shared, arm: impl Fn(), done: impl Fn()) -> ! {
     cpu::enable_interrupts();

@@ -55,11 +55,11 @@ mod length {
 pub(crate) enum Step {
     /// It was the measured exit: its stamps count.
     Resume,
-    /// It was the beginning of a measurement that ends on another processor: only the stamp after
-    /// the exit counts.
+    /// It was the beginning of a measurement that ends on another processor: only the stamp after the exit
+    /// counts.
     HandOver,
-    /// It was the end of a measurement that began on another processor: only the stamp before the
-    /// entry counts.
+    /// It was the end of a measurement that began on another processor: only the stamp before the entry
+    /// counts.
     TakeOver,
     /// It was another exit.
     ResumeUnmeasured,

@@ -43,8 +43,8 @@ pub(crate) struct Svm {
     enlightened: Enlightened,
     second_level: SecondLevel,
     registers: Registers,
-    /// Whether each entry is wrapped as in KVM. Otherwise L2's hidden state stays loaded and the
-    /// global interrupt flag clear from one exit to the next entry.
+    /// Whether each entry is wrapped as in KVM. Otherwise L2's hidden state stays loaded and the global
+    /// interrupt flag clear from one exit to the next entry.
     wrapped: bool,
     /// Whether L2's hidden state is loaded, and the global interrupt flag clear.
     inside: bool,
@@ -63,8 +63,7 @@ impl Svm {
     /// Prepares for VMRUN.
     fn go_in(&mut self) {
         if !self.inside {
-            // SAFETY: SVM is on since `new`. Only handlers use the loaded state, and they cannot
-            // run.
+            // SAFETY: SVM is on since `new`. Only handlers use the loaded state, and they cannot run.
             unsafe { switch::enter(self.vmcb.page()) };
             self.inside = true;
         }
@@ -116,8 +115,8 @@ impl Vcpu for Svm {
     #[inline(always)]
     fn enter(&mut self, resumed: &AtomicU64, exited: &AtomicU64) -> Result<(), Text> {
         self.go_in();
-        // SAFETY: SVM is on and the save area set since `new`; `prepare` described an L2 that runs
-        // code of this image on a separate stack.
+        // SAFETY: SVM is on and the save area set since `new`; `prepare` described an L2 that runs code of
+        // this image on a separate stack.
         unsafe { switch::run(&mut self.registers, self.vmcb.page(), resumed, exited) };
         if self.wrapped {
             self.come_out();

@@ -46,8 +46,8 @@ unsafe extern "sysv64" fn switch(
         "mov rax, [rdi + {rax}]",
         "mov [rsi + {vmcb_rax}], rax",
         "mov rbx, rdx",
-        // The flag at VMRUN determines whether interrupts for L1 end L2; until then none arrive,
-        // since the global flag is clear.
+        // The flag at VMRUN determines whether interrupts for L1 end L2; until then none arrive, since the
+        // global flag is clear.
         "sti",
         "lfence",
         "rdtsc",
@@ -126,8 +126,8 @@ unsafe extern "sysv64" fn switch(
     )
 }
 
-/// Switches from L1's own state to that of `l2`, up to the switch: interrupts are blocked, and the
-/// state that VMRUN does not load (FS, GS, TR, LDTR and the registers of system calls) is L2's.
+/// Switches from L1's own state to that of `l2`, up to the switch: interrupts are blocked, and the state that
+/// VMRUN does not load (FS, GS, TR, LDTR and the registers of system calls) is L2's.
 ///
 /// # Safety
 /// SVM is on, and the code up to [`leave`] can run with the values of that kind in `l2`.

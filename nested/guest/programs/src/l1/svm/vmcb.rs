@@ -164,8 +164,8 @@ impl Vmcb {
         self.0.write32(at!(control.clean), clean & !group);
     }
 
-    /// After each exit: nothing is changed yet, and an event whose delivery to L2 was interrupted
-    /// by the exit is injected again.
+    /// After each exit: nothing is changed yet, and an event whose delivery to L2 was interrupted by the exit
+    /// is injected again.
     #[inline(always)]
     pub(super) fn exited(self) {
         let Self(page) = self;
@@ -259,8 +259,8 @@ impl Vmcb {
         page.write32(at!(control.interrupt_state), 0);
     }
 
-    /// An estimate: reads the exit's information block and the general state, and writes the few
-    /// fields that follow from handling it.
+    /// An estimate: reads the exit's information block and the general state, and writes the few fields that
+    /// follow from handling it.
     #[inline(always)]
     fn touch_like_hyperv(self) {
         let Self(page) = self;

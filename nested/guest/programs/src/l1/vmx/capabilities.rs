@@ -124,8 +124,8 @@ impl Capabilities {
         region.write32(0, self.revision);
         let address = region.address();
         let failed: u8;
-        // SAFETY: the bits that VMX requires do not affect paging and protection; from now on only
-        // VMX uses the region.
+        // SAFETY: the bits that VMX requires do not affect paging and protection; from now on only VMX uses
+        // the region.
         unsafe {
             asm!(
                 "mov cr0, {cr0}",

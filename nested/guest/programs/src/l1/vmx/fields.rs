@@ -1,5 +1,4 @@
-//! The VMCS as a region that only VMREAD and VMWRITE access, and its common part with the
-//! enlightened one.
+//! The VMCS as a region that only VMREAD and VMWRITE access, and its common part with the enlightened one.
 #![allow(unsafe_code, reason = "VMX instructions")]
 
 use core::arch::asm;
@@ -13,11 +12,9 @@ use super::switch::Failed;
 use crate::pages::Page;
 use crate::text::Text;
 
-/// Access to the fields of a VMCS. Selected at compile time, so that neither way has a cost for the
-/// other.
+/// Access to the fields of a VMCS. Selected at compile time, so that neither way has a cost for the other.
 pub(crate) trait Fields: Sized {
-    /// Creates one for `mode`, on processor `order`, where VMX is on. `Err` names a missing
-    /// feature.
+    /// Creates one for `mode`, on processor `order`, where VMX is on. `Err` names a missing feature.
     fn new(mode: Mode, order: usize, capabilities: &Capabilities) -> Result<Self, Text>;
 
     /// Empties it and makes it this processor's current one. The next entry must be a launch.
@@ -71,8 +68,7 @@ impl Fields for Classic {
     #[inline(always)]
     fn read(&self, field: Field) -> u64 {
         let value;
-        // SAFETY: reads a field. A failure, for which the trap handler ends the run, would be a bug
-        // here.
+        // SAFETY: reads a field. A failure, for which the trap handler ends the run, would be a bug here.
         unsafe {
             asm!(
                 "vmread {value}, {field}",
@@ -89,8 +85,8 @@ impl Fields for Classic {
 
     #[inline(always)]
     fn write(&mut self, field: Field, value: u64) {
-        // SAFETY: takes effect at the next entry, whose caller guarantees its safety; for a failure
-        // see `read`.
+        // SAFETY: takes effect at the next entry, whose caller guarantees its safety; for a failure see
+        // `read`.
         unsafe {
             asm!(
                 "vmwrite {field}, {value}",

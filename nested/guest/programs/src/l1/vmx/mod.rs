@@ -230,8 +230,8 @@ impl<F: Fields> Vcpu for Vmx<F> {
 impl<F: Fields> Vmx<F> {
     #[inline(always)]
     fn try_enter(&mut self, resumed: &AtomicU64, exited: &AtomicU64) -> Result<(), Failed> {
-        // SAFETY: `prepare` made this VMCS current and wrote the host's state into it. L2 runs this
-        // image's code, with separate tables and a separate stack.
+        // SAFETY: `prepare` made this VMCS current and wrote the host's state into it. L2 runs this image's
+        // code, with separate tables and a separate stack.
         let entered = unsafe { self.frame.enter(!self.launched, resumed, exited) };
         self.launched = true;
         entered

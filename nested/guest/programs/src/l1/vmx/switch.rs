@@ -8,8 +8,8 @@ use core::sync::atomic::AtomicU64;
 use crate::l1::vcpu::Registers;
 use crate::pages::{self, PAGE_SIZE};
 
-/// The data that the switch requires on the way back, at the address in the VMCS's host RSP: so
-/// that field never changes, independent of the depth of L1's stack.
+/// The data that the switch requires on the way back, at the address in the VMCS's host RSP: so that field
+/// never changes, independent of the depth of L1's stack.
 #[repr(C)]
 #[derive(Debug)]
 pub(super) struct Frame {
@@ -69,8 +69,8 @@ impl Frame {
         leave as *const () as u64
     }
 
-    /// Enters L2 by VMLAUNCH or VMRESUME and returns after its next exit. The stamps are stored as
-    /// near to the entry and the exit as possible.
+    /// Enters L2 by VMLAUNCH or VMRESUME and returns after its next exit. The stamps are stored as near to
+    /// the entry and the exit as possible.
     ///
     /// # Safety
     /// VMX is on; the current VMCS has this frame's [`Frame::host_rsp`] and [`Frame::host_rip`] and otherwise

@@ -79,8 +79,7 @@ impl<F: Fields> Vmx<F> {
             // handle_ept_violation.
             Cause::SecondLevelFault { .. } => self.look(Field::EXIT_QUALIFICATION),
             Cause::Misconfigured { .. } => {
-                // x86_emulate_instruction: mode and privilege level before, flags and interrupt
-                // shadow after.
+                // x86_emulate_instruction: mode and privilege level before, flags and interrupt shadow after.
                 self.look(Field::GUEST_RFLAGS);
                 self.look(Field::GUEST_CS_ACCESS_RIGHTS);
                 self.look(Field::GUEST_SS_ACCESS_RIGHTS);
@@ -101,9 +100,9 @@ impl<F: Fields> Vmx<F> {
         self.look(Field::GUEST_INTERRUPTIBILITY);
     }
 
-    /// An estimate: Hyper-V's code is not public. It reads the processor's exit information at
-    /// once, and the state that an intercept message contains (TLFS, "Intercept messages"); and it
-    /// writes the guest's basic state and its events before each entry.
+    /// An estimate: Hyper-V's code is not public. It reads the processor's exit information at once, and the
+    /// state that an intercept message contains (TLFS, "Intercept messages"); and it writes the guest's basic
+    /// state and its events before each entry.
     fn touch_like_hyperv(&mut self) {
         look!(
             self,

@@ -84,8 +84,8 @@ fn moved_uncleared(rig: &mut Rig, other: &mut Other) -> Check {
     equal("on the return, stale", lap(rig)?, START + 1)
 }
 
-/// Two processors enter with one page: KVM does not detect it. RIP, which has no clean bit, is then
-/// the other L2's.
+/// Two processors enter with one page: KVM does not detect it. RIP, which has no clean bit, is then the other
+/// L2's.
 fn page_on_two(rig: &mut Rig, other: &mut Other) -> Check {
     rig.begin(first)?;
     rig.run_to_stop()?;
