@@ -9,7 +9,7 @@ use crate::life::Request;
 use crate::machine::State;
 
 /// Maximum wait until a request takes effect.
-pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const TIMEOUT: Duration = Duration::from_secs(10);
 const STEP: Duration = Duration::from_millis(10);
 
 /// Which VM.
@@ -24,7 +24,7 @@ pub struct Args {
 /// # Errors
 /// If there is no such VM, or the request does not take effect.
 pub fn run(args: &Args, request: Request) -> Result<ExitStatus, CliError> {
-    carry_out(&RunDirs::of_user(), &args.name, request, PATIENCE)
+    carry_out(&RunDirs::of_user(), &args.name, request, TIMEOUT)
 }
 
 fn carry_out(
@@ -150,7 +150,7 @@ mod tests {
             Request::Kill,
         ];
         for request in requests {
-            carry_out(&dirs, "vm", request, PATIENCE).unwrap();
+            carry_out(&dirs, "vm", request, TIMEOUT).unwrap();
             match request {
                 // Its name is free by then.
                 Request::Kill => drop(dirs.claim("vm").unwrap()),
@@ -164,7 +164,7 @@ mod tests {
         assert_eq!(seen[..2], requests[..2]);
         assert_eq!(seen.last(), Some(&Request::Kill));
         assert!(matches!(
-            carry_out(&dirs, "vm", Request::Kill, PATIENCE),
+            carry_out(&dirs, "vm", Request::Kill, TIMEOUT),
             Err(CliError::Api(ApiError::NoSuchVm { .. }))
         ));
     }
@@ -181,7 +181,7 @@ mod tests {
             drop(server);
             resumed
         });
-        carry_out(&dirs, "vm", Request::Resume, PATIENCE).unwrap();
+        carry_out(&dirs, "vm", Request::Resume, TIMEOUT).unwrap();
         let resumed = vm.join().unwrap();
         assert!(matches!(resumed, UserRequest::Life(Request::Resume)));
     }

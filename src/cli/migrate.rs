@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
-use super::control::PATIENCE;
+use super::control::TIMEOUT;
 use super::status::describe_migration;
 use super::{CliError, ExitStatus, to_stderr};
 use crate::api::{ApiError, ControlCommand, JobRequest, RunDirs, call};
@@ -168,7 +168,7 @@ pub fn run(args: &Args) -> Result<ExitStatus, CliError> {
 
 /// Waits until the VM's process here is no longer listed: until then `list` would show the VM twice.
 fn wait_until_gone(dirs: &RunDirs, name: &str, last: Option<&Status>) -> Result<(), CliError> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         match call(dirs, name, &ControlCommand::Status) {
             Err(ApiError::NoSuchVm { .. }) => return Ok(()),

@@ -103,7 +103,7 @@ pub enum CliError {
     #[error(transparent)]
     Api(#[from] ApiError),
     /// A VM accepted a request, which took no effect.
-    #[error("the VM {name} has not {done} within {} seconds", control::PATIENCE.as_secs())]
+    #[error("the VM {name} has not {done} within {} seconds", control::TIMEOUT.as_secs())]
     NotDone {
         /// The VM.
         name: String,

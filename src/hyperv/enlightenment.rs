@@ -155,7 +155,7 @@ pub struct Row {
     pub msrs: &'static [EnlightenmentMsrs],
     /// Its hypercall codes.
     pub hypercalls: &'static [u16],
-    /// What the host and the VM must provide.
+    /// Its requirements on the host and the VM.
     pub needs: &'static [Need],
     /// The enlightenments that must be on with it.
     pub requires: &'static [Requirement],
@@ -262,7 +262,7 @@ pub enum Scope {
     Vcpu,
 }
 
-/// What a host or a VM must provide for an enlightenment.
+/// An enlightenment's requirement on a host or a VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Need {
     /// A KVM capability.

@@ -461,7 +461,7 @@ fn finish(candidates: &BTreeMap<E, Candidate>, host: &HostHv, mut notes: Vec<Not
     }
 }
 
-/// The enlightenments in `enabled` that no known guest uses, grouped by what is missing.
+/// The enlightenments in `enabled` that no known guest uses, grouped by the missing ones.
 fn unused(enabled: EnlightenmentSet) -> Vec<Note> {
     let mut groups: Vec<(&'static [E], Vec<E>)> = Vec::new();
     for id in enabled.iter() {

@@ -42,7 +42,7 @@ impl<'a> Running<'a> {
         self.machine.ram()
     }
 
-    /// What a reset boots, if it can boot anything.
+    /// The files that a reset boots, if it can boot.
     pub fn boot_files(&self) -> Option<BootFiles> {
         self.machine.boot.clone()
     }

@@ -433,7 +433,7 @@ fn pages_until_end(
     }
 }
 
-/// What was received besides RAM.
+/// The received data besides RAM.
 struct Taken {
     state: Vec<u8>,
     running: bool,

@@ -80,7 +80,7 @@ pub enum MigrationError {
     /// The source requires a feature that this end does not support.
     #[error("the source requires {0:?}, which this version does not support")]
     Unknown(String),
-    /// The destination cannot provide what the source promised to the guest.
+    /// The destination cannot keep the promise to the guest.
     #[error("the destination cannot run this VM:{}", bullets(.0))]
     Refused(Vec<String>),
     /// The other end aborted and sent this reason.
@@ -124,9 +124,9 @@ impl MigrationError {
     }
 }
 
-/// What the source requires of its VM.
+/// The source's interface to its VM.
 pub trait SourceVm {
-    /// Returns what the guest was promised, as an opaque blob for [`DestinationVm::prepare`].
+    /// Returns the promise to the guest, as an opaque blob for [`DestinationVm::prepare`].
     ///
     /// # Errors
     /// If the VM has ended.
@@ -179,9 +179,9 @@ pub struct Stopped {
     pub running: bool,
 }
 
-/// What the destination requires to take the VM.
+/// The destination's interface to the VM that it receives.
 pub trait DestinationVm {
-    /// Compares what the guest was promised with this host, and returns the RAM to fill.
+    /// Compares the promise to the guest with this host, and returns the RAM to fill.
     ///
     /// # Errors
     /// All reasons why this host cannot run the VM.

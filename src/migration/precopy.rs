@@ -15,7 +15,7 @@ const MAX_THROTTLE: u8 = 95;
 /// A round does not converge if it leaves more than this percentage of the bytes that it sent.
 const CONVERGES: u64 = 60;
 /// The number of consecutive non-converging rounds before the guest is throttled.
-const PATIENCE: u32 = 2;
+const FAILING_ROUNDS: u32 = 2;
 /// The budget is a maximum for the stop. While a round leaves at most this percentage of the bytes that it
 /// sent, another round shortens the stop by as much, for little more time in total;
 const SHRINKS: u64 = 50;
@@ -84,7 +84,7 @@ impl Convergence {
         } else {
             self.failing = 0;
         }
-        if self.failing < PATIENCE {
+        if self.failing < FAILING_ROUNDS {
             return RoundDecision::Continue;
         }
         self.failing = 0;

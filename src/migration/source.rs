@@ -222,7 +222,7 @@ impl SourceSession<'_> {
         Ok(welcome)
     }
 
-    /// Sends what the guest was promised; the destination accepts or refuses it before any RAM is sent.
+    /// Sends the promise to the guest; the destination accepts or refuses it before any RAM is sent.
     fn compare(&mut self, main: &mut Channel, ram: &GuestRam) -> Result<(), MigrationError> {
         let promise = self
             .origin

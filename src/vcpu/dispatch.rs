@@ -8,7 +8,7 @@ use crate::kvm::internal_error::InternalError;
 use crate::life::GuestEvent;
 use crate::units::Msr;
 
-/// What the vCPU thread does after an exit.
+/// The vCPU thread's action after an exit.
 #[derive(Debug, PartialEq, Eq)]
 pub enum AfterExit {
     /// Enter the guest again.

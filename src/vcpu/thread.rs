@@ -83,7 +83,7 @@ impl Vcpu {
         Self { cpus, ..self }
     }
 
-    /// Starts its thread, which waits until the control says run.
+    /// Starts its thread, which waits until the control lets it run.
     ///
     /// # Errors
     /// If no thread can be created.

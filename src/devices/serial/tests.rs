@@ -173,7 +173,7 @@ fn a_full_queue_shows_as_a_busy_transmitter() {
     put(&mut s, DATA, b'!');
     assert_eq!(s.uart.writer().lost(), 1);
     assert_eq!(sent(&mut s), vec![b'.'; TxQueue::CAPACITY]);
-    assert!(line.high(), "told when it is ready again");
+    assert!(line.high(), "notified when it is ready again");
     assert_eq!(get(&mut s, LSR) & ready, ready);
 }
 

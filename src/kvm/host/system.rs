@@ -21,7 +21,7 @@ const CURRENT_CLOCKSOURCE: &str = "sys/devices/system/clocksource/clocksource0/c
 pub struct System {
     /// The kernel's release, e.g. `6.12.95+deb12-cloud-amd64`.
     pub kernel: String,
-    /// What the kernel was built with.
+    /// The options of the kernel's build.
     pub config: KernelConfig,
     /// The CPU.
     pub cpu: Cpu,

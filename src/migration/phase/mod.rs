@@ -28,7 +28,7 @@ use serde::{Deserialize, Serialize};
 pub enum SourcePhase {
     /// Connects to the destination and exchanges Hello and Welcome.
     Connecting,
-    /// The destination compares what the guest was promised with its host.
+    /// The destination compares the promise to the guest with its host.
     Comparing,
     /// RAM is copied while the guest runs.
     Copying,
@@ -154,7 +154,7 @@ impl SourcePhase {
 pub enum DestinationPhase {
     /// No source has connected yet.
     Waiting,
-    /// Receives what the guest was promised, and compares it with this host.
+    /// Receives the promise to the guest, and compares it with this host.
     Checking,
     /// Receives RAM and state.
     Receiving,

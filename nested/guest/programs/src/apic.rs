@@ -63,7 +63,7 @@ pub(crate) enum EndBy {
     Apic,
     /// The synthetic register.
     Synthetic,
-    /// Not at all if its VP assist page says so, else the APIC's own register.
+    /// By no write if its VP assist page permits that, else by the APIC's own register.
     Assist(Page),
 }
 

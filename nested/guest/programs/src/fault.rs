@@ -24,6 +24,6 @@ pub(crate) fn run(args: &Args<'_>) -> Exit {
         }
         _ => {}
     }
-    say!("wrong use: fault knows triple, exec, ud, hang, spin");
+    say!("wrong use: fault takes triple, exec, ud, hang, spin");
     Exit::WrongUse
 }

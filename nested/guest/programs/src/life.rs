@@ -95,7 +95,7 @@ pub(crate) fn reset(args: &Args<'_>) -> Exit {
         // PVPANIC_PANICKED.
         "panic" => cpu::out8(0x505, 1),
         _ => {
-            say!("wrong use: reset knows via=hv, via=keyboard, via=cf9, via=triple, via=panic");
+            say!("wrong use: reset takes via=hv, via=keyboard, via=cf9, via=triple, via=panic");
             return Exit::WrongUse;
         }
     }
@@ -120,7 +120,7 @@ pub(crate) fn power(args: &Args<'_>) -> Exit {
     const BUTTON: u8 = 1 << 0;
 
     let Some(pm1) = args.number("pm1").ok().flatten() else {
-        say!("wrong use: power wants pm1=PORT");
+        say!("wrong use: power requires pm1=PORT");
         return Exit::WrongUse;
     };
     let Some(pm1) = u16::try_from(pm1).ok().filter(|&pm1| pm1 <= 0xFFF0) else {
