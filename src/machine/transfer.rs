@@ -6,8 +6,7 @@
 //! | `promise` | the guest-visible hardware | [`Promise`] |
 //! | `time` | its clocks | [`SavedTime`] |
 //! | `hyperv` | the synthetic MSRs that hypernest owns | [`Partition`](crate::hyperv::Partition) |
-//! | `vm` | the synthetic MSRs that KVM has once per VM; with the irqchip in KVM, that and the timer |
-//! [`VmState`] |
+//! | `vm` | the synthetic MSRs that KVM has once per VM; with the irqchip in KVM, that and the timer | [`VmState`] |
 //! | `vcpu/N` | a vCPU | [`VcpuState`] |
 //! | `device-clock`, `device/NAME` | devices | [`state`](crate::devices::state) |
 //!
