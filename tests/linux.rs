@@ -41,6 +41,10 @@ $b cat /sys/class/dmi/id/product_name
 echo "@end"
 "#;
 
+/// For [`initramfs`]: init asks the console, by which [`Vm::tell`](crate::vm::Vm::tell) answers `reboot` or
+/// `poweroff`. Every boot of a VM has the same initramfs, so the guest alone does not know which one it is.
+pub(crate) const ASK: &str = "sh -c 'read last; exec /busybox $last -f'";
+
 /// The path of `what` in the lab.
 pub(crate) fn held(what: &str) -> Result<PathBuf, Box<dyn Error>> {
     let lab = std::env::var_os(LAB_DIR_VARIABLE)

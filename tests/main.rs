@@ -46,6 +46,7 @@ fn main() -> ExitCode {
         boot::TESTS,
         cpu::TESTS,
         stock_linux::TESTS,
+        virtio::TESTS,
         enlightenments::TESTS,
         evmcs::TESTS,
         svm::TESTS,
@@ -80,7 +81,6 @@ fn main() -> ExitCode {
     // Twelve boots of three kernels.
     if vm::is_long_run() {
         suites.push(kernels::TESTS);
-        suites.push(virtio::TESTS);
     }
     hypernest_lab::suite::main(&suites.concat())
 }

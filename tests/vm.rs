@@ -3,7 +3,7 @@
 use std::borrow::BorrowMut;
 use std::error::Error;
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -222,6 +222,12 @@ impl Vm {
     /// The output on stderr so far.
     pub(crate) fn complained(&self) -> String {
         self.stderr.text()
+    }
+
+    /// Writes a line to its stdin, which is a pipe.
+    pub(crate) fn tell(&mut self, line: &str) -> io::Result<()> {
+        let stdin = self.child.stdin.as_mut();
+        writeln!(stdin.ok_or(io::ErrorKind::BrokenPipe)?, "{line}")
     }
 
     pub(crate) fn pid(&self) -> Pid {
