@@ -82,7 +82,7 @@ pub enum MachineError {
     #[error("cannot restore the VM")]
     Restore(#[from] Box<TransferError>),
     /// More interrupts than KVM delivers.
-    #[error("cannot allocate interrupts for the device {device}")]
+    #[error("cannot allocate interrupts for the device {device}: use fewer devices")]
     NoVector {
         /// The device's id.
         device: String,

@@ -10,6 +10,7 @@ use crate::devices::table::{DeviceConfig, DeviceType};
 use crate::irq::ioapic::IoApic;
 use crate::irq::{Doorbells, IrqLine, IrqSink, Routes, SharedLine};
 use crate::layout::AddressMap;
+use crate::life::GuestEvents;
 use crate::memory::{Dma, GuestRam};
 use crate::pci::{DevFn, Requester, Slot};
 use crate::units::Gsi;
@@ -60,6 +61,7 @@ impl<'a> Backplane<'a> {
 pub(super) fn plug(
     devices: &[DeviceConfig],
     backplane: &Backplane<'_>,
+    events: &GuestEvents,
     ports: &Bus,
     mmio: &Bus,
 ) -> Result<Vec<(DevFn, Arc<Slot>)>, MachineError> {
@@ -71,7 +73,7 @@ pub(super) fn plug(
         let line = lines
             .entry(gsi)
             .or_insert_with(|| shared_line(backplane, gsi));
-        let slot = Arc::new(slot(device, place, backplane, line)?);
+        let slot = Arc::new(slot(device, place, backplane, events, line)?);
         slot.connect(ports, mmio);
         slots.push((place, slot));
     }
@@ -86,6 +88,7 @@ fn slot(
     device: &DeviceConfig,
     place: DevFn,
     backplane: &Backplane<'_>,
+    events: &GuestEvents,
     line: &SharedLine,
 ) -> Result<Slot, MachineError> {
     let of: Box<dyn VirtioDevice> = match device.of {
@@ -99,7 +102,7 @@ fn slot(
     })?;
     let dma = Dma::new(backplane.ram.clone());
     let requester = Requester::new(dma, vectors, line.holder());
-    let slot = transport::pci::slot(place, of, requester, backplane.doorbells);
+    let slot = transport::pci::slot(place, of, requester, backplane.doorbells, events);
     slot.map_err(|source| MachineError::Device {
         device: device.id.clone(),
         source,
@@ -112,6 +115,7 @@ mod tests {
     use crate::bus::Device as _;
     use crate::irq::Controllers;
     use crate::layout::MachineType;
+    use crate::life;
     use crate::memory::MemoryConfig;
 
     fn plug_into(routes: &Routes, count: u8) -> Result<Vec<(DevFn, Arc<Slot>)>, MachineError> {
@@ -131,7 +135,8 @@ mod tests {
             slot,
         });
         let devices: Vec<_> = devices.collect();
-        plug(&devices, &backplane, &Bus::ports(), &Bus::mmio())
+        let (events, ..) = life::channel();
+        plug(&devices, &backplane, &events, &Bus::ports(), &Bus::mmio())
     }
 
     #[test]
@@ -149,7 +154,9 @@ mod tests {
         let text = crate::error::chain(&error);
         assert!(error.is_host(), "{text}");
         assert!(
-            text.contains("rng2") && text.contains("KVM_CAP_IRQ_ROUTING"),
+            text.contains("rng2")
+                && text.contains("fewer devices")
+                && text.contains("KVM_CAP_IRQ_ROUTING"),
             "{text}"
         );
     }

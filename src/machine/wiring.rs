@@ -144,7 +144,14 @@ pub(super) fn wire(
     }
     wired.place_at(layout::POST_PORT, 1, PostPort::default())?;
     let pci = board::chipset(config.machine, &mut wired, events)?;
-    for (place, slot) in pci_devices::plug(&config.devices, backplane, &wired.ports, &wired.mmio)? {
+    let slots = pci_devices::plug(
+        &config.devices,
+        backplane,
+        events,
+        &wired.ports,
+        &wired.mmio,
+    )?;
+    for (place, slot) in slots {
         lock(&pci).plug(place, slot.clone());
         wired.devices.push(slot);
     }

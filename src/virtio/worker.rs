@@ -10,6 +10,8 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
 
+use crate::life::GuestEvents;
+
 /// The thread; dropping it ends it.
 #[derive(Debug)]
 pub(super) struct Worker {
@@ -20,12 +22,13 @@ pub(super) struct Worker {
 
 impl Worker {
     /// Calls `work` each time one of `bells` was signalled, whose reads must not block; `wake` is one of
-    /// them. However often one was signalled meanwhile, it is called once.
+    /// them. However often one was signalled meanwhile, it is called once. A panic in it ends the VM.
     ///
     /// # Errors
     /// If there are no more threads.
     pub(super) fn start(
         name: &str,
+        events: &GuestEvents,
         wake: Arc<EventFd>,
         bells: Vec<Arc<EventFd>>,
         mut work: impl FnMut() + Send + 'static,
@@ -33,7 +36,9 @@ impl Worker {
         let stop = Arc::new(AtomicBool::new(false));
         let thread = std::thread::Builder::new().name(name.to_owned()).spawn({
             let stop = Arc::clone(&stop);
+            let (name, events) = (name.to_owned(), events.clone());
             move || {
+                let _watch = events.watch_thread(&name);
                 while wait(&bells) && !stop.load(Ordering::Acquire) {
                     work();
                 }

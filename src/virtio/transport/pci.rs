@@ -21,6 +21,7 @@ use super::common::{Change, Common, NO_VECTOR};
 use crate::bus::lock;
 use crate::irq::{Doorbell, Doorbells, IoAddress, Match};
 use crate::kvm::{KvmError, eventfd};
+use crate::life::GuestEvents;
 use crate::pci::bar::{Bar, Space};
 use crate::pci::caps::{Capabilities, NoRoom};
 use crate::pci::header::Ids;
@@ -93,7 +94,8 @@ pub fn vectors(device: &dyn VirtioDevice) -> u16 {
     u16::try_from(device.queues().len() + 1).unwrap_or(u16::MAX)
 }
 
-/// Puts `device` behind a function at `place`. `requester` has [`vectors`] of MSI-X.
+/// Puts `device` behind a function at `place`. `requester` has [`vectors`] of MSI-X. A panic of its thread is
+/// one of `events`' VM.
 ///
 /// # Errors
 /// If the host has no descriptors or threads left.
@@ -102,6 +104,7 @@ pub fn slot(
     device: Box<dyn VirtioDevice>,
     requester: Requester,
     doorbells: &Doorbells,
+    events: &GuestEvents,
 ) -> Result<Slot, TransportError> {
     let kind = device.kind();
     let mut capabilities = Capabilities::default();
@@ -124,6 +127,7 @@ pub fn slot(
         device,
         requester.clone(),
         doorbells,
+        events,
         window,
     )?;
     let vectors = requester.vectors();
@@ -210,6 +214,7 @@ impl VirtioPci {
         device: Box<dyn VirtioDevice>,
         requester: Requester,
         doorbells: &Doorbells,
+        events: &GuestEvents,
         window: u16,
     ) -> Result<Self, TransportError> {
         let queues = device.queues();
@@ -234,7 +239,7 @@ impl VirtioPci {
         let bells = doorbells.iter().map(|bell| Arc::clone(bell.eventfd()));
         let bells = bells.chain([Arc::clone(&wake)]).collect();
         let serving = Arc::clone(&shared);
-        let worker = Worker::start(name, wake, bells, move || serving.serve());
+        let worker = Worker::start(name, events, wake, bells, move || serving.serve());
         let worker = worker.map_err(|source| TransportError::Thread {
             name: name.to_owned(),
             source,

@@ -4,7 +4,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::bus::Device as _;
-use crate::memory::GuestRam;
+use crate::life;
+use crate::memory::{Dma, GuestRam};
 use crate::pci::ConfigSpace as _;
 use crate::pci::testing::TestBus;
 use crate::virtio::rng::Rng;
@@ -16,11 +17,14 @@ const MSIX: u64 = 0xe100_0000;
 
 /// An entropy device, with the driver's side of it.
 fn bus(ram: &GuestRam) -> TestBus {
+    bus_with(Box::new(Rng::default()), ram, &life::channel().0)
+}
+
+fn bus_with(device: Box<dyn VirtioDevice>, ram: &GuestRam, events: &GuestEvents) -> TestBus {
     let place = DevFn::new(3, 0).unwrap();
-    let device = Box::new(Rng::default());
     let vectors = vectors(&*device);
     TestBus::new(ram, vectors, |requester| {
-        slot(place, device, requester, &Doorbells::default()).unwrap()
+        slot(place, device, requester, &Doorbells::default(), events).unwrap()
     })
 }
 
@@ -34,6 +38,10 @@ impl Guest {
     fn new() -> Self {
         let driver = Driver::new(8);
         let bus = bus(&driver.ram);
+        Self::on(bus, driver)
+    }
+
+    fn on(bus: TestBus, driver: Driver) -> Self {
         bus.set_config(0x10, 4, 0xe000_0000);
         bus.set_config(0x18, 4, 0xe100_0000);
         bus.set_config(0x04, 2, 0x0006);
@@ -194,6 +202,34 @@ fn requests_interrupt_by_the_pin_without_msix() {
     assert!(!guest.bus.line.high());
     assert_eq!(guest.bus.read(MMIO + ISR), [0]);
     assert_eq!(guest.bus.config(6, 2) & 8, 0);
+}
+
+/// Has one queue, and panics when it is served.
+struct Panics;
+
+impl VirtioDevice for Panics {
+    fn kind(&self) -> Kind {
+        Kind::Rng
+    }
+
+    fn queues(&self) -> &'static [u16] {
+        &[8]
+    }
+
+    fn serve(&mut self, _: usize, _: &mut SplitRing, _: &Dma) -> Result<bool, RingError> {
+        panic!("for a test");
+    }
+}
+
+#[test]
+fn a_panic_of_the_devices_thread_ends_the_vm() {
+    let driver = Driver::new(8);
+    let (events, _, inbox) = life::channel();
+    let guest = Guest::on(bus_with(Box::new(Panics), &driver.ram, &events), driver);
+    assert_eq!(inbox.panicked_thread(), None);
+    guest.start(VERSION_1);
+    let thread = wait(|| inbox.panicked_thread());
+    assert_eq!(thread, "virtio 00:03.0");
 }
 
 #[test]
