@@ -13,7 +13,7 @@ use crate::devices;
 use crate::devices::char::CharBackend;
 use crate::devices::io_thread::IoThread;
 use crate::irq::{Doorbells, Routes};
-use crate::life;
+use crate::life::{self, Inbox};
 use crate::machine::TransferError;
 use crate::memory::{GuestRam, MemoryConfig};
 use crate::state::{Sections, StateError};
@@ -29,6 +29,7 @@ const RAM: u64 = 1 << 20;
 pub struct DevicesWithoutVm {
     wired: Wired,
     ram: GuestRam,
+    inbox: Inbox,
     /// What wakes it must be there; it does not run.
     _io: IoThread,
 }
@@ -51,7 +52,7 @@ impl DevicesWithoutVm {
             debugcon: config.debugcon.as_ref().map(|_| nothing()),
             ..config.clone()
         };
-        let (events, handle, _) = life::channel();
+        let (events, handle, inbox) = life::channel();
         let routes = Routes::new(config.irqchip.into(), MAX_ROUTES);
         let mut io = IoThread::new(handle).map_err(|source| MachineError::Thread {
             what: "I/O",
@@ -65,6 +66,7 @@ impl DevicesWithoutVm {
         Ok(Self {
             wired,
             ram,
+            inbox,
             _io: io,
         })
     }
@@ -112,6 +114,11 @@ impl DevicesWithoutVm {
         for device in &self.wired.devices {
             device.resume();
         }
+    }
+
+    /// The name of the first device's thread that panicked.
+    pub fn panicked_thread(&self) -> Option<String> {
+        self.inbox.panicked_thread()
     }
 
     /// Back to power-on.

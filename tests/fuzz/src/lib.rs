@@ -51,6 +51,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("tsc-report", reports::tsc_report),
     ("tsc-stream", nested::tsc_stream),
     ("virtio-rng", virtio::driver),
+    ("virtio-state", virtio::state),
 ];
 
 /// Runs the target called `name` on `bytes`.

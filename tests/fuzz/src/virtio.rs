@@ -3,6 +3,7 @@
 use hypernest::config::VmConfig;
 use hypernest::layout::AddressMap;
 use hypernest::machine::DevicesWithoutVm;
+use hypernest::state::Sections;
 use hypernest::units::Gpa;
 
 use crate::Input;
@@ -14,7 +15,9 @@ const CONFIG: &str = "name = \"fuzz\"\nmemory = \"64M\"\nkernel = \"/nowhere\"\n
 
 /// Configuration space of slot 3 (PCI Express Base 5.0, 7.2.2).
 const FUNCTION: u64 = AddressMap::DIRECT_1.ecam.start + (3 << 15);
-/// Where the target places the BARs before the input's accesses.
+/// Its section in a saved VM.
+const SECTION: &str = "device/pci-00:03.0";
+/// Where the targets place the BARs before the input's accesses.
 const STRUCTURES: u64 = 0xd000_0000;
 const MSIX: u64 = 0xd010_0000;
 /// Device status, and its bit for a driver that is ready (virtio 1.2, 4.1.4.3 and 2.1).
@@ -33,13 +36,7 @@ thread_local! {
 pub(crate) fn driver(bytes: &[u8]) -> bool {
     let mut input = Input::new(bytes);
     DEVICES.with(|devices| {
-        devices.quiesce();
-        devices.reset();
-        devices.ram().discard().expect("RAM can be emptied");
-        for (offset, value) in [(0x10, 0xd000_0000_u32), (0x18, 0xd010_0000), (0x04, 6)] {
-            devices.write(true, FUNCTION + offset, &value.to_le_bytes());
-        }
-        devices.resume();
+        power_on(devices);
         let mut ready = false;
         while !input.is_empty() {
             step(devices, &mut input);
@@ -48,13 +45,68 @@ pub(crate) fn driver(bytes: &[u8]) -> bool {
                 && status[0] != 0xff
                 && status[0] & DRIVER_OK != 0;
         }
-        devices.quiesce();
-        let mut saved = devices.save().expect("devices can be saved");
-        devices
-            .load(&mut saved)
-            .expect("saved devices can be loaded");
+        comes_back(devices);
         ready
     })
+}
+
+/// `position u16, length u8`, bytes that replace so many of the device's saved state from that position on,
+/// which is counted from the end, `before u8`, and steps as above: so many before the state is saved, damaged
+/// and loaded, and the rest after that. Whether the damaged state was loaded.
+pub(crate) fn state(bytes: &[u8]) -> bool {
+    let mut input = Input::new(bytes);
+    let (position, len) = (input.u16(), input.u8());
+    let replacement = input.bytes(len.into());
+    let before = input.u8();
+    DEVICES.with(|devices| {
+        power_on(devices);
+        for _ in 0..before {
+            step(devices, &mut input);
+        }
+        devices.quiesce();
+        let mut damaged = Sections::new();
+        for section in devices.save().expect("devices can be saved").iter() {
+            let mut body = section.body.clone();
+            if section.name == SECTION {
+                let at = body.len().saturating_sub(position.into());
+                for (byte, new) in body[at..].iter_mut().zip(replacement) {
+                    *byte = *new;
+                }
+            }
+            damaged.push(section.name.clone(), section.version, body);
+        }
+        let loaded = devices.load(&mut damaged).is_ok();
+        devices.resume();
+        while !input.is_empty() {
+            step(devices, &mut input);
+        }
+        devices.quiesce();
+        assert_eq!(devices.panicked_thread(), None);
+        // After a refusal a device may be anything that does no harm, and its VM has ended.
+        if loaded {
+            comes_back(devices);
+        }
+        loaded
+    })
+}
+
+/// Running, with empty RAM and the BARs in their places.
+fn power_on(devices: &DevicesWithoutVm) {
+    devices.quiesce();
+    devices.reset();
+    devices.ram().discard().expect("RAM can be emptied");
+    for (offset, value) in [(0x10, 0xd000_0000_u32), (0x18, 0xd010_0000), (0x04, 6)] {
+        devices.write(true, FUNCTION + offset, &value.to_le_bytes());
+    }
+    devices.resume();
+}
+
+/// Stops the devices; whatever happened to them, their state can be loaded.
+fn comes_back(devices: &DevicesWithoutVm) {
+    devices.quiesce();
+    assert_eq!(devices.panicked_thread(), None);
+    let mut saved = devices.save().expect("devices can be saved");
+    devices.load(&mut saved).expect("what was saved is loaded");
 }
 
 fn step(devices: &DevicesWithoutVm, input: &mut Input<'_>) {

@@ -397,6 +397,10 @@ fn virtio(add: &mut impl FnMut(&'static str, &str, Vec<u8>)) {
     const MSIX: u8 = 2;
     const NOTIFY: u8 = 3;
     const RAM: u8 = 6;
+    /// Bytes of a step.
+    const STEP: usize = 11;
+    /// So many steps from the first notification on.
+    const FROM_NOTIFICATION: u8 = 9;
     let mut seed = Vec::new();
     let mut write = |to: u8, size: u8, offset: u16, value: u64| {
         seed.push(0x20 | size << 3 | to);
@@ -437,7 +441,24 @@ fn virtio(add: &mut impl FnMut(&'static str, &str, Vec<u8>)) {
     write(0, 2, 0x10, 0xd800_0000);
     write(0, 2, 0x10, 0xd000_0000);
     write(STRUCTURES, 0, 0x14, 0);
-    add("virtio-rng", "a-driver", seed);
+    add("virtio-rng", "a-driver", seed.clone());
+    // Saved before it is notified. The state ends with the queue's three addresses, the ISR status, and the
+    // ring's three indices.
+    let before = u8::try_from(seed.len() / STEP).unwrap() - FROM_NOTIFICATION;
+    for (name, position, damage) in [
+        ("as-saved", 0_u16, &[][..]),
+        ("other-indices", 6, &[0xff; 4]),
+        ("an-interrupt", 7, &[1]),
+        ("descriptors-behind-the-ram", 31, &[0, 0, 0, 0, 1]),
+        ("a-ring-at-no-place", 31, &[0xff; 24]),
+    ] {
+        let mut state = position.to_le_bytes().to_vec();
+        state.push(u8::try_from(damage.len()).unwrap());
+        state.extend(damage);
+        state.push(before);
+        state.extend(&seed);
+        add("virtio-state", name, state);
+    }
 }
 
 /// Results of measurements.
