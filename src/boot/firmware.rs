@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::acpi::{self, AcpiConfig};
+use super::acpi::{self, AcpiConfig, Zone};
 use super::error::BootError;
 use super::memory_map::{MemoryKind, MemoryRange, low_ram_end, memory_map};
 use super::smbios::{self, SmbiosConfig};
@@ -63,11 +63,15 @@ const PAGE: u64 = 0x1000;
 pub(super) fn install(ram: &GuestRam, platform: &Platform) -> Result<Firmware, BootError> {
     let pieces: Vec<_> = ram.pieces().map(|piece| (piece.gpa, piece.len)).collect();
     write_bios_data(ram).map_err(|_| BootError::TooLittleRam)?;
-    let (acpi, taken) = place_acpi(platform, &pieces)?;
-    for table in &acpi.tables {
-        ram.write(table.gpa, &table.bytes)?;
+    let acpi = acpi_tables(platform, &pieces);
+    let (nvs, taken) = place_acpi(&acpi, &pieces)?;
+    let placed = acpi.placed(|blob| match blob.zone {
+        Zone::High => nvs,
+        Zone::Bios => RSDP,
+    });
+    for (gpa, bytes) in placed {
+        ram.write(gpa, &bytes)?;
     }
-    ram.write(RSDP, &acpi.rsdp)?;
 
     let structures = smbios::structures(&SmbiosConfig {
         name: platform.name.clone(),
@@ -88,14 +92,11 @@ pub(super) fn install(ram: &GuestRam, platform: &Platform) -> Result<Firmware, B
 /// RAM that tables take.
 type Taken = [(Range<u64>, MemoryKind); 2];
 
-/// The ACPI tables at the top of low RAM, where a BIOS puts them too, and the memory that they take.
-fn place_acpi(
-    platform: &Platform,
-    pieces: &[(Gpa, u64)],
-) -> Result<(acpi::Tables, Taken), BootError> {
+/// The ACPI tables of a machine with these pieces of RAM, wherever they are installed.
+pub fn acpi_tables(platform: &Platform, pieces: &[(Gpa, u64)]) -> acpi::Tables {
     let ram_size = pieces.iter().map(|&(_, len)| len).sum();
     let map = platform.map;
-    let config = AcpiConfig {
+    acpi::build(&AcpiConfig {
         apic_ids: platform.apic_ids.clone(),
         pic: platform.pic,
         ram: pieces.to_vec(),
@@ -103,22 +104,20 @@ fn place_acpi(
         pci_mmio32: map.pci_mmio32(ram_size),
         pci_mmio64: map.pci_mmio64(ram_size, platform.address_width),
         fw_cfg: platform.fw_cfg,
-    };
-    // Only addresses in the tables depend on where they are, not their length.
-    let len = acpi::build(&config, Gpa(0), Gpa(0))
-        .end
-        .0
-        .next_multiple_of(PAGE);
+    })
+}
+
+/// The ACPI tables' place at the top of low RAM, where a BIOS puts them too, and the memory that they take.
+fn place_acpi(tables: &acpi::Tables, pieces: &[(Gpa, u64)]) -> Result<(Gpa, Taken), BootError> {
+    let len = tables.len(Zone::High).next_multiple_of(PAGE);
     let end = low_ram_end(pieces);
-    // The FACS is the only table that stays in use, and gets a page of its own.
     let nvs = end
-        .checked_sub(len + PAGE)
+        .checked_sub(len)
         .filter(|&nvs| nvs > layout::HIGH_MEMORY.0)
         .ok_or(BootError::TooLittleRam)?;
-    let data = nvs + PAGE;
-    let tables = acpi::build(&config, Gpa(nvs), Gpa(data));
+    let data = nvs + acpi::NVS_LEN;
     Ok((
-        tables,
+        Gpa(nvs),
         [
             (nvs..data, MemoryKind::AcpiNvs),
             (data..end, MemoryKind::AcpiData),

@@ -35,5 +35,5 @@ pub use config::{BootConfig, BootModule};
 pub use entry::Entry;
 pub use error::BootError;
 pub use files::BootFiles;
-pub use firmware::Platform;
+pub use firmware::{Platform, acpi_tables};
 pub use load::{check, load, load_files};

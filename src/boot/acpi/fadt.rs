@@ -5,7 +5,6 @@ use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
 
 use super::{OEM_ID, OEM_REVISION, OEM_TABLE_ID};
 use crate::layout;
-use crate::units::Gpa;
 use std::ops::Range;
 
 // IA-PC boot architecture flags (5.2.9.3).
@@ -18,9 +17,12 @@ const NO_C3: u16 = 1001;
 /// The CMOS byte with the century.
 const CENTURY: u8 = 0x32;
 
+/// Offset and size of the fields FIRMWARE_CTRL, DSDT and X_DSDT (table 5.9), which lead to other tables.
+pub(super) const POINTERS: [(u32, u8); 3] = [(36, 4), (40, 4), (140, 8)];
+
 /// The table for a machine whose hardware is not reduced: Hyper-V's boot loader refuses PM1a blocks at
-/// address zero.
-pub(super) fn fadt(facs: Gpa, dsdt: Gpa) -> FADT {
+/// address zero. `facs` and `dsdt` are the offsets of these tables.
+pub(super) fn fadt(facs: u32, dsdt: u32) -> FADT {
     let mut fadt = FADTBuilder::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION)
         .preferred_pm_profile(PmProfile::EnterpriseServer)
         .flag(Flags::Wbinvd)
@@ -33,9 +35,9 @@ pub(super) fn fadt(facs: Gpa, dsdt: Gpa) -> FADT {
         .flag(Flags::TmrValExt)
         .flag(Flags::ResetRegSup);
     // Old systems read the 32-bit fields, new ones the 64-bit fields; the FACS has only one.
-    fadt.firmware_ctrl = low(facs.0).into();
-    fadt.dsdt = low(dsdt.0).into();
-    fadt.x_dsdt = dsdt.0.into();
+    fadt.firmware_ctrl = facs.into();
+    fadt.dsdt = dsdt.into();
+    fadt.x_dsdt = u64::from(dsdt).into();
     fadt.sci_int = u16::try_from(layout::SCI.0).unwrap_or(u16::MAX).into();
     // No SMI command port: ACPI mode is always on.
     fadt.pm1a_evt_blk = u32::from(layout::PM1A_EVENT.start).into();
@@ -74,9 +76,4 @@ fn io(ports: &Range<u16>, access: AccessSize) -> GAS {
         access,
         ports.start.into(),
     )
-}
-
-/// Tables lie below 4 GiB.
-fn low(gpa: u64) -> u32 {
-    u32::try_from(gpa).unwrap_or(u32::MAX)
 }

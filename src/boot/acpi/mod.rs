@@ -1,12 +1,18 @@
 //! ACPI 6.5 tables for the machine that [`layout`] describes. Section numbers refer to that specification.
 //!
-//! [`build`] is pure: the same machine gives the same bytes, wherever they are put.
+//! [`build`] is pure: the same machine gives the same [`Tables`], wherever they are put. They are blobs with
+//! fix-ups, for two installers: a kernel that is booted directly finds them in RAM, and firmware installs
+//! them by a script from fw_cfg.
 
+mod blobs;
 mod dsdt;
 mod fadt;
+pub mod loader;
 mod madt;
 mod srat;
 
+#[cfg(test)]
+mod loader_tests;
 #[cfg(test)]
 mod tests;
 
@@ -18,6 +24,8 @@ use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
 use acpi_tables::{Aml, AmlSink};
+
+pub use blobs::{Blob, Tables, Zone};
 
 use crate::layout::{self, AddressMap};
 use crate::units::Gpa;
@@ -41,78 +49,86 @@ pub struct AcpiConfig {
     pub fw_cfg: bool,
 }
 
-/// One table and where it lies.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Table {
-    /// Its signature.
-    pub name: [u8; 4],
-    /// Where it lies.
-    pub gpa: Gpa,
-    /// Its bytes.
-    pub bytes: Vec<u8>,
-}
-
-/// All tables but the RSDP.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Tables {
-    /// Every table; the FACS first, the XSDT last.
-    pub tables: Vec<Table>,
-    /// The RSDP, to be written where kernels search for it.
-    pub rsdp: Vec<u8>,
-    /// The first address after all tables that lie from `data` on.
-    pub end: Gpa,
-}
-
 const OEM_ID: [u8; 6] = *b"HYPRNS";
 const OEM_TABLE_ID: [u8; 8] = *b"HYPRNEST";
 const OEM_REVISION: u32 = 1;
 
-/// Bytes that the FACS takes (5.2.10).
-pub const FACS_LEN: u64 = 64;
+/// Bytes at the start of the tables' blob that stay in use while the system runs: a page with the FACS, which
+/// is aligned to 64 bytes (5.2.10). The rest is free once the tables are read.
+pub const NVS_LEN: u64 = 0x1000;
 
-/// The tables, with the FACS at `nvs` (aligned to 64 bytes) and everything else from `data` on; both below 4
-/// GiB.
-pub fn build(config: &AcpiConfig, nvs: Gpa, data: Gpa) -> Tables {
-    let mut layout = Layout {
-        tables: vec![Table {
-            name: *b"FACS",
-            gpa: nvs,
-            bytes: bytes(&FACS::new()),
-        }],
-        next: data.0,
+/// The files of fw_cfg by which firmware knows the blobs in QEMU.
+const TABLES_FILE: &str = "etc/acpi/tables";
+const RSDP_FILE: &str = "etc/acpi/rsdp";
+
+// Offsets of the checksum and of the entries in tables with the standard header (5.2.6, 5.2.8).
+const CHECKSUM: u32 = 9;
+const XSDT_ENTRIES: u32 = 36;
+// Offsets and lengths in the RSDP (5.2.5.3): the first checksum is that of ACPI 1.0.
+const RSDP_CHECKSUM: u32 = 8;
+const RSDP_LEN_1: u32 = 20;
+const RSDP_XSDT: u32 = 24;
+const RSDP_EXTENDED_CHECKSUM: u32 = 32;
+const RSDP_LEN: u32 = 36;
+
+// The blobs by index.
+const TABLES: usize = 0;
+const RSDP: usize = 1;
+
+/// The tables of the machine.
+pub fn build(config: &AcpiConfig) -> Tables {
+    let blob = |file, align, zone| Blob {
+        file,
+        align,
+        zone,
+        bytes: Vec::new(),
     };
-    let dsdt = layout.add(*b"DSDT", dsdt::dsdt(config));
+    let page = u32::try_from(NVS_LEN).expect("a page");
+    let mut tables = Tables {
+        blobs: vec![
+            blob(TABLES_FILE, page, Zone::High),
+            blob(RSDP_FILE, 16, Zone::Bios),
+        ],
+        fixups: Vec::new(),
+    };
+    let facs = tables.add(TABLES, &bytes(&FACS::new()));
+    tables.blobs[TABLES]
+        .bytes
+        .resize(usize::try_from(NVS_LEN).expect("a page"), 0);
+
+    let dsdt = add(&mut tables, &dsdt::dsdt(config), &[]);
+    let fadt = bytes(&fadt::fadt(facs, dsdt));
     let listed = [
-        layout.add(*b"FACP", bytes(&fadt::fadt(nvs, dsdt))),
-        layout.add(*b"APIC", madt::madt(config)),
-        layout.add(*b"MCFG", mcfg(config.map)),
-        layout.add(*b"SRAT", srat::srat(config)),
-        layout.add(*b"WAET", waet()),
+        add(&mut tables, &fadt, &fadt::POINTERS),
+        add(&mut tables, &madt::madt(config), &[]),
+        add(&mut tables, &mcfg(config.map), &[]),
+        add(&mut tables, &srat::srat(config), &[]),
+        add(&mut tables, &waet(), &[]),
     ];
     let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     for table in listed {
-        xsdt.add_entry(table.0);
+        xsdt.add_entry(table.into());
     }
-    let xsdt = layout.add(*b"XSDT", bytes(&xsdt));
-    Tables {
-        tables: layout.tables,
-        rsdp: bytes(&Rsdp::new(OEM_ID, xsdt.0)),
-        end: Gpa(layout.next),
-    }
+    let entries = (XSDT_ENTRIES..).step_by(8).map(|at| (at, 8));
+    let entries: Vec<_> = entries.take(listed.len()).collect();
+    let xsdt = add(&mut tables, &bytes(&xsdt), &entries);
+
+    tables.add(RSDP, &bytes(&Rsdp::new(OEM_ID, xsdt.into())));
+    tables.pointer(RSDP, RSDP_XSDT, 8, TABLES);
+    tables.checksum(RSDP, RSDP_CHECKSUM, 0, RSDP_LEN_1);
+    tables.checksum(RSDP, RSDP_EXTENDED_CHECKSUM, 0, RSDP_LEN);
+    tables
 }
 
-struct Layout {
-    tables: Vec<Table>,
-    next: u64,
-}
-
-impl Layout {
-    fn add(&mut self, name: [u8; 4], bytes: Vec<u8>) -> Gpa {
-        let gpa = Gpa(self.next.next_multiple_of(16));
-        self.next = gpa.0 + bytes.len() as u64;
-        self.tables.push(Table { name, gpa, bytes });
-        gpa
+/// Adds a table with the standard header to the tables' blob. `pointers`: offset and size of each of its
+/// fields with the offset of another table. Returns the table's offset.
+fn add(tables: &mut Tables, bytes: &[u8], pointers: &[(u32, u8)]) -> u32 {
+    let start = tables.add(TABLES, bytes);
+    for &(at, size) in pointers {
+        tables.pointer(TABLES, start + at, size, TABLES);
     }
+    tables.checksum(TABLES, start + CHECKSUM, start, blobs::offset(bytes.len()));
+    start
 }
 
 fn bytes(table: &dyn Aml) -> Vec<u8> {
