@@ -1,11 +1,15 @@
-//! The differences between machine types: the chipset, and the owner of the power management registers.
+//! The differences between machine types: the chipset, the owner of the power management registers, and the
+//! files for firmware.
 
 use std::sync::{Arc, Mutex};
 
 use super::wiring::Wired;
+use crate::boot;
 use crate::bus::{BusError, Region, SharedDevice, lock};
+use crate::config::{Irqchip, VmConfig};
+use crate::cpuid::topology::apic_id;
 use crate::devices::acpi_pm;
-use crate::layout::{self, MachineType};
+use crate::layout::{self, AddressWidth, MachineType};
 use crate::life::GuestEvents;
 use crate::pci::chipset::{
     ECAM_SIZES, Lpc, OnBoard, PowerOn, Q35HostBridge, RCBA_LEN, RootComplexRegisters,
@@ -81,6 +85,33 @@ fn plug<F: pci::PciFunction + 'static>(
     let config: Arc<dyn ConfigSpace> = function;
     lock(host).plug(place, config);
     wired.devices.push(device);
+}
+
+/// The input of the tables that describe a machine of `config`.
+pub(super) fn boot_platform(config: &VmConfig, address_width: AddressWidth) -> boot::Platform {
+    let topology = config.cpus.topology;
+    boot::Platform {
+        name: config.name.clone(),
+        apic_ids: (0..config.cpus.count)
+            .map(|vcpu| apic_id(topology, vcpu))
+            .collect(),
+        topology,
+        pic: config.irqchip == Irqchip::Kernel,
+        map: config.machine.map(),
+        address_width,
+        fw_cfg: config.fw_cfg,
+    }
+}
+
+/// The files of fw_cfg, if the machine type has any: the ACPI tables, as firmware installs them.
+pub(super) fn firmware_files(
+    config: &VmConfig,
+    platform: &boot::Platform,
+) -> Option<Vec<(&'static str, Vec<u8>)>> {
+    match config.machine {
+        MachineType::Pc1 => Some(boot::acpi_tables(platform, &config.ram_ranges()).files()),
+        MachineType::Direct1 => None,
+    }
 }
 
 /// Refuses devices at the power-on addresses of the power management registers: they would hide them.
@@ -159,6 +190,32 @@ mod tests {
             function("00:1f.0", 7),
         ];
         assert_eq!(sections(&pc), expected);
+    }
+
+    fn fw_cfg(devices: &DevicesWithoutVm, key: u16, len: usize) -> Vec<u8> {
+        devices.write(false, 0x510, &key.to_le_bytes());
+        let mut bytes = vec![0; len];
+        for byte in bytes.chunks_mut(1) {
+            assert!(devices.read(false, 0x511, byte));
+        }
+        bytes
+    }
+
+    #[test]
+    fn only_pc_1_has_files_for_firmware() {
+        let direct = devices("fw-cfg = true").unwrap();
+        assert_eq!(fw_cfg(&direct, 0x19, 64), [0; 64]);
+        assert_eq!(fw_cfg(&direct, 0x20, 64), [0; 64]);
+        let pc = devices("machine = 'pc-1'\nfw-cfg = true").unwrap();
+        let directory = fw_cfg(&pc, 0x19, 4 + 3 * 64);
+        assert_eq!(directory[..4], [0, 0, 0, 3]);
+        let names = ["etc/acpi/rsdp", "etc/acpi/tables", "etc/table-loader"];
+        let contents: [&[u8]; 3] = [b"RSD PTR ", b"FACS", &[1, 0, 0, 0]];
+        for (n, (name, content)) in names.into_iter().zip(contents).enumerate() {
+            assert!(directory[4 + n * 64 + 8..].starts_with(name.as_bytes()));
+            let key = 0x20 + u16::try_from(n).unwrap();
+            assert_eq!(fw_cfg(&pc, key, content.len()), content);
+        }
     }
 
     #[test]

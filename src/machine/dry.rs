@@ -13,6 +13,7 @@ use crate::devices;
 use crate::devices::char::CharBackend;
 use crate::devices::io_thread::IoThread;
 use crate::irq::{Doorbells, Routes};
+use crate::layout::AddressWidth;
 use crate::life::{self, Inbox};
 use crate::machine::TransferError;
 use crate::memory::{GuestRam, MemoryConfig};
@@ -24,6 +25,12 @@ const MAX_ROUTES: u32 = 4096;
 
 /// What the devices take for the guest's RAM.
 const RAM: u64 = 1 << 20;
+
+/// What the tables in fw_cfg say of physical addresses.
+const ADDRESS_WIDTH: AddressWidth = AddressWidth {
+    bits: 40,
+    firmware: None,
+};
 
 /// The devices of a machine, connected to nothing.
 pub struct DevicesWithoutVm {
@@ -61,7 +68,7 @@ impl DevicesWithoutVm {
         let memory = MemoryConfig::of(RAM);
         let ram = GuestRam::new(&memory, &[(Gpa(0), RAM)])?;
         let doorbells = Doorbells::default();
-        let backplane = Backplane::new(&config, &ram, &routes, &doorbells);
+        let backplane = Backplane::new(&config, ADDRESS_WIDTH, &ram, &routes, &doorbells);
         let wired = wiring::wire(&config, &[], &backplane, &events, &mut io)?;
         Ok(Self {
             wired,

@@ -55,7 +55,7 @@ pub use world::NotStopped;
 
 use crate::boot::{self, BootFiles};
 use crate::bus::{self, SharedDevice};
-use crate::config::{Irqchip, VmConfig};
+use crate::config::VmConfig;
 use crate::devices::acpi_pm::AcpiPm;
 use crate::devices::clock::HostClock;
 use crate::devices::io_thread::{IoThread, RunningIo};
@@ -202,7 +202,7 @@ impl Machine {
         let Attachments {
             routes, doorbells, ..
         } = &attachments;
-        let backplane = Backplane::new(&config, &ram, routes, doorbells);
+        let backplane = Backplane::new(&config, plan.address_width(), &ram, routes, doorbells);
         let wired = wiring::wire(&config, extra, &backplane, &events, &mut io)?;
         let ioapic = backplane.ioapic;
         for (device, path) in &wired.ptys {
@@ -312,16 +312,7 @@ impl Machine {
         let files = self.boot.clone().ok_or(MachineError::NoBootFiles)?;
         self.reset_devices();
         bus::lock(&self.platform.partition).reset();
-        let count = self.config.cpus.count;
-        let platform = boot::Platform {
-            name: self.config.name.clone(),
-            apic_ids: (0..count).map(|vp| self.plan.cpuid.apic_id(vp)).collect(),
-            topology: self.config.cpus.topology,
-            pic: self.config.irqchip == Irqchip::Kernel,
-            map: self.config.machine.map(),
-            address_width: self.plan.address_width(),
-            fw_cfg: self.config.fw_cfg,
-        };
+        let platform = board::boot_platform(&self.config, self.plan.address_width());
         let entry = boot::load_files(&self.config.boot, &files, &self.platform.ram, &platform)?;
         self.create_vm(Some(&entry))
     }

@@ -9,7 +9,7 @@ use crate::config::{Irqchip, VmConfig};
 use crate::devices::table::{DeviceConfig, DeviceType};
 use crate::irq::ioapic::IoApic;
 use crate::irq::{Doorbells, IrqLine, IrqSink, Routes, SharedLine};
-use crate::layout::AddressMap;
+use crate::layout::{AddressMap, AddressWidth};
 use crate::life::GuestEvents;
 use crate::memory::{Dma, GuestRam};
 use crate::pci::{DevFn, Requester, Slot};
@@ -24,6 +24,8 @@ const PIN_A: u8 = 0;
 /// What devices reach beyond themselves.
 pub(super) struct Backplane<'a> {
     pub(super) map: &'a AddressMap,
+    /// How wide the vCPUs' physical addresses are.
+    pub(super) address_width: AddressWidth,
     pub(super) ram: &'a GuestRam,
     pub(super) lines: Arc<dyn IrqSink>,
     /// The one in user space, of the split irqchip.
@@ -36,6 +38,7 @@ impl<'a> Backplane<'a> {
     /// That of a VM of `config`.
     pub(super) fn new(
         config: &VmConfig,
+        address_width: AddressWidth,
         ram: &'a GuestRam,
         routes: &'a Routes,
         doorbells: &'a Doorbells,
@@ -48,6 +51,7 @@ impl<'a> Backplane<'a> {
         };
         Self {
             map: config.machine.map(),
+            address_width,
             ram,
             lines,
             ioapic,
@@ -123,6 +127,10 @@ mod tests {
         let ram = GuestRam::new(&config, &[(crate::units::Gpa(0), 1 << 20)]).unwrap();
         let backplane = Backplane {
             map: MachineType::Direct1.map(),
+            address_width: AddressWidth {
+                bits: 40,
+                firmware: None,
+            },
             ram: &ram,
             lines: Arc::new(routes.clone()),
             ioapic: None,

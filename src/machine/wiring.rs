@@ -9,7 +9,6 @@ use super::extra_ports::ExtraPorts;
 use super::pci_devices::{self, Backplane};
 use crate::bus::{Bus, BusError, Device, LockedDevice, Region, SharedDevice, lock};
 use crate::config::{Irqchip, VmConfig};
-use crate::cpuid::topology::apic_id;
 use crate::devices::acpi_pm::AcpiPm;
 use crate::devices::clock::HostClock;
 use crate::devices::cmos::{self, Cmos, MemorySizes};
@@ -24,7 +23,7 @@ use crate::devices::pvpanic::Pvpanic;
 use crate::devices::serial::Serial;
 use crate::irq::IrqLine;
 use crate::irq::ioapic::IoApicMmio;
-use crate::layout;
+use crate::layout::{self, AddressWidth};
 use crate::life::GuestEvents;
 use crate::units::Gsi;
 
@@ -139,7 +138,7 @@ pub(super) fn wire(
     let pvpanic = Pvpanic::new(events.clone());
     wired.place_at(layout::PVPANIC_PORT, 1, pvpanic)?;
     if config.fw_cfg {
-        let device = FwCfg::new(fw_cfg_items(config));
+        let device = FwCfg::new(fw_cfg_items(config, backplane.address_width));
         wired.place_at(layout::FW_CFG_PORT, fw_cfg::PORTS, device)?;
     }
     wired.place_at(layout::POST_PORT, 1, PostPort::default())?;
@@ -175,10 +174,14 @@ pub(super) fn wire(
     Ok(wired)
 }
 
-fn fw_cfg_items(config: &VmConfig) -> Items {
-    let cpus = &config.cpus;
+fn fw_cfg_items(config: &VmConfig, address_width: AddressWidth) -> Items {
+    let platform = board::boot_platform(config, address_width);
     // APIC ids rise with the vCPU's index.
-    let limit = apic_id(cpus.topology, cpus.count - 1) + 1;
-    let [cpus, limit] = [cpus.count, limit].map(|n| u16::try_from(n).unwrap_or(u16::MAX));
-    Items::of_machine(config.memory.size, cpus, limit)
+    let limit = platform.apic_ids.last().map_or(0, |&id| id + 1);
+    let [cpus, limit] = [config.cpus.count, limit].map(|n| u16::try_from(n).unwrap_or(u16::MAX));
+    let items = Items::of_machine(config.memory.size, cpus, limit);
+    match board::firmware_files(config, &platform) {
+        Some(files) => items.with_files(files),
+        None => items,
+    }
 }

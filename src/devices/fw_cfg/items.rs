@@ -15,6 +15,12 @@ const NOGRAPHIC: u16 = 0x04;
 const NB_CPUS: u16 = 0x05;
 /// On x86: the highest APIC id that there may be, plus one.
 const MAX_CPUS: u16 = 0x0f;
+/// The directory of files: their number, and an entry for each. Its numbers are big endian.
+const FILE_DIR: u16 = 0x19;
+/// The first file. Keys of items that are selected end where the bit for writing begins.
+const FILE_FIRST: u16 = 0x20;
+/// A file's name in the directory, with at least one NUL.
+const FILE_NAME_LEN: usize = 56;
 
 /// The items of a machine. Numbers are little endian.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,6 +38,31 @@ impl Items {
             (NB_CPUS, cpus.to_le_bytes().to_vec()),
             (MAX_CPUS, apic_id_limit.to_le_bytes().to_vec()),
         ]))
+    }
+
+    /// The same with `files`: name and content. A guest finds them by their names.
+    ///
+    /// # Panics
+    /// If a name has more than 55 bytes.
+    #[must_use]
+    pub fn with_files(mut self, files: Vec<(&str, Vec<u8>)>) -> Self {
+        // The order of names, as in QEMU.
+        let files: BTreeMap<_, _> = files.into_iter().collect();
+        let count = u32::try_from(files.len()).unwrap_or(u32::MAX);
+        let mut directory = count.to_be_bytes().to_vec();
+        for (key, (file, content)) in (FILE_FIRST..).zip(files) {
+            let size = u32::try_from(content.len()).unwrap_or(u32::MAX);
+            let mut name = [0; FILE_NAME_LEN];
+            name[..FILE_NAME_LEN - 1][..file.len()].copy_from_slice(file.as_bytes());
+            directory.extend(size.to_be_bytes());
+            directory.extend(key.to_be_bytes());
+            // Reserved.
+            directory.extend([0; 2]);
+            directory.extend(name);
+            self.0.insert(key, content);
+        }
+        self.0.insert(FILE_DIR, directory);
+        self
     }
 
     /// The bytes of the item with this key; none if there is no such item.

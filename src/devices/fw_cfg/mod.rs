@@ -2,7 +2,8 @@
 //!
 //! A 16-bit write to the selector port selects an item and starts at its first byte; each read of the data
 //! port returns the next byte. What is not offered, and what lies past an item's end, reads as zeros. There
-//! are no files and no DMA interface, so bit 1 of the interface's id is clear, and nothing can be written.
+//! is no DMA interface, so bit 1 of the interface's id is clear, and nothing can be written. Only the
+//! selection is state: items are made from the configuration.
 
 mod items;
 

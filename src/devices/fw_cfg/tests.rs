@@ -42,6 +42,44 @@ fn what_is_not_offered_reads_as_zeros() {
 }
 
 #[test]
+fn files_are_found_by_the_directory() {
+    let files = vec![
+        ("etc/b", vec![1, 2, 3]),
+        (
+            "etc/a/of-55-bytes-as-long-as-a-name-can-be-with-its-nul",
+            vec![4],
+        ),
+    ];
+    let items = Items::of_machine(6 << 30, 4, 6).with_files(files.clone());
+    let mut device = FwCfg::new(items);
+    let directory = read(&mut device, 0x19, 4 + 2 * 64 + 1);
+    assert_eq!(directory[..4], [0, 0, 0, 2]);
+    assert_eq!(directory[4..12], [0, 0, 0, 1, 0, 0x20, 0, 0]);
+    assert_eq!(directory[68..76], [0, 0, 0, 3, 0, 0x21, 0, 0]);
+    for (at, name) in [(12, files[1].0), (76, files[0].0)] {
+        let field = &directory[at..at + 56];
+        assert_eq!(field[..name.len()], *name.as_bytes());
+        assert!(field[name.len()..].iter().all(|&byte| byte == 0));
+    }
+    assert_eq!(read(&mut device, 0x20, 2), [4, 0]);
+    assert_eq!(read(&mut device, 0x21, 4), [1, 2, 3, 0]);
+    assert_eq!(read(&mut device, 0x22, 2), [0, 0]);
+    assert_eq!(read(&mut device, 0x05, 2), [4, 0]);
+}
+
+/// Items are not state: a VM that was saved in the middle of one goes on, whether or not it is still there.
+#[test]
+fn a_saved_device_without_files_is_one_with_files() {
+    let mut before = device();
+    assert_eq!(read(&mut before, 0x19, 3), [0; 3]);
+    let files = vec![("etc/a", vec![7; 9])];
+    let mut after = FwCfg::new(Items::of_machine(6 << 30, 4, 6).with_files(files));
+    assert_comes_back(&before, &mut after);
+    assert_eq!(inb(&mut after, DATA), 0);
+    assert_eq!(read(&mut after, 0x20, 1), [7]);
+}
+
+#[test]
 fn only_words_select_and_only_bytes_are_read() {
     let mut device = device();
     assert_eq!(read(&mut device, 0, 1), b"Q");

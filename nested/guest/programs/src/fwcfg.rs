@@ -5,7 +5,13 @@ use crate::{Exit, cpu, say};
 const SELECTOR: u16 = 0x510;
 const DATA: u16 = 0x511;
 
-/// `fwcfg`: prints the numbers that the device offers; fails if there is no device.
+/// The item with the directory of files: a big-endian count, then an entry for each: size and key, big
+/// endian, two bytes, and the name, which ends with NUL.
+const DIRECTORY: u16 = 0x19;
+const ENTRY_LEN: usize = 64;
+const NAME: usize = 8;
+
+/// `fwcfg`: prints the numbers and the files that the device offers; fails if there is no device.
 pub(crate) fn run() -> Exit {
     let mut signature = [0; 4];
     read_string(0x00, &mut signature);
@@ -19,24 +25,57 @@ pub(crate) fn run() -> Exit {
         ("nographic", 0x04, 2),
         ("cpus", 0x05, 2),
         ("max-cpus", 0x0f, 2),
-        // No such item.
-        ("files", 0x19, 4),
     ] {
-        let (mut bytes, mut string) = ([0; 8], [0; 8]);
-        cpu::out16(SELECTOR, key);
-        for byte in &mut bytes[..size] {
-            *byte = cpu::in8(DATA);
-        }
-        read_string(key, &mut string[..size]);
-        if bytes != string {
-            say!(
-                "fwcfg: {name} read as {bytes:02x?} and, by a string instruction, as {string:02x?}"
-            );
+        let mut bytes = [0; 8];
+        if !read(name, key, &mut bytes[..size]) {
             return Exit::Failed;
         }
         say!("fwcfg: {name} {:#x}", u64::from_le_bytes(bytes));
     }
-    Exit::Done
+    if files() { Exit::Done } else { Exit::Failed }
+}
+
+/// Prints each file's key, name and first bytes.
+fn files() -> bool {
+    let mut count = [0; 4];
+    if !read("files", DIRECTORY, &mut count) {
+        return false;
+    }
+    let count = u32::from_be_bytes(count);
+    say!("fwcfg: files {count:#x}");
+    for index in 0..count {
+        let mut entry = [0; ENTRY_LEN];
+        cpu::out16(SELECTOR, DIRECTORY);
+        cpu::in8_string(DATA, &mut [0; 4]);
+        for _ in 0..index {
+            cpu::in8_string(DATA, &mut entry);
+        }
+        cpu::in8_string(DATA, &mut entry);
+        let key = u16::from_be_bytes([entry[4], entry[5]]);
+        let name = entry[NAME..].split(|&byte| byte == 0).next();
+        let name = str::from_utf8(name.unwrap_or_default()).unwrap_or("?");
+        let mut start = [0; 4];
+        if !read(name, key, &mut start) {
+            return false;
+        }
+        say!("fwcfg: file {key:#x} {name} begins with {start:02x?}");
+    }
+    true
+}
+
+/// Reads an item's first bytes byte by byte and by a string instruction: whether the two agree.
+fn read(name: &str, key: u16, bytes: &mut [u8]) -> bool {
+    let mut string = [0; 8];
+    let string = &mut string[..bytes.len()];
+    cpu::out16(SELECTOR, key);
+    for byte in &mut *bytes {
+        *byte = cpu::in8(DATA);
+    }
+    read_string(key, string);
+    if bytes != string {
+        say!("fwcfg: {name} read as {bytes:02x?} and, by a string instruction, as {string:02x?}");
+    }
+    bytes == string
 }
 
 fn read_string(key: u16, bytes: &mut [u8]) {
