@@ -17,6 +17,7 @@ use crate::boot::BootConfig;
 use crate::boot::BootModule;
 use crate::cpuid::CpuModel;
 use crate::devices::char::CharBackend;
+use crate::devices::table::{DEVICE_TYPES, DeviceRow};
 use crate::layout::{self, MachineType};
 use crate::life::OnCrash;
 use crate::memory::HugePageSize;
@@ -74,6 +75,8 @@ pub(super) struct Build<'a> {
     warnings: Vec<Problem>,
     host: HostLimits,
     files: Files,
+    /// The types of device that there are.
+    pub(super) types: &'static [DeviceRow],
 }
 
 /// The kernel and the related files.
@@ -91,6 +94,7 @@ impl<'a> Build<'a> {
             warnings: Vec::new(),
             host,
             files,
+            types: DEVICE_TYPES,
         }
     }
 
@@ -457,15 +461,21 @@ impl<'a> Build<'a> {
     }
 
     /// The parts by name, the leading one by the first name.
-    pub(super) fn parts(
+    fn parts(&mut self, key: &'static str, parts: &'a [Part]) -> HashMap<&'static str, &'a Part> {
+        let names = match known(key).shape {
+            Shape::Parts(names) | Shape::Files(names) => names,
+            _ => &[],
+        };
+        self.named_parts(key, parts, names)
+    }
+
+    /// The same, where the names are these.
+    pub(super) fn named_parts(
         &mut self,
         key: &'static str,
         parts: &'a [Part],
+        names: &[&'static str],
     ) -> HashMap<&'static str, &'a Part> {
-        let names = match known(key).shape {
-            Shape::Parts(names) | Shape::Files(names) | Shape::Devices(names) => names,
-            _ => &[],
-        };
         let expected = || names.join(", ");
         let mut found = HashMap::new();
         for (i, part) in parts.iter().enumerate() {

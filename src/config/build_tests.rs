@@ -5,6 +5,7 @@ use crate::devices::table::{DeviceConfig, DeviceType};
 use crate::time::{Downtime, Policy};
 use crate::units::TscKhz;
 use proptest::prelude::*;
+use std::collections::BTreeMap;
 
 pub(in crate::config) const HOST: HostLimits = HostLimits {
     physical_bits: Some(40),
@@ -405,9 +406,10 @@ fn the_debug_exit_port_may_be_left_out() {
 #[test]
 fn devices_get_what_is_not_said() {
     let device = |id: &str, slot| DeviceConfig {
-        of: DeviceType::VirtioRng,
+        of: DeviceType::find("virtio-rng").unwrap(),
         id: id.to_owned(),
         slot,
+        values: BTreeMap::new(),
     };
     assert_eq!(with_file("").unwrap().devices, []);
     let flags = with_flags(&[

@@ -1,118 +1,161 @@
-//! `--device TYPE[,id=ID][,slot=N]`: which devices a VM has, and where.
+//! `--device TYPE[,id=ID][,slot=N]`: which devices a VM has, and where. The types and their keys are those of
+//! the table of devices.
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::build::{Build, known};
 use super::parse::{self, Wrong};
 use super::problem::Origin;
-use super::setting::{Entry, Scalar};
-use crate::devices::table::{DEVICE_SLOTS, DEVICE_TYPES, DeviceConfig, DeviceType};
+use super::setting::{Entry, Part, Scalar};
+use crate::devices::table::{
+    COMMON_KEYS, DEVICE_SLOTS, DeviceConfig, DeviceKey, DeviceRow, DeviceType, DeviceValue, ID_KEY,
+    SLOT_KEY, TYPE_KEY, Takes,
+};
 
 const KEY: &str = "device";
 
 /// A device as it was asked for.
 struct Asked {
-    of: DeviceType,
+    /// None if it is unknown.
+    of: Option<DeviceType>,
     id: Option<String>,
     slot: Option<u8>,
+    values: BTreeMap<&'static str, DeviceValue>,
     origin: Origin,
 }
 
 impl<'a> Build<'a> {
     /// All devices, in the order in which they were given.
     pub(super) fn devices(&mut self) -> Vec<DeviceConfig> {
-        let mut asked: Vec<Asked> = Vec::new();
         let entries = self.draft.get(known(KEY));
-        if let Some(entry) = entries.get(DEVICE_SLOTS.count()) {
-            let what = format!(
-                "there are slots for no more than {} devices",
-                DEVICE_SLOTS.count()
-            );
+        let slots = DEVICE_SLOTS.count();
+        if let Some(entry) = entries.get(slots) {
+            let what = format!("there are slots for no more than {slots} devices");
             self.push(KEY, &entry.origin, Wrong::new(what, "fewer devices"));
-            return Vec::new();
         }
-        for entry in entries {
-            let Some(device) = self.device(entry) else {
-                continue;
-            };
+        let asked: Vec<_> = entries.iter().map(|entry| self.device(entry)).collect();
+        let (mut ids, mut slots) = (BTreeSet::new(), BTreeSet::new());
+        for device in &asked {
             if let Some(id) = &device.id
-                && asked.iter().any(|other| other.id.as_ref() == Some(id))
+                && !ids.insert(id)
             {
                 let what = format!("two devices have the id {id}");
                 self.push(KEY, &device.origin, Wrong::new(what, "another id"));
             }
             if let Some(slot) = device.slot
-                && asked.iter().any(|other| other.slot == Some(slot))
+                && !slots.insert(slot)
             {
                 let what = format!("two devices have slot {slot}");
                 self.push(KEY, &device.origin, Wrong::new(what, "another slot"));
             }
-            asked.push(device);
         }
         place(asked)
     }
 
-    fn device(&mut self, entry: &'a Entry) -> Option<Asked> {
-        let parts = self.parts(KEY, &entry.parts);
-        let Some(part) = parts.get("type") else {
-            let wrong = Wrong::new("the device has no type", "a type of device");
-            self.push(KEY, &entry.origin, wrong);
-            return None;
+    fn device(&mut self, entry: &'a Entry) -> Asked {
+        let types = self.types;
+        let mut parts = entry.parts.iter().enumerate();
+        let part = parts.find(|(i, part)| match &part.name {
+            Some(name) => name == TYPE_KEY,
+            None => *i == 0,
+        });
+        let of = match part {
+            Some((_, part)) => self.parsed(KEY, part, |value| device_type(value, types)),
+            None => {
+                let wrong = Wrong::new("the device has no type", "a type of device");
+                self.push(KEY, &entry.origin, wrong);
+                None
+            }
         };
-        let of = self.parsed(KEY, part, device_type);
-        let get = |name: &str| parts.get(name).copied();
-        let (id, slot) = (get("id"), get("slot"));
-        let id = id.map(|part| self.parsed(KEY, part, parse::name));
-        let slot = slot.map(|part| self.parsed(KEY, part, self::slot));
-        Some(Asked {
-            of: of?,
-            id: id.flatten(),
-            slot: slot.flatten(),
+        let own = of.map_or(&[][..], |of| of.row().keys);
+        // A device of an unknown type may have any type's keys: only the type is wrong then.
+        let others = types.iter().filter(|_| of.is_none());
+        let names = [COMMON_KEYS, own].into_iter();
+        let names = names.chain(others.map(|row| row.keys)).flatten();
+        let names: Vec<_> = [TYPE_KEY]
+            .into_iter()
+            .chain(names.map(|k| k.name))
+            .collect();
+        let parts = self.named_parts(KEY, &entry.parts, &names);
+        let mut values = BTreeMap::new();
+        for key in COMMON_KEYS.iter().chain(own) {
+            if let Some(value) = parts.get(key.name).and_then(|part| self.value(key, part)) {
+                values.insert(key.name, value);
+            }
+        }
+        let id = values.remove(ID_KEY).map(|id| id.to_string());
+        let slot = match values.remove(SLOT_KEY) {
+            Some(DeviceValue::Number(slot)) => u8::try_from(slot).ok(),
+            _ => None,
+        };
+        Asked {
+            of,
+            id,
+            slot,
+            values,
             origin: entry.origin.clone(),
+        }
+    }
+
+    fn value(&mut self, key: &DeviceKey, part: &Part) -> Option<DeviceValue> {
+        self.parsed(KEY, part, |value| match &key.takes {
+            Takes::Name => parse::name(value).map(DeviceValue::Text),
+            Takes::Words(words) => {
+                let words: Vec<_> = words.iter().map(|word| (*word, *word)).collect();
+                parse::choice(value, &words).map(|word| DeviceValue::Text(word.to_owned()))
+            }
+            Takes::Number { what, first, last } => {
+                let expected = format!("a {what} from {first} to {last}");
+                match u32::try_from(parse::number(value, &expected)?) {
+                    Ok(number) if (*first..=*last).contains(&number) => {
+                        Ok(DeviceValue::Number(number))
+                    }
+                    _ => Err(Wrong::new(format!("{value} is out of range"), expected)),
+                }
+            }
         })
     }
 }
 
-fn device_type(value: &Scalar) -> Result<DeviceType, Wrong> {
-    let names = DEVICE_TYPES.iter().flat_map(|row| {
+fn device_type(value: &Scalar, types: &'static [DeviceRow]) -> Result<DeviceType, Wrong> {
+    let names = types.iter().flat_map(|row| {
         let names = std::iter::once(&row.name).chain(row.aliases);
-        names.map(|name| (*name, row.of))
+        names.map(|name| (*name, DeviceType::new(row)))
     });
     parse::choice(value, &names.collect::<Vec<_>>())
-}
-
-fn slot(value: &Scalar) -> Result<u8, Wrong> {
-    let (first, last) = (DEVICE_SLOTS.start(), DEVICE_SLOTS.end());
-    let expected = format!("a slot from {first} to {last}");
-    match u8::try_from(parse::number(value, &expected)?) {
-        Ok(slot) if DEVICE_SLOTS.contains(&slot) => Ok(slot),
-        _ => Err(Wrong::new(format!("{value} is out of range"), expected)),
-    }
 }
 
 /// Those without an id are called by their type and a number; those without a slot get the first that is
 /// free.
 fn place(asked: Vec<Asked>) -> Vec<DeviceConfig> {
-    let mut ids: Vec<_> = asked.iter().filter_map(|d| d.id.clone()).collect();
-    let mut slots: Vec<_> = asked.iter().filter_map(|d| d.slot).collect();
-    let placed = asked.into_iter().filter_map(|device| {
-        let of = device.of;
+    let mut ids: BTreeSet<_> = asked.iter().filter_map(|d| d.id.clone()).collect();
+    let mut slots: BTreeSet<_> = asked.iter().filter_map(|d| d.slot).collect();
+    // No more than there are slots: there is a problem with the others.
+    let placed = asked.into_iter().take(DEVICE_SLOTS.count());
+    let placed = placed.filter_map(|device| {
+        let of = device.of?;
         let id = device.id.or_else(|| {
             let id = (0..)
                 .map(|n| format!("{of}{n}"))
                 .find(|id| !ids.contains(id))?;
-            ids.push(id.clone());
+            ids.insert(id.clone());
             Some(id)
         });
         let slot = device.slot.or_else(|| {
             let slot = DEVICE_SLOTS.clone().find(|slot| !slots.contains(slot))?;
-            slots.push(slot);
+            slots.insert(slot);
             Some(slot)
         });
-        // There are as many ids as wanted, and no more devices than slots.
         Some(DeviceConfig {
             of,
             id: id?,
             slot: slot?,
+            values: device.values,
         })
     });
     placed.collect()
 }
+
+#[cfg(test)]
+#[path = "devices_tests.rs"]
+mod tests;

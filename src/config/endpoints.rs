@@ -13,9 +13,9 @@ pub struct Endpoint {
 }
 
 impl VmConfig {
-    /// The files, sockets and pseudo-terminals that the VM's devices and its statistics open. Standard input
-    /// and output are not included: the process already has them. Nor are the boot files, which are only
-    /// read.
+    /// The files, sockets and pseudo-terminals that the VM's devices and its statistics open, and the host's
+    /// names in other keys of devices. Standard input and output are not included: the process already has
+    /// them. Nor are the boot files, which are only read.
     pub fn endpoints(&self) -> Vec<Endpoint> {
         self.clone().remove_endpoints(|_| true)
     }
@@ -42,6 +42,16 @@ impl VmConfig {
             };
             *backend = CharBackend::None;
             removed.push(Endpoint { setting, value });
+        }
+        if go("device") {
+            for device in &mut self.devices {
+                let id = device.id.clone();
+                let local = device.remove_local().into_iter();
+                removed.extend(local.map(|(key, value)| Endpoint {
+                    setting: "device",
+                    value: format!("{id},{key}={value}"),
+                }));
+            }
         }
         if go("stats")
             && let Some(path) = self.stats.take()

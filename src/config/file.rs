@@ -136,7 +136,7 @@ impl ConfigFile {
 
     fn entry(&self, setting: &'static Setting, value: &Spanned<DeValue<'_>>, draft: &mut Draft) {
         let origin = self.origin(value.span().start);
-        if let (Shape::Parts(_) | Shape::Files(_) | Shape::Devices(_), DeValue::Table(table)) =
+        if let (Shape::Parts(_) | Shape::Files(_) | Shape::Devices, DeValue::Table(table)) =
             (setting.shape, value.get_ref())
         {
             let mut parts = Vec::new();
@@ -169,7 +169,7 @@ impl ConfigFile {
                 Shape::Optional => "a number, true or false",
                 Shape::One => "one value",
                 Shape::Parts(_) => "a value or a table",
-                Shape::Files(_) | Shape::Devices(_) => "a string, a table, or a list of these",
+                Shape::Files(_) | Shape::Devices => "a string, a table, or a list of these",
                 Shape::List => "a string or a list of strings",
             };
             setting.problem(&self.origin(value.span().start), what, expected)

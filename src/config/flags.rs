@@ -91,7 +91,7 @@ fn arguments(settings: impl Iterator<Item = &'static Setting>) -> impl Iterator<
         let arg = Arg::new(setting.key)
             .long(setting.key)
             .value_name(setting.value)
-            .help(setting.help)
+            .help(setting.flag_help())
             .value_parser(value_parser!(OsString))
             .action(if setting.repeats() {
                 ArgAction::Append

@@ -2,7 +2,7 @@
 //! table.
 
 use super::problem::{Origin, Problem};
-use crate::devices::table::DEVICE_KEYS;
+use crate::devices::table::DEVICE_TYPES;
 
 /// One setting: the flag `--key`, and `key` in the file.
 #[derive(Debug)]
@@ -13,7 +13,7 @@ pub struct Setting {
     pub shape: Shape,
     /// The value's name in the help, e.g. `SIZE`.
     pub value: &'static str,
-    /// The help text, one line.
+    /// The help text, one line; `{types}` in it stands for the types of devices.
     pub help: &'static str,
     /// A correct use of the flag's value.
     pub flag_example: &'static str,
@@ -42,6 +42,9 @@ pub(super) const LOCAL: [&str; 17] = [
     "stats",
 ];
 
+/// In a help text: the types of devices.
+const TYPES: &str = "{types}";
+
 /// Parts that are true if only their name is given.
 const SWITCHES: [&str; 3] = ["prealloc", "mergeable", "lock"];
 
@@ -58,8 +61,8 @@ pub enum Shape {
     Parts(&'static [&'static str]),
     /// As `Parts`, but may be given several times, and the last part extends to the end, including commas.
     Files(&'static [&'static str]),
-    /// As `Parts`, but may be given several times.
-    Devices(&'static [&'static str]),
+    /// As `Parts`, but may be given several times; the names are those of the device's type.
+    Devices,
     /// Comma lists; may be given several times.
     List,
 }
@@ -89,10 +92,15 @@ pub(super) fn heading(key: &str) -> &'static str {
 impl Setting {
     /// Whether each use adds to earlier ones.
     pub(super) fn repeats(&self) -> bool {
-        matches!(
-            self.shape,
-            Shape::Files(_) | Shape::Devices(_) | Shape::List
-        )
+        matches!(self.shape, Shape::Files(_) | Shape::Devices | Shape::List)
+    }
+
+    /// The help of its flag.
+    pub(super) fn flag_help(&self) -> String {
+        let types = DEVICE_TYPES.iter();
+        let types = types.map(|row| format!("{} ({})", row.name, row.about));
+        let types: Vec<_> = types.collect();
+        self.help.replace(TYPES, &types.join(", "))
     }
 
     /// The example in the notation of `origin`.
@@ -175,14 +183,16 @@ impl Entry {
             value,
             origin: origin.clone(),
         };
+        let is_switch = |piece: &str| match setting.shape {
+            Shape::Parts(names) => SWITCHES.contains(&piece) && names.contains(&piece),
+            _ => false,
+        };
         let parts = match (setting.shape, &value) {
-            (Shape::Parts(names) | Shape::Devices(names), Scalar::Text(text)) => text
+            (Shape::Parts(_) | Shape::Devices, Scalar::Text(text)) => text
                 .split(',')
                 .map(|piece| match piece.split_once('=') {
                     Some((name, value)) => part(Some(name.trim()), Scalar::Text(value.into())),
-                    None if SWITCHES.contains(&piece) && names.contains(&piece) => {
-                        part(Some(piece), Scalar::Boolean(true))
-                    }
+                    None if is_switch(piece) => part(Some(piece), Scalar::Boolean(true)),
                     None => part(None, Scalar::Text(piece.into())),
                 })
                 .collect(),
@@ -362,9 +372,9 @@ pub static SETTINGS: &[Setting] = &[
     },
     Setting {
         key: "device",
-        shape: Shape::Devices(DEVICE_KEYS),
+        shape: Shape::Devices,
         value: "TYPE[,id=ID][,slot=N]",
-        help: "A PCI device: virtio-rng (random bytes of the host). Repeatable",
+        help: "A PCI device: {types}. Repeatable",
         flag_example: " virtio-rng,id=rng0,slot=3",
         file_example: "device = [{ type = \"virtio-rng\", id = \"rng0\", slot = 3 }]",
     },

@@ -7,6 +7,7 @@ use toml::{Table, Value};
 use super::placement::show_pins;
 use super::{ConfigError, ConfigFile, Irqchip, OnTripleFault, VmConfig};
 use crate::devices::char::CharBackend;
+use crate::devices::table::{DeviceConfig, DeviceValue, ID_KEY, SLOT_KEY, TYPE_KEY};
 use crate::life::OnCrash;
 use crate::memory::{HostMemory, HugePageSize, MemoryConfig};
 use crate::time::{Downtime, Policy};
@@ -67,13 +68,7 @@ impl VmConfig {
         put("fw-cfg", Value::Boolean(self.fw_cfg));
         // A VM without devices is saved as by earlier versions.
         if !self.devices.is_empty() {
-            let devices = self.devices.iter().map(|device| {
-                sub([
-                    ("type", text(device.of.row().name)),
-                    ("id", text(&device.id)),
-                    ("slot", number(device.slot.into())),
-                ])
-            });
+            let devices = self.devices.iter().map(device);
             put("device", Value::Array(devices.collect()));
         }
         put(
@@ -198,6 +193,23 @@ fn memory(size: Value, memory: &MemoryConfig) -> Value {
     }
     table.insert("size".to_owned(), size);
     Value::Table(table)
+}
+
+fn device(device: &DeviceConfig) -> Value {
+    let own = device.values.iter().map(|(key, value)| {
+        let value = match value {
+            DeviceValue::Text(value) => text(value),
+            DeviceValue::Number(value) => number(*value),
+        };
+        (*key, value)
+    });
+    let common = [
+        (TYPE_KEY, text(device.of.row().name)),
+        (ID_KEY, text(&device.id)),
+        (SLOT_KEY, number(device.slot.into())),
+    ];
+    let pairs = common.into_iter().chain(own);
+    Value::Table(pairs.map(|(key, value)| (key.to_owned(), value)).collect())
 }
 
 fn word<T: PartialEq>(words: &[(&'static str, T)], value: T) -> &'static str {

@@ -1,64 +1,173 @@
-//! The devices that a VM is given by `--device`: one row for each type. The flag, the file, the checks,
-//! `hypernest config` and the wiring go by this table.
+//! The devices that a VM is given by `--device`: one row for each type. The flag and its help, the file, the
+//! checks, `hypernest config`, what a saved VM may open and the wiring go by this table; a test checks the
+//! documentation against it. A new type is a module of its own and a row here.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
-/// A type of device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DeviceType {
-    /// A virtio entropy source.
-    VirtioRng,
-}
+use thiserror::Error;
 
-/// What there is to know about a type.
-#[derive(Clone, Copy, Debug)]
+use crate::irq::{Doorbells, NoVector};
+use crate::life::GuestEvents;
+use crate::pci::{DevFn, Requester, Slot};
+use crate::virtio::device::VirtioDevice;
+use crate::virtio::rng::Rng;
+use crate::virtio::transport::pci::{self, TransportError};
+
+/// A type of device.
+#[derive(Debug)]
 pub struct DeviceRow {
-    /// The type.
-    pub of: DeviceType,
     /// What it is called here.
     pub name: &'static str,
     /// What it is called in QEMU.
     pub aliases: &'static [&'static str],
-    /// What it is, for the documentation.
+    /// What it is, for the help and the documentation.
     pub about: &'static str,
+    /// Its keys beside [`COMMON_KEYS`].
+    pub keys: &'static [DeviceKey],
+    /// Makes one.
+    pub build: Build,
 }
+
+/// Makes a device of a type as it is configured.
+pub type Build = fn(&DeviceConfig, &Site<'_>) -> Result<Slot, BuildError>;
 
 /// Every type.
 pub static DEVICE_TYPES: &[DeviceRow] = &[DeviceRow {
-    of: DeviceType::VirtioRng,
     name: "virtio-rng",
     aliases: &["virtio-rng-pci"],
-    about: "random bytes of the host, as /dev/hwrng in Linux",
+    about: "random bytes of the host",
+    keys: &[],
+    build: |_, site| site.virtio(Box::<Rng>::default()),
 }];
 
-/// The keys of a device; the type comes first and needs no name.
-pub const DEVICE_KEYS: &[&str] = &["type", "id", "slot"];
+/// The key with the type, which comes first and needs no name.
+pub const TYPE_KEY: &str = "type";
+
+/// The key with the device's id.
+pub const ID_KEY: &str = "id";
+
+/// The key with the device's slot.
+pub const SLOT_KEY: &str = "slot";
 
 /// The slots of bus 0 that devices may have: 0 is the host bridge's, and 31 is where a PC has its chipset.
 pub const DEVICE_SLOTS: std::ops::RangeInclusive<u8> = 1..=30;
 
+/// The keys that devices of all types have, beside [`TYPE_KEY`].
+pub static COMMON_KEYS: &[DeviceKey] = &[
+    DeviceKey {
+        name: ID_KEY,
+        takes: Takes::Name,
+        about: "what the device is called in messages",
+        default: "the type and a number",
+        local: false,
+    },
+    DeviceKey {
+        name: SLOT_KEY,
+        takes: Takes::Number {
+            what: "slot",
+            first: *DEVICE_SLOTS.start() as u32,
+            last: *DEVICE_SLOTS.end() as u32,
+        },
+        about: "its slot on PCI bus 0, from 1 to 30",
+        default: "the first that is free",
+        local: false,
+    },
+];
+
+/// A key of a device.
+#[derive(Debug)]
+pub struct DeviceKey {
+    /// As in `slot=3`.
+    pub name: &'static str,
+    /// What its value looks like.
+    pub takes: Takes,
+    /// What it sets, for the documentation.
+    pub about: &'static str,
+    /// What holds without it, for the documentation.
+    pub default: &'static str,
+    /// Whether it names something of the host. It is then removed from a saved VM, as only the host's user
+    /// decides what is opened here. No flag of `restore` gives it anew yet: the first type with such a key
+    /// needs one.
+    pub local: bool,
+}
+
+/// What a key's value looks like.
+#[derive(Debug)]
+pub enum Takes {
+    /// A name that can be part of a path.
+    Name,
+    /// A number.
+    Number {
+        /// What it counts, for messages.
+        what: &'static str,
+        /// The smallest.
+        first: u32,
+        /// The largest.
+        last: u32,
+    },
+    /// One of these words.
+    Words(&'static [&'static str]),
+}
+
+/// A key's value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DeviceValue {
+    /// A name or a word.
+    Text(String),
+    /// A number.
+    Number(u32),
+}
+
+impl fmt::Display for DeviceValue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Text(text) => f.write_str(text),
+            Self::Number(number) => number.fmt(f),
+        }
+    }
+}
+
+/// A type by its row.
+#[derive(Clone, Copy)]
+pub struct DeviceType(&'static DeviceRow);
+
 impl DeviceType {
+    /// The type of `row`.
+    pub fn new(row: &'static DeviceRow) -> Self {
+        Self(row)
+    }
+
     /// The type called `name`, here or in QEMU.
     pub fn find(name: &str) -> Option<Self> {
         let mut rows = DEVICE_TYPES.iter();
         rows.find(|row| row.name == name || row.aliases.contains(&name))
-            .map(|row| row.of)
+            .map(Self)
     }
 
     /// Its row.
-    ///
-    /// # Panics
-    /// Never: the test below goes through all types.
     pub fn row(self) -> &'static DeviceRow {
-        let mut rows = DEVICE_TYPES.iter();
-        rows.find(|row| row.of == self)
-            .expect("a row for each type")
+        self.0
+    }
+}
+
+impl PartialEq for DeviceType {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.name == other.0.name
+    }
+}
+
+impl Eq for DeviceType {}
+
+impl fmt::Debug for DeviceType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0.name)
     }
 }
 
 impl fmt::Display for DeviceType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.row().name)
+        f.write_str(self.0.name)
     }
 }
 
@@ -71,6 +180,61 @@ pub struct DeviceConfig {
     pub id: String,
     /// Its slot on bus 0.
     pub slot: u8,
+    /// What is set of its type's keys.
+    pub values: BTreeMap<&'static str, DeviceValue>,
+}
+
+impl DeviceConfig {
+    /// Removes what is of the host.
+    pub fn remove_local(&mut self) -> Vec<(&'static str, DeviceValue)> {
+        let local = self.of.row().keys.iter().filter(|key| key.local);
+        local
+            .filter_map(|key| self.values.remove_entry(key.name))
+            .collect()
+    }
+}
+
+/// What a device is made with.
+pub struct Site<'a> {
+    /// Where its function is.
+    pub place: DevFn,
+    /// Doorbells for its driver.
+    pub doorbells: &'a Doorbells,
+    /// Gives its function access to memory, its interrupt pin, and so many vectors.
+    pub requester: &'a dyn Fn(u16) -> Result<Requester, NoVector>,
+    /// Receives the panics of its threads.
+    pub events: &'a GuestEvents,
+}
+
+impl Site<'_> {
+    /// Puts a virtio device behind a PCI function.
+    ///
+    /// # Errors
+    /// If there are not enough vectors, or the host has no descriptors or threads left.
+    pub fn virtio(&self, device: Box<dyn VirtioDevice>) -> Result<Slot, BuildError> {
+        let requester = (self.requester)(pci::vectors(&*device))?;
+        let slot = pci::slot(self.place, device, requester, self.doorbells, self.events)?;
+        Ok(slot)
+    }
+}
+
+impl fmt::Debug for Site<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Site")
+            .field("place", &self.place)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Why a device could not be made.
+#[derive(Debug, Error)]
+pub enum BuildError {
+    /// More interrupts than KVM delivers.
+    #[error(transparent)]
+    NoVector(#[from] NoVector),
+    /// Its transport.
+    #[error(transparent)]
+    Transport(#[from] TransportError),
 }
 
 #[cfg(test)]
@@ -84,14 +248,49 @@ mod tests {
             .flat_map(|row| row.aliases.iter().chain([&row.name]))
             .collect();
         for row in DEVICE_TYPES {
-            assert_eq!(row.of.row().name, row.name);
             for name in row.aliases.iter().chain([&row.name]) {
-                assert_eq!(DeviceType::find(name), Some(row.of));
+                assert_eq!(DeviceType::find(name), Some(DeviceType::new(row)));
             }
+            let keys = COMMON_KEYS.iter().chain(row.keys).map(|key| key.name);
+            let mut keys: Vec<_> = keys.chain([TYPE_KEY]).collect();
+            let count = keys.len();
+            keys.sort_unstable();
+            keys.dedup();
+            assert_eq!(keys.len(), count, "{}", row.name);
         }
+        let count = names.len();
         names.sort_unstable();
         names.dedup();
-        assert_eq!(names.len(), 2);
+        assert_eq!(names.len(), count);
         assert_eq!(DeviceType::find("virtio"), None);
+    }
+
+    /// docs/configuration.md has a line for each type and each key, and no others.
+    #[test]
+    fn the_documentation_has_the_types_and_their_keys() {
+        const PAGE: &str = include_str!("../../docs/configuration.md");
+        let section = PAGE.split("\n### `device`\n").nth(1).unwrap();
+        let section = section.split("\n### ").next().unwrap();
+        let found: Vec<_> = section.lines().filter(|l| l.starts_with("| `")).collect();
+        let types = DEVICE_TYPES.iter().map(|row| {
+            let aliases: Vec<_> = row.aliases.iter().map(|a| format!("`{a}`")).collect();
+            format!(
+                "| `{}` | {} | {} |",
+                row.name,
+                aliases.join(", "),
+                row.about
+            )
+        });
+        let the_type = "| `type` | the type; it comes first and needs no name | |".to_owned();
+        let key = |key: &DeviceKey, about: String| {
+            format!("| `{}` | {about} | {} |", key.name, key.default)
+        };
+        let common = COMMON_KEYS.iter().map(|k| key(k, k.about.to_owned()));
+        let own = DEVICE_TYPES.iter().flat_map(|row| {
+            let keys = row.keys.iter();
+            keys.map(move |k| key(k, format!("{}: {}", row.name, k.about)))
+        });
+        let expected = types.chain([the_type]).chain(common).chain(own);
+        assert_eq!(found, expected.collect::<Vec<_>>());
     }
 }

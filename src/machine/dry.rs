@@ -54,7 +54,12 @@ impl DevicesWithoutVm {
     /// If the system has no descriptors left.
     pub fn new(config: &VmConfig) -> Result<Self, MachineError> {
         let nothing = || CharBackend::None;
+        let mut devices = config.devices.clone();
+        for device in &mut devices {
+            device.remove_local();
+        }
         let config = VmConfig {
+            devices,
             serial: [nothing(), nothing()],
             debugcon: config.debugcon.as_ref().map(|_| nothing()),
             ..config.clone()

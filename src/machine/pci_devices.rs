@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::error::MachineError;
 use crate::bus::Bus;
 use crate::config::{Irqchip, VmConfig};
-use crate::devices::table::{DeviceConfig, DeviceType};
+use crate::devices::table::{BuildError, DeviceConfig, Site};
 use crate::irq::ioapic::IoApic;
 use crate::irq::{Doorbells, IrqLine, IrqSink, Routes, SharedLine};
 use crate::layout::{AddressMap, AddressWidth};
@@ -14,9 +14,6 @@ use crate::life::GuestEvents;
 use crate::memory::{Dma, GuestRam};
 use crate::pci::{DevFn, Requester, Slot};
 use crate::units::Gsi;
-use crate::virtio::device::VirtioDevice;
-use crate::virtio::rng::Rng;
-use crate::virtio::transport;
 
 /// INTA#.
 const PIN_A: u8 = 0;
@@ -95,21 +92,22 @@ fn slot(
     events: &GuestEvents,
     line: &SharedLine,
 ) -> Result<Slot, MachineError> {
-    let of: Box<dyn VirtioDevice> = match device.of {
-        DeviceType::VirtioRng => Box::new(Rng::default()),
+    let requester = |vectors: u16| {
+        let vectors = (0..vectors).map(|_| backplane.routes.vector());
+        let vectors = vectors.collect::<Result<Vec<_>, _>>()?;
+        let dma = Dma::new(backplane.ram.clone());
+        Ok(Requester::new(dma, vectors, line.holder()))
     };
-    let vectors = (0..transport::pci::vectors(&*of)).map(|_| backplane.routes.vector());
-    let vectors = vectors.collect::<Result<Vec<_>, _>>();
-    let vectors = vectors.map_err(|source| MachineError::NoVector {
-        device: device.id.clone(),
-        source,
-    })?;
-    let dma = Dma::new(backplane.ram.clone());
-    let requester = Requester::new(dma, vectors, line.holder());
-    let slot = transport::pci::slot(place, of, requester, backplane.doorbells, events);
-    slot.map_err(|source| MachineError::Device {
-        device: device.id.clone(),
-        source,
+    let site = Site {
+        place,
+        doorbells: backplane.doorbells,
+        requester: &requester,
+        events,
+    };
+    let id = device.id.clone();
+    (device.of.row().build)(device, &site).map_err(|error| match error {
+        BuildError::NoVector(source) => MachineError::NoVector { device: id, source },
+        BuildError::Transport(source) => MachineError::Device { device: id, source },
     })
 }
 
@@ -117,6 +115,7 @@ fn slot(
 mod tests {
     use super::*;
     use crate::bus::Device as _;
+    use crate::devices::table::DeviceType;
     use crate::irq::Controllers;
     use crate::layout::MachineType;
     use crate::life;
@@ -138,9 +137,10 @@ mod tests {
             doorbells: &Doorbells::default(),
         };
         let devices = (1..=count).map(|slot| DeviceConfig {
-            of: DeviceType::VirtioRng,
+            of: DeviceType::find("virtio-rng").unwrap(),
             id: format!("rng{slot}"),
             slot,
+            values: BTreeMap::new(),
         });
         let devices: Vec<_> = devices.collect();
         let (events, ..) = life::channel();

@@ -1,0 +1,220 @@
+//! A table of devices with two types that hypernest does not have: what a row brings with it, and what is
+//! refused.
+
+use std::path::Path;
+
+use super::*;
+use crate::config::build::tests::{HOST, files};
+use crate::config::build::{Checked, Files};
+use crate::config::{ConfigError, ConfigFile, Endpoint, Flags, VmConfig};
+use crate::virtio::rng::Rng;
+
+static TYPES: &[DeviceRow] = &[
+    DeviceRow {
+        name: "test-disk",
+        aliases: &["test-blk-pci"],
+        about: "a disk",
+        keys: &[
+            DeviceKey {
+                name: "cache",
+                takes: Takes::Words(&["write-back", "none"]),
+                about: "",
+                default: "",
+                local: false,
+            },
+            DeviceKey {
+                name: "queues",
+                takes: Takes::Number {
+                    what: "number of queues",
+                    first: 1,
+                    last: 8,
+                },
+                about: "",
+                default: "",
+                local: false,
+            },
+            DeviceKey {
+                name: "pool",
+                takes: Takes::Name,
+                about: "",
+                default: "",
+                local: true,
+            },
+        ],
+        build: |_, site| site.virtio(Box::<Rng>::default()),
+    },
+    DeviceRow {
+        name: "test-net",
+        aliases: &[],
+        about: "a card",
+        keys: &[DeviceKey {
+            name: "speed",
+            takes: Takes::Words(&["slow", "fast"]),
+            about: "",
+            default: "",
+            local: false,
+        }],
+        build: |_, site| site.virtio(Box::<Rng>::default()),
+    },
+];
+
+/// With the types of this file, from the text of a file or, if there are any, from flags.
+fn build(text: &str, flags: &[&str]) -> Result<VmConfig, Vec<String>> {
+    let dir = files();
+    let kernel = dir.path().join("vmlinuz").display().to_string();
+    let file = ConfigFile::new(Path::new("vm.toml"), text.to_owned());
+    let devices = flags.iter().map(|device| ("device", *device));
+    let flags = Flags::from_pairs([("kernel", kernel.as_str())].into_iter().chain(devices));
+    let draft = file.draft().overlay(flags.draft());
+    let mut build = Build::new(&draft, HOST, Files::MustBeThere);
+    build.types = TYPES;
+    let built = build.finish().map(|Checked { config, .. }| config);
+    built.map_err(|error| match error {
+        ConfigError::Invalid(problems) => problems.iter().map(ToString::to_string).collect(),
+        other => panic!("{other}"),
+    })
+}
+
+#[test]
+fn a_row_gives_a_type_its_keys_in_flags_files_and_saved_vms() {
+    let disk = DeviceConfig {
+        of: DeviceType::new(&TYPES[0]),
+        id: "root".to_owned(),
+        slot: 4,
+        values: BTreeMap::from([
+            ("cache", DeviceValue::Text("none".to_owned())),
+            ("pool", DeviceValue::Text("fast".to_owned())),
+            ("queues", DeviceValue::Number(2)),
+        ]),
+    };
+    let flags = [
+        "test-blk-pci,pool=fast,cache=none,queues=2,id=root,slot=4",
+        "test-net",
+    ];
+    let config = build("", &flags).unwrap();
+    assert_eq!(config.devices[0], disk);
+    assert_eq!(
+        (&*config.devices[1].id, config.devices[1].slot),
+        ("test-net0", 1)
+    );
+    let file = "[[device]]\nid = 'root'\nslot = 4\ntype = 'test-disk'\ncache = 'none'\nqueues = 2\n\
+                pool = 'fast'\n[[device]]\ntype = 'test-net'\n";
+    assert_eq!(build(file, &[]).unwrap().devices, config.devices);
+    // As `hypernest config` shows it, and as it is saved.
+    assert_eq!(
+        build(&config.to_toml(), &[]).unwrap().devices,
+        config.devices
+    );
+    assert_eq!(
+        build(&config.to_saved(), &[]).unwrap().devices,
+        config.devices
+    );
+    // What is of the host is listed, and removed from a saved VM; the rest stays.
+    let pool = Endpoint {
+        setting: "device",
+        value: "root,pool=fast".to_owned(),
+    };
+    assert_eq!(config.endpoints(), [pool]);
+    let mut disk = disk;
+    let removed = disk.remove_local();
+    assert_eq!(removed, [("pool", DeviceValue::Text("fast".to_owned()))]);
+    assert_eq!(
+        disk.values.keys().collect::<Vec<_>>(),
+        [&"cache", &"queues"]
+    );
+}
+
+#[test]
+fn what_a_type_does_not_have_is_refused_with_what_it_has() {
+    for (device, what, expected) in [
+        (
+            "test-dsk",
+            "did you mean test-disk",
+            "test-disk, test-blk-pci or test-net",
+        ),
+        (
+            "nvme",
+            "\"nvme\" is unknown",
+            "test-disk, test-blk-pci or test-net",
+        ),
+        (
+            "test-disk,cahce=none",
+            "did you mean cache",
+            "type, id, slot, cache, queues, pool",
+        ),
+        (
+            "test-disk,speed=slow",
+            "unknown part \"speed\"",
+            "type, id, slot, cache, queues, pool",
+        ),
+        (
+            "test-net,cache=none",
+            "unknown part \"cache\"",
+            "type, id, slot, speed",
+        ),
+        (
+            "test-net,slto=3",
+            "did you mean slot",
+            "type, id, slot, speed",
+        ),
+        ("test-net,speed=fsat", "did you mean fast", "slow or fast"),
+        (
+            "test-disk,queues=9",
+            "\"9\" is out of range",
+            "a number of queues from 1 to 8",
+        ),
+        (
+            "test-disk,queues=0x100000001",
+            "is out of range",
+            "a number of queues from 1 to 8",
+        ),
+        ("test-disk,pool=", "name", "name"),
+    ] {
+        let problems = build("", &[device]).unwrap_err();
+        let right = problems.len() == 1 && problems[0].contains(what);
+        assert!(
+            right && problems[0].contains(expected),
+            "{device}: {problems:#?}"
+        );
+    }
+}
+
+#[test]
+fn all_mistakes_are_reported_at_once() {
+    let devices = [
+        "test-dsk,id=a,slot=3,queues=99,colour=red",
+        "test-disk,id=a,slot=3,queues=99,speed=slow",
+        "id=b,slot=31",
+        "test-net,id=b",
+    ];
+    let mut devices = devices.to_vec();
+    devices.extend(["test-net"; 27]);
+    let problems = build("", &devices).unwrap_err();
+    let expected = [
+        "no more than 30 devices",
+        "\"test-dsk\" is unknown (did you mean test-disk?)",
+        // Not queues=99: only a type says what its keys take.
+        "unknown part \"colour\"",
+        "unknown part \"speed\"",
+        "\"99\" is out of range",
+        "the device has no type",
+        "\"31\" is out of range",
+        "two devices have the id a",
+        "two devices have slot 3",
+        "two devices have the id b",
+    ];
+    let found = problems.iter().zip(expected);
+    let right = found
+        .clone()
+        .all(|(problem, expected)| problem.contains(expected));
+    assert!(right && problems.len() == expected.len(), "{problems:#?}");
+
+    let file = "[[device]]\ntype = 'test-net'\nslot = 1\n[[device]]\ntype = 'test-net'\nslot = 1\n\
+                sped = 'fast'\n";
+    let problems = build(file, &[]).unwrap_err();
+    assert_eq!(problems.len(), 2, "{problems:#?}");
+    assert!(problems[0].starts_with("vm.toml:4:1: device: two devices have slot 1"));
+    assert!(
+        problems[1].starts_with("vm.toml:7:1: device: unknown part \"sped\" (did you mean speed?)")
+    );
+}
