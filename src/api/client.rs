@@ -4,7 +4,7 @@ use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use super::protocol::{ControlCommand, Reply};
+use super::protocol::{ControlReply, ControlRequest};
 use super::{ApiError, RunDirs};
 use crate::config::is_name;
 use crate::machine::Status;
@@ -15,15 +15,26 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// The longest answer that is read.
 const MAX_REPLY: u64 = 1 << 20;
 
-/// Tells the VM `name` to carry out `command`, and waits for its answer. The status comes with the command
-/// that asks for it.
+/// Returns the status of the VM `name`.
+///
+/// # Errors
+/// If there is no such VM, or it does not answer.
+pub fn status(dirs: &RunDirs, name: &str) -> Result<Box<Status>, ApiError> {
+    call(dirs, name, &ControlRequest::Status {})?.ok_or_else(|| ApiError::Talk {
+        name: name.to_owned(),
+        source: ErrorKind::InvalidData.into(),
+    })
+}
+
+/// Sends `request` to the VM `name`, and waits for its reply. The status comes with the replies to `status`
+/// and `migrate`.
 ///
 /// # Errors
 /// If there is no such VM, or it does not answer, or refuses.
 pub fn call(
     dirs: &RunDirs,
     name: &str,
-    command: &ControlCommand,
+    request: &ControlRequest,
 ) -> Result<Option<Box<Status>>, ApiError> {
     let stream = match connect(dirs, name) {
         Ok(Some(stream)) => stream,
@@ -35,7 +46,7 @@ pub fn call(
             });
         }
     };
-    let reply = talk(stream, command).map_err(|source| ApiError::Talk {
+    let reply = talk(stream, request).map_err(|source| ApiError::Talk {
         name: name.to_owned(),
         source: match source.kind() {
             // What a timeout of the socket looks like.
@@ -44,8 +55,8 @@ pub fn call(
         },
     })?;
     match reply {
-        Reply::Ok(status) => Ok(status),
-        Reply::Error(why) => Err(ApiError::Refused {
+        ControlReply::Ok(status) => Ok(status),
+        ControlReply::Error(why) => Err(ApiError::Refused {
             name: name.to_owned(),
             why,
         }),
@@ -68,17 +79,11 @@ pub struct FoundVm {
 pub fn list(dirs: &RunDirs) -> Result<Vec<FoundVm>, ApiError> {
     let mut found = Vec::new();
     for name in dirs.names()? {
-        let status = match call(dirs, &name, &ControlCommand::Status) {
-            Ok(Some(status)) => Ok(status),
-            // The directory of one that has died.
-            Err(ApiError::NoSuchVm { .. }) => continue,
-            Ok(None) => Err(ApiError::Talk {
-                name: name.clone(),
-                source: ErrorKind::InvalidData.into(),
-            }),
-            Err(e) => Err(e),
-        };
-        found.push(FoundVm { name, status });
+        let status = status(dirs, &name);
+        // The directory of one that has died is left out.
+        if !matches!(status, Err(ApiError::NoSuchVm { .. })) {
+            found.push(FoundVm { name, status });
+        }
     }
     Ok(found)
 }
@@ -110,19 +115,27 @@ fn no_such_vm(dirs: &RunDirs, name: &str) -> ApiError {
     }
 }
 
-fn talk(mut stream: UnixStream, command: &ControlCommand) -> io::Result<Reply> {
+fn talk(mut stream: UnixStream, request: &ControlRequest) -> io::Result<ControlReply> {
     // A job takes as long as it takes; should the VM die, the connection ends.
-    let patience = match command {
-        ControlCommand::Job(_) => None,
-        ControlCommand::Status | ControlCommand::Life(_) => Some(PATIENCE),
+    let patience = match request {
+        ControlRequest::Save(_)
+        | ControlRequest::Migrate(_)
+        | ControlRequest::CancelMigration {} => None,
+        ControlRequest::Status {}
+        | ControlRequest::Pause {}
+        | ControlRequest::Resume {}
+        | ControlRequest::Reset {}
+        | ControlRequest::PowerButton {}
+        | ControlRequest::Kill {} => Some(PATIENCE),
     };
+    let request = request.write()?;
     stream.set_read_timeout(patience)?;
     stream.set_write_timeout(Some(PATIENCE))?;
-    stream.write_all(command.write().as_bytes())?;
+    stream.write_all(request.as_bytes())?;
     let mut line = Vec::new();
     BufReader::new(stream.take(MAX_REPLY)).read_until(b'\n', &mut line)?;
     if line.is_empty() {
         return Err(ErrorKind::UnexpectedEof.into());
     }
-    Ok(serde_json::from_slice(&line)?)
+    Ok(ControlReply::read(&line)?)
 }

@@ -1,14 +1,13 @@
-//! What takes a VM a while, on a thread of its own.
+//! Requests that take a VM a while, each on a thread of its own.
 
 use std::io::Write;
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 
-use super::protocol::JobRequest;
+use super::protocol::Save;
 use crate::error::chain;
 use crate::life::MachineHandle;
-use crate::machine::{AfterSave, Status, migrate, save};
+use crate::machine::{self, AfterSave, Migrate, Status};
 
 /// What happens to the VM once a job is done.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,25 +21,22 @@ pub(super) enum VmAfterJob {
 /// Done, or why not; then the VM stays.
 pub(super) type Done = Result<VmAfterJob, String>;
 
-type ReadStatus = Arc<dyn Fn() -> Status + Send + Sync>;
-
 /// Starts `job` for the VM that `handle` leads to. When it is done, that is in the channel, and then `wake`
 /// can be read from.
 pub(super) fn start(
-    job: JobRequest,
     handle: &MachineHandle,
     wake: &UnixStream,
-    status: &ReadStatus,
+    job: impl FnOnce(&MachineHandle) -> Done + Send + 'static,
 ) -> Receiver<Done> {
     let (done, result) = sync_channel(1);
     let started = wake.try_clone().and_then(|mut wake| {
-        let (handle, done, status) = (handle.clone(), done.clone(), Arc::clone(status));
+        let (handle, done) = (handle.clone(), done.clone());
         std::thread::Builder::new()
             .name("job".to_owned())
             .spawn(move || {
                 let _watch = handle.watch_thread("job");
                 // Nobody may wait for it any more.
-                let _heard = done.send(carry_out(job, &handle, &status));
+                let _heard = done.send(job(&handle));
                 let _woken = wake.write_all(&[0]);
             })
     });
@@ -50,18 +46,22 @@ pub(super) fn start(
     result
 }
 
-fn carry_out(job: JobRequest, handle: &MachineHandle, status: &ReadStatus) -> Done {
-    match job {
-        JobRequest::Save(args) => save(handle, &args.dir, args.then)
-            .map(|()| match args.then {
-                AfterSave::Stop => VmAfterJob::Ends(None),
-                AfterSave::AsBefore | AfterSave::Run | AfterSave::Pause => VmAfterJob::Stays,
-            })
-            .map_err(|e| chain(&e)),
-        // The VM ends, and cannot be asked any more.
-        JobRequest::Migrate(args) => {
-            migrate::migrate(handle, &args).map(|()| VmAfterJob::Ends(Some(Box::new(status()))))
-        }
-        JobRequest::CancelMigration => migrate::cancel(handle).map(|()| VmAfterJob::Stays),
-    }
+/// Saves the VM.
+pub(super) fn save(handle: &MachineHandle, args: &Save) -> Done {
+    machine::save(handle, &args.dir, args.then)
+        .map(|()| match args.then {
+            AfterSave::Stop => VmAfterJob::Ends(None),
+            AfterSave::AsBefore | AfterSave::Run | AfterSave::Pause => VmAfterJob::Stays,
+        })
+        .map_err(|e| chain(&e))
+}
+
+/// Migrates the VM. It ends then, so its last status is read here.
+pub(super) fn migrate(handle: &MachineHandle, args: &Migrate, status: impl Fn() -> Status) -> Done {
+    machine::migrate::migrate(handle, args).map(|()| VmAfterJob::Ends(Some(Box::new(status()))))
+}
+
+/// Cancels the migration.
+pub(super) fn cancel_migration(handle: &MachineHandle) -> Done {
+    machine::migrate::cancel(handle).map(|()| VmAfterJob::Stays)
 }

@@ -15,8 +15,8 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
-pub use client::{FoundVm, call, list};
-pub use protocol::{ControlCommand, JobRequest, Save};
+pub use client::{FoundVm, call, list, status};
+pub use protocol::{ControlReply, ControlRequest, Save};
 pub use rundir::{RunDir, RunDirs};
 pub use server::Server;
 
@@ -92,5 +92,7 @@ pub enum ApiError {
     },
 }
 
+#[cfg(test)]
+mod protocol_tests;
 #[cfg(test)]
 mod tests;

@@ -1,4 +1,4 @@
-//! What is said over the control socket.
+//! The requests and replies of the control socket, as types. Client and server share them.
 
 use std::path::{Path, PathBuf};
 
@@ -9,29 +9,35 @@ use crate::life::Request;
 use crate::machine::{AfterSave, Migrate, Status};
 use crate::text::nearest;
 
-/// The longest line of a request.
+/// The longest request, in bytes without the newline.
 pub(super) const MAX_REQUEST: usize = 4096;
 
-/// What a VM can be told.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ControlCommand {
-    /// Tell how it is.
-    Status,
-    /// Change its life cycle.
-    Life(Request),
-    /// Do what takes a while. The answer comes when it is done.
-    Job(JobRequest),
-}
-
-/// What takes a VM a while.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum JobRequest {
-    /// Save it.
+/// A client's request to a VM. The JSON form is an object with the request's name as `command`, and its
+/// arguments beside that.
+///
+/// Requests without arguments are variants with braces: serde refuses unknown fields of those, and ignores
+/// them for unit variants of an internally tagged enum.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum ControlRequest {
+    /// Report the status.
+    Status {},
+    /// Stop the vCPUs.
+    Pause {},
+    /// Run the vCPUs.
+    Resume {},
+    /// Reset the VM.
+    Reset {},
+    /// Press the power button.
+    PowerButton {},
+    /// End the VM. The reply comes when it has ended.
+    Kill {},
+    /// Save the VM. The reply comes when it is saved.
     Save(Save),
-    /// Move it.
+    /// Migrate the VM. The reply comes when it has ended here.
     Migrate(Box<Migrate>),
-    /// Let a migration be.
-    CancelMigration,
+    /// Cancel the migration that is under way.
+    CancelMigration {},
 }
 
 /// How to save a VM.
@@ -45,21 +51,102 @@ pub struct Save {
     pub then: AfterSave,
 }
 
-/// Commands without arguments.
-const PLAIN: [(&str, ControlCommand); 6] = [
-    ("status", ControlCommand::Status),
-    ("pause", ControlCommand::Life(Request::Pause)),
-    ("resume", ControlCommand::Life(Request::Resume)),
-    ("reset", ControlCommand::Life(Request::Reset)),
-    ("power-button", ControlCommand::Life(Request::PowerButton)),
-    ("kill", ControlCommand::Life(Request::Kill)),
+/// The names of all requests with their arguments, for error messages. A test compares it with the types.
+pub(super) const REQUESTS: [(&str, &[&str]); 9] = [
+    ("status", &[]),
+    ("pause", &[]),
+    ("resume", &[]),
+    ("reset", &[]),
+    ("power-button", &[]),
+    ("kill", &[]),
+    ("save", &["dir", "then"]),
+    (
+        "migrate",
+        &[
+            "to",
+            "downtime_ms",
+            "bandwidth",
+            "connections",
+            "zstd",
+            "tls_cert",
+            "tls_key",
+            "tls_ca",
+            "plaintext",
+        ],
+    ),
+    ("cancel-migration", &[]),
 ];
-const SAVE: &str = "save";
-const MIGRATE: &str = "migrate";
-const CANCEL: &str = "cancel-migration";
 
-/// A relative path would mean another file to the client than to the VM's process.
-fn absolute(name: &str, path: &Path) -> Result<(), String> {
+impl From<Request> for ControlRequest {
+    fn from(request: Request) -> Self {
+        match request {
+            Request::Pause => Self::Pause {},
+            Request::Resume => Self::Resume {},
+            Request::Reset => Self::Reset {},
+            Request::PowerButton => Self::PowerButton {},
+            Request::Kill => Self::Kill {},
+        }
+    }
+}
+
+impl ControlRequest {
+    /// Reads a request's line.
+    ///
+    /// # Errors
+    /// The reason why it is refused, for the user.
+    pub fn read(line: &[u8]) -> Result<Self, String> {
+        let Message { command, arguments } = serde_json::from_slice(line).map_err(|e| {
+            not_a_request(
+                &e,
+                "a request is a line like {\"command\":\"status\"}".to_owned(),
+            )
+        })?;
+        let (_, known) = REQUESTS
+            .iter()
+            .find(|(name, _)| *name == command)
+            .ok_or_else(|| unknown_command(&command))?;
+        let hint = hint(&command, &arguments, known);
+        let mut fields = arguments;
+        fields.insert("command".to_owned(), Value::String(command));
+        let request: Self =
+            serde_json::from_value(Value::Object(fields)).map_err(|e| not_a_request(&e, hint))?;
+        request.check_paths()?;
+        Ok(request)
+    }
+
+    /// Returns the request's line.
+    ///
+    /// # Errors
+    /// If a path is not UTF-8: it has no JSON form.
+    pub fn write(&self) -> serde_json::Result<String> {
+        Ok(format!("{}\n", serde_json::to_value(self)?))
+    }
+
+    /// Refuses relative paths: to the client they name other files than to the VM's process.
+    fn check_paths(&self) -> Result<(), String> {
+        match self {
+            Self::Save(save) => check_absolute("dir", &save.dir),
+            Self::Migrate(migrate) => {
+                let files = [
+                    ("tls_cert", &migrate.tls_cert),
+                    ("tls_key", &migrate.tls_key),
+                    ("tls_ca", &migrate.tls_ca),
+                ];
+                for (name, path) in files {
+                    path.as_deref()
+                        .map_or(Ok(()), |path| check_absolute(name, path))?;
+                }
+                match migrate.to.strip_prefix("unix:") {
+                    Some(path) => check_absolute("to", Path::new(path)),
+                    None => Ok(()),
+                }
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+fn check_absolute(name: &str, path: &Path) -> Result<(), String> {
     if path.is_absolute() {
         Ok(())
     } else {
@@ -71,78 +158,30 @@ fn absolute(name: &str, path: &Path) -> Result<(), String> {
     }
 }
 
-impl ControlCommand {
-    /// Reads a request's line.
-    ///
-    /// # Errors
-    /// What is wrong with it, for people.
-    pub fn read(line: &[u8]) -> Result<Self, String> {
-        let no_request = |e: serde_json::Error| {
-            format!("not a request: {e}; a request is a line like {{\"command\":\"status\"}}")
-        };
-        let message: Message = serde_json::from_slice(line).map_err(no_request)?;
-        let plain = PLAIN.into_iter().find(|(name, _)| *name == message.command);
-        let arguments = Value::Object(message.arguments);
-        match (plain, message.command.as_str()) {
-            (Some((_, command)), _) => serde_json::from_value(arguments)
-                .map(|Nothing {}| command)
-                .map_err(no_request),
-            (None, SAVE) => {
-                let save: Save = serde_json::from_value(arguments).map_err(no_request)?;
-                absolute("dir", &save.dir)?;
-                Ok(Self::Job(JobRequest::Save(save)))
-            }
-            (None, MIGRATE) => {
-                let migrate: Migrate = serde_json::from_value(arguments).map_err(no_request)?;
-                let files = [
-                    ("tls_cert", &migrate.tls_cert),
-                    ("tls_key", &migrate.tls_key),
-                    ("tls_ca", &migrate.tls_ca),
-                ];
-                for (name, path) in files {
-                    path.as_deref()
-                        .map_or(Ok(()), |path| absolute(name, path))?;
-                }
-                if let Some(path) = migrate.to.strip_prefix("unix:") {
-                    absolute("to", Path::new(path))?;
-                }
-                Ok(Self::Job(JobRequest::Migrate(Box::new(migrate))))
-            }
-            (None, CANCEL) => serde_json::from_value(arguments)
-                .map(|Nothing {}| Self::Job(JobRequest::CancelMigration))
-                .map_err(no_request),
-            (None, unknown) => {
-                let jobs = [SAVE, MIGRATE, CANCEL];
-                let names = || PLAIN.iter().map(|(name, _)| *name).chain(jobs);
-                Err(match nearest(unknown, names()) {
-                    Some(meant) => format!("unknown command; did you mean {meant:?}?"),
-                    None => {
-                        let names: Vec<_> = names().collect();
-                        format!("unknown command; the commands are {}", names.join(", "))
-                    }
-                })
-            }
+fn not_a_request(error: &serde_json::Error, hint: String) -> String {
+    format!("not a request: {error}; {hint}")
+}
+
+fn unknown_command(command: &str) -> String {
+    let names = || REQUESTS.iter().map(|(name, _)| *name);
+    match nearest(command, names()) {
+        Some(meant) => format!("unknown command; did you mean {meant:?}?"),
+        None => {
+            let names: Vec<_> = names().collect();
+            format!("unknown command; the commands are {}", names.join(", "))
         }
     }
+}
 
-    /// The request's line.
-    pub fn write(&self) -> String {
-        let (name, arguments) = match self {
-            Self::Job(JobRequest::Save(save)) => (SAVE, serde_json::to_value(save)),
-            Self::Job(JobRequest::Migrate(migrate)) => (MIGRATE, serde_json::to_value(migrate)),
-            Self::Job(JobRequest::CancelMigration) => (CANCEL, Ok(Value::Null)),
-            plain => {
-                let name = PLAIN.iter().find(|(_, command)| command == plain);
-                (name.map_or("status", |(name, _)| name), Ok(Value::Null))
-            }
-        };
-        let mut message = match arguments {
-            Ok(Value::Object(arguments)) => arguments,
-            // Only a path that is no text has no form in JSON; the VM says then that the argument is missing.
-            _ => Map::new(),
-        };
-        message.insert("command".to_owned(), Value::String(name.to_owned()));
-        format!("{}\n", Value::Object(message))
+/// What helps if `arguments` are not those of `command`, which are `known`.
+fn hint(command: &str, arguments: &Map<String, Value>, known: &[&str]) -> String {
+    let mut unknown = arguments
+        .keys()
+        .filter(|key| !known.contains(&key.as_str()));
+    match unknown.find_map(|key| nearest(key, known.iter().copied())) {
+        Some(meant) => format!("did you mean {meant:?}?"),
+        None if known.is_empty() => format!("{command} has no arguments"),
+        None => format!("the arguments of {command} are {}", known.join(", ")),
     }
 }
 
@@ -153,16 +192,30 @@ struct Message {
     arguments: Map<String, Value>,
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Nothing {}
-
-/// The answer's line.
-#[derive(Debug, Serialize, Deserialize)]
+/// A VM's reply to a request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum Reply {
-    /// Carried out, or begun; the status comes with the command that asks for it.
+pub enum ControlReply {
+    /// Carried out, or begun: the status, for `status` and for a `migrate` that succeeded.
     Ok(Option<Box<Status>>),
-    /// Refused.
+    /// Refused or failed, with the reason for the user.
     Error(String),
+}
+
+impl ControlReply {
+    /// Reads a reply's line.
+    ///
+    /// # Errors
+    /// If it is not a reply.
+    pub fn read(line: &[u8]) -> serde_json::Result<Self> {
+        serde_json::from_slice(line)
+    }
+
+    /// Returns the reply's line.
+    pub fn write(&self) -> Vec<u8> {
+        // Strings and numbers always have a JSON form.
+        let mut line = serde_json::to_vec(self).unwrap_or_default();
+        line.push(b'\n');
+        line
+    }
 }

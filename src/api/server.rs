@@ -14,7 +14,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::job::{self, Done, VmAfterJob};
-use super::protocol::{ControlCommand, JobRequest, MAX_REQUEST, Reply};
+use super::protocol::{ControlReply, ControlRequest, MAX_REQUEST};
 use super::{ApiError, RunDir};
 use crate::life::{MachineHandle, Request};
 use crate::machine::Status;
@@ -67,7 +67,7 @@ impl Server {
             woken.set_nonblocking(true)?;
             // A job that is done need not wait until it is heard: one byte there is as good as two.
             wake.set_nonblocking(true)?;
-            let status: Arc<dyn Fn() -> Status + Send + Sync> = Arc::new(status);
+            let status = Arc::new(status);
             let watch = handle.watch_thread("api");
             let mut service = Service {
                 listener,
@@ -75,17 +75,27 @@ impl Server {
                 woken,
                 clients: Vec::new(),
                 patience,
-                answer: move |command| match command {
-                    ControlCommand::Status => ControlAnswer::Now(Some(Box::new(status()))),
-                    ControlCommand::Life(request) => {
-                        handle.request(request);
-                        match request {
-                            Request::Kill => ControlAnswer::AtEnd,
-                            _ => ControlAnswer::Now(None),
-                        }
+                answer: move |request| match request {
+                    ControlRequest::Status {} => ControlAnswer::Now(Some(Box::new(status()))),
+                    ControlRequest::Pause {} => change(&handle, Request::Pause),
+                    ControlRequest::Resume {} => change(&handle, Request::Resume),
+                    ControlRequest::Reset {} => change(&handle, Request::Reset),
+                    ControlRequest::PowerButton {} => change(&handle, Request::PowerButton),
+                    ControlRequest::Kill {} => {
+                        handle.request(Request::Kill);
+                        ControlAnswer::AtEnd
                     }
-                    ControlCommand::Job(job) => {
-                        ControlAnswer::Later(job::start(job, &handle, &wake, &status))
+                    ControlRequest::Save(args) => {
+                        let save = move |vm: &_| job::save(vm, &args);
+                        ControlAnswer::Later(job::start(&handle, &wake, save))
+                    }
+                    ControlRequest::Migrate(args) => {
+                        let status = Arc::clone(&status);
+                        let migrate = move |vm: &_| job::migrate(vm, &args, &*status);
+                        ControlAnswer::Later(job::start(&handle, &wake, migrate))
+                    }
+                    ControlRequest::CancelMigration {} => {
+                        ControlAnswer::Later(job::start(&handle, &wake, job::cancel_migration))
                     }
                 },
             };
@@ -128,7 +138,13 @@ impl Drop for Server {
     }
 }
 
-/// What is answered to a command.
+/// Requests a change of the life cycle that the reply does not wait for.
+fn change(handle: &MachineHandle, request: Request) -> ControlAnswer {
+    handle.request(request);
+    ControlAnswer::Now(None)
+}
+
+/// What is answered to a request.
 enum ControlAnswer {
     Now(Option<Box<Status>>),
     Refused(String),
@@ -148,7 +164,7 @@ struct Service<A> {
     answer: A,
 }
 
-impl<A: Fn(ControlCommand) -> ControlAnswer> Service<A> {
+impl<A: Fn(ControlRequest) -> ControlAnswer> Service<A> {
     fn run(&mut self) {
         while self.wait() {
             let mut bytes = [0; 64];
@@ -185,20 +201,21 @@ impl<A: Fn(ControlCommand) -> ControlAnswer> Service<A> {
         let (answer, patience) = (&self.answer, self.patience);
         let jobs = self.clients.iter().filter(|client| client.is_waiting());
         let jobs = Cell::new(jobs.count());
-        let answer = |command| match command {
-            ControlCommand::Job(JobRequest::Save(_) | JobRequest::Migrate(_))
-                if jobs.get() >= MAX_JOBS =>
-            {
+        let answer = |request| match request {
+            ControlRequest::Save(_) | ControlRequest::Migrate(_) if jobs.get() >= MAX_JOBS => {
                 ControlAnswer::Refused(format!("{MAX_JOBS} jobs are being done already"))
             }
             // The VM ends all the same; so many clients cannot all wait for it.
-            ControlCommand::Life(Request::Kill) if jobs.get() >= MAX_JOBS => {
-                answer(command);
+            ControlRequest::Kill {} if jobs.get() >= MAX_JOBS => {
+                answer(request);
                 ControlAnswer::Now(None)
             }
-            ControlCommand::Job(_) | ControlCommand::Life(Request::Kill) => {
+            ControlRequest::Save(_)
+            | ControlRequest::Migrate(_)
+            | ControlRequest::CancelMigration {}
+            | ControlRequest::Kill {} => {
                 jobs.set(jobs.get() + 1);
-                answer(command)
+                answer(request)
             }
             other => answer(other),
         };
@@ -275,22 +292,15 @@ fn out_of_resources() {
 }
 
 /// The reply, or what it waits for.
-fn reply(line: &[u8], answer: impl Fn(ControlCommand) -> ControlAnswer) -> Result<Vec<u8>, Waits> {
-    let reply = match ControlCommand::read(line).map(answer) {
-        Ok(ControlAnswer::Now(status)) => Reply::Ok(status),
+fn reply(line: &[u8], answer: impl Fn(ControlRequest) -> ControlAnswer) -> Result<Vec<u8>, Waits> {
+    let reply = match ControlRequest::read(line).map(answer) {
+        Ok(ControlAnswer::Now(status)) => ControlReply::Ok(status),
         Ok(ControlAnswer::Later(job)) => return Err(Waits::Job(job)),
         Ok(ControlAnswer::AtEnd) => return Err(Waits::VmEnd(None)),
-        Ok(ControlAnswer::Refused(why)) => Reply::Error(why),
-        Err(why) => Reply::Error(why),
+        Ok(ControlAnswer::Refused(why)) => ControlReply::Error(why),
+        Err(why) => ControlReply::Error(why),
     };
-    Ok(encode(&reply))
-}
-
-fn encode(reply: &Reply) -> Vec<u8> {
-    // Strings and numbers always have a JSON form.
-    let mut line = serde_json::to_vec(reply).unwrap_or_default();
-    line.push(b'\n');
-    line
+    Ok(reply.write())
 }
 
 /// What a client waits for.
@@ -350,18 +360,24 @@ impl Client {
         PollFd::new(self.stream.as_fd(), events)
     }
 
+    /// The position of the newline after the first request, if that is complete and not too long.
+    fn request_end(&self) -> Option<usize> {
+        let mut longest = self.input.iter().take(MAX_REQUEST + 1);
+        longest.position(|byte| *byte == b'\n')
+    }
+
     fn job_is_done(&mut self, done: Done, patience: Duration) {
         let reply = match done {
             Ok(VmAfterJob::Ends(status)) => {
                 self.waits = Waits::VmEnd(status);
                 return;
             }
-            Ok(VmAfterJob::Stays) => Reply::Ok(None),
-            Err(why) => Reply::Error(why),
+            Ok(VmAfterJob::Stays) => ControlReply::Ok(None),
+            Err(why) => ControlReply::Error(why),
         };
         self.waits = Waits::Request;
         self.renew(patience);
-        self.output = encode(&reply);
+        self.output = reply.write();
     }
 
     /// Waits for the end of its job, if it has one.
@@ -375,7 +391,7 @@ impl Client {
     /// The VM is gone: replies as far as that can be done at once.
     fn answer_at_end(mut self) {
         if let Waits::VmEnd(status) = self.waits {
-            self.output = encode(&Reply::Ok(status));
+            self.output = ControlReply::Ok(status).write();
         }
         let _written = self.stream.write(&self.output);
     }
@@ -416,7 +432,7 @@ impl Client {
                     }
                     self.renew(patience);
                 }
-            } else if let Some(end) = self.input.iter().position(|b| *b == b'\n') {
+            } else if let Some(end) = self.request_end() {
                 let line: Vec<u8> = self.input.drain(..=end).collect();
                 match reply(&line) {
                     Ok(output) => self.output = output,
@@ -428,7 +444,7 @@ impl Client {
                 }
             } else if self.input.len() > MAX_REQUEST {
                 let why = format!("the request is longer than {MAX_REQUEST} bytes");
-                self.output = encode(&Reply::Error(why));
+                self.output = ControlReply::Error(why).write();
                 self.last = true;
             } else {
                 let mut buffer = [0; 1024];

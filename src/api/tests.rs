@@ -64,7 +64,7 @@ fn commands_arrive_and_are_answered() {
     let tmp = tempfile::tempdir().unwrap();
     let dirs = dirs(&tmp);
     let vm = start(&dirs, "a");
-    let answer = call(&dirs, "a", &ControlCommand::Status).unwrap();
+    let answer = call(&dirs, "a", &ControlRequest::Status {}).unwrap();
     assert_eq!(answer.as_deref(), Some(&status("a")));
     for request in [
         Request::Pause,
@@ -72,11 +72,7 @@ fn commands_arrive_and_are_answered() {
         Request::Reset,
         Request::PowerButton,
     ] {
-        assert!(
-            call(&dirs, "a", &ControlCommand::Life(request))
-                .unwrap()
-                .is_none()
-        );
+        assert!(call(&dirs, "a", &request.into()).unwrap().is_none());
         assert_eq!(next(&vm), UserRequest::Life(request));
     }
 }
@@ -89,13 +85,13 @@ fn a_kill_is_answered_when_the_vm_is_gone() {
     let vm = start(&dirs, "a");
     let of_client = dirs.clone();
     let waiting = std::thread::spawn(move || {
-        let reply = call(&of_client, "a", &ControlCommand::Life(Request::Kill));
+        let reply = call(&of_client, "a", &ControlRequest::Kill {});
         reply.map(|_| of_client.claim("a").unwrap())
     });
     assert_eq!(next(&vm), UserRequest::Life(Request::Kill));
     // Longer than idle clients are waited for.
     std::thread::sleep(Duration::from_millis(600));
-    assert!(call(&dirs, "a", &ControlCommand::Status).is_ok());
+    assert!(call(&dirs, "a", &ControlRequest::Status {}).is_ok());
     assert!(!waiting.is_finished());
     drop(vm);
     assert!(waiting.join().unwrap().is_ok());
@@ -114,7 +110,11 @@ fn idle_clients_keep_no_other_waiting() {
         .map(|_| UnixStream::connect(dirs.socket("a")).unwrap())
         .collect();
     for _ in 0..3 {
-        assert!(call(&dirs, "a", &ControlCommand::Status).unwrap().is_some());
+        assert!(
+            call(&dirs, "a", &ControlRequest::Status {})
+                .unwrap()
+                .is_some()
+        );
     }
     drop(idle);
 }
@@ -133,7 +133,11 @@ fn jobs_keep_no_status_waiting() {
             stream
         })
         .collect();
-    assert!(call(&dirs, "a", &ControlCommand::Status).unwrap().is_some());
+    assert!(
+        call(&dirs, "a", &ControlRequest::Status {})
+            .unwrap()
+            .is_some()
+    );
     let mut refused = String::new();
     let last = jobs.pop().unwrap();
     BufReader::new(last).read_line(&mut refused).unwrap();
@@ -172,6 +176,9 @@ fn what_is_no_request_is_refused() {
     let tmp = tempfile::tempdir().unwrap();
     let dirs = dirs(&tmp);
     let vm = start(&dirs, "a");
+    // A request of one byte too many, whole and otherwise valid.
+    let too_long = format!("{{\"command\":\"kill\"{}}}\n", " ".repeat(4097 - 18)).into_bytes();
+    assert_eq!(too_long.len(), 4097 + 1);
     for (text, says) in [
         (&b"\n"[..], "not a request"),
         (b"{}\n", "not a request"),
@@ -196,6 +203,7 @@ fn what_is_no_request_is_refused() {
             "`tls_key` is the relative path",
         ),
         (&[b'['; 4095], ""),
+        (&too_long, "longer than 4096 bytes"),
         (&[b'x'; 5000], "longer than 4096 bytes"),
     ] {
         let line = raw(&dirs, "a", text);
@@ -208,7 +216,7 @@ fn what_is_no_request_is_refused() {
         assert!(line.contains(says), "{line}");
     }
     assert!(vm.events.next_request().is_none());
-    assert!(call(&dirs, "a", &ControlCommand::Status).is_ok());
+    assert!(call(&dirs, "a", &ControlRequest::Status {}).is_ok());
 }
 
 #[test]
@@ -217,10 +225,10 @@ fn a_job_is_answered_when_it_is_done_and_holds_up_nobody() {
     let dirs = dirs(&tmp);
     let vm = start(&dirs, "a");
     let save = |dir: &Path| {
-        ControlCommand::Job(JobRequest::Save(Save {
+        ControlRequest::Save(Save {
             dir: dir.to_owned(),
             then: AfterSave::Stop,
-        }))
+        })
     };
     let place = tmp.path().join("saved");
     let (dirs_of_job, job) = (dirs.clone(), save(&place));
@@ -230,7 +238,7 @@ fn a_job_is_answered_when_it_is_done_and_holds_up_nobody() {
     };
     // Longer than clients are waited for.
     std::thread::sleep(Duration::from_millis(600));
-    assert!(call(&dirs, "a", &ControlCommand::Status).is_ok());
+    assert!(call(&dirs, "a", &ControlRequest::Status {}).is_ok());
     assert!(!waiting.is_finished());
     // The machine ends without having done it.
     drop(job);
@@ -265,7 +273,7 @@ fn idle_clients_cannot_keep_others_out() {
         .map(|_| UnixStream::connect(dirs.socket("a")).unwrap())
         .collect();
     idle[0].write_all(b"{").unwrap();
-    assert!(call(&dirs, "a", &ControlCommand::Status).is_ok());
+    assert!(call(&dirs, "a", &ControlRequest::Status {}).is_ok());
     // The first ones were let go for that.
     assert_eq!(idle[0].read(&mut [0]).unwrap(), 0);
 }
@@ -292,7 +300,7 @@ fn a_client_that_takes_no_answers_is_let_go() {
         ),
         "{e}"
     );
-    assert!(call(&dirs, "a", &ControlCommand::Status).is_ok());
+    assert!(call(&dirs, "a", &ControlRequest::Status {}).is_ok());
 }
 
 #[test]
@@ -306,7 +314,7 @@ fn a_name_is_taken_once() {
         e,
         format!("a VM named a is already running (process {pid})")
     );
-    assert!(call(&dirs, "a", &ControlCommand::Status).is_ok());
+    assert!(call(&dirs, "a", &ControlRequest::Status {}).is_ok());
     drop(vm);
     assert!(dirs.claim("a").is_ok());
 }
@@ -337,11 +345,11 @@ fn the_remains_of_a_dead_vm_are_taken_over_and_not_listed() {
     drop(std::os::unix::net::UnixListener::bind(path.join("control.sock")).unwrap());
     assert!(list(&dirs).unwrap().is_empty());
     assert!(matches!(
-        call(&dirs, "a", &ControlCommand::Status),
+        call(&dirs, "a", &ControlRequest::Status {}),
         Err(ApiError::NoSuchVm { .. })
     ));
     let _vm = start(&dirs, "a");
-    assert!(call(&dirs, "a", &ControlCommand::Status).is_ok());
+    assert!(call(&dirs, "a", &ControlRequest::Status {}).is_ok());
 }
 
 #[test]
@@ -362,7 +370,7 @@ fn a_vm_that_is_not_there_is_told_with_what_was_meant() {
     let dirs = dirs(&tmp);
     let _vm = start(&dirs, "windows");
     let says = |name: &str| {
-        call(&dirs, name, &ControlCommand::Status)
+        call(&dirs, name, &ControlRequest::Status {})
             .unwrap_err()
             .to_string()
     };

@@ -4,7 +4,7 @@ use std::io::ErrorKind;
 use std::time::{Duration, Instant};
 
 use super::{CliError, ExitStatus};
-use crate::api::{ApiError, ControlCommand, RunDirs, call};
+use crate::api::{ApiError, RunDirs, call, status};
 use crate::life::Request;
 use crate::machine::State;
 
@@ -33,7 +33,7 @@ fn carry_out(
     request: Request,
     patience: Duration,
 ) -> Result<ExitStatus, CliError> {
-    match (request, call(dirs, name, &ControlCommand::Life(request))) {
+    match (request, call(dirs, name, &request.into())) {
         // The reply arrives after the VM has ended and released its name; without one, its process has died.
         (Request::Kill, Ok(_)) => return Ok(ExitStatus::DONE),
         (Request::Kill, Err(ApiError::Talk { source, .. })) => {
@@ -55,8 +55,8 @@ fn carry_out(
     };
     let deadline = Instant::now() + patience;
     loop {
-        let state = match call(dirs, name, &ControlCommand::Status) {
-            Ok(status) => status.map(|s| s.state),
+        let state = match status(dirs, name) {
+            Ok(status) => status.state,
             // The VM accepted the request, and its guest has ended it since.
             Err(ApiError::NoSuchVm { .. } | ApiError::Talk { .. })
                 if request == Request::Resume =>
@@ -66,8 +66,8 @@ fn carry_out(
             Err(e) => return Err(e.into()),
         };
         match (request, state) {
-            (Request::Pause, Some(State::Paused | State::Crashed))
-            | (Request::Resume, Some(State::Running)) => return Ok(ExitStatus::DONE),
+            (Request::Pause, State::Paused | State::Crashed)
+            | (Request::Resume, State::Running) => return Ok(ExitStatus::DONE),
             _ if Instant::now() >= deadline => {
                 return Err(CliError::NotDone {
                     name: name.to_owned(),
@@ -88,7 +88,7 @@ mod tests {
     use crate::life::{Inbox, UserRequest, channel};
     use crate::machine::Status;
 
-    fn status(state: State) -> Status {
+    fn in_state(state: State) -> Status {
         Status {
             name: "vm".to_owned(),
             pid: 1,
@@ -121,7 +121,7 @@ mod tests {
         let state = Arc::new(Mutex::new(State::Running));
         let told = Arc::clone(&state);
         let server = Server::start(dirs.claim("vm").unwrap(), handle, move || {
-            status(*told.lock().unwrap())
+            in_state(*told.lock().unwrap())
         })
         .unwrap();
         let shown = Arc::clone(&state);
@@ -175,7 +175,7 @@ mod tests {
         let dirs = RunDirs::at(tmp.path().join("hypernest"));
         let (_, handle, events) = channel();
         let dir = dirs.claim("vm").unwrap();
-        let server = Server::start(dir, handle, || status(State::Paused)).unwrap();
+        let server = Server::start(dir, handle, || in_state(State::Paused)).unwrap();
         let vm = std::thread::spawn(move || {
             let resumed = next(&events);
             drop(server);
@@ -192,7 +192,7 @@ mod tests {
         let dirs = RunDirs::at(tmp.path().join("hypernest"));
         let (_, handle, _inbox) = channel();
         let dir = dirs.claim("vm").unwrap();
-        let _server = Server::start(dir, handle, || status(State::Running)).unwrap();
+        let _server = Server::start(dir, handle, || in_state(State::Running)).unwrap();
         assert!(matches!(
             carry_out(&dirs, "vm", Request::Pause, Duration::ZERO),
             Err(CliError::NotDone { done: "paused", .. })

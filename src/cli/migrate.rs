@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::control::TIMEOUT;
 use super::status::describe_migration;
 use super::{CliError, ExitStatus, to_stderr};
-use crate::api::{ApiError, ControlCommand, JobRequest, RunDirs, call};
+use crate::api::{self, ApiError, ControlRequest, RunDirs, call};
 use crate::config::parse_size;
 use crate::machine::{Migrate, Status};
 
@@ -105,11 +105,7 @@ impl SecurityArgs {
 pub fn run(args: &Args) -> Result<ExitStatus, CliError> {
     let dirs = RunDirs::of_user();
     let Some(to) = args.to.clone().filter(|_| !args.cancel) else {
-        call(
-            &dirs,
-            &args.name,
-            &ControlCommand::Job(JobRequest::CancelMigration),
-        )?;
+        call(&dirs, &args.name, &ControlRequest::CancelMigration {})?;
         return Ok(ExitStatus::DONE);
     };
     let bandwidth = args.bandwidth.as_deref().map(parse_size).transpose();
@@ -119,7 +115,7 @@ pub fn run(args: &Args) -> Result<ExitStatus, CliError> {
     })?;
     let security = &args.security;
     let absolute = |path: &Option<PathBuf>| path.as_deref().map(absolute).transpose();
-    let job = ControlCommand::Job(JobRequest::Migrate(Box::new(Migrate {
+    let request = ControlRequest::Migrate(Box::new(Migrate {
         to: here(to)?,
         downtime_ms: args.downtime_ms,
         bandwidth,
@@ -129,9 +125,9 @@ pub fn run(args: &Args) -> Result<ExitStatus, CliError> {
         tls_key: absolute(&security.tls_key)?,
         tls_ca: absolute(&security.tls_ca)?,
         plaintext: security.plaintext,
-    })));
+    }));
     if !args.progress && !args.json {
-        let last = call(&dirs, &args.name, &job)?;
+        let last = call(&dirs, &args.name, &request)?;
         wait_until_gone(&dirs, &args.name, last.as_deref())?;
         return Ok(ExitStatus::DONE);
     }
@@ -140,12 +136,12 @@ pub fn run(args: &Args) -> Result<ExitStatus, CliError> {
         let shown = scope.spawn(|| {
             let over = over;
             while over.recv_timeout(STEP) == Err(RecvTimeoutError::Timeout) {
-                if let Ok(Some(status)) = call(&dirs, &args.name, &ControlCommand::Status) {
+                if let Ok(status) = api::status(&dirs, &args.name) {
                     show(&status, args);
                 }
             }
         });
-        let moved = call(&dirs, &args.name, &job);
+        let moved = call(&dirs, &args.name, &request);
         drop(done);
         // The panic hook has reported a panic of that thread.
         let _panicked = shown.join();
@@ -157,7 +153,7 @@ pub fn run(args: &Args) -> Result<ExitStatus, CliError> {
                 Ok(ExitStatus::DONE)
             }
             Err(e) => {
-                if let Ok(Some(status)) = call(&dirs, &args.name, &ControlCommand::Status) {
+                if let Ok(status) = api::status(&dirs, &args.name) {
                     show(&status, args);
                 }
                 Err(e.into())
@@ -170,10 +166,10 @@ pub fn run(args: &Args) -> Result<ExitStatus, CliError> {
 fn wait_until_gone(dirs: &RunDirs, name: &str, last: Option<&Status>) -> Result<(), CliError> {
     let deadline = Instant::now() + TIMEOUT;
     loop {
-        match call(dirs, name, &ControlCommand::Status) {
+        match api::status(dirs, name) {
             Err(ApiError::NoSuchVm { .. }) => return Ok(()),
             // Another VM already has its name.
-            Ok(Some(status)) if last.is_some_and(|last| last.pid != status.pid) => return Ok(()),
+            Ok(status) if last.is_some_and(|last| last.pid != status.pid) => return Ok(()),
             _ if Instant::now() >= deadline => {
                 return Err(CliError::NotDone {
                     name: name.to_owned(),

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::{CliError, ExitStatus};
-use crate::api::{ControlCommand, JobRequest, RunDirs, Save, call};
+use crate::api::{ControlRequest, RunDirs, Save, call};
 use crate::machine::AfterSave;
 
 /// Save a running VM into a directory, for `hypernest restore`
@@ -34,10 +34,6 @@ pub fn run(args: &Args) -> Result<ExitStatus, CliError> {
         dir,
         then: args.then,
     };
-    call(
-        &RunDirs::of_user(),
-        &args.name,
-        &ControlCommand::Job(JobRequest::Save(save)),
-    )?;
+    call(&RunDirs::of_user(), &args.name, &ControlRequest::Save(save))?;
     Ok(ExitStatus::DONE)
 }

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::{CliError, ExitStatus, print, to_json};
-use crate::api::{ControlCommand, RunDirs, call};
+use crate::api::{self, RunDirs};
 use crate::config::show_size;
 use crate::machine::{RamStatus, Status};
 use crate::migration::MigrationReport;
@@ -24,14 +24,12 @@ pub struct Args {
 /// # Errors
 /// If there is no such VM, or it does not reply.
 pub fn run(args: &Args) -> Result<ExitStatus, CliError> {
-    if let Some(status) = call(&RunDirs::of_user(), &args.name, &ControlCommand::Status)? {
-        let text = if args.json {
-            to_json(&status)?
-        } else {
-            describe(&status)
-        };
-        print(&text)?;
-    }
+    let status = api::status(&RunDirs::of_user(), &args.name)?;
+    print(&if args.json {
+        to_json(&status)?
+    } else {
+        describe(&status)
+    })?;
     Ok(ExitStatus::DONE)
 }
 

@@ -29,6 +29,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("boot-image", boot::image),
     ("boot-load", boot::load),
     ("config-file", requests::config_file),
+    ("control-reply", requests::control_reply),
     ("control-request", requests::control_request),
     ("crash-message", enlightened::crash_message),
     ("devices", devices::accesses),

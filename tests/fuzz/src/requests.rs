@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use hypernest::api::ControlCommand;
+use hypernest::api::{ControlReply, ControlRequest};
 use hypernest::config::{ConfigFile, Flags, HostLimits, build};
 use hypernest::hyperv::{EnlightenmentRequest, Profile};
 
@@ -32,13 +32,12 @@ pub(crate) fn enlightenments(bytes: &[u8]) -> bool {
     true
 }
 
-/// Lines of the control socket.
+/// Requests over the control socket.
 pub(crate) fn control_request(bytes: &[u8]) -> bool {
-    match ControlCommand::read(bytes) {
-        Ok(command) => {
-            let line = command.write();
-            // A path that is not text cannot be represented in JSON, but JSON does not produce one either.
-            assert_eq!(ControlCommand::read(line.as_bytes()), Ok(command), "{line}");
+    match ControlRequest::read(bytes) {
+        Ok(request) => {
+            let line = request.write().expect("a path from JSON is UTF-8");
+            assert_eq!(ControlRequest::read(line.as_bytes()), Ok(request), "{line}");
             true
         }
         Err(why) => {
@@ -46,4 +45,14 @@ pub(crate) fn control_request(bytes: &[u8]) -> bool {
             false
         }
     }
+}
+
+/// Replies over the control socket.
+pub(crate) fn control_reply(bytes: &[u8]) -> bool {
+    let Ok(reply) = ControlReply::read(bytes) else {
+        return false;
+    };
+    let line = reply.write();
+    assert_eq!(ControlReply::read(&line).ok(), Some(reply));
+    true
 }

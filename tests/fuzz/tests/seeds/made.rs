@@ -5,7 +5,7 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::time::Duration;
 
-use hypernest::api::{ControlCommand, JobRequest, Save};
+use hypernest::api::{ControlReply, ControlRequest, Save};
 use hypernest::config::SETTINGS;
 use hypernest::machine::{AfterSave, Migrate};
 use hypernest::migration::pages::Packer;
@@ -263,15 +263,28 @@ fn requests(add: &mut impl FnMut(&'static str, &str, Vec<u8>)) {
         tls_ca: None,
         plaintext: false,
     };
-    for (name, command) in [
-        ("status", ControlCommand::Status),
-        ("save", ControlCommand::Job(JobRequest::Save(save))),
+    for (name, request) in [
+        ("status", ControlRequest::Status {}),
+        ("save", ControlRequest::Save(save)),
+        ("migrate", ControlRequest::Migrate(Box::new(migrate))),
+    ] {
+        let line = request.write().unwrap();
+        add("control-request", name, line.into_bytes());
+    }
+
+    // The documented reply, which a test of the socket holds to the type.
+    let page = include_str!("../../../../docs/control-socket.md");
+    let at = page.find("{\"ok\":{\"name\"").unwrap();
+    let status = page[at..].split("```").next().unwrap();
+    add("control-reply", "status", status.as_bytes().to_vec());
+    for (name, reply) in [
+        ("done", ControlReply::Ok(None)),
         (
-            "migrate",
-            ControlCommand::Job(JobRequest::Migrate(Box::new(migrate))),
+            "refused",
+            ControlReply::Error("the VM has ended".to_owned()),
         ),
     ] {
-        add("control-request", name, command.write().into_bytes());
+        add("control-reply", name, reply.write());
     }
 }
 
