@@ -8,6 +8,7 @@
 pub(crate) mod affinity;
 pub(crate) mod fatal;
 pub(crate) mod private;
+mod thread;
 
 use std::fs::{self, File};
 use std::io;
@@ -18,6 +19,8 @@ use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::sys::signal::Signal;
+
+pub(crate) use thread::{Role, spawn, spawn_scoped};
 
 /// A descriptor that this process was started with: its number, and the device and inode of what is behind
 /// it. The number alone would not do, since it may have been closed and given to something else.

@@ -31,6 +31,34 @@ fn modules_use_only_lower_layers() {
     assert!(violations.is_empty(), "\n{}", violations.join("\n"));
 }
 
+/// [`sys::spawn`](../src/sys/thread.rs) names each thread after its role.
+#[test]
+fn threads_are_started_by_sys_alone() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = Vec::new();
+    rust_files(&src, &mut files);
+    for file in files {
+        let name = file.strip_prefix(&src).unwrap().display().to_string();
+        if is_test(&name) || name == "sys/thread.rs" {
+            continue;
+        }
+        let text = fs::read_to_string(&file).unwrap();
+        for start in ["thread::spawn(", "thread::Builder", "scope.spawn("] {
+            assert!(
+                !code(&text).contains(start),
+                "src/{name} starts a thread by {start}; use sys::spawn or sys::spawn_scoped"
+            );
+        }
+    }
+}
+
+/// `text` of a file without its module of tests.
+fn code(text: &str) -> &str {
+    text.split("#[cfg(test)]\nmod tests {")
+        .next()
+        .unwrap_or(text)
+}
+
 fn uses(user: &str, used: &str) -> String {
     format!("{user} uses {used}, a higher layer")
 }
@@ -83,12 +111,8 @@ fn violations(name: &str, text: &str) -> Vec<String> {
             "src/{name}: the module {module} has no place in the layers"
         )];
     };
-    let code = text
-        .split("#[cfg(test)]\nmod tests {")
-        .next()
-        .unwrap_or(text);
     let mut found = Vec::new();
-    for (index, line) in code.lines().enumerate() {
+    for (index, line) in code(text).lines().enumerate() {
         let line = line.split("//").next().unwrap_or(line);
         for used in used_modules(line) {
             if self::layer(used).is_some_and(|used| used > layer) {

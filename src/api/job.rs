@@ -8,6 +8,7 @@ use super::protocol::Save;
 use crate::error::chain;
 use crate::life::MachineHandle;
 use crate::machine::{self, AfterSave, Migrate, Status};
+use crate::sys::{Role, spawn};
 
 /// What happens to the VM once a job is done.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,14 +32,12 @@ pub(super) fn start(
     let (done, result) = sync_channel(1);
     let started = wake.try_clone().and_then(|mut wake| {
         let (handle, done) = (handle.clone(), done.clone());
-        std::thread::Builder::new()
-            .name("job".to_owned())
-            .spawn(move || {
-                let _watch = handle.watch_thread("job");
-                // Nobody may wait for it any more.
-                let _heard = done.send(job(&handle));
-                let _woken = wake.write_all(&[0]);
-            })
+        spawn(Role::Job, move || {
+            let _watch = handle.watch_thread(&Role::Job.to_string());
+            // Nobody may wait for it any more.
+            let _heard = done.send(job(&handle));
+            let _woken = wake.write_all(&[0]);
+        })
     });
     if let Err(e) = started {
         let _there_is_room = done.try_send(Err(format!("cannot start a thread for it: {e}")));

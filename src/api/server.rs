@@ -18,7 +18,7 @@ use super::protocol::{ControlReply, ControlRequest, MAX_REQUEST};
 use super::{ApiError, RunDir};
 use crate::life::{MachineHandle, Request};
 use crate::machine::Status;
-use crate::sys::private;
+use crate::sys::{Role, private, spawn};
 
 /// Clients at a time. One more takes the place of the one that has been idle for longest.
 const MAX_CLIENTS: usize = 16;
@@ -68,7 +68,7 @@ impl Server {
             // A job that is done need not wait until it is heard: one byte there is as good as two.
             wake.set_nonblocking(true)?;
             let status = Arc::new(status);
-            let watch = handle.watch_thread("api");
+            let watch = handle.watch_thread(&Role::Api.to_string());
             let mut service = Service {
                 listener,
                 stopped,
@@ -99,13 +99,11 @@ impl Server {
                     }
                 },
             };
-            let thread = std::thread::Builder::new()
-                .name("api".to_owned())
-                .spawn(move || {
-                    let _watch = watch;
-                    service.run();
-                    service.clients
-                })?;
+            let thread = spawn(Role::Api, move || {
+                let _watch = watch;
+                service.run();
+                service.clients
+            })?;
             Ok((stop, thread))
         };
         let (stop, thread) = start().map_err(|source| ApiError::Serve {

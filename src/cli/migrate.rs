@@ -11,6 +11,7 @@ use super::{CliError, ExitStatus, to_stderr};
 use crate::api::{self, ApiError, ControlRequest, RunDirs, call};
 use crate::config::parse_size;
 use crate::machine::{Migrate, Status};
+use crate::sys::{Role, spawn_scoped};
 
 /// Interval of progress reports.
 const STEP: Duration = Duration::from_millis(500);
@@ -133,7 +134,7 @@ pub fn run(args: &Args) -> Result<ExitStatus, CliError> {
     }
     std::thread::scope(|scope| {
         let (done, over) = channel::<()>();
-        let shown = scope.spawn(|| {
+        let shown = spawn_scoped(scope, Role::Progress, || {
             let over = over;
             while over.recv_timeout(STEP) == Err(RecvTimeoutError::Timeout) {
                 if let Ok(status) = api::status(&dirs, &args.name) {
@@ -141,6 +142,7 @@ pub fn run(args: &Args) -> Result<ExitStatus, CliError> {
                 }
             }
         });
+        let shown = shown.map_err(CliError::ProgressThread)?;
         let moved = call(&dirs, &args.name, &request);
         drop(done);
         // The panic hook has reported a panic of that thread.

@@ -187,6 +187,9 @@ pub enum CliError {
     /// A vCPU failed.
     #[error("{0}")]
     VcpuFailed(String),
+    /// The thread that shows a migration's progress cannot be started.
+    #[error("cannot start a thread to show the progress; nothing was migrated")]
+    ProgressThread(#[source] io::Error),
     /// stdout cannot be written.
     #[error("cannot write to stdout")]
     Stdout(#[source] io::Error),
@@ -213,6 +216,7 @@ impl CliError {
             | Self::VcpuFailed(_)
             | Self::Api(_)
             | Self::NotDone { .. }
+            | Self::ProgressThread(_)
             | Self::Stdout(_) => ExitStatus::FAILED,
         }
     }

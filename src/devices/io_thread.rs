@@ -25,6 +25,7 @@ use super::clock::Timed;
 use crate::bus::lock;
 use crate::devices::char::CharBackend;
 use crate::life::MachineHandle;
+use crate::sys::{Role, spawn};
 use parking::Parking;
 
 /// How long the thread, told to stop, waits for a reader that takes nothing.
@@ -188,15 +189,13 @@ impl IoThread {
         let told = stop.clone();
         let parking = Parking::parked();
         let places = parking.clone();
-        let thread = std::thread::Builder::new()
-            .name("io".to_owned())
-            .spawn(move || {
-                let _watch = self.handle.watch_thread("io");
-                let _end = places.watch();
-                if let Err(error) = self.run(&told, &places) {
-                    error!(%error, "the I/O thread failed: consoles and the clock's interrupts are dead");
-                }
-            })?;
+        let thread = spawn(Role::Io, move || {
+            let _watch = self.handle.watch_thread(&Role::Io.to_string());
+            let _end = places.watch();
+            if let Err(error) = self.run(&told, &places) {
+                error!(%error, "the I/O thread failed: consoles and the clock's interrupts are dead");
+            }
+        })?;
         Ok(RunningIo {
             stop,
             parking,

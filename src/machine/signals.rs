@@ -13,7 +13,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use tracing::warn;
 
 use crate::life::{MachineHandle, Request, UserRequest};
-use crate::sys::fatal;
+use crate::sys::{Role, fatal, spawn};
 
 /// The thread that waits for signals. Dropping it ends the thread and restores the signals' previous meaning.
 #[derive(Debug)]
@@ -42,10 +42,10 @@ impl SignalThread {
         let fd = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
         let stop = std::sync::Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC)?);
         let termination = Termination::new(stop_timeout);
-        let thread = std::thread::Builder::new().name("signals".into()).spawn({
+        let thread = spawn(Role::Signals, {
             let stop = std::sync::Arc::clone(&stop);
             move || {
-                let _watch = handle.watch_thread("signals");
+                let _watch = handle.watch_thread(&Role::Signals.to_string());
                 wait_for_signals(&fd, &stop, termination, &handle);
             }
         })?;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use kvm_ioctls::VcpuFd;
 
+use crate::sys::{Role, spawn};
 use crate::vcpu::control::Control;
 
 /// The vCPUs wait and run once in each period.
@@ -24,20 +25,18 @@ impl Throttle {
     pub(super) fn start(controls: Vec<Arc<Control<VcpuFd>>>, percent: u8) -> std::io::Result<Self> {
         let (stop, stopped) = channel();
         let (wait, run) = split(percent);
-        let thread = std::thread::Builder::new()
-            .name("throttle".to_owned())
-            .spawn(move || {
-                let all = |on| controls.iter().for_each(|control| control.throttle(on));
-                let over = |time| stopped.recv_timeout(time) != Err(RecvTimeoutError::Timeout);
-                loop {
-                    all(true);
-                    let ends = over(wait);
-                    all(false);
-                    if ends || over(run) {
-                        return;
-                    }
+        let thread = spawn(Role::Throttle, move || {
+            let all = |on| controls.iter().for_each(|control| control.throttle(on));
+            let over = |time| stopped.recv_timeout(time) != Err(RecvTimeoutError::Timeout);
+            loop {
+                all(true);
+                let ends = over(wait);
+                all(false);
+                if ends || over(run) {
+                    return;
                 }
-            })?;
+            }
+        })?;
         Ok(Self {
             stop: Some(stop),
             thread: Some(thread),

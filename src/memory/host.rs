@@ -16,6 +16,7 @@ use nix::sys::resource::{Resource, getrlimit};
 use thiserror::Error;
 
 use super::config::{HostMemory, Numa, NumaPolicy};
+use crate::sys::{Role, spawn_scoped};
 
 /// What one thread touches at least, so that small VMs start none for it.
 const SHARE: usize = 64 << 20;
@@ -192,12 +193,12 @@ fn populate(ranges: &[Range<usize>]) -> Result<(), HostMemoryError> {
         };
         let started: Vec<_> = others
             .iter()
-            .map(|part| scope.spawn(touch(part.clone())))
+            .map(|part| spawn_scoped(scope, Role::Populate, touch(part.clone())))
             .collect();
         let first = touch(first.clone())();
         let rest = started.into_iter().map(|thread| {
             let failed = |_| Err(io::Error::other("a thread has panicked"));
-            thread.join().unwrap_or_else(failed)
+            thread.and_then(|thread| thread.join().unwrap_or_else(failed))
         });
         std::iter::once(first).chain(rest).collect()
     });

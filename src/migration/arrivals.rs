@@ -10,6 +10,7 @@ use super::MigrationError;
 use super::channel::Channel;
 use super::transport::{Cancel, Listener, Stream};
 use super::wire::Hello;
+use crate::sys::{Role, spawn};
 
 /// The timeout for a connection's Hello.
 const HELLO: Duration = Duration::from_secs(10);
@@ -123,10 +124,7 @@ impl<'a> Arrivals<'a> {
         let until = self.takes_many().then(|| since + self.hello);
         stream.greet_until(&cancel, until);
         let (done, result) = sync_channel(1);
-        std::thread::Builder::new()
-            .name("arrival".to_owned())
-            .spawn(move || hello(stream, &done))
-            .map_err(failed)?;
+        spawn(Role::Arrival, move || hello(stream, &done)).map_err(failed)?;
         self.waiting.push(Waiting {
             since,
             cancel,

@@ -17,6 +17,7 @@ use super::wire::{
 };
 use super::{DestinationVm, MAX_CONNECTIONS, MigrationError, STALL};
 use crate::memory::GuestRam;
+use crate::sys::{Role, spawn_scoped};
 
 /// Long enough for a process that has lost its connection to exit.
 const END_OF_PEER: Duration = Duration::from_secs(5);
@@ -317,13 +318,11 @@ impl DestinationSession<'_> {
         let result = std::thread::scope(|scope| {
             for (index, mut channel) in (1..).zip(more) {
                 let note = &note;
-                let spawned = std::thread::Builder::new()
-                    .name(format!("incoming{index}"))
-                    .spawn_scoped(scope, move || {
-                        if let Err(e) = pages_until_end(&mut channel, ram, session.zstd) {
-                            note(e);
-                        }
-                    });
+                let spawned = spawn_scoped(scope, Role::Incoming(index), move || {
+                    if let Err(e) = pages_until_end(&mut channel, ram, session.zstd) {
+                        note(e);
+                    }
+                });
                 if let Err(source) = spawned {
                     note(MigrationError::Resources {
                         doing: "start a thread for a connection",

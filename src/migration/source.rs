@@ -23,6 +23,7 @@ use super::{DOWNTIME, MigrationError, STALL, SourceVm};
 use crate::boot::BootFiles;
 use crate::memory::GuestRam;
 use crate::memory::dirty::PageSet;
+use crate::sys::{Role, spawn_scoped};
 
 /// Longer than the timeout after which a destination that has lost its connection aborts and exits.
 const END_OF_PEER: Duration = Duration::from_secs(15);
@@ -361,9 +362,9 @@ impl SourceSession<'_> {
                 .zip(others)
                 .map(|(index, channel)| {
                     let share = &share;
-                    std::thread::Builder::new()
-                        .name(format!("migrate{index}"))
-                        .spawn_scoped(scope, move || share.send(channel, index))
+                    spawn_scoped(scope, Role::Migrate(index), move || {
+                        share.send(channel, index)
+                    })
                 })
                 .collect();
             let mut all = share.send(first, 0);

@@ -2,7 +2,8 @@
 
 use std::io;
 use std::ops::RangeInclusive;
-use std::thread;
+
+use super::{Role, spawn};
 
 /// 8192 CPUs: as many as the kernel can be built for (CONFIG_NR_CPUS on x86).
 const WORDS: usize = 128;
@@ -47,7 +48,7 @@ fn pinned() -> io::Result<Set> {
 /// # Errors
 /// If no thread can be had.
 pub(crate) fn missing(cpus: Vec<RangeInclusive<u16>>) -> io::Result<Option<u16>> {
-    let tried = thread::Builder::new().spawn(move || {
+    let tried = spawn(Role::Affinity, move || {
         for cpu in cpus.into_iter().flatten() {
             if pin(&(cpu..=cpu)).is_err() {
                 return Some(cpu);
@@ -62,6 +63,8 @@ pub(crate) fn missing(cpus: Vec<RangeInclusive<u16>>) -> io::Result<Option<u16>>
 
 #[cfg(test)]
 mod tests {
+    use std::thread;
+
     use super::*;
 
     #[test]

@@ -28,7 +28,7 @@ use crate::hyperv::{CrashReport, msr};
 use crate::kvm::exit;
 use crate::kvm::kick::Kicker;
 use crate::life::GuestEvent;
-use crate::sys::affinity;
+use crate::sys::{Role, affinity, spawn};
 use crate::units::{Msr, VpIndex};
 
 /// HV_X64_MSR_CRASH_P0..P4.
@@ -89,9 +89,7 @@ impl Vcpu {
     /// If no thread can be created.
     pub fn spawn(self) -> std::io::Result<VcpuThread> {
         let control = Arc::clone(&self.control);
-        let thread = std::thread::Builder::new()
-            .name(format!("vcpu{}", self.index))
-            .spawn(move || self.run())?;
+        let thread = spawn(Role::Vcpu(self.index.0), move || self.run())?;
         Ok(VcpuThread {
             control,
             thread: Some(thread),
@@ -102,7 +100,7 @@ impl Vcpu {
         let _watch = self
             .platform
             .events
-            .watch_thread(&format!("vcpu{}", self.index));
+            .watch_thread(&Role::Vcpu(self.index.0).to_string());
         // However the thread ends, a panic included, no other thread may keep waiting for it.
         let _leaves = Leaves(Arc::clone(&self.control));
         if let Some(cpus) = &self.cpus

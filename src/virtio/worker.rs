@@ -11,6 +11,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
 
 use crate::life::GuestEvents;
+use crate::sys::{Role, spawn};
 
 /// The thread; dropping it ends it.
 #[derive(Debug)]
@@ -34,7 +35,7 @@ impl Worker {
         mut work: impl FnMut() + Send + 'static,
     ) -> io::Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
-        let thread = std::thread::Builder::new().name(name.to_owned()).spawn({
+        let thread = spawn(Role::Queues(name), {
             let stop = Arc::clone(&stop);
             let (name, events) = (name.to_owned(), events.clone());
             move || {

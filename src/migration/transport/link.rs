@@ -13,6 +13,8 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+use crate::sys::{Role, spawn};
+
 /// Ends all waits on the links that share it. Clones share the state.
 #[derive(Clone, Debug)]
 pub struct Cancel(Arc<Inner>);
@@ -249,8 +251,7 @@ impl Drop for Link {
     fn drop(&mut self) {
         if let Some(mut child) = self.child.take() {
             // It may still have data to forward, and exits when it reads the end of its input.
-            let reap = std::thread::Builder::new().name("reap".to_owned());
-            let _no_thread = reap.spawn(move || child.wait());
+            let _no_thread = spawn(Role::Reap, move || child.wait());
         }
     }
 }
