@@ -23,12 +23,12 @@ impl Machine {
     /// If the VM cannot be created or, after a reset, created again; or if the statistics cannot be written
     /// at the end.
     pub fn run(mut self) -> Result<Outcome, MachineError> {
-        let mut cycle = match self.restored.take() {
+        let mut cycle = match self.transfer.restored.take() {
             Some(restored) => restored,
             None => self.power_on()?,
         };
-        self.powered_on = Instant::now();
-        if self.life.may_run() {
+        self.session.powered_on = Instant::now();
+        if self.session.life.may_run() {
             self.start_world(&cycle);
         }
         let outcome = loop {
@@ -38,12 +38,16 @@ impl Machine {
                     // A device with requests in flight would write to the new guest's RAM.
                     self.stop_world(&cycle)?;
                     self.power_off(cycle);
-                    self.platform.ram.discard().map_err(MachineError::Discard)?;
+                    self.hardware
+                        .platform
+                        .ram
+                        .discard()
+                        .map_err(MachineError::Discard)?;
                     cycle = self.power_on()?;
-                    self.board.count_reset();
+                    self.session.board.count_reset();
                     self.show_state();
-                    self.powered_on = Instant::now();
-                    if self.life.may_run() {
+                    self.session.powered_on = Instant::now();
+                    if self.session.life.may_run() {
                         self.start_world(&cycle);
                     }
                 }
@@ -58,25 +62,25 @@ impl Machine {
 
     /// Waits for an event or request, and processes it; returns the action that is left to the caller.
     fn turn(&mut self, cycle: &PowerCycle) -> Option<Due> {
-        self.inbox.wait();
-        if self.inbox.has_guest_events() {
+        self.session.inbox.wait();
+        if self.session.inbox.has_guest_events() {
             cycle.vcpus().pause();
             self.take_guest_events();
             self.resume(cycle);
         }
-        if let Some(thread) = self.inbox.panicked_thread() {
-            self.life.end(Outcome::Failed(format!(
+        if let Some(thread) = self.session.inbox.panicked_thread() {
+            self.session.life.end(Outcome::Failed(format!(
                 "the thread {thread} panicked, which is an error in hypernest: please report it with the \
                  message above"
             )));
         }
-        if let Some(due) = self.life.take_due() {
+        if let Some(due) = self.session.life.take_due() {
             return Some(due);
         }
-        if let Some(request) = self.inbox.next_request() {
+        if let Some(request) = self.session.inbox.next_request() {
             self.act(request, cycle);
         }
-        self.life.take_due()
+        self.session.life.take_due()
     }
 
     fn act(&mut self, request: UserRequest, cycle: &PowerCycle) {
@@ -94,7 +98,7 @@ impl Machine {
             error!("{}", MachineError::NoBootFiles);
             return;
         }
-        if !self.life.user(request) {
+        if !self.session.life.user(request) {
             warn!(
                 "the VM is being migrated: it neither runs nor resets until that has succeeded or failed"
             );
@@ -107,23 +111,23 @@ impl Machine {
             }
             Request::Resume => self.resume(cycle),
             Request::PowerButton => {
-                bus::lock(&self.acpi).power_button();
-                if !self.life.may_run() {
+                bus::lock(&self.hardware.acpi).power_button();
+                if !self.session.life.may_run() {
                     warn!(
                         "the power button was pressed; the guest notices it when the VM is resumed"
                     );
                 }
             }
-            Request::Reset => self.triple_faults.other_reset(),
+            Request::Reset => self.session.triple_faults.other_reset(),
             Request::Kill => {}
         }
     }
 
     /// Processes the guest's events. All vCPUs are parked.
     fn take_guest_events(&mut self) {
-        for event in self.inbox.take_guest_events() {
+        for event in self.session.inbox.take_guest_events() {
             let event = self.limit_triple_faults(event);
-            if self.life.guest(&event, self.config.on_crash) {
+            if self.session.life.guest(&event, self.config.on_crash) {
                 self.note(event);
             }
         }
@@ -135,9 +139,13 @@ impl Machine {
         let GuestEvent::TripleFault { vcpu, mut report } = event else {
             return event;
         };
-        if self.life.due().is_none() {
-            let ran = self.powered_on.elapsed();
-            match self.triple_faults.next(self.config.on_triple_fault, ran) {
+        if self.session.life.due().is_none() {
+            let ran = self.session.powered_on.elapsed();
+            match self
+                .session
+                .triple_faults
+                .next(self.config.on_triple_fault, ran)
+            {
                 Consequence::Reset => {}
                 Consequence::Stop => return GuestEvent::VcpuFailed { vcpu, report },
                 Consequence::GiveUp(resets) => {
@@ -157,13 +165,13 @@ impl Machine {
         loop {
             cycle.vcpus().pause();
             self.take_guest_events();
-            if self.life.due().is_some() {
+            if self.session.life.due().is_some() {
                 return;
             }
             cycle.vcpus().complete_exits();
             // Completing repeated string instructions may have raised further events: at most one per
             // remaining element.
-            if !self.inbox.has_guest_events() {
+            if !self.session.inbox.has_guest_events() {
                 return;
             }
         }
@@ -171,10 +179,10 @@ impl Machine {
 
     /// Lets the VM run if it may, once pending clock changes are done; stops it otherwise.
     pub(super) fn resume(&mut self, cycle: &PowerCycle) {
-        if self.life.may_run() && !self.settle_time(cycle) {
-            self.life.user(Request::Pause);
+        if self.session.life.may_run() && !self.settle_time(cycle) {
+            self.session.life.user(Request::Pause);
         }
-        if self.life.may_run() {
+        if self.session.life.may_run() {
             self.start_world(cycle);
         } else {
             self.stop_world_or_warn(cycle);
@@ -184,8 +192,8 @@ impl Machine {
 
     /// Updates the status: whether the vCPUs run.
     pub(super) fn show_state(&self) {
-        self.board.set_state(match self.life.run() {
-            State::Running if self.life.is_held() => State::Paused,
+        self.session.board.set_state(match self.session.life.run() {
+            State::Running if self.session.life.is_held() => State::Paused,
             state => state,
         });
     }
@@ -194,28 +202,28 @@ impl Machine {
     fn note(&mut self, event: GuestEvent) {
         match event {
             GuestEvent::Reset { by } => {
-                self.triple_faults.other_reset();
-                if let Some(suppressed) = self.guest_log.admit(Kind::Reset) {
+                self.session.triple_faults.other_reset();
+                if let Some(suppressed) = self.session.guest_log.admit(Kind::Reset) {
                     info!("the guest requested a reset ({by}){suppressed}");
                 }
             }
             GuestEvent::TripleFault { report, .. } => {
-                if let Some(suppressed) = self.guest_log.admit(Kind::TripleFault) {
+                if let Some(suppressed) = self.session.guest_log.admit(Kind::TripleFault) {
                     warn!("{report}\n  the machine is reset (--on-triple-fault reset){suppressed}");
                 }
             }
             GuestEvent::Panicked => {
-                if let Some(suppressed) = self.guest_log.admit(Kind::Panic) {
+                if let Some(suppressed) = self.session.guest_log.admit(Kind::Panic) {
                     warn!("the guest panicked (pvpanic){suppressed}");
                 }
-                self.board.report_crash(Crash {
+                self.session.board.report_crash(Crash {
                     by: "pvpanic".to_owned(),
                     params: None,
                     message: None,
                 });
             }
             GuestEvent::CrashKernelLoaded => {
-                if let Some(suppressed) = self.guest_log.admit(Kind::Panic) {
+                if let Some(suppressed) = self.session.guest_log.admit(Kind::Panic) {
                     warn!("the guest panicked and runs its crash kernel{suppressed}");
                 }
             }
@@ -228,7 +236,7 @@ impl Machine {
     }
 
     fn note_crash(&mut self, crash: HypervCrash) {
-        if let Some(suppressed) = self.guest_log.admit(Kind::Crash) {
+        if let Some(suppressed) = self.session.guest_log.admit(Kind::Crash) {
             let [p0, p1, p2, p3, p4] = crash.params;
             let message = crash.message.as_ref();
             error!(
@@ -236,7 +244,7 @@ impl Machine {
                 message.map(|m| format!(": {m:?}")).unwrap_or_default()
             );
         }
-        self.board.report_crash(Crash {
+        self.session.board.report_crash(Crash {
             by: "hyper-v".to_owned(),
             params: Some(crash.params),
             message: crash.message,

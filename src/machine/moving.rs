@@ -25,23 +25,23 @@ pub(super) struct Moving {
 impl Machine {
     /// A new power cycle continues the last one's log: all RAM has changed.
     pub(super) fn log_new_cycle(&mut self, cycle: &PowerCycle) {
-        self.throttle(cycle, self.moving.percent);
-        self.platform.dirty.mark_all();
+        self.throttle(cycle, self.transfer.moving.percent);
+        self.hardware.platform.dirty.mark_all();
     }
 
     /// The old cycle's vCPUs are about to end.
     pub(super) fn unthrottle(&mut self) {
-        self.moving.throttle = None;
+        self.transfer.moving.throttle = None;
     }
 
     fn throttle(&mut self, cycle: &PowerCycle, percent: u8) {
-        self.moving.throttle = None;
-        self.moving.percent = percent;
+        self.transfer.moving.throttle = None;
+        self.transfer.moving.percent = percent;
         if percent == 0 {
             return;
         }
         match Throttle::start(cycle.vcpus().controls(), percent) {
-            Ok(throttle) => self.moving.throttle = Some(throttle),
+            Ok(throttle) => self.transfer.moving.throttle = Some(throttle),
             Err(e) => warn!("the vCPUs cannot be throttled: {}", chain(&e)),
         }
     }
@@ -64,9 +64,9 @@ impl Running<'_> {
     /// If KVM refuses.
     pub fn start_log(&mut self) -> Result<(), KvmError> {
         let machine = self.machine();
-        let log = machine.platform.dirty.subscribe();
-        machine.platform.slots.log(true)?;
-        machine.moving.log = Some(log);
+        let log = machine.hardware.platform.dirty.subscribe();
+        machine.hardware.platform.slots.log(true)?;
+        machine.transfer.moving.log = Some(log);
         Ok(())
     }
 
@@ -76,8 +76,8 @@ impl Running<'_> {
     /// If KVM refuses.
     pub fn take_log(&mut self, set: &mut PageSet) -> Result<(), KvmError> {
         let (machine, cycle) = self.parts();
-        let harvest = |found: &mut PageSet| cycle.take_log(&machine.platform, found);
-        match &machine.moving.log {
+        let harvest = |found: &mut PageSet| cycle.take_log(&machine.hardware.platform, found);
+        match &machine.transfer.moving.log {
             Some(log) => log.collect(set, harvest),
             None => harvest(set),
         }
@@ -87,8 +87,8 @@ impl Running<'_> {
     pub fn stop_log(&mut self) {
         self.throttle(0);
         let (machine, cycle) = self.parts();
-        let platform = &machine.platform;
-        let Some(log) = machine.moving.log.take() else {
+        let platform = &machine.hardware.platform;
+        let Some(log) = machine.transfer.moving.log.take() else {
             return;
         };
         if log.is_only() {
@@ -118,17 +118,17 @@ impl Running<'_> {
 impl Machine {
     /// Lets a restored machine run, unless it stays paused. [`Machine::run`] does everything else.
     pub fn start(&mut self) {
-        if let Some(cycle) = self.restored.take() {
-            if self.life.may_run() {
+        if let Some(cycle) = self.transfer.restored.take() {
+            if self.session.life.may_run() {
                 self.start_world(&cycle);
             }
-            self.restored = Some(cycle);
+            self.transfer.restored = Some(cycle);
         }
     }
 
     /// Keeps a restored machine paused until a user resumes it.
     pub fn stay_paused(&mut self) {
-        self.life.user(Request::Pause);
+        self.session.life.user(Request::Pause);
         self.show_state();
     }
 }

@@ -2,6 +2,7 @@
 
 use kvm_ioctls::Kvm;
 
+use super::build::Origin;
 use super::cycle::PowerCycle;
 use super::plan::Plan;
 use super::transfer::{Identity, TransferError};
@@ -122,8 +123,8 @@ impl Unloaded {
         }
         let outlook = outlook(saved, &local, &host).map_err(MachineError::Impossible)?;
         let config = local.config.clone();
-        let mut machine = Machine::assemble(config, outlook.plan, &host, kvm, ram, extra, true)?;
-        machine.boot = local.boot.clone();
+        let origin = Origin::Saved(local.boot.clone());
+        let mut machine = Machine::assemble(origin, config, outlook.plan, &host, kvm, ram, extra)?;
         let cycle = machine.create_vm(None)?;
         Ok(Self {
             machine,
@@ -163,11 +164,11 @@ impl Unloaded {
         } = self;
         let outlook = outlook(saved, &local, &host).map_err(MachineError::Impossible)?;
         let khz = outlook.time.khz(&saved.time, &outlook.tsc);
-        machine.tsc = HostTsc {
-            native: machine.tsc.native,
+        machine.host.tsc = HostTsc {
+            native: machine.host.tsc.native,
             ..outlook.tsc
         };
-        machine.keeps_frequency = outlook.time == TimePlan::Scale;
+        machine.time.keeps_frequency = outlook.time == TimePlan::Scale;
         machine
             .load_state(&cycle, &saved.time, khz, sections)
             .map_err(Box::new)?;
@@ -180,7 +181,7 @@ impl Unloaded {
         let asked = machine.config.time.khz.or(outlook.tsc.instead);
         machine.plan.tsc_khz = asked.filter(|khz| outlook.tsc.runs_at(*khz).is_ok());
         machine.show_time(false);
-        machine.restored = Some(cycle);
+        machine.transfer.restored = Some(cycle);
         if machine.boot.is_none() {
             tracing::warn!("{}", super::MachineError::NoBootFiles);
         }

@@ -49,13 +49,13 @@ impl<'a> Running<'a> {
 
     /// Whether the vCPUs run, as far as the user determines that.
     pub fn is_running(&self) -> bool {
-        self.machine.life.run() == State::Running
+        self.machine.session.life.run() == State::Running
     }
 
     /// Stops the VM and waits until its state no longer changes. A guest that was stopped for its crash stays
     /// stopped.
     pub fn pause(&mut self) {
-        self.machine.life.user(Request::Pause);
+        self.machine.session.life.user(Request::Pause);
         self.machine.stop_world_or_warn(self.cycle);
         self.machine.show_state();
     }
@@ -63,20 +63,20 @@ impl<'a> Running<'a> {
     /// Lets all vCPUs run, unless the VM is held. If the guest has reset or ended the VM, that is carried out
     /// first.
     pub fn resume(&mut self) {
-        self.machine.life.user(Request::Resume);
+        self.machine.session.life.user(Request::Resume);
         self.machine.resume(self.cycle);
     }
 
     /// Stops the VM and holds it: neither guest nor user can run or reset the VM until [`Running::release`].
     pub fn hold(&mut self) {
-        self.machine.life.hold(true);
+        self.machine.session.life.hold(true);
         self.machine.stop_world_or_warn(self.cycle);
         self.machine.show_state();
     }
 
     /// Ends the hold; the vCPUs run if they did before it and no user has paused them since.
     pub fn release(&mut self) {
-        self.machine.life.hold(false);
+        self.machine.session.life.hold(false);
         self.machine.resume(self.cycle);
     }
 
@@ -107,6 +107,6 @@ impl<'a> Running<'a> {
 
     /// Ends the VM with this outcome once the work is done.
     pub fn end(&mut self, outcome: Outcome) {
-        self.machine.life.end(outcome);
+        self.machine.session.life.end(outcome);
     }
 }

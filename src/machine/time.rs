@@ -20,31 +20,31 @@ const MSI_BASE: u64 = 0xfee0_0000;
 impl Machine {
     /// Leaves these steps out of every change of the TSC's frequency, to test their effect.
     pub fn leave_out(&mut self, steps: Vec<SwitchStep>) {
-        self.left_out = steps;
+        self.time.left_out = steps;
     }
 
     /// The capabilities of this host's TSC.
     pub fn host_tsc(&self) -> HostTsc {
-        self.tsc
+        self.host.tsc
     }
 
     /// The last change of the TSC's frequency in this power cycle.
     pub fn last_switch(&self) -> Option<&Switched> {
-        self.switched.as_ref()
+        self.time.switched.as_ref()
     }
 
     /// Updates the status of the guest's TSC: after a change, or when the VM starts.
     pub(super) fn show_time(&self, changed: bool) {
-        let begun = self.plan.tsc_khz.or(self.tsc.native);
-        let khz = self.switched.as_ref().map(|s| s.khz).or(begun);
-        let partition = bus::lock(&self.platform.partition);
-        self.board.set_tsc(TscStatus {
+        let begun = self.plan.tsc_khz.or(self.host.tsc.native);
+        let khz = self.time.switched.as_ref().map(|s| s.khz).or(begun);
+        let partition = bus::lock(&self.hardware.platform.partition);
+        self.session.board.set_tsc(TscStatus {
             khz: khz.map(|khz| khz.0),
-            host_khz: self.tsc.native.map(|khz| khz.0),
+            host_khz: self.host.tsc.native.map(|khz| khz.0),
             emulating: partition
                 .reenlightenment()
                 .is_some_and(|r| r.is_emulating()),
-            changes: self.board.tsc().changes + u32::from(changed),
+            changes: self.session.board.tsc().changes + u32::from(changed),
         });
     }
 
@@ -57,7 +57,7 @@ impl Machine {
         emulate: bool,
     ) -> Result<(), KvmError> {
         let target = {
-            let mut partition = bus::lock(&self.platform.partition);
+            let mut partition = bus::lock(&self.hardware.platform.partition);
             let Some(registers) = partition.reenlightenment_mut() else {
                 return Ok(());
             };
@@ -87,7 +87,7 @@ impl Machine {
     /// all vCPUs stopped. Returns `false` if that failed, and the guest's clocks are invalid.
     pub(super) fn settle_time(&mut self, cycle: &PowerCycle) -> bool {
         let ending = |machine: &Self| {
-            bus::lock(&machine.platform.partition)
+            bus::lock(&machine.hardware.platform.partition)
                 .reenlightenment()
                 .is_some_and(|r| r.is_ending())
         };
@@ -96,7 +96,8 @@ impl Machine {
         }
         cycle.vcpus().pause();
         let switched = self.switch(cycle);
-        if let Some(registers) = bus::lock(&self.platform.partition).reenlightenment_mut() {
+        if let Some(registers) = bus::lock(&self.hardware.platform.partition).reenlightenment_mut()
+        {
             registers.end_emulation();
         }
         let adapted = switched.is_ok();
@@ -120,7 +121,7 @@ impl Machine {
                          then"
                     );
                 }
-                self.switched = Some(switched);
+                self.time.switched = Some(switched);
             }
             Err(error @ TimeError::Khz { .. }) => {
                 error!("{error}: the guest keeps its old frequency");
@@ -139,16 +140,21 @@ impl Machine {
 
     /// Changes the TSC's frequency to that of a VM on this host.
     fn switch(&self, cycle: &PowerCycle) -> Result<Option<Switched>, TimeError> {
-        let Some(khz) = self.tsc.target().filter(|_| !self.keeps_frequency) else {
+        let Some(khz) = self
+            .host
+            .tsc
+            .target()
+            .filter(|_| !self.time.keeps_frequency)
+        else {
             return Ok(None);
         };
-        let partition = bus::lock(&self.platform.partition).clone();
+        let partition = bus::lock(&self.hardware.platform.partition).clone();
         let mut steps = switch::steps(cycle.vcpus().vps());
-        steps.retain(|step| !self.left_out.contains(step));
+        steps.retain(|step| !self.time.left_out.contains(step));
         switch::switch(
             cycle.vcpus(),
-            &self.tsc,
-            &self.platform.ram,
+            &self.host.tsc,
+            &self.hardware.platform.ram,
             &partition,
             khz,
             &steps,

@@ -175,7 +175,10 @@ impl Identity {
 impl Machine {
     /// Refuses a VM with blockers, before anything has begun.
     pub(super) fn check_can_move(&self) -> Result<(), TransferError> {
-        let blockers = blockers(self.plan.hyperv.migration_blockers(), &self.devices);
+        let blockers = blockers(
+            self.plan.hyperv.migration_blockers(),
+            &self.hardware.devices,
+        );
         if blockers.is_empty() {
             Ok(())
         } else {
@@ -193,8 +196,13 @@ impl Machine {
         let promise = Promise::of(&self.plan, &self.config);
         sections.push_json(promise::SECTION, promise::VERSION, &promise)?;
 
-        let partition = bus::lock(&self.platform.partition).clone();
-        let captured = capture(cycle.vcpus(), &self.tsc, &self.platform.ram, &partition)?;
+        let partition = bus::lock(&self.hardware.platform.partition).clone();
+        let captured = capture(
+            cycle.vcpus(),
+            &self.host.tsc,
+            &self.hardware.platform.ram,
+            &partition,
+        )?;
         sections.push_json(TIME, VERSION, &captured.time)?;
         Ok(sections)
     }
@@ -215,7 +223,7 @@ impl Machine {
         }
         let mut sections = self.identity(cycle)?;
         let mut e = Encoder::new();
-        bus::lock(&self.platform.partition).save(&mut e);
+        bus::lock(&self.hardware.platform.partition).save(&mut e);
         sections.push(HYPERV, Partition::VERSION, e.into_body());
 
         let saved = self.plan.hyperv.saved_msrs();
@@ -230,7 +238,9 @@ impl Machine {
         }
         sections.push(VM, VERSION, e.into_body());
 
-        self.stand_ins.refresh(&self.platform.ram)?;
+        self.transfer
+            .stand_ins
+            .refresh(&self.hardware.platform.ram)?;
         for vp in cycle.vcpus().vps() {
             let extent = extent.clone();
             let state = cycle
@@ -240,7 +250,7 @@ impl Machine {
             state.encode(&mut e);
             sections.push(vcpu_section(vp), VcpuState::VERSION, e.into_body());
         }
-        devices::state::save(&self.devices, &self.device_clock, &mut sections)?;
+        devices::state::save(&self.hardware.devices, &self.hardware.clock, &mut sections)?;
         Ok(sections)
     }
 
@@ -282,7 +292,7 @@ impl Machine {
 
         let away = apply(
             cycle.vcpus(),
-            &self.tsc,
+            &self.host.tsc,
             time,
             khz,
             self.config.time.downtime,
@@ -313,22 +323,27 @@ impl Machine {
         }
         self.load_devices(missed, &mut sections)?;
         sections.finish()?;
-        self.stand_ins = StandIns::put(cycle, &self.platform, &wanted)?;
+        self.transfer.stand_ins = StandIns::put(cycle, &self.hardware.platform, &wanted)?;
         Ok(())
     }
 
     fn load_partition(&self, d: &mut Decoder<'_>) -> Result<(), StateError> {
-        bus::lock(&self.platform.partition).load(d)
+        bus::lock(&self.hardware.platform.partition).load(d)
     }
 
     /// Devices drive their lines as they load, so the VM must exist.
     fn load_devices(&self, missed: Duration, sections: &mut Sections) -> Result<(), StateError> {
-        devices::state::load(&self.devices, &self.device_clock, missed, sections)
+        devices::state::load(
+            &self.hardware.devices,
+            &self.hardware.clock,
+            missed,
+            sections,
+        )
     }
 
     fn extent(&self, cycle: &PowerCycle, saved: &SavedMsrs) -> Result<Extent, TransferError> {
         let cpuid = self.plan.cpuid.for_vcpu(0);
-        let mut msrs = state::listed(&self.kvm)?;
+        let mut msrs = state::listed(&self.host.kvm)?;
         msrs.retain(|msr| msrs::is_visible(&cpuid, *msr));
         Ok(Extent::of(
             cycle.vcpus().vm(),
@@ -351,7 +366,7 @@ impl Machine {
     /// An event that the guest raised before its vCPUs were parked, that resets or ends the VM, and has not
     /// been carried out.
     fn decided(&self) -> Option<&'static str> {
-        Some(match self.life.due()? {
+        Some(match self.session.life.due()? {
             Due::Reset => "reset the VM",
             Due::End(Outcome::PowerOff) => "powered itself off",
             Due::End(Outcome::DebugExit(_)) => "written to the debug-exit port",

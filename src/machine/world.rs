@@ -120,7 +120,7 @@ pub(super) fn quiesce(devices: &[SharedDevice], timeout: Duration) -> Vec<String
 impl Machine {
     /// Stops vCPUs, devices and I/O, and waits until the guest's state no longer changes.
     pub(super) fn stop_world(&mut self, cycle: &PowerCycle) -> Result<(), NotStopped> {
-        self.stopped = true;
+        self.session.stopped = true;
         stop(&mut self.parts(cycle))
     }
 
@@ -133,7 +133,7 @@ impl Machine {
 
     /// Starts everything that [`Machine::stop_world`] stops; only the vCPUs, if only they were parked.
     pub(super) fn start_world(&mut self, cycle: &PowerCycle) {
-        if std::mem::take(&mut self.stopped) {
+        if std::mem::take(&mut self.session.stopped) {
             start(&mut self.parts(cycle));
         } else {
             cycle.vcpus().resume();
@@ -142,8 +142,11 @@ impl Machine {
 
     /// Resets all devices. The world is stopped.
     pub(super) fn reset_devices(&self) {
-        debug_assert!(self.stopped, "a device is reset only while it is quiesced");
-        for device in &self.devices {
+        debug_assert!(
+            self.session.stopped,
+            "a device is reset only while it is quiesced"
+        );
+        for device in &self.hardware.devices {
             device.reset();
         }
     }
@@ -151,8 +154,8 @@ impl Machine {
     fn parts<'a>(&'a self, cycle: &'a PowerCycle) -> OfMachine<'a> {
         OfMachine {
             cycle,
-            devices: &self.devices,
-            io: &self.io,
+            devices: &self.hardware.devices,
+            io: &self.hardware.io,
         }
     }
 }
