@@ -9,6 +9,7 @@ pub(crate) mod affinity;
 pub(crate) mod fatal;
 pub(crate) mod private;
 mod thread;
+mod wait;
 
 use std::fs::{self, File};
 use std::io;
@@ -21,6 +22,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use nix::sys::signal::Signal;
 
 pub(crate) use thread::{Role, spawn, spawn_scoped};
+pub(crate) use wait::wait;
 
 /// A descriptor that this process was started with: its number, and the device and inode of what is behind
 /// it. The number alone would not do, since it may have been closed and given to something else.

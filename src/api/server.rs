@@ -10,15 +10,14 @@ use std::sync::mpsc::{Receiver, TryRecvError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::{PollFd, PollFlags};
 
 use super::job::{self, Done, VmAfterJob};
 use super::protocol::{ControlReply, ControlRequest, MAX_REQUEST};
 use super::{ApiError, RunDir};
 use crate::life::{MachineHandle, Request};
 use crate::machine::Status;
-use crate::sys::{Role, private, spawn};
+use crate::sys::{self, Role, private, spawn};
 
 /// Clients at a time. One more takes the place of the one that has been idle for longest.
 const MAX_CLIENTS: usize = 16;
@@ -265,17 +264,8 @@ impl<A: Fn(ControlRequest) -> ControlAnswer> Service<A> {
         fds.extend(idle().map(Client::waits_for));
         let room = room.filter(|at| *at > now);
         let deadlines = idle().map(|client| client.deadline).chain(room);
-        let timeout = match deadlines.min() {
-            // Rounded up, so as not to wake up just before the deadline again and again.
-            Some(deadline) => PollTimeout::try_from(
-                deadline.saturating_duration_since(Instant::now()) + Duration::from_millis(1),
-            )
-            .unwrap_or(PollTimeout::MAX),
-            None => PollTimeout::NONE,
-        };
-        match poll(&mut fds, timeout) {
+        match sys::wait(&mut fds, deadlines.min()) {
             Ok(_) => !fds[0].any().unwrap_or(true),
-            Err(Errno::EINTR) => true,
             Err(_) => {
                 out_of_resources();
                 true

@@ -16,8 +16,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use nix::poll::{PollFd, PollFlags, ppoll};
-use nix::sys::time::TimeSpec;
+use nix::poll::{PollFd, PollFlags};
 use tracing::error;
 
 use super::char::{CharDevice, CharError, SLOTS, Wire, set_nonblocking};
@@ -25,7 +24,7 @@ use super::clock::Timed;
 use crate::bus::lock;
 use crate::devices::char::CharBackend;
 use crate::life::MachineHandle;
-use crate::sys::{Role, spawn};
+use crate::sys::{Role, spawn, wait};
 use parking::Parking;
 
 /// How long the thread, told to stop, waits for a reader that takes nothing.
@@ -268,10 +267,8 @@ impl IoThread {
             PollFlags::POLLIN,
         )];
         let patience = timeout.map_or(GATHER, |timeout| timeout.min(GATHER));
-        match ppoll(&mut fds, Some(TimeSpec::from_duration(patience)), None) {
-            Ok(_) | Err(nix::Error::EINTR) => Ok(()),
-            Err(errno) => Err(errno.into()),
-        }
+        let _urgent = wait(&mut fds, Some(Instant::now() + patience))?;
+        Ok(())
     }
 
     /// Polls; leaves in `ready` what each wire's descriptors said. While stopping, only output counts.
@@ -299,11 +296,9 @@ impl IoThread {
         for flags in ready.iter_mut() {
             *flags = [PollFlags::empty(); SLOTS];
         }
-        match ppoll(&mut fds, timeout.map(TimeSpec::from_duration), None) {
-            Ok(_) => {}
-            Err(nix::Error::EINTR) => return Ok(()),
-            Err(errno) => return Err(errno.into()),
-        }
+        // A time beyond what an Instant can hold is as good as none.
+        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        wait(&mut fds, deadline)?;
         for (fd, (index, slot)) in fds.iter().skip(1).zip(places) {
             // Unknown bits count as an error condition: the next read or write tells what it is.
             ready[index][slot] = fd.revents().unwrap_or(PollFlags::POLLERR);

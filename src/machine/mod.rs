@@ -65,8 +65,8 @@ use stand_in::StandIns;
 
 /// A VM that is built and not yet powered on.
 ///
-/// Fields are dropped in this order: the inbox before the I/O thread, which may be waiting for room in it; the
-/// signals last.
+/// Fields are dropped in this order: the inbox before the I/O thread, which may be waiting for room in it;
+/// the signals last.
 pub struct Machine {
     config: VmConfig,
     plan: Plan,

@@ -6,14 +6,14 @@ use std::os::fd::AsFd;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::{PollFd, PollFlags};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use tracing::warn;
 
 use crate::life::{MachineHandle, Request, UserRequest};
-use crate::sys::{Role, fatal, spawn};
+use crate::sys::{Role, fatal, spawn, wait};
 
 /// The thread that waits for signals. Dropping it ends the thread and restores the signals' previous meaning.
 #[derive(Debug)]
@@ -79,14 +79,8 @@ fn wait_for_signals(
             PollFd::new(fd.as_fd(), PollFlags::POLLIN),
             PollFd::new(stop.as_fd(), PollFlags::POLLIN),
         ];
-        let timeout = termination.remaining(Instant::now()).map(|remaining| {
-            // Rounded up, so as not to wake up repeatedly just before the deadline.
-            PollTimeout::try_from(remaining + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX)
-        });
-        match poll(&mut fds, timeout.unwrap_or(PollTimeout::NONE)) {
-            Err(nix::errno::Errno::EINTR) => continue,
-            Err(_) => return,
-            Ok(_) => {}
+        if wait(&mut fds, termination.deadline).is_err() {
+            return;
         }
         if fds[1].any().unwrap_or(true) {
             return;
@@ -147,10 +141,6 @@ impl Termination {
         }
     }
 
-    fn remaining(&self, now: Instant) -> Option<Duration> {
-        Some(self.deadline?.saturating_duration_since(now))
-    }
-
     /// The request at the deadline, once.
     fn expired(&mut self, now: Instant) -> Option<UserRequest> {
         self.deadline.take_if(|deadline| *deadline <= now)?;
@@ -177,7 +167,7 @@ mod tests {
         assert_eq!(next(Signal::SIGTERM), BUTTON);
         assert_eq!(next(Signal::SIGUSR1), UserRequest::WriteStats);
         assert_eq!(next(Signal::SIGTERM), KILL);
-        assert_eq!(termination.remaining(now), None);
+        assert_eq!(termination.deadline, None);
         let interrupted = Termination::new(None).signal(Some(Signal::SIGINT), now);
         assert_eq!(interrupted, KILL);
     }
@@ -189,11 +179,11 @@ mod tests {
         let mut termination = Termination::new(Some(Duration::from_secs(10)));
         assert_eq!(termination.expired(at(1000)), None);
         assert_eq!(termination.signal(Some(Signal::SIGTERM), at(5)), BUTTON);
-        assert_eq!(termination.remaining(at(6)), Some(Duration::from_secs(9)));
+        assert_eq!(termination.deadline, Some(at(15)));
         assert_eq!(termination.expired(at(14)), None);
         assert_eq!(termination.expired(at(15)), Some(KILL));
         assert_eq!(termination.expired(at(16)), None);
-        assert_eq!(termination.remaining(at(16)), None);
+        assert_eq!(termination.deadline, None);
     }
 
     #[test]

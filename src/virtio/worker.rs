@@ -6,12 +6,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::{PollFd, PollFlags};
 use nix::sys::eventfd::EventFd;
 
 use crate::life::GuestEvents;
-use crate::sys::{Role, spawn};
+use crate::sys::{self, Role, spawn};
 
 /// The thread; dropping it ends it.
 #[derive(Debug)]
@@ -59,16 +58,14 @@ fn wait(bells: &[Arc<EventFd>]) -> bool {
         .iter()
         .map(|bell| PollFd::new(bell.as_fd(), PollFlags::POLLIN))
         .collect();
-    loop {
-        match poll(&mut fds, PollTimeout::NONE) {
-            Ok(_) => break,
-            Err(Errno::EINTR) => {}
-            Err(_) => return false,
-        }
+    if sys::wait(&mut fds, None).is_err() {
+        return false;
     }
-    for bell in bells {
-        // EAGAIN: it was another.
-        let _signals = bell.read();
+    for (bell, fd) in bells.iter().zip(&fds) {
+        if fd.any().unwrap_or(true) {
+            // EAGAIN: another thread has read it.
+            let _signals = bell.read();
+        }
     }
     true
 }

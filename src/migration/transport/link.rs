@@ -13,7 +13,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use crate::sys::{Role, spawn};
+use crate::sys::{Role, spawn, wait};
 
 /// Ends all waits on the links that share it. Clones share the state.
 #[derive(Clone, Debug)]
@@ -63,33 +63,6 @@ impl Cancel {
 
 fn readable(cancel: &Cancel) -> PollFd<'_> {
     PollFd::new(cancel.0.event.as_fd(), PollFlags::POLLIN)
-}
-
-/// Waits for an event; `false` when `deadline` has passed.
-fn wait(fds: &mut [PollFd<'_>], deadline: Option<Instant>) -> io::Result<bool> {
-    loop {
-        let timeout = match deadline {
-            None => PollTimeout::NONE,
-            Some(deadline) => {
-                let left = deadline.saturating_duration_since(Instant::now());
-                if left.is_zero() {
-                    PollTimeout::ZERO
-                } else {
-                    // Rounded up, so as not to wake just before the time.
-                    PollTimeout::try_from(left + Duration::from_millis(1))
-                        .unwrap_or(PollTimeout::MAX)
-                }
-            }
-        };
-        match poll(fds, timeout) {
-            Ok(0) if deadline.is_some_and(|deadline| Instant::now() >= deadline) => {
-                return Ok(false);
-            }
-            Ok(0) | Err(Errno::EINTR) => {}
-            Ok(_) => return Ok(true),
-            Err(e) => return Err(e.into()),
-        }
-    }
 }
 
 /// Waits until `what` is readable; `false` if cancelled or the deadline has passed.
