@@ -276,8 +276,8 @@ fn set_registers(order: usize) -> Check {
     let all = REGISTERS.into_iter().map(|(register, _)| register);
     for register in all.chain(SYNTHETIC.into_iter().flat_map(|(first, last)| first..=last)) {
         let is_synthetic = (0x4000_0000..0x4000_0200).contains(&register);
-        // KVM lets a guest read this one without its privilege, if it knows it (since Linux 6.2): what was not
-        // announced need not be there after a move.
+        // KVM since Linux 6.2 lets a guest read this register without the privilege. What was not announced
+        // need not be there after a move.
         let is_unannounced = register == msr::TSC_INVARIANT_CONTROL && !there.has(15);
         if is_synthetic && (there.features == 0 || is_unannounced) {
             continue;
