@@ -77,6 +77,7 @@ fn main() -> ExitCode {
         l2probe::TESTS,
         xen::TESTS,
         kernels::NEWEST,
+        kernel_log::TESTS,
     ];
     // Twelve boots of three kernels.
     if vm::is_long_run() {
