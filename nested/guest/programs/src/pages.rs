@@ -5,10 +5,6 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 pub(crate) const PAGE_SIZE: u64 = 4096;
 
-/// The image's address in link.ld.
-const IMAGE_START: u64 = 1 << 20;
-
-static FIRST: AtomicU64 = AtomicU64::new(0);
 static NEXT: AtomicU64 = AtomicU64::new(0);
 static END: AtomicU64 = AtomicU64::new(0);
 
@@ -17,19 +13,8 @@ static END: AtomicU64 = AtomicU64::new(0);
 /// # Safety
 /// It is RAM, identity-mapped, and unused. Once per boot, before any allocation.
 pub(crate) unsafe fn give(start: u64, end: u64) {
-    let start = start.next_multiple_of(PAGE_SIZE);
-    FIRST.store(start, Ordering::Relaxed);
-    NEXT.store(start, Ordering::Relaxed);
+    NEXT.store(start.next_multiple_of(PAGE_SIZE), Ordering::Relaxed);
     END.store(end, Ordering::Relaxed);
-}
-
-/// Reads a byte of each page of the image, code and stacks included.
-pub(crate) fn read_image() {
-    let end = FIRST.load(Ordering::Relaxed);
-    for page in (IMAGE_START..end).step_by(as_usize(PAGE_SIZE)) {
-        // SAFETY: the image extends to the start of the memory that is allocated.
-        unsafe { pointer::<u8>(page).read_volatile() };
-    }
 }
 
 /// Allocates `count` zeroed contiguous pages.

@@ -182,9 +182,8 @@ impl Shared {
 
     /// L2's last step before the first sample that counts.
     pub(crate) fn begin(&self) {
-        // L0 fills its translations for L2 at L2's first access to a page. None of these exits may occur
-        // between here and the end, whose code may be on pages that have not run so far.
-        pages::read_image();
+        // L0 fills its translations for L2 at L2's first access to a page, which must not cause an exit
+        // within a sample.
         self.write_samples();
         self.board.measuring();
     }
