@@ -33,7 +33,7 @@ pub(super) fn start(
     let started = wake.try_clone().and_then(|mut wake| {
         let (handle, done) = (handle.clone(), done.clone());
         spawn(Role::Job, move || {
-            let _watch = handle.watch_thread(&Role::Job.to_string());
+            let _watch = handle.watch_thread();
             // Nobody may wait for it any more.
             let _heard = done.send(job(&handle));
             let _woken = wake.write_all(&[0]);

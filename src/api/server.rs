@@ -67,7 +67,7 @@ impl Server {
             // A job that is done need not wait until it is heard: one byte there is as good as two.
             wake.set_nonblocking(true)?;
             let status = Arc::new(status);
-            let watch = handle.watch_thread(&Role::Api.to_string());
+            let watch = handle.watch_thread();
             let mut service = Service {
                 listener,
                 stopped,

@@ -189,7 +189,7 @@ impl IoThread {
         let parking = Parking::parked();
         let places = parking.clone();
         let thread = spawn(Role::Io, move || {
-            let _watch = self.handle.watch_thread(&Role::Io.to_string());
+            let _watch = self.handle.watch_thread();
             let _end = places.watch();
             if let Err(error) = self.run(&told, &places) {
                 error!(%error, "the I/O thread failed: consoles and the clock's interrupts are dead");

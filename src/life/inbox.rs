@@ -79,12 +79,9 @@ impl GuestEvents {
         self.0.has_guest_events()
     }
 
-    /// Ends the VM if the calling thread panics while the result lives.
-    pub fn watch_thread(&self, name: &str) -> ThreadWatch {
-        ThreadWatch {
-            name: name.to_owned(),
-            shared: Arc::clone(&self.0),
-        }
+    /// Ends the VM if the thread that holds the result panics.
+    pub fn watch_thread(&self) -> ThreadWatch {
+        ThreadWatch(Arc::clone(&self.0))
     }
 }
 
@@ -103,9 +100,9 @@ impl MachineHandle {
         self.send(UserRequest::WriteStats);
     }
 
-    /// Ends the VM if the calling thread panics while the result lives.
-    pub fn watch_thread(&self, name: &str) -> ThreadWatch {
-        GuestEvents(Arc::clone(&self.0)).watch_thread(name)
+    /// Ends the VM if the thread that holds the result panics.
+    pub fn watch_thread(&self) -> ThreadWatch {
+        ThreadWatch(Arc::clone(&self.0))
     }
 
     /// Queues `request`; waits while the queue is full. A request equal to the last one in the queue is
@@ -128,19 +125,17 @@ impl MachineHandle {
     }
 }
 
-/// Ends the VM if the thread that holds it panics.
+/// Ends the VM if the thread that holds it panics, and reports the thread by its name.
 #[derive(Debug)]
-pub struct ThreadWatch {
-    name: String,
-    shared: Arc<InboxShared>,
-}
+pub struct ThreadWatch(Arc<InboxShared>);
 
 impl Drop for ThreadWatch {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            let name = std::mem::take(&mut self.name);
-            self.shared.lock().panicked.get_or_insert(name);
-            self.shared.changed.notify_all();
+            let thread = std::thread::current();
+            let name = thread.name().unwrap_or("unnamed").to_owned();
+            self.0.lock().panicked.get_or_insert(name);
+            self.0.changed.notify_all();
         }
     }
 }
@@ -293,8 +288,8 @@ mod tests {
     fn a_panicking_thread_is_reported_by_name() {
         let (guest, handle, inbox) = channel();
         for (name, watch) in [
-            ("vcpu3", guest.watch_thread("vcpu3")),
-            ("io", handle.watch_thread("io")),
+            ("vcpu3", guest.watch_thread()),
+            ("io", handle.watch_thread()),
         ] {
             let thread = std::thread::Builder::new().name(name.to_owned());
             let panics = thread.spawn(move || {
@@ -305,6 +300,6 @@ mod tests {
             inbox.wait();
             assert_eq!(inbox.panicked_thread().as_deref(), Some("vcpu3"));
         }
-        drop(handle.watch_thread("a thread that ends well"));
+        drop(handle.watch_thread());
     }
 }

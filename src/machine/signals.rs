@@ -45,7 +45,7 @@ impl SignalThread {
         let thread = spawn(Role::Signals, {
             let stop = std::sync::Arc::clone(&stop);
             move || {
-                let _watch = handle.watch_thread(&Role::Signals.to_string());
+                let _watch = handle.watch_thread();
                 wait_for_signals(&fd, &stop, termination, &handle);
             }
         })?;

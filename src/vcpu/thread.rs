@@ -97,10 +97,7 @@ impl Vcpu {
     }
 
     fn run(mut self) {
-        let _watch = self
-            .platform
-            .events
-            .watch_thread(&Role::Vcpu(self.index.0).to_string());
+        let _watch = self.platform.events.watch_thread();
         // However the thread ends, a panic included, no other thread may keep waiting for it.
         let _leaves = Leaves(Arc::clone(&self.control));
         if let Some(cpus) = &self.cpus

@@ -36,10 +36,14 @@ impl Worker {
         let stop = Arc::new(AtomicBool::new(false));
         let thread = spawn(Role::Queues(name), {
             let stop = Arc::clone(&stop);
-            let (name, events) = (name.to_owned(), events.clone());
+            let watch = events.watch_thread();
             move || {
-                let _watch = events.watch_thread(&name);
-                while wait(&bells) && !stop.load(Ordering::Acquire) {
+                let _watch = watch;
+                let mut fds: Vec<_> = bells
+                    .iter()
+                    .map(|bell| PollFd::new(bell.as_fd(), PollFlags::POLLIN))
+                    .collect();
+                while wait(&bells, &mut fds) && !stop.load(Ordering::Acquire) {
                     work();
                 }
             }
@@ -52,16 +56,13 @@ impl Worker {
     }
 }
 
-/// Waits until one of `bells` is signalled and takes the signals away. `false`: it cannot be waited for.
-fn wait(bells: &[Arc<EventFd>]) -> bool {
-    let mut fds: Vec<_> = bells
-        .iter()
-        .map(|bell| PollFd::new(bell.as_fd(), PollFlags::POLLIN))
-        .collect();
-    if sys::wait(&mut fds, None).is_err() {
+/// Waits until one of `bells`, which `fds` are in the same order, is signalled, and takes the signals away.
+/// `false`: waiting has failed.
+fn wait(bells: &[Arc<EventFd>], fds: &mut [PollFd<'_>]) -> bool {
+    if sys::wait(fds, None).is_err() {
         return false;
     }
-    for (bell, fd) in bells.iter().zip(&fds) {
+    for (bell, fd) in bells.iter().zip(&*fds) {
         if fd.any().unwrap_or(true) {
             // EAGAIN: another thread has read it.
             let _signals = bell.read();
