@@ -5,20 +5,26 @@ use crate::devices::char::CharBackend;
 use crate::layout::MachineType;
 use crate::memory::MemoryConfig;
 
+/// A VM of a file with these lines, saved and read again.
+fn saved(text: &str) -> VmConfig {
+    again(&with_file(text).unwrap())
+}
+
+/// `config`, saved and read again.
+fn again(config: &VmConfig) -> VmConfig {
+    VmConfig::from_saved(config.to_saved()).unwrap()
+}
+
+fn adapted(saved: &VmConfig, flags: &[(&str, &str)]) -> Result<Adapted, ConfigError> {
+    let flags = LocalFlags(Flags::from_pairs(flags.iter().copied()));
+    adapt(saved, &flags, HOST)
+}
+
 #[test]
 fn a_saved_vm_is_the_same_but_for_what_is_local() {
-    let saved = VmConfig::from_saved(
-        with_file(
-            "debugcon = 'stdio'\nserial = 'none'\ntsc-khz = 2000000\nhv = 'windows,-runtime'",
-        )
-        .unwrap()
-        .to_saved(),
-    )
-    .unwrap();
-    let local = |flags: &[(&str, &str)]| {
-        let flags = LocalFlags(Flags::from_pairs(flags.iter().copied()));
-        adapt(&saved, &flags, HOST)
-    };
+    let saved =
+        saved("debugcon = 'stdio'\nserial = 'none'\ntsc-khz = 2000000\nhv = 'windows,-runtime'");
+    let local = |flags: &[_]| adapted(&saved, flags);
     let same = local(&[]).unwrap();
     assert_eq!(same.checked.config, saved);
     assert_eq!(same.host_khz, None);
@@ -30,28 +36,17 @@ fn a_saved_vm_is_the_same_but_for_what_is_local() {
     assert_eq!(other.host_khz, Some(TscKhz(1_000_000)));
     let mut without = saved.clone();
     without.debugcon = None;
-    let flags = LocalFlags(Flags::from_pairs([("debugcon", "pty")]));
-    let refused = adapt(&without, &flags, HOST).unwrap_err().to_string();
+    let refused = adapted(&without, &[("debugcon", "pty")]);
+    let refused = refused.unwrap_err().to_string();
     assert!(refused.contains("debug console"), "{refused}");
 }
 
 #[test]
 fn a_saved_vm_opens_nothing_on_the_host_unless_a_flag_says_so() {
-    let saved = VmConfig::from_saved(
-        with_file(
-            "serial = 'file:/victim/a'\nserial2 = 'socket:/victim/b'\ndebugcon = 'pty'\nstats = '/victim/c'",
-        )
-        .unwrap()
-        .to_saved(),
-    )
-    .unwrap();
-    let local = |flags: &[(&str, &str)]| {
-        adapt(
-            &saved,
-            &LocalFlags(Flags::from_pairs(flags.iter().copied())),
-            HOST,
-        )
-    };
+    let saved = saved(
+        "serial = 'file:/victim/a'\nserial2 = 'socket:/victim/b'\ndebugcon = 'pty'\nstats = '/victim/c'",
+    );
+    let local = |flags: &[_]| adapted(&saved, flags);
     let asked: Vec<_> = saved.endpoints().iter().map(|e| e.setting).collect();
     assert_eq!(asked, ["serial", "serial2", "debugcon", "stats"]);
 
@@ -85,19 +80,8 @@ fn a_saved_vm_opens_nothing_on_the_host_unless_a_flag_says_so() {
 
 #[test]
 fn boot_files_of_a_saved_vm_are_replaced_as_a_whole() {
-    let saved = VmConfig::from_saved(
-        with_file("initrd = '/proc/self/exe'\ncmdline = 'quiet'")
-            .unwrap()
-            .to_saved(),
-    )
-    .unwrap();
-    let local = |flags: &[(&str, &str)]| {
-        adapt(
-            &saved,
-            &LocalFlags(Flags::from_pairs(flags.iter().copied())),
-            HOST,
-        )
-    };
+    let saved = saved("initrd = '/proc/self/exe'\ncmdline = 'quiet'");
+    let local = |flags: &[_]| adapted(&saved, flags);
     assert!(!local(&[]).unwrap().boot_is_local);
     let own = local(&[("kernel", "/proc/self/exe")]).unwrap();
     assert!(own.boot_is_local);
@@ -114,10 +98,6 @@ fn boot_files_of_a_saved_vm_are_replaced_as_a_whole() {
 
 #[test]
 fn a_saved_vm_keeps_its_machine_type() {
-    let saved = |machine: &str| {
-        let text = with_file(machine).unwrap().to_saved();
-        VmConfig::from_saved(text).unwrap()
-    };
     let pc = saved("");
     let direct = saved("machine = 'direct-1'");
     assert_eq!(pc.machine, MachineType::Pc1);
@@ -135,8 +115,7 @@ fn a_saved_vm_keeps_its_machine_type() {
     let kernel = dir.path().join("vmlinuz");
     for config in [pc, direct] {
         for flags in [vec![], vec![("kernel", kernel.to_str().unwrap())]] {
-            let flags = LocalFlags(Flags::from_pairs(flags));
-            let adapted = adapt(&config, &flags, HOST).unwrap();
+            let adapted = adapted(&config, &flags).unwrap();
             assert_eq!(adapted.checked.config.machine, config.machine);
         }
     }
@@ -164,13 +143,10 @@ fn what_the_host_does_is_shown_and_not_saved() {
     );
     let same = same.unwrap();
     assert_eq!((same.memory, &same.pins), (config.memory, &config.pins));
-    let saved = VmConfig::from_saved(config.to_saved()).unwrap();
+    let saved = again(&config);
     assert_eq!(saved.memory, MemoryConfig::of(2 << 30));
     assert!(saved.pins.is_empty());
-    let adapted = |flags: &[(&str, &str)]| {
-        let flags = LocalFlags(Flags::from_pairs(flags.iter().copied()));
-        adapt(&saved, &flags, HOST)
-    };
+    let adapted = |flags: &[_]| adapted(&saved, flags);
     let memory = adapted(&[("memory", "mergeable,numa=0"), ("pin", "0=1")]).unwrap();
     let memory = memory.checked.config.memory;
     assert_eq!(memory.size, 2 << 30);

@@ -1,11 +1,9 @@
 use super::*;
 use crate::config::SETTINGS;
 use crate::cpuid::Topology;
-use crate::devices::table::{DeviceConfig, DeviceType};
 use crate::time::{Downtime, Policy};
 use crate::units::TscKhz;
 use proptest::prelude::*;
-use std::collections::BTreeMap;
 
 pub(in crate::config) const HOST: HostLimits = HostLimits {
     physical_bits: Some(40),
@@ -401,86 +399,6 @@ fn the_debug_exit_port_may_be_left_out() {
         Some(0xf4)
     );
     assert_eq!(with_file("debug-exit = false").unwrap().debug_exit, None);
-}
-
-#[test]
-fn devices_get_what_is_not_said() {
-    let device = |id: &str, slot| DeviceConfig {
-        of: DeviceType::find("virtio-rng").unwrap(),
-        id: id.to_owned(),
-        slot,
-        values: BTreeMap::new(),
-    };
-    assert_eq!(with_file("").unwrap().devices, []);
-    let flags = with_flags(&[
-        ("device", "virtio-rng"),
-        ("device", "virtio-rng-pci,slot=1"),
-        ("device", "virtio-rng,id=virtio-rng0"),
-        ("device", "virtio-rng,slot=0x1e,id=last"),
-    ]);
-    assert_eq!(
-        flags.unwrap().devices,
-        [
-            device("virtio-rng1", 2),
-            device("virtio-rng2", 1),
-            device("virtio-rng0", 3),
-            device("last", 30)
-        ]
-    );
-    let file = "kernel = 'vmlinuz'\n[[device]]\ntype = 'virtio-rng'\n[[device]]\n\
-                type = 'virtio-rng-pci'\nslot = 7\nid = 'seven'\n";
-    let config = with_file(file).unwrap();
-    assert_eq!(
-        config.devices,
-        [device("virtio-rng0", 1), device("seven", 7)]
-    );
-    assert_eq!(VmConfig::from_saved(config.to_saved()).unwrap(), config);
-    let none = with_file("").unwrap();
-    assert!(
-        !none.to_saved().contains("device"),
-        "as of earlier versions"
-    );
-}
-
-#[test]
-fn devices_that_cannot_be() {
-    for (devices, problem) in [
-        (&["virtio-rgn"][..], "did you mean virtio-rng"),
-        (&["nvme"], "virtio-rng"),
-        (&["slot=3"], "the device has no type"),
-        (
-            &["virtio-rng,slto=3"],
-            "unknown part \"slto\" (did you mean slot?)",
-        ),
-        (&["virtio-rng,3"], "\"3\" has no name"),
-        (&["virtio-rng,slot=3,slot=4"], "slot is given twice"),
-        (&["virtio-rng,slot=0"], "\"0\" is out of range"),
-        (&["virtio-rng,slot=31"], "expected a slot from 1 to 30"),
-        (&["virtio-rng,id="], "name"),
-        (
-            &["virtio-rng,id=a", "virtio-rng,id=a"],
-            "two devices have the id a",
-        ),
-        (
-            &["virtio-rng,slot=3", "virtio-rng,slot=3"],
-            "two devices have slot 3",
-        ),
-        (&["virtio-rng"; 31], "no more than 30 devices"),
-    ] {
-        let flags: Vec<_> = devices.iter().map(|device| ("device", *device)).collect();
-        let problems = with_flags(&flags).unwrap_err();
-        assert!(
-            problems.len() == 1 && problems[0].contains(problem),
-            "{devices:?}: {problems:#?}"
-        );
-    }
-    assert_eq!(
-        with_flags(&[("device", "virtio-rng"); 30])
-            .unwrap()
-            .devices
-            .len(),
-        30
-    );
 }
 
 /// Each setting's example is accepted, as a flag and in the file; so each setting is read.
