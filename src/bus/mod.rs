@@ -375,8 +375,8 @@ impl fmt::Debug for Window {
     }
 }
 
-/// Locks a device. A poisoned lock is taken over: a device has no state that an unwinding access leaves
-/// half-written in a way that matters more than the guest going on.
+/// Locks a mutex, even a poisoned one: the panic has been reported and ends the VM, and until then a
+/// half-finished update does less harm than a second panic.
 pub fn lock<T: ?Sized>(device: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     device.lock().unwrap_or_else(PoisonError::into_inner)
 }

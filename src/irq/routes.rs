@@ -40,7 +40,8 @@ pub enum NoVector {
 }
 
 /// Where the machine's interrupts go: the controllers' pins, the vectors of message-signalled interrupts, and
-/// SINTs. It outlives the VMs in KVM. Without one, interrupts are lost, as on a machine held in reset.
+/// SINTs. It outlives the VMs in KVM. While there is no VM, messages are lost, as on a machine held in
+/// reset; the levels of lines are kept.
 ///
 /// It is the [`IrqSink`] for controllers in KVM, and the [`MsiSink`] of the I/O APIC in user space.
 #[derive(Clone, Debug)]
@@ -164,7 +165,7 @@ impl Routes {
         let mut source = lock(source);
         source.to = to;
         if source.event.is_some() {
-            // Without the eventfd, user space still signals it.
+            // A refusal is logged. `Vector::signal` works without the eventfd.
             let _connected = self.connect(&mut core, gsi, &mut source);
         }
     }

@@ -20,8 +20,8 @@ impl Machine {
     /// documents.
     ///
     /// # Errors
-    /// If the VM cannot be created or, after a reset, created again; or if the statistics cannot be written
-    /// at the end.
+    /// If the VM cannot be created or, at a reset, its devices do not stop, its RAM cannot be discarded or it
+    /// cannot be created again; or if the statistics cannot be written at the end.
     pub fn run(mut self) -> Result<Outcome, MachineError> {
         let mut cycle = match self.transfer.restored.take() {
             Some(restored) => restored,
@@ -100,7 +100,8 @@ impl Machine {
         }
         if !self.session.life.user(request) {
             warn!(
-                "the VM is being migrated: it neither runs nor resets until that has succeeded or failed"
+                "the VM is being saved or migrated: it neither runs nor resets until that has succeeded or \
+                 failed"
             );
             return;
         }

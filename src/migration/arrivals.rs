@@ -199,9 +199,9 @@ impl Warnings {
     fn warn_of_stranger(&mut self, why: &str) {
         if let Some(suppressed) = self.admit(Instant::now()) {
             if suppressed > 0 {
-                warn!("{suppressed} more connections did not come from a source");
+                warn!("{suppressed} more connections were rejected");
             }
-            warn!("a connection did not come from a source: {why}");
+            warn!("a connection was rejected, and the source is still awaited: {why}");
         }
     }
 

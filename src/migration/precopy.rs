@@ -12,17 +12,17 @@ const FIRST_THROTTLE: u8 = 20;
 const MORE_THROTTLE: u8 = 15;
 /// A vCPU keeps at least the remaining share of its time, so that the guest's work does not stall.
 const MAX_THROTTLE: u8 = 95;
-/// A round does not converge if it leaves more than this percentage of the bytes that it sent.
+/// A round does not converge if it leaves more than this percentage of the pages that it sent.
 const CONVERGES: u64 = 60;
 /// The number of consecutive non-converging rounds before the guest is throttled.
 const FAILING_ROUNDS: u32 = 2;
-/// The budget is a maximum for the stop. While a round leaves at most this percentage of the bytes that it
-/// sent, another round shortens the stop by as much, for little more time in total;
+/// The budget is a maximum for the stop. While a round leaves at most this percentage of the pages that it
+/// sent, another round shortens the stop by as much, for little more time in total.
 const SHRINKS: u64 = 50;
-/// until the remaining pages take no longer than this fraction of the budget.
+/// No round is added for a shorter stop if the remaining pages take at most this fraction of the budget.
 const SHORT: u32 = 16;
-/// After this many rounds the guest is stopped regardless of the cost: a writer other than the vCPUs cannot
-/// be throttled.
+/// After this many rounds the guest is stopped regardless of the cost: the writes of devices cannot be
+/// throttled.
 const MAX_ROUNDS: u32 = 200;
 
 /// The measurements of one round of copying.
@@ -130,7 +130,7 @@ pub fn estimate(round: Round, budget: Duration) -> Option<Duration> {
     if round.dirtied >= round.pages {
         return None;
     }
-    // The sum of a geometric series, limited to the total.
+    // The sum of the infinite geometric series of the ratio dirtied / pages.
     let ns = left.as_nanos() * u128::from(round.pages) / u128::from(round.pages - round.dirtied);
     Some(Duration::from_nanos(u64::try_from(ns).unwrap_or(u64::MAX)))
 }

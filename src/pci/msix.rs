@@ -1,8 +1,9 @@
 //! MSI-X: the table of messages, the pending bits, and when a message leaves (PCI Local Bus 3.0, 6.8.2).
 //!
-//! A vector's message is sent if MSI-X is enabled, neither the function nor the vector is masked, and the
-//! function is a bus master, for a message is a memory write. Otherwise its pending bit is set, and the
-//! message leaves as soon as it may.
+//! While MSI-X is disabled, signals are ignored. While it is enabled, a vector's message is sent if neither
+//! the function nor the vector is masked, the function is a bus master (a message is a memory write), and the
+//! address is that of an interrupt. Otherwise its pending bit is set, and the message is sent once these
+//! hold.
 
 use super::caps::{Capabilities, NoRoom};
 use crate::irq::Msi;
@@ -217,7 +218,7 @@ impl<M: Messages> Msix<M> {
             data: entry.data,
         };
         let allowed = self.enabled && self.bus_master && !self.function_masked && !entry.masked;
-        // What a guest has a function write elsewhere is dropped.
+        // A write to another address is no interrupt: it is not made, and the vector stays pending.
         (allowed && message.is_interrupt()).then_some(message)
     }
 

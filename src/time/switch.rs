@@ -209,8 +209,8 @@ fn control_page(vcpus: &Vcpus, partition: &Partition, value: u64) -> Result<(), 
     }
 }
 
-/// Makes KVM write the page, if there is one, on the first vCPU that is not halted; such a vCPU exists,
-/// since the guest has just requested the switch. Returns whether the page is new.
+/// Makes KVM write the page, on one vCPU after the other until its sequence number changes: KVM does not
+/// write it on a halted vCPU. Returns whether it was written; `true` also if the guest has no page.
 fn write_page(vcpus: &Vcpus, ram: &GuestRam) -> Result<bool, TimeError> {
     let Some(before) = page(vcpus, ram)? else {
         return Ok(true);

@@ -90,7 +90,7 @@ pub enum RingError {
     /// What the device reads must come before what it writes.
     #[error("a readable descriptor after a writable one")]
     ReadableAfterWritable,
-    /// A request's buffers are longer than 4 GiB together.
+    /// A request's buffers have 4 GiB or more in total.
     #[error("a request of {0:#x} bytes")]
     TooLong(u64),
 }
@@ -342,7 +342,7 @@ impl SplitRing {
         Ok(index != self.next_available)
     }
 
-    /// Writes down how far it is. No request is taken and not returned.
+    /// Saves its position. Every request that was taken must have been returned.
     pub fn save(&self, to: &mut Encoder) {
         to.u16(self.next_available);
         to.u16(self.next_used);
