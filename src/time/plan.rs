@@ -210,6 +210,8 @@ fn decide(saved: &SavedTime, host: &HostTsc, policy: Policy) -> Result<TimePlan,
         .native
         .and(host.target())
         .ok_or(TscRefusal::NoFrequency)?;
+    // A host that cannot run at a frequency cannot simulate a host that does.
+    host.runs_at(target)?;
     let keep = |plan| host.runs_at(saved.khz).map(|()| plan);
     let may_change = if !saved.guest.notify {
         Err(TscRefusal::NotAsked { host: target })
@@ -220,7 +222,6 @@ fn decide(saved: &SavedTime, host: &HostTsc, policy: Policy) -> Result<TimePlan,
     };
     let reenlighten = || {
         may_change?;
-        host.runs_at(target)?;
         if !saved.guest.emulate {
             return Ok(TimePlan::ReenlightenAtOnce);
         }
@@ -355,6 +356,11 @@ mod tests {
             (OTHER, "", RIGID_PLAYS, Auto, no_scaling),
             (KHZ, "ne", RIGID_PLAYS, Auto, no_scaling),
             (KHZ, "n", RIGID_PLAYS, Auto, no_scaling),
+            // The guest could keep its frequency, but the host simulates none without scaling.
+            (KHZ, "", RIGID_PLAYS, Auto, no_scaling),
+            (KHZ, "", RIGID_PLAYS, Scale, no_scaling),
+            (KHZ, "", RIGID_PLAYS, Refuse, no_scaling),
+            (KHZ, "ne", RIGID_PLAYS, Reenlighten, no_scaling),
             // A host with unknown frequency, a guest without any.
             (
                 KHZ,
