@@ -173,9 +173,8 @@ fn wait_until_gone(dirs: &RunDirs, name: &str, last: Option<&Status>) -> Result<
             // Another VM already has its name.
             Ok(status) if last.is_some_and(|last| last.pid != status.pid) => return Ok(()),
             _ if Instant::now() >= deadline => {
-                return Err(CliError::NotDone {
+                return Err(CliError::NotGone {
                     name: name.to_owned(),
-                    done: "ended here, though it runs at its destination",
                 });
             }
             _ => std::thread::sleep(PAUSE),

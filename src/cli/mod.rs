@@ -110,6 +110,16 @@ pub enum CliError {
         /// The effect that was expected, after "has not".
         done: &'static str,
     },
+    /// The process of a VM that was migrated is still there.
+    #[error(
+        "the VM {name} was migrated and runs at its destination, but its process here has not ended within \
+         {} seconds: `hypernest stop {name}` ends it",
+        control::TIMEOUT.as_secs()
+    )]
+    NotGone {
+        /// The VM.
+        name: String,
+    },
     /// `--log` or `HYPERNEST_LOG` is invalid.
     #[error("invalid log filter in {from}: {what}")]
     Log {
@@ -216,6 +226,7 @@ impl CliError {
             | Self::VcpuFailed(_)
             | Self::Api(_)
             | Self::NotDone { .. }
+            | Self::NotGone { .. }
             | Self::ProgressThread(_)
             | Self::Stdout(_) => ExitStatus::FAILED,
         }

@@ -102,14 +102,17 @@ impl Vector {
             .set_target(self.gsi, &self.source, msi.map(Target::Msi));
     }
 
-    /// Delivers the interrupt. `false`: it has no message, so that the caller keeps it pending. A message
-    /// that is no interrupt goes nowhere, and any is lost while the machine is held in reset.
+    /// Delivers the interrupt. `false`: it has no message, or one that is no interrupt, so that the caller
+    /// keeps it pending. While the machine is held in reset a message is lost.
     pub fn signal(&self) -> bool {
         let source = lock(&self.source);
         let Some(Target::Msi(msi)) = source.to else {
             return false;
         };
-        if let Some(vm) = source.vm.as_ref().filter(|_| msi.is_interrupt()) {
+        if !msi.is_interrupt() {
+            return false;
+        }
+        if let Some(vm) = &source.vm {
             // It fails only for a VM without local APICs in KVM, which there is none of.
             let _delivered = route::signal_msi(vm, msi);
         }

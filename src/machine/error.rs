@@ -19,6 +19,11 @@ use crate::vcpu::create::CreateError;
 use crate::vcpu::stats::ExitStatsError;
 use crate::virtio::transport::pci::TransportError;
 
+/// Why a restored VM cannot be reset, and what to do.
+pub(super) const WITHOUT_BOOT_FILES: &str = "it was restored without its kernel, and no file of this host \
+     is used for it; give `hypernest restore` or `hypernest run --incoming` the flag --kernel FILE (with \
+     --initrd and --module if it requires them)";
+
 /// Why a machine could not be built or could not continue.
 #[derive(Debug, Error)]
 pub enum MachineError {
@@ -57,11 +62,7 @@ pub enum MachineError {
     #[error(transparent)]
     Boot(#[from] BootError),
     /// A restored VM whose boot files were not saved with it.
-    #[error(
-        "cannot reset the VM: it was restored without its kernel, and no file of this host is used for \
-         it; give `hypernest restore` or `hypernest run --incoming` the flag --kernel FILE (with --initrd \
-         and --module if it requires them)"
-    )]
+    #[error("cannot reset the VM: {WITHOUT_BOOT_FILES}")]
     NoBootFiles,
     /// The VM in KVM could not be created.
     #[error(transparent)]

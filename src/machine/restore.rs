@@ -4,6 +4,7 @@ use kvm_ioctls::Kvm;
 
 use super::build::Origin;
 use super::cycle::PowerCycle;
+use super::error::WITHOUT_BOOT_FILES;
 use super::plan::Plan;
 use super::transfer::{Identity, TransferError};
 use super::{ExtraPorts, Impossible, Machine, MachineError};
@@ -183,7 +184,7 @@ impl Unloaded {
         machine.show_time(false);
         machine.transfer.restored = Some(cycle);
         if machine.boot.is_none() {
-            tracing::warn!("{}", super::MachineError::NoBootFiles);
+            tracing::warn!("this VM runs, but cannot be reset: {WITHOUT_BOOT_FILES}");
         }
         if local.paused {
             machine.stay_paused();

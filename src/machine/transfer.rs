@@ -22,7 +22,7 @@ use super::promise::{self, Promise};
 use super::stand_in::{StandIns, Wanted};
 use super::world::NotStopped;
 use crate::bus::{self, SharedDevice};
-use crate::config::{ConfigError, Irqchip, VmConfig};
+use crate::config::{ConfigError, Irqchip, VmConfig, show_size};
 use crate::cpuid::msrs;
 use crate::devices;
 use crate::hyperv::{Enlightenment, Partition, SavedMsrs};
@@ -69,8 +69,8 @@ pub enum TransferError {
     Config(#[from] ConfigError),
     /// The RAM is another VM's.
     #[error(
-        "the saved RAM does not belong to the saved VM: its regions are {found:?}, and the VM's \
-         {expected:?}"
+        "the saved RAM does not belong to the saved VM: it has {}, and the VM has {}", regions(.found),
+        regions(.expected)
     )]
     Ram {
         /// Of the RAM.
@@ -78,8 +78,8 @@ pub enum TransferError {
         /// By the configuration.
         expected: Vec<(Gpa, u64)>,
     },
-    /// The guest did something that ends or resets the VM.
-    #[error("cannot save the VM: the guest has just {0}")]
+    /// The guest or a user did something that ends or resets the VM.
+    #[error("cannot save the VM: {0}")]
     Decided(&'static str),
     /// No pages for a stand-in.
     #[error(transparent)]
@@ -116,6 +116,15 @@ pub struct Blocker {
     pub what: String,
     /// The reason.
     pub why: String,
+}
+
+/// `640 KiB at 0x0, ...`.
+fn regions(regions: &[(Gpa, u64)]) -> String {
+    let each: Vec<_> = regions
+        .iter()
+        .map(|(gpa, len)| format!("{} at {gpa}", show_size(*len)))
+        .collect();
+    each.join(", ")
 }
 
 fn stays(blockers: &[Blocker]) -> String {
@@ -367,12 +376,12 @@ impl Machine {
     /// been carried out.
     fn decided(&self) -> Option<&'static str> {
         Some(match self.session.life.due()? {
-            Due::Reset => "reset the VM",
-            Due::End(Outcome::PowerOff) => "powered itself off",
-            Due::End(Outcome::DebugExit(_)) => "written to the debug-exit port",
-            Due::End(Outcome::Crashed) => "reported a crash",
-            Due::End(Outcome::Failed(_)) => "brought a vCPU to a stop",
-            Due::End(Outcome::Killed | Outcome::Moved) => "been ended",
+            Due::Reset => "it is about to be reset",
+            Due::End(Outcome::PowerOff) => "its guest has just powered it off",
+            Due::End(Outcome::DebugExit(_)) => "its guest has just written to the debug-exit port",
+            Due::End(Outcome::Crashed) => "its guest has just reported a crash",
+            Due::End(Outcome::Failed(_)) => "one of its vCPUs has just failed",
+            Due::End(Outcome::Killed | Outcome::Moved) => "it has just been ended",
         })
     }
 }

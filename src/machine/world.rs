@@ -37,7 +37,8 @@ pub(super) const STOP: [Part; 3] = [Part::Vcpus, Part::Devices, Part::Io];
 /// Some parts have not stopped.
 #[derive(Debug, Error, PartialEq, Eq)]
 #[error(
-    "the VM did not stop completely within {} s: {} still busy", DRAIN_TIMEOUT.as_secs(), .0.join(", ")
+    "these parts of the VM have not finished their work within {} s: {}", DRAIN_TIMEOUT.as_secs(),
+    .0.join(", ")
 )]
 pub struct NotStopped(Vec<String>);
 
@@ -212,7 +213,7 @@ mod tests {
         let error = stop(&mut parts).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "the VM did not stop completely within 10 s: nvme0 still busy"
+            "these parts of the VM have not finished their work within 10 s: nvme0"
         );
         assert_eq!(parts.calls.len(), STOP.len());
     }

@@ -78,7 +78,10 @@ pub enum MigrationError {
         destination_speaks: Versions,
     },
     /// The source requires a feature that this end does not support.
-    #[error("the source requires {0:?}, which this version does not support")]
+    #[error(
+        "the source requires the feature {0:?} of the migration protocol, which the destination's version \
+         of hypernest does not support"
+    )]
     Unknown(String),
     /// The destination cannot keep the promise to the guest.
     #[error("the destination cannot run this VM:{}", bullets(.0))]

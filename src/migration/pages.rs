@@ -31,7 +31,7 @@ const ZSTD_LEVEL: i32 = 1;
 #[derive(Debug, Error)]
 pub enum PagesError {
     /// The body ends inside a run's header or its data.
-    #[error("a run of pages is cut short")]
+    #[error("a frame of guest memory ends inside a run of pages")]
     Short,
     /// A run that is not valid in this protocol.
     #[error("a run of {pages} pages at {gpa:#x} as {kind} in {len} bytes is invalid")]
@@ -360,12 +360,15 @@ mod tests {
             body
         };
         for (body, why) in [
-            (run(0, 1, PLAIN, 4096)[..RUN_HEADER - 1].to_vec(), "short"),
+            (
+                run(0, 1, PLAIN, 4096)[..RUN_HEADER - 1].to_vec(),
+                "ends inside a run",
+            ),
             (
                 run(0, 1, PLAIN, 4096)[..RUN_HEADER + 4095].to_vec(),
-                "short",
+                "ends inside a run",
             ),
-            (run(0, 3, PLAIN, 0xffff_ffff), "short"),
+            (run(0, 3, PLAIN, 0xffff_ffff), "ends inside a run"),
             (run(0, 0, ZERO, 0), "is invalid"),
             (run(1, 1, ZERO, 0), "is invalid"),
             (run(0, 257, ZERO, 0), "is invalid"),

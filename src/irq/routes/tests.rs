@@ -100,7 +100,7 @@ fn signals_from_user_space_go_where_the_message_says() {
         address: 0x1000,
         data: 0x52,
     }));
-    assert!(vector.signal());
+    assert!(!vector.signal(), "it stays pending, as with an eventfd");
     assert_eq!(guest.requested(), [0; 0]);
 }
 

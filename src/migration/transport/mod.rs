@@ -89,7 +89,7 @@ pub enum TransportError {
     #[error(transparent)]
     Tls(#[from] TlsError),
     /// The address accepts one connection only.
-    #[error("{0} is a single connection")]
+    #[error("{0} accepts one connection only")]
     Single(Address),
     /// Another user's process, without TLS.
     #[error(
