@@ -17,12 +17,14 @@ mod migration;
 mod named_flags;
 mod probe_console;
 mod probe_l1;
+mod program;
 mod progress;
 mod qemu;
 mod report;
 mod tsc;
 mod unit;
 pub mod untrusted;
+mod usage;
 mod vmm;
 mod wire;
 
@@ -107,10 +109,7 @@ fn run(command: &Command) -> Result<u8, (u8, Box<dyn Error>)> {
         },
         Command::Tsc(args) => match tsc::run(args) {
             Ok(well) => Ok(if well { 0 } else { FAILED }),
-            Err(error) => {
-                let code = if error.is_host() { HOST } else { FAILED };
-                Err((code, error.into()))
-            }
+            Err(error) => Err((error.code(), error.into())),
         },
         Command::Vmm(args) => {
             let failed = |error: Box<dyn Error>| (FAILED, error);

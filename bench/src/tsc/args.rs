@@ -5,14 +5,21 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use super::model::{GuestKind, Way};
+use crate::program;
+
+/// The default of `--counter-every`.
+pub(super) const COUNTER_EVERY: u64 = 64;
+/// The default of `--ack-after-us`.
+pub(super) const ACK_AFTER_US: u64 = 1000;
 
 /// Measure how stable the clocks of a guest are, while it runs and across moves
 ///
 /// A guest reads its clocks in a tight loop on every vCPU. It is moved, by `hypernest save` and `restore` or
 /// by live migration, between hosts of different TSC frequencies, which --tsc-khz emulates on this host. The
 /// exit code is 1 if a clock stepped back, was more than 10 ms off after a move or a step forward, drifted by
-/// more than 500 ppm (each beyond the uncertainty of its measurement), or if an acknowledgement is missing; 3
-/// if this host does not support the measurement; else 0.
+/// more than 500 ppm (each beyond the uncertainty of its measurement), if an acknowledgement is missing, or if
+/// the measurement failed; 2 if the command line is wrong; 3 if this host does not support the measurement;
+/// else 0.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Args {
     /// The guest in the VM
@@ -66,7 +73,7 @@ pub(crate) struct Args {
     #[arg(
         long,
         value_name = "N",
-        default_value_t = 64,
+        default_value_t = COUNTER_EVERY,
         value_parser = clap::value_parser!(u64).range(1..=1 << 32),
     )]
     pub(super) counter_every: u64,
@@ -74,7 +81,7 @@ pub(crate) struct Args {
     #[arg(long, value_enum, default_value = "emulate")]
     pub(super) reenlighten: Reenlighten,
     /// The guest's delay before it acknowledges a change, in us of its own time
-    #[arg(long, value_name = "US", default_value_t = 1000)]
+    #[arg(long, value_name = "US", default_value_t = ACK_AFTER_US)]
     pub(super) ack_after_us: u64,
     /// Never acknowledge a change
     #[arg(long, conflicts_with = "ack_after_us")]
@@ -98,9 +105,9 @@ pub(crate) struct Args {
     /// Print JSON
     #[arg(long)]
     pub(super) json: bool,
-    /// The hypernest to measure
-    #[arg(long, value_name = "FILE", default_value = "hypernest")]
-    pub(super) hypernest: PathBuf,
+    /// The hypernest to measure [default: beside this program, else on the PATH]
+    #[arg(long, value_name = "FILE")]
+    pub(super) hypernest: Option<PathBuf>,
     #[command(flatten)]
     pub(super) linux: Linux,
 }
@@ -109,10 +116,10 @@ pub(crate) struct Args {
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "With --guest linux or linux-l2")]
 pub(super) struct Linux {
-    /// Its kernel [default: linux-6.12/vmlinux in $HYPERNEST_LAB_DIR]
+    /// Its kernel, which it needs [default: linux-6.12/vmlinux in $HYPERNEST_LAB_DIR]
     #[arg(long, value_name = "FILE")]
     pub(super) kernel: Option<PathBuf>,
-    /// A static tscprobe to run in it [default: beside this program]
+    /// A static tscprobe to run in it [default: beside this program, else on the PATH]
     #[arg(long, value_name = "FILE")]
     pub(super) probe: Option<PathBuf>,
     /// Modules to load in it first, uncompressed, in this order: with those of KVM it requests
@@ -195,6 +202,11 @@ impl Frequency {
 }
 
 impl Args {
+    /// The hypernest to measure.
+    pub(super) fn hypernest(&self) -> PathBuf {
+        self.hypernest.clone().unwrap_or_else(program::hypernest)
+    }
+
     /// The output directory.
     pub(super) fn directory(&self) -> Option<PathBuf> {
         match &self.out {

@@ -107,7 +107,7 @@ fn measure_at(
     let khz = frequencies.first().copied().or(host.tsc_khz);
     let khz = f64::from(khz.ok_or(TscError::NoFrequency)?);
     let watch = Stopwatch::start();
-    let mut vms = Vms::new(&args.hypernest, site.directory.path(), watch);
+    let mut vms = Vms::new(&args.hypernest(), site.directory.path(), watch);
     let created = Created {
         khz,
         scaled: frequencies.first().copied(),

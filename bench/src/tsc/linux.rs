@@ -9,10 +9,13 @@ use hypernest_lab::cpio::Writer;
 use hypernest_lab::plan::LAB_DIR_VARIABLE;
 
 use super::args::{Args, Linux};
+use super::check::no_kernel;
 use super::model::GuestKind;
 use super::{TscError, file};
+use crate::program;
+use crate::usage::Usage;
 
-const PROBE: &str = "tscprobe";
+pub(super) const PROBE: &str = "tscprobe";
 /// The directory of modules in the guest.
 const MODULES: &str = "modules";
 /// The configuration of L2 in L1's initramfs.
@@ -20,11 +23,7 @@ const L2: &str = "l2.toml";
 
 /// Writes the guest's initramfs to `initrd`, and returns the path of its kernel.
 pub(super) fn files(args: &Args, vendor: CpuVendor, initrd: &Path) -> Result<PathBuf, TscError> {
-    let kernel = match (&args.linux.kernel, std::env::var_os(LAB_DIR_VARIABLE)) {
-        (Some(kernel), _) => kernel.clone(),
-        (None, Some(lab)) => PathBuf::from(lab).join("linux-6.12/vmlinux"),
-        (None, None) => return Err(TscError::NoKernel),
-    };
+    let kernel = kernel(&args.linux).ok_or_else(|| Usage::of(no_kernel(args.guest)))?;
     let probe = probe(&args.linux);
     if args.guest == GuestKind::Linux {
         write(initrd, &probe, &args.linux.modules, |_| Ok(()))?;
@@ -37,7 +36,7 @@ pub(super) fn files(args: &Args, vendor: CpuVendor, initrd: &Path) -> Result<Pat
     } else {
         args.linux.modules.clone()
     };
-    let hypernest = on_path(&args.hypernest);
+    let hypernest = on_path(&args.hypernest());
     write(initrd, &probe, &modules, |archive| {
         archive.copy("hypernest", &hypernest)?;
         archive.copy("vmlinux", &kernel)?;
@@ -97,20 +96,23 @@ fn write(
         .map_err(file(format!("cannot write {name}")))
 }
 
+/// The kernel: as given, or the lab's.
+pub(super) fn kernel(linux: &Linux) -> Option<PathBuf> {
+    let of_lab = || {
+        let lab = std::env::var_os(LAB_DIR_VARIABLE)?;
+        Some(PathBuf::from(lab).join("linux-6.12/vmlinux"))
+    };
+    linux.kernel.clone().or_else(of_lab)
+}
+
 /// The path of the probe: as given, beside this program, or on the PATH.
 fn probe(linux: &Linux) -> PathBuf {
-    if let Some(probe) = &linux.probe {
-        return probe.clone();
-    }
-    let own = std::env::current_exe().ok();
-    let beside = own.and_then(|own| Some(own.parent()?.join(PROBE)));
-    beside
-        .filter(|program| program.is_file())
-        .unwrap_or_else(|| on_path(Path::new(PROBE)))
+    let found = || program::find(PROBE).unwrap_or_else(|| PROBE.into());
+    linux.probe.clone().unwrap_or_else(found)
 }
 
 /// The path that a shell would find.
-fn on_path(program: &Path) -> PathBuf {
+pub(super) fn on_path(program: &Path) -> PathBuf {
     if program.components().count() > 1 {
         return program.to_owned();
     }

@@ -6,6 +6,7 @@
 mod analyse;
 mod args;
 mod by_hand;
+mod check;
 mod drive;
 mod files;
 mod fit;
@@ -34,6 +35,8 @@ use vm::VmError;
 
 use crate::environment;
 use crate::histogram::HistogramError;
+use crate::usage::Usage;
+use crate::{FAILED, HOST, WRONG_USE};
 
 /// Errors of `hypernest-bench tsc`.
 #[derive(Debug, Error)]
@@ -43,9 +46,9 @@ pub(crate) enum TscError {
     /// A frequency is relative to the host's, which is unknown.
     #[error("KVM does not report this host's TSC frequency: give --tsc-khz in kHz")]
     NoFrequency,
-    /// The kernel of the Linux guest is missing.
-    #[error("`--guest linux` needs --kernel FILE")]
-    NoKernel,
+    /// The command line is wrong.
+    #[error(transparent)]
+    Usage(#[from] Usage),
     #[error(transparent)]
     Vm(#[from] VmError),
     /// A file operation failed.
@@ -64,13 +67,18 @@ pub(crate) enum TscError {
 }
 
 impl TscError {
-    /// Whether the host lacks a requirement.
-    pub(crate) fn is_host(&self) -> bool {
+    /// The exit code.
+    pub(crate) fn code(&self) -> u8 {
         match self {
-            Self::Host(_) | Self::NoFrequency => true,
-            // hypernest's own exit code for a missing requirement.
-            Self::Vm(error) => error.code() == Some(3),
-            _ => false,
+            Self::Usage(_) => WRONG_USE,
+            Self::Host(_) | Self::NoFrequency => HOST,
+            // hypernest's exit codes have the same meaning.
+            Self::Vm(error) => match error.code() {
+                Some(2) => WRONG_USE,
+                Some(3) => HOST,
+                _ => FAILED,
+            },
+            _ => FAILED,
         }
     }
 }
@@ -92,6 +100,7 @@ fn round(value: f64) -> u64 {
 
 /// Measures and shows the result, which is whether all checks passed.
 pub(crate) fn run(args: &Args) -> Result<bool, TscError> {
+    args.check()?;
     let host = HostCaps::probe()?;
     if let Some(directory) = &args.by_hand {
         let text = by_hand::commands(args, directory)?;
