@@ -45,7 +45,7 @@ fn write_page(report: &Report, out: &mut String) -> std::fmt::Result {
         writeln!(out, "<p class=\"warning failed\">{}</p>", escape(failure))?;
     }
     if report.failures.is_empty() {
-        writeln!(out, "<p>{}</p>", escape(&all_well(report.bounds)))?;
+        writeln!(out, "<p>{}</p>", escape(&all_well(report)))?;
     }
     writeln!(out, "</header>\n<main>")?;
     if let Some(plot) = plot(report) {

@@ -233,7 +233,7 @@ fn write_all(report: &Report, out: &mut String) -> std::fmt::Result {
     )?;
     writeln!(out)?;
     if report.failures.is_empty() {
-        writeln!(out, "{}", all_well(report.bounds))?;
+        writeln!(out, "{}", plain(&all_well(report)))?;
     }
     for failure in &report.failures {
         writeln!(out, "FAILED: {}", plain(failure))?;

@@ -127,6 +127,7 @@ fn the_table_says_what_happened() {
         "1 to 2",
         "No clock stepped back, was more than 10 ms off after a move or a step, or drifted by more than 500 \
          ppm",
+        "Checked: tsc, reference-page: the guest had no reference-counter.",
     ] {
         assert!(text.contains(part), "{part:?} is not in\n{text}");
     }
@@ -136,6 +137,41 @@ fn the_table_says_what_happened() {
     }));
     assert!(text.contains("FAILED: tsc stepped back"), "{text}");
     assert!(!text.contains("No clock stepped back"));
+}
+
+#[test]
+fn the_verdict_says_which_clocks_it_covers() {
+    let verdict = |kind, clocks: &[&str]| {
+        let mut report = moved();
+        report.guest.kind = kind;
+        let figures = report.clocks[0].measured.clone();
+        for clock in &mut report.clocks {
+            let offered = clocks.contains(&clock.clock.as_str());
+            clock.measured = figures.clone().filter(|_| offered);
+        }
+        (table(&report), page::page(&report))
+    };
+    for (kind, clocks, wanted) in [
+        (
+            GuestKind::Micro,
+            &["tsc"][..],
+            "Only the TSC was checked: the guest had no reference-page and no reference-counter.",
+        ),
+        (
+            GuestKind::Micro,
+            &["tsc", "reference-page", "reference-counter"],
+            "Checked: tsc, reference-page, reference-counter.",
+        ),
+        (
+            GuestKind::Linux,
+            &["tsc", "monotonic", "monotonic-raw"],
+            "Checked: tsc, monotonic, monotonic-raw.",
+        ),
+    ] {
+        let (text, page) = verdict(kind, clocks);
+        assert!(text.contains(wanted), "{wanted:?} is not in\n{text}");
+        assert!(page.contains(wanted), "{wanted:?} is not in\n{page}");
+    }
 }
 
 #[test]

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::super::model::{Bounds, ClockResult, Move, Segment};
+use hypernest_nested::tsc::Clock;
+
+use super::super::model::{Bounds, ClockResult, GuestKind, Move, Report, Segment};
 use super::super::record::Record;
 use super::forward::Step;
 use super::{AcrossMoves, Doings};
@@ -221,8 +223,8 @@ fn when(after_move: u32, acknowledged: bool) -> String {
 }
 
 /// The summary of a result without failures.
-pub(in crate::tsc) fn all_well(bounds: Option<Bounds>) -> String {
-    match bounds {
+pub(in crate::tsc) fn all_well(report: &Report) -> String {
+    let well = match report.bounds {
         None => "No clock stepped back.".to_owned(),
         Some(bounds) => format!(
             "No clock stepped back, was more than {:.0} ms off after a move or a step, or drifted by more \
@@ -230,5 +232,29 @@ pub(in crate::tsc) fn all_well(bounds: Option<Bounds>) -> String {
              uncertainty of its measurement).",
             bounds.step_ms, bounds.drift_ppm
         ),
+    };
+    format!("{well} {}", checked(report))
+}
+
+/// The clocks that the verdict covers, and those that such a guest usually has as well.
+fn checked(report: &Report) -> String {
+    let usual = match report.guest.kind {
+        GuestKind::Micro => [Clock::Page, Clock::Counter],
+        GuestKind::Linux | GuestKind::LinuxL2 => [Clock::Monotonic, Clock::Raw],
+    };
+    let measured = report
+        .clocks
+        .iter()
+        .filter(|clock| clock.measured.is_some());
+    let measured: Vec<_> = measured.map(|clock| clock.clock.as_str()).collect();
+    let absent = usual.map(Clock::name).into_iter();
+    let absent: Vec<_> = absent.filter(|name| !measured.contains(name)).collect();
+    let which = match measured.as_slice() {
+        ["tsc"] => "Only the TSC was checked".to_owned(),
+        names => format!("Checked: {}", names.join(", ")),
+    };
+    match absent.as_slice() {
+        [] => format!("{which}."),
+        absent => format!("{which}: the guest had no {}.", absent.join(" and no ")),
     }
 }
