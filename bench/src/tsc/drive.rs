@@ -308,7 +308,9 @@ fn move_guest(args: &Args, vms: &mut Vms, site: &Site, khz: Option<u32>) -> Resu
             incoming.extend(arrival(args, site, &new, khz));
             vms.start(&incoming)?;
             wait_for(&PathBuf::from(&socket), args.stuck_after())?;
-            vms.command(&["migrate", &old, &address])
+            let migrated = vms.command(&["migrate", &old, &address]);
+            // A destination that refuses the VM says why.
+            migrated.map_err(|error| vms.end_of_destination().unwrap_or(error))
         }
     }
 }

@@ -322,13 +322,30 @@ impl Vms {
         let Some(vm) = self.vms.last_mut() else {
             return Ok(());
         };
-        match vm.child.try_wait()? {
-            Some(status) => Err(VmError::Ended {
-                status,
-                said: self.last_words(),
-            }),
-            None => Ok(()),
+        let Some(status) = vm.child.try_wait()? else {
+            return Ok(());
+        };
+        // Its last message may not have been read yet.
+        for reader in vm.readers.drain(..) {
+            let _panicked = reader.join();
         }
+        Err(VmError::Ended {
+            status,
+            said: self.last_words(),
+        })
+    }
+
+    /// The error of the last VM, if it ends soon: the reason why a migration to it failed.
+    pub(super) fn end_of_destination(&mut self) -> Option<VmError> {
+        const SOON: Duration = Duration::from_secs(2);
+        let start = Instant::now();
+        while start.elapsed() < SOON {
+            if let Err(error) = self.look_for_end() {
+                return Some(error);
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+        None
     }
 
     /// The time of the first byte from the last VM.
@@ -401,6 +418,44 @@ fn listen(mut from: impl Read, to: &Mutex<String>) {
         let mut said = to.lock().unwrap_or_else(PoisonError::into_inner);
         if said.len() < MOST_SAID {
             said.push_str(&String::from_utf8_lossy(&buffer[..len]));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::TscError;
+    use super::*;
+    use crate::{FAILED, HOST, WRONG_USE};
+
+    #[test]
+    fn what_hypernest_refuses_keeps_its_exit_code_and_message() {
+        let runtime = tempfile::tempdir().unwrap();
+        let vms = || Vms::new(Path::new("/bin/sh"), runtime.path(), Stopwatch::start());
+        let refuse = ["-c", "echo 'this host cannot scale the TSC' >&2; exit 3"];
+        // A restore that is refused.
+        let mut restored = vms();
+        restored.start(&refuse).unwrap();
+        let limit = Duration::from_secs(60);
+        let error = restored.until("report", limit, |_| false).unwrap_err();
+        assert!(
+            error.to_string().contains("cannot scale the TSC"),
+            "{error}"
+        );
+        assert_eq!(TscError::from(error).code(), HOST);
+        // A destination that refuses a migration.
+        let mut destination = vms();
+        destination.start(&refuse).unwrap();
+        let error = destination.end_of_destination().unwrap();
+        assert!(
+            error.to_string().contains("cannot scale the TSC"),
+            "{error}"
+        );
+        assert_eq!(TscError::from(error).code(), HOST);
+        for (code, wanted) in [(1, FAILED), (2, WRONG_USE), (3, HOST)] {
+            let command = ["-c".to_owned(), format!("exit {code}")];
+            let error = vms().command(&command).unwrap_err();
+            assert_eq!(TscError::from(error).code(), wanted);
         }
     }
 }
