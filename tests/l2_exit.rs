@@ -161,7 +161,9 @@ fn crash() -> TestResult {
 
 fn refused() -> TestResult {
     let host = HostCaps::probe()?;
-    let (mode, reason) = match host.system.cpu.vendor.as_str() {
+    let cpu = &host.system.cpu;
+    let (mode, reason) = match cpu.vendor.as_str() {
+        _ if !cpu.vmx && !cpu.svm => ("svm", "svm: this host's CPU shows neither VMX nor SVM"),
         "GenuineIntel" => ("svm", "svm: SVM is AMD's"),
         _ => ("evmcs", "evmcs: VMX and eVMCS are Intel's"),
     };

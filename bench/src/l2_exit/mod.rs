@@ -294,6 +294,7 @@ fn facts(host: &HostCaps) -> Result<Facts, L2ExitError> {
     };
     Ok(Facts {
         vendor,
+        virtualization: host.system.cpu.vmx || host.system.cpu.svm,
         nested: match vendor {
             Vendor::Intel => host.kvm.guest_vmx(),
             Vendor::Amd => host.kvm.guest_svm(),
@@ -381,6 +382,7 @@ mod tests {
     fn what_is_named_must_be_possible() {
         let amd = Facts {
             vendor: Vendor::Amd,
+            virtualization: true,
             nested: true,
             hyperv: true,
             evmcs: false,

@@ -75,6 +75,8 @@ fn vendor(mode: Mode) -> Vendor {
 pub(crate) struct Facts {
     /// Its CPU's vendor.
     pub(crate) vendor: Vendor,
+    /// The CPU shows VMX or SVM.
+    pub(crate) virtualization: bool,
     /// Guests can be offered VMX or SVM.
     pub(crate) nested: bool,
     /// KVM has Hyper-V's interface.
@@ -91,9 +93,17 @@ pub(crate) struct Facts {
     pub(crate) may_reload: bool,
 }
 
+/// The remedy for a host without nesting.
+const EMULATED: &str = "use an emulated host, by `cargo lab demo` in the source tree (docs/lab.md)";
+
 impl Facts {
     /// The reason why `mode` cannot be measured here with `l1`; `None` if it can.
     pub(crate) fn lack(&self, l1: L1, mode: Mode) -> Option<String> {
+        if !self.virtualization {
+            return Some(format!(
+                "this host's CPU shows neither VMX nor SVM (`hypernest doctor` says why): {EMULATED}"
+            ));
+        }
         let wanted = vendor(mode);
         if wanted != self.vendor {
             return Some(match wanted {
@@ -103,8 +113,8 @@ impl Facts {
         }
         if !self.nested {
             return Some(format!(
-                "this host's KVM cannot show VMX or SVM to guests: load {} with nested=1, on a CPU that has \
-                 it (see `hypernest doctor`)",
+                "this host's KVM cannot show VMX or SVM to guests: load {} with nested=1 (see `hypernest \
+                 doctor`), or {EMULATED}",
                 self.vendor.module()
             ));
         }
@@ -248,6 +258,7 @@ mod tests {
     fn what_a_host_lacks_is_named() {
         let intel = Facts {
             vendor: Vendor::Intel,
+            virtualization: true,
             nested: true,
             hyperv: true,
             evmcs: true,
@@ -279,6 +290,11 @@ mod tests {
             nested: false,
             ..intel
         };
+        // Such as a virtual machine without nesting.
+        let neither = Facts {
+            virtualization: false,
+            ..not_nested
+        };
         let without_hyperv = Facts {
             hyperv: false,
             ..amd
@@ -309,6 +325,10 @@ mod tests {
                 Some("enlightened VMCS"),
             ),
             (not_nested, L1::Micro, ClassicShadow, Some("nested=1")),
+            (not_nested, L1::Micro, Evmcs, Some("cargo lab demo")),
+            (neither, L1::Micro, Evmcs, Some("neither VMX nor SVM")),
+            (neither, L1::Micro, Svm, Some("neither VMX nor SVM")),
+            (neither, L1::Linux, Svm, Some("cargo lab demo")),
             (without_hyperv, L1::Micro, Svm, Some("CONFIG_KVM_HYPERV")),
             (old, L1::Micro, EvmcsEmsr, Some("Linux 5.17")),
             (old, L1::Micro, EvmcsDirectFlush, Some("Linux 6.2")),
