@@ -13,6 +13,8 @@ use thiserror::Error;
 use crate::kvm_module::Vendor;
 use crate::l1_agent::MODULES;
 use crate::probe_l1;
+use crate::usage::{self, Usage};
+use crate::{FAILED, WRONG_USE};
 
 /// Write the initramfs of an L1 that runs l2probe in a Linux guest, for l2-exit --l1 image
 ///
@@ -85,10 +87,21 @@ pub(crate) enum InitramfsError {
         /// The flag that names another file.
         flag: &'static str,
     },
-    #[error("no kernel: give --kernel DIR, or set {LAB_DIR_VARIABLE}")]
-    NoKernel,
+    /// The command line is wrong.
+    #[error(transparent)]
+    Usage(#[from] Usage),
     #[error("{} has neither kvm-intel.ko nor kvm-amd.ko (modules must be there uncompressed)", .0.display())]
     NoVendorModule(PathBuf),
+}
+
+impl InitramfsError {
+    /// The exit code.
+    pub(crate) fn code(&self) -> u8 {
+        match self {
+            Self::File { .. } => FAILED,
+            Self::Usage(_) | Self::Dynamic { .. } | Self::NoVendorModule(_) => WRONG_USE,
+        }
+    }
 }
 
 fn file(what: impl Into<String>) -> impl FnOnce(io::Error) -> InitramfsError {
@@ -101,7 +114,10 @@ pub(crate) fn run(args: &Args) -> Result<String, InitramfsError> {
     let kernel = match (&args.kernel, std::env::var_os(LAB_DIR_VARIABLE)) {
         (Some(kernel), _) => kernel.clone(),
         (None, Some(lab)) => PathBuf::from(lab).join("linux-6.12"),
-        (None, None) => return Err(InitramfsError::NoKernel),
+        (None, None) => {
+            let why = usage::no_kernel_directory("this command");
+            return Err(Usage::of(why).into());
+        }
     };
     let vmlinux = kernel.join("vmlinux");
     let modules = modules(&kernel.join("modules"))?;

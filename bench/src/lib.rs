@@ -102,25 +102,20 @@ fn run(command: &Command) -> Result<u8, (u8, Box<dyn Error>)> {
     match command {
         Command::L2Exit(args) => match l2_exit::run(args) {
             Ok(well) => Ok(if well { 0 } else { FAILED }),
-            Err(error) => {
-                let code = if error.is_host() { HOST } else { FAILED };
-                Err((code, error.into()))
-            }
+            Err(error) => Err((error.code(), error.into())),
         },
         Command::Tsc(args) => match tsc::run(args) {
             Ok(well) => Ok(if well { 0 } else { FAILED }),
             Err(error) => Err((error.code(), error.into())),
         },
         Command::Vmm(args) => {
-            let failed = |error: Box<dyn Error>| (FAILED, error);
-            let text = vmm::run(args).map_err(|e| failed(e.into()))?;
-            print(&text).map_err(|e| failed(e.into()))?;
+            let text = vmm::run(args).map_err(|e| (e.code(), e.into()))?;
+            print(&text).map_err(|e| (FAILED, e.into()))?;
             Ok(0)
         }
         Command::Migration(args) => {
-            let failed = |error: Box<dyn Error>| (FAILED, error);
-            let text = migration::run(args).map_err(|e| failed(e.into()))?;
-            print(&text).map_err(|e| failed(e.into()))?;
+            let text = migration::run(args).map_err(|e| (e.code(), e.into()))?;
+            print(&text).map_err(|e| (FAILED, e.into()))?;
             Ok(0)
         }
         Command::Report {
@@ -172,7 +167,7 @@ fn run(command: &Command) -> Result<u8, (u8, Box<dyn Error>)> {
             Ok(if well { 0 } else { FAILED })
         }
         Command::Initramfs(args) => {
-            let text = initramfs::run(args).map_err(|e| (FAILED, e.into()))?;
+            let text = initramfs::run(args).map_err(|e| (e.code(), e.into()))?;
             print(&text).map_err(|e| (FAILED, e.into()))?;
             Ok(0)
         }

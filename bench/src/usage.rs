@@ -4,6 +4,7 @@
 use std::fmt;
 
 use hypernest::config::{self, ConfigError, Flags, HostLimits};
+use hypernest_lab::plan::LAB_DIR_VARIABLE;
 
 /// All mistakes of a command line; at least one.
 #[derive(Debug, PartialEq, Eq)]
@@ -49,6 +50,22 @@ pub(crate) fn of_vm(flags: &[(&str, &str)]) -> Vec<String> {
     }
 }
 
+/// The way to get a kernel; `path` is where the lab has it.
+pub(crate) fn kernel_of_lab(path: &str) -> String {
+    format!(
+        "`cargo lab setup` in the source tree fetches one, {path} in ~/.cache/hypernest/lab (with \
+         {LAB_DIR_VARIABLE} set to that directory it is the default)"
+    )
+}
+
+/// The mistake of a user of `what` who names no directory with a kernel and its modules.
+pub(crate) fn no_kernel_directory(what: &str) -> String {
+    format!(
+        "{what} needs a kernel: give --kernel DIR, with vmlinux and, in modules/, those of KVM; {}",
+        kernel_of_lab("linux-6.12")
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -70,5 +87,7 @@ mod tests {
         assert_eq!(of_vm(&[("clock", "pause"), ("hv", "none")]), [""; 0]);
         assert_eq!(of_vm(&[("kernel", "/nowhere")]).len(), 1);
         assert_eq!(Usage::check(Vec::new()), Ok(()));
+        let text = no_kernel_directory("--l1 linux");
+        assert!(text.contains("--kernel DIR") && text.contains("cargo lab setup"));
     }
 }

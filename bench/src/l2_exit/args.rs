@@ -4,8 +4,10 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use hypernest::hyperv::HostHv;
 use hypernest::kvm::host::HostCaps;
+use hypernest_lab::plan::LAB_DIR_VARIABLE;
 use hypernest_nested::l2exit::{Kind, Mode, Touch};
 
 use super::choice::Choice;
@@ -14,12 +16,13 @@ use super::micro::{Rival, Runner, Wish, threads};
 use super::probed::Labelled;
 use crate::kvm_module::Source;
 use crate::qemu::{Qemu, QemuError};
-use crate::report::Vmm;
+use crate::report::{L1, Vmm};
+use crate::usage;
 
 /// Time exits of an L2 from inside, with L1 in several modes
 ///
-/// The exit code is 0 if all measurements succeeded, 1 if one failed or the run was interrupted, 3 if this
-/// host supports none of them.
+/// The exit code is 0 if all measurements succeeded, 1 if one failed or the run was interrupted, 2 if the
+/// command line is wrong, 3 if this host supports none of them.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Args {
     /// The L1: micro, linux, image=FILE (your kernel, whose guest runs l2probe), or manual (results of
@@ -32,7 +35,7 @@ pub(crate) struct Args {
     )]
     pub(super) l1: Vec<Choice>,
     /// The modes in which L1 runs L2; the host must support each one named [default: all supported]
-    #[arg(long, value_name = "MODE", value_delimiter = ',')]
+    #[arg(long, value_name = "MODE", value_delimiter = ',', value_parser = modes())]
     pub(super) modes: Vec<Mode>,
     /// With --l1 manual: a result of l2probe and the mode that its L1 was started for, as evmcs=FILE, or
     /// qemu:evmcs=FILE where QEMU ran it
@@ -86,7 +89,7 @@ struct Micro {
     #[arg(long, value_name = "PATH")]
     qemu: Option<PathBuf>,
     /// The kinds of exits [default: all]
-    #[arg(long, value_name = "KIND", value_delimiter = ',')]
+    #[arg(long, value_name = "KIND", value_delimiter = ',', value_parser = kinds())]
     kinds: Vec<Kind>,
     /// L1's VMCS accesses at each exit: minimal, kvm-like, hyperv-like, or reads=N,writes=M; several are
     /// measured in sequence
@@ -160,7 +163,65 @@ pub(super) struct Linux {
     pub(super) timeout: u64,
 }
 
+impl Linux {
+    /// The directory of the kernel: as given, or the lab's.
+    pub(super) fn kernel(&self) -> Option<PathBuf> {
+        let of_lab = || Some(PathBuf::from(std::env::var_os(LAB_DIR_VARIABLE)?).join("linux-6.12"));
+        self.kernel.clone().or_else(of_lab)
+    }
+}
+
 impl Args {
+    /// The mistakes that are visible without a look at the host.
+    pub(super) fn mistakes(&self) -> Vec<String> {
+        let mut mistakes = Vec::new();
+        let has = |l1: L1| self.l1.iter().any(|choice| choice.l1() == l1);
+        if has(L1::Manual) && self.l1.len() > 1 {
+            mistakes.push(
+                "--l1: manual merges results measured elsewhere, and cannot be combined with other L1s"
+                    .to_owned(),
+            );
+        }
+        if !has(L1::Manual) && !self.probe.is_empty() {
+            let why = "--probe: it names results for --l1 manual: give that, or leave it out";
+            mistakes.push(why.to_owned());
+        }
+        if has(L1::Micro) && self.asks_for_qemu() {
+            let qemu = Qemu::find(self.micro.qemu.as_deref());
+            let missing = qemu.err().map(|error| format!("--vmm qemu: {error}"));
+            mistakes.extend(missing.map(|missing| format!("{missing}; --qemu PATH names it")));
+        }
+        if has(L1::Linux) {
+            match self.linux.kernel() {
+                None => mistakes.push(usage::no_kernel_directory("--l1 linux")),
+                Some(directory) => mistakes.extend(
+                    [directory.join("vmlinux"), directory.join("modules")]
+                        .into_iter()
+                        .filter(|path| !path.exists())
+                        .map(|path| format!("--kernel: there is no {}", path.display())),
+                ),
+            }
+        }
+        for choice in &self.l1 {
+            let Choice::Image(image) = choice else {
+                continue;
+            };
+            let files = [
+                ("--l1 image", Some(image)),
+                ("--initrd", self.linux.initrd.as_ref()),
+            ];
+            let missing = files.into_iter().filter_map(|(flag, file)| {
+                let file = file.filter(|file| !file.is_file())?;
+                Some(format!("{flag}: there is no file {}", file.display()))
+            });
+            mistakes.extend(missing);
+        }
+        if has(L1::Linux) || has(L1::Image) {
+            mistakes.extend(usage::of_vm(&[("memory", &self.linux.memory)]));
+        }
+        mistakes
+    }
+
     /// The number of samples for `--l1 linux`.
     pub(super) fn linux_samples(&self) -> u32 {
         self.samples.unwrap_or(200)
@@ -245,6 +306,16 @@ impl Args {
     }
 }
 
+fn modes() -> impl TypedValueParser<Value = Mode> {
+    let names = Mode::ALL.iter().map(|mode| mode.name());
+    PossibleValuesParser::new(names).try_map(|name| name.parse())
+}
+
+fn kinds() -> impl TypedValueParser<Value = Kind> {
+    let names = Kind::ALL.iter().map(|kind| kind.name());
+    PossibleValuesParser::new(names).try_map(|name| name.parse())
+}
+
 /// The value of `--pin`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Pins(Vec<u32>);
@@ -310,6 +381,8 @@ impl FromStr for Touches {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::WRONG_USE;
+    use clap::{CommandFactory as _, Parser as _};
 
     #[test]
     fn touches_are_told_apart_although_one_has_a_comma() {
@@ -331,6 +404,80 @@ mod tests {
         }
         let error = "kvm".parse::<Touches>().unwrap_err();
         assert!(error.contains("\"kvm\": not a touch profile"), "{error}");
+    }
+
+    #[derive(Debug, clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    #[test]
+    fn modes_and_kinds_are_listed_and_the_nearest_is_named() {
+        let help = Line::command().render_long_help().to_string();
+        let names = Mode::ALL.iter().map(|mode| mode.name());
+        for name in names.chain(Kind::ALL.iter().map(|kind| kind.name())) {
+            assert!(help.contains(name), "{name} is not in\n{help}");
+        }
+        for (line, nearest, last) in [
+            (
+                ["l2-exit", "--modes", "hv-evmcs"],
+                "'evmcs'",
+                "svm+direct-flush",
+            ),
+            (
+                ["l2-exit", "--modes", "classic,evmcs-emsr"],
+                "'evmcs+emsr'",
+                "svm+direct-flush",
+            ),
+            (
+                ["l2-exit", "--kinds", "cpu-id"],
+                "'cpuid'",
+                "flush-hypercall",
+            ),
+        ] {
+            let error = Line::try_parse_from(line).unwrap_err();
+            assert_eq!(error.exit_code(), i32::from(WRONG_USE));
+            let text = error.to_string();
+            assert!(text.contains(nearest) && text.contains(last), "{text}");
+        }
+        let args = Line::parse_from(["l2-exit", "--modes", "evmcs,svm", "--kinds", "hlt"]).args;
+        assert_eq!(args.modes, [Mode::Evmcs, Mode::Svm]);
+        assert_eq!(args.micro.kinds, [Kind::Hlt]);
+    }
+
+    #[test]
+    fn mistakes_are_found_before_the_host_is_looked_at_and_all_at_once() {
+        for (line, wanted) in [
+            (
+                "l2-exit --l1 linux,manual --kernel /nowhere --memory 1Q",
+                &[
+                    "--l1: manual",
+                    "no /nowhere/vmlinux",
+                    "no /nowhere/modules",
+                    "--memory: ",
+                ][..],
+            ),
+            (
+                "l2-exit --l1 image=/nowhere/i --initrd /nowhere/j",
+                &[
+                    "--l1 image: there is no file /nowhere/i",
+                    "--initrd: there is no file /nowhere/j",
+                ],
+            ),
+            (
+                "l2-exit --vmm qemu --qemu /nowhere --probe evmcs=x",
+                &["--vmm qemu: /nowhere is neither", "--probe: it names"],
+            ),
+        ] {
+            let args = Line::parse_from(line.split_whitespace()).args;
+            let error = super::super::run(&args).unwrap_err();
+            assert_eq!(error.code(), WRONG_USE, "{line}");
+            let text = error.to_string();
+            for part in wanted {
+                assert!(text.contains(part), "{line}: {part:?} is not in\n{text}");
+            }
+        }
     }
 
     #[test]

@@ -18,6 +18,7 @@ use crate::kvm_module::Vendor;
 use crate::l1_agent::MODULES;
 use crate::l2::run_at_most;
 use crate::wire::{self, Message, Unreadable};
+use crate::{FAILED, HOST, WRONG_USE};
 
 /// Errors of a boot of L1.
 #[derive(Debug, Error)]
@@ -42,6 +43,17 @@ pub(crate) enum L1Error {
     Machine(#[from] MachineError),
     #[error(transparent)]
     Unreadable(#[from] Unreadable),
+}
+
+impl L1Error {
+    /// The exit code.
+    pub(crate) fn code(&self) -> u8 {
+        match self {
+            Self::Dynamic(_) | Self::Config(_) => WRONG_USE,
+            Self::Machine(error) if error.is_host() => HOST,
+            _ => FAILED,
+        }
+    }
 }
 
 fn file(what: impl Into<String>) -> impl FnOnce(io::Error) -> L1Error {

@@ -1,9 +1,7 @@
 //! `--l1 linux`: L1 is a stock kernel with its KVM, and the agent as its init.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
-
-use hypernest_lab::plan::LAB_DIR_VARIABLE;
 
 use super::interrupt::Interrupts;
 use super::modes::{self, Boot, boots};
@@ -14,6 +12,7 @@ use crate::kvm_module::Vendor;
 use crate::progress::Progress;
 use crate::report::{Entry, L1, Outcome, Vmm};
 use crate::unit::Unit;
+use crate::usage::{self, Usage};
 use hypernest_nested::l2exit::{Kind, Mode};
 
 /// The boots and their modes, in the order of the boots.
@@ -46,11 +45,8 @@ pub(super) fn measure(
     interrupts: &Interrupts,
     unit: &Unit,
 ) -> Result<(Vec<Entry>, bool), L2ExitError> {
-    let kernel = match (&args.linux.kernel, std::env::var_os(LAB_DIR_VARIABLE)) {
-        (Some(kernel), _) => kernel.clone(),
-        (None, Some(lab)) => PathBuf::from(lab).join("linux-6.12"),
-        (None, None) => return Err(L2ExitError::NoKernel),
-    };
+    let kernel = args.linux.kernel();
+    let kernel = kernel.ok_or_else(|| Usage::of(usage::no_kernel_directory("--l1 linux")))?;
     let directory = tempfile::tempdir().map_err(L2ExitError::Temporary)?;
     let initrd = directory.path().join("initrd");
     l1::write_initrd(&initrd, &args.linux.agent, &kernel.join("modules"), vendor)?;

@@ -20,7 +20,6 @@ use std::time::SystemTime;
 use hypernest::hyperv::HostHv;
 use hypernest::kvm::host::{HostCaps, HostError};
 use hypernest::units::TscKhz;
-use hypernest_lab::plan::LAB_DIR_VARIABLE;
 use hypernest_nested::hyperv;
 use hypernest_nested::l2exit::Mode;
 use thiserror::Error;
@@ -33,6 +32,8 @@ use crate::report::{
     self, ALL_KINDS, Details, Entry, FileError, L1, Outcome, Report, StoppedBy, Vmm,
 };
 use crate::unit::{Unit, unit};
+use crate::usage::Usage;
+use crate::{FAILED, HOST, WRONG_USE};
 pub(crate) use args::Args;
 use choice::Choice;
 use interrupt::Interrupts;
@@ -45,6 +46,9 @@ use shadow::ShadowVmcs;
 /// Errors of `hypernest-bench l2-exit`.
 #[derive(Debug, Error)]
 pub(crate) enum L2ExitError {
+    /// The command line is wrong.
+    #[error(transparent)]
+    Usage(#[from] Usage),
     #[error(transparent)]
     Host(#[from] HostError),
     /// A measurement that was requested by name, or all of them.
@@ -58,16 +62,12 @@ pub(crate) enum L2ExitError {
     Qemu(#[from] QemuError),
     #[error("cannot hold back signals")]
     Signals(#[source] io::Error),
-    #[error("no kernel for L1: give --kernel DIR, or set {LAB_DIR_VARIABLE}")]
-    NoKernel,
     #[error(transparent)]
     L1(#[from] L1Error),
     #[error("cannot make a temporary directory")]
     Temporary(#[source] io::Error),
     #[error("L1's report holds a broken histogram")]
     Histogram(#[from] HistogramError),
-    #[error("--l1 manual merges results measured elsewhere, and cannot be combined with other L1s")]
-    ManualWithOthers,
     #[error(transparent)]
     Probed(#[from] ProbedError),
     #[error("cannot keep {}", path.display())]
@@ -96,20 +96,23 @@ fn list(items: &[LeftOut]) -> String {
 }
 
 impl L2ExitError {
-    /// Whether the host lacks a requirement.
-    pub(crate) fn is_host(&self) -> bool {
-        matches!(self, Self::Host(_) | Self::Impossible(_) | Self::Vendor(_))
+    /// The exit code.
+    pub(crate) fn code(&self) -> u8 {
+        match self {
+            Self::Usage(_) | Self::Qemu(_) => WRONG_USE,
+            Self::Host(_) | Self::Impossible(_) | Self::Vendor(_) => HOST,
+            Self::L1(error) => error.code(),
+            _ => FAILED,
+        }
     }
 }
 
 /// Runs the measurements. The result is whether all of them succeeded.
 pub(crate) fn run(args: &Args) -> Result<bool, L2ExitError> {
+    Usage::check(args.mistakes())?;
     let l1s: Vec<L1> = args.l1.iter().map(Choice::l1).collect();
     if l1s == [L1::Manual] {
         return by_hand(args);
-    }
-    if l1s.contains(&L1::Manual) {
-        return Err(L2ExitError::ManualWithOthers);
     }
     let started = SystemTime::now();
     let host = HostCaps::probe()?;
@@ -398,7 +401,7 @@ mod tests {
         let both = [Mode::Svm, Mode::Evmcs];
         let error = choose(&[L1::Micro], &both, &amd).unwrap_err();
         assert!(
-            error.is_host()
+            error.code() == HOST
                 && error
                     .to_string()
                     .ends_with("evmcs: VMX and eVMCS are Intel's; this host's CPU has SVM")

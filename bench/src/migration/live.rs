@@ -10,6 +10,7 @@ use super::qmp::Qmp;
 use super::relay::Relay;
 use super::side::Side;
 use super::{Bench, MigrationError, Results, compare};
+use crate::program;
 use crate::vmm::contender::Contender;
 
 /// The result of one migration.
@@ -69,7 +70,7 @@ fn move_one(bench: &Bench, contender: Contender, dir: &Path) -> Result<Moved, Mi
     let [from, to] = ["from", "to"].map(|name| dir.join(name));
     let mut source = contender.command(&guest, &bench.terms);
     let mut destination = if ours {
-        let mut command = Command::new("hypernest");
+        let mut command = Command::new(program::hypernest());
         command.args(["run", "--incoming"]);
         command.arg(format!("unix:{}", to.display()));
         for (command, runtime) in [(&mut source, &near), (&mut command, &far)] {
@@ -105,7 +106,7 @@ fn move_one(bench: &Bench, contender: Contender, dir: &Path) -> Result<Moved, Mi
     let uri = format!("unix:{}", from.display());
     let begun;
     if ours {
-        let mut command = Command::new("hypernest");
+        let mut command = Command::new(program::hypernest());
         command.env("XDG_RUNTIME_DIR", &near);
         command.args(["migrate", "moved", &uri]);
         command.args(["--downtime-ms", &bench.downtime_ms.to_string()]);

@@ -23,13 +23,18 @@ use hypernest_guest::GUEST;
 use thiserror::Error;
 
 use crate::qemu::{Qemu, QemuError};
-use crate::vmm::VmmError;
+use crate::usage::Usage;
 use crate::vmm::contender::{Contender, Guest, Terms};
 use crate::vmm::samples::{median, ratio, spread, table};
+use crate::vmm::{self, VmmError};
+use crate::{FAILED, HOST, WRONG_USE};
 
 /// Errors of `hypernest-bench migration`.
 #[derive(Debug, Error)]
 pub(crate) enum MigrationError {
+    /// The command line is wrong.
+    #[error(transparent)]
+    Usage(#[from] Usage),
     #[error(transparent)]
     Host(#[from] HostError),
     #[error("{0}; --qemu PATH names it, --only-hypernest does without")]
@@ -44,7 +49,7 @@ pub(crate) enum MigrationError {
         #[source]
         source: io::Error,
     },
-    #[error("cannot start {who} (hypernest must be on the PATH)")]
+    #[error("cannot start {who} (hypernest must be beside this program or on the PATH)")]
     Start {
         who: &'static str,
         #[source]
@@ -64,6 +69,18 @@ pub(crate) enum MigrationError {
         #[source]
         source: Option<Box<dyn Error + Send + Sync>>,
     },
+}
+
+impl MigrationError {
+    /// The exit code.
+    pub(crate) fn code(&self) -> u8 {
+        match self {
+            Self::Usage(_) | Self::Qemu(_) => WRONG_USE,
+            Self::Host(_) => HOST,
+            Self::Terms(error) => error.code(),
+            _ => FAILED,
+        }
+    }
 }
 
 /// Measure live migration and restore, compared with QEMU
@@ -134,8 +151,26 @@ enum Part {
     Live,
 }
 
+impl Args {
+    /// The mistakes that are visible without a look at the host.
+    fn mistakes(&self) -> Vec<String> {
+        let mut mistakes = vmm::of_both(&self.hv, self.only_hypernest, self.qemu.as_deref());
+        if let Some(fill) = self.fill.filter(|fill| *fill > self.memory) {
+            mistakes.push(format!(
+                "--fill: {fill} MiB do not fit into the guest's {} MiB (--memory)",
+                self.memory
+            ));
+        }
+        if let Some(dir) = self.dir.as_ref().filter(|dir| !dir.is_dir()) {
+            mistakes.push(format!("--dir: there is no directory {}", dir.display()));
+        }
+        mistakes
+    }
+}
+
 /// Runs the measurements and returns their results as text.
 pub(crate) fn run(args: &Args) -> Result<String, MigrationError> {
+    Usage::check(args.mistakes())?;
     let bench = Bench::new(args)?;
     let mut text = String::new();
     for (part, measure) in [
@@ -267,6 +302,28 @@ fn of_pairs(results: &Results) -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use clap::Parser as _;
+
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    #[test]
+    fn mistakes_are_found_before_the_host_is_looked_at_and_all_at_once() {
+        let line = "migration --hv foo --memory 64 --fill 65 --dir /nowhere --only-hypernest";
+        let error = run(&Line::parse_from(line.split_whitespace()).args).unwrap_err();
+        assert_eq!(error.code(), WRONG_USE);
+        let text = error.to_string();
+        for part in [
+            "--hv: ",
+            "--fill: 65 MiB",
+            "--dir: there is no directory /nowhere",
+        ] {
+            assert!(text.contains(part), "{part:?} is not in\n{text}");
+        }
+    }
 
     #[test]
     fn a_ratio_is_the_median_of_the_rounds_ratios() {

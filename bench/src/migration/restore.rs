@@ -9,6 +9,7 @@ use serde_json::json;
 use super::qmp::Qmp;
 use super::side::Side;
 use super::{Bench, MigrationError, Results, compare};
+use crate::program;
 use crate::vmm::contender::Contender;
 
 /// The name of hypernest's VM.
@@ -60,7 +61,7 @@ fn save(bench: &Bench, contender: Contender) -> Result<(), MigrationError> {
         command.env("XDG_RUNTIME_DIR", bench.files.path());
         let running = Side::start(contender, &mut command, bench.limit)?;
         running.until(3)?;
-        let mut save = Command::new("hypernest");
+        let mut save = Command::new(program::hypernest());
         save.env("XDG_RUNTIME_DIR", bench.files.path());
         save.args(["save", NAME]).arg(&place);
         let saved = save.args(["--then", "stop"]).status();
@@ -88,7 +89,7 @@ fn save(bench: &Bench, contender: Contender) -> Result<(), MigrationError> {
 fn restore(bench: &Bench, contender: Contender) -> Command {
     let place = saved(bench, contender);
     if contender == Contender::Hypernest {
-        let mut command = Command::new("hypernest");
+        let mut command = Command::new(program::hypernest());
         command.env("XDG_RUNTIME_DIR", bench.files.path());
         command.arg("restore").arg(place);
         return command;

@@ -2,8 +2,6 @@
 
 use std::path::Path;
 
-use hypernest_lab::plan::LAB_DIR_VARIABLE;
-
 use super::args::{ACK_AFTER_US, Args, COUNTER_EVERY, Frequency, Reenlighten};
 use super::linux;
 use super::model::{GuestKind, Way};
@@ -155,10 +153,9 @@ pub(super) fn no_kernel(guest: GuestKind) -> String {
         _ => "a bzImage or vmlinux with a driver of serial ports built in",
     };
     format!(
-        "--guest {} needs a kernel: give --kernel FILE, {which}; `cargo lab setup` in the source tree fetches \
-         one, linux-6.12/vmlinux in ~/.cache/hypernest/lab (with {LAB_DIR_VARIABLE} set to that directory it \
-         is the default)",
-        guest.name()
+        "--guest {} needs a kernel: give --kernel FILE, {which}; {}",
+        guest.name(),
+        usage::kernel_of_lab("linux-6.12/vmlinux")
     )
 }
 

@@ -6,6 +6,7 @@ use std::process::Command;
 use hypernest::hyperv::HostHv;
 
 use super::VmmError;
+use crate::program;
 use crate::qemu::{self, Qemu};
 
 /// A VMM in one of its configurations.
@@ -51,7 +52,7 @@ impl Contender {
     pub(crate) fn command(self, guest: &Guest<'_>, terms: &Terms) -> Command {
         let memory = format!("{}M", guest.memory_mib);
         if self == Self::Hypernest {
-            let mut command = Command::new("hypernest");
+            let mut command = Command::new(program::hypernest());
             command.arg("run").arg("--kernel").arg(guest.kernel);
             command.args(["--cmdline", guest.cmdline, "--memory", &memory]);
             command.args(["--hv", &terms.hv]);

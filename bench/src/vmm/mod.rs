@@ -27,10 +27,14 @@ use hypernest::kvm::host::{HostCaps, HostError};
 use hypernest::units::TscKhz;
 use hypernest::vcpu::stats::{self, ExitClock};
 use hypernest_guest::GUEST;
+use hypernest_lab::plan::LAB_DIR_VARIABLE;
 use hypernest_nested::probe::{ALIVE, Malformed};
 use thiserror::Error;
 
+use crate::program;
 use crate::qemu::{Qemu, QemuError};
+use crate::usage::{self, Usage};
+use crate::{FAILED, HOST, WRONG_USE};
 use contender::{Contender, Guest, Terms};
 use running::Running;
 use samples::{ratio, spread, table};
@@ -39,6 +43,9 @@ use smaps::Resident;
 /// Errors of `hypernest-bench vmm`.
 #[derive(Debug, Error)]
 pub(crate) enum VmmError {
+    /// The command line is wrong.
+    #[error(transparent)]
+    Usage(#[from] Usage),
     #[error(transparent)]
     Host(#[from] HostError),
     /// This program's own files.
@@ -49,7 +56,7 @@ pub(crate) enum VmmError {
     /// Enlightenments that this host does not support.
     #[error("this host does not support --hv {list}: {why}")]
     Enlightenments { list: String, why: String },
-    #[error("cannot start {contender} (hypernest must be on the PATH)")]
+    #[error("cannot start {contender} (hypernest must be beside this program or on the PATH)")]
     Start {
         contender: &'static str,
         source: io::Error,
@@ -82,6 +89,18 @@ pub(crate) enum VmmError {
     /// The counters of exits.
     #[error("cannot measure the cost of counting exits")]
     Stats(#[from] stats::ExitStatsError),
+}
+
+impl VmmError {
+    /// The exit code.
+    pub(crate) fn code(&self) -> u8 {
+        match self {
+            Self::Usage(_) | Self::Qemu(_) => WRONG_USE,
+            // The list itself was checked before.
+            Self::Host(_) | Self::Enlightenments { .. } => HOST,
+            _ => FAILED,
+        }
+    }
 }
 
 /// Measure start-up, exits to user space and memory, compared with QEMU
@@ -142,8 +161,42 @@ const GUEST_MEMORY_MIB: u32 = 32;
 /// The time after which a guest is idle: activity from the boot has finished by then.
 const SETTLE: Duration = Duration::from_millis(500);
 
+impl Args {
+    /// The mistakes that are visible without a look at the host.
+    fn mistakes(&self) -> Vec<String> {
+        let mut mistakes = of_both(&self.hv, self.only_hypernest, self.qemu.as_deref());
+        let boots = self.parts.is_empty() || self.parts.contains(&Part::Init);
+        match &self.kernel {
+            Some(kernel) if !kernel.is_file() => {
+                mistakes.push(format!("--kernel: there is no file {}", kernel.display()));
+            }
+            None if boots && std::env::var_os(LAB_DIR_VARIABLE).is_none() => {
+                mistakes.push(format!(
+                    "init needs a kernel: give --kernel FILE, a vmlinux; {}; or name other measurements",
+                    usage::kernel_of_lab(KERNEL)
+                ));
+            }
+            Some(_) | None => {}
+        }
+        mistakes
+    }
+}
+
+/// The mistakes of a comparison of hypernest with QEMU.
+pub(crate) fn of_both(hv: &str, only_hypernest: bool, qemu: Option<&Path>) -> Vec<String> {
+    let mut mistakes = usage::of_vm(&[("hv", hv)]);
+    mistakes.extend(program::no_hypernest(None));
+    if !only_hypernest && let Err(error) = Qemu::find(qemu) {
+        mistakes.push(format!(
+            "{error}; --qemu PATH names it, --only-hypernest does without"
+        ));
+    }
+    mistakes
+}
+
 /// Runs the measurements and returns their results as text.
 pub(crate) fn run(args: &Args) -> Result<String, VmmError> {
+    Usage::check(args.mistakes())?;
     let bench = Bench::new(args)?;
     let mut text = String::new();
     for (part, measure) in [
@@ -188,7 +241,7 @@ impl Bench {
         let archive = init::initramfs().map_err(VmmError::Files)?;
         std::fs::write(&initrd, archive).map_err(VmmError::Files)?;
         let in_lab = || {
-            let lab = std::env::var_os(hypernest_lab::plan::LAB_DIR_VARIABLE).unwrap_or_default();
+            let lab = std::env::var_os(LAB_DIR_VARIABLE).unwrap_or_default();
             Path::new(&lab).join(KERNEL)
         };
         let host = HostCaps::probe()?;
@@ -355,4 +408,32 @@ fn row(what: &str, values: &BTreeMap<Contender, Vec<f64>>, decimals: usize) -> V
     let others = values.keys().filter(|c| **c != Contender::Hypernest);
     row.extend(others.map(|c| ratio(median(&Contender::Hypernest), median(c))));
     row
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser as _;
+
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    #[test]
+    fn mistakes_are_found_before_the_host_is_looked_at_and_all_at_once() {
+        let line = "vmm init --hv hv-evmc --qemu /nowhere --kernel /nowhere/vmlinux";
+        let error = run(&Line::parse_from(line.split_whitespace()).args).unwrap_err();
+        assert_eq!(error.code(), WRONG_USE);
+        let text = error.to_string();
+        for part in [
+            "did you mean `hv-evmcs`",
+            "/nowhere is neither",
+            "--only-hypernest",
+            "there is no file /nowhere/vmlinux",
+        ] {
+            assert!(text.contains(part), "{part:?} is not in\n{text}");
+        }
+    }
 }
