@@ -27,7 +27,7 @@ impl Usage {
 
 impl fmt::Display for Usage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("nothing was measured, because the command line is wrong:")?;
+        f.write_str("nothing was done, because the command line is wrong:")?;
         self.0
             .iter()
             .try_for_each(|mistake| write!(f, "\n  - {mistake}"))

@@ -17,9 +17,9 @@ pub(super) const ACK_AFTER_US: u64 = 1000;
 /// A guest reads its clocks in a tight loop on every vCPU. It is moved, by `hypernest save` and `restore` or
 /// by live migration, between hosts of different TSC frequencies, which --tsc-khz emulates on this host. The
 /// exit code is 1 if a clock stepped back, was more than 10 ms off after a move or a step forward, drifted by
-/// more than 500 ppm (each beyond the uncertainty of its measurement), if an acknowledgement is missing, or if
-/// the measurement failed; 2 if the command line is wrong; 3 if this host does not support the measurement;
-/// else 0.
+/// more than 500 ppm (each beyond the uncertainty of its measurement), if an acknowledgement is missing, or
+/// if the measurement failed; 2 if the command line is wrong; 3 if this host does not support the
+/// measurement; else 0.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Args {
     /// The guest in the VM

@@ -96,9 +96,8 @@ impl Args {
         let used = u32::try_from(self.tsc_khz.len()).unwrap_or(u32::MAX);
         if self.runs() && used > self.moves.saturating_add(1) {
             unused.push(format!(
-                "--tsc-khz: {used} frequencies need {} moves, the first being that of the guest's creation, \
-                 and there are {}: give --moves {} or more",
-                used - 1,
+                "--tsc-khz: the guest is created with the first of the {used} frequencies, and each move \
+                 takes the next one, but --moves is {}: give --moves {} or more",
                 self.moves,
                 used - 1
             ));
@@ -195,7 +194,7 @@ mod tests {
             ("tsc --by migrate", &["--by migrate: it says how"]),
             (
                 "tsc --tsc-khz 1.2x,1.0x",
-                &["2 frequencies need 1 moves", "--moves 1 or more"],
+                &["of the 2 frequencies", "--moves is 0", "--moves 1 or more"],
             ),
             (
                 "tsc --moves 1 --tsc-khz 1.2x,1.0x,0.7x",
@@ -207,7 +206,7 @@ mod tests {
                 &["--kernel: only a Linux", "--append: only a Linux"],
             ),
             (
-                "tsc --guest linux --no-ack --kernel /nowhere/vmlinux --probe /nowhere/probe --modules /nowhere/m",
+                "tsc --guest linux --no-ack --kernel /nowhere/k --probe /nowhere/probe --modules /nowhere/m",
                 &[
                     "--no-ack: only the guest micro",
                     "--kernel: ",
