@@ -20,6 +20,8 @@ mod probe_l1;
 mod program;
 mod progress;
 mod qemu;
+#[cfg(test)]
+mod readme;
 mod report;
 mod tsc;
 mod unit;
