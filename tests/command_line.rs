@@ -105,6 +105,12 @@ fn wrong_use_is_2() {
     for (args, says) in [
         (&[][..], "Usage: hypernest"),
         (&["fly"], "unrecognized subcommand"),
+        (&["stpo", "vm"], "similar subcommand exists: 'stop'"),
+        (
+            &["shutdown", "vm"],
+            "there is no command `shutdown`: write `hypernest power-button vm`",
+        ),
+        (&["destroy", "vm"], "write `hypernest stop vm`"),
         (&["run", "--kernal", "x"], "--kernel"),
         (&["run"], "--kernel: no kernel is given"),
         (
@@ -171,6 +177,17 @@ fn wrong_use_is_2() {
             said.err
         );
         assert!(said.err.contains(says), "{args:?}: {}", said.err);
+    }
+}
+
+/// Letters in common are no meaning: `stop` is not what `step` or `shoot` asked for.
+#[test]
+fn no_command_is_proposed_that_was_not_meant() {
+    let dir = dir();
+    for verb in ["shoot", "terminate", "stopwatch"] {
+        let said = run(&dir, &[verb, "vm"]);
+        assert_eq!(said.code, Some(2), "{verb}");
+        assert!(!said.err.contains("similar"), "{verb}: {}", said.err);
     }
 }
 

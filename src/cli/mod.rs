@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory, Parser, Subcommand};
 use thiserror::Error;
 
@@ -17,6 +17,7 @@ use crate::migration::MigrationError;
 
 use crate::machine::{MachineError, TransferError};
 use crate::sys::fatal;
+use crate::text::nearest;
 
 mod completions;
 pub mod config;
@@ -33,6 +34,7 @@ mod restore;
 mod run;
 pub mod save;
 pub mod status;
+mod verbs;
 mod vm;
 
 pub use vm::VmArgs;
@@ -269,7 +271,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let args: Vec<OsString> = args.into_iter().collect();
     let cli = match Cli::try_parse_from(&args) {
         Ok(cli) => cli,
-        Err(e) => return ExitCode::from(explain(&e, &args).0),
+        Err(e) => return ExitCode::from(explain(e, &args).0),
     };
     let command = || log::start(cli.log.as_deref()).and_then(|()| run(cli.command));
     // The panic hook has printed the message, and unwinding has removed the run directory.
@@ -312,7 +314,13 @@ pub fn command() -> clap::Command {
 }
 
 /// `--help`, `--version`, or clap's message about wrong use; with hints for flags of QEMU.
-fn explain(e: &clap::Error, args: &[OsString]) -> ExitStatus {
+fn explain(mut e: clap::Error, args: &[OsString]) -> ExitStatus {
+    if let Some(hint) = unknown_command(&mut e, args) {
+        to_stderr(&format!(
+            "hypernest: {hint}\n  `hypernest --help` lists the commands"
+        ));
+        return ExitStatus::USAGE;
+    }
     // `-hda` begins with the short form of `--help`.
     let asked = |arg: &OsString| arg == "-h" || arg == "--help" || arg == "help";
     let hints = match e.kind() {
@@ -338,6 +346,28 @@ fn explain(e: &clap::Error, args: &[OsString]) -> ExitStatus {
             e.exit()
         }
     }
+}
+
+/// The command to write instead of an unknown one. clap would name the one with the most letters in common:
+/// `stop`, which pulls the power cord, for `shutdown`. Its tip stays only for a typo.
+fn unknown_command(e: &mut clap::Error, args: &[OsString]) -> Option<String> {
+    let Some(ContextValue::String(verb)) = e.get(ContextKind::InvalidSubcommand) else {
+        return None;
+    };
+    let verb = verb.clone();
+    let command = command();
+    let ours = command.get_subcommands();
+    let ours: Vec<_> = ours
+        .flat_map(|c| c.get_name_and_visible_aliases())
+        .collect();
+    let meant = nearest(&verb, ours.iter().copied());
+    match meant.map(|meant| ContextValue::Strings(vec![meant.to_owned()])) {
+        Some(meant) => e.insert(ContextKind::SuggestedSubcommand, meant),
+        None => e.remove(ContextKind::SuggestedSubcommand),
+    };
+    let words = args.iter().filter_map(|arg| arg.to_str());
+    let next = words.skip_while(|word| *word != verb).nth(1);
+    verbs::hint(&verb, next, ours.into_iter())
 }
 
 /// The error and its causes in one line, and the help below.
