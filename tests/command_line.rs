@@ -157,6 +157,12 @@ fn wrong_use_is_2() {
         ),
         (&["run", "-hda", "disk.img"], "there are no disks yet"),
         (&["-kernel", "vmlinuz"], "write --kernel vmlinuz"),
+        (&["run", "vmlinuz"], "vmlinuz: write --kernel vmlinuz"),
+        (
+            &["run", "-m", "2X", "--cpus", "0", "-foo"],
+            "  -foo: neither a flag of hypernest nor a known one of QEMU\nthe VM's \
+             configuration has 3 problems:",
+        ),
         (
             &["run", "--kernel", "vmlinuz", "--plaintext"],
             "cannot use the value of --plaintext: it protects an incoming migration",

@@ -34,6 +34,7 @@ mod restore;
 mod run;
 pub mod save;
 pub mod status;
+mod usage;
 mod verbs;
 mod vm;
 
@@ -313,7 +314,7 @@ pub fn command() -> clap::Command {
     Cli::command()
 }
 
-/// `--help`, `--version`, or clap's message about wrong use; with hints for flags of QEMU.
+/// `--help`, `--version`, or a message about wrong use: clap's, if there is none of ours.
 fn explain(mut e: clap::Error, args: &[OsString]) -> ExitStatus {
     if let Some(hint) = unknown_command(&mut e, args) {
         to_stderr(&format!(
@@ -323,16 +324,15 @@ fn explain(mut e: clap::Error, args: &[OsString]) -> ExitStatus {
     }
     // `-hda` begins with the short form of `--help`.
     let asked = |arg: &OsString| arg == "-h" || arg == "--help" || arg == "help";
-    let hints = match e.kind() {
-        ErrorKind::DisplayHelp if args.iter().any(asked) => Vec::new(),
-        ErrorKind::UnknownArgument | ErrorKind::DisplayHelp | ErrorKind::InvalidSubcommand => {
-            qemu_flags::hints(args)
-        }
-        _ => Vec::new(),
+    let explained = match e.kind() {
+        ErrorKind::DisplayHelp if args.iter().any(asked) => None,
+        ErrorKind::UnknownArgument | ErrorKind::DisplayHelp => usage::explain(args),
+        _ => None,
     };
-    if !hints.is_empty() {
-        let text = "hypernest: these are flags of QEMU; for `hypernest run`:";
-        to_stderr(&format!("{text}\n  {}", hints.join("\n  ")));
+    if let Some(text) = explained {
+        to_stderr(&format!(
+            "hypernest: {text}\n  `hypernest run --help` lists the flags"
+        ));
         return ExitStatus::USAGE;
     }
     match (e.print(), e.use_stderr()) {

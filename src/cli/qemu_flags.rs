@@ -1,12 +1,10 @@
-//! Detects QEMU flags in a command line of `hypernest run`, and names their equivalents.
-
-use std::ffi::OsString;
+//! QEMU's flags, and their equivalents for `hypernest run`.
 
 use crate::devices::table::{DEVICE_TYPES, DeviceType};
 
 /// The equivalent of a flag.
 #[derive(Clone, Copy)]
-enum Instead {
+pub(super) enum Instead {
     /// This flag, with the same value.
     Same(&'static str),
     /// `--memory`; QEMU's unit is MiB if no suffix is given.
@@ -15,6 +13,8 @@ enum Instead {
     Cpu,
     /// `--debug-exit` for isa-debug-exit, and `--device`.
     Device,
+    /// `--memory` for RAM, and what takes the place of QEMU's other objects.
+    Object,
     /// A serial port or console, with QEMU's back ends.
     Console(&'static str),
     /// None needed: it is always the case.
@@ -97,12 +97,7 @@ const FLAGS: [(&str, Instead); 48] = [
     ("gdb", Missing("there is no debugger stub")),
     ("rtc", LeaveOut("the real-time clock is in UTC")),
     ("usb", Missing("there is no USB")),
-    (
-        "object",
-        Missing(
-            "guest RAM's host memory is described by --memory: hugepages=2M, prealloc, mergeable, numa=NODES",
-        ),
-    ),
+    ("object", Instead::Object),
     ("mem-prealloc", Missing("write --memory SIZE,prealloc")),
     (
         "overcommit",
@@ -110,50 +105,69 @@ const FLAGS: [(&str, Instead); 48] = [
     ),
 ];
 
-/// Flags that hypernest accepts with two dashes, too.
-fn is_ours(name: &str) -> bool {
-    [
-        "kernel", "initrd", "name", "incoming", "machine", "cpu", "serial", "debugcon", "append",
-        "smp",
-    ]
-    .contains(&name)
+/// QEMU's flags without a value.
+const WITHOUT_VALUE: [&str; 12] = [
+    "enable-kvm",
+    "nographic",
+    "nodefaults",
+    "no-user-config",
+    "no-hpet",
+    "no-reboot",
+    "no-shutdown",
+    "daemonize",
+    "S",
+    "s",
+    "usb",
+    "mem-prealloc",
+];
+
+/// What to write.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Hint {
+    pub(super) text: String,
+    /// The arguments that it says to write, if they are complete.
+    pub(super) arguments: Vec<String>,
 }
 
-/// A line for each flag of QEMU in `arguments`; none if there is no such flag.
-pub(super) fn hints(arguments: &[OsString]) -> Vec<String> {
-    let mut hints = Vec::new();
-    let mut arguments = arguments.iter().map(|argument| argument.to_string_lossy());
-    let mut value_of_ours = false;
-    let mut words = arguments.by_ref().peekable();
-    while let Some(word) = words.next() {
-        // A value may look like a flag: --cmdline -append.
-        if std::mem::take(&mut value_of_ours) {
-            continue;
-        }
-        let (name, ours) = match (word.strip_prefix("--"), word.strip_prefix('-')) {
-            (Some(name), _) => (name, is_ours(name)),
-            (None, Some(name)) => (name, false),
-            (None, None) => continue,
-        };
-        value_of_ours = matches!(word.as_ref(), "--cmdline" | "--hv" | "--append");
-        let Some((_, instead)) = FLAGS.iter().find(|(known, _)| *known == name && !ours) else {
-            continue;
-        };
-        let value = words.next_if(|next| !next.starts_with('-'));
-        let value = value.as_deref().unwrap_or_default();
-        let shown = format!("{word} {value}");
-        hints.push(format!("{}: {}", shown.trim_end(), instead.hint(value)));
+impl Hint {
+    /// Write these arguments; the text may add something.
+    pub(super) fn write(arguments: Vec<String>, more: &str) -> Self {
+        let quoted: Vec<_> = arguments.iter().map(|argument| quoted(argument)).collect();
+        let text = format!("write {}{more}", quoted.join(" "));
+        Self { text, arguments }
     }
-    hints
+
+    /// Words.
+    pub(super) fn say(text: impl Into<String>) -> Self {
+        let (text, arguments) = (text.into(), Vec::new());
+        Self { text, arguments }
+    }
+
+    /// Write this flag with this value; or with a value like the example, if there is none.
+    pub(super) fn flag(flag: &str, value: &str, example: &str) -> Self {
+        match value {
+            "" => Self::say(format!("write {flag} {example}")),
+            value => Self::write(vec![flag.to_owned(), value.to_owned()], ""),
+        }
+    }
+}
+
+/// The equivalent of the flag `name`, without its dashes.
+pub(super) fn find(name: &str) -> Option<Instead> {
+    let (_, instead) = FLAGS.iter().find(|(known, _)| *known == name)?;
+    Some(*instead)
+}
+
+/// Whether the flag `name` has a value.
+pub(super) fn has_value(name: &str) -> bool {
+    !WITHOUT_VALUE.contains(&name)
 }
 
 impl Instead {
-    fn hint(self, value: &str) -> String {
-        let given = |value: &str, placeholder: &str| {
-            quoted(if value.is_empty() { placeholder } else { value })
-        };
+    /// What to write instead of the flag with `value`, which is empty if there is none.
+    pub(super) fn hint(self, value: &str) -> Hint {
         match self {
-            Self::Same(flag) => format!("write {flag} {}", given(value, "VALUE")),
+            Self::Same(flag) => Hint::flag(flag, value, "VALUE"),
             Self::Memory => {
                 let size = value.split(',').next().unwrap_or_default();
                 let size = size.strip_prefix("size=").unwrap_or(size);
@@ -162,27 +176,11 @@ impl Instead {
                 } else {
                     ""
                 };
-                format!("write --memory {}{unit}", given(size, "2G"))
+                Hint::flag("--memory", &format!("{size}{unit}"), "2G")
             }
             Self::Cpu => cpu(value),
-            Self::Device if value.starts_with("isa-debug-exit") => {
-                let port = value
-                    .split(',')
-                    .find_map(|part| part.strip_prefix("iobase="));
-                format!(
-                    "write --debug-exit={}; the exit code is the byte that the guest writes, and not (2 * \
-                     byte) | 1",
-                    port.unwrap_or("0x501")
-                )
-            }
-            Self::Device => match DeviceType::find(value.split(',').next().unwrap_or_default()) {
-                // Buses, addresses and the like exist only in QEMU.
-                Some(of) => format!("write --device {of}"),
-                None => {
-                    let names: Vec<_> = DEVICE_TYPES.iter().map(|row| row.name).collect();
-                    format!("there is no such device; --device has {}", names.join(", "))
-                }
-            },
+            Self::Device => device(value),
+            Self::Object => object(value),
             Self::Console(flag) => {
                 let backend = match value.split_once(':') {
                     None if value == "null" => "none",
@@ -195,16 +193,79 @@ impl Instead {
                     }
                     None => backend.to_owned(),
                 };
-                format!("write {flag} {}", given(&backend, "stdio"))
+                Hint::flag(flag, &backend, "stdio")
             }
-            Self::LeaveOut(why) => format!("leave it out: {why}"),
-            Self::Missing(why) => why.to_owned(),
+            Self::LeaveOut(why) => Hint::say(format!("leave it out: {why}")),
+            Self::Missing(why) => Hint::say(why),
         }
     }
 }
 
+/// The equivalent of QEMU's `-device TYPE,KEY=VALUE,…`.
+fn device(value: &str) -> Hint {
+    let mut parts = value.split(',');
+    let name = parts.next().unwrap_or_default();
+    let pairs: Vec<_> = parts
+        .map(|part| part.split_once('=').unwrap_or((part, "")))
+        .collect();
+    let of_key = |key: &str| {
+        pairs
+            .iter()
+            .find(|(k, _)| *k == key)
+            .map(|(_, value)| *value)
+    };
+    if name == "isa-debug-exit" {
+        let flag = format!("--debug-exit={}", of_key("iobase").unwrap_or("0x501"));
+        let more = "; the exit code is the byte that the guest writes, and not (2 * byte) | 1";
+        return Hint::write(vec![flag], more);
+    }
+    let Some(of) = DeviceType::find(name) else {
+        let names: Vec<_> = DEVICE_TYPES.iter().map(|row| row.name).collect();
+        let names = names.join(", ");
+        return Hint::say(format!("there is no such device; --device has {names}"));
+    };
+    let mut ours = of.to_string();
+    let mut left: Vec<&str> = Vec::new();
+    let on_bus_0 = of_key("bus").is_none_or(|bus| ["pcie.0", "pci.0"].contains(&bus));
+    for (key, value) in &pairs {
+        // QEMU reads an address as hexadecimal, with or without 0x.
+        let slot = match *key {
+            "addr" if on_bus_0 => value.strip_suffix(".0").unwrap_or(value),
+            _ => "",
+        };
+        let slot = u8::from_str_radix(slot.trim_start_matches("0x"), 16).ok();
+        let is_ours = of.row().keys.iter().any(|k| k.name == *key);
+        match (*key, slot) {
+            (_, Some(slot)) => ours.push_str(&format!(",slot={slot}")),
+            ("id", _) => ours.push_str(&format!(",id={value}")),
+            (key, _) if is_ours => ours.push_str(&format!(",{key}={value}")),
+            ("", _) => {}
+            (key, _) => left.push(key),
+        }
+    }
+    let more = match left.as_slice() {
+        [] => String::new(),
+        keys => format!("; {} only QEMU has", keys.join(", ")),
+    };
+    Hint::write(vec!["--device".to_owned(), ours], &more)
+}
+
+/// The equivalent of QEMU's `-object TYPE,…`.
+fn object(value: &str) -> Hint {
+    let name = value.split(',').next().unwrap_or_default();
+    Hint::say(match name.split('-').next().unwrap_or_default() {
+        "memory" => {
+            "guest RAM's host memory is described by --memory: hugepages=2M, prealloc, mergeable, numa=NODES"
+        }
+        "rng" => "leave it out: --device virtio-rng has the host's random bytes without it",
+        "tls" => "a migration's certificates are named by --tls-cert, --tls-key and --tls-ca",
+        "iothread" => "leave it out: devices have their own threads",
+        _ => "leave it out: there are no objects of QEMU",
+    })
+}
+
 /// The equivalent of QEMU's `-cpu MODEL,FEATURE,…`.
-fn cpu(value: &str) -> String {
+fn cpu(value: &str) -> Hint {
     let mut parts = value.split(',');
     let model = match parts.next() {
         Some(model) if model.starts_with("x86-64-v") => model,
@@ -215,19 +276,19 @@ fn cpu(value: &str) -> String {
     let mut nested = false;
     for part in parts {
         let name = part.replace('_', "-");
-        if name.starts_with("hv-") {
+        if name.starts_with("hv-") && !name.ends_with("=off") {
             list.push(name.trim_end_matches("=on").to_owned());
         }
         nested |= ["+vmx", "+svm", "vmx=on", "svm=on", "vmx", "svm"].contains(&name.as_str());
     }
-    let mut text = format!("write --cpu {model}");
+    let mut arguments = vec!["--cpu".to_owned(), model.to_owned()];
     if !list.is_empty() {
-        text.push_str(&format!(" --hv {}", quoted(&list.join(","))));
+        arguments.extend(["--hv".to_owned(), list.join(",")]);
     }
     if nested {
-        text.push_str(" --nested");
+        arguments.push("--nested".to_owned());
     }
-    text
+    Hint::write(arguments, "")
 }
 
 /// Quotes for a shell.
@@ -244,9 +305,10 @@ fn quoted(value: &str) -> String {
 mod tests {
     use super::*;
 
-    fn of(line: &str) -> Vec<String> {
-        let words: Vec<OsString> = line.split_whitespace().map(OsString::from).collect();
-        hints(&words)
+    fn of(line: &str) -> String {
+        let (flag, value) = line.split_once(' ').unwrap_or((line, ""));
+        let hint = find(flag.trim_start_matches('-')).unwrap().hint(value);
+        format!("{line}: {}", hint.text)
     }
 
     #[test]
@@ -297,7 +359,34 @@ mod tests {
             ),
             (
                 "-device virtio-rng-pci,bus=pcie.0",
-                "-device virtio-rng-pci,bus=pcie.0: write --device virtio-rng",
+                "-device virtio-rng-pci,bus=pcie.0: write --device virtio-rng; bus only QEMU has",
+            ),
+            (
+                "-device virtio-rng-pci,addr=0x5,id=r",
+                "-device virtio-rng-pci,addr=0x5,id=r: write --device virtio-rng,slot=5,id=r",
+            ),
+            (
+                "-device virtio-rng-pci,addr=10.0",
+                "-device virtio-rng-pci,addr=10.0: write --device virtio-rng,slot=16",
+            ),
+            (
+                "-device virtio-rng-pci,rng=r,bus=root1,addr=5",
+                "-device virtio-rng-pci,rng=r,bus=root1,addr=5: write --device virtio-rng; rng, bus, addr \
+                 only QEMU has",
+            ),
+            (
+                "-object memory-backend-memfd,id=m",
+                "-object memory-backend-memfd,id=m: guest RAM's host memory is described by --memory: \
+                 hugepages=2M, prealloc, mergeable, numa=NODES",
+            ),
+            (
+                "-object rng-random,id=r",
+                "-object rng-random,id=r: leave it out: --device virtio-rng has the host's random bytes \
+                 without it",
+            ),
+            (
+                "-object secret,id=s",
+                "-object secret,id=s: leave it out: there are no objects of QEMU",
             ),
             (
                 "-device nvme",
@@ -312,20 +401,14 @@ mod tests {
                 "-name $(reboot): write --name '$(reboot)'",
             ),
         ] {
-            assert_eq!(of(line), [hint], "{line}");
+            assert_eq!(of(line), hint, "{line}");
         }
-        assert_eq!(of("-enable-kvm -m 1G -nographic").len(), 3);
     }
 
     #[test]
-    fn our_own_flags_are_no_qemu_flags() {
-        for line in [
-            "--kernel k --cpu host --serial stdio --name x --machine pc-1",
-            "--append quiet --smp 4",
-            "--cmdline -append --hv -m",
-            "run -h",
-        ] {
-            assert_eq!(of(line), [""; 0], "{line}");
+    fn flags_without_a_value_are_flags() {
+        for name in WITHOUT_VALUE {
+            assert!(find(name).is_some(), "{name}");
         }
     }
 }

@@ -4,6 +4,7 @@ use super::migrate::SecurityArgs;
 use super::{CliError, ExitStatus, VmArgs, incoming};
 use crate::api::{RunDirs, Server};
 use crate::boot;
+use crate::config::{ConfigError, VmConfig};
 use crate::machine::{Machine, Outcome};
 
 /// The heading of the flags for a migration from another process.
@@ -34,6 +35,15 @@ pub(super) struct Args {
 
     #[command(flatten, next_help_heading = MIGRATION)]
     security: SecurityArgs,
+}
+
+impl Args {
+    /// The configuration, unless it comes from another process.
+    pub(super) fn configuration(&self) -> Option<Result<VmConfig, ConfigError>> {
+        self.incoming
+            .is_none()
+            .then(|| self.vm.build().map(|checked| checked.config))
+    }
 }
 
 /// Carries out the command.

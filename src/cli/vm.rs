@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 
 use super::CliError;
-use crate::config::{ConfigFile, Flags, HostLimits, LocalFlags, VmConfig, build};
+use crate::config::{
+    Checked, ConfigError, ConfigFile, Flags, HostLimits, LocalFlags, VmConfig, build,
+};
 
 /// A VM, as flags and a file.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -42,11 +44,16 @@ impl VmArgs {
     /// # Errors
     /// All problems of the configuration.
     pub fn check(&self) -> Result<VmConfig, CliError> {
-        let file = self.config.as_deref().map(ConfigFile::read).transpose()?;
-        let checked = build(file.as_ref(), &self.flags, HostLimits::read())?;
+        let checked = self.build()?;
         for warning in &checked.warnings {
             tracing::warn!("{warning}");
         }
         Ok(checked.config)
+    }
+
+    /// The configuration and its warnings.
+    pub(super) fn build(&self) -> Result<Checked, ConfigError> {
+        let file = self.config.as_deref().map(ConfigFile::read).transpose()?;
+        build(file.as_ref(), &self.flags, HostLimits::read())
     }
 }
