@@ -17,7 +17,7 @@ use crate::boot::BootConfig;
 use crate::boot::BootModule;
 use crate::cpuid::CpuModel;
 use crate::devices::char::CharBackend;
-use crate::devices::table::{DEVICE_TYPES, DeviceRow};
+use crate::devices::table::{DEVICE_TYPES, DeviceRow, SLOT_KEY};
 use crate::layout::{self, MachineType};
 use crate::life::OnCrash;
 use crate::memory::HugePageSize;
@@ -482,10 +482,21 @@ impl<'a> Build<'a> {
             let name = match &part.name {
                 None if i == 0 => names.first(),
                 None => {
-                    let mut what = format!("{} has no name", part.value);
                     let text = match &part.value {
                         Scalar::Text(text) => text.as_str(),
                         _ => "",
+                    };
+                    let mut what = match text {
+                        "" => "a part after a comma is empty: remove the comma".to_owned(),
+                        name if names.contains(&name) => {
+                            let wrong = Wrong::new(
+                                format!("{name} has no value"),
+                                format!("a value after it, as in {name}=VALUE"),
+                            );
+                            self.push(key, &part.origin, wrong);
+                            continue;
+                        }
+                        _ => format!("{} has no name", part.value),
                     };
                     if let Some(meant) = nearest(text, names.iter().copied()) {
                         what.push_str(&format!(" (did you mean {meant}?)"));
@@ -499,7 +510,9 @@ impl<'a> Build<'a> {
             let Some(name) = name else {
                 let name = part.name.as_deref().unwrap_or_default();
                 let mut what = format!("unknown part {}", Scalar::Text(name.to_owned()));
-                if let Some(meant) = nearest(name, names.iter().copied()) {
+                // QEMU's name for it.
+                let qemus = (name == "addr" && names.contains(&SLOT_KEY)).then_some(SLOT_KEY);
+                if let Some(meant) = qemus.or_else(|| nearest(name, names.iter().copied())) {
                     what.push_str(&format!(" (did you mean {meant}?)"));
                 }
                 self.push(key, &part.origin, Wrong::new(what, expected()));

@@ -11,6 +11,7 @@ use crate::devices::table::{
     COMMON_KEYS, DEVICE_SLOTS, DeviceConfig, DeviceKey, DeviceRow, DeviceType, DeviceValue, ID_KEY,
     SLOT_KEY, TYPE_KEY, Takes,
 };
+use crate::text::nearest;
 
 const KEY: &str = "device";
 
@@ -24,6 +25,21 @@ struct Asked {
     origin: Origin,
 }
 
+impl Asked {
+    /// The type and the position, counted from 1.
+    fn kind(&self, n: usize) -> String {
+        match self.of {
+            Some(of) => format!("{of} (device {n})"),
+            None => format!("device {n}"),
+        }
+    }
+
+    /// The id, or what else there is.
+    fn shown(&self, n: usize) -> String {
+        self.id.clone().unwrap_or_else(|| self.kind(n))
+    }
+}
+
 impl<'a> Build<'a> {
     /// All devices, in the order in which they were given.
     pub(super) fn devices(&mut self) -> Vec<DeviceConfig> {
@@ -34,18 +50,23 @@ impl<'a> Build<'a> {
             self.push(KEY, &entry.origin, Wrong::new(what, "fewer devices"));
         }
         let asked: Vec<_> = entries.iter().map(|entry| self.device(entry)).collect();
-        let (mut ids, mut slots) = (BTreeSet::new(), BTreeSet::new());
-        for device in &asked {
+        for (i, device) in asked.iter().enumerate() {
+            let before = || asked[..i].iter().zip(1..);
+            let this = device.shown(i + 1);
             if let Some(id) = &device.id
-                && !ids.insert(id)
+                && let Some((other, n)) = before().find(|(other, _)| other.id.as_ref() == Some(id))
             {
-                let what = format!("two devices have the id {id}");
+                let (this, other) = (device.kind(i + 1), other.kind(n));
+                let what = format!("two devices have the id {id}: {other} and {this}");
                 self.push(KEY, &device.origin, Wrong::new(what, "another id"));
             }
             if let Some(slot) = device.slot
-                && !slots.insert(slot)
+                && let Some((other, n)) = before().find(|(other, _)| other.slot == Some(slot))
             {
-                let what = format!("two devices have slot {slot}");
+                let what = format!(
+                    "two devices have slot {slot}: {} and {this}",
+                    other.shown(n)
+                );
                 self.push(KEY, &device.origin, Wrong::new(what, "another slot"));
             }
         }
@@ -61,6 +82,8 @@ impl<'a> Build<'a> {
         });
         let of = match part {
             Some((_, part)) => self.parsed(KEY, part, |value| device_type(value, types)),
+            // A misspelt key is reported as such.
+            None if entry.parts.iter().any(is_misspelt_type) => None,
             None => {
                 let wrong = Wrong::new("the device has no type", "a type of device");
                 self.push(KEY, &entry.origin, wrong);
@@ -99,7 +122,13 @@ impl<'a> Build<'a> {
 
     fn value(&mut self, key: &DeviceKey, part: &Part) -> Option<DeviceValue> {
         self.parsed(KEY, part, |value| match &key.takes {
-            Takes::Name => parse::name(value).map(DeviceValue::Text),
+            Takes::Name => {
+                let what = match key.name {
+                    ID_KEY => "a device".to_owned(),
+                    name => format!("a device's {name}"),
+                };
+                parse::name_of(value, &what).map(DeviceValue::Text)
+            }
             Takes::Words(words) => {
                 let words: Vec<_> = words.iter().map(|word| (*word, *word)).collect();
                 parse::choice(value, &words).map(|word| DeviceValue::Text(word.to_owned()))
@@ -115,6 +144,13 @@ impl<'a> Build<'a> {
             }
         })
     }
+}
+
+fn is_misspelt_type(part: &Part) -> bool {
+    let keys = [TYPE_KEY].into_iter();
+    let keys = keys.chain(COMMON_KEYS.iter().map(|key| key.name));
+    let name = part.name.as_deref().unwrap_or_default();
+    nearest(name, keys) == Some(TYPE_KEY)
 }
 
 fn device_type(value: &Scalar, types: &'static [DeviceRow]) -> Result<DeviceType, Wrong> {

@@ -168,7 +168,12 @@ fn what_a_type_does_not_have_is_refused_with_what_it_has() {
             "is out of range",
             "a number of queues from 1 to 8",
         ),
-        ("test-disk,pool=", "name", "name"),
+        (
+            "test-disk,pool=",
+            "\"\" cannot name a device's pool",
+            "1 to 64 of",
+        ),
+        ("test-disk,cache", "cache has no value", "cache=VALUE"),
     ] {
         let problems = build("", &[device]).unwrap_err();
         let right = problems.len() == 1 && problems[0].contains(what);
@@ -208,6 +213,10 @@ fn all_mistakes_are_reported_at_once() {
         .clone()
         .all(|(problem, expected)| problem.contains(expected));
     assert!(right && problems.len() == expected.len(), "{problems:#?}");
+
+    let problems = build("[[device]]\ntyp = 'test-net'\n", &[]).unwrap_err();
+    assert_eq!(problems.len(), 1, "{problems:#?}");
+    assert!(problems[0].contains("unknown part \"typ\" (did you mean type?)"));
 
     let file = "[[device]]\ntype = 'test-net'\nslot = 1\n[[device]]\ntype = 'test-net'\nslot = 1\n\
                 sped = 'fast'\n";
@@ -272,14 +281,27 @@ fn devices_that_cannot_be() {
         (&["virtio-rng,slot=3,slot=4"], "slot is given twice"),
         (&["virtio-rng,slot=0"], "\"0\" is out of range"),
         (&["virtio-rng,slot=31"], "expected a slot from 1 to 30"),
-        (&["virtio-rng,id="], "name"),
+        (&["virtio-rng,id="], "\"\" cannot name a device"),
         (
-            &["virtio-rng,id=a", "virtio-rng,id=a"],
-            "two devices have the id a",
+            &["virtio-rng,id"],
+            "id has no value\n      expected a value after it, as in id=VALUE",
+        ),
+        (&["virtio-rng,"], "is empty: remove the comma"),
+        (
+            &["virtio-rng,addr=0x5"],
+            "unknown part \"addr\" (did you mean slot?)",
         ),
         (
-            &["virtio-rng,slot=3", "virtio-rng,slot=3"],
-            "two devices have slot 3",
+            &["virtio-rng,id=a", "virtio-rng,id=a"],
+            "two devices have the id a: virtio-rng (device 1) and virtio-rng (device 2)",
+        ),
+        (
+            &["virtio-rng,slot=3,id=a", "virtio-rng,slot=3"],
+            "two devices have slot 3: a and virtio-rng (device 2)",
+        ),
+        (
+            &["typ=virtio-rng"],
+            "unknown part \"typ\" (did you mean type?)",
         ),
         (&["virtio-rng"; 31], "no more than 30 devices"),
     ] {

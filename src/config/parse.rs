@@ -238,14 +238,19 @@ pub(super) enum BackendKind {
     Socket,
 }
 
-/// A name that is safe in paths and on a terminal.
+/// A VM's name.
 pub(super) fn name(value: &Scalar) -> Result<String, Wrong> {
+    name_of(value, "a VM")
+}
+
+/// A name of `what` that is safe in paths and on a terminal.
+pub(super) fn name_of(value: &Scalar, what: &str) -> Result<String, Wrong> {
     let text = text(value, "a name")?;
     if is_name(&text) {
         Ok(text)
     } else {
         Err(Wrong::new(
-            format!("{value} cannot name a VM"),
+            format!("{value} cannot name {what}"),
             "1 to 64 of a-z A-Z 0-9 . _ -, beginning with a letter or digit",
         ))
     }
