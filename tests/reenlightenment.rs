@@ -188,10 +188,10 @@ fn moves() -> TestResult {
             assert!(stay.console.contains("nlightened VMCS"), "no eVMCS");
         }
         let lines = stay.l2();
-        let settled = settled(&lines);
-        let ppm = drift_ppm(settled, khz)?;
+        let last = settled(&lines);
+        let ppm = drift_ppm(last, khz)?;
         println!("{round} moves, at {khz} kHz: L2's clock is off by {ppm} ppm");
-        assert!(ppm.abs() <= 5, "after {round} moves: {settled:?}");
+        assert!(ppm.abs() <= 5, "after {round} moves: {last:?}");
         if let Some(before) = &before {
             let (last, first) = (before.l2().pop(), lines.first().copied());
             assert!(
