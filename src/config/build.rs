@@ -27,6 +27,9 @@ use crate::text::nearest;
 /// The minimum for a kernel, beside the tables that every guest gets.
 const MIN_MEMORY: u64 = 16 << 20;
 const DEFAULT_MEMORY: u64 = 1 << 30;
+/// A memory slot of KVM has less than 2^31 pages (`KVM_MEM_MAX_NR_PAGES`). RAM has two, below and above the
+/// PCI hole, so this size always fits.
+const MAX_MEMORY: u64 = 8 << 40;
 /// The maximum width of a physical address on x86-64.
 const MAX_PHYSICAL_BITS: u32 = 52;
 
@@ -272,6 +275,11 @@ impl<'a> Build<'a> {
                     part.value
                 ),
                 format!("at most {}", show(most)),
+            ))
+        } else if size > MAX_MEMORY {
+            Some(Wrong::new(
+                format!("{} is more memory than KVM gives to a VM", part.value),
+                format!("at most {}", show(MAX_MEMORY)),
             ))
         } else if !size.is_multiple_of(page) {
             Some(Wrong::new(
