@@ -112,6 +112,7 @@ fn no_such_vm(dirs: &RunDirs, name: &str) -> ApiError {
     ApiError::NoSuchVm {
         name: name.to_owned(),
         meant: nearest(name, running.iter().map(String::as_str)).map(str::to_owned),
+        running,
     }
 }
 

@@ -66,13 +66,14 @@ pub enum ApiError {
         source: io::Error,
     },
     /// No VM has this name.
-    #[error("there is no running VM named \
-        {name:?}{}", meant.as_ref().map(|m| format!("; did you mean {m}?")).unwrap_or_default())]
+    #[error("there is no running VM named {name:?}{}", others(meant.as_deref(), running))]
     NoSuchVm {
         /// The name.
         name: String,
         /// A running one with nearly this name.
         meant: Option<String>,
+        /// The running ones.
+        running: Vec<String>,
     },
     /// The VM is there, but the conversation failed.
     #[error("cannot talk to the VM {name}")]
@@ -90,6 +91,21 @@ pub enum ApiError {
         /// Its words.
         why: String,
     },
+}
+
+/// The VMs that could be meant instead, for a message.
+fn others(meant: Option<&str>, running: &[String]) -> String {
+    const SHOWN: usize = 8;
+    match (meant, running) {
+        (Some(meant), _) => format!("; did you mean {meant}?"),
+        (None, []) => String::new(),
+        (None, [one]) => format!("; {one} is running"),
+        (None, all) if all.len() <= SHOWN => format!("; {} are running", all.join(", ")),
+        (None, all) => {
+            let more = all.len() - SHOWN;
+            format!("; {} and {more} more are running", all[..SHOWN].join(", "))
+        }
+    }
 }
 
 #[cfg(test)]

@@ -380,7 +380,7 @@ fn a_vm_that_is_not_there_is_told_with_what_was_meant() {
     );
     assert_eq!(
         says("../x\u{1b}"),
-        "there is no running VM named \"../x\\u{1b}\""
+        "there is no running VM named \"../x\\u{1b}\"; windows is running"
     );
 }
 
@@ -424,4 +424,23 @@ fn the_documented_answer_is_one() {
     let json: serde_json::Value = serde_json::from_str(text).unwrap();
     let read: Status = serde_json::from_value(json["ok"].clone()).unwrap();
     assert_eq!(serde_json::to_value(&read).unwrap(), json["ok"]);
+}
+
+#[test]
+fn an_unknown_name_is_answered_with_those_that_run() {
+    let of = |names: &[&str], meant: Option<&str>| {
+        let error = ApiError::NoSuchVm {
+            name: "x".to_owned(),
+            meant: meant.map(str::to_owned),
+            running: names.iter().map(|name| (*name).to_owned()).collect(),
+        };
+        error.to_string()
+    };
+    let none = "there is no running VM named \"x\"";
+    assert_eq!(of(&[], None), none);
+    assert_eq!(of(&["xy"], Some("xy")), format!("{none}; did you mean xy?"));
+    assert_eq!(of(&["a"], None), format!("{none}; a is running"));
+    assert_eq!(of(&["a", "b"], None), format!("{none}; a, b are running"));
+    let many = of(&["a"; 10], None);
+    assert!(many.ends_with("a, a and 2 more are running"), "{many}");
 }
