@@ -36,6 +36,29 @@ pub enum SnapshotError {
         /// The first foreign file that was found.
         other: String,
     },
+    /// A file has the name of the directory.
+    #[error("cannot save into {}: it is a file; give a directory that does not exist, or contains a saved \
+        VM", .path.display())]
+    SaveToFile {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A file has the name of the directory.
+    #[error("{} is a file, and a saved VM is a directory: give the one that `hypernest save` \
+        wrote", .path.display())]
+    IsFile {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The directory contains no saved VM.
+    #[error("{} contains no saved VM (no file `{missing}`): give the directory that `hypernest save` \
+        wrote", .path.display())]
+    NotSaved {
+        /// The directory.
+        path: PathBuf,
+        /// The name of the missing file.
+        missing: &'static str,
+    },
     /// Another process is saving into it.
     #[error("cannot save into {}: another save into it is under way", .path.display())]
     Busy {

@@ -83,7 +83,24 @@ impl Snapshot {
                 Err(errno) => Err(failed(errno.into())),
             }
         };
-        let state = open(STATE_FILE)?;
+        if !directory
+            .metadata()
+            .map_err(error::read_failed(dir))?
+            .is_dir()
+        {
+            return Err(SnapshotError::IsFile {
+                path: dir.to_owned(),
+            });
+        }
+        let state = open(STATE_FILE).map_err(|e| match e {
+            SnapshotError::File { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+                SnapshotError::NotSaved {
+                    path: dir.to_owned(),
+                    missing: STATE_FILE,
+                }
+            }
+            other => other,
+        })?;
         let mut sections = Sections::decode(BufReader::new(state), STATE_LIMIT)?;
         let index = RamIndex::load(&sections.take(RAM_SECTION)?)?;
         let ram = RamImage::new(open(RAM_FILE)?, dir.join(RAM_FILE), index)?;

@@ -167,7 +167,15 @@ fn what_is_not_a_saved_vm_is_not_replaced() {
     assert_eq!(names(parent.path()), ["home"]);
     let file = parent.path().join("file");
     fs::write(&file, b"x").unwrap();
-    assert!(save(&file, 1).is_err());
+    assert!(matches!(
+        save(&file, 1),
+        Err(SnapshotError::SaveToFile { .. })
+    ));
+    let opened = Snapshot::open(&file);
+    assert!(matches!(opened, Err(SnapshotError::IsFile { .. })));
+    let empty = tempfile::tempdir().unwrap();
+    let opened = Snapshot::open(empty.path());
+    assert!(matches!(opened, Err(SnapshotError::NotSaved { .. })));
     assert!(matches!(
         save(Path::new("/"), 1),
         Err(SnapshotError::NoName { .. } | SnapshotError::NotOurs { .. })

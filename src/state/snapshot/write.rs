@@ -312,6 +312,11 @@ fn resolve(dir: &Path) -> Result<PathBuf, SnapshotError> {
 fn check_replaceable(place: &Path) -> Result<(), SnapshotError> {
     let entries = match fs::read_dir(place) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::NotADirectory => {
+            return Err(SnapshotError::SaveToFile {
+                path: place.to_owned(),
+            });
+        }
         other => other.map_err(file_error("read the directory", place))?,
     };
     for entry in entries {
