@@ -84,6 +84,15 @@ struct Incoming {
     server: Option<Result<Server, ApiError>>,
 }
 
+/// Told to the source, whose user may not see this process: the remedy is in the message.
+fn no_directory(e: &ApiError) -> String {
+    let remedy = match e {
+        ApiError::NameTaken { .. } => "; start `hypernest run --incoming` with another --name",
+        _ => "",
+    };
+    format!("{}{remedy}", chain(e))
+}
+
 struct Prepared {
     local: Local,
     dir: RunDir,
@@ -120,7 +129,7 @@ impl Incoming {
         })?;
         let dir = RunDirs::of_user()
             .claim(&local.config.name)
-            .map_err(|e| one(&e))?;
+            .map_err(|e| vec![no_directory(&e)])?;
         let (memory, ranges) = (&local.config.memory, local.config.ram_ranges());
         let ram = GuestRam::new(memory, &ranges).map_err(|e| one(&e))?;
         let unloaded = Unloaded::on(host, kvm, &identity, ram.clone(), local.clone(), &[]);
@@ -184,5 +193,21 @@ impl DestinationVm for Incoming {
             let server = Server::start(prepared.dir, machine.handle(), move || board.status());
             self.server = Some(server);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_taken_name_is_refused_with_the_flag_for_another() {
+        let taken = ApiError::NameTaken {
+            name: "vm".to_owned(),
+            pid: Some(7),
+        };
+        let told = no_directory(&taken);
+        assert!(told.starts_with("a VM named vm is already running (process 7); "));
+        assert!(told.contains("another --name"), "{told}");
     }
 }
