@@ -167,6 +167,14 @@ fn wrong_use_is_2() {
             &["run", "--kernel", "vmlinuz", "--plaintext"],
             "cannot use the value of --plaintext: it protects an incoming migration",
         ),
+        (
+            &["run", "--kernel", "vmlinuz", "--memory", "20000G"],
+            "20000G\" is more memory than KVM gives to a VM\n      expected at most 8T",
+        ),
+        (
+            &["restore", "x", "--hv", "none"],
+            "`restore` takes no --hv: it was saved with the VM",
+        ),
         (&["completions", "cmd"], "possible values: bash"),
         (
             &["run", "--config", "nowhere"],
@@ -298,6 +306,16 @@ fn what_the_host_lacks_does_not_hide_a_wrong_kernel() {
 #[test]
 fn what_is_no_saved_vm_is_named_as_such() {
     let dir = dir();
+    let said = run(&dir, &["status", "vm", "--hv"]);
+    assert!(!said.err.contains("as a value"), "{}", said.err);
+    let said = run(&dir, &["restore", "."]);
+    assert_eq!(said.code, Some(1));
+    assert!(
+        said.err
+            .contains(". contains no saved VM (no file `state`)"),
+        "{}",
+        said.err
+    );
     let said = run(&dir, &["inspect", "."]);
     assert_eq!(said.code, Some(1));
     assert!(

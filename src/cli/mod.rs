@@ -10,7 +10,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 use thiserror::Error;
 
 use crate::api::ApiError;
-use crate::config::ConfigError;
+use crate::config::{ConfigError, SETTINGS};
 use crate::error::chain;
 use crate::life::Request;
 use crate::migration::MigrationError;
@@ -329,6 +329,14 @@ fn explain(mut e: clap::Error, args: &[OsString]) -> ExitStatus {
         ErrorKind::UnknownArgument | ErrorKind::DisplayHelp => usage::explain(args),
         _ => None,
     };
+    if let Some(flag) = saved_setting(&e, args) {
+        to_stderr(&format!(
+            "hypernest: `restore` takes no --{flag}: it was saved with the VM, and stays; leave it out\n  \
+             `hypernest restore --help` lists the settings of this host"
+        ));
+        return ExitStatus::USAGE;
+    }
+    drop_dash_tip(&mut e);
     if let Some(text) = explained {
         to_stderr(&format!(
             "hypernest: {text}\n  `hypernest run --help` lists the flags"
@@ -368,6 +376,29 @@ fn unknown_command(e: &mut clap::Error, args: &[OsString]) -> Option<String> {
     let words = args.iter().filter_map(|arg| arg.to_str());
     let next = words.skip_while(|word| *word != verb).nth(1);
     verbs::hint(&verb, next, ours.into_iter())
+}
+
+/// The setting of a saved VM that a command line of `restore` would change.
+fn saved_setting(e: &clap::Error, args: &[OsString]) -> Option<&'static str> {
+    let Some(ContextValue::String(flag)) = e.get(ContextKind::InvalidArg) else {
+        return None;
+    };
+    let is_restore = e.kind() == ErrorKind::UnknownArgument && args.iter().any(|a| a == "restore");
+    let flag = flag.strip_prefix("--").filter(|_| is_restore)?;
+    let flag = flag.split('=').next()?;
+    let mut settings = SETTINGS.iter().map(|setting| setting.key);
+    settings.find(|key| *key == flag)
+}
+
+/// Removes clap's tip to pass a mistyped flag as a value, after `--`.
+fn drop_dash_tip(e: &mut clap::Error) {
+    if let Some(ContextValue::StyledStrs(tips)) = e.remove(ContextKind::Suggested) {
+        let mut tips = tips;
+        tips.retain(|tip| !tip.to_string().contains("as a value"));
+        if !tips.is_empty() {
+            e.insert(ContextKind::Suggested, ContextValue::StyledStrs(tips));
+        }
+    }
 }
 
 /// The error and its causes in one line, and the help below.
