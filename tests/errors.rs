@@ -134,7 +134,7 @@ fn no_kernel() -> TestResult {
     for (kernel, code, texts) in [
         (
             "text",
-            1,
+            2,
             &["text is not a kernel that hypernest can start", takes][..],
         ),
         ("cut", 1, &["cannot start the Linux kernel cut: "]),
@@ -146,7 +146,7 @@ fn no_kernel() -> TestResult {
         ("cut.elf", 1, &["cut.elf"]),
         (
             "program",
-            1,
+            2,
             &["is an ELF file with neither a PVH note nor a multiboot header"],
         ),
         ("empty", 2, &["--kernel: empty is empty"]),

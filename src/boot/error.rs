@@ -176,3 +176,19 @@ pub enum BootError {
     #[error("cannot write boot data")]
     NoRam(#[from] NoRam),
 }
+
+impl BootError {
+    /// Whether the configuration names the wrong file or says the wrong thing about it, as opposed to a file
+    /// that is damaged or cannot be read.
+    pub fn is_configuration(&self) -> bool {
+        matches!(
+            self,
+            Self::NotAFile { .. }
+                | Self::Empty { .. }
+                | Self::NoKernel { .. }
+                | Self::NoEntry { .. }
+                | Self::ModulesForLinux { .. }
+                | Self::Cmdline { .. }
+        )
+    }
+}

@@ -216,6 +216,7 @@ impl CliError {
             | Self::Config(_)
             | Self::Log { .. }
             | Self::NoSuchEnlightenment { .. } => ExitStatus::USAGE,
+            Self::Machine(e) if e.is_configuration() => ExitStatus::USAGE,
             Self::Machine(e) if e.is_host() => ExitStatus::HOST,
             Self::HostAndKernel { .. } => ExitStatus::HOST,
             Self::Incoming(e) if matches!(**e, MigrationError::Refused(_)) => ExitStatus::HOST,

@@ -1,7 +1,8 @@
 use clap::CommandFactory;
 
 use super::*;
-use crate::config::{ConfigFile, Flags, HostLimits, SETTINGS, build};
+use crate::boot::BootError;
+use crate::config::{ConfigFile, Flags, HostLimits, build};
 
 const BOOK: &str = include_str!("../../docs/configuration.md");
 
@@ -128,4 +129,19 @@ fn one_line_tells_the_whole_chain() {
         "hypernest: cannot read the configuration file vm.toml: Permission denied (os error 13)"
     );
     assert_eq!(e.exit(), ExitStatus::USAGE);
+}
+
+/// A file that is no kernel is a mistake of the configuration; a damaged one is not.
+#[test]
+fn a_wrong_kernel_is_wrong_use() {
+    let exit = |e: BootError| CliError::Machine(MachineError::Boot(e)).exit();
+    let path = PathBuf::from("passwd");
+    let reason = "it has no header";
+    let wrong = BootError::NoKernel {
+        path: path.clone(),
+        reason,
+    };
+    assert_eq!(exit(wrong), ExitStatus::USAGE);
+    assert_eq!(exit(BootError::NoEntry { path }), ExitStatus::USAGE);
+    assert_eq!(exit(BootError::TooLittleRam), ExitStatus::FAILED);
 }

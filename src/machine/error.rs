@@ -132,6 +132,11 @@ pub enum Impossible {
 }
 
 impl MachineError {
+    /// Whether the cause is a mistake in the configuration.
+    pub fn is_configuration(&self) -> bool {
+        matches!(self, Self::Boot(e) if e.is_configuration())
+    }
+
     /// Whether the cause is a missing capability of the host.
     pub fn is_host(&self) -> bool {
         matches!(
