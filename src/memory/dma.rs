@@ -10,7 +10,7 @@
 )]
 
 use std::io;
-use std::ops::{Deref, DerefMut};
+use std::ops::{Deref, DerefMut, Range};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -266,6 +266,28 @@ impl IoVecs {
         }
     }
 
+    /// Calls `part` for each guest range of up to `len` bytes of the data from `at` on, with its place in
+    /// those bytes. Returns how many there are.
+    fn copy(
+        &self,
+        at: u64,
+        len: usize,
+        mut part: impl FnMut(Gpa, Range<usize>) -> Result<(), NoRam>,
+    ) -> Result<usize, DmaError> {
+        let (mut skip, mut done) = (at, 0);
+        for &(gpa, range) in &self.ranges {
+            let before = skip.min(range);
+            skip -= before;
+            let left = usize::try_from(range - before).unwrap_or(usize::MAX);
+            let count = left.min(len - done);
+            if count > 0 {
+                part(Gpa(gpa.0 + before), done..done + count)?;
+                done += count;
+            }
+        }
+        Ok(done)
+    }
+
     /// Calls `call` until all is transferred, or there is no more; how many bytes were.
     fn transfer(&self, call: Transfer, fd: BorrowedFd<'_>, offset: u64) -> (u64, io::Result<()>) {
         let mut done = 0_u64;
@@ -340,6 +362,18 @@ impl Readable {
         result.map(|()| done)
     }
 
+    /// Copies its bytes from `at` on into `data`. Returns how many there were; fewer than `data` has at its
+    /// end.
+    ///
+    /// # Errors
+    /// If any of it cannot be reached; `data` may be partly filled then.
+    pub fn copy_to(&self, at: u64, data: &mut [u8]) -> Result<usize, DmaError> {
+        let ram = &self.0.dma.ram;
+        let len = data.len();
+        let part = |gpa, place: Range<usize>| ram.read(gpa, &mut data[place]);
+        self.0.copy(at, len, part)
+    }
+
     /// Removes all ranges, and keeps the allocation for the next request.
     pub fn clear(&mut self) {
         self.0.remove_all();
@@ -383,6 +417,17 @@ impl Writable {
         let (done, result) = self.0.transfer(libc::preadv, file, offset);
         self.complete(if result.is_ok() { done } else { u64::MAX });
         result.map(|()| done)
+    }
+
+    /// Copies `data` over its bytes from `at` on, and marks their pages. Returns how many there were; fewer
+    /// than `data` has at its end.
+    ///
+    /// # Errors
+    /// If any of it cannot be reached; part may have been copied then.
+    pub fn copy_from(&mut self, at: u64, data: &[u8]) -> Result<usize, DmaError> {
+        let ram = &self.0.dma.ram;
+        let part = |gpa, place: Range<usize>| ram.write(gpa, &data[place]);
+        self.0.copy(at, data.len(), part)
     }
 }
 

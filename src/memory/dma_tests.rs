@@ -247,3 +247,37 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn parts_of_ranges_are_copied_in_order() {
+    let dma = dma();
+    dma.ram.written().switch(true);
+    // Across two regions, nothing, and a third.
+    let mut writable = dma.writable(Gpa(0x2ffe), 4).unwrap();
+    writable.push(Gpa(0x1000), 0).unwrap();
+    writable.push(Gpa(0x1_0000), 3).unwrap();
+    let mut readable = dma.readable(Gpa(0x2ffe), 4).unwrap();
+    readable.push(Gpa(0x1_0000), 3).unwrap();
+    assert_eq!(writable.copy_from(0, b"abcdefg").unwrap(), 7);
+    for (at, len, copied) in [
+        (0, 7, "abcdefg"),
+        (0, 9, "abcdefg"),
+        (1, 2, "bc"),
+        (3, 2, "de"),
+        (4, 1, "e"),
+        (6, 4, "g"),
+        (7, 4, ""),
+        (u64::MAX, 4, ""),
+        (2, 0, ""),
+    ] {
+        let mut data = vec![0; len];
+        let count = readable.copy_to(at, &mut data).unwrap();
+        assert_eq!(&data[..count], copied.as_bytes(), "{at} {len}");
+    }
+    marked(&dma);
+    assert_eq!(writable.copy_from(5, b"FGH").unwrap(), 2);
+    assert_eq!(marked(&dma), [0x10]);
+    let mut data = [0; 7];
+    readable.copy_to(0, &mut data).unwrap();
+    assert_eq!(&data, b"abcdeFG");
+}
