@@ -16,6 +16,7 @@
 //! ```
 
 pub mod api;
+pub mod block;
 pub mod boot;
 pub mod bus;
 pub mod cli;

@@ -13,6 +13,8 @@ pub(crate) enum Role<'a> {
     Vcpu(u32),
     /// Serves the queues of the virtio function with this name.
     Queues(&'a str),
+    /// Reads and writes the image of the disk with this name, of at most 10 bytes.
+    Disk(&'a str),
     /// Serves consoles and timed devices.
     Io,
     /// Waits for signals.
@@ -44,6 +46,7 @@ impl fmt::Display for Role<'_> {
         match self {
             Self::Vcpu(index) => write!(f, "vcpu{index}"),
             Self::Queues(function) => f.write_str(function),
+            Self::Disk(name) => write!(f, "disk {name}"),
             Self::Io => f.write_str("io"),
             Self::Signals => f.write_str("signals"),
             Self::Api => f.write_str("api"),
@@ -93,9 +96,10 @@ mod tests {
     use super::*;
 
     /// Each role with the largest number that it can have.
-    const ROLES: [Role<'static>; 14] = [
+    const ROLES: [Role<'static>; 15] = [
         Role::Vcpu(254),
         Role::Queues("virtio ff:1f.7"),
+        Role::Disk("ff:1f.7/63"),
         Role::Io,
         Role::Signals,
         Role::Api,
@@ -138,6 +142,7 @@ mod tests {
             let name = match role {
                 Role::Vcpu(_) => "vcpuN".to_owned(),
                 Role::Queues(_) => "virtio BB:DD.F".to_owned(),
+                Role::Disk(_) => "disk NAME".to_owned(),
                 Role::Migrate(_) => "migrateN".to_owned(),
                 Role::Incoming(_) => "incomingN".to_owned(),
                 _ => role.to_string(),
