@@ -1,5 +1,6 @@
 //! What the machine, as opposed to the bus, calls of a device.
 
+use std::io;
 use std::sync::{Arc, Mutex};
 
 use super::{Handler, Region, lock};
@@ -23,6 +24,19 @@ pub trait Device: Send + Sync {
 
     /// Ends [`Device::quiesce`]: what has waited is started.
     fn resume(&self) {}
+
+    /// Lets other processes have what it uses of the host alone, such as a disk's image: the VM continues in
+    /// one of them. The device is quiesced and drained, and stays so until [`Device::acquire`].
+    fn release(&self) {}
+
+    /// Takes what it uses of the host alone. A new device has none of it; it comes before the first
+    /// [`Device::resume`].
+    ///
+    /// # Errors
+    /// If another process has it.
+    fn acquire(&self) -> io::Result<()> {
+        Ok(())
+    }
 
     /// Returns to the power-on state. The device is quiesced and drained.
     fn reset(&self);

@@ -177,6 +177,7 @@ impl DestinationVm for Incoming {
             }
         };
         let mut machine = unloaded.load(&identity, sections)?;
+        machine.acquire()?;
         if !running {
             machine.stay_paused();
         }

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use super::VmConfig;
 use super::build::{Build, Checked, Files};
+use super::disks::DISK;
 use super::endpoints::Endpoint;
 use super::file::ConfigFile;
 use super::flags::LocalFlags;
@@ -39,14 +40,21 @@ pub fn adapt(
     // On a command line for a saved VM it describes the host; the guest's value is saved.
     let mut base = saved.clone();
     let guest_khz = base.time.khz.take();
-    let left_out = base.remove_endpoints(|setting| !flags.given(setting));
+    let mut left_out = base.remove_endpoints(|setting| setting == DISK || !flags.given(setting));
+    // Without another image, a disk is an error.
+    left_out.retain(|endpoint| endpoint.setting != DISK);
     let boot_is_local = flags.given("kernel");
     if boot_is_local {
         base.boot.initrd = None;
         base.boot.modules.clear();
     }
+    let mut local = flags.0.draft();
+    let mut disks = Build::new(&local, host, Files::MayLack);
+    disks.saved_disks(&mut base.devices);
+    let problems = disks.into_problems();
+    local.replace(DISK, problems);
     let file = ConfigFile::new(Path::new("saved state"), base.to_toml());
-    let (draft, mut local) = (file.draft(), flags.0.draft());
+    let draft = file.draft();
     placement::with_saved_memory(&draft, &mut local);
     let mut draft = draft.overlay(local);
     if saved.debugcon.is_none() && flags.given("debugcon") {

@@ -159,3 +159,79 @@ fn what_the_host_does_is_shown_and_not_saved() {
     assert_eq!(local("2G,lock"), Err(vec!["memory"]));
     assert!(local("lock").is_ok());
 }
+
+/// Two disks, saved, and this host's images of `--disk`: the images and caches, or the problems.
+fn disks(given: &[&str]) -> Result<Vec<String>, String> {
+    let dir = files();
+    let [a, b] = ["initrd.img", "disk.raw"].map(|name| dir.path().join(name));
+    let config = with_file(&format!(
+        "disk = ['{},id=root,cache=none,serial=S', '{},readonly']\ndevice = 'virtio-rng'",
+        a.display(),
+        b.display()
+    ));
+    let saved = again(&config.unwrap());
+    let given: Vec<_> = given
+        .iter()
+        .map(|disk| format!("{}/{disk}", dir.path().display()))
+        .collect();
+    let flags: Vec<_> = given.iter().map(|disk| ("disk", disk.as_str())).collect();
+    let adapted = adapted(&saved, &flags).map_err(|e| e.to_string())?;
+    assert_eq!(adapted.checked.warnings, []);
+    let disks = adapted
+        .checked
+        .config
+        .devices
+        .into_iter()
+        .filter_map(|device| {
+            let file = Path::new(device.text("file")?).file_name()?.to_owned();
+            let cache = device.text("cache").unwrap_or("-").to_owned();
+            Some(format!("{} {} {cache}", device.id, file.display()))
+        });
+    Ok(disks.collect())
+}
+
+#[test]
+fn the_disks_of_a_saved_vm_get_this_hosts_images() {
+    let both = ["root vmlinuz none", "virtio-blk0 disk.raw -"];
+    assert_eq!(disks(&["vmlinuz", "disk.raw"]).unwrap(), both);
+    assert_eq!(
+        disks(&["disk.raw,id=virtio-blk0", "vmlinuz"]).unwrap(),
+        both
+    );
+    let other_cache = disks(&["vmlinuz,cache=writethrough", "disk.raw,on-error=pause"]);
+    assert_eq!(other_cache.unwrap()[0], "root vmlinuz writethrough");
+    for (given, problems) in [
+        (
+            &[][..],
+            &[
+                "the disk root of the saved VM has no image here",
+                "--disk FILE,id=root",
+                "the disk virtio-blk0",
+            ][..],
+        ),
+        (
+            &["vmlinuz"],
+            &["the disk virtio-blk0 of the saved VM has no image"],
+        ),
+        (
+            &["vmlinuz", "disk.raw", "vmlinuz"],
+            &["one more than disks", "the disks root, virtio-blk0"],
+        ),
+        (&["vmlinuz,id=boot", "disk.raw"], &["there is no disk boot"]),
+        (&["vmlinuz,id=root", "disk.raw,id=root"], &["given twice"]),
+        (&["vmlinuz,readonly", "disk.raw"], &["readonly"]),
+        (&["missing", "disk.raw"], &["cannot read", "missing"]),
+    ] {
+        let refused = disks(given).unwrap_err();
+        for problem in problems {
+            assert!(refused.contains(problem), "{given:?}: {refused}");
+        }
+    }
+}
+
+#[test]
+fn a_vm_without_disks_has_none_to_give() {
+    let refused = adapted(&saved("hv = 'none'"), &[("disk", "disk.raw")]);
+    let refused = refused.unwrap_err().to_string();
+    assert!(refused.contains("the saved VM has no disk"), "{refused}");
+}

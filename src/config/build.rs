@@ -77,7 +77,7 @@ pub(super) struct Build<'a> {
     problems: Vec<Problem>,
     warnings: Vec<Problem>,
     host: HostLimits,
-    files: Files,
+    pub(super) files: Files,
     /// The types of device that there are.
     pub(super) types: &'static [DeviceRow],
 }
@@ -434,7 +434,7 @@ impl<'a> Build<'a> {
         self.path_of(key, part)
     }
 
-    fn path_of(&mut self, key: &'static str, part: &Part) -> Option<PathBuf> {
+    pub(super) fn path_of(&mut self, key: &'static str, part: &Part) -> Option<PathBuf> {
         let text = self.parsed(key, part, |v| match parse::text(v, "a path") {
             Ok(text) if text.is_empty() => Err(Wrong::new("the path is empty", "a path")),
             parsed => parsed,
@@ -543,6 +543,16 @@ impl<'a> Build<'a> {
         parse(&part.value)
             .map_err(|wrong| self.push(key, &part.origin, wrong))
             .ok()
+    }
+
+    /// Adds a problem.
+    pub(super) fn problem(&mut self, problem: Problem) {
+        self.problems.push(problem);
+    }
+
+    /// Ends without a configuration: the problems that were found.
+    pub(super) fn into_problems(self) -> Vec<Problem> {
+        self.problems
     }
 
     pub(super) fn push(&mut self, key: &'static str, origin: &Origin, wrong: Wrong) {

@@ -13,7 +13,7 @@ pub(in crate::config) const HOST: HostLimits = HostLimits {
 /// A directory with a kernel, an initrd and a module in it.
 pub(in crate::config) fn files() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
-    for name in ["vmlinuz", "initrd.img", "dom0-vmlinuz"] {
+    for name in ["vmlinuz", "initrd.img", "dom0-vmlinuz", "disk.raw"] {
         std::fs::write(dir.path().join(name), "content").unwrap();
     }
     dir
@@ -420,7 +420,7 @@ fn the_examples_are_right() {
             .trim_start_matches([' ', '='])
             .trim_matches('\'');
         let value = match setting.key {
-            "kernel" | "initrd" | "module" => format!("{}/{value}", dir.path().display()),
+            "kernel" | "initrd" | "module" | "disk" => format!("{}/{value}", dir.path().display()),
             _ => value.to_owned(),
         };
         if let Err(problems) = build_in(dir.path(), "kernel = 'vmlinuz'", &[(setting.key, &value)])

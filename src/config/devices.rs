@@ -3,10 +3,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::build::{Build, known};
+use super::build::{Build, Files, known};
+use super::disks::{DISK, DISK_TYPE};
 use super::parse::{self, Wrong};
 use super::problem::Origin;
 use super::setting::{Entry, Part, Scalar};
+use crate::devices::disk::FILE_KEY;
 use crate::devices::table::{
     COMMON_KEYS, DEVICE_SLOTS, DeviceConfig, DeviceKey, DeviceRow, DeviceType, DeviceValue, ID_KEY,
     SLOT_KEY, TYPE_KEY, Takes,
@@ -43,13 +45,20 @@ impl Asked {
 impl<'a> Build<'a> {
     /// All devices, in the order in which they were given.
     pub(super) fn devices(&mut self) -> Vec<DeviceConfig> {
-        let entries = self.draft.get(known(KEY));
+        let disks = self.draft.get(known(DISK)).iter();
+        let others = self.draft.get(known(KEY)).iter();
+        let entries = disks.map(|e| (DISK, e)).chain(others.map(|e| (KEY, e)));
+        let entries: Vec<_> = entries.collect();
         let slots = DEVICE_SLOTS.count();
-        if let Some(entry) = entries.get(slots) {
+        if let Some((key, entry)) = entries.get(slots) {
             let what = format!("there are slots for no more than {slots} devices");
-            self.push(KEY, &entry.origin, Wrong::new(what, "fewer devices"));
+            self.push(key, &entry.origin, Wrong::new(what, "fewer devices"));
         }
-        let asked: Vec<_> = entries.iter().map(|entry| self.device(entry)).collect();
+        let asked = entries.into_iter().map(|(key, entry)| match key {
+            DISK => self.disk(entry),
+            _ => self.device(entry),
+        });
+        let asked: Vec<_> = asked.collect();
         for (i, device) in asked.iter().enumerate() {
             let before = || asked[..i].iter().zip(1..);
             let this = device.shown(i + 1);
@@ -71,6 +80,15 @@ impl<'a> Build<'a> {
             }
         }
         place(asked)
+    }
+
+    /// A device by its image.
+    fn disk(&mut self, entry: &'a Entry) -> Asked {
+        let of = DeviceType::find(DISK_TYPE).expect("a test finds it");
+        let names = COMMON_KEYS.iter().chain(of.row().keys).map(|key| key.name);
+        let names = names.filter(|name| *name != FILE_KEY);
+        let names: Vec<_> = [FILE_KEY].into_iter().chain(names).collect();
+        self.asked(DISK, Some(of), entry, &names)
     }
 
     fn device(&mut self, entry: &'a Entry) -> Asked {
@@ -99,11 +117,32 @@ impl<'a> Build<'a> {
             .into_iter()
             .chain(names.map(|k| k.name))
             .collect();
-        let parts = self.named_parts(KEY, &entry.parts, &names);
+        self.asked(KEY, of, entry, &names)
+    }
+
+    /// The device of `entry`, whose parts may have these `names`.
+    fn asked(
+        &mut self,
+        setting: &'static str,
+        of: Option<DeviceType>,
+        entry: &'a Entry,
+        names: &[&'static str],
+    ) -> Asked {
+        let own = of.map_or(&[][..], |of| of.row().keys);
+        let parts = self.named_parts(setting, &entry.parts, names);
         let mut values = BTreeMap::new();
         for key in COMMON_KEYS.iter().chain(own) {
-            if let Some(value) = parts.get(key.name).and_then(|part| self.value(key, part)) {
-                values.insert(key.name, value);
+            match parts.get(key.name) {
+                Some(part) => {
+                    if let Some(value) = self.value(setting, key, part) {
+                        values.insert(key.name, value);
+                    }
+                }
+                None if key.required && self.files == Files::MustBeThere => {
+                    let wrong = Wrong::new(format!("the device has no {}", key.name), key.name);
+                    self.push(setting, &entry.origin, wrong);
+                }
+                None => {}
             }
         }
         let id = values.remove(ID_KEY).map(|id| id.to_string());
@@ -120,8 +159,34 @@ impl<'a> Build<'a> {
         }
     }
 
-    fn value(&mut self, key: &DeviceKey, part: &Part) -> Option<DeviceValue> {
-        self.parsed(KEY, part, |value| match &key.takes {
+    /// The value of a device's key.
+    pub(super) fn value(
+        &mut self,
+        setting: &'static str,
+        key: &DeviceKey,
+        part: &Part,
+    ) -> Option<DeviceValue> {
+        if let Takes::Path = key.takes {
+            let path = self.path_of(setting, part)?;
+            if let Err(what) = parse::readable(&path) {
+                let expected = "a file that can be read";
+                self.push(setting, &part.origin, Wrong::new(what, expected));
+            }
+            // It comes from text.
+            return Some(DeviceValue::Text(path.to_string_lossy().into_owned()));
+        }
+        self.parsed(setting, part, |value| match &key.takes {
+            Takes::Path => unreachable!("see above"),
+            Takes::Switch => parse::boolean(value).map(DeviceValue::Switch),
+            Takes::Text { max } => {
+                let expected = format!("up to {max} printable ASCII characters");
+                let text = parse::text(value, &expected)?;
+                let fits = text.len() <= *max && text.bytes().all(|b| (b' '..=b'~').contains(&b));
+                match fits {
+                    true => Ok(DeviceValue::Text(text)),
+                    false => Err(Wrong::new(format!("{value} cannot be used"), expected)),
+                }
+            }
             Takes::Name => {
                 let what = match key.name {
                     ID_KEY => "a device".to_owned(),

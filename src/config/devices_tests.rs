@@ -16,29 +16,21 @@ static TYPES: &[DeviceRow] = &[
         about: "a disk",
         keys: &[
             DeviceKey {
-                name: "cache",
                 takes: Takes::Words(&["write-back", "none"]),
-                about: "",
-                default: "",
-                local: false,
+                ..DeviceKey::of("cache")
             },
             DeviceKey {
-                name: "queues",
                 takes: Takes::Number {
                     what: "number of queues",
                     first: 1,
                     last: 8,
                 },
-                about: "",
-                default: "",
-                local: false,
+                ..DeviceKey::of("queues")
             },
             DeviceKey {
-                name: "pool",
                 takes: Takes::Name,
-                about: "",
-                default: "",
                 local: true,
+                ..DeviceKey::of("pool")
             },
         ],
         build: |_, site| site.virtio(Box::<Rng>::default()),
@@ -48,11 +40,8 @@ static TYPES: &[DeviceRow] = &[
         aliases: &[],
         about: "a card",
         keys: &[DeviceKey {
-            name: "speed",
             takes: Takes::Words(&["slow", "fast"]),
-            about: "",
-            default: "",
-            local: false,
+            ..DeviceKey::of("speed")
         }],
         build: |_, site| site.virtio(Box::<Rng>::default()),
     },
@@ -111,7 +100,7 @@ fn a_row_gives_a_type_its_keys_in_flags_files_and_saved_vms() {
     );
     // What is of the host is listed, and removed from a saved VM; the rest stays.
     let pool = Endpoint {
-        setting: "device",
+        setting: "disk",
         value: "root,pool=fast".to_owned(),
     };
     assert_eq!(config.endpoints(), [pool]);

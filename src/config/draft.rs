@@ -28,6 +28,12 @@ impl Draft {
         self.attempted.insert(setting);
     }
 
+    /// The uses of `setting` are done with; `problems` are all that were found so far.
+    pub(super) fn replace(&mut self, setting: &'static str, problems: Vec<Problem>) {
+        self.entries.remove(setting);
+        self.problems = problems;
+    }
+
     /// Whether `setting` may have been intended.
     pub(super) fn attempted(&self, setting: &str) -> bool {
         self.unclear || self.attempted.contains(setting)

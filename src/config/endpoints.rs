@@ -43,12 +43,12 @@ impl VmConfig {
             *backend = CharBackend::None;
             removed.push(Endpoint { setting, value });
         }
-        if go("device") {
+        if go("disk") {
             for device in &mut self.devices {
                 let id = device.id.clone();
                 let local = device.remove_local().into_iter();
                 removed.extend(local.map(|(key, value)| Endpoint {
-                    setting: "device",
+                    setting: "disk",
                     value: format!("{id},{key}={value}"),
                 }));
             }

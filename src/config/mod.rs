@@ -6,6 +6,7 @@ mod adapt;
 mod build;
 mod cpu;
 mod devices;
+mod disks;
 mod draft;
 mod endpoints;
 mod file;

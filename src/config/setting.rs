@@ -2,7 +2,7 @@
 //! table.
 
 use super::problem::{Origin, Problem};
-use crate::devices::table::DEVICE_TYPES;
+use crate::devices::table::{DEVICE_TYPES, Takes};
 
 /// One setting: the flag `--key`, and `key` in the file.
 #[derive(Debug)]
@@ -22,13 +22,14 @@ pub struct Setting {
 }
 
 /// The settings of the host that restores a saved VM, as opposed to the guest's.
-pub(super) const LOCAL: [&str; 17] = [
+pub(super) const LOCAL: [&str; 18] = [
     "name",
     "kernel",
     "initrd",
     "module",
     "memory",
     "pin",
+    "disk",
     "serial",
     "serial2",
     "debugcon",
@@ -47,6 +48,12 @@ const TYPES: &str = "{types}";
 
 /// Parts that are true if only their name is given.
 const SWITCHES: [&str; 3] = ["prealloc", "mergeable", "lock"];
+
+/// A key of devices that is true if only its name is given.
+fn is_device_switch(name: &str) -> bool {
+    let mut keys = DEVICE_TYPES.iter().flat_map(|row| row.keys);
+    keys.any(|key| key.name == name && matches!(key.takes, Takes::Switch))
+}
 
 /// The form of a setting's value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -185,14 +192,18 @@ impl Entry {
         };
         let is_switch = |piece: &str| match setting.shape {
             Shape::Parts(names) => SWITCHES.contains(&piece) && names.contains(&piece),
+            Shape::Devices => is_device_switch(piece),
             _ => false,
         };
         let parts = match (setting.shape, &value) {
             (Shape::Parts(_) | Shape::Devices, Scalar::Text(text)) => text
                 .split(',')
-                .map(|piece| match piece.split_once('=') {
+                .enumerate()
+                .map(|(i, piece)| match piece.split_once('=') {
                     Some((name, value)) => part(Some(name.trim()), Scalar::Text(value.into())),
-                    None if is_switch(piece) => part(Some(piece), Scalar::Boolean(true)),
+                    None if is_switch(piece) && !(i == 0 && setting.shape == Shape::Devices) => {
+                        part(Some(piece), Scalar::Boolean(true))
+                    }
                     None => part(None, Scalar::Text(piece.into())),
                 })
                 .collect(),
@@ -369,6 +380,15 @@ pub static SETTINGS: &[Setting] = &[
             of RAM [default: true]",
         flag_example: "=false",
         file_example: "fw-cfg = false",
+    },
+    Setting {
+        key: "disk",
+        shape: Shape::Devices,
+        value: "FILE[,KEY=VALUE]...",
+        help: "A disk: --device virtio-blk with this raw image. Repeatable; of a restored VM, the images of its \
+            disks",
+        flag_example: " disk.raw,cache=none",
+        file_example: "disk = [\"disk.raw,cache=none\"]",
     },
     Setting {
         key: "device",

@@ -200,6 +200,7 @@ fn device(device: &DeviceConfig) -> Value {
         let value = match value {
             DeviceValue::Text(value) => text(value),
             DeviceValue::Number(value) => number(*value),
+            DeviceValue::Switch(value) => Value::Boolean(*value),
         };
         (*key, value)
     });

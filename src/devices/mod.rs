@@ -14,6 +14,7 @@ pub mod char;
 pub mod clock;
 pub mod cmos;
 pub mod debug;
+pub mod disk;
 pub mod fw_cfg;
 pub mod i8042;
 pub mod io_thread;

@@ -4,9 +4,12 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::io;
 
 use thiserror::Error;
 
+use super::disk;
+use crate::block::raw::RawError;
 use crate::irq::{Doorbells, NoVector};
 use crate::life::GuestEvents;
 use crate::pci::{DevFn, Requester, Slot};
@@ -33,13 +36,22 @@ pub struct DeviceRow {
 pub type Build = fn(&DeviceConfig, &Site<'_>) -> Result<Slot, BuildError>;
 
 /// Every type.
-pub static DEVICE_TYPES: &[DeviceRow] = &[DeviceRow {
-    name: "virtio-rng",
-    aliases: &["virtio-rng-pci"],
-    about: "random bytes of the host",
-    keys: &[],
-    build: |_, site| site.virtio(Box::<Rng>::default()),
-}];
+pub static DEVICE_TYPES: &[DeviceRow] = &[
+    DeviceRow {
+        name: "virtio-blk",
+        aliases: &["virtio-blk-pci"],
+        about: "a disk",
+        keys: disk::VIRTIO_BLK_KEYS,
+        build: disk::virtio_blk,
+    },
+    DeviceRow {
+        name: "virtio-rng",
+        aliases: &["virtio-rng-pci"],
+        about: "random bytes of the host",
+        keys: &[],
+        build: |_, site| site.virtio(Box::<Rng>::default()),
+    },
+];
 
 /// The key with the type, which comes first and needs no name.
 pub const TYPE_KEY: &str = "type";
@@ -56,14 +68,11 @@ pub const DEVICE_SLOTS: std::ops::RangeInclusive<u8> = 1..=30;
 /// The keys that devices of all types have, beside [`TYPE_KEY`].
 pub static COMMON_KEYS: &[DeviceKey] = &[
     DeviceKey {
-        name: ID_KEY,
-        takes: Takes::Name,
         about: "what the device is called in messages",
         default: "the type and a number",
-        local: false,
+        ..DeviceKey::of(ID_KEY)
     },
     DeviceKey {
-        name: SLOT_KEY,
         takes: Takes::Number {
             what: "slot",
             first: *DEVICE_SLOTS.start() as u32,
@@ -71,7 +80,7 @@ pub static COMMON_KEYS: &[DeviceKey] = &[
         },
         about: "its slot on PCI bus 0, from 1 to 30",
         default: "the first that is free",
-        local: false,
+        ..DeviceKey::of(SLOT_KEY)
     },
 ];
 
@@ -86,10 +95,28 @@ pub struct DeviceKey {
     pub about: &'static str,
     /// What holds without it, for the documentation.
     pub default: &'static str,
+    /// Whether it must be given.
+    pub required: bool,
     /// Whether it names something of the host. It is then removed from a saved VM, as only the host's user
-    /// decides what is opened here. No flag of `restore` gives it anew yet: the first type with such a key
-    /// needs one.
+    /// decides what is opened here.
     pub local: bool,
+    /// Whether a saved VM may continue with another value, as the guest does not notice.
+    pub adjustable: bool,
+}
+
+impl DeviceKey {
+    /// A key with a name as its value, which may be left out and is the guest's.
+    pub const fn of(name: &'static str) -> Self {
+        Self {
+            name,
+            takes: Takes::Name,
+            about: "",
+            default: "",
+            required: false,
+            local: false,
+            adjustable: false,
+        }
+    }
 }
 
 /// What a key's value looks like.
@@ -108,13 +135,24 @@ pub enum Takes {
     },
     /// One of these words.
     Words(&'static [&'static str]),
+    /// True or false; true if only the key is given.
+    Switch,
+    /// Printable ASCII.
+    Text {
+        /// The most bytes.
+        max: usize,
+    },
+    /// A file or a block device of the host, which must be there.
+    Path,
 }
 
 /// A key's value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DeviceValue {
-    /// A name or a word.
+    /// A name, a word, a text or a path.
     Text(String),
+    /// True or false.
+    Switch(bool),
     /// A number.
     Number(u32),
 }
@@ -123,6 +161,7 @@ impl fmt::Display for DeviceValue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Text(text) => f.write_str(text),
+            Self::Switch(on) => on.fmt(f),
             Self::Number(number) => number.fmt(f),
         }
     }
@@ -185,6 +224,14 @@ pub struct DeviceConfig {
 }
 
 impl DeviceConfig {
+    /// The text of a key, if it is set.
+    pub fn text(&self, key: &str) -> Option<&str> {
+        match self.values.get(key) {
+            Some(DeviceValue::Text(text)) => Some(text),
+            _ => None,
+        }
+    }
+
     /// Removes what is of the host.
     pub fn remove_local(&mut self) -> Vec<(&'static str, DeviceValue)> {
         let local = self.of.row().keys.iter().filter(|key| key.local);
@@ -235,6 +282,12 @@ pub enum BuildError {
     /// Its transport.
     #[error(transparent)]
     Transport(#[from] TransportError),
+    /// Its image.
+    #[error(transparent)]
+    Image(#[from] RawError),
+    /// There are no descriptors left.
+    #[error(transparent)]
+    Io(#[from] io::Error),
 }
 
 #[cfg(test)]

@@ -146,6 +146,11 @@ impl LifeState {
                 OnCrash::Reset => self.guest_reset(),
                 OnCrash::Stop => self.due = Some(Due::End(Outcome::Crashed)),
             },
+            GuestEvent::DiskFailed { .. } => {
+                if self.run == RunState::Running {
+                    self.run = RunState::Paused;
+                }
+            }
             GuestEvent::CrashKernelLoaded | GuestEvent::TscEmulationEnded => {}
         }
         true

@@ -52,6 +52,13 @@ pub enum GuestEvent {
     },
     /// The guest no longer needs its old TSC frequency; the reporting vCPU waits for the new one.
     TscEmulationEnded,
+    /// A disk refused a request that the guest is not to know of: the VM is paused.
+    DiskFailed {
+        /// The device's id.
+        device: String,
+        /// The host's error.
+        why: String,
+    },
     /// A vCPU had a triple fault. A PC resets.
     TripleFault {
         /// Which vCPU.

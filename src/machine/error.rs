@@ -5,6 +5,7 @@ use thiserror::Error;
 use super::transfer::TransferError;
 use super::vm::VmError;
 use super::world::NotStopped;
+use crate::block::raw::RawError;
 use crate::boot::BootError;
 use crate::bus::BusError;
 use crate::cpuid::CpuidProblem;
@@ -97,6 +98,22 @@ pub enum MachineError {
         device: String,
         /// The cause.
         source: TransportError,
+    },
+    /// A disk's image could not be used.
+    #[error("cannot create the device {device}")]
+    Image {
+        /// The device's id.
+        device: String,
+        /// The cause.
+        source: RawError,
+    },
+    /// Another process uses what a device needs for itself.
+    #[error("cannot use the device {device}")]
+    InUse {
+        /// The device.
+        device: String,
+        /// The cause.
+        source: std::io::Error,
     },
     /// A thread or a descriptor could not be created.
     #[error("cannot start the {what} thread")]

@@ -53,6 +53,8 @@ pub(super) struct Session {
     pub(super) powered_on: Instant,
     /// vCPUs, devices and I/O are stopped, by [`world`](super::world).
     pub(super) stopped: bool,
+    /// The devices have what they use of the host alone.
+    pub(super) acquired: bool,
 }
 
 impl Session {
@@ -67,6 +69,7 @@ impl Session {
             triple_faults: TripleFaults::default(),
             powered_on: Instant::now(),
             stopped: true,
+            acquired: false,
         }
     }
 }

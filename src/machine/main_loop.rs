@@ -20,9 +20,10 @@ impl Machine {
     /// documents.
     ///
     /// # Errors
-    /// If the VM cannot be created or, at a reset, its devices do not stop, its RAM cannot be discarded or it
+    /// If another process uses a disk's image; if the VM cannot be created or, at a reset, its devices do not stop, its RAM cannot be discarded or it
     /// cannot be created again; or if the statistics cannot be written at the end.
     pub fn run(mut self) -> Result<Outcome, MachineError> {
+        self.acquire()?;
         let mut cycle = match self.transfer.restored.take() {
             Some(restored) => restored,
             None => self.power_on()?,
@@ -180,7 +181,7 @@ impl Machine {
 
     /// Lets the VM run if it may, once pending clock changes are done; stops it otherwise.
     pub(super) fn resume(&mut self, cycle: &PowerCycle) {
-        if self.session.life.may_run() && !self.settle_time(cycle) {
+        if self.session.life.may_run() && !(self.settle_time(cycle) && self.acquired()) {
             self.session.life.user(Request::Pause);
         }
         if self.session.life.may_run() {
@@ -229,6 +230,11 @@ impl Machine {
                 }
             }
             GuestEvent::Crash { crash, .. } => self.note_crash(crash),
+            GuestEvent::DiskFailed { device, why } => error!(
+                "the VM is paused, as a request of the disk {device} failed: {why}; mend that, and `hypernest \
+                 resume {}` makes the request again",
+                self.config.name
+            ),
             GuestEvent::PowerOff
             | GuestEvent::DebugExit { .. }
             | GuestEvent::TscEmulationEnded

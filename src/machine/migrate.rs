@@ -197,7 +197,12 @@ impl SourceVm for Live {
         let (sections, running) = self.run_on_main(|vm| {
             vm.hold();
             // A crash that is detected only now may have paused it.
-            (vm.sections(), vm.is_running())
+            let sections = vm.sections();
+            if sections.is_ok() {
+                // The destination takes it before it runs.
+                vm.release_devices();
+            }
+            (sections, vm.is_running())
         })?;
         Ok(Stopped {
             state: encode(&sections?)?,

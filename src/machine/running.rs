@@ -74,6 +74,12 @@ impl<'a> Running<'a> {
         self.machine.show_state();
     }
 
+    /// Lets another process have what the devices use of the host alone, until the VM runs here again. The VM
+    /// is held.
+    pub fn release_devices(&mut self) {
+        self.machine.release();
+    }
+
     /// Ends the hold; the vCPUs run if they did before it and no user has paused them since.
     pub fn release(&mut self) {
         self.machine.session.life.hold(false);

@@ -6,12 +6,13 @@
 use std::time::{Duration, Instant};
 
 use thiserror::Error;
-use tracing::warn;
+use tracing::{error, warn};
 
-use super::Machine;
 use super::cycle::PowerCycle;
+use super::{Machine, MachineError};
 use crate::bus::SharedDevice;
 use crate::devices::io_thread::RunningIo;
+use crate::error::chain;
 
 /// The timeout for devices and the I/O thread to complete their requests.
 pub(super) const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -119,6 +120,45 @@ pub(super) fn quiesce(devices: &[SharedDevice], timeout: Duration) -> Vec<String
 }
 
 impl Machine {
+    /// Takes what the devices use of the host alone, such as the images of disks, unless they have it.
+    ///
+    /// # Errors
+    /// If another process uses it; then none is taken.
+    pub fn acquire(&mut self) -> Result<(), MachineError> {
+        if self.session.acquired {
+            return Ok(());
+        }
+        let acquired = self.hardware.devices.iter().try_for_each(|device| {
+            device.acquire().map_err(|source| MachineError::InUse {
+                device: device.name(),
+                source,
+            })
+        });
+        match acquired {
+            Ok(()) => self.session.acquired = true,
+            Err(_) => self.release(),
+        }
+        acquired
+    }
+
+    /// The same for a VM that may otherwise run: after an error it stays paused.
+    pub(super) fn acquired(&mut self) -> bool {
+        let acquired = self.acquire();
+        if let Err(e) = &acquired {
+            error!("the VM stays paused: {}", chain(e));
+        }
+        acquired.is_ok()
+    }
+
+    /// Lets another process have it. The VM is stopped.
+    pub(super) fn release(&mut self) {
+        self.hardware
+            .devices
+            .iter()
+            .for_each(|device| device.release());
+        self.session.acquired = false;
+    }
+
     /// Stops vCPUs, devices and I/O, and waits until the guest's state no longer changes.
     pub(super) fn stop_world(&mut self, cycle: &PowerCycle) -> Result<(), NotStopped> {
         self.session.stopped = true;

@@ -1,5 +1,6 @@
 //! What a device behind a PCI function is, and what it may ask of the bus.
 
+use std::io;
 use std::sync::{Arc, Mutex};
 
 use super::caps::Capabilities;
@@ -50,6 +51,17 @@ pub trait Function: Send + Sync {
 
     /// Goes on after [`Function::quiesce`], with what came meanwhile.
     fn resume(&self) {}
+
+    /// As [`Device::release`](crate::bus::Device::release).
+    fn release(&self) {}
+
+    /// As [`Device::acquire`](crate::bus::Device::acquire).
+    ///
+    /// # Errors
+    /// If the host refuses.
+    fn acquire(&self) -> io::Result<()> {
+        Ok(())
+    }
 
     /// Back to power-on. No request is under way.
     fn reset(&self);

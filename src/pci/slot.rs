@@ -214,6 +214,14 @@ impl Device for Slot {
         self.ranges.function.resume();
     }
 
+    fn release(&self) {
+        self.ranges.function.release();
+    }
+
+    fn acquire(&self) -> std::io::Result<()> {
+        self.ranges.function.acquire()
+    }
+
     fn reset(&self) {
         let mut config = lock(&self.config);
         config.header.reset();

@@ -1,5 +1,10 @@
 //! What a virtio device is, whatever transport leads to it.
 
+use std::io;
+use std::sync::Arc;
+
+use nix::sys::eventfd::EventFd;
+
 use super::queue::{Chain, RingError, SplitRing};
 use crate::memory::Dma;
 use crate::state::{Decoder, Encoder, StateError};
@@ -9,12 +14,15 @@ use crate::state::{Decoder, Encoder, StateError};
 pub enum Kind {
     /// An entropy source.
     Rng,
+    /// A disk.
+    Blk,
 }
 
 impl Kind {
     /// The device id.
     pub const fn id(self) -> u16 {
         match self {
+            Self::Blk => 2,
             Self::Rng => 4,
         }
     }
@@ -22,6 +30,7 @@ impl Kind {
     /// Class, subclass and programming interface of its PCI function: QEMU's.
     pub const fn pci_class(self) -> u32 {
         match self {
+            Self::Blk => 0x01_0000,
             Self::Rng => 0x00_ff00,
         }
     }
@@ -38,8 +47,48 @@ pub trait VirtioDevice: Send {
         0
     }
 
+    /// The driver has agreed on `features`: of its own and of the transport.
+    fn set_features(&mut self, features: u64) {
+        let _unused = features;
+    }
+
     /// How many descriptors each of its queues has at most.
-    fn queues(&self) -> &'static [u16];
+    fn queues(&self) -> &[u16];
+
+    /// The driver reads its configuration from `offset` on.
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        let _unused = offset;
+        data.fill(0);
+    }
+
+    /// Is signalled when requests that it has under way are done.
+    fn bell(&self) -> Option<Arc<EventFd>> {
+        None
+    }
+
+    /// Whether requests are under way that may access guest memory.
+    fn in_flight(&self) -> bool {
+        false
+    }
+
+    /// Returns the requests that are done to their rings; what was of a ring that is no more is dropped.
+    ///
+    /// # Errors
+    /// If a ring is broken.
+    fn complete(&mut self, rings: &mut [Option<SplitRing>], dma: &Dma) -> Result<(), RingError> {
+        let _unused = (rings, dma);
+        Ok(())
+    }
+
+    /// Starts the requests that it had taken before it was saved, or that have waited for
+    /// [`VirtioDevice::resume`].
+    ///
+    /// # Errors
+    /// If a ring is broken.
+    fn restart(&mut self, rings: &mut [Option<SplitRing>], dma: &Dma) -> Result<(), RingError> {
+        let _unused = (rings, dma);
+        Ok(())
+    }
 
     /// Serves what is available in queue `index`, and at most as many requests as its ring has descriptors.
     /// `true`: more wait.
@@ -48,8 +97,22 @@ pub trait VirtioDevice: Send {
     /// If the ring is broken.
     fn serve(&mut self, index: usize, ring: &mut SplitRing, dma: &Dma) -> Result<bool, RingError>;
 
-    /// Back to before the driver came.
+    /// The machine runs again.
+    fn resume(&mut self) {}
+
+    /// Back to before the driver came. No request is under way.
     fn reset(&mut self) {}
+
+    /// As [`Device::release`](crate::bus::Device::release).
+    fn release(&mut self) {}
+
+    /// As [`Device::acquire`](crate::bus::Device::acquire).
+    ///
+    /// # Errors
+    /// If the host refuses.
+    fn acquire(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 
     /// Writes down what the guest could notice.
     fn save(&self, to: &mut Encoder) {
@@ -81,7 +144,7 @@ pub fn serve_in_order(
     let mut left = ring.size();
     loop {
         while ring.pop(dma, chain)? {
-            let served = request(chain).and_then(|written| ring.push(dma, chain, written));
+            let served = request(chain).and_then(|written| ring.push(dma, chain.head(), written));
             if let Err(error) = served {
                 ring.undo_pop();
                 return Err(error);

@@ -4,6 +4,7 @@
 //! transport knows registers, interrupts and notifications, the device what a request means, and both know
 //! [`queue`].
 
+pub mod blk;
 pub mod device;
 pub mod queue;
 pub mod rng;

@@ -90,6 +90,12 @@ pub enum RingError {
     /// What the device reads must come before what it writes.
     #[error("a readable descriptor after a writable one")]
     ReadableAfterWritable,
+    /// A request is not what its device takes.
+    #[error("{what}")]
+    Request {
+        /// The problem.
+        what: &'static str,
+    },
     /// A request's buffers have 4 GiB or more in total.
     #[error("a request of {0:#x} bytes")]
     TooLong(u64),
@@ -121,6 +127,11 @@ pub struct Chain {
 }
 
 impl Chain {
+    /// Its number in the ring: that of its first descriptor.
+    pub fn head(&self) -> u16 {
+        self.head
+    }
+
     /// What the device reads.
     pub fn readable(&self) -> &[Segment] {
         &self.segments[..self.readable]
@@ -237,7 +248,11 @@ impl SplitRing {
         self.next_available = self.next_available.wrapping_sub(1);
     }
 
-    fn read_chain(&self, dma: &Dma, head: u16, chain: &mut Chain) -> Result<(), RingError> {
+    /// Reads the request that begins with descriptor `head` into `chain`.
+    ///
+    /// # Errors
+    /// If the ring is broken.
+    pub fn read_chain(&self, dma: &Dma, head: u16, chain: &mut Chain) -> Result<(), RingError> {
         chain.clear(head);
         let mut table = self.at.descriptors;
         let mut len = u32::from(self.size);
@@ -286,14 +301,15 @@ impl SplitRing {
         Ok(())
     }
 
-    /// Returns `chain` to the driver; the device has written the first `written` bytes of its writable part.
+    /// Returns the request of descriptor `head` to the driver; the device has written the first `written`
+    /// bytes of its writable part.
     ///
     /// # Errors
     /// If the used ring is not in memory. The request is not returned then.
-    pub fn push(&mut self, dma: &Dma, chain: &Chain, written: u32) -> Result<(), RingError> {
+    pub fn push(&mut self, dma: &Dma, head: u16, written: u32) -> Result<(), RingError> {
         let place = u64::from(self.next_used % self.size);
         let mut element = [0; 8];
-        element[..4].copy_from_slice(&u32::from(chain.head).to_le_bytes());
+        element[..4].copy_from_slice(&u32::from(head).to_le_bytes());
         element[4..].copy_from_slice(&written.to_le_bytes());
         let at = self.at.used + RING_ELEMENTS + USED_ELEMENT * place;
         dma.write(Gpa(at), &element)?;
@@ -342,7 +358,7 @@ impl SplitRing {
         Ok(index != self.next_available)
     }
 
-    /// Saves its position. Every request that was taken must have been returned.
+    /// Saves its position. The device saves which requests it has taken and not returned.
     pub fn save(&self, to: &mut Encoder) {
         to.u16(self.next_available);
         to.u16(self.next_used);

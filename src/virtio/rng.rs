@@ -32,7 +32,7 @@ impl VirtioDevice for Rng {
         Kind::Rng
     }
 
-    fn queues(&self) -> &'static [u16] {
+    fn queues(&self) -> &[u16] {
         QUEUES
     }
 

@@ -38,6 +38,8 @@ pub enum Change {
     None,
     /// Reset the device.
     Reset,
+    /// The driver has agreed on features.
+    FeaturesAgreed,
     /// The driver is ready: serve the queues.
     Started,
     /// This queue is enabled.
@@ -109,6 +111,16 @@ impl Common {
     /// Device status.
     pub fn status(&self) -> u8 {
         self.status
+    }
+
+    /// The features that the driver has chosen.
+    pub fn driver_features(&self) -> u64 {
+        self.driver_features
+    }
+
+    /// The driver is no longer ready: it has reset the device.
+    pub fn stop(&mut self) {
+        self.status &= !DRIVER_OK;
     }
 
     /// Whether queues are to be served: the driver is ready, and no ring is broken.
@@ -289,6 +301,8 @@ impl Common {
         self.status |= added;
         if added & DRIVER_OK != 0 {
             Change::Started
+        } else if added & FEATURES_OK != 0 {
+            Change::FeaturesAgreed
         } else {
             Change::None
         }

@@ -204,6 +204,9 @@ struct State {
     rings: Vec<Option<SplitRing>>,
     device: Box<dyn VirtioDevice>,
     isr: u8,
+    /// The driver has reset the device, whose requests are still under way: the status reads as 0 when they
+    /// are done (4.1.4.3.2).
+    resetting: bool,
     /// The machine is stopped.
     quiesced: bool,
 }
@@ -223,11 +226,13 @@ impl VirtioPci {
             .map(|_| doorbells.doorbell(Match::Any))
             .collect::<Result<Vec<_>, _>>()?;
         let wake = Arc::new(eventfd::new()?);
+        let completions = device.bell();
         let state = State {
             common: Common::new(device.features(), queues, requester.vectors()),
             rings: queues.iter().map(|_| None).collect(),
             device,
             isr: 0,
+            resetting: false,
             // Until the machine runs.
             quiesced: true,
         };
@@ -237,7 +242,10 @@ impl VirtioPci {
             wake: Arc::clone(&wake),
         });
         let bells = doorbells.iter().map(|bell| Arc::clone(bell.eventfd()));
-        let bells = bells.chain([Arc::clone(&wake)]).collect();
+        let bells = bells
+            .chain([Arc::clone(&wake)])
+            .chain(completions)
+            .collect();
         let serving = Arc::clone(&shared);
         let worker = Worker::start(name, events, wake, bells, move || serving.serve());
         let worker = worker.map_err(|source| TransportError::Thread {
@@ -267,10 +275,10 @@ impl Shared {
         let _woken = self.wake.write(1);
     }
 
-    /// Serves a batch of each queue.
+    /// Returns what is done, and serves a batch of each queue.
     fn serve(&self) {
         let mut state = lock(&self.state);
-        if !state.quiesced && state.serve(&self.requester) {
+        if state.serve(&self.requester) {
             self.wake();
         }
     }
@@ -279,6 +287,7 @@ impl Shared {
 impl State {
     /// `true`: there is more to do.
     fn serve(&mut self, requester: &Requester) -> bool {
+        self.complete(requester);
         let mut more = false;
         for index in 0..self.rings.len() {
             if !self.common.is_running() || !requester.dma().gate().is_open() {
@@ -288,7 +297,12 @@ impl State {
                 continue;
             };
             let dma = requester.dma();
-            let served = self.device.serve(index, ring, dma);
+            // What is under way is returned also while the machine stops.
+            let served = if self.quiesced {
+                Ok(false)
+            } else {
+                self.device.serve(index, ring, dma)
+            };
             // What was served before an error is the driver's already.
             let wants = ring.wants_interrupt(dma);
             if matches!(wants, Ok(true)) {
@@ -305,6 +319,31 @@ impl State {
             }
         }
         more
+    }
+
+    /// Returns what is done, and starts what has waited.
+    fn complete(&mut self, requester: &Requester) {
+        let dma = requester.dma();
+        let rings = match self.common.is_running() {
+            true => &mut self.rings[..],
+            // They are the driver's no more, or broken.
+            false => &mut [],
+        };
+        let mut completed = self.device.complete(rings, dma);
+        if !self.quiesced && self.common.is_running() && completed.is_ok() {
+            completed = self.device.restart(rings, dma);
+        }
+        if let Err(error) = completed {
+            self.broken(requester, &error);
+        }
+        self.finish_reset(requester);
+    }
+
+    /// Ends a reset that has waited, once no request is under way.
+    fn finish_reset(&mut self, requester: &Requester) {
+        if self.resetting && !self.device.in_flight() {
+            self.reset(requester);
+        }
     }
 
     fn interrupt(&mut self, requester: &Requester, vector: u16, isr: u8) {
@@ -333,7 +372,18 @@ impl State {
         self.rings.fill(None);
         self.device.reset();
         self.isr = 0;
+        self.resetting = false;
         requester.set_pin(false);
+    }
+
+    /// The driver resets the device.
+    fn begin_reset(&mut self, requester: &Requester) {
+        self.resetting = true;
+        self.rings.fill(None);
+        self.common.stop();
+        self.isr = 0;
+        requester.set_pin(false);
+        self.finish_reset(requester);
     }
 
     fn ring(&self, index: usize) -> Result<Option<SplitRing>, RingError> {
@@ -348,13 +398,24 @@ impl State {
 
     /// Whether the worker has something to do now.
     fn write_common(&mut self, requester: &Requester, offset: u64, data: &[u8]) -> bool {
+        if self.resetting {
+            return false;
+        }
         match self.common.write(offset, data) {
             Change::None => false,
             Change::Reset => {
-                self.reset(requester);
+                self.begin_reset(requester);
                 false
             }
-            Change::Started => true,
+            Change::FeaturesAgreed => {
+                self.device.set_features(self.common.driver_features());
+                false
+            }
+            Change::Started => {
+                // Some drivers agree and are ready in one write.
+                self.device.set_features(self.common.driver_features());
+                true
+            }
             Change::QueueEnabled(index) => {
                 match self.ring(index) {
                     Ok(ring) => self.rings[index] = ring,
@@ -382,7 +443,8 @@ impl Function for VirtioPci {
                     self.shared.requester.set_pin(false);
                 }
             }
-            // No device has a configuration of its own yet; notify registers read as 0.
+            DEVICE => state.device.read_config(offset - DEVICE, data),
+            // Notify registers.
             _ => data.fill(0),
         }
     }
@@ -452,9 +514,26 @@ impl Function for VirtioPci {
     }
 
     fn resume(&self) {
-        lock(&self.shared.state).quiesced = false;
+        let mut state = lock(&self.shared.state);
+        state.quiesced = false;
+        state.device.resume();
+        drop(state);
         // Notifications that came meanwhile, or before the VM was saved, are lost.
         self.shared.wake();
+    }
+
+    fn drained(&self) -> bool {
+        let mut state = lock(&self.shared.state);
+        state.finish_reset(&self.shared.requester);
+        !state.device.in_flight()
+    }
+
+    fn release(&self) {
+        lock(&self.shared.state).device.release();
+    }
+
+    fn acquire(&self) -> std::io::Result<()> {
+        lock(&self.shared.state).device.acquire()
     }
 
     fn reset(&self) {
@@ -476,6 +555,7 @@ impl Function for VirtioPci {
         let state = &mut *guard;
         state.reset(&self.shared.requester);
         state.common.load(from)?;
+        state.device.set_features(state.common.driver_features());
         state.isr = from.u8("ISR status")? & (ISR_QUEUE | ISR_CONFIG);
         for index in 0..state.rings.len() {
             let ring = state.ring(index);

@@ -3,11 +3,13 @@ use std::time::{Duration, Instant};
 use proptest::prelude::*;
 
 use super::*;
+use crate::block::testing::TestDisk;
 use crate::bus::Device as _;
 use crate::life;
 use crate::memory::{Dma, GuestRam};
 use crate::pci::ConfigSpace as _;
 use crate::pci::testing::TestBus;
+use crate::virtio::blk::{Blk, BlkOptions, OnError};
 use crate::virtio::rng::Rng;
 use crate::virtio::testing::{BUFFERS, Driver, INDIRECT, NEXT, RAM, RING, WRITE};
 use crate::virtio::transport::common::{EVENT_IDX, INDIRECT_DESC, VERSION_1};
@@ -72,7 +74,7 @@ impl Guest {
         self.bus.set_config(msix + 2, 2, 0x8000);
     }
 
-    /// As a driver starts a device.
+    /// As a driver starts a device, with a ring of 8.
     fn start(&self, features: u64) {
         self.common(0x14, &[0]);
         assert_eq!(self.status(), 0);
@@ -87,6 +89,7 @@ impl Guest {
         assert_eq!(self.status(), 0xb);
         self.common(0x10, &[0, 0]);
         self.common(0x16, &[0, 0]);
+        self.common(0x18, &[8, 0]);
         self.common(0x1a, &[1, 0]);
         self.common(0x20, &RING.descriptors.to_le_bytes());
         self.common(0x28, &RING.available.to_le_bytes());
@@ -212,13 +215,92 @@ impl VirtioDevice for Panics {
         Kind::Rng
     }
 
-    fn queues(&self) -> &'static [u16] {
+    fn queues(&self) -> &[u16] {
         &[8]
     }
 
     fn serve(&mut self, _: usize, _: &mut SplitRing, _: &Dma) -> Result<bool, RingError> {
         panic!("for a test");
     }
+}
+
+/// A disk whose requests end when the test says so, and its driver, which has a flush under way.
+fn busy_disk() -> (TestDisk, Guest) {
+    let mut driver = Driver::new(8);
+    let disk = TestDisk::new(8);
+    let (events, ..) = life::channel();
+    let blk = Blk::new(BlkOptions {
+        backend: disk.backend(),
+        id: "disk0".to_owned(),
+        serial: [0; 20],
+        queues: 1,
+        on_error: OnError::Report,
+        events: events.clone(),
+    });
+    driver.describe(RING.descriptors, 0, (BUFFERS, 16, NEXT, 1));
+    driver.describe(RING.descriptors, 1, (BUFFERS + 16, 1, WRITE, 0));
+    driver.put(BUFFERS, &[4]);
+    driver.offer(0);
+    let guest = Guest::on(bus_with(Box::new(blk), &driver.ram, &events), driver);
+    guest.start(VERSION_1);
+    wait(|| (disk.submitted() == ["flush"]).then_some(()));
+    (disk, guest)
+}
+
+#[test]
+fn the_driver_reads_the_devices_configuration() {
+    let (_disk, guest) = busy_disk();
+    assert_eq!(guest.bus.config(0x00, 4), 0x1042_1af4);
+    assert_eq!(guest.bus.config(0x08, 4), 0x0100_0001);
+    assert_eq!(guest.bus.read(MMIO + DEVICE), 8_u64.to_le_bytes());
+    assert_eq!(guest.bus.read(MMIO + DEVICE + 0xffc), [0; 4]);
+}
+
+#[test]
+fn a_reset_ends_when_no_request_is_under_way() {
+    let (disk, mut guest) = busy_disk();
+    guest.common(0x14, &[0]);
+    assert_eq!(guest.status(), 0xb, "not ready, and not reset");
+    guest.common(0x14, &[1]);
+    guest.common(0x14, &[0]);
+    assert_eq!(guest.status(), 0xb, "registers wait for the reset");
+    disk.end(0, Ok(()));
+    wait(|| (guest.status() == 0).then_some(()));
+    assert_eq!(guest.driver.take_used(), None, "the ring is the driver's");
+    assert_eq!(guest.driver.get(BUFFERS + 16), [0]);
+}
+
+#[test]
+fn a_stopped_machine_is_drained_when_no_request_is_under_way() {
+    let (disk, mut guest) = busy_disk();
+    guest.bus.slot.quiesce();
+    assert!(!guest.bus.slot.drained());
+    guest.driver.offer(0);
+    guest.notify();
+    disk.end(0, Ok(()));
+    wait(|| guest.bus.slot.drained().then_some(()));
+    assert_eq!(guest.used(), (0, 1));
+    assert_eq!(disk.submitted(), [""; 0]);
+    guest.bus.slot.resume();
+    wait(|| (disk.submitted() == ["flush"]).then_some(()));
+    // A reset that waits ends as well.
+    guest.common(0x14, &[0]);
+    guest.bus.slot.quiesce();
+    disk.end(0, Ok(()));
+    wait(|| guest.bus.slot.drained().then_some(()));
+    assert_eq!(guest.status(), 0);
+}
+
+#[test]
+fn what_is_done_is_returned_when_the_function_may_write_again() {
+    let (disk, mut guest) = busy_disk();
+    guest.bus.set_config(0x04, 2, 0x0002);
+    disk.end(0, Ok(()));
+    wait(|| guest.bus.slot.drained().then_some(()));
+    assert_eq!(guest.driver.take_used(), None);
+    guest.bus.set_config(0x04, 2, 0x0006);
+    assert_eq!(guest.used(), (0, 1));
+    assert_eq!(guest.status(), 0xf);
 }
 
 #[test]

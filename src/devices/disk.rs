@@ -1,0 +1,131 @@
+//! Disks: an image of the host behind a controller.
+
+use super::table::{BuildError, DeviceConfig, DeviceKey, DeviceValue, Site, Takes};
+use crate::block::Backend;
+use crate::block::raw::{Cache, RawDisk, RawOptions};
+use crate::block::scratch::Scratch;
+use crate::pci::Slot;
+use crate::virtio::blk::{Blk, BlkOptions, MAX_QUEUES, OnError, SERIAL_LEN};
+
+/// The key with the image.
+pub const FILE_KEY: &str = "file";
+const CACHE: &str = "cache";
+const READ_ONLY: &str = "readonly";
+const DISCARD: &str = "discard";
+const SERIAL: &str = "serial";
+const QUEUES: &str = "num-queues";
+const ON_ERROR: &str = "on-error";
+
+/// The keys of a disk, beside those of its controller.
+pub static VIRTIO_BLK_KEYS: &[DeviceKey] = &[
+    DeviceKey {
+        takes: Takes::Path,
+        about: "the image, raw: a file or a block device; hypernest never creates it",
+        default: "must be given",
+        required: true,
+        local: true,
+        ..DeviceKey::of(FILE_KEY)
+    },
+    DeviceKey {
+        takes: Takes::Words(&["writeback", "none", "writethrough", "unsafe"]),
+        about: "when writes are durable: when the guest flushes, through the host's page cache \
+                (`writeback`) or past it (`none`, O_DIRECT); at once (`writethrough`); or when the host \
+                likes (`unsafe`)",
+        default: "`writeback`",
+        adjustable: true,
+        ..DeviceKey::of(CACHE)
+    },
+    DeviceKey {
+        takes: Takes::Switch,
+        about: "the guest cannot write; other VMs may read the image as well",
+        default: "`off`",
+        ..DeviceKey::of(READ_ONLY)
+    },
+    DeviceKey {
+        takes: Takes::Words(&["unmap", "ignore"]),
+        about: "whether blocks that the guest discards are given back to the host (`unmap`) or not \
+                (`ignore`)",
+        default: "`unmap`",
+        ..DeviceKey::of(DISCARD)
+    },
+    DeviceKey {
+        takes: Takes::Text { max: SERIAL_LEN },
+        about: "the serial number that the guest sees, of at most 20 characters",
+        default: "the id",
+        ..DeviceKey::of(SERIAL)
+    },
+    DeviceKey {
+        takes: Takes::Number {
+            what: "number of queues",
+            first: 1,
+            last: MAX_QUEUES as u32,
+        },
+        about: "how many queues the guest may use, from 1 to 64",
+        default: "1",
+        ..DeviceKey::of(QUEUES)
+    },
+    DeviceKey {
+        takes: Takes::Words(&["enospc", "report", "pause"]),
+        about: "what follows if the host refuses a request: the guest gets an error (`report`), the VM is \
+                paused and `hypernest resume` makes the request again (`pause`), or the latter if the host \
+                has no space left and else the former (`enospc`)",
+        default: "`enospc`",
+        adjustable: true,
+        ..DeviceKey::of(ON_ERROR)
+    },
+];
+
+/// Makes a block device.
+///
+/// # Errors
+/// If the image cannot be opened, or see [`Site::virtio`].
+pub fn virtio_blk(config: &DeviceConfig, site: &Site<'_>) -> Result<Slot, BuildError> {
+    let queues = match config.values.get(QUEUES) {
+        Some(DeviceValue::Number(queues)) => u16::try_from(*queues).unwrap_or(MAX_QUEUES),
+        _ => 1,
+    };
+    let on_error = match config.text(ON_ERROR) {
+        Some("report") => OnError::Report,
+        Some("pause") => OnError::Pause,
+        _ => OnError::PauseIfFull,
+    };
+    let blk = Blk::new(BlkOptions {
+        backend: backend(config, site)?,
+        id: config.id.clone(),
+        serial: serial(config.text(SERIAL).unwrap_or(&config.id)),
+        queues,
+        on_error,
+        events: site.events.clone(),
+    });
+    site.virtio(Box::new(blk))
+}
+
+fn backend(config: &DeviceConfig, site: &Site<'_>) -> Result<Box<dyn Backend>, BuildError> {
+    // The configuration requires an image; only the devices without a VM have none.
+    let Some(path) = config.text(FILE_KEY) else {
+        return Ok(Box::new(Scratch::new()?));
+    };
+    let options = RawOptions {
+        path: path.into(),
+        cache: match config.text(CACHE) {
+            Some("none") => Cache::None,
+            Some("writethrough") => Cache::Writethrough,
+            Some("unsafe") => Cache::Unsafe,
+            _ => Cache::Writeback,
+        },
+        read_only: config.values.get(READ_ONLY) == Some(&DeviceValue::Switch(true)),
+        discard: config.text(DISCARD) != Some("ignore"),
+    };
+    let name = format!("{}", site.place);
+    let watch = || site.events.watch_thread();
+    Ok(Box::new(RawDisk::open(&options, &name, watch)?))
+}
+
+/// The first bytes of `text`, with zeroes behind.
+fn serial(text: &str) -> [u8; SERIAL_LEN] {
+    let mut serial = [0; SERIAL_LEN];
+    for (byte, letter) in serial.iter_mut().zip(text.bytes()) {
+        *byte = letter;
+    }
+    serial
+}

@@ -1,0 +1,594 @@
+//! The block device (virtio 1.2, 5.2): requests of its queues become operations on a disk.
+//!
+//! A request that was taken from a ring has a slot until it is returned. It is *busy* in the disk, then *done*
+//! until the function may write to the ring, or *waits*: for a user's resume after an error, or for the rings
+//! after a restore. A saved device has no busy requests; it takes the others from their rings again.
+
+mod request;
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+
+use nix::sys::eventfd::EventFd;
+
+use super::device::{Kind, VirtioDevice};
+use super::queue::{Chain, RingError, SplitRing};
+use crate::block::{Backend, Completion, Info, Operation, Request, SECTOR};
+use crate::life::{GuestEvent, GuestEvents};
+use crate::memory::{Dma, Readable, Writable};
+use crate::state::{Decoder, Encoder, StateError};
+use request::{Command, Parsed, Range};
+
+/// As QEMU's.
+const QUEUE_SIZE: u16 = 256;
+/// The most queues that a device may have.
+pub const MAX_QUEUES: u16 = 64;
+/// How many requests a device has under way; others stay in their rings.
+const SLOTS: usize = 256;
+/// Data descriptors of a request: all of a ring but those of the header and the status.
+const SEG_MAX: u32 = QUEUE_SIZE as u32 - 2;
+/// The most sectors of a discard and of write zeroes: below 2 GiB, so that none keeps a thread for long.
+const MAX_SECTORS: u32 = (1 << 22) - 8;
+
+// Features (5.2.3).
+const F_SEG_MAX: u64 = 1 << 2;
+const F_RO: u64 = 1 << 5;
+const F_BLK_SIZE: u64 = 1 << 6;
+const F_FLUSH: u64 = 1 << 9;
+const F_TOPOLOGY: u64 = 1 << 10;
+const F_MQ: u64 = 1 << 12;
+const F_DISCARD: u64 = 1 << 13;
+const F_WRITE_ZEROES: u64 = 1 << 14;
+
+/// Bytes of `struct virtio_blk_config` (5.2.4) with all fields that are served.
+const CONFIG_LEN: usize = 60;
+
+/// Bytes of a serial number (5.2.6).
+pub const SERIAL_LEN: usize = 20;
+
+/// The outcome of a request, as its last byte tells (5.2.6).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Status {
+    Ok = 0,
+    IoError = 1,
+    Unsupported = 2,
+}
+
+/// What follows if the disk refuses a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnError {
+    /// The guest gets an error.
+    Report,
+    /// The VM is paused; the request is made again when it is resumed.
+    Pause,
+    /// As `Pause` if the host has no space left, as `Report` otherwise.
+    PauseIfFull,
+}
+
+impl OnError {
+    fn pauses(self, error: &io::Error) -> bool {
+        match self {
+            Self::Report => false,
+            Self::Pause => true,
+            Self::PauseIfFull => matches!(
+                error.kind(),
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+            ),
+        }
+    }
+}
+
+/// What a device is made of.
+#[expect(missing_debug_implementations, reason = "a backend has none")]
+pub struct BlkOptions {
+    /// The disk.
+    pub backend: Box<dyn Backend>,
+    /// What the device is called in messages.
+    pub id: String,
+    /// What the guest reads as its serial number.
+    pub serial: [u8; SERIAL_LEN],
+    /// At most [`MAX_QUEUES`].
+    pub queues: u16,
+    /// What follows an error.
+    pub on_error: OnError,
+    /// Receives that an error pauses the VM.
+    pub events: GuestEvents,
+}
+
+/// A request that was taken from a ring.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Slot {
+    state: SlotState,
+    queue: usize,
+    head: u16,
+    parsed: Parsed,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum SlotState {
+    #[default]
+    Free,
+    Busy,
+    /// The write is done, and the flush that makes it durable is under way.
+    Flushing,
+    Done(Status),
+    Waits,
+}
+
+/// The device.
+pub struct Blk {
+    backend: Box<dyn Backend>,
+    info: Info,
+    id: String,
+    serial: [u8; SERIAL_LEN],
+    queues: Vec<u16>,
+    on_error: OnError,
+    events: GuestEvents,
+    /// The driver cannot flush, so each write does.
+    flush_writes: bool,
+    slots: Vec<Slot>,
+    free: Vec<usize>,
+    done: Vec<usize>,
+    waiting: Vec<usize>,
+    busy: usize,
+    /// An error has paused the VM: what waits is not started before it is resumed.
+    paused: bool,
+    chain: Chain,
+    /// Buffers without ranges, for the next requests.
+    to: Vec<Writable>,
+    from: Vec<Readable>,
+}
+
+impl fmt::Debug for Blk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Blk")
+            .field("id", &self.id)
+            .field("info", &self.info)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What a request becomes.
+enum Begun {
+    Operation(Operation),
+    Ended(Status),
+}
+
+impl Blk {
+    /// Of `options`.
+    pub fn new(options: BlkOptions) -> Self {
+        let info = options.backend.info();
+        let list = || Vec::with_capacity(SLOTS);
+        Self {
+            backend: options.backend,
+            info,
+            id: options.id,
+            serial: options.serial,
+            queues: vec![QUEUE_SIZE; options.queues.clamp(1, MAX_QUEUES).into()],
+            on_error: options.on_error,
+            events: options.events,
+            flush_writes: !info.write_through,
+            slots: vec![Slot::default(); SLOTS],
+            free: (0..SLOTS).rev().collect(),
+            done: list(),
+            waiting: list(),
+            busy: 0,
+            paused: false,
+            chain: Chain::default(),
+            to: Vec::with_capacity(SLOTS),
+            from: Vec::with_capacity(SLOTS),
+        }
+    }
+
+    fn config(&self) -> [u8; CONFIG_LEN] {
+        let mut config = [0; CONFIG_LEN];
+        let mut put = |at: usize, bytes: &[u8]| config[at..][..bytes.len()].copy_from_slice(bytes);
+        let physical = (u64::from(self.info.physical_block) / SECTOR).max(1);
+        let dwords = [
+            (12, SEG_MAX),
+            (20, u32::try_from(SECTOR).unwrap_or(0)),
+            (36, MAX_SECTORS),
+            // One range in each request.
+            (40, 1),
+            (44, u32::try_from(physical).unwrap_or(1)),
+            (48, MAX_SECTORS),
+            (52, 1),
+        ];
+        for (at, value) in dwords {
+            put(at, &value.to_le_bytes());
+        }
+        put(0, &(self.info.size / SECTOR).to_le_bytes());
+        // The physical block as an exponent of two, and the least request without a read before, in blocks.
+        put(24, &[u8::try_from(physical.ilog2()).unwrap_or(0)]);
+        put(26, &u16::try_from(physical).unwrap_or(1).to_le_bytes());
+        let queues = u16::try_from(self.queues.len()).unwrap_or(u16::MAX);
+        put(34, &queues.to_le_bytes());
+        put(56, &[self.info.discard.into()]);
+        config
+    }
+
+    /// Begins the request in `self.chain` of ring `queue`, in `slot`, which is free. After an error it is not
+    /// taken.
+    fn begin(&mut self, slot: usize, queue: usize, dma: &Dma) -> Result<(), RingError> {
+        let parsed = Parsed::new(&self.chain, dma)?;
+        let begun = self.operation(&parsed, dma)?;
+        let state = match &begun {
+            Begun::Operation(_) => SlotState::Busy,
+            Begun::Ended(status) => SlotState::Done(*status),
+        };
+        self.slots[slot] = Slot {
+            state,
+            queue,
+            head: self.chain.head(),
+            parsed,
+        };
+        match begun {
+            Begun::Operation(operation) => self.submit(slot, operation),
+            Begun::Ended(_) => self.done.push(slot),
+        }
+        Ok(())
+    }
+
+    fn submit(&mut self, tag: usize, operation: Operation) {
+        self.busy += 1;
+        self.backend.submit(Request { tag, operation });
+    }
+
+    fn operation(&mut self, parsed: &Parsed, dma: &Dma) -> Result<Begun, RingError> {
+        if parsed.command.writes() && self.info.read_only {
+            return Ok(Begun::Ended(Status::IoError));
+        }
+        Ok(match parsed.command {
+            Command::Read | Command::Write => self.transfer(parsed, dma)?,
+            Command::Flush => Begun::Operation(Operation::Flush),
+            Command::GetId => Begun::Ended(self.identify(parsed, dma)?),
+            Command::Discard | Command::WriteZeroes => {
+                match Range::new(parsed, &self.chain, dma)? {
+                    Some(range) => self.range(parsed.command, range),
+                    None => Begun::Ended(Status::Unsupported),
+                }
+            }
+            Command::Unknown => Begun::Ended(Status::Unsupported),
+        })
+    }
+
+    /// The byte that `sector` begins at, if it and `len` bytes from there on are on the disk.
+    fn place(&self, sector: u64, len: u64) -> Option<u64> {
+        let offset = sector.checked_mul(SECTOR)?;
+        let fits = offset.checked_add(len)? <= self.info.size && len.is_multiple_of(SECTOR);
+        fits.then_some(offset)
+    }
+
+    fn transfer(&mut self, parsed: &Parsed, dma: &Dma) -> Result<Begun, RingError> {
+        let Some(offset) = self.place(parsed.sector, parsed.len) else {
+            return Ok(Begun::Ended(Status::IoError));
+        };
+        let parts = parsed.data(&self.chain);
+        Ok(Begun::Operation(if parsed.command.reads() {
+            let mut to = match self.to.pop() {
+                Some(to) => to,
+                None => dma.writable(parsed.status, 0)?,
+            };
+            for (gpa, len) in parts {
+                if let Err(error) = to.push(gpa, len) {
+                    // Nothing was written to what it has already.
+                    to.complete(0);
+                    self.to.push(to);
+                    return Err(error.into());
+                }
+            }
+            Operation::Read { offset, to }
+        } else {
+            let mut from = match self.from.pop() {
+                Some(from) => from,
+                None => dma.readable(parsed.status, 0)?,
+            };
+            for (gpa, len) in parts {
+                if let Err(error) = from.push(gpa, len) {
+                    from.clear();
+                    self.from.push(from);
+                    return Err(error.into());
+                }
+            }
+            Operation::Write { offset, from }
+        }))
+    }
+
+    fn identify(&self, parsed: &Parsed, dma: &Dma) -> Result<Status, RingError> {
+        let mut left = self.serial.as_slice();
+        for (gpa, len) in parsed.data(&self.chain) {
+            let len = usize::try_from(len).map_or(left.len(), |len| len.min(left.len()));
+            let (part, rest) = left.split_at(len);
+            dma.write(gpa, part)?;
+            left = rest;
+        }
+        Ok(Status::Ok)
+    }
+
+    fn range(&self, command: Command, range: Range) -> Begun {
+        let len = u64::from(range.sectors) * SECTOR;
+        if range.reserved || range.unmap && command == Command::Discard {
+            return Begun::Ended(Status::Unsupported);
+        }
+        if range.sectors > MAX_SECTORS {
+            return Begun::Ended(Status::IoError);
+        }
+        match (self.place(range.sector, len), command) {
+            (None, _) => Begun::Ended(Status::IoError),
+            // It is a hint.
+            (Some(_), Command::Discard) if !self.info.discard => Begun::Ended(Status::Ok),
+            (Some(offset), Command::Discard) => {
+                Begun::Operation(Operation::Discard { offset, len })
+            }
+            (Some(offset), _) => Begun::Operation(Operation::WriteZeroes {
+                offset,
+                len,
+                unmap: range.unmap,
+            }),
+        }
+    }
+
+    /// The disk is done with a request.
+    fn completed(&mut self, completion: Completion) {
+        let Completion {
+            tag,
+            operation,
+            result,
+        } = completion;
+        self.busy -= 1;
+        match operation {
+            Operation::Read { mut to, .. } => {
+                to.complete(u64::MAX);
+                self.to.push(to);
+            }
+            Operation::Write { mut from, .. } => {
+                from.clear();
+                self.from.push(from);
+            }
+            Operation::Flush | Operation::Discard { .. } | Operation::WriteZeroes { .. } => {}
+        }
+        let slot = &mut self.slots[tag];
+        let wrote = slot.state == SlotState::Busy && slot.parsed.command.writes();
+        match result {
+            Ok(()) if wrote && self.flush_writes => {
+                slot.state = SlotState::Flushing;
+                self.submit(tag, Operation::Flush);
+            }
+            Ok(()) => {
+                slot.state = SlotState::Done(Status::Ok);
+                self.done.push(tag);
+            }
+            Err(error) if self.on_error.pauses(&error) => {
+                slot.state = SlotState::Waits;
+                self.waiting.push(tag);
+                if !std::mem::replace(&mut self.paused, true) {
+                    self.events.report(GuestEvent::DiskFailed {
+                        device: self.id.clone(),
+                        why: error.to_string(),
+                    });
+                }
+            }
+            Err(error) => {
+                tracing::debug!("{}: {:?} failed: {error}", self.id, slot.parsed.command);
+                slot.state = SlotState::Done(Status::IoError);
+                self.done.push(tag);
+            }
+        }
+    }
+
+    /// Returns the done request in `slot` to its ring.
+    fn give_back(&mut self, slot: usize, ring: &mut SplitRing, dma: &Dma) -> Result<(), RingError> {
+        let Slot {
+            state,
+            head,
+            parsed,
+            ..
+        } = self.slots[slot];
+        let SlotState::Done(status) = state else {
+            return Ok(());
+        };
+        dma.write(parsed.status, &[status as u8])?;
+        let data = match (parsed.command.reads(), status) {
+            // What comes before the status counts, and may not have been written.
+            (true, Status::IoError | Status::Unsupported) => None,
+            (true, Status::Ok) => Some(parsed.len),
+            (false, _) => Some(0),
+        };
+        let written = data.map_or(0, |data| data + 1);
+        // Less than 4 GiB: the ring takes no longer requests.
+        ring.push(dma, head, u32::try_from(written).unwrap_or(u32::MAX))
+    }
+
+    fn release_slot(&mut self, slot: usize) {
+        self.slots[slot] = Slot::default();
+        self.free.push(slot);
+    }
+
+    /// Returns what is done to the rings. What has none any more is dropped: the driver has reset the device.
+    fn return_done(&mut self, rings: &mut [Option<SplitRing>], dma: &Dma) -> Result<(), RingError> {
+        while let Some(&slot) = self.done.last() {
+            if let Some(Some(ring)) = rings.get_mut(self.slots[slot].queue) {
+                self.give_back(slot, ring, dma)?;
+            }
+            self.done.pop();
+            self.release_slot(slot);
+        }
+        Ok(())
+    }
+
+    /// Takes requests that wait from their rings again.
+    fn restart(&mut self, rings: &[Option<SplitRing>], dma: &Dma) -> Result<(), RingError> {
+        while let Some(&slot) = self.waiting.last().filter(|_| !self.paused) {
+            let Slot { queue, head, .. } = self.slots[slot];
+            if let Some(Some(ring)) = rings.get(queue) {
+                ring.read_chain(dma, head, &mut self.chain)?;
+                self.begin(slot, queue, dma)?;
+                self.waiting.pop();
+            } else {
+                self.waiting.pop();
+                self.release_slot(slot);
+            }
+        }
+        Ok(())
+    }
+
+    fn outstanding(&self) -> impl Iterator<Item = &Slot> {
+        let slots = self.slots.iter();
+        slots.filter(|slot| slot.state != SlotState::Free)
+    }
+}
+
+impl VirtioDevice for Blk {
+    fn kind(&self) -> Kind {
+        Kind::Blk
+    }
+
+    fn features(&self) -> u64 {
+        let mut features = F_SEG_MAX | F_BLK_SIZE | F_TOPOLOGY | F_MQ;
+        for (feature, offered) in [
+            (F_RO, self.info.read_only),
+            (F_FLUSH, !self.info.write_through),
+            (F_DISCARD, self.info.discard && !self.info.read_only),
+            (F_WRITE_ZEROES, !self.info.read_only),
+        ] {
+            features |= if offered { feature } else { 0 };
+        }
+        features
+    }
+
+    fn set_features(&mut self, features: u64) {
+        // Without flushes the driver expects that writes are durable (5.2.6.2).
+        self.flush_writes = !self.info.write_through && features & F_FLUSH == 0;
+    }
+
+    fn queues(&self) -> &[u16] {
+        &self.queues
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        let config = self.config();
+        for (at, byte) in (offset..).zip(data) {
+            let field = usize::try_from(at).ok().and_then(|at| config.get(at));
+            *byte = field.copied().unwrap_or(0);
+        }
+    }
+
+    fn bell(&self) -> Option<Arc<EventFd>> {
+        Some(Arc::clone(self.backend.bell()))
+    }
+
+    fn in_flight(&self) -> bool {
+        self.busy > 0
+    }
+
+    fn complete(&mut self, rings: &mut [Option<SplitRing>], dma: &Dma) -> Result<(), RingError> {
+        while let Some(completion) = self.backend.completed() {
+            self.completed(completion);
+        }
+        self.return_done(rings, dma)
+    }
+
+    fn restart(&mut self, rings: &mut [Option<SplitRing>], dma: &Dma) -> Result<(), RingError> {
+        Blk::restart(self, rings, dma)?;
+        self.return_done(rings, dma)
+    }
+
+    fn serve(&mut self, index: usize, ring: &mut SplitRing, dma: &Dma) -> Result<bool, RingError> {
+        let mut left = ring.size();
+        // Without a free slot, the next completion serves all rings.
+        while let Some(&slot) = self.free.last() {
+            if left == 0 {
+                return Ok(true);
+            }
+            left -= 1;
+            if !ring.pop(dma, &mut self.chain)? {
+                if ring.rearm(dma)? {
+                    continue;
+                }
+                return Ok(false);
+            }
+            if let Err(error) = self.begin(slot, index, dma) {
+                ring.undo_pop();
+                return Err(error);
+            }
+            self.free.pop();
+            if let Some(slot) = self.done.pop_if(|done| *done == slot) {
+                if let Err(error) = self.give_back(slot, ring, dma) {
+                    self.done.push(slot);
+                    return Err(error);
+                }
+                self.release_slot(slot);
+            }
+        }
+        Ok(false)
+    }
+
+    fn resume(&mut self) {
+        self.paused = false;
+    }
+
+    fn reset(&mut self) {
+        self.slots.fill(Slot::default());
+        self.free.clear();
+        self.free.extend((0..SLOTS).rev());
+        self.done.clear();
+        self.waiting.clear();
+        self.flush_writes = !self.info.write_through;
+    }
+
+    fn save(&self, to: &mut Encoder) {
+        to.u64(self.info.size);
+        to.u64(self.outstanding().count() as u64);
+        for slot in self.outstanding() {
+            to.u16(u16::try_from(slot.queue).unwrap_or(u16::MAX));
+            to.u16(slot.head);
+        }
+    }
+
+    fn load(&mut self, from: &mut Decoder<'_>) -> Result<(), StateError> {
+        const SIZE: &str = "size of the disk";
+        const COUNT: &str = "number of requests";
+        const QUEUE: &str = "queue of a request";
+        let size = from.u64(SIZE)?;
+        if size != self.info.size && !(size.is_multiple_of(SECTOR) && self.backend.set_size(size)) {
+            let why = format!(
+                "{size} bytes, but the image of {} has {}: give the image that it was saved with",
+                self.id, self.info.size
+            );
+            return Err(from.invalid(SIZE, why));
+        }
+        self.info = self.backend.info();
+        let count = from.count(COUNT, 4)?;
+        if count > SLOTS {
+            return Err(from.invalid(COUNT, format!("{count}, more than {SLOTS}")));
+        }
+        for _ in 0..count {
+            let queue = usize::from(from.u16(QUEUE)?);
+            let head = from.u16("descriptor of a request")?;
+            if queue >= self.queues.len() {
+                return Err(from.invalid(QUEUE, format!("{queue} of {}", self.queues.len())));
+            }
+            let slot = self.free.pop().expect("no more than there are slots");
+            self.slots[slot] = Slot {
+                state: SlotState::Waits,
+                queue,
+                head,
+                parsed: Parsed::default(),
+            };
+            self.waiting.push(slot);
+        }
+        Ok(())
+    }
+
+    fn release(&mut self) {
+        self.backend.release();
+    }
+
+    fn acquire(&mut self) -> io::Result<()> {
+        self.backend.acquire()
+    }
+}
+
+#[cfg(test)]
+mod tests;
