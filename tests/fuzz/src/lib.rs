@@ -51,8 +51,10 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("tls-handshake", tls::handshake),
     ("tsc-report", reports::tsc_report),
     ("tsc-stream", nested::tsc_stream),
-    ("virtio-rng", virtio::driver),
-    ("virtio-state", virtio::state),
+    ("virtio-blk", virtio::blk),
+    ("virtio-blk-state", virtio::blk_state),
+    ("virtio-rng", virtio::rng),
+    ("virtio-state", virtio::rng_state),
 ];
 
 /// Runs the target called `name` on `bytes`.

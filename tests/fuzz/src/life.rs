@@ -50,7 +50,7 @@ fn event(argument: u8) -> GuestEvent {
     let number = argument >> 4;
     let vcpu = u32::from(number & 3);
     let report = number.to_string();
-    match argument % 16 % 9 {
+    match argument % 16 % 10 {
         0 => GuestEvent::Reset { by: "fuzz" },
         1 => GuestEvent::PowerOff,
         2 => GuestEvent::DebugExit { code: number },
@@ -65,7 +65,11 @@ fn event(argument: u8) -> GuestEvent {
         },
         6 => GuestEvent::TscEmulationEnded,
         7 => GuestEvent::TripleFault { vcpu, report },
-        _ => GuestEvent::VcpuFailed { vcpu, report },
+        8 => GuestEvent::VcpuFailed { vcpu, report },
+        _ => GuestEvent::DiskFailed {
+            device: report,
+            why: "fuzz".to_owned(),
+        },
     }
 }
 
@@ -83,14 +87,17 @@ fn request(argument: u8) -> Request {
 #[derive(Debug, PartialEq)]
 enum Effect {
     Nothing,
-    /// The guest stops.
+    /// The guest stops, as it has crashed.
     Stops,
+    /// The guest stops, as if a user had paused it.
+    Pauses,
     Due(Due),
 }
 
 fn effect(event: &GuestEvent, on_crash: OnCrash) -> Effect {
     match event {
         GuestEvent::CrashKernelLoaded | GuestEvent::TscEmulationEnded => Effect::Nothing,
+        GuestEvent::DiskFailed { .. } => Effect::Pauses,
         GuestEvent::Reset { .. } | GuestEvent::TripleFault { .. } => Effect::Due(Due::Reset),
         GuestEvent::PowerOff => Effect::Due(Due::End(Outcome::PowerOff)),
         GuestEvent::DebugExit { code } => Effect::Due(Due::End(Outcome::DebugExit(*code))),
@@ -198,6 +205,7 @@ impl World {
             match effect(&event, self.on_crash) {
                 Effect::Nothing => assert_eq!(self.life, before, "{event:?}"),
                 Effect::Stops => self.crashed = true,
+                Effect::Pauses => self.user_paused |= !self.crashed,
                 Effect::Due(due) => {
                     if due == Due::Reset && self.crashed {
                         // It was stopped; its own reset then has the same effect as a user's.

@@ -10,8 +10,7 @@ use crate::Input;
 
 const CONFIG: &str = "name = \"fuzz\"\nmemory = \"64M\"\nkernel = \"/nowhere\"\nhv = \"none\"\n\
                       serial = \"none\"\nserial2 = \"none\"\ndebugcon = \"none\"\ndebug-exit = \
-                      false\nfw-cfg = false\n\
-                      device = \"virtio-rng,slot=3\"\n";
+                      false\nfw-cfg = false\n";
 
 /// Configuration space of slot 3 (PCI Express Base 5.0, 7.2.2).
 const FUNCTION: u64 = AddressMap::DIRECT_1.ecam.start + (3 << 15);
@@ -25,69 +24,91 @@ const STATUS: u64 = 0x14;
 const DRIVER_OK: u8 = 4;
 
 thread_local! {
-    static DEVICES: DevicesWithoutVm = {
-        let config = VmConfig::from_saved(CONFIG.to_owned()).expect("a configuration");
-        DevicesWithoutVm::new(&config).expect("devices can be made without a VM")
-    };
+    static RNG: DevicesWithoutVm = machine("virtio-rng");
+    /// Its blocks are in memory.
+    static BLK: DevicesWithoutVm = machine("virtio-blk");
+}
+
+/// A machine with a device of this type.
+fn machine(device: &str) -> DevicesWithoutVm {
+    let config = format!("{CONFIG}device = \"{device},slot=3\"\n");
+    let config = VmConfig::from_saved(config).expect("a configuration");
+    DevicesWithoutVm::new(&config).expect("devices can be made without a VM")
+}
+
+/// A driver of the entropy device, see [`driver`].
+pub(crate) fn rng(bytes: &[u8]) -> bool {
+    RNG.with(|devices| driver(devices, bytes))
+}
+
+/// A driver of the block device, see [`driver`].
+pub(crate) fn blk(bytes: &[u8]) -> bool {
+    BLK.with(|devices| driver(devices, bytes))
+}
+
+/// The entropy device's state, see [`state`].
+pub(crate) fn rng_state(bytes: &[u8]) -> bool {
+    RNG.with(|devices| state(devices, bytes))
+}
+
+/// The block device's state, see [`state`].
+pub(crate) fn blk_state(bytes: &[u8]) -> bool {
+    BLK.with(|devices| state(devices, bytes))
 }
 
 /// Steps of `what, offset u16, data u64`: bits 2:0 of `what` select the space, bits 4:3 are the size's
 /// logarithm, bit 5 writes. Returns whether the driver's initialization was completed.
-pub(crate) fn driver(bytes: &[u8]) -> bool {
+fn driver(devices: &DevicesWithoutVm, bytes: &[u8]) -> bool {
     let mut input = Input::new(bytes);
-    DEVICES.with(|devices| {
-        power_on(devices);
-        let mut ready = false;
-        while !input.is_empty() {
-            step(devices, &mut input);
-            let mut status = [0];
-            ready |= devices.read(true, STRUCTURES + STATUS, &mut status)
-                && status[0] != 0xff
-                && status[0] & DRIVER_OK != 0;
-        }
-        comes_back(devices);
-        ready
-    })
+    power_on(devices);
+    let mut ready = false;
+    while !input.is_empty() {
+        step(devices, &mut input);
+        let mut status = [0];
+        ready |= devices.read(true, STRUCTURES + STATUS, &mut status)
+            && status[0] != 0xff
+            && status[0] & DRIVER_OK != 0;
+    }
+    comes_back(devices);
+    ready
 }
 
 /// `position u16, length u8`, bytes that replace so many of the device's saved state from that position on,
 /// which is counted from the end, `before u8`, and steps as above: so many before the state is saved, damaged
 /// and loaded, and the rest after that. Whether the damaged state was loaded.
-pub(crate) fn state(bytes: &[u8]) -> bool {
+fn state(devices: &DevicesWithoutVm, bytes: &[u8]) -> bool {
     let mut input = Input::new(bytes);
     let (position, len) = (input.u16(), input.u8());
     let replacement = input.bytes(len.into());
     let before = input.u8();
-    DEVICES.with(|devices| {
-        power_on(devices);
-        for _ in 0..before {
-            step(devices, &mut input);
-        }
-        devices.quiesce();
-        let mut damaged = Sections::new();
-        for section in devices.save().expect("devices can be saved").iter() {
-            let mut body = section.body.clone();
-            if section.name == SECTION {
-                let at = body.len().saturating_sub(position.into());
-                for (byte, new) in body[at..].iter_mut().zip(replacement) {
-                    *byte = *new;
-                }
+    power_on(devices);
+    for _ in 0..before {
+        step(devices, &mut input);
+    }
+    devices.quiesce();
+    let mut damaged = Sections::new();
+    for section in devices.save().expect("devices can be saved").iter() {
+        let mut body = section.body.clone();
+        if section.name == SECTION {
+            let at = body.len().saturating_sub(position.into());
+            for (byte, new) in body[at..].iter_mut().zip(replacement) {
+                *byte = *new;
             }
-            damaged.push(section.name.clone(), section.version, body);
         }
-        let loaded = devices.load(&mut damaged).is_ok();
-        devices.resume();
-        while !input.is_empty() {
-            step(devices, &mut input);
-        }
-        devices.quiesce();
-        assert_eq!(devices.panicked_thread(), None);
-        // After a refusal a device may be anything that does no harm, and its VM has ended.
-        if loaded {
-            comes_back(devices);
-        }
-        loaded
-    })
+        damaged.push(section.name.clone(), section.version, body);
+    }
+    let loaded = devices.load(&mut damaged).is_ok();
+    devices.resume();
+    while !input.is_empty() {
+        step(devices, &mut input);
+    }
+    devices.quiesce();
+    assert_eq!(devices.panicked_thread(), None);
+    // After a refusal a device may be anything that does no harm, and its VM has ended.
+    if loaded {
+        comes_back(devices);
+    }
+    loaded
 }
 
 /// Running, with empty RAM and the BARs in their places.

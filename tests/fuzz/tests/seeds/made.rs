@@ -336,8 +336,47 @@ fn lives(add: &mut impl FnMut(&'static str, &str, Vec<u8>)) {
     }
 }
 
-/// A driver that starts an entropy device and requests bytes from it, in the steps of that target.
+/// Drivers that start a device and make a request, in the steps of that target; and the device's state, which
+/// ends with `own` bytes of its own.
 fn virtio(add: &mut impl FnMut(&'static str, &str, Vec<u8>)) {
+    // A buffer of 64 bytes that the device writes, in rings at 0x1000, 0x2000 and 0x3000.
+    let bytes = [(0x1000, 0x8000), (0x1008, 64 | 2 << 32), (0x2000, 1 << 16)];
+    virtio_device(add, "virtio-rng", "virtio-state", &bytes, 0);
+    // Three requests of a header, data, and a status, which the device writes (virtio 1.2, 5.2.6): a read, a
+    // write and write zeroes. The size of the disk and the number of requests end the state.
+    let mut blk = Vec::new();
+    for (n, (kind, writes)) in (0_u64..).zip([(0, 2), (1, 0), (13, 0)]) {
+        let (table, buffers) = (0x1000 + n * 48, 0x8000 + n * 0x400);
+        let next = |index: u64| (1 | index << 16) << 32;
+        blk.extend([
+            (table, buffers),
+            (table + 8, 16 | next(3 * n + 1)),
+            (table + 16, buffers + 0x100),
+            (
+                table + 24,
+                if kind == 13 { 16 } else { 512 } | writes << 32 | next(3 * n + 2),
+            ),
+            (table + 32, buffers + 0x80),
+            (table + 40, 1 | 2 << 32),
+            (buffers, kind),
+            (buffers + 8, 3 + n),
+            // The range that is zeroed: 8 sectors, which may be given back.
+            (buffers + 0x108, 8 | 1 << 32),
+        ]);
+    }
+    // Available: the heads 0, 3 and 6.
+    blk.push((0x2000, 3 << 16 | 3 << 48));
+    blk.push((0x2008, 6));
+    virtio_device(add, "virtio-blk", "virtio-blk-state", &blk, 16);
+}
+
+fn virtio_device(
+    add: &mut impl FnMut(&'static str, &str, Vec<u8>),
+    target: &'static str,
+    of_state: &'static str,
+    ram: &[(u64, u64)],
+    own: u16,
+) {
     const STRUCTURES: u8 = 1;
     const MSIX: u8 = 2;
     const NOTIFY: u8 = 3;
@@ -360,10 +399,9 @@ fn virtio(add: &mut impl FnMut(&'static str, &str, Vec<u8>)) {
     for offset in (0x40..0xa0).step_by(4) {
         write(0, 1, offset + 2, 0x8000);
     }
-    // A buffer of 64 bytes that the device writes, in rings at 0x1000, 0x2000 and 0x3000.
-    write(RAM, 3, 0x1000, 0x8000);
-    write(RAM, 3, 0x1008, 64 | 2 << 32);
-    write(RAM, 3, 0x2000, 1 << 16);
+    for (address, value) in ram {
+        write(RAM, 3, u16::try_from(*address).unwrap(), *value);
+    }
     // Acknowledge and driver; VERSION_1; the queue; driver OK (virtio 1.2, 3.1.1).
     write(STRUCTURES, 0, 0x14, 3);
     write(STRUCTURES, 2, 0x08, 1);
@@ -386,7 +424,7 @@ fn virtio(add: &mut impl FnMut(&'static str, &str, Vec<u8>)) {
     write(0, 2, 0x10, 0xd800_0000);
     write(0, 2, 0x10, 0xd000_0000);
     write(STRUCTURES, 0, 0x14, 0);
-    add("virtio-rng", "a-driver", seed.clone());
+    add(target, "a-driver", seed.clone());
     // Saved before it is notified. The state ends with the queue's three addresses, the ISR status, and the
     // ring's three indices.
     let before = u8::try_from(seed.len() / STEP).unwrap() - FROM_NOTIFICATION;
@@ -397,12 +435,13 @@ fn virtio(add: &mut impl FnMut(&'static str, &str, Vec<u8>)) {
         ("descriptors-behind-the-ram", 31, &[0, 0, 0, 0, 1]),
         ("a-ring-at-no-place", 31, &[0xff; 24]),
     ] {
+        let position = if damage.is_empty() { 0 } else { position + own };
         let mut state = position.to_le_bytes().to_vec();
         state.push(u8::try_from(damage.len()).unwrap());
         state.extend(damage);
         state.push(before);
         state.extend(&seed);
-        add("virtio-state", name, state);
+        add(of_state, name, state);
     }
 }
 
