@@ -6,6 +6,7 @@ mod beside_qemu;
 mod boot;
 mod cpu;
 mod differential;
+mod disk;
 mod doctor;
 mod endings;
 mod enlightenments;
@@ -69,6 +70,7 @@ fn main() -> ExitCode {
         beside_qemu::TESTS,
         golden::TESTS,
         moves::TESTS,
+        disk::TESTS,
         doctor::TESTS,
         host::TESTS,
         l2_exit::TESTS,

@@ -138,8 +138,19 @@ pub(crate) fn move_on(
     turn: usize,
     arguments: &[&str],
 ) -> Result<(Ended, Vm), Box<dyn Error>> {
+    move_on_with(site, vm, turn, arguments, &[])
+}
+
+/// The same to a process with the arguments `there`.
+pub(crate) fn move_on_with(
+    site: &Site,
+    vm: Vm,
+    turn: usize,
+    arguments: &[&str],
+    there: &[&str],
+) -> Result<(Ended, Vm), Box<dyn Error>> {
     let (from, to) = (NAMES[turn % 2], NAMES[(turn + 1) % 2]);
-    let there = destination(site, to, &[])?;
+    let there = destination(site, to, there)?;
     migrate(site, from, to, arguments)?.expect_code(0)?;
     // From now on the VM is at its destination, for all observers.
     let listed = site.control(&["list"])?.stdout;

@@ -212,7 +212,7 @@ impl Unpackers {
 
 /// KVM and modules that a guest's own tools may need, by name. Not every kernel builds all of them as
 /// modules.
-const MODULES: [(&str, bool); 7] = [
+const MODULES: [(&str, bool); 8] = [
     ("irqbypass", true),
     ("kvm", true),
     ("kvm-intel", true),
@@ -221,6 +221,7 @@ const MODULES: [(&str, bool); 7] = [
     ("cpuid", false),
     // Debian builds the rest of virtio into its cloud kernel.
     ("virtio-rng", false),
+    ("virtio-blk", false),
 ];
 
 /// Makes `into/{vmlinuz,vmlinux,config,modules/*.ko}` from a kernel package's files.

@@ -1,0 +1,395 @@
+//! Disks: a stock Linux keeps its data on virtio-blk, across resets, restores, migrations, a full host and the
+//! death of hypernest.
+
+use std::error::Error;
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::process::{Command, Stdio};
+
+use hypernest_lab::host::Host;
+use hypernest_lab::suite::{Stage, Test, TestResult};
+use nix::sys::signal::Signal;
+
+use crate::linux::{ASK, Report, held, initramfs_with, linux};
+use crate::migration::move_on_with;
+use crate::needs;
+use crate::state::{restore, save};
+use crate::stock_linux;
+use crate::vm::{Site, Vm, is_long_run};
+
+const AMD: Stage = Stage {
+    name: "virtio",
+    with: &["linux-6.12/vmlinux", "linux-6.12/modules"],
+    ..stock_linux::AMD
+};
+
+pub(crate) const TESTS: &[Test] = &[
+    amd("disk::keeps_a_file_system", file_system),
+    amd("disk::continues_under_load", continues),
+    amd("disk::a_full_host_pauses_the_vm", full),
+    amd(
+        "disk::no_flushed_write_is_lost_when_hypernest_is_killed",
+        killed,
+    ),
+    Test::new("disk::an_image_has_one_writer", one_writer)
+        .needs(needs::guests)
+        .limit_seconds(120),
+];
+
+const fn amd(name: &'static str, run: fn() -> TestResult) -> Test {
+    Test::new(name, run)
+        .only_on(&[Host::Amd])
+        .stage(AMD)
+        .needs(needs::hyperv)
+        .limit_seconds(400)
+}
+
+/// Bytes of a block that the guests here write.
+const BLOCK: usize = 1 << 16;
+
+const MODULE: (&str, &str) = ("virtio-blk.ko", "linux-6.12/modules/virtio-blk.ko");
+
+const BEGIN: &str = r#"#!/busybox sh
+b=/busybox
+$b mkdir /proc /sys /mnt
+$b mount -t proc proc /proc
+$b mount -t sysfs sysfs /sys
+$b mount -t devtmpfs dev /dev
+$b insmod /virtio-blk.ko
+"#;
+
+const END: &str = r#"
+echo @log
+$b dmesg | $b grep -v 'module verification failed' | $b grep -iE 'bug:|warning:|call trace|oops:|vd[ab].*error|I/O error|ext4.*error'
+echo @end
+"#;
+
+/// What the two disks are; a file system on the first, made in the first boot and checked in later ones; and
+/// blocks of the second, of which the middle ones are discarded.
+const FILES: &str = r#"
+echo @disks
+for d in vda vdb; do
+  s=/sys/block/$d
+  echo "$d $($b cat $s/size) $($b cat $s/ro) $($b cat $s/serial) $($b cat $s/cache_type)"
+  echo "$d $($b cat $s/queue/physical_block_size) $($b cat $s/queue/discard_max_bytes) $($b ls $s/mq | $b wc -l)"
+done
+echo @files
+if $b mount -t ext4 /dev/vda /mnt 2>/dev/null; then
+  cd /mnt
+  $b sha256sum -c sums
+  cd /
+else
+  $b mke2fs -b 4096 /dev/vda >/dev/null 2>&1
+  $b mount -t ext4 /dev/vda /mnt
+  for i in 1 2 3 4 5 6 7 8; do
+    $b dd if=/dev/urandom of=/mnt/f$i bs=60000 count=20 2>/dev/null
+  done
+  cd /mnt
+  $b sha256sum f* > sums
+  cd /
+  echo made
+fi
+$b umount /mnt
+echo @blocks
+$b yes hypernest | $b dd of=/dev/vdb bs=64k count=64 iflag=fullblock conv=fsync 2>/dev/null
+$b blkdiscard -o 1048576 -l 2097152 /dev/vdb
+"#;
+
+fn init(site: &Site, script: &str) -> TestResult {
+    initramfs_with(site, &format!("{BEGIN}{script}"), &[MODULE])
+}
+
+/// A new raw image of `mib` MiB.
+fn image(site: &Site, name: &str, mib: u64) -> TestResult {
+    File::create(site.path(name))?.set_len(mib << 20)?;
+    Ok(())
+}
+
+/// The guest's log has no complaints.
+fn quiet(said: &str) {
+    let report = Report::read(said);
+    assert_eq!(report.section("log"), [""; 0], "the guest complains");
+    for bad in ["BUG", "WARNING", "Call Trace", "I/O error", "BAD"] {
+        assert!(!said.contains(bad), "{bad}: {said}");
+    }
+}
+
+fn file_system() -> TestResult {
+    let site = Site::new()?;
+    image(&site, "a.raw", 64)?;
+    image(&site, "b.raw", 16)?;
+    let mut command = linux(&site, "linux-6.12/vmlinux", "")?;
+    init(&site, &format!("{FILES}{END}exec $b {ASK}\n"))?;
+    command
+        .args(["--disk", "a.raw,serial=first,cache=none,num-queues=2"])
+        .args([
+            "--device",
+            "virtio-blk,file=b.raw,id=second,cache=writethrough",
+        ])
+        .args(["--cpus", "2"])
+        .stdin(Stdio::piped());
+    let mut vm = Vm::start(command)?.patient();
+    vm.wait_for("@end")?;
+    vm.tell("reboot")?;
+    vm.wait_until("the second boot's end", |vm| {
+        vm.said().matches("@end").count() == 2
+    })?;
+    vm.tell("poweroff")?;
+    let ended = vm.end()?;
+    ended.expect_code(0)?;
+    println!("{}", ended.stdout);
+    let boots = ended.stdout.split_once("reboot: Restarting system");
+    let (first, second) = boots.ok_or("the guest did not restart")?;
+    for (said, files) in [(first, vec!["made".to_owned()]), (second, checked())] {
+        let report = Report::read(said);
+        let disks = report.section("disks");
+        // Four MiB less one sector is the most that virtio-blk offers to discard.
+        let discard = ((1_u64 << 22) - 8) * 512;
+        assert_eq!(
+            disks,
+            [
+                "vda 131072 0 first write back".to_owned(),
+                format!("vda 4096 {discard} 2"),
+                "vdb 32768 0 second write through".to_owned(),
+                format!("vdb 4096 {discard} 1"),
+            ]
+        );
+        assert_eq!(report.section("files"), files);
+        quiet(said);
+    }
+    let blocks = File::open(site.path("b.raw"))?;
+    let text = b"hypernest\n".repeat(BLOCK);
+    for (at, written) in [
+        (0, true),
+        (15, true),
+        (16, false),
+        (47, false),
+        (48, true),
+        (63, true),
+    ] {
+        let mut block = [0; BLOCK];
+        let offset = at * BLOCK;
+        blocks.read_exact_at(&mut block, offset as u64)?;
+        let expected = match written {
+            true => &text[offset % 10..][..BLOCK],
+            false => &[0; BLOCK],
+        };
+        assert!(block == expected, "block {at}");
+    }
+    // 2 of 4 MiB.
+    let kib = blocks.metadata()?.blocks() / 2;
+    assert!(kib <= 2048 + 64, "discarded blocks are kept: {kib} KiB");
+    Ok(())
+}
+
+/// What `sha256sum -c` says of the files.
+fn checked() -> Vec<String> {
+    (1..=8).map(|n| format!("f{n}: OK")).collect()
+}
+
+/// Writes block after block of the first disk, each with its number in every line, flushed and read back; and
+/// random bytes to the second, without an end.
+const WRITER: &str = r#"
+while :; do $b dd if=/dev/urandom of=/dev/vdb bs=1M oflag=direct 2>/dev/null; done &
+i=0
+while [ $i -lt 1000000 ]; do
+  i=$((i+1))
+  at=$((i % 16))
+  $b yes "block $i" | $b head -c 65536 > /block
+  $b dd if=/block of=/dev/vda bs=64k seek=$at oflag=direct conv=notrunc,fsync 2>/dev/null || echo "BAD write $i"
+  $b dd if=/dev/vda of=/back bs=64k skip=$at count=1 iflag=direct 2>/dev/null || echo "BAD read $i"
+  $b cmp -s /block /back || echo "BAD block $i"
+  echo "flushed $i"
+done
+"#;
+
+/// The last block that the guest has flushed.
+fn flushed(said: &str) -> usize {
+    let lines = said.lines().map(str::trim_end);
+    let numbers = lines.filter_map(|line| line.strip_prefix("flushed ")?.parse().ok());
+    numbers.max().unwrap_or(0)
+}
+
+/// All blocks that were flushed are in the image. A newer one may be in the place of the oldest.
+fn expect_blocks(site: &Site, name: &str, last: usize) -> TestResult {
+    let image = File::open(site.path(name))?;
+    for number in last.saturating_sub(14).max(1)..=last {
+        let mut block = [0; BLOCK];
+        image.read_exact_at(&mut block, ((number % 16) * BLOCK) as u64)?;
+        let text = format!("block {number}\n").into_bytes();
+        let whole = block.iter().zip(text.iter().cycle()).all(|(a, b)| a == b);
+        assert!(whole, "block {number} of {last} is not in the image");
+    }
+    Ok(())
+}
+
+/// A guest that writes to `a.raw` and `b.raw`, which are new.
+fn writer(site: &Site, options: &str) -> Result<Vm, Box<dyn Error>> {
+    image(site, "a.raw", 1)?;
+    image(site, "b.raw", 16)?;
+    let mut command = linux(site, "linux-6.12/vmlinux", "")?;
+    init(site, WRITER)?;
+    command
+        .args(["--disk", &format!("a.raw{options}")])
+        .args(["--disk", &format!("b.raw{options}")]);
+    Ok(Vm::start(command)?.patient())
+}
+
+/// Restores, resets and live migrations with requests under way.
+fn continues() -> TestResult {
+    let site = Site::new()?;
+    let moves = if is_long_run() { 50 } else { 4 };
+    let mut vm = writer(&site, ",cache=none")?;
+    let mut done = 0;
+    for turn in 0..moves {
+        vm.wait_until("blocks", |vm| flushed(&vm.said()) >= done + 10)?;
+        let ended;
+        if turn % 2 == 0 {
+            ended = save(&site, vm)?;
+            let disks = ["--disk", "a.raw", "--disk", "b.raw,id=virtio-blk1"];
+            vm = restore(&site, &disks)?.patient();
+        } else {
+            let disks = ["--disk", "a.raw", "--disk", "b.raw"];
+            let there;
+            (ended, there) = move_on_with(&site, vm, 0, &[], &disks)?;
+            // Back to the name that the next save expects.
+            let (back, there) = move_on_with(&site, there, 1, &[], &disks)?;
+            quiet(&back.stdout);
+            vm = there.patient();
+        }
+        quiet(&ended.stdout);
+        done = flushed(&ended.stdout).max(done);
+        println!("move {turn}: {done} blocks were flushed");
+    }
+    site.control(&["reset", "test"])?.expect_code(0)?;
+    vm.wait_until("blocks after a reset", |vm| {
+        vm.said().matches("flushed 3\n").count() + vm.said().matches("flushed 3\r").count() >= 1
+    })?;
+    vm.signal(Signal::SIGKILL)?;
+    let ended = vm.end()?;
+    quiet(&ended.stdout);
+    Ok(())
+}
+
+/// The host has no space left in the middle of a write, and then has.
+fn full() -> TestResult {
+    let site = Site::new()?;
+    let small = site.path("small");
+    fs::create_dir(&small)?;
+    let mounted = Command::new(held("busybox")?)
+        .args(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs"])
+        .arg(&small)
+        .status()?;
+    assert!(mounted.success(), "{mounted}");
+    let result = on_a_full_host(&site);
+    let unmounted = Command::new(held("busybox")?)
+        .arg("umount")
+        .arg(&small)
+        .status()?;
+    assert!(unmounted.success(), "{unmounted}");
+    result
+}
+
+const FILLER: &str = r#"
+$b yes hypernest | $b dd of=/dev/vda bs=64k count=64 iflag=fullblock oflag=direct conv=fsync 2>/dev/null || echo BAD
+echo @written
+"#;
+
+fn on_a_full_host(site: &Site) -> TestResult {
+    image(site, "small/a.raw", 8)?;
+    let filler = site.path("small/filler");
+    fs::write(&filler, vec![1; 2 << 20])?;
+    let mut command = linux(site, "linux-6.12/vmlinux", "")?;
+    init(site, &format!("{FILLER}{END}exec $b poweroff -f\n"))?;
+    command.args(["--disk", "small/a.raw"]);
+    let mut vm = Vm::start(command)?.patient();
+    vm.wait_until("the pause", |vm| {
+        vm.complained().contains("the VM is paused")
+    })?;
+    let complaint = vm.complained();
+    for part in ["virtio-blk0", "no space left", "hypernest resume test"] {
+        assert!(complaint.contains(part), "{complaint}");
+    }
+    assert_eq!(site.status()?["state"], "paused");
+    // Too early.
+    site.control(&["resume", "test"])?.expect_code(0)?;
+    vm.wait_until("the second pause", |vm| {
+        vm.complained().matches("the VM is paused").count() == 2
+    })?;
+    // It can even be saved, and continue in another process.
+    let ended = save(site, vm)?;
+    quiet(&ended.stdout);
+    fs::remove_file(&filler)?;
+    let mut vm = restore(site, &["--disk", "small/a.raw"])?.patient();
+    vm.wait_for("@end")?;
+    let ended = vm.end()?;
+    ended.expect_code(0)?;
+    quiet(&ended.stdout);
+    let image = fs::read(site.path("small/a.raw"))?;
+    let text = b"hypernest\n".repeat(BLOCK);
+    assert!(
+        image[..64 * BLOCK] == text[..64 * BLOCK],
+        "what was written is lost"
+    );
+    Ok(())
+}
+
+/// hypernest dies in the middle; the blocks that the guest had flushed are in the image, and the next VM opens
+/// it.
+fn killed() -> TestResult {
+    let site = Site::new()?;
+    let rounds = if is_long_run() { 50 } else { 3 };
+    for round in 0..rounds {
+        let cache = ["none", "writeback", "writethrough"][round % 3];
+        let mut vm = writer(&site, &format!(",cache={cache}"))?;
+        let blocks = 5 + (round * 7) % 23;
+        vm.wait_until("blocks", |vm| flushed(&vm.said()) >= blocks)?;
+        vm.signal(Signal::SIGKILL)?;
+        let ended = vm.end()?;
+        quiet(&ended.stdout);
+        let last = flushed(&ended.stdout);
+        println!("round {round}, cache={cache}: killed after {last} blocks");
+        expect_blocks(&site, "a.raw", last)?;
+    }
+    Ok(())
+}
+
+/// While a VM writes to an image no other opens it; two may read one.
+fn one_writer() -> TestResult {
+    let site = Site::new()?;
+    image(&site, "a.raw", 1)?;
+    let start = |name: &str, disk: &str| {
+        let mut command = site.hypernest();
+        command
+            .args(["run", "--name", name, "--disk", disk])
+            .args(["--kernel", "guest", "--cmdline", "keep"])
+            .args(["--memory", "64M", "--hv", "none"])
+            .args(["--serial", "none", "--debugcon", "stdio"]);
+        Vm::start(command)
+    };
+    let refused = |vm: Vm, what: &str| -> TestResult {
+        let ended = vm.end()?;
+        ended.expect_code(1)?;
+        for part in ["virtio-blk0", "a.raw", what] {
+            assert!(ended.stderr.contains(part), "{}", ended.stderr);
+        }
+        Ok(())
+    };
+    let mut one = start("one", "a.raw")?;
+    one.wait_for("keep: ")?;
+    refused(start("two", "a.raw")?, "open for writing")?;
+    refused(start("two", "a.raw,readonly")?, "open for writing")?;
+    // Its death frees it.
+    one.signal(Signal::SIGKILL)?;
+    one.end()?;
+    let mut one = start("one", "a.raw,readonly")?;
+    one.wait_for("keep: ")?;
+    let mut two = start("two", "a.raw,readonly=on")?;
+    two.wait_for("keep: ")?;
+    refused(start("three", "a.raw")?, "a.raw")?;
+    for vm in [one, two] {
+        vm.signal(Signal::SIGKILL)?;
+        vm.end()?;
+    }
+    Ok(())
+}
