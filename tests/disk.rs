@@ -1,5 +1,5 @@
-//! Disks: a stock Linux keeps its data on virtio-blk, across resets, restores, migrations, a full host and the
-//! death of hypernest.
+//! Disks: a stock Linux keeps its data on virtio-blk, across resets, restores, migrations, a full host and
+//! the death of hypernest.
 
 use std::error::Error;
 use std::fs::{self, File};
@@ -334,8 +334,8 @@ fn on_a_full_host(site: &Site) -> TestResult {
     Ok(())
 }
 
-/// hypernest dies in the middle; the blocks that the guest had flushed are in the image, and the next VM opens
-/// it.
+/// hypernest dies in the middle; the blocks that the guest had flushed are in the image, and the next VM
+/// opens it.
 fn killed() -> TestResult {
     let site = Site::new()?;
     let rounds = if is_long_run() { 50 } else { 3 };

@@ -385,8 +385,8 @@ pub static SETTINGS: &[Setting] = &[
         key: "disk",
         shape: Shape::Devices,
         value: "FILE[,KEY=VALUE]...",
-        help: "A disk: --device virtio-blk with this raw image. Repeatable; of a restored VM, the images of its \
-            disks",
+        help: "A disk: --device virtio-blk with this raw image. Repeatable; of a restored VM, the images of \
+            its disks",
         flag_example: " disk.raw,cache=none",
         file_example: "disk = [\"disk.raw,cache=none\"]",
     },

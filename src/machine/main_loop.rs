@@ -20,8 +20,9 @@ impl Machine {
     /// documents.
     ///
     /// # Errors
-    /// If another process uses a disk's image; if the VM cannot be created or, at a reset, its devices do not stop, its RAM cannot be discarded or it
-    /// cannot be created again; or if the statistics cannot be written at the end.
+    /// If another process uses a disk's image; if the VM cannot be created or, at a reset, its devices do
+    /// not stop, its RAM cannot be discarded or it cannot be created again; or if the statistics cannot be
+    /// written at the end.
     pub fn run(mut self) -> Result<Outcome, MachineError> {
         self.acquire()?;
         let mut cycle = match self.transfer.restored.take() {
@@ -231,8 +232,8 @@ impl Machine {
             }
             GuestEvent::Crash { crash, .. } => self.note_crash(crash),
             GuestEvent::DiskFailed { device, why } => error!(
-                "the VM is paused, as a request of the disk {device} failed: {why}; mend that, and `hypernest \
-                 resume {}` makes the request again",
+                "the VM is paused, as a request of the disk {device} failed: {why}; after that is mended, \
+                 `hypernest resume {}` makes the request again",
                 self.config.name
             ),
             GuestEvent::PowerOff

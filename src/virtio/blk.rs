@@ -1,8 +1,9 @@
 //! The block device (virtio 1.2, 5.2): requests of its queues become operations on a disk.
 //!
-//! A request that was taken from a ring has a slot until it is returned. It is *busy* in the disk, then *done*
-//! until the function may write to the ring, or *waits*: for a user's resume after an error, or for the rings
-//! after a restore. A saved device has no busy requests; it takes the others from their rings again.
+//! A request that was taken from a ring has a slot until it is returned. It is *busy* in the disk, then
+//! *done* until the function may write to the ring, or *waits*: for a user's resume after an error, or for
+//! the rings after a restore. A saved device has no busy requests; it takes the others from their rings
+//! again.
 
 mod request;
 
