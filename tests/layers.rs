@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 #[rustfmt::skip]
 const LAYERS: [&str; 28] = [
     "units", "text", "error", "sys", "layout", "memory", "block", "state", "cpuid", "hyperv", "kvm",
-    "bus", "irq", "life", "pci", "virtio", "devices", "boot", "vcpu", "time", "config", "migration", "machine", "api",
-    "doctor", "inspect", "cli",
+    "bus", "irq", "life", "pci", "virtio", "devices", "boot", "vcpu", "time", "config", "migration",
+    "machine", "api", "doctor", "inspect", "cli",
     "main",
 ];
 
