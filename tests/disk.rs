@@ -311,8 +311,8 @@ fn on_a_full_host(site: &Site) -> TestResult {
         assert!(complaint.contains(part), "{complaint}");
     }
     assert_eq!(site.status()?["state"], "paused");
-    // Too early.
-    site.control(&["resume", "test"])?.expect_code(0)?;
+    // Too early: whether it has run in between is seen or not.
+    site.control(&["resume", "test"])?;
     vm.wait_until("the second pause", |vm| {
         vm.complained().matches("the VM is paused").count() == 2
     })?;

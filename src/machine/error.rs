@@ -108,13 +108,8 @@ pub enum MachineError {
         source: RawError,
     },
     /// Another process uses what a device needs for itself.
-    #[error("cannot use the device {device}")]
-    InUse {
-        /// The device.
-        device: String,
-        /// The cause.
-        source: std::io::Error,
-    },
+    #[error("cannot run the VM here")]
+    InUse(#[source] std::io::Error),
     /// A thread or a descriptor could not be created.
     #[error("cannot start the {what} thread")]
     Thread {

@@ -128,12 +128,10 @@ impl Machine {
         if self.session.acquired {
             return Ok(());
         }
-        let acquired = self.hardware.devices.iter().try_for_each(|device| {
-            device.acquire().map_err(|source| MachineError::InUse {
-                device: device.name(),
-                source,
-            })
-        });
+        let mut devices = self.hardware.devices.iter();
+        let acquired = devices
+            .try_for_each(|device| device.acquire())
+            .map_err(MachineError::InUse);
         match acquired {
             Ok(()) => self.session.acquired = true,
             Err(_) => self.release(),

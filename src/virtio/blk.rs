@@ -16,6 +16,7 @@ use nix::sys::eventfd::EventFd;
 use super::device::{Kind, VirtioDevice};
 use super::queue::{Chain, RingError, SplitRing};
 use crate::block::{Backend, Completion, Info, Operation, Request, SECTOR};
+use crate::error::chain;
 use crate::life::{GuestEvent, GuestEvents};
 use crate::memory::{Dma, Readable, Writable};
 use crate::state::{Decoder, Encoder, StateError};
@@ -366,7 +367,7 @@ impl Blk {
                 if !std::mem::replace(&mut self.paused, true) {
                     self.events.report(GuestEvent::DiskFailed {
                         device: self.id.clone(),
-                        why: error.to_string(),
+                        why: describe(&error),
                     });
                 }
             }
@@ -437,6 +438,14 @@ impl Blk {
     fn outstanding(&self) -> impl Iterator<Item = &Slot> {
         let slots = self.slots.iter();
         slots.filter(|slot| slot.state != SlotState::Free)
+    }
+}
+
+/// The error with its causes.
+fn describe(error: &io::Error) -> String {
+    match error.get_ref() {
+        Some(inner) => chain(inner),
+        None => error.to_string(),
     }
 }
 
@@ -587,7 +596,10 @@ impl VirtioDevice for Blk {
     }
 
     fn acquire(&mut self) -> io::Result<()> {
-        self.backend.acquire()
+        self.backend.acquire().map_err(|error| {
+            let why = format!("cannot use the disk {}: {}", self.id, describe(&error));
+            io::Error::new(error.kind(), why)
+        })
     }
 }
 
