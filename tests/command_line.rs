@@ -155,7 +155,7 @@ fn wrong_use_is_2() {
             "  -kernel vmlinuz: write --kernel vmlinuz\n  -m 2048: write --memory 2048M\n  -enable-kvm: \
              leave it out",
         ),
-        (&["run", "-hda", "disk.img"], "there are no disks yet"),
+        (&["run", "-hda", "disk.img"], "--disk disk.img"),
         (&["-kernel", "vmlinuz"], "write --kernel vmlinuz"),
         (&["run", "vmlinuz"], "vmlinuz: write --kernel vmlinuz"),
         (

@@ -13,6 +13,10 @@ pub(super) enum Instead {
     Cpu,
     /// `--debug-exit` for isa-debug-exit, and `--device`.
     Device,
+    /// `--disk` by QEMU's keys.
+    Drive,
+    /// `--disk` by its image.
+    Disk,
     /// `--memory` for RAM, and what takes the place of QEMU's other objects.
     Object,
     /// A serial port or console, with QEMU's back ends.
@@ -25,7 +29,7 @@ pub(super) enum Instead {
 
 use Instead::{Console, LeaveOut, Missing, Same};
 
-const NO_DISK: Instead = Missing("there are no disks yet: boot from --kernel and --initrd");
+const NO_BOOT: Instead = Missing("disks are not booted from yet: boot from --kernel and --initrd");
 const NO_NETWORK: Instead = Missing("there is no network yet");
 const NO_DISPLAY: Instead = LeaveOut("there is no display; the guest's COM1 is on the terminal");
 const MACHINE: Instead = LeaveOut(
@@ -66,12 +70,15 @@ const FLAGS: [(&str, Instead); 48] = [
     ),
     ("monitor", CONTROL),
     ("qmp", CONTROL),
-    ("drive", NO_DISK),
-    ("blockdev", NO_DISK),
-    ("hda", NO_DISK),
-    ("hdb", NO_DISK),
-    ("cdrom", NO_DISK),
-    ("boot", NO_DISK),
+    ("drive", Instead::Drive),
+    (
+        "blockdev",
+        Missing("write --disk FILE,cache=…,readonly=…; it makes the device as well"),
+    ),
+    ("hda", Instead::Disk),
+    ("hdb", Instead::Disk),
+    ("cdrom", Missing("there is no CD-ROM yet")),
+    ("boot", NO_BOOT),
     ("netdev", NO_NETWORK),
     ("nic", NO_NETWORK),
     ("net", NO_NETWORK),
@@ -181,6 +188,8 @@ impl Instead {
             Self::Cpu => cpu(value),
             Self::Device => device(value),
             Self::Object => object(value),
+            Self::Drive => drive(value),
+            Self::Disk => Hint::flag("--disk", value, "disk.raw"),
             Self::Console(flag) => {
                 let backend = match value.split_once(':') {
                     None if value == "null" => "none",
@@ -219,6 +228,9 @@ fn device(value: &str) -> Hint {
         let more = "; the exit code is the byte that the guest writes, and not (2 * byte) | 1";
         return Hint::write(vec![flag], more);
     }
+    if let (Some(_), Some(_)) = (DeviceType::find(name), of_key("drive")) {
+        return Hint::say("leave it out: --disk makes the device as well");
+    }
     let Some(of) = DeviceType::find(name) else {
         let names: Vec<_> = DEVICE_TYPES.iter().map(|row| row.name).collect();
         let names = names.join(", ");
@@ -248,6 +260,42 @@ fn device(value: &str) -> Hint {
         keys => format!("; {} only QEMU has", keys.join(", ")),
     };
     Hint::write(vec!["--device".to_owned(), ours], &more)
+}
+
+/// The equivalent of QEMU's `-drive file=FILE,KEY=VALUE,…`.
+fn drive(value: &str) -> Hint {
+    let mut disk = String::new();
+    let mut rest = String::new();
+    let mut left: Vec<&str> = Vec::new();
+    for part in value.split(',') {
+        match part.split_once('=').unwrap_or((part, "")) {
+            ("file", file) => disk = file.to_owned(),
+            ("format", "raw") | ("if", "virtio" | "none") | ("media", "disk") => {}
+            ("format", format) => {
+                return Hint::say(format!(
+                    "disks are raw images yet: `qemu-img convert -O raw` makes one of {format}"
+                ));
+            }
+            ("media", _) => return Hint::say("there is no CD-ROM yet"),
+            // Its other values have another meaning here.
+            ("cache", cache @ ("none" | "writeback" | "writethrough" | "unsafe")) => {
+                rest.push_str(&format!(",cache={cache}"));
+            }
+            (key @ ("id" | "readonly" | "discard" | "serial"), value) => {
+                rest.push_str(&format!(",{key}={value}"));
+            }
+            ("", _) => {}
+            (key, _) => left.push(key),
+        }
+    }
+    if disk.is_empty() {
+        return Hint::say("write --disk disk.raw");
+    }
+    let more = match left.as_slice() {
+        [] => String::new(),
+        keys => format!("; {} only QEMU has", keys.join(", ")),
+    };
+    Hint::write(vec!["--disk".to_owned(), format!("{disk}{rest}")], &more)
 }
 
 /// The equivalent of QEMU's `-object TYPE,…`.
@@ -390,11 +438,22 @@ mod tests {
             ),
             (
                 "-device nvme",
-                "-device nvme: there is no such device; --device has virtio-rng",
+                "-device nvme: there is no such device; --device has virtio-blk, virtio-rng",
+            ),
+            ("-hda disk.img", "-hda disk.img: write --disk disk.img"),
+            (
+                "-drive file=a.raw,if=virtio,format=raw,cache=none,readonly=on,aio=native",
+                "-drive file=a.raw,if=virtio,format=raw,cache=none,readonly=on,aio=native: write --disk \
+                 a.raw,cache=none,readonly=on; aio only QEMU has",
             ),
             (
-                "-hda disk.img",
-                "-hda disk.img: there are no disks yet: boot from --kernel and --initrd",
+                "-drive a.qcow2,format=qcow2",
+                "-drive a.qcow2,format=qcow2: disks are raw images yet: `qemu-img convert -O raw` makes one \
+                 of qcow2",
+            ),
+            (
+                "-device virtio-blk-pci,drive=d0",
+                "-device virtio-blk-pci,drive=d0: leave it out: --disk makes the device as well",
             ),
             (
                 "-name $(reboot)",
