@@ -14,7 +14,8 @@ use crate::vm::Site;
 
 /// The command line of every boot: a console, and parameters that disable irrelevant work that is slow in an
 /// emulated host.
-const COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 mitigations=off cryptomgr.notests";
+pub(crate) const COMMAND_LINE: &str =
+    "console=ttyS0 quiet panic=-1 mitigations=off cryptomgr.notests";
 
 /// Prints a report, then runs init's last command.
 const INIT: &str = r#"#!/busybox sh

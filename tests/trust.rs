@@ -218,7 +218,7 @@ fn no_kernel() -> TestResult {
     assert!(inspected.stdout.contains("a reset needs --kernel"));
     let mut vm = Vm::start(site.hypernest().args(["restore", "saved"]))?;
     vm.wait_until("the warning", |vm| {
-        vm.complained().contains("cannot reset the VM")
+        vm.complained().contains("cannot be reset")
     })?;
     vm.wait_until("laps", |vm| vm.said().contains("keep: "))?;
     site.control(&["reset", "test"])?.expect_code(0)?;

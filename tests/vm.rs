@@ -16,7 +16,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
-/// The timeout of a test's waits, by the host's own clock.
+/// The timeout of a test's waits, by the host's own clock. Below the limit of most tests, so that a test says
+/// for what it has waited.
 const PATIENCE: Duration = Duration::from_secs(50);
 /// The timeout of waits for a whole operating system.
 const PATIENCE_WITH_LINUX: Duration = Duration::from_secs(180);

@@ -97,6 +97,9 @@ pub struct Completion {
     pub result: io::Result<()>,
 }
 
+/// See [`Backend::syncer`].
+pub type Syncer = Box<dyn FnOnce() -> io::Result<()> + Send>;
+
 /// What keeps the blocks of a disk.
 pub trait Backend: Send {
     /// What it is.
@@ -115,6 +118,22 @@ pub trait Backend: Send {
     fn set_size(&mut self, size: u64) -> bool {
         let _unused = size;
         false
+    }
+
+    /// Takes back a request that has not begun, if there is one.
+    fn cancel(&mut self) -> Option<Request> {
+        None
+    }
+
+    /// Why the guest may have lost data that it has flushed, if so. Every flush then fails.
+    fn failure(&self) -> Option<String> {
+        None
+    }
+
+    /// What puts all completed writes onto stable storage, also those that the guest has not flushed. It
+    /// blocks. None: there is nothing to do.
+    fn syncer(&self) -> Option<Syncer> {
+        None
     }
 
     /// Lets other processes use the image, before the VM continues in one of them. No request is under way,

@@ -19,7 +19,7 @@ use nix::sys::stat::{major, minor};
 
 use super::lock::{self, Access, LockError};
 use super::threads::Threads;
-use super::{Backend, Completion, Info, Request, SECTOR};
+use super::{Backend, Completion, Info, Request, SECTOR, Syncer};
 use error::is;
 use image::Image;
 
@@ -107,6 +107,23 @@ impl Backend for RawDisk {
 
     fn completed(&mut self) -> Option<Completion> {
         self.threads.completed()
+    }
+
+    fn cancel(&mut self) -> Option<Request> {
+        self.threads.cancel()
+    }
+
+    fn failure(&self) -> Option<String> {
+        let path = self.image.path.display();
+        let failed = self.image.has_failed();
+        failed.then(|| format!("a flush of its image {path} has failed, so data may be lost"))
+    }
+
+    fn syncer(&self) -> Option<Syncer> {
+        let image = Arc::clone(&self.image);
+        self.image
+            .writes_back()
+            .then(|| Box::new(move || Ok(image.sync()?)) as Syncer)
     }
 
     fn release(&mut self) {

@@ -21,6 +21,9 @@ struct Shared {
     completed: VecDeque<Completion>,
     /// What was submitted, in order.
     log: Vec<String>,
+    failed: bool,
+    /// Requests begin when they are submitted, so that none is cancelled.
+    begins: bool,
 }
 
 impl TestDisk {
@@ -39,6 +42,8 @@ impl TestDisk {
             pending: Vec::new(),
             completed: VecDeque::new(),
             log: Vec::new(),
+            failed: false,
+            begins: true,
         })))
     }
 
@@ -52,6 +57,16 @@ impl TestDisk {
             bell: Arc::clone(&lock(&self.0).bell),
             disk: self.clone(),
         })
+    }
+
+    /// From now on requests do not begin before they end.
+    pub(crate) fn hold(&self) {
+        lock(&self.0).begins = false;
+    }
+
+    /// From now on its flushes have failed.
+    pub(crate) fn fail(&self) {
+        lock(&self.0).failed = true;
     }
 
     /// What was submitted since the last call.
@@ -103,5 +118,18 @@ impl Backend for TestBackend {
 
     fn completed(&mut self) -> Option<Completion> {
         lock(&self.disk.0).completed.pop_front()
+    }
+
+    fn cancel(&mut self) -> Option<Request> {
+        let mut shared = lock(&self.disk.0);
+        match shared.begins {
+            true => None,
+            false => shared.pending.pop(),
+        }
+    }
+
+    fn failure(&self) -> Option<String> {
+        let failed = lock(&self.disk.0).failed;
+        failed.then(|| "a flush has failed".to_owned())
     }
 }

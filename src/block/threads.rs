@@ -28,7 +28,7 @@ pub(super) trait Serve: Send + Sync + 'static {
     fn serve(&self, operation: &mut Operation, scratch: &mut Self::Scratch) -> io::Result<()>;
 }
 
-/// The threads. Dropping it ends them when all that was submitted is done.
+/// The threads. Dropping it ends them when what has begun is done; the rest is not begun.
 #[derive(Debug)]
 pub(super) struct Threads {
     shared: Arc<Shared>,
@@ -97,6 +97,11 @@ impl Threads {
         self.shared.submitted.notify_one();
     }
 
+    /// Takes back the last request that has not begun, if there is one.
+    pub(super) fn cancel(&self) -> Option<Request> {
+        self.shared.queue().requests.pop_back()
+    }
+
     /// Takes the next completion, if there is one.
     pub(super) fn completed(&self) -> Option<Completion> {
         self.shared.done().pop_front()
@@ -105,7 +110,11 @@ impl Threads {
 
 impl Drop for Threads {
     fn drop(&mut self) {
-        self.shared.queue().ending = true;
+        {
+            let mut queue = self.shared.queue();
+            queue.ending = true;
+            queue.requests.clear();
+        }
         self.shared.submitted.notify_all();
         for thread in self.threads.drain(..) {
             // A panic was already reported by the hook.
@@ -255,18 +264,25 @@ mod tests {
     }
 
     #[test]
-    fn dropping_it_waits_for_what_was_submitted() {
+    fn dropping_it_waits_for_what_has_begun_and_drops_the_rest() {
         let (give, disk) = Gated::new();
         let threads = Threads::start("test", &disk, || ()).unwrap();
         for tag in 0..10 {
             threads.submit(flush(tag));
         }
+        let shared = Arc::clone(&threads.shared);
+        while shared.queue().requests.len() > 10 - COUNT {
+            std::thread::yield_now();
+        }
         let dropped = std::thread::spawn(move || drop(threads));
+        while !shared.queue().ending {
+            std::thread::yield_now();
+        }
         for _ in 0..10 {
             give.send(()).unwrap();
         }
         dropped.join().unwrap();
-        assert_eq!(disk.served.load(Ordering::Relaxed), 10);
+        assert_eq!(disk.served.load(Ordering::Relaxed), COUNT);
     }
 
     #[test]

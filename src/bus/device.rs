@@ -4,6 +4,7 @@ use std::io;
 use std::sync::{Arc, Mutex};
 
 use super::{Handler, Region, lock};
+use crate::block::Syncer;
 use crate::state::{Decoder, Encoder, StateError};
 
 /// A device as the machine sees it.
@@ -36,6 +37,11 @@ pub trait Device: Send + Sync {
     /// If another process has it.
     fn acquire(&self) -> io::Result<()> {
         Ok(())
+    }
+
+    /// What puts all that the guest has written onto stable storage; it blocks, and needs no stop.
+    fn syncer(&self) -> Option<Syncer> {
+        None
     }
 
     /// Returns to the power-on state. The device is quiesced and drained.

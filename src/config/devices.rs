@@ -168,12 +168,14 @@ impl<'a> Build<'a> {
     ) -> Option<DeviceValue> {
         if let Takes::Path = key.takes {
             let path = self.path_of(setting, part)?;
-            if let Err(what) = parse::readable(&path) {
-                let expected = "a file that can be read";
-                self.push(setting, &part.origin, Wrong::new(what, expected));
-            }
-            // It comes from text.
-            return Some(DeviceValue::Text(path.to_string_lossy().into_owned()));
+            let expected = "a file or a block device";
+            let wrong = match (parse::disk(&path), path.to_str()) {
+                (Ok(()), Some(text)) => return Some(DeviceValue::Text(text.to_owned())),
+                (Ok(()), None) => format!("the path {} is not UTF-8", path.display()),
+                (Err(wrong), _) => wrong,
+            };
+            self.push(setting, &part.origin, Wrong::new(wrong, expected));
+            return None;
         }
         self.parsed(setting, part, |value| match &key.takes {
             Takes::Path => unreachable!("see above"),

@@ -1,7 +1,7 @@
 //! Parses single values. Pure, except for the check whether a file can be read.
 
 use std::fs::OpenOptions;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
 use super::setting::Scalar;
@@ -263,6 +263,17 @@ pub fn is_name(text: &str) -> bool {
         && text
             .chars()
             .all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'))
+}
+
+/// Checks that there is a file or a block device at `path`, without opening it.
+pub(super) fn disk(path: &Path) -> Result<(), String> {
+    let shown = path.display();
+    let kind = std::fs::metadata(path).map_err(|e| format!("cannot read {shown}: {e}"))?;
+    let kind = kind.file_type();
+    match kind.is_file() || kind.is_block_device() {
+        true => Ok(()),
+        false => Err(format!("{shown} is neither a file nor a block device")),
+    }
 }
 
 /// Checks that the file at `path` can be read as a whole.

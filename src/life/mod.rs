@@ -76,8 +76,8 @@ pub enum GuestEvent {
 }
 
 impl GuestEvent {
-    /// Whether `other` uses the same slot: the same kind, and the same vCPU for kinds that belong to a
-    /// vCPU.
+    /// Whether `other` uses the same slot: the same kind, and the same vCPU or disk for kinds that belong to
+    /// one.
     fn same_slot(&self, other: &Self) -> bool {
         let vcpu = |event: &Self| match event {
             Self::Crash { vcpu, .. }
@@ -85,7 +85,13 @@ impl GuestEvent {
             | Self::VcpuFailed { vcpu, .. } => Some(*vcpu),
             _ => None,
         };
-        std::mem::discriminant(self) == std::mem::discriminant(other) && vcpu(self) == vcpu(other)
+        let disk = |event: &Self| match event {
+            Self::DiskFailed { device, .. } => Some(device.clone()),
+            _ => None,
+        };
+        std::mem::discriminant(self) == std::mem::discriminant(other)
+            && vcpu(self) == vcpu(other)
+            && disk(self) == disk(other)
     }
 }
 

@@ -75,6 +75,9 @@ impl DevicesWithoutVm {
         let doorbells = Doorbells::default();
         let backplane = Backplane::new(&config, ADDRESS_WIDTH, &ram, &routes, &doorbells);
         let wired = wiring::wire(&config, &[], &backplane, &events, &mut io)?;
+        for device in &wired.devices {
+            device.acquire().map_err(MachineError::InUse)?;
+        }
         Ok(Self {
             wired,
             ram,

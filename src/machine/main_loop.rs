@@ -38,7 +38,7 @@ impl Machine {
                 None => {}
                 Some(Due::Reset) => {
                     // A device with requests in flight would write to the new guest's RAM.
-                    self.stop_world(&cycle)?;
+                    self.stop_for_reset(&cycle)?;
                     self.power_off(cycle);
                     self.hardware
                         .platform
@@ -49,9 +49,7 @@ impl Machine {
                     self.session.board.count_reset();
                     self.show_state();
                     self.session.powered_on = Instant::now();
-                    if self.session.life.may_run() {
-                        self.start_world(&cycle);
-                    }
+                    self.resume(&cycle);
                 }
                 Some(Due::End(outcome)) => break outcome,
             }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::save::sync;
 use super::{Running, TransferError};
 use crate::boot::BootFiles;
 use crate::life::MachineHandle;
@@ -162,6 +163,8 @@ fn encode(sections: &Sections) -> Result<Vec<u8>, TransferError> {
 
 impl SourceVm for Live {
     fn promise(&mut self) -> Result<Vec<u8>, MigrationVmError> {
+        // While the guest runs: little is left for the stop.
+        sync(self.run_on_main(|vm| vm.syncers())?)?;
         let sections = self.run_on_main(|vm| vm.identity())??;
         Ok(encode(&sections)?)
     }
@@ -198,10 +201,13 @@ impl SourceVm for Live {
             vm.hold();
             // A crash that is detected only now may have paused it.
             let sections = vm.sections();
-            if sections.is_ok() {
+            // Another host sees only what is on the disk.
+            let sections = sections.and_then(|sections| {
+                sync(vm.syncers())?;
                 // The destination takes it before it runs.
                 vm.release_devices();
-            }
+                Ok(sections)
+            });
             (sections, vm.is_running())
         })?;
         Ok(Stopped {
@@ -213,6 +219,7 @@ impl SourceVm for Live {
     fn resume(&mut self) {
         let _ended = self.run_on_main(|vm| {
             vm.stop_log();
+            vm.reacquire_devices();
             vm.release();
         });
     }

@@ -4,6 +4,7 @@
 use super::cycle::PowerCycle;
 use super::transfer::TransferError;
 use super::{Machine, Outcome};
+use crate::block::Syncer;
 use crate::boot::BootFiles;
 use crate::kvm::KvmError;
 use crate::life::Request;
@@ -78,6 +79,17 @@ impl<'a> Running<'a> {
     /// is held.
     pub fn release_devices(&mut self) {
         self.machine.release();
+    }
+
+    /// Takes it back after a migration that has failed.
+    pub fn reacquire_devices(&mut self) {
+        self.machine.reacquire();
+    }
+
+    /// What puts all that the guest has written onto stable storage, for each disk. It may be called on any
+    /// thread, and while the guest runs.
+    pub fn syncers(&self) -> Vec<Syncer> {
+        self.machine.syncers()
     }
 
     /// Ends the hold; the vCPUs run if they did before it and no user has paused them since.

@@ -5,6 +5,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::{Outcome, Running, TransferError};
+use crate::block::Syncer;
 use crate::life::MachineHandle;
 use crate::state::snapshot::Saving;
 
@@ -60,13 +61,23 @@ pub fn save(handle: &MachineHandle, dir: &Path, after: AfterSave) -> Result<(), 
         written.map(|()| (saving, ran))
     })?;
     let (saving, ran) = written?;
-    // Syncing it to the disk takes long, and the guest need not wait for it.
-    let committed = saving.commit();
+    // Syncing it to the disk takes long, and the guest need not wait for it. The saved VM's guest may flush
+    // what it wrote before it was saved.
+    let syncers = handle.run_on_main(|machine: &mut Running<'_>| machine.syncers())?;
+    let committed = sync(syncers).and_then(|()| Ok(saving.commit()?));
     match (&committed, after) {
         (Ok(()), AfterSave::Stop) => handle.run_on_main(|machine| machine.end(Outcome::Killed))?,
         (Err(_), AfterSave::Stop) => handle.run_on_main(|machine| machine.release())?,
         (Err(_), AfterSave::Pause) if ran => handle.run_on_main(|machine| machine.resume())?,
         _ => {}
     }
-    Ok(committed?)
+    committed
+}
+
+/// Puts what guests have written to disks onto stable storage.
+pub(super) fn sync(disks: Vec<Syncer>) -> Result<(), TransferError> {
+    disks
+        .into_iter()
+        .try_for_each(|sync| sync())
+        .map_err(TransferError::Disk)
 }

@@ -84,6 +84,9 @@ pub enum TransferError {
     /// No pages for a stand-in.
     #[error(transparent)]
     Memory(#[from] MemoryError),
+    /// A disk's image could not be flushed.
+    #[error("cannot flush a disk")]
+    Disk(#[source] std::io::Error),
     /// Guest RAM no longer exists.
     #[error(transparent)]
     NoRam(#[from] NoRam),
@@ -222,6 +225,8 @@ impl Machine {
         self.park(cycle);
         // Even if it was stopped: parts that were still busy then may have finished.
         self.stop_world(cycle)?;
+        // A flush may have failed meanwhile.
+        self.check_can_move()?;
         // A restored VM would never act on it.
         if let Some(what) = self.decided() {
             return Err(TransferError::Decided(what));

@@ -10,14 +10,20 @@ use tracing::{error, warn};
 
 use super::cycle::PowerCycle;
 use super::{Machine, MachineError};
+use crate::block::Syncer;
 use crate::bus::SharedDevice;
 use crate::devices::io_thread::RunningIo;
 use crate::error::chain;
 
 /// The timeout for devices and the I/O thread to complete their requests.
 pub(super) const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often a reset waits for that long.
+const RESET_ATTEMPTS: u32 = 6;
 /// The interval for polling devices meanwhile.
 const DRAIN_POLL: Duration = Duration::from_millis(1);
+/// The timeout for another process to end that uses what a device needs alone.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
+const ACQUIRE_POLL: Duration = Duration::from_millis(20);
 
 /// The parts that are stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,7 +145,22 @@ impl Machine {
         acquired
     }
 
-    /// The same for a VM that may otherwise run: after an error it stays paused.
+    /// The same after a migration that has failed, whose destination may take a moment to end. An error is
+    /// found again when the VM is to run.
+    pub(super) fn reacquire(&mut self) {
+        let deadline = Instant::now() + ACQUIRE_TIMEOUT;
+        while self.acquire().is_err() && Instant::now() < deadline {
+            std::thread::sleep(ACQUIRE_POLL);
+        }
+    }
+
+    /// What puts all that the guest has written onto stable storage, for each device.
+    pub(super) fn syncers(&self) -> Vec<Syncer> {
+        let devices = self.hardware.devices.iter();
+        devices.filter_map(|device| device.syncer()).collect()
+    }
+
+    /// [`Machine::acquire`] for a VM that may otherwise run: after an error it stays paused.
     pub(super) fn acquired(&mut self) -> bool {
         let acquired = self.acquire();
         if let Err(e) = &acquired {
@@ -161,6 +182,17 @@ impl Machine {
     pub(super) fn stop_world(&mut self, cycle: &PowerCycle) -> Result<(), NotStopped> {
         self.session.stopped = true;
         stop(&mut self.parts(cycle))
+    }
+
+    /// The same for a reset, which waits for slow storage.
+    pub(super) fn stop_for_reset(&mut self, cycle: &PowerCycle) -> Result<(), NotStopped> {
+        for _ in 1..RESET_ATTEMPTS {
+            match self.stop_world(cycle) {
+                Ok(()) => return Ok(()),
+                Err(e) => warn!("the reset waits: {e}"),
+            }
+        }
+        self.stop_world(cycle)
     }
 
     /// The same where parts that are still busy do no harm.

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use super::caps::Capabilities;
 use super::msix::{Messages, Msix};
+use crate::block::Syncer;
 use crate::bus::lock;
 use crate::irq::{LineHolder, Msi, Vector};
 use crate::memory::Dma;
@@ -54,6 +55,16 @@ pub trait Function: Send + Sync {
 
     /// As [`Device::release`](crate::bus::Device::release).
     fn release(&self) {}
+
+    /// As [`Device::syncer`](crate::bus::Device::syncer).
+    fn syncer(&self) -> Option<Syncer> {
+        None
+    }
+
+    /// As [`Device::blocker`](crate::bus::Device::blocker).
+    fn blocker(&self) -> Option<String> {
+        None
+    }
 
     /// As [`Device::acquire`](crate::bus::Device::acquire).
     ///

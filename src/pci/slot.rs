@@ -7,6 +7,7 @@ use super::caps::{Capabilities, FIRST, NoRoom};
 use super::function::{Function, Requester};
 use super::header::{Header, Ids};
 use super::{ConfigSpace, DevFn};
+use crate::block::Syncer;
 use crate::bus::{Bus, Device, Handler, Region, Window, lock};
 use crate::state::{Decoder, Encoder, StateError};
 
@@ -212,6 +213,14 @@ impl Device for Slot {
 
     fn resume(&self) {
         self.ranges.function.resume();
+    }
+
+    fn syncer(&self) -> Option<Syncer> {
+        self.ranges.function.syncer()
+    }
+
+    fn blocker(&self) -> Option<String> {
+        self.ranges.function.blocker()
     }
 
     fn release(&self) {

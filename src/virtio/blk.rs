@@ -15,7 +15,7 @@ use nix::sys::eventfd::EventFd;
 
 use super::device::{Kind, VirtioDevice};
 use super::queue::{Chain, RingError, SplitRing};
-use crate::block::{Backend, Completion, Info, Operation, Request, SECTOR};
+use crate::block::{Backend, Completion, Info, Operation, Request, SECTOR, Syncer};
 use crate::error::chain;
 use crate::life::{GuestEvent, GuestEvents};
 use crate::memory::{Dma, Readable, Writable};
@@ -30,8 +30,10 @@ pub const MAX_QUEUES: u16 = 64;
 const SLOTS: usize = 256;
 /// Data descriptors of a request: all of a ring but those of the header and the status.
 const SEG_MAX: u32 = QUEUE_SIZE as u32 - 2;
-/// The most sectors of a discard and of write zeroes: below 2 GiB, so that none keeps a thread for long.
-const MAX_SECTORS: u32 = (1 << 22) - 8;
+/// The most sectors of a discard: 2 GiB.
+const MAX_SECTORS: u32 = 1 << 22;
+/// The most sectors of write zeroes: 64 MiB, as a file system may have to write them all.
+const MAX_ZEROED: u32 = 1 << 17;
 
 // Features (5.2.3).
 const F_SEG_MAX: u64 = 1 << 2;
@@ -134,6 +136,8 @@ pub struct Blk {
     done: Vec<usize>,
     waiting: Vec<usize>,
     busy: usize,
+    /// The image is this VM's alone; otherwise nothing is served.
+    acquired: bool,
     /// An error has paused the VM: what waits is not started before it is resumed.
     paused: bool,
     chain: Chain,
@@ -176,6 +180,7 @@ impl Blk {
             done: list(),
             waiting: list(),
             busy: 0,
+            acquired: false,
             paused: false,
             chain: Chain::default(),
             to: Vec::with_capacity(SLOTS),
@@ -194,7 +199,7 @@ impl Blk {
             // One range in each request.
             (40, 1),
             (44, u32::try_from(physical).unwrap_or(1)),
-            (48, MAX_SECTORS),
+            (48, MAX_ZEROED),
             (52, 1),
         ];
         for (at, value) in dwords {
@@ -313,7 +318,11 @@ impl Blk {
         if range.reserved || range.unmap && command == Command::Discard {
             return Begun::Ended(Status::Unsupported);
         }
-        if range.sectors > MAX_SECTORS {
+        let most = match command {
+            Command::WriteZeroes => MAX_ZEROED,
+            _ => MAX_SECTORS,
+        };
+        if range.sectors > most {
             return Begun::Ended(Status::IoError);
         }
         match (self.place(range.sector, len), command) {
@@ -331,13 +340,8 @@ impl Blk {
         }
     }
 
-    /// The disk is done with a request.
-    fn completed(&mut self, completion: Completion) {
-        let Completion {
-            tag,
-            operation,
-            result,
-        } = completion;
+    /// The disk no longer has a request.
+    fn take_back(&mut self, operation: Operation) {
         self.busy -= 1;
         match operation {
             Operation::Read { mut to, .. } => {
@@ -350,6 +354,16 @@ impl Blk {
             }
             Operation::Flush | Operation::Discard { .. } | Operation::WriteZeroes { .. } => {}
         }
+    }
+
+    /// The disk is done with a request.
+    fn completed(&mut self, completion: Completion) {
+        let Completion {
+            tag,
+            operation,
+            result,
+        } = completion;
+        self.take_back(operation);
         let slot = &mut self.slots[tag];
         let wrote = slot.state == SlotState::Busy && slot.parsed.command.writes();
         match result {
@@ -361,7 +375,8 @@ impl Blk {
                 slot.state = SlotState::Done(Status::Ok);
                 self.done.push(tag);
             }
-            Err(error) if self.on_error.pauses(&error) => {
+            // After a flush that failed all others do: there is nothing to wait for.
+            Err(error) if self.on_error.pauses(&error) && self.backend.failure().is_none() => {
                 slot.state = SlotState::Waits;
                 self.waiting.push(tag);
                 if !std::mem::replace(&mut self.paused, true) {
@@ -394,6 +409,9 @@ impl Blk {
         let data = match (parsed.command.reads(), status) {
             // What comes before the status counts, and may not have been written.
             (true, Status::IoError | Status::Unsupported) => None,
+            (true, Status::Ok) if parsed.command == Command::GetId => {
+                Some(parsed.len.min(SERIAL_LEN as u64))
+            }
             (true, Status::Ok) => Some(parsed.len),
             (false, _) => Some(0),
         };
@@ -458,7 +476,8 @@ impl VirtioDevice for Blk {
         let mut features = F_SEG_MAX | F_BLK_SIZE | F_TOPOLOGY | F_MQ;
         for (feature, offered) in [
             (F_RO, self.info.read_only),
-            (F_FLUSH, !self.info.write_through),
+            // Always: a driver that was told of flushes keeps them on a disk that writes through.
+            (F_FLUSH, true),
             (F_DISCARD, self.info.discard && !self.info.read_only),
             (F_WRITE_ZEROES, !self.info.read_only),
         ] {
@@ -500,11 +519,17 @@ impl VirtioDevice for Blk {
     }
 
     fn restart(&mut self, rings: &mut [Option<SplitRing>], dma: &Dma) -> Result<(), RingError> {
+        if !self.acquired {
+            return Ok(());
+        }
         Blk::restart(self, rings, dma)?;
         self.return_done(rings, dma)
     }
 
     fn serve(&mut self, index: usize, ring: &mut SplitRing, dma: &Dma) -> Result<bool, RingError> {
+        if !self.acquired {
+            return Ok(false);
+        }
         let mut left = ring.size();
         // Without a free slot, the next completion serves all rings.
         while let Some(&slot) = self.free.last() {
@@ -534,8 +559,24 @@ impl VirtioDevice for Blk {
         Ok(false)
     }
 
+    fn withdraw(&mut self) {
+        while let Some(Request { tag, operation }) = self.backend.cancel() {
+            self.take_back(operation);
+            self.slots[tag].state = SlotState::Waits;
+            self.waiting.push(tag);
+        }
+    }
+
     fn resume(&mut self) {
         self.paused = false;
+    }
+
+    fn syncer(&self) -> Option<Syncer> {
+        self.backend.syncer()
+    }
+
+    fn blocker(&self) -> Option<String> {
+        self.backend.failure()
     }
 
     fn reset(&mut self) {
@@ -592,6 +633,7 @@ impl VirtioDevice for Blk {
     }
 
     fn release(&mut self) {
+        self.acquired = false;
         self.backend.release();
     }
 
@@ -599,7 +641,9 @@ impl VirtioDevice for Blk {
         self.backend.acquire().map_err(|error| {
             let why = format!("cannot use the disk {}: {}", self.id, describe(&error));
             io::Error::new(error.kind(), why)
-        })
+        })?;
+        self.acquired = true;
+        Ok(())
     }
 }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use nix::sys::eventfd::EventFd;
 
 use super::queue::{Chain, RingError, SplitRing};
+use crate::block::Syncer;
 use crate::memory::Dma;
 use crate::state::{Decoder, Encoder, StateError};
 
@@ -97,8 +98,22 @@ pub trait VirtioDevice: Send {
     /// If the ring is broken.
     fn serve(&mut self, index: usize, ring: &mut SplitRing, dma: &Dma) -> Result<bool, RingError>;
 
+    /// Takes back what it has under way and the host has not begun: the machine stops, or the function may
+    /// not access memory. [`VirtioDevice::restart`] begins it again.
+    fn withdraw(&mut self) {}
+
     /// The machine runs again.
     fn resume(&mut self) {}
+
+    /// As [`Device::syncer`](crate::bus::Device::syncer).
+    fn syncer(&self) -> Option<Syncer> {
+        None
+    }
+
+    /// As [`Device::blocker`](crate::bus::Device::blocker).
+    fn blocker(&self) -> Option<String> {
+        None
+    }
 
     /// Back to before the driver came. No request is under way.
     fn reset(&mut self) {}

@@ -242,7 +242,8 @@ impl Image {
         };
         match uninterrupted(run) {
             Ok(()) => Ok(true),
-            Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => Ok(false),
+            // EINVAL: not whole blocks of a block device.
+            Err(Errno::EOPNOTSUPP | Errno::ENOSYS | Errno::EINVAL) => Ok(false),
             Err(errno) => Err(errno.into()),
         }
     }
@@ -266,12 +267,15 @@ impl Image {
 
     fn flush(&self) -> Result<(), RawError> {
         self.usable()?;
-        match self.cache {
-            // There is nothing to write back.
-            _ if self.info.read_only => Ok(()),
-            Cache::Unsafe => Ok(()),
-            Cache::None | Cache::Writeback | Cache::Writethrough => self.sync(),
+        match self.writes_back() {
+            true => self.sync(),
+            false => Ok(()),
         }
+    }
+
+    /// Whether there may be something to flush, and someone who wants it.
+    pub(super) fn writes_back(&self) -> bool {
+        !self.info.read_only && self.cache != Cache::Unsafe
     }
 
     fn usable(&self) -> Result<(), RawError> {
@@ -283,7 +287,13 @@ impl Image {
         }
     }
 
-    fn sync(&self) -> Result<(), RawError> {
+    /// Whether a flush has failed, so that data may be lost.
+    pub(super) fn has_failed(&self) -> bool {
+        self.failed.load(Ordering::Acquire)
+    }
+
+    /// All that was written reaches the disk.
+    pub(super) fn sync(&self) -> Result<(), RawError> {
         let _flushing = self.flushing.lock().unwrap_or_else(PoisonError::into_inner);
         self.usable()?;
         let run = || {

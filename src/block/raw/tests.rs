@@ -501,7 +501,7 @@ fn the_image_is_for_one_writer_or_for_readers() {
 }
 
 #[test]
-fn dropping_it_completes_what_was_submitted() {
+fn dropping_it_completes_what_has_begun() {
     const PIECE: u64 = 1 << 16;
     let dma = dma(1 << 16);
     dma.write(Gpa(0), &[0x55; 1 << 16]).unwrap();
@@ -515,7 +515,34 @@ fn dropping_it_completes_what_was_submitted() {
             disk.submit(Request { tag, operation });
         }
         drop(disk);
+        // Each request is carried out as a whole or not at all, and none later.
         let data = fs::read(file.path()).unwrap();
-        assert!(data.iter().all(|byte| *byte == 0x55));
+        for piece in data.chunks(usize::try_from(PIECE).unwrap()) {
+            assert!(piece.iter().all(|byte| *byte == piece[0]));
+        }
+        let again = fs::read(file.path()).unwrap();
+        assert!(data == again);
     }
+}
+
+#[test]
+fn what_has_not_begun_is_taken_back() {
+    let dma = dma(1 << 16);
+    let file = image(1 << 16);
+    let mut disk = disk(&options(file.path(), Cache::Writeback)).unwrap();
+    for tag in 0..200 {
+        let operation = write(&dma, 0, 512);
+        disk.submit(Request { tag, operation });
+    }
+    let cancelled = std::iter::from_fn(|| disk.cancel()).count();
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    let mut completed = 0;
+    while cancelled + completed < 200 {
+        assert!(
+            std::time::Instant::now() < deadline,
+            "{cancelled} {completed}"
+        );
+        completed += usize::from(disk.completed().is_some());
+    }
+    assert!(disk.completed().is_none());
 }

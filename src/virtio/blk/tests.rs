@@ -45,6 +45,7 @@ impl Guest {
             events,
         });
         blk.set_features(F_FLUSH);
+        blk.acquire().unwrap();
         Self {
             dma: driver.dma(),
             rings: [Some(driver.ring(RingFeatures::default()))],
@@ -233,7 +234,7 @@ fn the_disk_is_described() {
     assert_eq!(config[24..36], [3, 0, 8, 0, 0, 0, 0, 0, 0, 0, 1, 0]);
     assert_eq!(
         [36, 40, 44, 48, 52].map(dword),
-        [MAX_SECTORS, 1, 8, MAX_SECTORS, 1]
+        [MAX_SECTORS, 1, 8, MAX_ZEROED, 1]
     );
     assert_eq!(config[56..], [1, 0, 0, 0, 0, 0, 0, 0]);
 
@@ -241,7 +242,7 @@ fn the_disk_is_described() {
         let disk = TestDisk::new(8).with(change);
         Guest::new(disk, OnError::Report).blk.features() ^ features
     };
-    assert_eq!(features(|i| i.write_through = true), F_FLUSH);
+    assert_eq!(features(|i| i.write_through = true), 0);
     assert_eq!(features(|i| i.discard = false), F_DISCARD);
     let read_only = F_RO | F_DISCARD | F_WRITE_ZEROES;
     assert_eq!(features(|i| i.read_only = true), read_only);
@@ -529,4 +530,48 @@ proptest! {
             prop_assert!(Guest::plain().blk.load(&mut Decoder::new("function", 1, cut)).is_err());
         }
     }
+}
+
+#[test]
+fn nothing_is_served_without_the_image() {
+    let mut guest = Guest::plain();
+    guest.blk.release();
+    guest.begin(0, FLUSH, 0, 0);
+    assert_eq!(guest.disk.submitted(), [""; 0]);
+    guest.blk.acquire().unwrap();
+    assert_eq!(guest.serve(), Ok(false));
+    assert_eq!(guest.disk.submitted(), ["flush"]);
+}
+
+#[test]
+fn what_the_disk_has_not_begun_is_withdrawn_and_made_again() {
+    let mut guest = Guest::plain();
+    guest.begin(0, IN, 5, 512);
+    guest.disk.submitted();
+    guest.blk.withdraw();
+    assert!(guest.blk.in_flight(), "it has begun");
+    guest.disk.hold();
+    guest.blk.withdraw();
+    assert!(!guest.blk.in_flight());
+    assert_eq!(guest.driver.take_used(), None);
+    assert_eq!(guest.blk.outstanding().count(), 1, "it is saved");
+    guest.blk.restart(&guest.rings, &guest.dma).unwrap();
+    assert_eq!(guest.disk.submitted(), ["read 2560 512"]);
+    guest.end(Ok(()));
+    assert_eq!(guest.driver.take_used(), Some((0, 513)));
+}
+
+#[test]
+fn after_a_flush_that_failed_the_guest_gets_errors_and_the_vm_stays() {
+    let mut guest = Guest::new(TestDisk::new(8), OnError::Pause);
+    assert_eq!(guest.blk.blocker(), None);
+    guest.disk.fail();
+    guest.begin(0, FLUSH, 0, 0);
+    guest.end(Err(ErrorKind::Other.into()));
+    assert!(guest.inbox.take_guest_events().is_empty());
+    assert_eq!(
+        (guest.driver.take_used(), guest.status()),
+        (Some((0, 1)), 1)
+    );
+    assert!(guest.blk.blocker().is_some());
 }

@@ -18,6 +18,7 @@ use nix::sys::eventfd::EventFd;
 use thiserror::Error;
 
 use super::common::{Change, Common, NO_VECTOR};
+use crate::block::Syncer;
 use crate::bus::lock;
 use crate::irq::{Doorbell, Doorbells, IoAddress, Match};
 use crate::kvm::{KvmError, eventfd};
@@ -209,6 +210,8 @@ struct State {
     resetting: bool,
     /// The machine is stopped.
     quiesced: bool,
+    /// The queue that was served first in the last pass.
+    first: usize,
 }
 
 impl VirtioPci {
@@ -235,6 +238,7 @@ impl VirtioPci {
             resetting: false,
             // Until the machine runs.
             quiesced: true,
+            first: 0,
         };
         let shared = Arc::new(Shared {
             state: Mutex::new(state),
@@ -289,16 +293,21 @@ impl State {
     fn serve(&mut self, requester: &Requester) -> bool {
         self.complete(requester);
         let mut more = false;
-        for index in 0..self.rings.len() {
-            if !self.common.is_running() || !requester.dma().gate().is_open() {
+        let count = self.rings.len();
+        // Each pass begins with another queue, so that none takes all that a device has room for.
+        let first = (self.first + 1) % count.max(1);
+        self.first = first;
+        for index in (0..count).map(|n| (first + n) % count) {
+            if !requester.dma().gate().is_open() {
                 return false;
             }
+            let running = self.common.is_running();
             let Some(ring) = self.rings.get_mut(index).and_then(Option::as_mut) else {
                 continue;
             };
             let dma = requester.dma();
-            // What is under way is returned also while the machine stops.
-            let served = if self.quiesced {
+            // What was returned is told also while the machine stops, or if another ring is broken.
+            let served = if self.quiesced || !running {
                 Ok(false)
             } else {
                 self.device.serve(index, ring, dma)
@@ -315,10 +324,11 @@ impl State {
             }
             match served.and_then(|more| wants.map(|_| more)) {
                 Ok(waiting) => more |= waiting,
-                Err(error) => self.broken(requester, &error),
+                Err(error) if running => self.broken(requester, &error),
+                Err(_) => {}
             }
         }
-        more
+        more && self.common.is_running()
     }
 
     /// Returns what is done, and starts what has waited.
@@ -380,6 +390,7 @@ impl State {
     fn begin_reset(&mut self, requester: &Requester) {
         self.resetting = true;
         self.rings.fill(None);
+        self.device.withdraw();
         self.common.stop();
         self.isr = 0;
         requester.set_pin(false);
@@ -504,13 +515,16 @@ impl Function for VirtioPci {
     }
 
     fn bus_master_changed(&self, on: bool) {
-        if on {
-            self.shared.wake();
+        match on {
+            true => self.shared.wake(),
+            false => lock(&self.shared.state).device.withdraw(),
         }
     }
 
     fn quiesce(&self) {
-        lock(&self.shared.state).quiesced = true;
+        let mut state = lock(&self.shared.state);
+        state.quiesced = true;
+        state.device.withdraw();
     }
 
     fn resume(&self) {
@@ -526,6 +540,14 @@ impl Function for VirtioPci {
         let mut state = lock(&self.shared.state);
         state.finish_reset(&self.shared.requester);
         !state.device.in_flight()
+    }
+
+    fn syncer(&self) -> Option<Syncer> {
+        lock(&self.shared.state).device.syncer()
+    }
+
+    fn blocker(&self) -> Option<String> {
+        lock(&self.shared.state).device.blocker()
     }
 
     fn release(&self) {

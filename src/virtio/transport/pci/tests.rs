@@ -229,7 +229,7 @@ fn busy_disk() -> (TestDisk, Guest) {
     let mut driver = Driver::new(8);
     let disk = TestDisk::new(8);
     let (events, ..) = life::channel();
-    let blk = Blk::new(BlkOptions {
+    let mut blk = Blk::new(BlkOptions {
         backend: disk.backend(),
         id: "disk0".to_owned(),
         serial: [0; 20],
@@ -237,6 +237,7 @@ fn busy_disk() -> (TestDisk, Guest) {
         on_error: OnError::Report,
         events: events.clone(),
     });
+    blk.acquire().unwrap();
     driver.describe(RING.descriptors, 0, (BUFFERS, 16, NEXT, 1));
     driver.describe(RING.descriptors, 1, (BUFFERS + 16, 1, WRITE, 0));
     driver.put(BUFFERS, &[4]);
