@@ -3,6 +3,7 @@
 
 mod bounce;
 mod error;
+mod format;
 mod image;
 
 use std::fs::{self, Metadata, OpenOptions};
@@ -52,6 +53,8 @@ pub struct RawOptions {
     pub read_only: bool,
     /// Blocks that the guest discards are given back to the host.
     pub discard: bool,
+    /// It is raw also if it begins as another format does.
+    pub any_content: bool,
 }
 
 /// A disk in a raw image. It is not locked until [`Backend::acquire`].
@@ -152,6 +155,13 @@ fn open(options: &RawOptions) -> Result<Image, RawError> {
     };
     // Before it is opened: that waits for a pipe's other end, and acts on some devices.
     check_kind(path, &fs::metadata(path).map_err(opening)?)?;
+    if !options.any_content
+        && let Ok(image) = fs::File::open(path)
+        && let Some(format) = format::format(&image).map_err(opening)?
+    {
+        let path = path.clone();
+        return Err(RawError::Format { path, format });
+    }
     let direct = options.cache == Cache::None;
     let opened = OpenOptions::new()
         .read(true)

@@ -270,7 +270,8 @@ fn drive(value: &str) -> Hint {
     for part in value.split(',') {
         match part.split_once('=').unwrap_or((part, "")) {
             ("file", file) => disk = file.to_owned(),
-            ("format", "raw") | ("if", "virtio" | "none") | ("media", "disk") => {}
+            ("format", "raw") => rest.push_str(",format=raw"),
+            ("if", "virtio" | "none") | ("media", "disk") => {}
             ("format", format) => {
                 return Hint::say(format!(
                     "disks are raw images yet: `qemu-img convert -O raw` makes one of {format}"
@@ -444,7 +445,7 @@ mod tests {
             (
                 "-drive file=a.raw,if=virtio,format=raw,cache=none,readonly=on,aio=native",
                 "-drive file=a.raw,if=virtio,format=raw,cache=none,readonly=on,aio=native: write --disk \
-                 a.raw,cache=none,readonly=on; aio only QEMU has",
+                 a.raw,format=raw,cache=none,readonly=on; aio only QEMU has",
             ),
             (
                 "-drive a.qcow2,format=qcow2",

@@ -49,7 +49,7 @@ pub fn adapt(
         base.boot.modules.clear();
     }
     let mut local = flags.0.draft();
-    let mut disks = Build::new(&local, host, Files::MayLack);
+    let mut disks = Build::new(&local, host, Files::MustBeThere);
     disks.saved_disks(&mut base.devices);
     let problems = disks.into_problems();
     local.replace(DISK, problems);

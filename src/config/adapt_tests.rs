@@ -220,13 +220,27 @@ fn the_disks_of_a_saved_vm_get_this_hosts_images() {
         (&["vmlinuz,id=boot", "disk.raw"], &["there is no disk boot"]),
         (&["vmlinuz,id=root", "disk.raw,id=root"], &["given twice"]),
         (&["vmlinuz,readonly", "disk.raw"], &["readonly"]),
-        (&["missing", "disk.raw"], &["cannot read", "missing"]),
+        (&["missing", "disk.raw"], &["there is no", "missing"]),
     ] {
         let refused = disks(given).unwrap_err();
         for problem in problems {
             assert!(refused.contains(problem), "{given:?}: {refused}");
         }
     }
+}
+
+/// The images of a saved VM are on its host.
+#[test]
+fn what_a_saved_vm_names_need_not_be_here() {
+    let dir = files();
+    let image = dir.path().join("disk.raw");
+    let config = with_file(&format!("disk = '{}'", image.display())).unwrap();
+    std::fs::remove_file(&image).unwrap();
+    let saved = again(&config);
+    let here = dir.path().join("initrd.img").display().to_string();
+    let adapted = adapted(&saved, &[("disk", &here)]).unwrap();
+    let disk = &adapted.checked.config.devices[0];
+    assert_eq!(disk.text("file"), Some(here.as_str()));
 }
 
 #[test]

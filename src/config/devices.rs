@@ -2,13 +2,15 @@
 //! the table of devices.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::PathBuf;
 
 use super::build::{Build, Files, known};
 use super::disks::{DISK, DISK_TYPE};
 use super::parse::{self, Wrong};
 use super::problem::Origin;
 use super::setting::{Entry, Part, Scalar};
-use crate::devices::disk::FILE_KEY;
+use crate::devices::disk::{FILE_KEY, READ_ONLY_KEY};
 use crate::devices::table::{
     COMMON_KEYS, DEVICE_SLOTS, DeviceConfig, DeviceKey, DeviceRow, DeviceType, DeviceValue, ID_KEY,
     SLOT_KEY, TYPE_KEY, Takes,
@@ -34,6 +36,15 @@ impl Asked {
             Some(of) => format!("{of} (device {n})"),
             None => format!("device {n}"),
         }
+    }
+
+    /// The image of a disk without symbolic links, and whether it is only read.
+    fn image(&self) -> Option<(PathBuf, bool)> {
+        let Some(DeviceValue::Text(file)) = self.values.get(FILE_KEY) else {
+            return None;
+        };
+        let read_only = self.values.get(READ_ONLY_KEY) == Some(&DeviceValue::Switch(true));
+        Some((fs::canonicalize(file).ok()?, read_only))
     }
 
     /// The id, or what else there is.
@@ -77,6 +88,21 @@ impl<'a> Build<'a> {
                     other.shown(n)
                 );
                 self.push(KEY, &device.origin, Wrong::new(what, "another slot"));
+            }
+        }
+        let must_be_there = self.files == Files::MustBeThere;
+        for (i, device) in asked.iter().enumerate() {
+            let Some((path, read_only)) = device.image().filter(|_| must_be_there) else {
+                continue;
+            };
+            let shares = |other: &Asked| {
+                let image = other.image();
+                image.is_some_and(|(other, reads)| other == path && !(read_only && reads))
+            };
+            if asked[..i].iter().any(shares) {
+                let what = format!("two disks have the image {}", path.display());
+                let wrong = Wrong::new(what, "another image, or readonly for both");
+                self.push(DISK, &device.origin, wrong);
             }
         }
         place(asked)
@@ -169,7 +195,12 @@ impl<'a> Build<'a> {
         if let Takes::Path = key.takes {
             let path = self.path_of(setting, part)?;
             let expected = "a file or a block device";
-            let wrong = match (parse::disk(&path), path.to_str()) {
+            // What a saved VM names is on another host, and is not looked at on this one.
+            let checked = match self.files {
+                Files::MustBeThere => parse::disk(&path),
+                Files::MayLack => Ok(()),
+            };
+            let wrong = match (checked, path.to_str()) {
                 (Ok(()), Some(text)) => return Some(DeviceValue::Text(text.to_owned())),
                 (Ok(()), None) => format!("the path {} is not UTF-8", path.display()),
                 (Err(wrong), _) => wrong,

@@ -309,3 +309,33 @@ fn devices_that_cannot_be() {
         30
     );
 }
+
+#[test]
+fn two_disks_cannot_write_to_one_image() {
+    let dir = files();
+    let link = dir.path().join("link.raw");
+    std::os::unix::fs::symlink("disk.raw", &link).unwrap();
+    let disk = |name: &str, more: &str| format!("{}{more}", dir.path().join(name).display());
+    for (disks, works) in [
+        ([disk("disk.raw", ""), disk("link.raw", "")], false),
+        ([disk("disk.raw", ",readonly"), disk("link.raw", "")], false),
+        (
+            [
+                disk("disk.raw", ",readonly"),
+                disk("link.raw", ",readonly=on"),
+            ],
+            true,
+        ),
+        ([disk("disk.raw", ""), disk("initrd.img", "")], true),
+    ] {
+        let flags = disks.each_ref().map(|disk| ("disk", disk.as_str()));
+        let built = with_flags(&flags);
+        assert_eq!(built.is_ok(), works, "{disks:?}: {built:?}");
+        if let Err(problems) = built {
+            assert!(
+                problems[0].contains("two disks have the image"),
+                "{problems:?}"
+            );
+        }
+    }
+}

@@ -268,7 +268,12 @@ pub fn is_name(text: &str) -> bool {
 /// Checks that there is a file or a block device at `path`, without opening it.
 pub(super) fn disk(path: &Path) -> Result<(), String> {
     let shown = path.display();
-    let kind = std::fs::metadata(path).map_err(|e| format!("cannot read {shown}: {e}"))?;
+    let kind = std::fs::metadata(path).map_err(|e| match e.kind() {
+        std::io::ErrorKind::NotFound => {
+            format!("there is no {shown} (`truncate -s 20G {shown}` makes an empty disk)")
+        }
+        _ => format!("cannot read {shown}: {e}"),
+    })?;
     let kind = kind.file_type();
     match kind.is_file() || kind.is_block_device() {
         true => Ok(()),

@@ -9,8 +9,10 @@ use crate::virtio::blk::{Blk, BlkOptions, MAX_QUEUES, OnError, SERIAL_LEN};
 
 /// The key with the image.
 pub const FILE_KEY: &str = "file";
+const FORMAT: &str = "format";
 const CACHE: &str = "cache";
-const READ_ONLY: &str = "readonly";
+/// The key of a disk that is only read.
+pub const READ_ONLY_KEY: &str = "readonly";
 const DISCARD: &str = "discard";
 const SERIAL: &str = "serial";
 const QUEUES: &str = "num-queues";
@@ -27,6 +29,13 @@ pub static VIRTIO_BLK_KEYS: &[DeviceKey] = &[
         ..DeviceKey::of(FILE_KEY)
     },
     DeviceKey {
+        takes: Takes::Words(&["raw"]),
+        about: "`raw`: the image is raw also if it begins as another format does, which is refused otherwise",
+        default: "raw, if it does not",
+        adjustable: true,
+        ..DeviceKey::of(FORMAT)
+    },
+    DeviceKey {
         takes: Takes::Words(&["writeback", "none", "writethrough", "unsafe"]),
         about: "when writes are durable: when the guest flushes, through the host's page cache \
                 (`writeback`) or past it (`none`, O_DIRECT); at once (`writethrough`); or when the host \
@@ -39,7 +48,7 @@ pub static VIRTIO_BLK_KEYS: &[DeviceKey] = &[
         takes: Takes::Switch,
         about: "the guest cannot write; other VMs may read the image as well",
         default: "`off`",
-        ..DeviceKey::of(READ_ONLY)
+        ..DeviceKey::of(READ_ONLY_KEY)
     },
     DeviceKey {
         takes: Takes::Words(&["unmap", "ignore"]),
@@ -113,8 +122,9 @@ fn backend(config: &DeviceConfig, site: &Site<'_>) -> Result<Box<dyn Backend>, B
             Some("unsafe") => Cache::Unsafe,
             _ => Cache::Writeback,
         },
-        read_only: config.values.get(READ_ONLY) == Some(&DeviceValue::Switch(true)),
+        read_only: config.values.get(READ_ONLY_KEY) == Some(&DeviceValue::Switch(true)),
         discard: config.text(DISCARD) != Some("ignore"),
+        any_content: config.text(FORMAT) == Some("raw"),
     };
     let name = format!("{}", site.place);
     let watch = || site.events.watch_thread();

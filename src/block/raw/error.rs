@@ -76,6 +76,15 @@ pub enum RawError {
         /// The image.
         path: PathBuf,
     },
+    /// The image is not raw.
+    #[error("the disk image {0} is a {format} image and not a raw one: convert it by `qemu-img convert -O \
+        raw {0} disk.raw`, or say that it is a raw disk with this content by format=raw", .path.display())]
+    Format {
+        /// The image.
+        path: PathBuf,
+        /// What it begins as.
+        format: &'static str,
+    },
     /// The last sector is not whole.
     #[error("the disk image {0} has {size} bytes, which is no multiple of {SECTOR}: if it is a raw image, \
         extend it by `truncate -s %{SECTOR} {0}`", .path.display())]
@@ -217,7 +226,10 @@ impl RawError {
         use io::ErrorKind::*;
         match self {
             Self::Missing { .. } => NotFound,
-            Self::NotADisk { .. } | Self::Empty { .. } | Self::Size { .. } => InvalidData,
+            Self::NotADisk { .. }
+            | Self::Empty { .. }
+            | Self::Size { .. }
+            | Self::Format { .. } => InvalidData,
             Self::NoDirect { .. } | Self::Alignment { .. } => Unsupported,
             Self::InUse { .. } => ResourceBusy,
             Self::Outside { .. } => InvalidInput,

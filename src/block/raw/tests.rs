@@ -44,6 +44,34 @@ pub(super) fn options(path: &Path, cache: Cache) -> RawOptions {
         cache,
         read_only: false,
         discard: true,
+        any_content: false,
+    }
+}
+
+#[test]
+fn an_image_of_another_format_is_refused_unless_it_is_said_to_be_raw() {
+    for (first, format) in [
+        (&b"QFI\xfb\0\0\0\x03"[..], "qcow2"),
+        (b"vhdxfile", "VHDX"),
+        (b"conectix", "VHD"),
+        (b"KDMV\x01", "VMDK"),
+        (b"# Disk DescriptorFile\n", "VMDK"),
+        (b"QED\0", "QED"),
+        (b"<<< Oracle VM VirtualBox Disk Image >>>", "VDI"),
+    ] {
+        for cache in CACHES {
+            let file = image(1 << 16);
+            let mut content = vec![0; 1 << 16];
+            content[..first.len()].copy_from_slice(first);
+            fs::write(file.path(), content).unwrap();
+            let mut options = options(file.path(), cache);
+            let refused = RawDisk::open(&options, "test", || ()).unwrap_err();
+            let text = chain(&refused);
+            assert!(text.contains(&format!("a {format} image")), "{text}");
+            assert!(text.contains("format=raw"), "{text}");
+            options.any_content = true;
+            let _opened = disk(&options);
+        }
     }
 }
 
