@@ -69,7 +69,7 @@ pub(crate) const TESTS: &[Test] = &[
     test("lifecycle::an_interrupt_ends_it", || {
         ends_by(Signal::SIGINT)
     }),
-    test("lifecycle::a_hangup_ends_it", || ends_by(Signal::SIGHUP)),
+    test("lifecycle::a_hangup_ends_it", || ends_by(Signal::SIGHUP)).needs(needs::hangups),
     hyperv(
         "lifecycle::a_crash_is_logged_and_kept_and_the_guest_goes_on",
         crash,

@@ -13,6 +13,22 @@ use nix::unistd::Uid;
 use crate::linux::held;
 use crate::vm::{Site, Vm};
 
+/// As [`guests`], and SIGHUP is not ignored by inheritance, as under nohup(1): hypernest keeps it so.
+pub(crate) fn hangups() -> Result<(), String> {
+    guests()?;
+    let status = std::fs::read_to_string("/proc/self/status").map_err(|e| e.to_string())?;
+    let ignored = status
+        .lines()
+        .find_map(|line| line.strip_prefix("SigIgn:"))
+        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .ok_or("no SigIgn in /proc/self/status")?;
+    // Bit 0 is signal 1.
+    match ignored & 1 {
+        0 => Ok(()),
+        _ => Err("SIGHUP that is not ignored (nohup ignores it)".to_owned()),
+    }
+}
+
 /// A KVM on which the guest programs run.
 pub(crate) fn guests() -> Result<(), String> {
     static ANSWER: OnceLock<Result<(), String>> = OnceLock::new();

@@ -87,9 +87,7 @@ fn chained(mut boots: Vec<Boot<'_>>) -> Vec<Boot<'_>> {
 pub(super) fn limit(host: Host, test: &Listed) -> Duration {
     let patience = match host {
         Host::Intel => INTEL_PATIENCE,
-        // Where KVM is itself a guest's, a VM's end may wait for a grace period of a minute.
-        Host::Here => 3,
-        Host::Amd => 1,
+        Host::Here | Host::Amd => 1,
     };
     Duration::from_secs(test.limit_seconds.into()) * patience
 }
