@@ -19,6 +19,7 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::Signal;
 
 pub(crate) use thread::{Role, spawn, spawn_scoped};
@@ -36,7 +37,22 @@ struct Inherited {
 static INHERITED: Mutex<Vec<Inherited>> = Mutex::new(Vec::new());
 
 fn recorded() -> MutexGuard<'static, Vec<Inherited>> {
-    INHERITED.lock().unwrap_or_else(PoisonError::into_inner)
+    lock(&INHERITED)
+}
+
+/// Locks a mutex, even a poisoned one: the panic has been reported and ends the VM, and until then a
+/// half-finished update does less harm than a second panic.
+pub fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A new eventfd whose reads do not block.
+///
+/// # Errors
+/// If the process has no descriptors left.
+pub(crate) fn eventfd() -> io::Result<EventFd> {
+    let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+    Ok(EventFd::from_flags(flags)?)
 }
 
 /// Records the sockets and pipes that this process was started with: [`inherited`] duplicates no others. To

@@ -5,10 +5,11 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
-use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::eventfd::EventFd;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::{Backend, Completion, Info, Operation, Request};
+use crate::sys::eventfd;
 
 /// The size of a new one, in bytes.
 const SIZE: u64 = 1 << 20;
@@ -30,11 +31,10 @@ impl Scratch {
     pub fn new() -> io::Result<Self> {
         let file = File::from(memfd_create("disk", MFdFlags::MFD_CLOEXEC)?);
         file.set_len(SIZE)?;
-        let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
         Ok(Self {
             file,
             size: SIZE,
-            bell: Arc::new(EventFd::from_flags(flags)?),
+            bell: Arc::new(eventfd()?),
             completed: Vec::new(),
         })
     }

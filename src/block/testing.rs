@@ -4,10 +4,10 @@ use std::collections::VecDeque;
 use std::io;
 use std::sync::{Arc, Mutex};
 
-use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::eventfd::EventFd;
 
 use super::{Backend, Completion, Info, Operation, Request, SECTOR};
-use crate::bus::lock;
+use crate::sys::{eventfd, lock};
 
 /// What a test has of the disk.
 #[derive(Clone, Debug)]
@@ -29,7 +29,6 @@ struct Shared {
 impl TestDisk {
     /// Of so many sectors.
     pub(crate) fn new(sectors: u64) -> Self {
-        let bell = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC);
         Self(Arc::new(Mutex::new(Shared {
             info: Info {
                 size: sectors * SECTOR,
@@ -38,7 +37,7 @@ impl TestDisk {
                 discard: true,
                 physical_block: 4096,
             },
-            bell: Arc::new(bell.unwrap()),
+            bell: Arc::new(eventfd().unwrap()),
             pending: Vec::new(),
             completed: VecDeque::new(),
             log: Vec::new(),

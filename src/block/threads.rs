@@ -5,10 +5,10 @@ use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::eventfd::EventFd;
 
 use super::{Completion, Operation, Request};
-use crate::sys::{Role, spawn};
+use crate::sys::{Role, eventfd, lock, spawn};
 
 /// How many threads a disk has: one for a long flush or discard, and some for reads meanwhile.
 const COUNT: usize = 4;
@@ -60,7 +60,6 @@ impl Threads {
         disk: &Arc<impl Serve>,
         mut watch: impl FnMut() -> W,
     ) -> io::Result<Self> {
-        let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
         let shared = Arc::new(Shared {
             queue: Mutex::new(Queue {
                 requests: VecDeque::with_capacity(ROOM),
@@ -68,7 +67,7 @@ impl Threads {
             }),
             submitted: Condvar::new(),
             done: Mutex::new(VecDeque::with_capacity(ROOM)),
-            bell: Arc::new(bell),
+            bell: Arc::new(eventfd()?),
         });
         let mut threads = Self {
             shared,
@@ -125,11 +124,11 @@ impl Drop for Threads {
 
 impl Shared {
     fn queue(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.queue)
     }
 
     fn done(&self) -> MutexGuard<'_, VecDeque<Completion>> {
-        self.done.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.done)
     }
 
     fn run<S: Serve>(&self, disk: &S) {

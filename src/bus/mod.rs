@@ -16,11 +16,12 @@ mod device;
 mod table;
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 
 use arc_swap::{ArcSwap, Cache};
 use thiserror::Error;
 
+pub use crate::sys::lock;
 pub use device::{Device, LockedDevice, SharedDevice};
 use table::{Placement, Range, Table};
 
@@ -373,12 +374,6 @@ impl fmt::Debug for Window {
             .field("address", &self.address())
             .finish_non_exhaustive()
     }
-}
-
-/// Locks a mutex, even a poisoned one: the panic has been reported and ends the VM, and until then a
-/// half-finished update does less harm than a second panic.
-pub fn lock<T: ?Sized>(device: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    device.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -7,9 +7,10 @@ use kvm_bindings::{
     kvm_ioeventfd_flag_nr_deassign, kvm_ioeventfd_flag_nr_pio, kvm_irqfd,
 };
 use kvm_ioctls::VmFd;
-use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::eventfd::EventFd;
 
 use super::{KvmError, ioctl, ioctl_error};
+use crate::sys;
 use crate::units::Gsi;
 
 /// A new eventfd whose reads do not block.
@@ -17,8 +18,7 @@ use crate::units::Gsi;
 /// # Errors
 /// If the process has no descriptors left.
 pub fn new() -> Result<EventFd, KvmError> {
-    EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
-        .map_err(ioctl_error("eventfd2", "create an eventfd"))
+    sys::eventfd().map_err(ioctl_error("eventfd2", "create an eventfd"))
 }
 
 /// From now on a signal of `event` raises line `gsi` once. A signal that is already pending does so at once.

@@ -1,7 +1,7 @@
 //! Guest memory as KVM's memory slots.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::VmFd;
@@ -11,6 +11,7 @@ use super::{KvmError, ioctl_error};
 use crate::memory::dirty::PageSet;
 use crate::memory::slots::{AddressSpace, RamSlots, Slot, SlotId, SlotKind, Slots};
 use crate::memory::{GuestRam, RamPiece};
+use crate::sys::lock;
 
 /// Adds all regions of `ram` to a VM that belongs to no machine, a slot each from 0. The VM must be dropped
 /// before the last clone of `ram`.
@@ -123,7 +124,7 @@ impl MemorySlots {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 

@@ -1,9 +1,10 @@
 //! Jobs that other threads run on the machine's main thread.
 
+use std::sync::Mutex;
 use std::sync::mpsc::sync_channel;
-use std::sync::{Mutex, PoisonError};
 
 use super::{Machine, PowerCycle, Running};
+use crate::bus::lock;
 use crate::life::{MachineHandle, MachineJob, UserRequest, VmEnded};
 
 type Task = Box<dyn FnOnce(&mut Running<'_>) + Send>;
@@ -37,7 +38,7 @@ pub(super) fn run(job: &MachineJob, machine: &mut Machine, cycle: &PowerCycle) {
     let Some(Work(work)) = job.work::<Work>() else {
         return;
     };
-    let work = work.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let work = lock(work).take();
     if let Some(work) = work {
         work(&mut Running::new(machine, cycle));
     }

@@ -5,8 +5,8 @@ use std::io::{self, IoSlice};
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
@@ -19,6 +19,7 @@ use super::{Cache, Doing, RawError};
 use crate::block::threads::Serve;
 use crate::block::{Info, Operation, SECTOR};
 use crate::memory::{Readable, Writable};
+use crate::sys::lock;
 
 /// Zero buffers of one pwritev(2), which then writes at most 1 MiB.
 const MAX_ZEROES: usize = 16;
@@ -294,7 +295,7 @@ impl Image {
 
     /// All that was written reaches the disk.
     pub(super) fn sync(&self) -> Result<(), RawError> {
-        let _flushing = self.flushing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _flushing = lock(&self.flushing);
         self.usable()?;
         let run = || {
             self.before(Call::Sync)?;

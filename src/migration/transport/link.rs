@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::eventfd::EventFd;
 
-use crate::sys::{Role, spawn, wait};
+use crate::sys::{Role, eventfd, spawn, wait};
 
 /// Ends all waits on the links that share it. Clones share the state.
 #[derive(Clone, Debug)]
@@ -31,8 +31,7 @@ impl Cancel {
     /// # Errors
     /// If no descriptor can be created.
     pub fn new() -> io::Result<Self> {
-        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
-        let event = EventFd::from_flags(flags)?;
+        let event = eventfd()?;
         Ok(Self(Arc::new(Inner {
             set: AtomicBool::new(false),
             event,
