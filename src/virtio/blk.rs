@@ -438,7 +438,7 @@ impl Blk {
     }
 
     /// Takes requests that wait from their rings again.
-    fn restart(&mut self, rings: &[Option<SplitRing>], dma: &Dma) -> Result<(), RingError> {
+    fn begin_waiting(&mut self, rings: &[Option<SplitRing>], dma: &Dma) -> Result<(), RingError> {
         while let Some(&slot) = self.waiting.last().filter(|_| !self.paused) {
             let Slot { queue, head, .. } = self.slots[slot];
             if let Some(Some(ring)) = rings.get(queue) {
@@ -522,7 +522,7 @@ impl VirtioDevice for Blk {
         if !self.acquired {
             return Ok(());
         }
-        Blk::restart(self, rings, dma)?;
+        self.begin_waiting(rings, dma)?;
         self.return_done(rings, dma)
     }
 

@@ -48,7 +48,7 @@ pub trait VirtioDevice: Send {
         0
     }
 
-    /// The driver has agreed on `features`: of its own and of the transport.
+    /// The driver is ready, and has agreed on `features`: of its own and of the transport.
     fn set_features(&mut self, features: u64) {
         let _unused = features;
     }

@@ -399,10 +399,10 @@ fn a_full_disk_pauses_the_vm_and_a_resume_makes_the_request_again() {
     };
     assert_eq!(device, "disk0");
     // Not before the resume.
-    guest.blk.restart(&guest.rings, &guest.dma).unwrap();
+    guest.blk.begin_waiting(&guest.rings, &guest.dma).unwrap();
     assert_eq!(guest.disk.submitted(), [""; 0]);
     guest.blk.resume();
-    guest.blk.restart(&guest.rings, &guest.dma).unwrap();
+    guest.blk.begin_waiting(&guest.rings, &guest.dma).unwrap();
     assert_eq!(guest.disk.submitted(), ["write 1024 512"; 2]);
     guest.disk.end(0, full());
     guest.complete().unwrap();
@@ -461,7 +461,7 @@ fn what_the_driver_gave_up_is_dropped() {
     guest.disk.end(0, full());
     guest.complete().unwrap();
     guest.blk.resume();
-    guest.blk.restart(&guest.rings, &guest.dma).unwrap();
+    guest.blk.begin_waiting(&guest.rings, &guest.dma).unwrap();
     assert_eq!(guest.blk.outstanding().count(), 0);
     assert_eq!(guest.driver.take_used(), None);
     guest.blk.reset();
@@ -494,7 +494,7 @@ fn a_restored_device_makes_its_requests_again() {
     assert_eq!(saved(&restored.blk), body);
     guest.dma.gate().set(true);
     let driver = (guest.dma.clone(), guest.rings.clone());
-    restored.blk.restart(&driver.1, &driver.0).unwrap();
+    restored.blk.begin_waiting(&driver.1, &driver.0).unwrap();
     assert_eq!(restored.disk.submitted(), ["write 3072 512"; 2]);
     // Of another size it is another disk.
     let mut other = Guest::new(TestDisk::new(SECTORS + 1), OnError::Report);
@@ -524,7 +524,7 @@ proptest! {
         let good = requests.len() <= SLOTS && requests.iter().all(|(queue, _)| *queue == 0);
         prop_assert_eq!(loaded.is_ok(), good);
         // Whatever the heads are.
-        let _restarted = guest.blk.restart(&guest.rings, &guest.dma);
+        let _restarted = guest.blk.begin_waiting(&guest.rings, &guest.dma);
         if cut > 0 && cut <= body.len() {
             let cut = &body[..body.len() - cut];
             prop_assert!(Guest::plain().blk.load(&mut Decoder::new("function", 1, cut)).is_err());
@@ -555,7 +555,7 @@ fn what_the_disk_has_not_begun_is_withdrawn_and_made_again() {
     assert!(!guest.blk.in_flight());
     assert_eq!(guest.driver.take_used(), None);
     assert_eq!(guest.blk.outstanding().count(), 1, "it is saved");
-    guest.blk.restart(&guest.rings, &guest.dma).unwrap();
+    guest.blk.begin_waiting(&guest.rings, &guest.dma).unwrap();
     assert_eq!(guest.disk.submitted(), ["read 2560 512"]);
     guest.end(Ok(()));
     assert_eq!(guest.driver.take_used(), Some((0, 513)));

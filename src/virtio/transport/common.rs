@@ -38,8 +38,6 @@ pub enum Change {
     None,
     /// Reset the device.
     Reset,
-    /// The driver has agreed on features.
-    FeaturesAgreed,
     /// The driver is ready: serve the queues.
     Started,
     /// This queue is enabled.
@@ -301,8 +299,6 @@ impl Common {
         self.status |= added;
         if added & DRIVER_OK != 0 {
             Change::Started
-        } else if added & FEATURES_OK != 0 {
-            Change::FeaturesAgreed
         } else {
             Change::None
         }

@@ -418,12 +418,7 @@ impl State {
                 self.begin_reset(requester);
                 false
             }
-            Change::FeaturesAgreed => {
-                self.device.set_features(self.common.driver_features());
-                false
-            }
             Change::Started => {
-                // Some drivers agree and are ready in one write.
                 self.device.set_features(self.common.driver_features());
                 true
             }
