@@ -1,5 +1,5 @@
-//! Raw images: a regular file or a block device, byte for byte the guest's disk. The format is never guessed
-//! from the content, which is the guest's.
+//! Raw images: a regular file or a block device, byte for byte the guest's disk. The content is the guest's,
+//! so it never makes a raw image one of another format: one that begins as another does is refused.
 
 mod bounce;
 mod error;
@@ -144,17 +144,20 @@ impl Backend for RawDisk {
     }
 }
 
+/// Checks that there is a file or a block device at `path`, without opening it: that waits for a pipe's other
+/// end, and acts on some devices.
+///
+/// # Errors
+/// If there is not.
+pub fn check(path: &Path) -> Result<(), RawError> {
+    let metadata = fs::metadata(path).map_err(|source| RawError::opening(path, source))?;
+    check_kind(path, &metadata)
+}
+
 fn open(options: &RawOptions) -> Result<Image, RawError> {
     let path = &options.path;
-    let opening = |source: io::Error| match source.kind() {
-        io::ErrorKind::NotFound => RawError::Missing { path: path.clone() },
-        _ => RawError::Open {
-            path: path.clone(),
-            source,
-        },
-    };
-    // Before it is opened: that waits for a pipe's other end, and acts on some devices.
-    check_kind(path, &fs::metadata(path).map_err(opening)?)?;
+    let opening = |source| RawError::opening(path, source);
+    check(path)?;
     if !options.any_content
         && let Ok(image) = fs::File::open(path)
         && let Some(format) = format::format(&image).map_err(opening)?

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use nix::sys::eventfd::EventFd;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
+use super::raw::RawError;
 use super::{Backend, Completion, Info, Operation, Request};
 use crate::sys::eventfd;
 
@@ -28,7 +29,14 @@ impl Scratch {
     ///
     /// # Errors
     /// If the process has no descriptors left.
-    pub fn new() -> io::Result<Self> {
+    pub fn new() -> Result<Self, RawError> {
+        Self::in_memory().map_err(|source| RawError::Open {
+            path: "(memory)".into(),
+            source,
+        })
+    }
+
+    fn in_memory() -> io::Result<Self> {
         let file = File::from(memfd_create("disk", MFdFlags::MFD_CLOEXEC)?);
         file.set_len(SIZE)?;
         Ok(Self {

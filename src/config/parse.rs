@@ -1,10 +1,12 @@
 //! Parses single values. Pure, except for the check whether a file can be read.
 
 use std::fs::OpenOptions;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use super::setting::Scalar;
+use crate::block::raw;
+use crate::error::chain;
 use crate::text::nearest;
 use crate::units::TscKhz;
 
@@ -267,18 +269,7 @@ pub fn is_name(text: &str) -> bool {
 
 /// Checks that there is a file or a block device at `path`, without opening it.
 pub(super) fn disk(path: &Path) -> Result<(), String> {
-    let shown = path.display();
-    let kind = std::fs::metadata(path).map_err(|e| match e.kind() {
-        std::io::ErrorKind::NotFound => {
-            format!("there is no {shown} (`truncate -s 20G {shown}` makes an empty disk)")
-        }
-        _ => format!("cannot read {shown}: {e}"),
-    })?;
-    let kind = kind.file_type();
-    match kind.is_file() || kind.is_block_device() {
-        true => Ok(()),
-        false => Err(format!("{shown} is neither a file nor a block device")),
-    }
+    raw::check(path).map_err(|e| chain(&e))
 }
 
 /// Checks that the file at `path` can be read as a whole.

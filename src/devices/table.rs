@@ -4,7 +4,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::io;
 
 use thiserror::Error;
 
@@ -285,9 +284,6 @@ pub enum BuildError {
     /// Its image.
     #[error(transparent)]
     Image(#[from] RawError),
-    /// There are no descriptors left.
-    #[error(transparent)]
-    Io(#[from] io::Error),
 }
 
 #[cfg(test)]

@@ -76,22 +76,21 @@ pub enum GuestEvent {
 }
 
 impl GuestEvent {
+    /// The vCPU or the disk that its kind belongs to.
+    fn of(&self) -> (Option<u32>, Option<&str>) {
+        match self {
+            Self::Crash { vcpu, .. }
+            | Self::TripleFault { vcpu, .. }
+            | Self::VcpuFailed { vcpu, .. } => (Some(*vcpu), None),
+            Self::DiskFailed { device, .. } => (None, Some(device)),
+            _ => (None, None),
+        }
+    }
+
     /// Whether `other` uses the same slot: the same kind, and the same vCPU or disk for kinds that belong to
     /// one.
     fn same_slot(&self, other: &Self) -> bool {
-        let vcpu = |event: &Self| match event {
-            Self::Crash { vcpu, .. }
-            | Self::TripleFault { vcpu, .. }
-            | Self::VcpuFailed { vcpu, .. } => Some(*vcpu),
-            _ => None,
-        };
-        let disk = |event: &Self| match event {
-            Self::DiskFailed { device, .. } => Some(device.clone()),
-            _ => None,
-        };
-        std::mem::discriminant(self) == std::mem::discriminant(other)
-            && vcpu(self) == vcpu(other)
-            && disk(self) == disk(other)
+        std::mem::discriminant(self) == std::mem::discriminant(other) && self.of() == other.of()
     }
 }
 

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::save::sync;
 use super::{Running, TransferError};
 use crate::boot::BootFiles;
+use crate::error::chain;
 use crate::life::MachineHandle;
 use crate::memory::GuestRam;
 use crate::memory::dirty::PageSet;
@@ -84,6 +85,11 @@ pub fn migrate(handle: &MachineHandle, how: &Migrate) -> Result<(), String> {
         .run_on_main(|vm: &mut Running<'_>| vm.check_can_move())
         .map_err(|e| e.to_string())?
         .map_err(|e| e.to_string())?;
+    // Little is left for the stop.
+    let syncers = handle
+        .run_on_main(|vm: &mut Running<'_>| vm.syncers())
+        .map_err(|e| e.to_string())?;
+    sync(syncers).map_err(|e| chain(&e))?;
     let security = Security::from_flags(
         how.tls_cert.as_ref(),
         how.tls_key.as_ref(),
@@ -163,8 +169,6 @@ fn encode(sections: &Sections) -> Result<Vec<u8>, TransferError> {
 
 impl SourceVm for Live {
     fn promise(&mut self) -> Result<Vec<u8>, MigrationVmError> {
-        // While the guest runs: little is left for the stop.
-        sync(self.run_on_main(|vm| vm.syncers())?)?;
         let sections = self.run_on_main(|vm| vm.identity())??;
         Ok(encode(&sections)?)
     }

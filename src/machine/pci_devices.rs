@@ -108,10 +108,6 @@ fn slot(
     (device.of.row().build)(device, &site).map_err(|error| match error {
         BuildError::NoVector(source) => MachineError::NoVector { device: id, source },
         BuildError::Transport(source) => MachineError::Device { device: id, source },
-        BuildError::Io(source) => MachineError::Thread {
-            what: "a disk's",
-            source,
-        },
         BuildError::Image(source) => MachineError::Image { device: id, source },
     })
 }

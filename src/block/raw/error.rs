@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use thiserror::Error;
@@ -218,6 +218,15 @@ impl RawError {
                 doing,
                 source,
             },
+        }
+    }
+
+    /// The image at `path` cannot be opened.
+    pub(super) fn opening(path: &Path, source: io::Error) -> Self {
+        let path = path.to_owned();
+        match source.kind() {
+            io::ErrorKind::NotFound => Self::Missing { path },
+            _ => Self::Open { path, source },
         }
     }
 
