@@ -8,22 +8,15 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::process::{Command, Stdio};
 
 use hypernest_lab::cpio::Writer;
-use hypernest_lab::host::Host;
-use hypernest_lab::suite::{Stage, Test, TestResult};
+use hypernest_lab::suite::{Test, TestResult};
 use nix::sys::signal::Signal;
 
 use crate::linux::{ASK, COMMAND_LINE, Report, held, initramfs_with, linux};
 use crate::migration::move_on_with;
 use crate::needs;
 use crate::state::{restore, save};
-use crate::stock_linux;
+use crate::virtio::amd;
 use crate::vm::{Site, Vm, is_long_run};
-
-const AMD: Stage = Stage {
-    name: "virtio",
-    with: &["linux-6.12/vmlinux", "linux-6.12/modules"],
-    ..stock_linux::AMD
-};
 
 pub(crate) const TESTS: &[Test] = &[
     amd("disk::keeps_a_file_system", file_system),
@@ -38,14 +31,6 @@ pub(crate) const TESTS: &[Test] = &[
         .needs(needs::guests)
         .limit_seconds(120),
 ];
-
-const fn amd(name: &'static str, run: fn() -> TestResult) -> Test {
-    Test::new(name, run)
-        .only_on(&[Host::Amd])
-        .stage(AMD)
-        .needs(needs::hyperv)
-        .limit_seconds(400)
-}
 
 /// Bytes of a block that the guests here write.
 const BLOCK: usize = 1 << 16;

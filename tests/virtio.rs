@@ -38,7 +38,8 @@ pub(crate) const TESTS: &[Test] = &[
     }),
 ];
 
-const fn amd(name: &'static str, run: fn() -> TestResult) -> Test {
+/// A test with a stock Linux and its modules.
+pub(crate) const fn amd(name: &'static str, run: fn() -> TestResult) -> Test {
     Test::new(name, run)
         .only_on(&[Host::Amd])
         .stage(AMD)

@@ -66,6 +66,14 @@ pub(crate) fn no_kernel_directory(what: &str) -> String {
     )
 }
 
+/// A command line of a command with these arguments, for tests.
+#[cfg(test)]
+#[derive(Debug, clap::Parser)]
+pub(crate) struct Line<A: clap::Args> {
+    #[command(flatten)]
+    pub(crate) args: A,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -382,6 +382,7 @@ impl FromStr for Touches {
 mod tests {
     use super::*;
     use crate::WRONG_USE;
+    use crate::usage::Line;
     use clap::{CommandFactory as _, Parser as _};
 
     #[test]
@@ -406,15 +407,9 @@ mod tests {
         assert!(error.contains("\"kvm\": not a touch profile"), "{error}");
     }
 
-    #[derive(Debug, clap::Parser)]
-    struct Line {
-        #[command(flatten)]
-        args: Args,
-    }
-
     #[test]
     fn modes_and_kinds_are_listed_and_the_nearest_is_named() {
-        let help = Line::command().render_long_help().to_string();
+        let help = Line::<Args>::command().render_long_help().to_string();
         let names = Mode::ALL.iter().map(|mode| mode.name());
         for name in names.chain(Kind::ALL.iter().map(|kind| kind.name())) {
             assert!(help.contains(name), "{name} is not in\n{help}");
@@ -436,12 +431,13 @@ mod tests {
                 "flush-hypercall",
             ),
         ] {
-            let error = Line::try_parse_from(line).unwrap_err();
+            let error = Line::<Args>::try_parse_from(line).unwrap_err();
             assert_eq!(error.exit_code(), i32::from(WRONG_USE));
             let text = error.to_string();
             assert!(text.contains(nearest) && text.contains(last), "{text}");
         }
-        let args = Line::parse_from(["l2-exit", "--modes", "evmcs,svm", "--kinds", "hlt"]).args;
+        let args =
+            Line::<Args>::parse_from(["l2-exit", "--modes", "evmcs,svm", "--kinds", "hlt"]).args;
         assert_eq!(args.modes, [Mode::Evmcs, Mode::Svm]);
         assert_eq!(args.micro.kinds, [Kind::Hlt]);
     }
@@ -470,7 +466,7 @@ mod tests {
                 &["--vmm qemu: /nowhere is neither", "--probe: it names"],
             ),
         ] {
-            let args = Line::parse_from(line.split_whitespace()).args;
+            let args = Line::<Args>::parse_from(line.split_whitespace()).args;
             let error = super::super::run(&args).unwrap_err();
             assert_eq!(error.code(), WRONG_USE, "{line}");
             let text = error.to_string();

@@ -163,16 +163,11 @@ mod tests {
     use super::super::{TscError, run};
     use super::*;
     use crate::WRONG_USE;
+    use crate::usage::Line;
     use clap::Parser as _;
 
-    #[derive(clap::Parser)]
-    struct Line {
-        #[command(flatten)]
-        args: Args,
-    }
-
     fn args(line: &str) -> Args {
-        Line::parse_from(line.split_whitespace()).args
+        Line::<Args>::parse_from(line.split_whitespace()).args
     }
 
     #[test]

@@ -243,14 +243,11 @@ fn what_was_captured_by_hand_is_understood() {
 
 #[test]
 fn a_guest_that_is_moved_by_hand_is_explained() {
+    use crate::usage::Line;
     use clap::Parser as _;
-    #[derive(clap::Parser)]
-    struct Line {
-        #[command(flatten)]
-        args: super::Args,
-    }
     let directory = tempfile::tempdir().unwrap();
-    let args = Line::parse_from(["tsc", "--vcpus", "2", "--ack-after-us", "4000"]).args;
+    let args =
+        Line::<super::Args>::parse_from(["tsc", "--vcpus", "2", "--ack-after-us", "4000"]).args;
     let text = super::by_hand::commands(&args, directory.path()).unwrap();
     assert!(
         text.contains("--cpus 2") && text.contains("ack-after=10000000"),

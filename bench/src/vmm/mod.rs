@@ -413,18 +413,13 @@ fn row(what: &str, values: &BTreeMap<Contender, Vec<f64>>, decimals: usize) -> V
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::usage::Line;
     use clap::Parser as _;
-
-    #[derive(clap::Parser)]
-    struct Line {
-        #[command(flatten)]
-        args: Args,
-    }
 
     #[test]
     fn mistakes_are_found_before_the_host_is_looked_at_and_all_at_once() {
         let line = "vmm init --hv hv-evmc --qemu /nowhere --kernel /nowhere/vmlinux";
-        let error = run(&Line::parse_from(line.split_whitespace()).args).unwrap_err();
+        let error = run(&Line::<Args>::parse_from(line.split_whitespace()).args).unwrap_err();
         assert_eq!(error.code(), WRONG_USE);
         let text = error.to_string();
         for part in [
