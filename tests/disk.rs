@@ -5,7 +5,7 @@ use std::error::Error;
 use std::fs::{self, File};
 use std::io::BufWriter;
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use hypernest_lab::cpio::Writer;
 use hypernest_lab::suite::{Test, TestResult};
@@ -15,7 +15,7 @@ use crate::linux::{ASK, COMMAND_LINE, Report, held, initramfs_with, linux};
 use crate::migration::move_on_with;
 use crate::needs;
 use crate::state::{restore, save};
-use crate::virtio::amd;
+use crate::virtio::{amd, boot_twice};
 use crate::vm::{Site, Vm, is_long_run};
 
 pub(crate) const TESTS: &[Test] = &[
@@ -114,22 +114,10 @@ fn file_system() -> TestResult {
             "--device",
             "virtio-blk,file=b.raw,id=second,cache=writethrough",
         ])
-        .args(["--cpus", "2"])
-        .stdin(Stdio::piped());
-    let mut vm = Vm::start(command)?.patient();
-    vm.wait_for("@end")?;
-    vm.tell("reboot")?;
-    vm.wait_until("the second boot's end", |vm| {
-        vm.said().matches("@end").count() == 2
-    })?;
-    vm.tell("poweroff")?;
-    let ended = vm.end()?;
-    ended.expect_code(0)?;
-    println!("{}", ended.stdout);
-    let boots = ended.stdout.split_once("reboot: Restarting system");
-    let (first, second) = boots.ok_or("the guest did not restart")?;
+        .args(["--cpus", "2"]);
+    let [first, second] = boot_twice(&site, command)?;
     for (said, files) in [(first, vec!["made".to_owned()]), (second, checked())] {
-        let report = Report::read(said);
+        let report = Report::read(&said);
         let disks = report.section("disks");
         // The most that a request may discard.
         let discard = 2_u64 << 30;
@@ -143,7 +131,7 @@ fn file_system() -> TestResult {
             ]
         );
         assert_eq!(report.section("files"), files);
-        quiet(said);
+        quiet(&said);
     }
     let blocks = File::open(site.path("b.raw"))?;
     let text = b"hypernest\n".repeat(BLOCK);

@@ -2,7 +2,8 @@
 //! restores and migrations.
 
 use std::collections::BTreeSet;
-use std::process::Stdio;
+use std::error::Error;
+use std::process::{Command, Stdio};
 
 use hypernest_lab::host::Host;
 use hypernest_lab::suite::{Stage, Test, TestResult};
@@ -145,8 +146,17 @@ fn rng(arguments: &[&str]) -> TestResult {
     let site = Site::new()?;
     let mut command = linux(&site, "linux-6.12/vmlinux", "")?;
     init(&site, &format!("{CHECKS}exec $b {ASK}\n"))?;
-    command.args(DEVICES).args(arguments).stdin(Stdio::piped());
-    let mut vm = Vm::start(command)?.patient();
+    command.args(DEVICES).args(arguments);
+    let boots = boot_twice(&site, command)?;
+    boots.iter().for_each(|said| check(said));
+    distinct(&boots.concat());
+    Ok(())
+}
+
+/// Starts a guest whose init ends with `@end` and [`ASK`]; it reboots by itself and then powers off. Returns
+/// what each of its boots printed.
+pub(crate) fn boot_twice(site: &Site, mut command: Command) -> Result<[String; 2], Box<dyn Error>> {
+    let mut vm = Vm::start(command.stdin(Stdio::piped()))?.patient();
     vm.wait_for("@end")?;
     vm.tell("reboot")?;
     vm.wait_until("the second boot's end", |vm| {
@@ -159,10 +169,7 @@ fn rng(arguments: &[&str]) -> TestResult {
     println!("{}", ended.stdout);
     let boots = ended.stdout.split_once("reboot: Restarting system");
     let (first, second) = boots.ok_or("the guest did not restart")?;
-    check(first);
-    check(second);
-    distinct(&ended.stdout);
-    Ok(())
+    Ok([first.to_owned(), second.to_owned()])
 }
 
 /// The devices across a reset, a save with a restore, and a live migration.
