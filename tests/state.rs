@@ -95,20 +95,20 @@ pub(crate) const TESTS: &[Test] = &[
         l2_goes_on(
             "classic",
             "nested,-evmcs,-emsr-bitmap,-tlbflush-direct",
-            20_000,
-            &["cpuid", "rdmsr-direct"],
+            6000,
+            &["cpuid", "rdmsr-direct", "timer"],
         )
     })
     .needs(needs::evmcs)
     .limit_seconds(180),
     micro("state::an_l2_under_evmcs_goes_on", || {
-        l2_goes_on("evmcs", "nested", 20_000, &["cpuid", "rdmsr-direct"])
+        l2_goes_on("evmcs", "nested", 6000, &["cpuid", "rdmsr-direct", "timer"])
     })
     .needs(needs::evmcs)
     .limit_seconds(180),
     // In this state KVM returns a blob that it would refuse itself.
     micro("state::an_l2_that_was_first_resumed_goes_on", || {
-        l2_goes_on("evmcs resume-first", "nested", 20_000, &["cpuid"])
+        l2_goes_on("evmcs resume-first", "nested", 6000, &["cpuid", "timer"])
     })
     .needs(needs::evmcs)
     .limit_seconds(180),
@@ -380,8 +380,8 @@ fn l2_goes_on(mode: &str, hv: &str, n: u32, kinds: &[&str]) -> TestResult {
     vm.wait_for("l1: running cpuid")?;
     let mut in_l2 = 0;
     let mut said = String::new();
-    // At arbitrary points of L1 and L2: at some of these L2 runs. The guest may finish before it is saved
-    // again.
+    // At arbitrary points of L1 and L2: at some of these L2 runs, with the timer at most of them. The guest
+    // may finish before it is saved again.
     for _ in 0..40 {
         let saved = site.control(&["save", "test", "saved", "--then", "stop"])?;
         if saved.expect_code(0).is_err() {
