@@ -34,6 +34,7 @@ pub mod life;
 pub mod machine;
 pub mod memory;
 pub mod migration;
+pub mod net;
 pub mod pci;
 pub mod state;
 mod sys;

@@ -6,6 +6,7 @@
 )]
 
 pub(crate) mod affinity;
+mod bell;
 pub(crate) mod fatal;
 pub(crate) mod private;
 mod thread;
@@ -22,6 +23,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::Signal;
 
+pub(crate) use bell::{Bell, Readiness};
 pub(crate) use thread::{Role, spawn, spawn_scoped};
 pub(crate) use wait::wait;
 

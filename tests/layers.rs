@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 /// From the bottom up. docs/architecture.md draws them; docs/decisions/0014-layers.md gives the reasons.
 #[rustfmt::skip]
-const LAYERS: [&str; 28] = [
-    "units", "text", "error", "sys", "layout", "memory", "block", "state", "cpuid", "hyperv", "kvm",
+const LAYERS: [&str; 29] = [
+    "units", "text", "error", "sys", "layout", "memory", "block", "net", "state", "cpuid", "hyperv", "kvm",
     "bus", "irq", "life", "pci", "virtio", "devices", "boot", "vcpu", "time", "config", "migration",
     "machine", "api", "doctor", "inspect", "cli",
     "main",

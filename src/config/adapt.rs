@@ -4,13 +4,13 @@ use std::path::Path;
 
 use super::VmConfig;
 use super::build::{Build, Checked, Files};
-use super::disks::DISK;
 use super::endpoints::Endpoint;
 use super::file::ConfigFile;
 use super::flags::LocalFlags;
 use super::host::HostLimits;
 use super::placement;
 use super::problem::{ConfigError, Origin, Problem};
+use super::saved_devices::{SHORTHANDS, Shorthand};
 use crate::units::TscKhz;
 
 /// The configuration for continuing a saved VM.
@@ -40,19 +40,32 @@ pub fn adapt(
     // On a command line for a saved VM it describes the host; the guest's value is saved.
     let mut base = saved.clone();
     let guest_khz = base.time.khz.take();
-    let mut left_out = base.remove_endpoints(|setting| setting == DISK || !flags.given(setting));
-    // Without another image, a disk is an error.
-    left_out.retain(|endpoint| endpoint.setting != DISK);
+    let goes = |setting: &str| Shorthand::find(setting).is_some() || !flags.given(setting);
+    let mut left_out = base.remove_endpoints(goes);
     let boot_is_local = flags.given("kernel");
     if boot_is_local {
         base.boot.initrd = None;
         base.boot.modules.clear();
     }
     let mut local = flags.0.draft();
-    let mut disks = Build::new(&local, host, Files::MustBeThere);
-    disks.saved_disks(&mut base.devices);
-    let problems = disks.into_problems();
-    local.replace(DISK, problems);
+    let mut devices = Build::new(&local, host, Files::MustBeThere);
+    devices.saved_devices(&mut base.devices);
+    let problems = devices.into_problems();
+    local.replace(&SHORTHANDS, problems);
+    // Those that are connected to something else now; without another image, a disk is an error.
+    left_out.retain(|endpoint| {
+        let id = endpoint.value.split(',').next();
+        let device = base
+            .devices
+            .iter()
+            .find(|device| Some(device.id.as_str()) == id);
+        match Shorthand::find(endpoint.setting) {
+            Some(short) => {
+                !short.required && device.is_none_or(|d| !d.values.contains_key(short.key))
+            }
+            None => true,
+        }
+    });
     let file = ConfigFile::new(Path::new("saved state"), base.to_toml());
     let draft = file.draft();
     placement::with_saved_memory(&draft, &mut local);

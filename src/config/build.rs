@@ -113,6 +113,7 @@ impl<'a> Build<'a> {
 
     fn config(&mut self) -> Option<VmConfig> {
         let name = self.one("name", parse::name);
+        let name = name.unwrap_or_else(|| format!("vm-{}", std::process::id()));
         let boot = self.boot();
         let machine = self
             .one("machine", |v| parse::choice(v, &MachineType::NAMES))
@@ -159,12 +160,12 @@ impl<'a> Build<'a> {
         let time = self.time();
         let dirty_ring_size = self.one("dirty-ring-size", parse::dirty_ring_size);
         let stats = self.path("stats");
-        let devices = self.devices();
+        let devices = self.devices(&name);
         let kvm_leaves = self.one("kvm-leaves", parse::boolean);
         let hv = self.hv();
         Some(VmConfig {
             machine,
-            name: name.unwrap_or_else(|| format!("vm-{}", std::process::id())),
+            name,
             memory: memory?,
             cpus: cpus?,
             pins,
@@ -477,13 +478,33 @@ impl<'a> Build<'a> {
         self.named_parts(key, parts, names)
     }
 
+    /// `parts`, where those of a device's key that may be given several times are one: the values with a
+    /// space between.
+    pub(super) fn joined(parts: &[Part]) -> Vec<Part> {
+        let keys = || DEVICE_TYPES.iter().flat_map(|row| row.keys);
+        let mut joined: Vec<Part> = Vec::new();
+        for part in parts {
+            let repeats = keys().any(|key| key.repeats && part.name.as_deref() == Some(key.name));
+            let before = joined.iter_mut().filter(|_| repeats);
+            let mut before = before.filter(|before| before.name == part.name);
+            match (before.next().map(|before| &mut before.value), &part.value) {
+                (Some(Scalar::Text(values)), Scalar::Text(value)) => {
+                    values.push(' ');
+                    values.push_str(value);
+                }
+                _ => joined.push(part.clone()),
+            }
+        }
+        joined
+    }
+
     /// The same, where the names are these.
-    pub(super) fn named_parts(
+    pub(super) fn named_parts<'p>(
         &mut self,
         key: &'static str,
-        parts: &'a [Part],
+        parts: &'p [Part],
         names: &[&'static str],
-    ) -> HashMap<&'static str, &'a Part> {
+    ) -> HashMap<&'static str, &'p Part> {
         let expected = || names.join(", ");
         let mut found = HashMap::new();
         for (i, part) in parts.iter().enumerate() {

@@ -6,9 +6,9 @@ use std::fs;
 use std::path::PathBuf;
 
 use super::build::{Build, Files, known};
-use super::disks::{DISK, DISK_TYPE};
 use super::parse::{self, Wrong};
 use super::problem::Origin;
+use super::saved_devices::{DISK, NET, Shorthand};
 use super::setting::{Entry, Part, Scalar};
 use crate::devices::disk::{FILE_KEY, READ_ONLY_KEY};
 use crate::devices::table::{
@@ -54,21 +54,22 @@ impl Asked {
 }
 
 impl<'a> Build<'a> {
-    /// All devices, in the order in which they were given.
-    pub(super) fn devices(&mut self) -> Vec<DeviceConfig> {
-        let disks = self.draft.get(known(DISK)).iter();
-        let others = self.draft.get(known(KEY)).iter();
-        let entries = disks.map(|e| (DISK, e)).chain(others.map(|e| (KEY, e)));
-        let entries: Vec<_> = entries.collect();
+    /// All devices of the VM called `vm`, in the order in which they were given.
+    pub(super) fn devices(&mut self, vm: &str) -> Vec<DeviceConfig> {
+        let draft = self.draft;
+        let of = |key| draft.get(known(key)).iter().map(move |entry| (key, entry));
+        let entries: Vec<_> = [DISK, NET, KEY].into_iter().flat_map(of).collect();
         let slots = DEVICE_SLOTS.count();
         if let Some((key, entry)) = entries.get(slots) {
             let what = format!("there are slots for no more than {slots} devices");
             self.push(key, &entry.origin, Wrong::new(what, "fewer devices"));
         }
-        let asked = entries.into_iter().map(|(key, entry)| match key {
-            DISK => self.disk(entry),
-            _ => self.device(entry),
-        });
+        let asked = entries
+            .into_iter()
+            .map(|(key, entry)| match Shorthand::find(key) {
+                Some(short) => self.shorthand(short, entry),
+                None => self.device(entry),
+            });
         let asked: Vec<_> = asked.collect();
         for (i, device) in asked.iter().enumerate() {
             let before = || asked[..i].iter().zip(1..);
@@ -105,16 +106,27 @@ impl<'a> Build<'a> {
                 self.push(DISK, &device.origin, wrong);
             }
         }
-        place(asked)
+        let mut devices = Vec::new();
+        for (origin, mut device) in place(asked) {
+            for fault in (device.of.row().check)(&mut device, vm, must_be_there) {
+                let setting = match &origin {
+                    Origin::Flag(setting) => setting,
+                    Origin::File { .. } => KEY,
+                };
+                self.push(setting, &origin, Wrong::new(fault.what, fault.expected));
+            }
+            devices.push(device);
+        }
+        devices
     }
 
-    /// A device by its image.
-    fn disk(&mut self, entry: &'a Entry) -> Asked {
-        let of = DeviceType::find(DISK_TYPE).expect("a test finds it");
+    /// A device by what it is connected to.
+    fn shorthand(&mut self, short: &'static Shorthand, entry: &'a Entry) -> Asked {
+        let of = DeviceType::find(short.of).expect("a test finds it");
         let names = COMMON_KEYS.iter().chain(of.row().keys).map(|key| key.name);
-        let names = names.filter(|name| *name != FILE_KEY);
-        let names: Vec<_> = [FILE_KEY].into_iter().chain(names).collect();
-        self.asked(DISK, Some(of), entry, &names)
+        let names = names.filter(|name| *name != short.key);
+        let names: Vec<_> = [short.key].into_iter().chain(names).collect();
+        self.asked(short.setting, Some(of), entry, &names)
     }
 
     fn device(&mut self, entry: &'a Entry) -> Asked {
@@ -155,7 +167,8 @@ impl<'a> Build<'a> {
         names: &[&'static str],
     ) -> Asked {
         let own = of.map_or(&[][..], |of| of.row().keys);
-        let parts = self.named_parts(setting, &entry.parts, names);
+        let parts = Self::joined(&entry.parts);
+        let parts = self.named_parts(setting, &parts, names);
         let mut values = BTreeMap::new();
         for key in COMMON_KEYS.iter().chain(own) {
             match parts.get(key.name) {
@@ -261,7 +274,7 @@ fn device_type(value: &Scalar, types: &'static [DeviceRow]) -> Result<DeviceType
 
 /// Those without an id are called by their type and a number; those without a slot get the first that is
 /// free.
-fn place(asked: Vec<Asked>) -> Vec<DeviceConfig> {
+fn place(asked: Vec<Asked>) -> Vec<(Origin, DeviceConfig)> {
     let mut ids: BTreeSet<_> = asked.iter().filter_map(|d| d.id.clone()).collect();
     let mut slots: BTreeSet<_> = asked.iter().filter_map(|d| d.slot).collect();
     // No more than there are slots: there is a problem with the others.
@@ -280,12 +293,13 @@ fn place(asked: Vec<Asked>) -> Vec<DeviceConfig> {
             slots.insert(slot);
             Some(slot)
         });
-        Some(DeviceConfig {
+        let placed = DeviceConfig {
             of,
             id: id?,
             slot: slot?,
             values: device.values,
-        })
+        };
+        Some((device.origin, placed))
     });
     placed.collect()
 }

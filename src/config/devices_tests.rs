@@ -33,6 +33,7 @@ static TYPES: &[DeviceRow] = &[
                 ..DeviceKey::of("pool")
             },
         ],
+        check: |_, _, _| Vec::new(),
         build: |_, site| site.virtio(Box::<Rng>::default()),
     },
     DeviceRow {
@@ -43,6 +44,7 @@ static TYPES: &[DeviceRow] = &[
             takes: Takes::Words(&["slow", "fast"]),
             ..DeviceKey::of("speed")
         }],
+        check: |_, _, _| Vec::new(),
         build: |_, site| site.virtio(Box::<Rng>::default()),
     },
 ];

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::problem::Problem;
+use super::saved_devices::Shorthand;
 use super::setting::{Entry, Setting};
 
 /// The uses of every setting.
@@ -28,9 +29,11 @@ impl Draft {
         self.attempted.insert(setting);
     }
 
-    /// The uses of `setting` are done with; `problems` are all that were found so far.
-    pub(super) fn replace(&mut self, setting: &'static str, problems: Vec<Problem>) {
-        self.entries.remove(setting);
+    /// The uses of these settings are done with; `problems` are all that were found so far.
+    pub(super) fn replace(&mut self, settings: &[Shorthand], problems: Vec<Problem>) {
+        for short in settings {
+            self.entries.remove(short.setting);
+        }
         self.problems = problems;
     }
 

@@ -1,6 +1,7 @@
 //! The host resources that a configuration opens. Those of a saved VM or of a migration's source are not
 //! trusted.
 
+use super::saved_devices::Shorthand;
 use super::{CharBackend, VmConfig};
 
 /// A host resource that a configuration opens.
@@ -43,14 +44,17 @@ impl VmConfig {
             *backend = CharBackend::None;
             removed.push(Endpoint { setting, value });
         }
-        if go("disk") {
-            for device in &mut self.devices {
-                let id = device.id.clone();
-                let local = device.remove_local().into_iter();
-                removed.extend(local.map(|(key, value)| Endpoint {
-                    setting: "disk",
-                    value: format!("{id},{key}={value}"),
-                }));
+        for device in &mut self.devices {
+            let Some(short) = Shorthand::of_device(device).filter(|short| go(short.setting)) else {
+                continue;
+            };
+            let local = device.remove_local();
+            if !local.is_empty() {
+                let local = local.iter().map(|(key, value)| format!(",{key}={value}"));
+                removed.push(Endpoint {
+                    setting: short.setting,
+                    value: format!("{}{}", device.id, local.collect::<String>()),
+                });
             }
         }
         if go("stats")

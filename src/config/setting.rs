@@ -22,7 +22,7 @@ pub struct Setting {
 }
 
 /// The settings of the host that restores a saved VM, as opposed to the guest's.
-pub(super) const LOCAL: [&str; 18] = [
+pub(super) const LOCAL: [&str; 19] = [
     "name",
     "kernel",
     "initrd",
@@ -30,6 +30,7 @@ pub(super) const LOCAL: [&str; 18] = [
     "memory",
     "pin",
     "disk",
+    "net",
     "serial",
     "serial2",
     "debugcon",
@@ -389,6 +390,15 @@ pub static SETTINGS: &[Setting] = &[
             its disks",
         flag_example: " disk.raw,cache=none",
         file_example: "disk = [\"disk.raw,cache=none\"]",
+    },
+    Setting {
+        key: "net",
+        shape: Shape::Devices,
+        value: "KIND[,KEY=VALUE]...",
+        help: "A network card: --device virtio-net on this network: user (by passt), tap, stream, loopback or \
+            none. Repeatable; of a restored VM, the networks of its cards",
+        flag_example: " user,hostfwd=tcp::2222-:22",
+        file_example: "net = [\"user,hostfwd=tcp::2222-:22\"]",
     },
     Setting {
         key: "device",

@@ -18,6 +18,7 @@ pub mod disk;
 pub mod fw_cfg;
 pub mod i8042;
 pub mod io_thread;
+pub mod net;
 pub mod port61;
 pub mod port92;
 pub mod post;

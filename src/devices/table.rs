@@ -7,7 +7,7 @@ use std::fmt;
 
 use thiserror::Error;
 
-use super::disk;
+use super::{disk, net};
 use crate::block::raw::RawError;
 use crate::irq::{Doorbells, NoVector};
 use crate::life::GuestEvents;
@@ -27,8 +27,28 @@ pub struct DeviceRow {
     pub about: &'static str,
     /// Its keys beside [`COMMON_KEYS`].
     pub keys: &'static [DeviceKey],
+    /// Checks one as a whole.
+    pub check: Check,
     /// Makes one.
     pub build: Build,
+}
+
+/// Checks a device's keys together, and sets those that depend on others. It has the VM's name, and whether
+/// what the keys name of the host has to be there.
+pub type Check = fn(&mut DeviceConfig, &str, bool) -> Vec<Fault>;
+
+/// What is wrong with a device's keys.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// The problem.
+    pub what: String,
+    /// What would be right.
+    pub expected: String,
+}
+
+/// Keys that do not depend on each other.
+fn independent(_config: &mut DeviceConfig, _vm: &str, _here: bool) -> Vec<Fault> {
+    Vec::new()
 }
 
 /// Makes a device of a type as it is configured.
@@ -41,13 +61,23 @@ pub static DEVICE_TYPES: &[DeviceRow] = &[
         aliases: &["virtio-blk-pci"],
         about: "a disk",
         keys: disk::VIRTIO_BLK_KEYS,
+        check: independent,
         build: disk::virtio_blk,
+    },
+    DeviceRow {
+        name: "virtio-net",
+        aliases: &["virtio-net-pci"],
+        about: "a network card",
+        keys: net::VIRTIO_NET_KEYS,
+        check: net::check,
+        build: net::virtio_net,
     },
     DeviceRow {
         name: "virtio-rng",
         aliases: &["virtio-rng-pci"],
         about: "random bytes of the host",
         keys: &[],
+        check: independent,
         build: |_, site| site.virtio(Box::<Rng>::default()),
     },
 ];
@@ -101,6 +131,8 @@ pub struct DeviceKey {
     pub local: bool,
     /// Whether a saved VM may continue with another value, as the guest does not notice.
     pub adjustable: bool,
+    /// Whether it may be given several times: its value is the words of all.
+    pub repeats: bool,
 }
 
 impl DeviceKey {
@@ -114,6 +146,7 @@ impl DeviceKey {
             required: false,
             local: false,
             adjustable: false,
+            repeats: false,
         }
     }
 }
@@ -284,6 +317,9 @@ pub enum BuildError {
     /// Its image.
     #[error(transparent)]
     Image(#[from] RawError),
+    /// Its network.
+    #[error(transparent)]
+    Network(std::io::Error),
 }
 
 #[cfg(test)]

@@ -107,7 +107,15 @@ pub enum MachineError {
         /// The cause.
         source: RawError,
     },
-    /// Another process uses what a device needs for itself.
+    /// A card's network could not be used.
+    #[error("cannot create the device {device}")]
+    Network {
+        /// The device's id.
+        device: String,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// Another process uses what a device needs for itself, or the host refuses it.
     #[error("cannot run the VM here")]
     InUse(#[source] std::io::Error),
     /// A thread or a descriptor could not be created.

@@ -109,6 +109,7 @@ fn slot(
         BuildError::NoVector(source) => MachineError::NoVector { device: id, source },
         BuildError::Transport(source) => MachineError::Device { device: id, source },
         BuildError::Image(source) => MachineError::Image { device: id, source },
+        BuildError::Network(source) => MachineError::Network { device: id, source },
     })
 }
 

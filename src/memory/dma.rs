@@ -362,6 +362,24 @@ impl Readable {
         result.map(|()| done)
     }
 
+    /// Writes all of it at once, as a message of a packet interface.
+    ///
+    /// # Errors
+    /// What writev(2) fails with, or that it took a part. Nothing is written after an error of writev(2),
+    /// such as `InvalidInput` for more ranges than it takes.
+    pub fn write_message(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
+        let vecs = &self.0.vecs;
+        let count = c_int::try_from(vecs.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+        // SAFETY: each iovec is a range of guest RAM, which `dma` keeps mapped and no reference points to;
+        // the array outlives the call.
+        let written = unsafe { libc::writev(fd.as_raw_fd(), vecs.as_ptr(), count) };
+        match u64::try_from(written) {
+            Ok(written) if written == self.0.len => Ok(()),
+            Ok(_) => Err(io::ErrorKind::WriteZero.into()),
+            Err(_) => Err(io::Error::last_os_error()),
+        }
+    }
+
     /// Copies its bytes from `at` on into `data`. Returns how many there were; fewer than `data` has at its
     /// end.
     ///

@@ -11,8 +11,6 @@ use std::fmt;
 use std::io;
 use std::sync::Arc;
 
-use nix::sys::eventfd::EventFd;
-
 use super::device::{Kind, VirtioDevice};
 use super::queue::{Chain, RingError, SplitRing};
 use crate::block::{Backend, Completion, Info, Operation, Request, SECTOR, Syncer};
@@ -20,6 +18,7 @@ use crate::error::chain;
 use crate::life::{GuestEvent, GuestEvents};
 use crate::memory::{Dma, Readable, Writable};
 use crate::state::{Decoder, Encoder, StateError};
+use crate::sys::Bell;
 use request::{Command, Parsed, Range};
 
 /// As QEMU's.
@@ -503,8 +502,8 @@ impl VirtioDevice for Blk {
         }
     }
 
-    fn bell(&self) -> Option<Arc<EventFd>> {
-        Some(Arc::clone(self.backend.bell()))
+    fn bell(&self) -> Option<Bell> {
+        Some(Bell::Event(Arc::clone(self.backend.bell())))
     }
 
     fn in_flight(&self) -> bool {

@@ -1,18 +1,18 @@
 //! What a virtio device is, whatever transport leads to it.
 
 use std::io;
-use std::sync::Arc;
-
-use nix::sys::eventfd::EventFd;
 
 use super::queue::{Chain, RingError, SplitRing};
 use crate::block::Syncer;
 use crate::memory::Dma;
 use crate::state::{Decoder, Encoder, StateError};
+use crate::sys::Bell;
 
 /// The kinds of device (virtio 1.2, 5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
+    /// A network card.
+    Net,
     /// An entropy source.
     Rng,
     /// A disk.
@@ -23,6 +23,7 @@ impl Kind {
     /// The device id.
     pub const fn id(self) -> u16 {
         match self {
+            Self::Net => 1,
             Self::Blk => 2,
             Self::Rng => 4,
         }
@@ -31,6 +32,7 @@ impl Kind {
     /// Class, subclass and programming interface of its PCI function: QEMU's.
     pub const fn pci_class(self) -> u32 {
         match self {
+            Self::Net => 0x02_0000,
             Self::Blk => 0x01_0000,
             Self::Rng => 0x00_ff00,
         }
@@ -62,8 +64,9 @@ pub trait VirtioDevice: Send {
         data.fill(0);
     }
 
-    /// Is signalled when requests that it has under way are done.
-    fn bell(&self) -> Option<Arc<EventFd>> {
+    /// Is signalled when requests that it has under way are done, or its back end has something for it:
+    /// [`VirtioDevice::complete`] and [`VirtioDevice::serve`] are called then.
+    fn bell(&self) -> Option<Bell> {
         None
     }
 
@@ -141,6 +144,14 @@ pub trait VirtioDevice: Send {
     fn load(&mut self, from: &mut Decoder<'_>) -> Result<(), StateError> {
         let _unused = from;
         Ok(())
+    }
+}
+
+/// Reads from `config` at `offset` on, with zeroes behind its end.
+pub(super) fn read_config(config: &[u8], offset: u64, data: &mut [u8]) {
+    for (at, byte) in (offset..).zip(data) {
+        let field = usize::try_from(at).ok().and_then(|at| config.get(at));
+        *byte = field.copied().unwrap_or(0);
     }
 }
 

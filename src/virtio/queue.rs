@@ -245,7 +245,12 @@ impl SplitRing {
 
     /// Gives back the request that was taken last and of which nothing is used yet: it is taken again next.
     pub fn undo_pop(&mut self) {
-        self.next_available = self.next_available.wrapping_sub(1);
+        self.undo_pops(1);
+    }
+
+    /// The same for the last `count`.
+    pub fn undo_pops(&mut self, count: u16) {
+        self.next_available = self.next_available.wrapping_sub(count);
     }
 
     /// Reads the request that begins with descriptor `head` into `chain`.
@@ -307,14 +312,29 @@ impl SplitRing {
     /// # Errors
     /// If the used ring is not in memory. The request is not returned then.
     pub fn push(&mut self, dma: &Dma, head: u16, written: u32) -> Result<(), RingError> {
-        let place = u64::from(self.next_used % self.size);
-        let mut element = [0; 8];
-        element[..4].copy_from_slice(&u32::from(head).to_le_bytes());
-        element[4..].copy_from_slice(&written.to_le_bytes());
-        let at = self.at.used + RING_ELEMENTS + USED_ELEMENT * place;
-        dma.write(Gpa(at), &element)?;
-        let next = self.next_used.wrapping_add(1);
-        // Release: the element was written before the index.
+        self.push_all(dma, [(head, written)])
+    }
+
+    /// Returns several requests, which the driver sees at once.
+    ///
+    /// # Errors
+    /// If the used ring is not in memory. None is returned then.
+    pub fn push_all(
+        &mut self,
+        dma: &Dma,
+        requests: impl IntoIterator<Item = (u16, u32)>,
+    ) -> Result<(), RingError> {
+        let mut next = self.next_used;
+        for (head, written) in requests {
+            let place = u64::from(next % self.size);
+            let mut element = [0; 8];
+            element[..4].copy_from_slice(&u32::from(head).to_le_bytes());
+            element[4..].copy_from_slice(&written.to_le_bytes());
+            let at = self.at.used + RING_ELEMENTS + USED_ELEMENT * place;
+            dma.write(Gpa(at), &element)?;
+            next = next.wrapping_add(1);
+        }
+        // Release: the elements were written before the index.
         dma.store_u16(Gpa(self.at.used + RING_INDEX), next, Ordering::Release)?;
         self.next_used = next;
         Ok(())

@@ -10,7 +10,7 @@ use nix::poll::{PollFd, PollFlags};
 use nix::sys::eventfd::EventFd;
 
 use crate::life::GuestEvents;
-use crate::sys::{self, Role, spawn};
+use crate::sys::{self, Bell, Role, spawn};
 
 /// The thread; dropping it ends it.
 #[derive(Debug)]
@@ -21,8 +21,8 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    /// Calls `work` each time one of `bells` was signalled, whose reads must not block; `wake` is one of
-    /// them. However often one was signalled meanwhile, it is called once. A panic in it ends the VM.
+    /// Calls `work` each time one of `bells` or `wake` was signalled, whose reads must not block. However
+    /// often one was signalled meanwhile, it is called once. A panic in it ends the VM.
     ///
     /// # Errors
     /// If there are no more threads.
@@ -30,10 +30,11 @@ impl Worker {
         name: &str,
         events: &GuestEvents,
         wake: Arc<EventFd>,
-        bells: Vec<Arc<EventFd>>,
+        mut bells: Vec<Bell>,
         mut work: impl FnMut() + Send + 'static,
     ) -> io::Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
+        bells.push(Bell::Event(Arc::clone(&wake)));
         let thread = spawn(Role::Queues(name), {
             let stop = Arc::clone(&stop);
             let watch = events.watch_thread();
@@ -58,14 +59,13 @@ impl Worker {
 
 /// Waits until one of `bells`, which `fds` are in the same order, is signalled, and takes the signals away.
 /// `false`: waiting has failed.
-fn wait(bells: &[Arc<EventFd>], fds: &mut [PollFd<'_>]) -> bool {
+fn wait(bells: &[Bell], fds: &mut [PollFd<'_>]) -> bool {
     if sys::wait(fds, None).is_err() {
         return false;
     }
     for (bell, fd) in bells.iter().zip(&*fds) {
         if fd.any().unwrap_or(true) {
-            // EAGAIN: another thread has read it.
-            let _signals = bell.read();
+            bell.clear();
         }
     }
     true

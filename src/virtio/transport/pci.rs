@@ -28,6 +28,7 @@ use crate::pci::caps::{Capabilities, NoRoom};
 use crate::pci::header::Ids;
 use crate::pci::{DevFn, Function, Requester, Shape, Slot, msix_bar_len};
 use crate::state::{Decoder, Encoder, StateError};
+use crate::sys::Bell;
 use crate::virtio::device::{Kind, VirtioDevice};
 use crate::virtio::queue::{RingError, SplitRing};
 use crate::virtio::worker::Worker;
@@ -246,10 +247,7 @@ impl VirtioPci {
             wake: Arc::clone(&wake),
         });
         let bells = doorbells.iter().map(|bell| Arc::clone(bell.eventfd()));
-        let bells = bells
-            .chain([Arc::clone(&wake)])
-            .chain(completions)
-            .collect();
+        let bells = bells.map(Bell::Event).chain(completions).collect();
         let serving = Arc::clone(&shared);
         let worker = Worker::start(name, events, wake, bells, move || serving.serve());
         let worker = worker.map_err(|source| TransportError::Thread {
