@@ -90,7 +90,8 @@ pub struct HostOptions {
     /// A parameter of a KVM module in an emulated host, as kvm_intel.enable_shadow_vmcs=0.
     #[arg(long = "module-param", value_name = "MODULE.NAME=VALUE")]
     pub parameters: Vec<ModuleParameter>,
-    /// Parts of the lab's directory to copy into an emulated host, as linux-6.12/vmlinux, qemu, xen, iasl.
+    /// Parts of the lab's directory to copy into an emulated host, as linux-6.12/vmlinux, qemu, xen, iasl,
+    /// net.
     #[arg(long, value_name = "PART", value_delimiter = ',')]
     pub with: Vec<String>,
     /// A file or directory for the command, put into its directory, or at DST.
@@ -173,7 +174,10 @@ pub fn plan(host: Host, machine: &Machine, command: &[String], input: Input) -> 
     let lab = plan::LAB_DIR;
     let environment = BTreeMap::from(
         [
-            ("PATH", format!("/bin:{lab}:{lab}/qemu:{lab}/iasl")),
+            (
+                "PATH",
+                format!("/bin:{lab}:{lab}/qemu:{lab}/iasl:{lab}/net"),
+            ),
             ("HOME", HOME.to_owned()),
             (
                 "TERM",
@@ -454,6 +458,7 @@ pub fn here_environment(cache: &Cache, binaries: &Binaries) -> Vec<(&'static str
         held.clone(),
         held.join("qemu"),
         held.join("iasl"),
+        held.join("net"),
     ];
     path.extend(std::env::split_paths(
         &std::env::var_os("PATH").unwrap_or_default(),

@@ -19,7 +19,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sys::reboot::{RebootMode, reboot};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::termios;
-use nix::unistd::Pid;
+use nix::unistd::{Pid, chdir, chroot};
 
 /// The status of a run in which the lab itself failed.
 const LAB_FAILED: u8 = 125;
@@ -30,7 +30,8 @@ const HOME: &str = "/root";
 type Line = Arc<Mutex<File>>;
 
 fn main() {
-    match mount_all().and_then(|()| open_line()) {
+    let ready = leave_first_mount().and_then(|()| mount_all());
+    match ready.and_then(|()| open_line()) {
         Ok(line) => {
             let finished = run(&line).unwrap_or_else(|error| {
                 say(&line, Kind::Note, error.to_string().as_bytes());
@@ -57,6 +58,23 @@ fn context(what: impl std::fmt::Display) -> impl FnOnce(io::Error) -> io::Error 
     move |error| io::Error::new(error.kind(), format!("{what}: {error}"))
 }
 
+/// Makes the root directory a mount other than the kernel's first one, from which no process can leave by
+/// `pivot_root` (pivot_root(2)), as passt does to isolate itself.
+fn leave_first_mount() -> io::Result<()> {
+    const OVER: &str = "/root";
+    let none = None::<&str>;
+    let change = |what: &'static str, result: nix::Result<()>| {
+        result.map_err(|errno| context(what)(errno.into()))
+    };
+    std::fs::create_dir_all(OVER).map_err(context(OVER))?;
+    let bound = mount(Some("/"), OVER, none, MsFlags::MS_BIND, none);
+    change("mount / once more", bound)?;
+    change("chdir to that mount", chdir(OVER))?;
+    let moved = mount(Some("."), "/", none, MsFlags::MS_MOVE, none);
+    change("move that mount to /", moved)?;
+    change("chroot to it", chroot("."))
+}
+
 fn mount_all() -> io::Result<()> {
     std::fs::create_dir_all("/root").map_err(context("/root"))?;
     for (kind, target) in [
@@ -64,6 +82,7 @@ fn mount_all() -> io::Result<()> {
         ("sysfs", "/sys"),
         ("devtmpfs", "/dev"),
         ("tmpfs", "/tmp"),
+        ("tmpfs", "/run"),
         ("tracefs", "/sys/kernel/tracing"),
         ("debugfs", "/sys/kernel/debug"),
         ("devpts", "/dev/pts"),

@@ -220,6 +220,9 @@ fn from_packages(
             "genisoimage",
             "acpica-tools",
             "busybox-static",
+            "passt",
+            "iproute2",
+            "iperf3",
             "zstd",
             "lz4",
             "xz-utils",
@@ -260,6 +263,7 @@ fn from_packages(
         (&old, "xen-hypervisor-4.17-amd64", "xen"),
         (&new, "busybox-static", "busybox"),
         (&new, "acpica-tools", "iasl"),
+        (&new, "passt", "passt"),
     ] {
         if let Some(version) = area.version(package) {
             manifest.versions.insert(name.to_owned(), version);
@@ -280,6 +284,14 @@ const QEMU_ROMS: [&str; 10] = [
     "vgabios-stdvga.bin",
     "efi-e1000e.rom",
     "efi-virtio.rom",
+];
+
+/// Programs for the network of a lab host.
+const NET_PROGRAMS: [(&str, &str); 4] = [
+    ("bin", "passt"),
+    ("bin", "ip"),
+    ("sbin", "bridge"),
+    ("bin", "iperf3"),
 ];
 
 fn programs(
@@ -346,6 +358,11 @@ fn programs(
         "",
         "",
     )?;
+    let net = finished.join("net");
+    for (directory, name) in NET_PROGRAMS {
+        let program = new.find(&[&format!("usr/{directory}/{name}")])?;
+        new.bundle(&net, &program, &[], "", "")?;
+    }
     copy(
         &new.find(&["usr/bin/busybox", "bin/busybox"])?,
         &finished.join("busybox"),

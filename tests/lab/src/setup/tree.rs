@@ -212,7 +212,7 @@ impl Unpackers {
 
 /// KVM and modules that a guest's own tools may need, by name. Not every kernel builds all of them as
 /// modules.
-const MODULES: [(&str, bool); 8] = [
+const MODULES: [(&str, bool); 17] = [
     ("irqbypass", true),
     ("kvm", true),
     ("kvm-intel", true),
@@ -222,6 +222,16 @@ const MODULES: [(&str, bool); 8] = [
     // Debian builds the rest of virtio into its cloud kernel.
     ("virtio-rng", false),
     ("virtio-blk", false),
+    // Networks of a host, each after the modules that it needs.
+    ("tun", false),
+    ("dummy", false),
+    ("veth", false),
+    ("llc", false),
+    ("stp", false),
+    ("bridge", false),
+    ("failover", false),
+    ("net-failover", false),
+    ("virtio-net", false),
 ];
 
 /// Makes `into/{vmlinuz,vmlinux,config,modules/*.ko}` from a kernel package's files.
