@@ -36,6 +36,9 @@ struct Inherited {
     inode: u64,
 }
 
+/// /dev/net/tun, of which each open file is another interface (Documentation/admin-guide/devices.txt).
+const TUN: u64 = libc::makedev(10, 200);
+
 static INHERITED: Mutex<Vec<Inherited>> = Mutex::new(Vec::new());
 
 fn recorded() -> MutexGuard<'static, Vec<Inherited>> {
@@ -57,8 +60,8 @@ pub(crate) fn eventfd() -> io::Result<EventFd> {
     Ok(EventFd::from_flags(flags)?)
 }
 
-/// Records the sockets and pipes that this process was started with: [`inherited`] duplicates no others. To
-/// be called before the program opens anything.
+/// Records the sockets, pipes and tap devices that this process was started with: [`inherited`] duplicates no
+/// others. To be called before the program opens anything.
 pub(crate) fn record_inherited() {
     // Without /proc there are none to be named.
     let entries = fs::read_dir("/proc/self/fd")
@@ -69,28 +72,29 @@ pub(crate) fn record_inherited() {
     numbers.for_each(record);
 }
 
-/// Records descriptor `fd`, if it is a socket or a pipe.
+/// Records descriptor `fd`, if it is one of these.
 pub(crate) fn record(fd: RawFd) {
     if let Some(found) = duplicate(fd).ok().and_then(|own| identity(fd, &own)) {
         recorded().push(found);
     }
 }
 
-/// What is behind `own`, a duplicate of `fd`, if that is a socket or a pipe.
+/// What is behind `own`, a duplicate of `fd`, if that is a socket, a pipe or a tap device.
 fn identity(fd: RawFd, own: &OwnedFd) -> Option<Inherited> {
     let metadata = File::from(own.try_clone().ok()?).metadata().ok()?;
     let kind = metadata.file_type();
-    (kind.is_socket() || kind.is_fifo()).then(|| Inherited {
+    let is_tap = kind.is_char_device() && metadata.rdev() == TUN;
+    (kind.is_socket() || kind.is_fifo() || is_tap).then(|| Inherited {
         fd,
         device: metadata.dev(),
         inode: metadata.ino(),
     })
 }
 
-/// A duplicate of the socket or pipe numbered `fd`, which this process was started with.
+/// A duplicate of the socket, pipe or tap device numbered `fd`, which this process was started with.
 ///
 /// # Errors
-/// If it was started with no socket or pipe of this number: no user can name its other descriptors, such as
+/// If it was started with none of this number: no user can name its other descriptors, such as
 /// guest memory and KVM.
 pub(crate) fn inherited(fd: RawFd) -> io::Result<OwnedFd> {
     let own = duplicate(fd)?;
@@ -98,7 +102,9 @@ pub(crate) fn inherited(fd: RawFd) -> io::Result<OwnedFd> {
         Some(found) if recorded().contains(&found) => Ok(own),
         _ => Err(io::Error::new(
             io::ErrorKind::PermissionDenied,
-            format!("descriptor {fd} is no socket or pipe that this process was started with"),
+            format!(
+                "descriptor {fd} is no socket, pipe or tap device that this process was started with"
+            ),
         )),
     }
 }

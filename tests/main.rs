@@ -26,6 +26,7 @@ mod micro;
 mod migration;
 mod moves;
 mod needs;
+mod net;
 mod process;
 mod reenlightenment;
 mod report_page;
@@ -71,6 +72,7 @@ fn main() -> ExitCode {
         golden::TESTS,
         moves::TESTS,
         disk::TESTS,
+        net::TESTS,
         doctor::TESTS,
         host::TESTS,
         l2_exit::TESTS,

@@ -15,6 +15,8 @@ pub(super) enum Instead {
     Device,
     /// `--disk` by QEMU's keys.
     Drive,
+    /// `--net` by QEMU's keys.
+    Net,
     /// `--disk` by its image.
     Disk,
     /// `--memory` for RAM, and what takes the place of QEMU's other objects.
@@ -30,7 +32,6 @@ pub(super) enum Instead {
 use Instead::{Console, LeaveOut, Missing, Same};
 
 const NO_BOOT: Instead = Missing("disks are not booted from yet: boot from --kernel and --initrd");
-const NO_NETWORK: Instead = Missing("there is no network yet");
 const NO_DISPLAY: Instead = LeaveOut("there is no display; the guest's COM1 is on the terminal");
 const MACHINE: Instead = LeaveOut(
     "the default, --machine pc-1, is like q35; the interrupt controllers are chosen by --irqchip",
@@ -79,9 +80,9 @@ const FLAGS: [(&str, Instead); 48] = [
     ("hdb", Instead::Disk),
     ("cdrom", Missing("there is no CD-ROM yet")),
     ("boot", NO_BOOT),
-    ("netdev", NO_NETWORK),
-    ("nic", NO_NETWORK),
-    ("net", NO_NETWORK),
+    ("netdev", Instead::Net),
+    ("nic", Instead::Net),
+    ("net", Instead::Net),
     ("bios", NO_FIRMWARE),
     ("pflash", NO_FIRMWARE),
     ("hpet", Missing("there is no HPET, as KVM has none")),
@@ -190,6 +191,7 @@ impl Instead {
             Self::Object => object(value),
             Self::Drive => drive(value),
             Self::Disk => Hint::flag("--disk", value, "disk.raw"),
+            Self::Net => net(value),
             Self::Console(flag) => {
                 let backend = match value.split_once(':') {
                     None if value == "null" => "none",
@@ -228,8 +230,10 @@ fn device(value: &str) -> Hint {
         let more = "; the exit code is the byte that the guest writes, and not (2 * byte) | 1";
         return Hint::write(vec![flag], more);
     }
-    if let (Some(_), Some(_)) = (DeviceType::find(name), of_key("drive")) {
-        return Hint::say("leave it out: --disk makes the device as well");
+    for (key, flag) in [("drive", "--disk"), ("netdev", "--net")] {
+        if let (Some(_), Some(_)) = (DeviceType::find(name), of_key(key)) {
+            return Hint::say(format!("leave it out: {flag} makes the device as well"));
+        }
     }
     let Some(of) = DeviceType::find(name) else {
         let names: Vec<_> = DEVICE_TYPES.iter().map(|row| row.name).collect();
@@ -297,6 +301,46 @@ fn drive(value: &str) -> Hint {
         keys => format!("; {} only QEMU has", keys.join(", ")),
     };
     Hint::write(vec!["--disk".to_owned(), format!("{disk}{rest}")], &more)
+}
+
+/// The equivalent of QEMU's `-netdev KIND,KEY=VALUE,…` and of `-nic`, which is the same with a device.
+fn net(value: &str) -> Hint {
+    let (kind, parts) = value.split_once(',').unwrap_or((value, ""));
+    let kind = match kind {
+        "" => return Hint::say("write --net user"),
+        "none" | "nic" => {
+            return Hint::say("leave it out: a VM has the cards of --net and no others");
+        }
+        "user" | "passt" => "user",
+        "tap" | "stream" => kind,
+        "bridge" => {
+            return Hint::say("write --net tap,ifname=TAP, where TAP is a port of the bridge");
+        }
+        "socket" | "dgram" => {
+            return Hint::say("write --net stream,path=SOCKET, at one end with server=on");
+        }
+        kind => return Hint::say(format!("there is no network of the kind {kind}")),
+    };
+    let mut ours = kind.to_owned();
+    let mut left: Vec<&str> = Vec::new();
+    for part in parts.split(',') {
+        match part.split_once('=').unwrap_or((part, "")) {
+            ("", _) | ("model", "virtio" | "virtio-net-pci") | ("addr.type", "unix") => {}
+            ("addr.path", path) => ours.push_str(&format!(",path={path}")),
+            ("fds", fds) => ours.push_str(&format!(",fd={fds}")),
+            (key @ ("id" | "mac" | "hostfwd" | "ifname" | "fd" | "queues" | "server"), value) => {
+                ours.push_str(&format!(",{key}={value}"));
+            }
+            // There are none.
+            ("script" | "downscript", "no" | "") => {}
+            (key, _) => left.push(key),
+        }
+    }
+    let more = match left.as_slice() {
+        [] => String::new(),
+        keys => format!("; {} only QEMU has", keys.join(", ")),
+    };
+    Hint::write(vec!["--net".to_owned(), ours], &more)
 }
 
 /// The equivalent of QEMU's `-object TYPE,…`.
@@ -439,7 +483,8 @@ mod tests {
             ),
             (
                 "-device nvme",
-                "-device nvme: there is no such device; --device has virtio-blk, virtio-rng",
+                "-device nvme: there is no such device; --device has virtio-blk, virtio-net, \
+                 virtio-rng",
             ),
             ("-hda disk.img", "-hda disk.img: write --disk disk.img"),
             (
@@ -455,6 +500,38 @@ mod tests {
             (
                 "-device virtio-blk-pci,drive=d0",
                 "-device virtio-blk-pci,drive=d0: leave it out: --disk makes the device as well",
+            ),
+            (
+                "-netdev user,id=n0,hostfwd=tcp::2222-:22,hostfwd=udp::53-:53",
+                "-netdev user,id=n0,hostfwd=tcp::2222-:22,hostfwd=udp::53-:53: write --net \
+                 user,id=n0,hostfwd=tcp::2222-:22,hostfwd=udp::53-:53",
+            ),
+            (
+                "-netdev tap,id=n0,ifname=tap0,script=no,downscript=no,vhost=on",
+                "-netdev tap,id=n0,ifname=tap0,script=no,downscript=no,vhost=on: write --net \
+                 tap,id=n0,ifname=tap0; vhost only QEMU has",
+            ),
+            (
+                "-netdev stream,id=n0,server=on,addr.type=unix,addr.path=/run/n",
+                "-netdev stream,id=n0,server=on,addr.type=unix,addr.path=/run/n: write --net \
+                 stream,id=n0,server=on,path=/run/n",
+            ),
+            (
+                "-nic user,model=virtio,mac=52:54:00:12:34:56",
+                "-nic user,model=virtio,mac=52:54:00:12:34:56: write --net user,mac=52:54:00:12:34:56",
+            ),
+            (
+                "-nic none",
+                "-nic none: leave it out: a VM has the cards of --net and no others",
+            ),
+            (
+                "-netdev vde,id=n0",
+                "-netdev vde,id=n0: there is no network of the kind vde",
+            ),
+            (
+                "-device virtio-net-pci,netdev=n0,mac=52:54:00:12:34:56",
+                "-device virtio-net-pci,netdev=n0,mac=52:54:00:12:34:56: leave it out: --net makes the \
+                 device as well",
             ),
             (
                 "-name $(reboot)",

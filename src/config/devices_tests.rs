@@ -102,7 +102,7 @@ fn a_row_gives_a_type_its_keys_in_flags_files_and_saved_vms() {
     );
     // What is of the host is listed, and removed from a saved VM; the rest stays.
     let pool = Endpoint {
-        setting: "disk",
+        setting: "device",
         value: "root,pool=fast".to_owned(),
     };
     assert_eq!(config.endpoints(), [pool]);

@@ -45,14 +45,15 @@ impl VmConfig {
             removed.push(Endpoint { setting, value });
         }
         for device in &mut self.devices {
-            let Some(short) = Shorthand::of_device(device).filter(|short| go(short.setting)) else {
+            let setting = Shorthand::of_device(device).map_or("device", |short| short.setting);
+            if !go(setting) {
                 continue;
-            };
+            }
             let local = device.remove_local();
             if !local.is_empty() {
                 let local = local.iter().map(|(key, value)| format!(",{key}={value}"));
                 removed.push(Endpoint {
-                    setting: short.setting,
+                    setting,
                     value: format!("{}{}", device.id, local.collect::<String>()),
                 });
             }

@@ -397,8 +397,8 @@ pub static SETTINGS: &[Setting] = &[
         value: "KIND[,KEY=VALUE]...",
         help: "A network card: --device virtio-net on this network: user (by passt), tap, stream, loopback or \
             none. Repeatable; of a restored VM, the networks of its cards",
-        flag_example: " user,hostfwd=tcp::2222-:22",
-        file_example: "net = [\"user,hostfwd=tcp::2222-:22\"]",
+        flag_example: " tap,ifname=tap0",
+        file_example: "net = [\"tap,ifname=tap0\"]",
     },
     Setting {
         key: "device",

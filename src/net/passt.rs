@@ -14,11 +14,15 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::unistd::geteuid;
 
 use super::stream::Connect;
 
 /// The program.
 pub const PROGRAM: &str = "passt";
+
+/// The user as whom passt runs for root: by number, as there may be no file of users.
+const NOBODY: &str = "65534";
 
 /// How long a passt that was told to end is waited for before it is killed.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -123,6 +127,13 @@ impl Passt {
         let mut command = Command::new(&self.program);
         command
             .args(["--foreground", "--quiet", "--fd", "0"])
+            .args(
+                geteuid()
+                    .is_root()
+                    .then_some(["--runas", NOBODY])
+                    .into_iter()
+                    .flatten(),
+            )
             .args(self.forwards.iter().flat_map(Forward::option))
             .stdin(OwnedFd::from(theirs))
             .stdout(Stdio::null())
