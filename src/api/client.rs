@@ -121,7 +121,8 @@ fn talk(mut stream: UnixStream, request: &ControlRequest) -> io::Result<ControlR
     let patience = match request {
         ControlRequest::Save(_)
         | ControlRequest::Migrate(_)
-        | ControlRequest::CancelMigration {} => None,
+        | ControlRequest::CancelMigration {}
+        | ControlRequest::DiskResize(_) => None,
         ControlRequest::Status {}
         | ControlRequest::Pause {}
         | ControlRequest::Resume {}

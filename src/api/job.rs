@@ -4,7 +4,9 @@ use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{Receiver, sync_channel};
 
-use super::protocol::Save;
+use super::protocol::{DiskResize, Save};
+use crate::block::{DiskRequest, Resize};
+use crate::bus::DeviceRequest;
 use crate::error::chain;
 use crate::life::MachineHandle;
 use crate::machine::{self, AfterSave, Migrate, Status};
@@ -63,4 +65,22 @@ pub(super) fn migrate(handle: &MachineHandle, args: &Migrate, status: impl Fn() 
 /// Cancels the migration.
 pub(super) fn cancel_migration(handle: &MachineHandle) -> Done {
     machine::migrate::cancel(handle).map(|()| VmAfterJob::Stays)
+}
+
+/// Gives a disk another size.
+pub(super) fn resize_disk(handle: &MachineHandle, args: &DiskResize) -> Done {
+    let resize = Resize {
+        size: args.size,
+        shrink: args.shrink,
+    };
+    request_device(
+        handle,
+        &args.id,
+        DeviceRequest::Disk(DiskRequest::Resize(resize)),
+    )
+}
+
+fn request_device(handle: &MachineHandle, id: &str, request: DeviceRequest) -> Done {
+    let done = machine::request_device(handle, id, request);
+    done.map(|()| VmAfterJob::Stays).map_err(|e| chain(&e))
 }

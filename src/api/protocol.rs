@@ -38,6 +38,22 @@ pub enum ControlRequest {
     Migrate(Box<Migrate>),
     /// Cancel the migration that is under way.
     CancelMigration {},
+    /// Give a disk another size. The reply comes when it has it.
+    DiskResize(DiskResize),
+}
+
+/// Another size for a disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskResize {
+    /// Its id.
+    pub id: String,
+    /// Bytes; none: those that its image has by now.
+    #[serde(default)]
+    pub size: Option<u64>,
+    /// It may be less than it has.
+    #[serde(default)]
+    pub shrink: bool,
 }
 
 /// How to save a VM.
@@ -52,7 +68,7 @@ pub struct Save {
 }
 
 /// The names of all requests with their arguments, for error messages. A test compares it with the types.
-pub(super) const REQUESTS: [(&str, &[&str]); 9] = [
+pub(super) const REQUESTS: [(&str, &[&str]); 10] = [
     ("status", &[]),
     ("pause", &[]),
     ("resume", &[]),
@@ -75,6 +91,7 @@ pub(super) const REQUESTS: [(&str, &[&str]); 9] = [
         ],
     ),
     ("cancel-migration", &[]),
+    ("disk-resize", &["id", "size", "shrink"]),
 ];
 
 impl From<Request> for ControlRequest {

@@ -85,6 +85,14 @@ fn requests() -> Vec<(ControlRequest, &'static str)> {
             ControlRequest::CancelMigration {},
             r#"{"command":"cancel-migration"}"#,
         ),
+        (
+            ControlRequest::DiskResize(DiskResize {
+                id: "data".to_owned(),
+                size: Some(1 << 30),
+                shrink: true,
+            }),
+            r#"{"command":"disk-resize","id":"data","shrink":true,"size":1073741824}"#,
+        ),
     ]
 }
 
@@ -106,6 +114,14 @@ fn optional_arguments_have_defaults() {
         (
             r#"{"command":"migrate","to":"tcp:host:4444"}"#,
             ControlRequest::Migrate(Box::new(migrate())),
+        ),
+        (
+            r#"{"command":"disk-resize","id":"data"}"#,
+            ControlRequest::DiskResize(DiskResize {
+                id: "data".to_owned(),
+                size: None,
+                shrink: false,
+            }),
         ),
     ] {
         assert_eq!(ControlRequest::read(line.as_bytes()), Ok(request));
@@ -152,7 +168,7 @@ fn each_change_of_the_life_cycle_is_a_request() {
 fn a_refused_request_is_explained() {
     let example = r#"a request is a line like {"command":"status"}"#;
     let commands = "the commands are status, pause, resume, reset, power-button, kill, save, migrate, \
-                    cancel-migration";
+                    cancel-migration, disk-resize";
     let migrate_arguments = "the arguments of migrate are to, downtime_ms, bandwidth, connections, zstd, \
                              tls_cert, tls_key, tls_ca, plaintext";
     for (line, begins, ends) in [
@@ -269,6 +285,7 @@ fn status() -> Status {
         ptys: std::collections::BTreeMap::new(),
         migration: None,
         ram: None,
+        devices: Vec::new(),
     }
 }
 

@@ -96,6 +96,10 @@ impl Server {
                     ControlRequest::CancelMigration {} => {
                         ControlAnswer::Later(job::start(&handle, &wake, job::cancel_migration))
                     }
+                    ControlRequest::DiskResize(args) => {
+                        let resize = move |vm: &_| job::resize_disk(vm, &args);
+                        ControlAnswer::Later(job::start(&handle, &wake, resize))
+                    }
                 },
             };
             let thread = spawn(Role::Api, move || {
@@ -199,7 +203,11 @@ impl<A: Fn(ControlRequest) -> ControlAnswer> Service<A> {
         let jobs = self.clients.iter().filter(|client| client.is_waiting());
         let jobs = Cell::new(jobs.count());
         let answer = |request| match request {
-            ControlRequest::Save(_) | ControlRequest::Migrate(_) if jobs.get() >= MAX_JOBS => {
+            ControlRequest::Save(_)
+            | ControlRequest::Migrate(_)
+            | ControlRequest::DiskResize(_)
+                if jobs.get() >= MAX_JOBS =>
+            {
                 ControlAnswer::Refused(format!("{MAX_JOBS} jobs are being done already"))
             }
             // The VM ends all the same; so many clients cannot all wait for it.
@@ -210,6 +218,7 @@ impl<A: Fn(ControlRequest) -> ControlAnswer> Service<A> {
             ControlRequest::Save(_)
             | ControlRequest::Migrate(_)
             | ControlRequest::CancelMigration {}
+            | ControlRequest::DiskResize(_)
             | ControlRequest::Kill {} => {
                 jobs.set(jobs.get() + 1);
                 answer(request)

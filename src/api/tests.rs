@@ -34,6 +34,7 @@ fn status(name: &str) -> Status {
         ptys: [("serial".to_owned(), "/dev/pts/9".to_owned())].into(),
         migration: None,
         ram: None,
+        devices: Vec::new(),
     }
 }
 

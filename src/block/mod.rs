@@ -8,6 +8,8 @@
 //! Requests complete in any order. One that is to come after others is submitted when those have completed: a
 //! flush covers the writes that had completed before it was submitted, as in all controllers' rules.
 
+mod control;
+mod counters;
 mod lock;
 pub mod raw;
 pub mod scratch;
@@ -21,6 +23,9 @@ use std::sync::Arc;
 use nix::sys::eventfd::EventFd;
 
 use crate::memory::{Readable, Writable};
+
+pub use control::{DiskReport, DiskRequest, Resize};
+pub use counters::DiskCounters;
 
 /// The unit of addresses and sizes of a disk, in bytes.
 pub const SECTOR: u64 = 512;
@@ -118,6 +123,16 @@ pub trait Backend: Send {
     fn set_size(&mut self, size: u64) -> bool {
         let _unused = size;
         false
+    }
+
+    /// Becomes a disk of another size while it is used. No request is under way that could reach beyond it.
+    ///
+    /// # Errors
+    /// If it cannot. It keeps its size then.
+    fn resize(&mut self, resize: Resize) -> io::Result<()> {
+        let _unused = resize;
+        let why = "its size cannot be changed";
+        Err(io::Error::new(io::ErrorKind::Unsupported, why))
     }
 
     /// Takes back a request that has not begun, if there is one.

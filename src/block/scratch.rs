@@ -9,7 +9,7 @@ use nix::sys::eventfd::EventFd;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::raw::RawError;
-use super::{Backend, Completion, Info, Operation, Request};
+use super::{Backend, Completion, Info, Operation, Request, Resize};
 use crate::sys::eventfd;
 
 /// The size of a new one, in bytes.
@@ -100,5 +100,10 @@ impl Backend for Scratch {
     fn set_size(&mut self, size: u64) -> bool {
         self.size = size;
         true
+    }
+
+    fn resize(&mut self, resize: Resize) -> io::Result<()> {
+        self.size = resize.target(self.size, self.size)?;
+        Ok(())
     }
 }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use nix::sys::eventfd::EventFd;
 
-use super::{Backend, Completion, Info, Operation, Request, SECTOR};
+use super::{Backend, Completion, Info, Operation, Request, Resize, SECTOR};
 use crate::sys::{eventfd, lock};
 
 /// What a test has of the disk.
@@ -117,6 +117,13 @@ impl Backend for TestBackend {
 
     fn completed(&mut self) -> Option<Completion> {
         lock(&self.disk.0).completed.pop_front()
+    }
+
+    fn resize(&mut self, resize: Resize) -> io::Result<()> {
+        let mut shared = lock(&self.disk.0);
+        let size = shared.info.size;
+        shared.info.size = resize.target(size, size)?;
+        Ok(())
     }
 
     fn cancel(&mut self) -> Option<Request> {

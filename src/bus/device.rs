@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::{Arc, Mutex};
 
-use super::{Handler, Region, lock};
+use super::{DeviceRequest, Gauge, Handler, Region, RequestError, lock};
 use crate::block::Syncer;
 use crate::state::{Decoder, Encoder, StateError};
 
@@ -49,6 +49,21 @@ pub trait Device: Send + Sync {
 
     /// Why it can be neither saved nor migrated, if so.
     fn blocker(&self) -> Option<String> {
+        None
+    }
+
+    /// Carries out what a user asks for. It may come at any time, also while the device is quiesced, and does
+    /// not wait for the guest.
+    ///
+    /// # Errors
+    /// If it is for other kinds of devices, or refused.
+    fn request(&self, request: &DeviceRequest) -> Result<(), RequestError> {
+        let _unused = request;
+        Err(RequestError::OtherKind)
+    }
+
+    /// Where its report is read, if it has one.
+    fn gauge(&self) -> Option<Arc<dyn Gauge>> {
         None
     }
 

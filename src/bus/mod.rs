@@ -13,6 +13,7 @@
 //! an access (a write to a PCI command register does), as no lock of the bus is held then.
 
 mod device;
+mod request;
 mod table;
 
 use std::fmt;
@@ -23,6 +24,7 @@ use thiserror::Error;
 
 pub use crate::sys::lock;
 pub use device::{Device, LockedDevice, SharedDevice};
+pub use request::{DeviceReport, DeviceRequest, Gauge, RequestError};
 use table::{Placement, Range, Table};
 
 /// A device's own number for one of its address ranges.

@@ -104,6 +104,7 @@ mod tests {
             ptys: std::collections::BTreeMap::new(),
             migration: None,
             ram: None,
+            devices: Vec::new(),
         }
     }
 

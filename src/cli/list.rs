@@ -111,6 +111,7 @@ mod tests {
             ptys: std::collections::BTreeMap::new(),
             migration: None,
             ram: None,
+            devices: Vec::new(),
         };
         let found = [
             FoundVm {

@@ -221,6 +221,7 @@ mod tests {
                 swapped: 0,
                 locked: 4096,
             }),
+            devices: Vec::new(),
         };
         assert_eq!(
             describe(&status),

@@ -101,7 +101,7 @@ impl Machine {
         }
         let started = (SystemTime::now(), Instant::now());
         let status = first_status(&config, &plan, &wired);
-        let board = StatusBoard::new(status, ram.clone(), started.1);
+        let board = StatusBoard::new(status, ram.clone(), wired.plugged.gauges(), started.1);
         let vcpus = usize::try_from(config.cpus.count).expect("at most 255");
         let platform = VcpuPlatform {
             ports: wired.ports,
@@ -123,6 +123,7 @@ impl Machine {
             hardware: Hardware {
                 platform: Arc::new(platform),
                 devices: wired.devices,
+                plugged: wired.plugged,
                 clock: wired.clock,
                 acpi: wired.acpi,
                 attachments,
@@ -171,5 +172,6 @@ fn first_status(config: &VmConfig, plan: &Plan, wired: &Wired) -> Status {
             .collect(),
         migration: None,
         ram: None,
+        devices: Vec::new(),
     }
 }

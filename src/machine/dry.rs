@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use super::error::MachineError;
 use super::pci_devices::Backplane;
+use super::plugged::DeviceRequestError;
 use super::wiring::{self, Wired};
 use super::world;
-use crate::bus;
+use crate::bus::{self, DeviceReport, DeviceRequest};
 use crate::config::VmConfig;
 use crate::devices;
 use crate::devices::char::CharBackend;
@@ -129,6 +130,21 @@ impl DevicesWithoutVm {
         for device in &self.wired.devices {
             device.resume();
         }
+    }
+
+    /// A user's request to the device with this id.
+    ///
+    /// # Errors
+    /// If there is none, or it refuses.
+    pub fn request(&self, id: &str, request: &DeviceRequest) -> Result<(), DeviceRequestError> {
+        self.wired.plugged.request(id, request)
+    }
+
+    /// What the device with this id shows, if there is one.
+    pub fn report(&self, id: &str) -> Option<DeviceReport> {
+        let devices = self.wired.plugged.gauges().read();
+        let device = devices.into_iter().find(|device| device.id == id);
+        device.map(|device| device.report)
     }
 
     /// The name of the first device's thread that panicked.

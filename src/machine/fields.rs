@@ -9,6 +9,7 @@ use super::attachments::Attachments;
 use super::cycle::PowerCycle;
 use super::guest_log::GuestLog;
 use super::moving::Moving;
+use super::plugged::Plugged;
 use super::stand_in::StandIns;
 use super::status::StatusBoard;
 use super::triple_fault::TripleFaults;
@@ -78,6 +79,8 @@ impl Session {
 pub(super) struct Hardware {
     pub(super) platform: Arc<VcpuPlatform>,
     pub(super) devices: Vec<SharedDevice>,
+    /// Those of them that users name.
+    pub(super) plugged: Plugged,
     /// The devices' time.
     pub(super) clock: Arc<HostClock>,
     /// Has the power button.

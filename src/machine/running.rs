@@ -2,10 +2,12 @@
 //! its clock.
 
 use super::cycle::PowerCycle;
+use super::plugged::DeviceRequestError;
 use super::transfer::TransferError;
 use super::{Machine, Outcome};
 use crate::block::Syncer;
 use crate::boot::BootFiles;
+use crate::bus::DeviceRequest;
 use crate::kvm::KvmError;
 use crate::life::Request;
 use crate::machine::State;
@@ -121,6 +123,23 @@ impl<'a> Running<'a> {
     /// All blockers, in one message.
     pub fn check_can_move(&self) -> Result<(), TransferError> {
         self.machine.check_can_move()
+    }
+
+    /// Carries out a user's request to the device with this id.
+    ///
+    /// # Errors
+    /// If there is none, it refuses, or the VM is being saved or migrated.
+    pub fn request_device(
+        &mut self,
+        id: &str,
+        request: &DeviceRequest,
+    ) -> Result<(), DeviceRequestError> {
+        let session = &self.machine.session;
+        let moves = session.life.is_held() || session.board.is_migrating();
+        if moves && request.changes_saved_state() {
+            return Err(DeviceRequestError::Moving { id: id.to_owned() });
+        }
+        self.machine.hardware.plugged.request(id, request)
     }
 
     /// Ends the VM with this outcome once the work is done.

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
+use super::plugged::{DeviceStatus, Gauges};
 pub use crate::life::RunState as State;
 use crate::memory::{Backing, GuestRam};
 use crate::migration::{Cancel, MigrationReport, Progress};
@@ -16,17 +17,19 @@ pub struct StatusBoard {
     status: Arc<Mutex<Status>>,
     migration: Arc<Mutex<Option<(Progress, Cancel)>>>,
     ram: GuestRam,
+    devices: Gauges,
     started: Instant,
 }
 
 impl StatusBoard {
-    /// Starts with `status`; the time since `started` and the memory usage of `ram` are filled in when it is
-    /// read.
-    pub fn new(status: Status, ram: GuestRam, started: Instant) -> Self {
+    /// Starts with `status`; the time since `started`, the memory usage of `ram` and what `devices` show are
+    /// filled in when it is read.
+    pub(super) fn new(status: Status, ram: GuestRam, devices: Gauges, started: Instant) -> Self {
         Self {
             status: Arc::new(Mutex::new(status)),
             migration: Arc::default(),
             ram,
+            devices,
             started,
         }
     }
@@ -37,6 +40,7 @@ impl StatusBoard {
         Status {
             migration,
             ram: RamStatus::of(&self.ram),
+            devices: self.devices.read(),
             uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
             ..self.lock().clone()
         }
@@ -50,6 +54,12 @@ impl StatusBoard {
             *migration = Some((progress.clone(), cancel.clone()));
         }
         !busy
+    }
+
+    /// Whether a migration is in progress.
+    pub fn is_migrating(&self) -> bool {
+        let migration = self.migration();
+        migration.as_ref().is_some_and(|(p, _)| !p.is_over())
     }
 
     /// Cancels the migration in progress. Returns `false` if there is none.
@@ -139,6 +149,9 @@ pub struct Status {
     /// The host memory behind guest RAM, if the kernel reports it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ram: Option<RamStatus>,
+    /// The devices that the configuration asks for, in its order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<DeviceStatus>,
 }
 
 /// The host memory behind guest RAM. All but the first are bytes.

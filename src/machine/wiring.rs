@@ -7,6 +7,7 @@ use super::board;
 use super::error::MachineError;
 use super::extra_ports::ExtraPorts;
 use super::pci_devices::{self, Backplane};
+use super::plugged::Plugged;
 use crate::bus::{Bus, BusError, Device, LockedDevice, Region, SharedDevice, lock};
 use crate::config::{Irqchip, VmConfig};
 use crate::devices::acpi_pm::AcpiPm;
@@ -33,6 +34,8 @@ pub(super) struct Wired {
     pub(super) mmio: Bus,
     /// Everything that a reset resets.
     pub(super) devices: Vec<SharedDevice>,
+    /// Those of them that the configuration asks for by an id.
+    pub(super) plugged: Plugged,
     /// What they take for the time.
     pub(super) clock: Arc<HostClock>,
     /// The one with the power button.
@@ -92,6 +95,7 @@ pub(super) fn wire(
         ports: Bus::ports(),
         mmio: Bus::mmio(),
         devices: vec![acpi.clone()],
+        plugged: Plugged::default(),
         acpi,
         clock: Arc::clone(&clock),
         ptys: Vec::new(),
@@ -150,8 +154,9 @@ pub(super) fn wire(
         &wired.ports,
         &wired.mmio,
     )?;
-    for (place, slot) in slots {
+    for (device, (place, slot)) in config.devices.iter().zip(slots) {
         lock(&pci).plug(place, slot.clone());
+        wired.plugged.add(device, slot.clone());
         wired.devices.push(slot);
     }
     if let Some(ioapic) = &backplane.ioapic {

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use super::caps::Capabilities;
 use super::msix::{Messages, Msix};
 use crate::block::Syncer;
-use crate::bus::lock;
+use crate::bus::{DeviceRequest, Gauge, RequestError, lock};
 use crate::irq::{LineHolder, Msi, Vector};
 use crate::memory::Dma;
 use crate::state::{Decoder, Encoder, StateError};
@@ -72,6 +72,20 @@ pub trait Function: Send + Sync {
     /// If the host refuses.
     fn acquire(&self) -> io::Result<()> {
         Ok(())
+    }
+
+    /// As [`Device::request`](crate::bus::Device::request).
+    ///
+    /// # Errors
+    /// If it is for other kinds of devices, or refused.
+    fn request(&self, request: &DeviceRequest) -> Result<(), RequestError> {
+        let _unused = request;
+        Err(RequestError::OtherKind)
+    }
+
+    /// As [`Device::gauge`](crate::bus::Device::gauge).
+    fn gauge(&self) -> Option<Arc<dyn Gauge>> {
+        None
     }
 
     /// Back to power-on. No request is under way.

@@ -8,7 +8,7 @@ use super::function::{Function, Requester};
 use super::header::{Header, Ids};
 use super::{ConfigSpace, DevFn};
 use crate::block::Syncer;
-use crate::bus::{Bus, Device, Handler, Region, Window, lock};
+use crate::bus::{Bus, Device, DeviceRequest, Gauge, Handler, Region, RequestError, Window, lock};
 use crate::state::{Decoder, Encoder, StateError};
 
 /// Versions of the parts of a function's state.
@@ -221,6 +221,14 @@ impl Device for Slot {
 
     fn blocker(&self) -> Option<String> {
         self.ranges.function.blocker()
+    }
+
+    fn request(&self, request: &DeviceRequest) -> Result<(), RequestError> {
+        self.ranges.function.request(request)
+    }
+
+    fn gauge(&self) -> Option<Arc<dyn Gauge>> {
+        self.ranges.function.gauge()
     }
 
     fn release(&self) {

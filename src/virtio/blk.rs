@@ -5,6 +5,8 @@
 //! the rings after a restore. A saved device has no busy requests; it takes the others from their rings
 //! again.
 
+mod config;
+mod control;
 mod request;
 
 use std::fmt;
@@ -13,40 +15,20 @@ use std::sync::Arc;
 
 use super::device::{Kind, VirtioDevice};
 use super::queue::{Chain, RingError, SplitRing};
-use crate::block::{Backend, Completion, Info, Operation, Request, SECTOR, Syncer};
+use crate::block::{Backend, Completion, DiskCounters, Info, Operation, Request, SECTOR, Syncer};
+use crate::bus::{DeviceRequest, Gauge, RequestError};
 use crate::error::chain;
 use crate::life::{GuestEvent, GuestEvents};
 use crate::memory::{Dma, Readable, Writable};
 use crate::state::{Decoder, Encoder, StateError};
 use crate::sys::Bell;
+use config::{F_FLUSH, MAX_SECTORS, MAX_ZEROED, QUEUE_SIZE};
 use request::{Command, Parsed, Range};
 
-/// As QEMU's.
-const QUEUE_SIZE: u16 = 256;
 /// The most queues that a device may have.
 pub const MAX_QUEUES: u16 = 64;
 /// How many requests a device has under way; others stay in their rings.
 const SLOTS: usize = 256;
-/// Data descriptors of a request: all of a ring but those of the header and the status.
-const SEG_MAX: u32 = QUEUE_SIZE as u32 - 2;
-/// The most sectors of a discard: 2 GiB.
-const MAX_SECTORS: u32 = 1 << 22;
-/// The most sectors of write zeroes: 64 MiB, as a file system may have to write them all.
-const MAX_ZEROED: u32 = 1 << 17;
-
-// Features (5.2.3).
-const F_SEG_MAX: u64 = 1 << 2;
-const F_RO: u64 = 1 << 5;
-const F_BLK_SIZE: u64 = 1 << 6;
-const F_FLUSH: u64 = 1 << 9;
-const F_TOPOLOGY: u64 = 1 << 10;
-const F_MQ: u64 = 1 << 12;
-const F_DISCARD: u64 = 1 << 13;
-const F_WRITE_ZEROES: u64 = 1 << 14;
-
-/// Bytes of `struct virtio_blk_config` (5.2.4) with all fields that are served.
-const CONFIG_LEN: usize = 60;
-
 /// Bytes of a serial number (5.2.6).
 pub const SERIAL_LEN: usize = 20;
 
@@ -123,6 +105,9 @@ enum SlotState {
 pub struct Blk {
     backend: Box<dyn Backend>,
     info: Info,
+    /// Of the configuration.
+    generation: u32,
+    counters: Arc<DiskCounters>,
     id: String,
     serial: [u8; SERIAL_LEN],
     queues: Vec<u16>,
@@ -165,9 +150,11 @@ impl Blk {
     pub fn new(options: BlkOptions) -> Self {
         let info = options.backend.info();
         let list = || Vec::with_capacity(SLOTS);
-        Self {
+        let mut blk = Self {
             backend: options.backend,
             info,
+            generation: 0,
+            counters: Arc::default(),
             id: options.id,
             serial: options.serial,
             queues: vec![QUEUE_SIZE; options.queues.clamp(1, MAX_QUEUES).into()],
@@ -184,34 +171,15 @@ impl Blk {
             chain: Chain::default(),
             to: Vec::with_capacity(SLOTS),
             from: Vec::with_capacity(SLOTS),
-        }
+        };
+        blk.read_info();
+        blk
     }
 
-    fn config(&self) -> [u8; CONFIG_LEN] {
-        let mut config = [0; CONFIG_LEN];
-        let mut put = |at: usize, bytes: &[u8]| config[at..][..bytes.len()].copy_from_slice(bytes);
-        let physical = (u64::from(self.info.physical_block) / SECTOR).max(1);
-        let dwords = [
-            (12, SEG_MAX),
-            (20, u32::try_from(SECTOR).unwrap_or(0)),
-            (36, MAX_SECTORS),
-            // One range in each request.
-            (40, 1),
-            (44, u32::try_from(physical).unwrap_or(1)),
-            (48, MAX_ZEROED),
-            (52, 1),
-        ];
-        for (at, value) in dwords {
-            put(at, &value.to_le_bytes());
-        }
-        put(0, &(self.info.size / SECTOR).to_le_bytes());
-        // The physical block as an exponent of two, and the least request without a read before, in blocks.
-        put(24, &[u8::try_from(physical.ilog2()).unwrap_or(0)]);
-        put(26, &u16::try_from(physical).unwrap_or(1).to_le_bytes());
-        let queues = u16::try_from(self.queues.len()).unwrap_or(u16::MAX);
-        put(34, &queues.to_le_bytes());
-        put(56, &[self.info.discard.into()]);
-        config
+    /// The disk may have changed.
+    fn read_info(&mut self) {
+        self.info = self.backend.info();
+        self.counters.set_size(self.info.size);
     }
 
     /// Begins the request in `self.chain` of ring `queue`, in `slot`, which is free. After an error it is not
@@ -472,17 +440,7 @@ impl VirtioDevice for Blk {
     }
 
     fn features(&self) -> u64 {
-        let mut features = F_SEG_MAX | F_BLK_SIZE | F_TOPOLOGY | F_MQ;
-        for (feature, offered) in [
-            (F_RO, self.info.read_only),
-            // Always: a driver that was told of flushes keeps them on a disk that writes through.
-            (F_FLUSH, true),
-            (F_DISCARD, self.info.discard && !self.info.read_only),
-            (F_WRITE_ZEROES, !self.info.read_only),
-        ] {
-            features |= if offered { feature } else { 0 };
-        }
-        features
+        config::features(&self.info)
     }
 
     fn set_features(&mut self, features: u64) {
@@ -495,11 +453,24 @@ impl VirtioDevice for Blk {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let config = self.config();
-        for (at, byte) in (offset..).zip(data) {
-            let field = usize::try_from(at).ok().and_then(|at| config.get(at));
-            *byte = field.copied().unwrap_or(0);
+        config::read(&self.info, self.queues.len(), offset, data);
+    }
+
+    fn config_generation(&self) -> u32 {
+        self.generation
+    }
+
+    fn request(&mut self, request: &DeviceRequest) -> Result<(), RequestError> {
+        match *request {
+            DeviceRequest::Disk(request) => {
+                let done = self.control(request);
+                done.map_err(|error| RequestError::Refused(describe(&error)))
+            }
         }
+    }
+
+    fn gauge(&self) -> Option<Arc<dyn Gauge>> {
+        Some(Arc::clone(&self.counters) as _)
     }
 
     fn bell(&self) -> Option<Bell> {
@@ -608,7 +579,7 @@ impl VirtioDevice for Blk {
             );
             return Err(from.invalid(SIZE, why));
         }
-        self.info = self.backend.info();
+        self.read_info();
         let count = from.count(COUNT, 4)?;
         if count > SLOTS {
             return Err(from.invalid(COUNT, format!("{count}, more than {SLOTS}")));

@@ -4,6 +4,7 @@ use std::io;
 
 use super::queue::{Chain, RingError, SplitRing};
 use crate::block::Syncer;
+use crate::bus::{DeviceRequest, Gauge, RequestError};
 use crate::memory::Dma;
 use crate::state::{Decoder, Encoder, StateError};
 use crate::sys::Bell;
@@ -62,6 +63,26 @@ pub trait VirtioDevice: Send {
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         let _unused = offset;
         data.fill(0);
+    }
+
+    /// Changes whenever the configuration does that [`VirtioDevice::read_config`] shows, in a call of the
+    /// device or in between. After each the transport compares it, and tells the driver.
+    fn config_generation(&self) -> u32 {
+        0
+    }
+
+    /// As [`Device::request`](crate::bus::Device::request). The worker is woken afterwards.
+    ///
+    /// # Errors
+    /// If it is for other kinds of devices, or refused.
+    fn request(&mut self, request: &DeviceRequest) -> Result<(), RequestError> {
+        let _unused = request;
+        Err(RequestError::OtherKind)
+    }
+
+    /// As [`Device::gauge`](crate::bus::Device::gauge).
+    fn gauge(&self) -> Option<Arc<dyn Gauge>> {
+        None
     }
 
     /// Is signalled when requests that it has under way are done, or its back end has something for it:

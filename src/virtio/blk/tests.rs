@@ -3,37 +3,38 @@ use std::io::{Error, ErrorKind};
 use proptest::prelude::*;
 
 use super::super::testing::{BUFFERS, Driver, NEXT, RING, WRITE};
+use super::config::{F_DISCARD, F_RO, F_WRITE_ZEROES};
 use super::*;
 use crate::block::testing::TestDisk;
 use crate::life::{self, Inbox};
 use crate::virtio::queue::RingFeatures;
 
-const SECTORS: u64 = 1 << 20;
+pub(super) const SECTORS: u64 = 1 << 20;
 const HEADER: u64 = BUFFERS;
-const DATA: u64 = BUFFERS + 0x1000;
+pub(super) const DATA: u64 = BUFFERS + 0x1000;
 const STATUS: u64 = BUFFERS + 0xf00;
 /// Not what a device writes.
 const UNTOUCHED: u8 = 0xee;
 
-const IN: u32 = 0;
-const OUT: u32 = 1;
-const FLUSH: u32 = 4;
+pub(super) const IN: u32 = 0;
+pub(super) const OUT: u32 = 1;
+pub(super) const FLUSH: u32 = 4;
 const GET_ID: u32 = 8;
-const DISCARD: u32 = 11;
-const WRITE_ZEROES: u32 = 13;
+pub(super) const DISCARD: u32 = 11;
+pub(super) const WRITE_ZEROES: u32 = 13;
 
 /// A device and its driver, which has one request at a time but for [`Guest::begin`].
-struct Guest {
-    driver: Driver,
-    dma: Dma,
-    disk: TestDisk,
-    blk: Blk,
-    rings: [Option<SplitRing>; 1],
+pub(super) struct Guest {
+    pub(super) driver: Driver,
+    pub(super) dma: Dma,
+    pub(super) disk: TestDisk,
+    pub(super) blk: Blk,
+    pub(super) rings: [Option<SplitRing>; 1],
     inbox: Inbox,
 }
 
 impl Guest {
-    fn new(disk: TestDisk, on_error: OnError) -> Self {
+    pub(super) fn new(disk: TestDisk, on_error: OnError) -> Self {
         let driver = Driver::new(256);
         let (events, _, inbox) = life::channel();
         let mut blk = Blk::new(BlkOptions {
@@ -56,7 +57,7 @@ impl Guest {
         }
     }
 
-    fn plain() -> Self {
+    pub(super) fn plain() -> Self {
         Self::new(TestDisk::new(SECTORS), OnError::PauseIfFull)
     }
 
@@ -69,7 +70,7 @@ impl Guest {
 
     /// Offers a request with `len` bytes of data, which the device writes for reads. Its head is `head`, and
     /// its descriptors are the three from there on.
-    fn begin(&mut self, head: u16, command: u32, sector: u64, len: u32) {
+    pub(super) fn begin(&mut self, head: u16, command: u32, sector: u64, len: u32) {
         self.header(command, sector);
         let flags = if command == IN || command == GET_ID {
             WRITE
@@ -86,27 +87,27 @@ impl Guest {
         assert_eq!(self.serve(), Ok(false));
     }
 
-    fn serve(&mut self) -> Result<bool, RingError> {
+    pub(super) fn serve(&mut self) -> Result<bool, RingError> {
         let ring = self.rings[0].as_mut().unwrap();
         self.blk.serve(0, ring, &self.dma)
     }
 
-    fn complete(&mut self) -> Result<(), RingError> {
+    pub(super) fn complete(&mut self) -> Result<(), RingError> {
         self.blk.complete(&mut self.rings, &self.dma)
     }
 
-    fn end(&mut self, result: io::Result<()>) {
+    pub(super) fn end(&mut self, result: io::Result<()>) {
         self.disk.end(0, result);
         self.complete().unwrap();
     }
 
-    fn status(&self) -> u8 {
+    pub(super) fn status(&self) -> u8 {
         let [status] = self.driver.get(STATUS);
         status
     }
 
     /// What a request ends with that is not the disk's to decide: (bytes, status).
-    fn at_once(&mut self, command: u32, sector: u64, len: u32) -> (u32, u8) {
+    pub(super) fn at_once(&mut self, command: u32, sector: u64, len: u32) -> (u32, u8) {
         self.begin(0, command, sector, len);
         assert_eq!(self.disk.submitted(), [""; 0]);
         let (head, written) = self.driver.take_used().unwrap();
@@ -468,7 +469,7 @@ fn what_the_driver_gave_up_is_dropped() {
     assert_eq!(guest.blk.free.len(), SLOTS);
 }
 
-fn saved(blk: &Blk) -> Vec<u8> {
+pub(super) fn saved(blk: &Blk) -> Vec<u8> {
     let mut e = Encoder::new();
     blk.save(&mut e);
     e.into_body()

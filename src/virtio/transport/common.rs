@@ -80,6 +80,7 @@ pub struct Common {
     driver_features: u64,
     config_vector: u16,
     status: u8,
+    generation: u8,
     queue_select: u16,
     queues: Vec<QueueRegisters>,
 }
@@ -95,6 +96,7 @@ impl Common {
             driver_features: 0,
             config_vector: NO_VECTOR,
             status: 0,
+            generation: 0,
             queue_select: 0,
             queues: queues.iter().map(|&max| QueueRegisters::new(max)).collect(),
         }
@@ -103,7 +105,10 @@ impl Common {
     /// Back to before the driver came.
     pub fn reset(&mut self) {
         let queues: Vec<_> = self.queues.iter().map(|q| q.max).collect();
+        let generation = self.generation;
         *self = Self::new(self.offered, &queues, self.vectors);
+        // A driver may read the configuration at any time (2.5.1).
+        self.generation = generation;
     }
 
     /// Device status.
@@ -134,6 +139,11 @@ impl Common {
     /// The vector that tells of changes of the configuration.
     pub fn config_vector(&self) -> u16 {
         self.config_vector
+    }
+
+    /// The device's own configuration has this generation now; its low bits are what the driver sees.
+    pub fn set_generation(&mut self, generation: u32) {
+        self.generation = generation.to_le_bytes()[0];
     }
 
     /// The queues.
@@ -176,8 +186,7 @@ impl Common {
         put(0x10, &self.config_vector.to_le_bytes());
         let queues = u16::try_from(self.queues.len()).unwrap_or(u16::MAX);
         put(0x12, &queues.to_le_bytes());
-        // 0x15, the generation of the device's own configuration, is 0: none has one that changes.
-        put(0x14, &[self.status]);
+        put(0x14, &[self.status, self.generation]);
         put(0x16, &self.queue_select.to_le_bytes());
         // A queue that is not there has no descriptors (4.1.4.3.1).
         let Some(queue) = self.queues.get(usize::from(self.queue_select)) else {

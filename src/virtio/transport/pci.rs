@@ -19,7 +19,7 @@ use thiserror::Error;
 
 use super::common::{Change, Common, NO_VECTOR};
 use crate::block::Syncer;
-use crate::bus::lock;
+use crate::bus::{DeviceRequest, Gauge, RequestError, lock};
 use crate::irq::{Doorbell, Doorbells, IoAddress, Match};
 use crate::kvm::{KvmError, eventfd};
 use crate::life::GuestEvents;
@@ -71,6 +71,8 @@ const LONG_CAP_LEN: u8 = 20;
 // ISR status (4.1.4.5).
 const ISR_QUEUE: u8 = 1;
 const ISR_CONFIG: u8 = 2;
+/// In a saved state alone: the driver is to be told that the configuration has changed.
+const SAVED_CONFIG_CHANGE: u8 = 0x80;
 
 /// Why a function could not be made.
 #[derive(Debug, Error)]
@@ -213,6 +215,10 @@ struct State {
     quiesced: bool,
     /// The queue that was served first in the last pass.
     first: usize,
+    /// The generation of the device's configuration that the driver knows of.
+    told: u32,
+    /// The driver was to be told of another one when the state was saved.
+    untold: bool,
 }
 
 impl VirtioPci {
@@ -231,6 +237,7 @@ impl VirtioPci {
             .collect::<Result<Vec<_>, _>>()?;
         let wake = Arc::new(eventfd::new()?);
         let completions = device.bell();
+        let device_generation = device.config_generation();
         let state = State {
             common: Common::new(device.features(), queues, requester.vectors()),
             rings: queues.iter().map(|_| None).collect(),
@@ -240,6 +247,8 @@ impl VirtioPci {
             // Until the machine runs.
             quiesced: true,
             first: 0,
+            told: device_generation,
+            untold: false,
         };
         let shared = Arc::new(Shared {
             state: Mutex::new(state),
@@ -290,6 +299,34 @@ impl State {
     /// `true`: there is more to do.
     fn serve(&mut self, requester: &Requester) -> bool {
         self.complete(requester);
+        let more = self.serve_queues(requester);
+        self.tell_config(requester);
+        more
+    }
+
+    /// Whether the driver does not know of the last change of the device's configuration.
+    fn config_changed(&self) -> bool {
+        self.untold || self.told != self.device.config_generation()
+    }
+
+    /// Tells the driver of a change of the device's configuration (4.1.5.3), once it is ready: it may have
+    /// read it before. A machine that is stopped sends no interrupts.
+    fn tell_config(&mut self, requester: &Requester) {
+        if self.quiesced || !self.common.is_running() || !self.config_changed() {
+            return;
+        }
+        self.know_config();
+        let vector = self.common.config_vector();
+        self.interrupt(requester, vector, ISR_CONFIG);
+    }
+
+    /// The driver knows the configuration, or will read it.
+    fn know_config(&mut self) {
+        self.told = self.device.config_generation();
+        self.untold = false;
+    }
+
+    fn serve_queues(&mut self, requester: &Requester) -> bool {
         let mut more = false;
         let count = self.rings.len();
         // Each pass begins with another queue, so that none takes all that a device has room for.
@@ -381,6 +418,7 @@ impl State {
         self.device.reset();
         self.isr = 0;
         self.resetting = false;
+        self.know_config();
         requester.set_pin(false);
     }
 
@@ -438,7 +476,11 @@ impl Function for VirtioPci {
         }
         let mut state = lock(&self.shared.state);
         match offset & !(PAGE - 1) {
-            COMMON => state.common.read(offset, data),
+            COMMON => {
+                let generation = state.device.config_generation();
+                state.common.set_generation(generation);
+                state.common.read(offset, data);
+            }
             ISR => {
                 data.fill(0);
                 if let (ISR, [isr, ..]) = (offset, data) {
@@ -543,6 +585,17 @@ impl Function for VirtioPci {
         lock(&self.shared.state).device.blocker()
     }
 
+    fn request(&self, request: &DeviceRequest) -> Result<(), RequestError> {
+        let result = lock(&self.shared.state).device.request(request);
+        // It tells the driver of a change, and serves what may have waited for it.
+        self.shared.wake();
+        result
+    }
+
+    fn gauge(&self) -> Option<Arc<dyn Gauge>> {
+        lock(&self.shared.state).device.gauge()
+    }
+
     fn release(&self) {
         lock(&self.shared.state).device.release();
     }
@@ -558,7 +611,11 @@ impl Function for VirtioPci {
     fn save(&self, to: &mut Encoder) {
         let state = lock(&self.shared.state);
         state.common.save(to);
-        to.u8(state.isr);
+        let untold = match state.config_changed() {
+            true => SAVED_CONFIG_CHANGE,
+            false => 0,
+        };
+        to.u8(state.isr | untold);
         for ring in state.rings.iter().flatten() {
             ring.save(to);
         }
@@ -571,7 +628,9 @@ impl Function for VirtioPci {
         state.reset(&self.shared.requester);
         state.common.load(from)?;
         state.device.set_features(state.common.driver_features());
-        state.isr = from.u8("ISR status")? & (ISR_QUEUE | ISR_CONFIG);
+        let isr = from.u8("ISR status")?;
+        state.isr = isr & (ISR_QUEUE | ISR_CONFIG);
+        state.untold = isr & SAVED_CONFIG_CHANGE != 0;
         for index in 0..state.rings.len() {
             let ring = state.ring(index);
             // A ring that could not be made when it was enabled is one that has broken the device.

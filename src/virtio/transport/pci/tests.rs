@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::block::testing::TestDisk;
+use crate::block::{DiskRequest, Resize};
 use crate::bus::Device as _;
 use crate::life;
 use crate::memory::{Dma, GuestRam};
@@ -224,11 +225,7 @@ impl VirtioDevice for Panics {
     }
 }
 
-/// A disk whose requests end when the test says so, and its driver, which has a flush under way.
-fn busy_disk() -> (TestDisk, Guest) {
-    let mut driver = Driver::new(8);
-    let disk = TestDisk::new(8);
-    let (events, ..) = life::channel();
+fn blk(disk: &TestDisk, events: &GuestEvents) -> Blk {
     let mut blk = Blk::new(BlkOptions {
         backend: disk.backend(),
         id: "disk0".to_owned(),
@@ -238,6 +235,15 @@ fn busy_disk() -> (TestDisk, Guest) {
         events: events.clone(),
     });
     blk.acquire().unwrap();
+    blk
+}
+
+/// A disk whose requests end when the test says so, and its driver, which has a flush under way.
+fn busy_disk() -> (TestDisk, Guest) {
+    let mut driver = Driver::new(8);
+    let disk = TestDisk::new(8);
+    let (events, ..) = life::channel();
+    let blk = blk(&disk, &events);
     driver.describe(RING.descriptors, 0, (BUFFERS, 16, NEXT, 1));
     driver.describe(RING.descriptors, 1, (BUFFERS + 16, 1, WRITE, 0));
     driver.put(BUFFERS, &[4]);
@@ -255,6 +261,85 @@ fn the_driver_reads_the_devices_configuration() {
     assert_eq!(guest.bus.config(0x08, 4), 0x0100_0001);
     assert_eq!(guest.bus.read(MMIO + DEVICE), 8_u64.to_le_bytes());
     assert_eq!(guest.bus.read(MMIO + DEVICE + 0xffc), [0; 4]);
+}
+
+fn grow(guest: &Guest, sectors: u64) {
+    let resize = Resize {
+        size: Some(sectors * 512),
+        shrink: false,
+    };
+    let request = DeviceRequest::Disk(DiskRequest::Resize(resize));
+    guest.bus.slot.request(&request).unwrap();
+}
+
+fn generation(guest: &Guest) -> u8 {
+    let [generation] = guest.bus.read(MMIO + 0x15);
+    generation
+}
+
+#[test]
+fn a_driver_is_told_of_another_configuration() {
+    let (_disk, guest) = busy_disk();
+    let before = generation(&guest);
+    grow(&guest, 16);
+    assert_ne!(generation(&guest), before);
+    assert_eq!(guest.bus.read(MMIO + DEVICE), 16_u64.to_le_bytes());
+    wait(|| guest.bus.line.high().then_some(()));
+    assert_eq!(guest.bus.read(MMIO + ISR), [2]);
+    guest.enable_msix();
+    grow(&guest, 24);
+    assert_eq!(messages(&guest, 1), [0x40]);
+    // A size that it has is no news.
+    grow(&guest, 24);
+    std::thread::sleep(Duration::from_millis(20));
+    assert_eq!(guest.bus.messages.take(), [0_u32; 0]);
+}
+
+#[test]
+fn a_driver_that_is_stopped_or_not_ready_is_told_later() {
+    let (disk, guest) = busy_disk();
+    disk.end(0, Ok(()));
+    guest.enable_msix();
+    guest.bus.slot.quiesce();
+    wait(|| guest.bus.slot.drained().then_some(()));
+    let unchanged = save(&guest.bus);
+    grow(&guest, 16);
+    std::thread::sleep(Duration::from_millis(20));
+    guest.bus.messages.take();
+    // Also in another process.
+    let body = save(&guest.bus);
+    assert_ne!(body, unchanged);
+    let (events, ..) = life::channel();
+    let of_16 = TestDisk::new(16);
+    let blk = blk(&of_16, &events);
+    let moved = Guest {
+        bus: bus_with(Box::new(blk), &guest.driver.ram, &events),
+        driver: Driver::new(8),
+    };
+    load(&moved.bus, &body).unwrap();
+    assert_eq!(save(&moved.bus), body);
+    for guest in [&guest, &moved] {
+        guest.bus.slot.resume();
+        assert_eq!(messages(guest, 1), [0x40]);
+        guest.bus.slot.quiesce();
+    }
+    guest.bus.slot.resume();
+    // It reads the configuration when it begins.
+    guest.common(0x14, &[0]);
+    grow(&guest, 24);
+    guest.common(0x14, &[0]);
+    guest.start(VERSION_1);
+    std::thread::sleep(Duration::from_millis(20));
+    assert_eq!(guest.bus.messages.take(), [0_u32; 0]);
+}
+
+#[test]
+fn a_device_of_another_kind_refuses() {
+    let guest = Guest::new();
+    let request = DeviceRequest::Disk(DiskRequest::Resize(Resize::default()));
+    let refused = guest.bus.slot.request(&request);
+    assert_eq!(refused, Err(RequestError::OtherKind));
+    assert!(guest.bus.slot.gauge().is_none());
 }
 
 #[test]

@@ -1,0 +1,73 @@
+//! What users ask of devices while the VM runs, and what devices show of themselves meanwhile.
+//!
+//! ```text
+//!   control socket ─► machine (by id, on its main thread) ─► Device::request ─► pci ─► virtio ─► the device
+//!   status ◄── Gauge::read (any thread, none of the device's locks)
+//! ```
+//!
+//! A kind of device has one variant of [`DeviceRequest`] and one field of [`DeviceReport`]. What both are
+//! made of belongs to the module below that the device is built on, as [`DiskRequest`] does to `block`.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::block::{DiskCounters, DiskReport, DiskRequest};
+
+/// What a user asks of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceRequest {
+    /// Of a disk.
+    Disk(DiskRequest),
+}
+
+impl DeviceRequest {
+    /// What it can be asked of, for messages.
+    pub fn asked_of(self) -> &'static str {
+        match self {
+            Self::Disk(_) => "disk",
+        }
+    }
+
+    /// Whether a VM that was saved before it could not continue after it. It is then refused while the VM is
+    /// saved or migrated.
+    pub fn changes_saved_state(self) -> bool {
+        match self {
+            Self::Disk(request) => request.changes_saved_state(),
+        }
+    }
+}
+
+/// Why a device did not do what was asked for. Nothing has changed then.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum RequestError {
+    /// The device is of another kind.
+    #[error("the device is of another kind")]
+    OtherKind,
+    /// It cannot do it, or not now.
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// What a device shows of itself in the VM's status.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceReport {
+    /// If it is a disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<DiskReport>,
+}
+
+/// Where a device's report is read: on any thread, at any time, without a wait for the device.
+pub trait Gauge: fmt::Debug + Send + Sync {
+    /// The report now.
+    fn read(&self) -> DeviceReport;
+}
+
+impl Gauge for DiskCounters {
+    fn read(&self) -> DeviceReport {
+        DeviceReport {
+            disk: Some(self.report()),
+        }
+    }
+}
