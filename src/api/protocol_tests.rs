@@ -4,8 +4,12 @@ use std::os::unix::ffi::OsStringExt;
 
 use super::protocol::{MAX_REQUEST, REQUESTS};
 use super::*;
+use crate::block::DiskReport;
+use crate::bus::DeviceReport;
 use crate::life::Request;
-use crate::machine::{AfterSave, Crash, Migrate, RamStatus, State, Status, TscStatus};
+use crate::machine::{
+    AfterSave, Crash, DeviceStatus, Migrate, RamStatus, State, Status, TscStatus,
+};
 use crate::migration::MigrationReport;
 use crate::migration::phase::SourcePhase;
 
@@ -328,6 +332,25 @@ fn each_reply_has_its_line() {
             swapped: 12,
             locked: 13,
         }),
+        devices: vec![
+            DeviceStatus {
+                id: "data".to_owned(),
+                of: "virtio-blk".to_owned(),
+                slot: 3,
+                report: DeviceReport {
+                    disk: Some(DiskReport {
+                        size: 512,
+                        ..DiskReport::default()
+                    }),
+                },
+            },
+            DeviceStatus {
+                id: "virtio-rng0".to_owned(),
+                of: "virtio-rng".to_owned(),
+                slot: 4,
+                report: DeviceReport::default(),
+            },
+        ],
         ..status()
     };
     for (reply, line) in [
@@ -354,7 +377,16 @@ fn each_reply_has_its_line() {
              \"migration\":{\"to\":\"tcp:h:1\",\"phase\":\"handing-over\",\"rounds\":1,\"ram\":2,\
              \"sent\":3,\"remaining\":4,\"rate\":5,\"dirty_rate\":6,\"throttle\":7,\"elapsed_ms\":8,\
              \"estimate_ms\":9,\"downtime_ms\":null,\"error\":\"e\"},\
-             \"ram\":{\"backing\":\"anonymous\",\"resident\":10,\"huge\":11,\"swapped\":12,\"locked\":13}}}",
+             \"ram\":{\"backing\":\"anonymous\",\"resident\":10,\"huge\":11,\"swapped\":12,\"locked\":13},\
+             \"devices\":[{\"id\":\"data\",\"type\":\"virtio-blk\",\"slot\":3,\"disk\":{\"size\":512,\
+             \"rd_bytes\":0,\"rd_operations\":0,\"rd_total_time_ns\":0,\
+             \"wr_bytes\":0,\"wr_operations\":0,\"wr_total_time_ns\":0,\
+             \"flush_operations\":0,\"flush_total_time_ns\":0,\
+             \"unmap_bytes\":0,\"unmap_operations\":0,\"zero_bytes\":0,\"zero_operations\":0,\
+             \"failed_rd_operations\":0,\"failed_wr_operations\":0,\"failed_flush_operations\":0,\
+             \"failed_unmap_operations\":0,\"failed_zero_operations\":0,\"invalid_operations\":0,\
+             \"in_flight\":0,\"paused\":false}},\
+             {\"id\":\"virtio-rng0\",\"type\":\"virtio-rng\",\"slot\":4}]}}",
         ),
     ] {
         assert_eq!(

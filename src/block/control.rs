@@ -59,9 +59,67 @@ impl Resize {
     }
 }
 
-/// What a disk shows of itself.
+/// What a disk shows of itself since its process has started: QEMU's names and meanings (query-blockstats),
+/// where QEMU has them. An operation is counted when it ends; one that waits after an error, for the VM to be
+/// resumed, has not ended.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct DiskReport {
     /// Bytes.
     pub size: u64,
+    /// Bytes that were read.
+    pub rd_bytes: u64,
+    /// Reads.
+    pub rd_operations: u64,
+    /// The time that all reads were on the host, each from when it was given to the host until its end.
+    pub rd_total_time_ns: u64,
+    /// Bytes that were written.
+    pub wr_bytes: u64,
+    /// Writes.
+    pub wr_operations: u64,
+    /// As of reads.
+    pub wr_total_time_ns: u64,
+    /// Flushes.
+    pub flush_operations: u64,
+    /// As of reads.
+    pub flush_total_time_ns: u64,
+    /// Bytes that were discarded.
+    pub unmap_bytes: u64,
+    /// Discards.
+    pub unmap_operations: u64,
+    /// Bytes that were zeroed.
+    pub zero_bytes: u64,
+    /// Write zeroes.
+    pub zero_operations: u64,
+    /// Reads that the host refused, and that the guest got an error for.
+    pub failed_rd_operations: u64,
+    /// Writes, likewise.
+    pub failed_wr_operations: u64,
+    /// Flushes, likewise.
+    pub failed_flush_operations: u64,
+    /// Discards, likewise.
+    pub failed_unmap_operations: u64,
+    /// Write zeroes, likewise.
+    pub failed_zero_operations: u64,
+    /// Requests that no disk could carry out, e.g. beyond its end.
+    pub invalid_operations: u64,
+    /// Requests that are on the host now.
+    pub in_flight: u64,
+    /// An error has paused the VM.
+    pub paused: bool,
+}
+
+impl DiskReport {
+    /// Requests that the host refused, of all kinds.
+    pub fn failed_operations(&self) -> u64 {
+        [
+            self.failed_rd_operations,
+            self.failed_wr_operations,
+            self.failed_flush_operations,
+            self.failed_unmap_operations,
+            self.failed_zero_operations,
+        ]
+        .into_iter()
+        .fold(0, u64::saturating_add)
+    }
 }

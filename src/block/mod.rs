@@ -25,7 +25,7 @@ use nix::sys::eventfd::EventFd;
 use crate::memory::{Readable, Writable};
 
 pub use control::{DiskReport, DiskRequest, Resize};
-pub use counters::DiskCounters;
+pub use counters::{Counted, DiskCounters};
 
 /// The unit of addresses and sizes of a disk, in bytes.
 pub const SECTOR: u64 = 512;
@@ -80,6 +80,18 @@ pub enum Operation {
         /// Whether the blocks may be given back to the host.
         unmap: bool,
     },
+}
+
+impl Operation {
+    /// How many bytes of the disk it is about.
+    pub fn bytes(&self) -> u64 {
+        match self {
+            Self::Read { to, .. } => to.len(),
+            Self::Write { from, .. } => from.len(),
+            Self::Flush => 0,
+            Self::Discard { len, .. } | Self::WriteZeroes { len, .. } => *len,
+        }
+    }
 }
 
 /// An operation under the controller's number.

@@ -4,8 +4,9 @@ use std::fmt::Write;
 
 use super::{CliError, ExitStatus, print, to_json};
 use crate::api::{self, RunDirs};
+use crate::block::DiskReport;
 use crate::config::show_size;
-use crate::machine::{RamStatus, Status};
+use crate::machine::{DeviceStatus, RamStatus, Status};
 use crate::migration::MigrationReport;
 
 /// Show the state of a running VM
@@ -75,6 +76,9 @@ fn describe(status: &Status) -> String {
     for (device, path) in &status.ptys {
         line(device, path);
     }
+    for device in &status.devices {
+        line("device", &describe_device(device));
+    }
     if let Some(migration) = &status.migration {
         line("migration", &describe_migration(migration));
     }
@@ -109,6 +113,46 @@ fn describe_ram(ram: &RamStatus) -> String {
         if bytes > 0 {
             text.push_str(&format!(", {} {what}", show_bytes(bytes)));
         }
+    }
+    text
+}
+
+/// A device, in one line.
+fn describe_device(device: &DeviceStatus) -> String {
+    let mut text = format!(
+        "{}: {} in slot {}",
+        device.id.escape_debug(),
+        device.of.escape_debug(),
+        device.slot
+    );
+    if let Some(disk) = &device.report.disk {
+        text.push_str(", ");
+        text.push_str(&describe_disk(disk));
+    }
+    text
+}
+
+/// What a disk shows, in one line.
+pub(super) fn describe_disk(disk: &DiskReport) -> String {
+    let mut text = format!(
+        "{}: {} read in {} requests, {} written in {}",
+        show_size(disk.size),
+        show_bytes(disk.rd_bytes),
+        disk.rd_operations,
+        show_bytes(disk.wr_bytes),
+        disk.wr_operations
+    );
+    for (count, what) in [
+        (disk.flush_operations, "flushes"),
+        (disk.failed_operations(), "failed"),
+        (disk.invalid_operations, "invalid"),
+    ] {
+        if count > 0 {
+            text.push_str(&format!(", {count} {what}"));
+        }
+    }
+    if disk.paused {
+        text.push_str("; an error has paused the VM");
     }
     text
 }
@@ -191,6 +235,7 @@ pub(super) fn show_time(ms: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bus::DeviceReport;
     use crate::machine::Crash;
     use crate::machine::State;
 
@@ -221,7 +266,32 @@ mod tests {
                 swapped: 0,
                 locked: 4096,
             }),
-            devices: Vec::new(),
+            devices: vec![
+                DeviceStatus {
+                    id: "disk".to_owned(),
+                    of: "virtio-blk".to_owned(),
+                    slot: 1,
+                    report: DeviceReport {
+                        disk: Some(DiskReport {
+                            size: 20 << 30,
+                            rd_bytes: 3 << 20,
+                            rd_operations: 7,
+                            wr_bytes: 512,
+                            wr_operations: 1,
+                            failed_wr_operations: 1,
+                            failed_rd_operations: 2,
+                            paused: true,
+                            ..DiskReport::default()
+                        }),
+                    },
+                },
+                DeviceStatus {
+                    id: "rng\u{1b}".to_owned(),
+                    of: "virtio-rng".to_owned(),
+                    slot: 2,
+                    report: DeviceReport::default(),
+                },
+            ],
         };
         assert_eq!(
             describe(&status),
@@ -232,6 +302,9 @@ mod tests {
                Hyper-V   hv-relaxed hv-time\n  \
                resets    2\n  \
                serial    /dev/pts/3\n  \
+               device    disk: virtio-blk in slot 1, 20G: 3072 KiB read in 7 requests, 512 B written in 1, \
+                         3 failed; an error has paused the VM\n  \
+               device    rng\\u{1b}: virtio-rng in slot 2\n  \
                crash     hyper-v 0x7e 0x1 0x2 0x3 0x4\n            \
                          dead\\u{1b}[2J\n            \
                          end\n"

@@ -12,6 +12,7 @@ mod request;
 use std::fmt;
 use std::io;
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::device::{Kind, VirtioDevice};
 use super::queue::{Chain, RingError, SplitRing};
@@ -88,6 +89,10 @@ struct Slot {
     queue: usize,
     head: u16,
     parsed: Parsed,
+    /// How many bytes of the disk it is about.
+    bytes: u64,
+    /// When it was given to the disk.
+    begun: Option<Instant>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -187,25 +192,35 @@ impl Blk {
     fn begin(&mut self, slot: usize, queue: usize, dma: &Dma) -> Result<(), RingError> {
         let parsed = Parsed::new(&self.chain, dma)?;
         let begun = self.operation(&parsed, dma)?;
-        let state = match &begun {
-            Begun::Operation(_) => SlotState::Busy,
-            Begun::Ended(status) => SlotState::Done(*status),
-        };
-        self.slots[slot] = Slot {
-            state,
+        let mut taken = Slot {
             queue,
             head: self.chain.head(),
             parsed,
+            ..Slot::default()
         };
         match begun {
-            Begun::Operation(operation) => self.submit(slot, operation),
-            Begun::Ended(_) => self.done.push(slot),
+            Begun::Operation(operation) => {
+                taken.state = SlotState::Busy;
+                taken.bytes = operation.bytes();
+                taken.begun = Some(Instant::now());
+                self.slots[slot] = taken;
+                self.submit(slot, operation);
+            }
+            Begun::Ended(status) => {
+                taken.state = SlotState::Done(status);
+                self.slots[slot] = taken;
+                self.done.push(slot);
+                if status != Status::Ok {
+                    self.counters.invalid();
+                }
+            }
         }
         Ok(())
     }
 
     fn submit(&mut self, tag: usize, operation: Operation) {
         self.busy += 1;
+        self.counters.set_in_flight(self.busy);
         self.backend.submit(Request { tag, operation });
     }
 
@@ -310,6 +325,7 @@ impl Blk {
     /// The disk no longer has a request.
     fn take_back(&mut self, operation: Operation) {
         self.busy -= 1;
+        self.counters.set_in_flight(self.busy);
         match operation {
             Operation::Read { mut to, .. } => {
                 to.complete(u64::MAX);
@@ -340,6 +356,9 @@ impl Blk {
             }
             Ok(()) => {
                 slot.state = SlotState::Done(Status::Ok);
+                if let (Some(kind), Some(begun)) = (slot.parsed.command.counted(), slot.begun) {
+                    self.counters.done(kind, slot.bytes, begun.elapsed());
+                }
                 self.done.push(tag);
             }
             // After a flush that failed all others do: there is nothing to wait for.
@@ -347,6 +366,7 @@ impl Blk {
                 slot.state = SlotState::Waits;
                 self.waiting.push(tag);
                 if !std::mem::replace(&mut self.paused, true) {
+                    self.counters.set_paused(true);
                     self.events.report(GuestEvent::DiskFailed {
                         device: self.id.clone(),
                         why: describe(&error),
@@ -356,6 +376,9 @@ impl Blk {
             Err(error) => {
                 tracing::debug!("{}: {:?} failed: {error}", self.id, slot.parsed.command);
                 slot.state = SlotState::Done(Status::IoError);
+                if let Some(kind) = slot.parsed.command.counted() {
+                    self.counters.failed(kind);
+                }
                 self.done.push(tag);
             }
         }
@@ -539,6 +562,7 @@ impl VirtioDevice for Blk {
 
     fn resume(&mut self) {
         self.paused = false;
+        self.counters.set_paused(false);
     }
 
     fn syncer(&self) -> Option<Syncer> {
@@ -595,7 +619,7 @@ impl VirtioDevice for Blk {
                 state: SlotState::Waits,
                 queue,
                 head,
-                parsed: Parsed::default(),
+                ..Slot::default()
             };
             self.waiting.push(slot);
         }

@@ -1,6 +1,7 @@
 //! What a request of the driver says (virtio 1.2, 5.2.6): a header of 16 bytes, data, and the status, a byte
 //! that the device writes. The driver may split them over descriptors as it likes (2.7.4).
 
+use crate::block::Counted;
 use crate::memory::Dma;
 use crate::units::Gpa;
 use crate::virtio::queue::{Chain, RingError, Segment};
@@ -43,6 +44,18 @@ impl Command {
     /// Whether the device writes the data.
     pub(super) fn reads(self) -> bool {
         matches!(self, Self::Read | Self::GetId)
+    }
+
+    /// What it is counted as.
+    pub(super) fn counted(self) -> Option<Counted> {
+        match self {
+            Self::Read => Some(Counted::Read),
+            Self::Write => Some(Counted::Write),
+            Self::Flush => Some(Counted::Flush),
+            Self::Discard => Some(Counted::Discard),
+            Self::WriteZeroes => Some(Counted::WriteZeroes),
+            Self::GetId | Self::Unknown => None,
+        }
     }
 
     /// Whether it changes the disk.
