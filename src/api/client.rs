@@ -122,7 +122,8 @@ fn talk(mut stream: UnixStream, request: &ControlRequest) -> io::Result<ControlR
         ControlRequest::Save(_)
         | ControlRequest::Migrate(_)
         | ControlRequest::CancelMigration {}
-        | ControlRequest::DiskResize(_) => None,
+        | ControlRequest::DiskResize(_)
+        | ControlRequest::DiskThrottle(_) => None,
         ControlRequest::Status {}
         | ControlRequest::Pause {}
         | ControlRequest::Resume {}

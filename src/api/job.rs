@@ -4,8 +4,8 @@ use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{Receiver, sync_channel};
 
-use super::protocol::{DiskResize, Save};
-use crate::block::{DiskRequest, Resize};
+use super::protocol::{DiskResize, DiskThrottle, Save};
+use crate::block::{DiskRequest, Resize, ThrottleChange};
 use crate::bus::DeviceRequest;
 use crate::error::chain;
 use crate::life::MachineHandle;
@@ -77,6 +77,19 @@ pub(super) fn resize_disk(handle: &MachineHandle, args: &DiskResize) -> Done {
         handle,
         &args.id,
         DeviceRequest::Disk(DiskRequest::Resize(resize)),
+    )
+}
+
+/// Limits a disk.
+pub(super) fn throttle_disk(handle: &MachineHandle, args: &DiskThrottle) -> Done {
+    let change = ThrottleChange {
+        iops: args.iops,
+        bps: args.bps,
+    };
+    request_device(
+        handle,
+        &args.id,
+        DeviceRequest::Disk(DiskRequest::Throttle(change)),
     )
 }
 

@@ -40,6 +40,8 @@ pub enum ControlRequest {
     CancelMigration {},
     /// Give a disk another size. The reply comes when it has it.
     DiskResize(DiskResize),
+    /// Limit a disk. The reply comes when the limits hold.
+    DiskThrottle(DiskThrottle),
 }
 
 /// Another size for a disk.
@@ -67,8 +69,22 @@ pub struct Save {
     pub then: AfterSave,
 }
 
+/// Limits for a disk: none are as before, and 0 is no limit.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskThrottle {
+    /// Its id.
+    pub id: String,
+    /// Operations per second.
+    #[serde(default)]
+    pub iops: Option<u64>,
+    /// Bytes per second.
+    #[serde(default)]
+    pub bps: Option<u64>,
+}
+
 /// The names of all requests with their arguments, for error messages. A test compares it with the types.
-pub(super) const REQUESTS: [(&str, &[&str]); 10] = [
+pub(super) const REQUESTS: [(&str, &[&str]); 11] = [
     ("status", &[]),
     ("pause", &[]),
     ("resume", &[]),
@@ -92,6 +108,7 @@ pub(super) const REQUESTS: [(&str, &[&str]); 10] = [
     ),
     ("cancel-migration", &[]),
     ("disk-resize", &["id", "size", "shrink"]),
+    ("disk-throttle", &["id", "iops", "bps"]),
 ];
 
 impl From<Request> for ControlRequest {

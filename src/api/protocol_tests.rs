@@ -97,6 +97,14 @@ fn requests() -> Vec<(ControlRequest, &'static str)> {
             }),
             r#"{"command":"disk-resize","id":"data","shrink":true,"size":1073741824}"#,
         ),
+        (
+            ControlRequest::DiskThrottle(DiskThrottle {
+                id: "data".to_owned(),
+                iops: Some(20),
+                bps: Some(0),
+            }),
+            r#"{"bps":0,"command":"disk-throttle","id":"data","iops":20}"#,
+        ),
     ]
 }
 
@@ -125,6 +133,14 @@ fn optional_arguments_have_defaults() {
                 id: "data".to_owned(),
                 size: None,
                 shrink: false,
+            }),
+        ),
+        (
+            r#"{"command":"disk-throttle","id":"data"}"#,
+            ControlRequest::DiskThrottle(DiskThrottle {
+                id: "data".to_owned(),
+                iops: None,
+                bps: None,
             }),
         ),
     ] {
@@ -172,7 +188,7 @@ fn each_change_of_the_life_cycle_is_a_request() {
 fn a_refused_request_is_explained() {
     let example = r#"a request is a line like {"command":"status"}"#;
     let commands = "the commands are status, pause, resume, reset, power-button, kill, save, migrate, \
-                    cancel-migration, disk-resize";
+                    cancel-migration, disk-resize, disk-throttle";
     let migrate_arguments = "the arguments of migrate are to, downtime_ms, bandwidth, connections, zstd, \
                              tls_cert, tls_key, tls_ca, plaintext";
     for (line, begins, ends) in [
@@ -385,7 +401,7 @@ fn each_reply_has_its_line() {
              \"unmap_bytes\":0,\"unmap_operations\":0,\"zero_bytes\":0,\"zero_operations\":0,\
              \"failed_rd_operations\":0,\"failed_wr_operations\":0,\"failed_flush_operations\":0,\
              \"failed_unmap_operations\":0,\"failed_zero_operations\":0,\"invalid_operations\":0,\
-             \"in_flight\":0,\"paused\":false}},\
+             \"in_flight\":0,\"paused\":false,\"throttle\":{\"iops\":0,\"bps\":0,\"held\":0}}},\
              {\"id\":\"virtio-rng0\",\"type\":\"virtio-rng\",\"slot\":4}]}}",
         ),
     ] {

@@ -100,6 +100,10 @@ impl Server {
                         let resize = move |vm: &_| job::resize_disk(vm, &args);
                         ControlAnswer::Later(job::start(&handle, &wake, resize))
                     }
+                    ControlRequest::DiskThrottle(args) => {
+                        let throttle = move |vm: &_| job::throttle_disk(vm, &args);
+                        ControlAnswer::Later(job::start(&handle, &wake, throttle))
+                    }
                 },
             };
             let thread = spawn(Role::Api, move || {
@@ -206,6 +210,7 @@ impl<A: Fn(ControlRequest) -> ControlAnswer> Service<A> {
             ControlRequest::Save(_)
             | ControlRequest::Migrate(_)
             | ControlRequest::DiskResize(_)
+            | ControlRequest::DiskThrottle(_)
                 if jobs.get() >= MAX_JOBS =>
             {
                 ControlAnswer::Refused(format!("{MAX_JOBS} jobs are being done already"))
@@ -219,6 +224,7 @@ impl<A: Fn(ControlRequest) -> ControlAnswer> Service<A> {
             | ControlRequest::Migrate(_)
             | ControlRequest::CancelMigration {}
             | ControlRequest::DiskResize(_)
+            | ControlRequest::DiskThrottle(_)
             | ControlRequest::Kill {} => {
                 jobs.set(jobs.get() + 1);
                 answer(request)

@@ -1,16 +1,20 @@
 //! What users ask of a disk while its VM runs, and what it shows.
 
 use std::io;
+use std::num::NonZeroU64;
 
 use serde::{Deserialize, Serialize};
 
 use super::SECTOR;
+use super::throttle::{Limits, MAX_IOPS};
 
 /// What a user asks of a disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DiskRequest {
     /// Give it another size.
     Resize(Resize),
+    /// Limit how much the guest may ask of it.
+    Throttle(ThrottleChange),
 }
 
 impl DiskRequest {
@@ -18,6 +22,7 @@ impl DiskRequest {
     pub fn changes_saved_state(self) -> bool {
         match self {
             Self::Resize(_) => true,
+            Self::Throttle(_) => false,
         }
     }
 }
@@ -57,6 +62,44 @@ impl Resize {
         }
         Ok(size)
     }
+}
+
+/// Other limits for a disk. None: as before; 0: no limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ThrottleChange {
+    /// Operations per second.
+    pub iops: Option<u64>,
+    /// Bytes per second.
+    pub bps: Option<u64>,
+}
+
+impl ThrottleChange {
+    /// The limits that there are after it, if there were `before`.
+    ///
+    /// # Errors
+    /// If one is too high.
+    pub fn target(self, before: Limits) -> io::Result<Limits> {
+        if self.iops.is_some_and(|iops| iops > MAX_IOPS.into()) {
+            let why = format!("the limit of operations can be at most {MAX_IOPS} per second");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+        }
+        Ok(Limits {
+            iops: self.iops.map_or(before.iops, NonZeroU64::new),
+            bps: self.bps.map_or(before.bps, NonZeroU64::new),
+        })
+    }
+}
+
+/// What a disk shows of its limits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ThrottleReport {
+    /// Operations per second; 0: no limit.
+    pub iops: u64,
+    /// Bytes per second; 0: no limit.
+    pub bps: u64,
+    /// How often requests have had to wait.
+    pub held: u64,
 }
 
 /// What a disk shows of itself since its process has started: QEMU's names and meanings (query-blockstats),
@@ -107,6 +150,8 @@ pub struct DiskReport {
     pub in_flight: u64,
     /// An error has paused the VM.
     pub paused: bool,
+    /// Its limits.
+    pub throttle: ThrottleReport,
 }
 
 impl DiskReport {

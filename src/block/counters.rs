@@ -1,9 +1,11 @@
 //! What a disk shows of itself: written by its controller, read by others at any time.
 
+use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use super::DiskReport;
+use super::throttle::Limits;
+use super::{DiskReport, ThrottleReport};
 
 /// The kinds of requests that are counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +30,9 @@ pub struct DiskCounters {
     invalid: AtomicU64,
     in_flight: AtomicU64,
     paused: AtomicBool,
+    iops: AtomicU64,
+    bps: AtomicU64,
+    held: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -52,6 +57,18 @@ impl DiskCounters {
     /// An error has paused the VM, or it was resumed.
     pub fn set_paused(&self, paused: bool) {
         self.paused.store(paused, Relaxed);
+    }
+
+    /// These limits hold.
+    pub fn set_limits(&self, limits: Limits) {
+        for (shown, limit) in [(&self.iops, limits.iops), (&self.bps, limits.bps)] {
+            shown.store(limit.map_or(0, NonZeroU64::get), Relaxed);
+        }
+    }
+
+    /// Requests have to wait because of a limit.
+    pub fn held(&self) {
+        self.held.fetch_add(1, Relaxed);
     }
 
     /// A request for `bytes` was carried out in `time`.
@@ -107,6 +124,11 @@ impl DiskCounters {
             invalid_operations: self.invalid.load(Relaxed),
             in_flight: self.in_flight.load(Relaxed),
             paused: self.paused.load(Relaxed),
+            throttle: ThrottleReport {
+                iops: self.iops.load(Relaxed),
+                bps: self.bps.load(Relaxed),
+                held: self.held.load(Relaxed),
+            },
         }
     }
 }
@@ -152,10 +174,20 @@ mod tests {
         counters.set_size(4096);
         counters.set_in_flight(7);
         counters.set_paused(true);
+        counters.set_limits(Limits {
+            iops: None,
+            bps: NonZeroU64::new(9),
+        });
+        counters.held();
         let expected = DiskReport {
             size: 4096,
             in_flight: 7,
             paused: true,
+            throttle: ThrottleReport {
+                iops: 0,
+                bps: 9,
+                held: 1,
+            },
             ..expected
         };
         assert_eq!(counters.report(), expected);

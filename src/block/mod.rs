@@ -16,6 +16,7 @@ pub mod scratch;
 #[cfg(test)]
 pub(crate) mod testing;
 mod threads;
+pub mod throttle;
 
 use std::io;
 use std::sync::Arc;
@@ -24,7 +25,7 @@ use nix::sys::eventfd::EventFd;
 
 use crate::memory::{Readable, Writable};
 
-pub use control::{DiskReport, DiskRequest, Resize};
+pub use control::{DiskReport, DiskRequest, Resize, ThrottleChange, ThrottleReport};
 pub use counters::{Counted, DiskCounters};
 
 /// The unit of addresses and sizes of a disk, in bytes.

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use super::{CliError, ExitStatus, print, to_json};
 use crate::api::{self, RunDirs};
-use crate::block::DiskReport;
+use crate::block::{DiskReport, ThrottleReport};
 use crate::config::show_size;
 use crate::machine::{DeviceStatus, RamStatus, Status};
 use crate::migration::MigrationReport;
@@ -151,10 +151,30 @@ pub(super) fn describe_disk(disk: &DiskReport) -> String {
             text.push_str(&format!(", {count} {what}"));
         }
     }
+    text.push_str(&describe_limits(&disk.throttle));
     if disk.paused {
         text.push_str("; an error has paused the VM");
     }
     text
+}
+
+/// The limits of a disk, to be appended to something.
+fn describe_limits(throttle: &ThrottleReport) -> String {
+    let mut limits = Vec::new();
+    if throttle.iops > 0 {
+        limits.push(format!("{} requests/s", throttle.iops));
+    }
+    if throttle.bps > 0 {
+        limits.push(format!("{}/s", show_bytes(throttle.bps)));
+    }
+    match limits.is_empty() {
+        true => String::new(),
+        false => format!(
+            "; limited to {}, held back {} times",
+            limits.join(" and "),
+            throttle.held
+        ),
+    }
 }
 
 /// The progress of a migration, in one line.
@@ -281,6 +301,11 @@ mod tests {
                             failed_wr_operations: 1,
                             failed_rd_operations: 2,
                             paused: true,
+                            throttle: ThrottleReport {
+                                iops: 20,
+                                bps: 50 << 20,
+                                held: 9,
+                            },
                             ..DiskReport::default()
                         }),
                     },
@@ -303,7 +328,8 @@ mod tests {
                resets    2\n  \
                serial    /dev/pts/3\n  \
                device    disk: virtio-blk in slot 1, 20G: 3072 KiB read in 7 requests, 512 B written in 1, \
-                         3 failed; an error has paused the VM\n  \
+                         3 failed; limited to 20 requests/s and 50 MiB/s, held back 9 times; \
+                         an error has paused the VM\n  \
                device    rng\\u{1b}: virtio-rng in slot 2\n  \
                crash     hyper-v 0x7e 0x1 0x2 0x3 0x4\n            \
                          dead\\u{1b}[2J\n            \

@@ -244,6 +244,13 @@ impl<'a> Build<'a> {
                 let words: Vec<_> = words.iter().map(|word| (*word, *word)).collect();
                 parse::choice(value, &words).map(|word| DeviceValue::Text(word.to_owned()))
             }
+            Takes::Size => match parse::size(value)? {
+                bytes if i64::try_from(bytes).is_ok() => Ok(DeviceValue::Size(bytes)),
+                _ => Err(Wrong::new(
+                    format!("{value} is out of range"),
+                    "a smaller size",
+                )),
+            },
             Takes::Number { what, first, last } => {
                 let expected = format!("a {what} from {first} to {last}");
                 match u32::try_from(parse::number(value, &expected)?) {

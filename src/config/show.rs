@@ -200,6 +200,7 @@ fn device(device: &DeviceConfig) -> Value {
         let value = match value {
             DeviceValue::Text(value) => text(value),
             DeviceValue::Number(value) => number(*value),
+            DeviceValue::Size(value) => Value::Integer(i64::try_from(*value).unwrap_or(i64::MAX)),
             DeviceValue::Switch(value) => Value::Boolean(*value),
         };
         (*key, value)

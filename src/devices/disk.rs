@@ -1,9 +1,12 @@
 //! Disks: an image of the host behind a controller.
 
+use std::num::NonZeroU64;
+
 use super::table::{BuildError, DeviceConfig, DeviceKey, DeviceValue, Site, Takes};
 use crate::block::Backend;
 use crate::block::raw::{Cache, RawDisk, RawOptions};
 use crate::block::scratch::Scratch;
+use crate::block::throttle::{Limits, MAX_IOPS};
 use crate::pci::Slot;
 use crate::virtio::blk::{Blk, BlkOptions, MAX_QUEUES, OnError, SERIAL_LEN};
 
@@ -17,6 +20,8 @@ const DISCARD: &str = "discard";
 const SERIAL: &str = "serial";
 const QUEUES: &str = "num-queues";
 const ON_ERROR: &str = "on-error";
+const IOPS: &str = "iops";
+const BPS: &str = "bps";
 
 /// The keys of a disk, beside those of its controller.
 pub static VIRTIO_BLK_KEYS: &[DeviceKey] = &[
@@ -82,6 +87,25 @@ pub static VIRTIO_BLK_KEYS: &[DeviceKey] = &[
         adjustable: true,
         ..DeviceKey::of(ON_ERROR)
     },
+    DeviceKey {
+        takes: Takes::Number {
+            what: "number of operations per second",
+            first: 0,
+            last: MAX_IOPS,
+        },
+        about: "how many reads, writes, discards and write zeroes the guest may make in a second; 0: no \
+                limit",
+        default: "no limit",
+        adjustable: true,
+        ..DeviceKey::of(IOPS)
+    },
+    DeviceKey {
+        takes: Takes::Size,
+        about: "how many bytes the guest may read, write and zero in a second, e.g. `50M`; 0: no limit",
+        default: "no limit",
+        adjustable: true,
+        ..DeviceKey::of(BPS)
+    },
 ];
 
 /// Makes a block device.
@@ -89,10 +113,8 @@ pub static VIRTIO_BLK_KEYS: &[DeviceKey] = &[
 /// # Errors
 /// If the image cannot be opened, or see [`Site::virtio`].
 pub fn virtio_blk(config: &DeviceConfig, site: &Site<'_>) -> Result<Slot, BuildError> {
-    let queues = match config.values.get(QUEUES) {
-        Some(DeviceValue::Number(queues)) => u16::try_from(*queues).unwrap_or(MAX_QUEUES),
-        _ => 1,
-    };
+    let queues = config.number(QUEUES).max(1);
+    let queues = u16::try_from(queues).unwrap_or(MAX_QUEUES);
     let on_error = match config.text(ON_ERROR) {
         Some("report") => OnError::Report,
         Some("pause") => OnError::Pause,
@@ -105,6 +127,10 @@ pub fn virtio_blk(config: &DeviceConfig, site: &Site<'_>) -> Result<Slot, BuildE
         queues,
         on_error,
         events: site.events.clone(),
+        limits: Limits {
+            iops: NonZeroU64::new(config.number(IOPS)),
+            bps: NonZeroU64::new(config.number(BPS)),
+        },
     });
     site.virtio(Box::new(blk))
 }

@@ -165,6 +165,8 @@ pub enum Takes {
         /// The largest.
         last: u32,
     },
+    /// A number of bytes, also as in `50M`; at most what TOML can show.
+    Size,
     /// One of these words.
     Words(&'static [&'static str]),
     /// True or false; true if only the key is given.
@@ -187,6 +189,8 @@ pub enum DeviceValue {
     Switch(bool),
     /// A number.
     Number(u32),
+    /// A number of bytes.
+    Size(u64),
 }
 
 impl fmt::Display for DeviceValue {
@@ -195,6 +199,7 @@ impl fmt::Display for DeviceValue {
             Self::Text(text) => f.write_str(text),
             Self::Switch(on) => on.fmt(f),
             Self::Number(number) => number.fmt(f),
+            Self::Size(bytes) => bytes.fmt(f),
         }
     }
 }
@@ -261,6 +266,15 @@ impl DeviceConfig {
         match self.values.get(key) {
             Some(DeviceValue::Text(text)) => Some(text),
             _ => None,
+        }
+    }
+
+    /// The number or the size of a key; 0 if it is not set.
+    pub fn number(&self, key: &str) -> u64 {
+        match self.values.get(key) {
+            Some(DeviceValue::Number(number)) => (*number).into(),
+            Some(DeviceValue::Size(bytes)) => *bytes,
+            _ => 0,
         }
     }
 

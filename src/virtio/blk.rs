@@ -7,6 +7,7 @@
 
 mod config;
 mod control;
+mod limiter;
 mod request;
 
 use std::fmt;
@@ -16,6 +17,7 @@ use std::time::Instant;
 
 use super::device::{Kind, VirtioDevice};
 use super::queue::{Chain, RingError, SplitRing};
+use crate::block::throttle::Limits;
 use crate::block::{Backend, Completion, DiskCounters, Info, Operation, Request, SECTOR, Syncer};
 use crate::bus::{DeviceRequest, Gauge, RequestError};
 use crate::error::chain;
@@ -24,6 +26,7 @@ use crate::memory::{Dma, Readable, Writable};
 use crate::state::{Decoder, Encoder, StateError};
 use crate::sys::Bell;
 use config::{F_FLUSH, MAX_SECTORS, MAX_ZEROED, QUEUE_SIZE};
+use limiter::Limiter;
 use request::{Command, Parsed, Range};
 
 /// The most queues that a device may have.
@@ -80,6 +83,8 @@ pub struct BlkOptions {
     pub on_error: OnError,
     /// Receives that an error pauses the VM.
     pub events: GuestEvents,
+    /// How much the guest may ask of it.
+    pub limits: Limits,
 }
 
 /// A request that was taken from a ring.
@@ -129,6 +134,7 @@ pub struct Blk {
     acquired: bool,
     /// An error has paused the VM: what waits is not started before it is resumed.
     paused: bool,
+    limiter: Limiter,
     chain: Chain,
     /// Buffers without ranges, for the next requests.
     to: Vec<Writable>,
@@ -173,11 +179,13 @@ impl Blk {
             busy: 0,
             acquired: false,
             paused: false,
+            limiter: Limiter::default(),
             chain: Chain::default(),
             to: Vec::with_capacity(SLOTS),
             from: Vec::with_capacity(SLOTS),
         };
         blk.read_info();
+        blk.limit(options.limits);
         blk
     }
 
@@ -505,6 +513,7 @@ impl VirtioDevice for Blk {
     }
 
     fn complete(&mut self, rings: &mut [Option<SplitRing>], dma: &Dma) -> Result<(), RingError> {
+        self.limiter.begin_pass();
         while let Some(completion) = self.backend.completed() {
             self.completed(completion);
         }
@@ -530,6 +539,13 @@ impl VirtioDevice for Blk {
                 return Ok(true);
             }
             left -= 1;
+            if self.limiter.closes() {
+                // What is there stays in the ring, and has not begun.
+                if ring.rearm(dma)? && self.limiter.hold() {
+                    self.counters.held();
+                }
+                return Ok(false);
+            }
             if !ring.pop(dma, &mut self.chain)? {
                 if ring.rearm(dma)? {
                     continue;
@@ -541,6 +557,7 @@ impl VirtioDevice for Blk {
                 return Err(error);
             }
             self.free.pop();
+            self.charge(slot);
             if let Some(slot) = self.done.pop_if(|done| *done == slot) {
                 if let Err(error) = self.give_back(slot, ring, dma) {
                     self.done.push(slot);
@@ -550,6 +567,10 @@ impl VirtioDevice for Blk {
             }
         }
         Ok(false)
+    }
+
+    fn wake_at(&self) -> Option<Instant> {
+        self.limiter.wake_at()
     }
 
     fn withdraw(&mut self) {

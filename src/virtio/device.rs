@@ -1,6 +1,8 @@
 //! What a virtio device is, whatever transport leads to it.
 
 use std::io;
+use std::sync::Arc;
+use std::time::Instant;
 
 use super::queue::{Chain, RingError, SplitRing};
 use crate::block::Syncer;
@@ -121,6 +123,12 @@ pub trait VirtioDevice: Send {
     /// # Errors
     /// If the ring is broken.
     fn serve(&mut self, index: usize, ring: &mut SplitRing, dma: &Dma) -> Result<bool, RingError>;
+
+    /// When it wants to serve its queues again without being notified, after a pass over them that has left
+    /// something there.
+    fn wake_at(&self) -> Option<Instant> {
+        None
+    }
 
     /// Takes back what it has under way and the host has not begun: the machine stops, or the function may
     /// not access memory. [`VirtioDevice::restart`] begins it again.

@@ -5,6 +5,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use nix::poll::{PollFd, PollFlags};
 use nix::sys::eventfd::EventFd;
@@ -22,7 +23,8 @@ pub(super) struct Worker {
 
 impl Worker {
     /// Calls `work` each time one of `bells` or `wake` was signalled, whose reads must not block. However
-    /// often one was signalled meanwhile, it is called once. A panic in it ends the VM.
+    /// often one was signalled meanwhile, it is called once. It is also called at the instant that its last
+    /// call has returned. A panic in it ends the VM.
     ///
     /// # Errors
     /// If there are no more threads.
@@ -31,7 +33,7 @@ impl Worker {
         events: &GuestEvents,
         wake: Arc<EventFd>,
         mut bells: Vec<Bell>,
-        mut work: impl FnMut() + Send + 'static,
+        mut work: impl FnMut() -> Option<Instant> + Send + 'static,
     ) -> io::Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         bells.push(Bell::Event(Arc::clone(&wake)));
@@ -44,8 +46,9 @@ impl Worker {
                     .iter()
                     .map(|bell| PollFd::new(bell.as_fd(), PollFlags::POLLIN))
                     .collect();
-                while wait(&bells, &mut fds) && !stop.load(Ordering::Acquire) {
-                    work();
+                let mut deadline = None;
+                while wait(&bells, &mut fds, deadline) && !stop.load(Ordering::Acquire) {
+                    deadline = work();
                 }
             }
         })?;
@@ -57,11 +60,13 @@ impl Worker {
     }
 }
 
-/// Waits until one of `bells`, which `fds` are in the same order, is signalled, and takes the signals away.
-/// `false`: waiting has failed.
-fn wait(bells: &[Bell], fds: &mut [PollFd<'_>]) -> bool {
-    if sys::wait(fds, None).is_err() {
-        return false;
+/// Waits until one of `bells`, which `fds` are in the same order, is signalled, or `deadline` is over, and
+/// takes the signals away. `false`: waiting has failed.
+fn wait(bells: &[Bell], fds: &mut [PollFd<'_>], deadline: Option<Instant>) -> bool {
+    match sys::wait(fds, deadline) {
+        Err(_) => return false,
+        Ok(false) => return true,
+        Ok(true) => {}
     }
     for (bell, fd) in bells.iter().zip(&*fds) {
         if fd.any().unwrap_or(true) {

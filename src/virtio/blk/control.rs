@@ -3,6 +3,8 @@
 use std::io;
 
 use super::Blk;
+use super::limiter::Limiter;
+use crate::block::throttle::Limits;
 use crate::block::{DiskRequest, Resize};
 use crate::virtio::device::VirtioDevice as _;
 
@@ -14,7 +16,17 @@ impl Blk {
     pub(super) fn control(&mut self, request: DiskRequest) -> io::Result<()> {
         match request {
             DiskRequest::Resize(resize) => self.resize(resize),
+            DiskRequest::Throttle(change) => {
+                self.limit(change.target(self.limiter.limits())?);
+                Ok(())
+            }
         }
+    }
+
+    /// Sets limits, of which nothing is used yet.
+    pub(super) fn limit(&mut self, limits: Limits) {
+        self.limiter = Limiter::new(limits);
+        self.counters.set_limits(limits);
     }
 
     fn resize(&mut self, resize: Resize) -> io::Result<()> {

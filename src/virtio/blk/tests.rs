@@ -44,6 +44,7 @@ impl Guest {
             queues: 1,
             on_error,
             events,
+            limits: Limits::default(),
         });
         blk.set_features(F_FLUSH);
         blk.acquire().unwrap();

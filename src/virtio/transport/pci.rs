@@ -13,6 +13,7 @@
 //! all have come.
 
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use nix::sys::eventfd::EventFd;
 use thiserror::Error;
@@ -286,16 +287,23 @@ impl Shared {
         let _woken = self.wake.write(1);
     }
 
-    /// Returns what is done, and serves a batch of each queue.
-    fn serve(&self) {
+    /// Returns what is done, and serves a batch of each queue; and when to do so again at the latest.
+    fn serve(&self) -> Option<Instant> {
         let mut state = lock(&self.state);
         if state.serve(&self.requester) {
             self.wake();
         }
+        let serves = state.serves(&self.requester);
+        serves.then(|| state.device.wake_at()).flatten()
     }
 }
 
 impl State {
+    /// Whether queues are served at all.
+    fn serves(&self, requester: &Requester) -> bool {
+        !self.quiesced && self.common.is_running() && requester.dma().gate().is_open()
+    }
+
     /// `true`: there is more to do.
     fn serve(&mut self, requester: &Requester) -> bool {
         self.complete(requester);

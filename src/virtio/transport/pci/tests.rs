@@ -4,7 +4,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::block::testing::TestDisk;
-use crate::block::{DiskRequest, Resize};
+use crate::block::throttle::Limits;
+use crate::block::{DiskRequest, Resize, ThrottleChange};
 use crate::bus::Device as _;
 use crate::life;
 use crate::memory::{Dma, GuestRam};
@@ -233,6 +234,7 @@ fn blk(disk: &TestDisk, events: &GuestEvents) -> Blk {
         queues: 1,
         on_error: OnError::Report,
         events: events.clone(),
+        limits: Limits::default(),
     });
     blk.acquire().unwrap();
     blk
@@ -331,6 +333,38 @@ fn a_driver_that_is_stopped_or_not_ready_is_told_later() {
     guest.start(VERSION_1);
     std::thread::sleep(Duration::from_millis(20));
     assert_eq!(guest.bus.messages.take(), [0_u32; 0]);
+}
+
+#[test]
+fn what_a_limit_holds_back_begins_without_another_notification() {
+    let (disk, mut guest) = busy_disk();
+    let change = ThrottleChange {
+        iops: Some(50),
+        bps: None,
+    };
+    let request = DeviceRequest::Disk(DiskRequest::Throttle(change));
+    guest.bus.slot.request(&request).unwrap();
+    guest.driver.put(BUFFERS + 0x100, &[0; 16]);
+    for (index, descriptor) in (2..).zip([
+        (BUFFERS + 0x100, 16, NEXT, 3),
+        (BUFFERS + 0x200, 512, NEXT | WRITE, 4),
+        (BUFFERS + 16, 1, WRITE, 0),
+    ]) {
+        guest.driver.describe(RING.descriptors, index, descriptor);
+    }
+    for _ in 0..8 {
+        guest.driver.offer(2);
+    }
+    guest.notify();
+    let mut begun = 0;
+    wait(|| {
+        begun += disk.submitted().len();
+        (begun == 8).then_some(())
+    });
+    let report = guest.bus.slot.gauge().unwrap().read().disk.unwrap();
+    // At most six come at once, and those two wait one after the other.
+    assert!((1..=8).contains(&report.throttle.held), "{report:?}");
+    guest.bus.slot.quiesce();
 }
 
 #[test]
