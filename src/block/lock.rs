@@ -23,6 +23,9 @@ const READ: off_t = 0;
 /// Permission to write (`BLK_PERM_WRITE`).
 const WRITE: off_t = 1;
 
+/// Permission to change the size (`BLK_PERM_RESIZE`).
+const RESIZE: off_t = 3;
+
 /// What an image is used for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Access {
@@ -64,6 +67,9 @@ pub enum Conflict {
     /// It does not let others read.
     #[error("locked, and does not let others use it")]
     Exclusive,
+    /// It relies on its size, or changes it.
+    #[error("open, and does not let others change its size")]
+    Sized,
 }
 
 /// Why an image was not locked.
@@ -117,6 +123,43 @@ pub(super) fn release(file: BorrowedFd<'_>) {
     for &byte in Access::Write.own() {
         // Unlocking what is locked, or is not, does not fail where locking did not.
         let _unlocked = set(file, F_UNLCK, byte);
+    }
+}
+
+/// The right to change an image's size, until it is dropped.
+#[derive(Debug)]
+pub(super) struct Resizing<'a>(BorrowedFd<'a>);
+
+impl<'a> Resizing<'a> {
+    const OWN: [off_t; 2] = [USED + RESIZE, UNSHARED + RESIZE];
+
+    /// Takes it for an image that was locked by [`take`].
+    ///
+    /// # Errors
+    /// If another process relies on the size or changes it, or the kernel refuses.
+    pub(super) fn begin(file: BorrowedFd<'a>) -> Result<Self, LockError> {
+        let resizing = Self(file);
+        for byte in Self::OWN {
+            match set(file, F_RDLCK, byte) {
+                Err(Errno::EAGAIN | Errno::EACCES) => return Err(Conflict::Sized.into()),
+                result => result?,
+            }
+        }
+        for byte in Self::OWN {
+            if is_locked_by_others(file, byte)? {
+                return Err(Conflict::Sized.into());
+            }
+        }
+        Ok(resizing)
+    }
+}
+
+impl Drop for Resizing<'_> {
+    fn drop(&mut self) {
+        for byte in Self::OWN {
+            // As in `release`.
+            let _unlocked = set(self.0, F_UNLCK, byte);
+        }
     }
 }
 
@@ -261,6 +304,30 @@ mod tests {
             }
             set(other.as_fd(), F_UNLCK, byte).unwrap();
         }
+    }
+
+    #[test]
+    fn the_size_is_changed_by_one_and_by_nobody_who_is_not_let() {
+        let image = tempfile::NamedTempFile::new().unwrap();
+        let (own, other) = (open(image.path()), open(image.path()));
+        take(own.as_fd(), Access::Write).unwrap();
+        let before = locked(image.path());
+        let resizing = Resizing::begin(own.as_fd()).unwrap();
+        assert_eq!(locked(image.path()), [100, 101, 103, 201, 203]);
+        drop(resizing);
+        assert_eq!(locked(image.path()), before);
+        for (kind, byte) in [(F_RDLCK, 103), (F_RDLCK, 203), (F_WRLCK, 203)] {
+            set(other.as_fd(), kind, byte).unwrap();
+            let refused = Resizing::begin(own.as_fd()).unwrap_err();
+            assert!(
+                matches!(refused, LockError::Conflict(Conflict::Sized)),
+                "{kind} {byte}"
+            );
+            set(other.as_fd(), F_UNLCK, byte).unwrap();
+            assert_eq!(locked(image.path()), before);
+        }
+        set(other.as_fd(), F_RDLCK, 102).unwrap();
+        Resizing::begin(own.as_fd()).unwrap();
     }
 
     #[test]

@@ -132,7 +132,8 @@ pub trait Backend: Send {
     /// Takes the next completion, if there is one.
     fn completed(&mut self) -> Option<Completion>;
 
-    /// Becomes a disk of `size` bytes, to be that of a saved VM; only a disk without an image can.
+    /// Becomes a disk of `size` bytes, to be that of a saved VM; only a disk without an image can, or one
+    /// whose image has been given this size since it was opened.
     fn set_size(&mut self, size: u64) -> bool {
         let _unused = size;
         false

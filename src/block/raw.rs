@@ -5,6 +5,7 @@ mod bounce;
 mod error;
 mod format;
 mod image;
+mod resize;
 
 use std::fs::{self, Metadata, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
@@ -20,7 +21,7 @@ use nix::sys::stat::{major, minor};
 
 use super::lock::{self, Access, LockError};
 use super::threads::Threads;
-use super::{Backend, Completion, Info, Request, SECTOR, Syncer};
+use super::{Backend, Completion, Info, Request, Resize, SECTOR, Syncer};
 use error::is;
 use image::Image;
 
@@ -88,7 +89,7 @@ impl RawDisk {
     }
 
     fn access(&self) -> Access {
-        match self.image.info.read_only {
+        match self.image.info().read_only {
             true => Access::Read,
             false => Access::Write,
         }
@@ -97,7 +98,7 @@ impl RawDisk {
 
 impl Backend for RawDisk {
     fn info(&self) -> Info {
-        self.image.info
+        self.image.info()
     }
 
     fn bell(&self) -> &Arc<EventFd> {
@@ -110,6 +111,14 @@ impl Backend for RawDisk {
 
     fn completed(&mut self) -> Option<Completion> {
         self.threads.completed()
+    }
+
+    fn set_size(&mut self, size: u64) -> bool {
+        self.image.becomes(size)
+    }
+
+    fn resize(&mut self, resize: Resize) -> io::Result<()> {
+        self.image.resize(resize)
     }
 
     fn cancel(&mut self) -> Option<Request> {

@@ -21,6 +21,8 @@ pub enum Doing {
     Discard,
     /// A write of zeroes.
     Zero,
+    /// A change of its size.
+    Resize,
 }
 
 impl fmt::Display for Doing {
@@ -30,6 +32,7 @@ impl fmt::Display for Doing {
             Self::Write => "write to",
             Self::Discard => "discard blocks of",
             Self::Zero => "write zeroes to",
+            Self::Resize => "change the size of",
         })
     }
 }
@@ -184,6 +187,15 @@ pub enum RawError {
         /// Bytes when it was opened.
         size: u64,
     },
+    /// The size of a block device is not ours.
+    #[error("{} is a block device of {size} bytes: change its size by its own means (e.g. lvextend), and then \
+        let the disk take it over, by a resize without a size", .path.display())]
+    Device {
+        /// The image.
+        path: PathBuf,
+        /// Bytes that it has.
+        size: u64,
+    },
     /// Completed writes may be lost.
     #[error("cannot flush {}: earlier writes may be lost, and no more are accepted; check the host's disk \
         (see dmesg) and the image before it is opened again", .path.display())]
@@ -239,7 +251,7 @@ impl RawError {
             | Self::Empty { .. }
             | Self::Size { .. }
             | Self::Format { .. } => InvalidData,
-            Self::NoDirect { .. } | Self::Alignment { .. } => Unsupported,
+            Self::NoDirect { .. } | Self::Alignment { .. } | Self::Device { .. } => Unsupported,
             Self::InUse { .. } => ResourceBusy,
             Self::Outside { .. } => InvalidInput,
             Self::ReadOnly { .. } => ReadOnlyFilesystem,

@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
@@ -29,7 +29,10 @@ const MAX_ZEROES: usize = 16;
 pub(super) struct Image {
     pub(super) file: File,
     pub(super) path: PathBuf,
-    pub(super) info: Info,
+    /// What does not change.
+    fixed: Info,
+    /// Bytes of the disk, which may be resized.
+    pub(super) size: AtomicU64,
     cache: Cache,
     /// What addresses and lengths of buffers must be multiples of; 1 without direct I/O.
     unit: usize,
@@ -49,6 +52,7 @@ pub(super) enum Call {
     Punch,
     ZeroRange,
     Sync,
+    Truncate,
 }
 
 impl Image {
@@ -56,7 +60,8 @@ impl Image {
         Self {
             file,
             path,
-            info,
+            fixed: info,
+            size: AtomicU64::new(info.size),
             cache,
             unit,
             failed: AtomicBool::new(false),
@@ -64,6 +69,19 @@ impl Image {
             #[cfg(test)]
             faults: Default::default(),
         }
+    }
+
+    /// What the disk is now.
+    pub(super) fn info(&self) -> Info {
+        Info {
+            size: self.size(),
+            ..self.fixed
+        }
+    }
+
+    /// Bytes of the disk.
+    pub(super) fn size(&self) -> u64 {
+        self.size.load(Ordering::Acquire)
     }
 
     fn run(&self, operation: &mut Operation, bounce: &mut Bounce) -> Result<(), RawError> {
@@ -92,7 +110,7 @@ impl Image {
     fn check(&self, offset: u64, len: u64) -> Result<(), RawError> {
         let end = offset.checked_add(len);
         let whole = offset.is_multiple_of(SECTOR) && len.is_multiple_of(SECTOR);
-        match whole && end.is_some_and(|end| end <= self.info.size) {
+        match whole && end.is_some_and(|end| end <= self.size()) {
             true => Ok(()),
             false => Err(RawError::Outside {
                 path: self.path.clone(),
@@ -121,13 +139,13 @@ impl Image {
     fn truncated(&self) -> RawError {
         RawError::Truncated {
             path: self.path.clone(),
-            size: self.info.size,
+            size: self.size(),
         }
     }
 
     fn is_truncated(&self) -> bool {
         let metadata = self.file.metadata();
-        metadata.is_ok_and(|metadata| metadata.is_file() && metadata.len() < self.info.size)
+        metadata.is_ok_and(|metadata| metadata.is_file() && metadata.len() < self.size())
     }
 
     /// Whether the kernel takes these buffers as they are.
@@ -163,7 +181,7 @@ impl Image {
         run: impl FnOnce() -> io::Result<()>,
     ) -> Result<(), RawError> {
         let path = || self.path.clone();
-        if self.info.read_only {
+        if self.fixed.read_only {
             return Err(RawError::ReadOnly {
                 path: path(),
                 doing,
@@ -199,14 +217,14 @@ impl Image {
     }
 
     fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
-        if self.info.discard {
+        if self.fixed.discard {
             self.punch(offset, len)?;
         }
         Ok(())
     }
 
     fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
-        if unmap && self.info.discard && self.punch(offset, len)? {
+        if unmap && self.fixed.discard && self.punch(offset, len)? {
             return Ok(());
         }
         let zeroed = self.allocate(
@@ -276,10 +294,10 @@ impl Image {
 
     /// Whether there may be something to flush, and someone who wants it.
     pub(super) fn writes_back(&self) -> bool {
-        !self.info.read_only && self.cache != Cache::Unsafe
+        !self.fixed.read_only && self.cache != Cache::Unsafe
     }
 
-    fn usable(&self) -> Result<(), RawError> {
+    pub(super) fn usable(&self) -> Result<(), RawError> {
         match self.failed.load(Ordering::Acquire) {
             false => Ok(()),
             true => Err(RawError::Failed {
@@ -313,12 +331,12 @@ impl Image {
 
     /// Fails if a test wants `call` to.
     #[cfg(test)]
-    fn before(&self, call: Call) -> Result<(), Errno> {
+    pub(super) fn before(&self, call: Call) -> Result<(), Errno> {
         self.faults.take(call)
     }
 
     #[cfg(not(test))]
-    fn before(&self, _call: Call) -> Result<(), Errno> {
+    pub(super) fn before(&self, _call: Call) -> Result<(), Errno> {
         Ok(())
     }
 }
@@ -343,7 +361,7 @@ fn at(offset: u64) -> off_t {
     offset.cast_signed()
 }
 
-fn uninterrupted<T>(mut call: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
+pub(super) fn uninterrupted<T>(mut call: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
     loop {
         match call() {
             Err(Errno::EINTR) => {}

@@ -25,7 +25,7 @@ pub(super) const CACHES: [Cache; 4] = [
 pub(super) struct Faults(Mutex<Vec<(Call, Errno)>>);
 
 impl Faults {
-    fn add(&self, call: Call, errno: Errno) {
+    pub(super) fn add(&self, call: Call, errno: Errno) {
         self.0.lock().unwrap().push((call, errno));
     }
 
@@ -110,7 +110,7 @@ pub(super) fn next(disk: &mut RawDisk) -> Completion {
     }
 }
 
-fn run(disk: &mut RawDisk, operation: Operation) -> io::Result<()> {
+pub(super) fn run(disk: &mut RawDisk, operation: Operation) -> io::Result<()> {
     disk.submit(Request { tag: 3, operation });
     let completion = next(disk);
     assert_eq!(completion.tag, 3);
@@ -127,7 +127,7 @@ fn read(dma: &Dma, offset: u64, len: u64) -> Operation {
     Operation::Read { offset, to }
 }
 
-fn image(len: u64) -> NamedTempFile {
+pub(super) fn image(len: u64) -> NamedTempFile {
     let file = NamedTempFile::new().unwrap();
     file.as_file().set_len(len).unwrap();
     file
