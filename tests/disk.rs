@@ -5,7 +5,7 @@ use std::error::Error;
 use std::fs::{self, File};
 use std::io::BufWriter;
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use hypernest_lab::cpio::Writer;
 use hypernest_lab::suite::{Test, TestResult};
@@ -26,6 +26,7 @@ pub(crate) const TESTS: &[Test] = &[
         "disk::no_flushed_write_is_lost_when_hypernest_is_killed",
         killed,
     ),
+    amd("disk::is_resized_limited_and_counted", controlled),
     amd("disk::l2_writes_through_the_disk_of_l1", of_l2).needs(needs::nested_svm),
     Test::new("disk::an_image_has_one_writer", one_writer)
         .needs(needs::guests)
@@ -324,6 +325,121 @@ fn killed() -> TestResult {
         let last = flushed(&ended.stdout);
         println!("round {round}, cache={cache}: killed after {last} blocks");
         expect_blocks(&site, "a.raw", last)?;
+    }
+    Ok(())
+}
+
+/// Waits for another size of the disk, uses what is new of it when it is told to, and then reads sector by
+/// sector. At the end it waits for a third size.
+const CONTROLLED: &str = r#"
+size() { $b cat /sys/block/vda/size; }
+until_size() { while [ $(size) != $1 ]; do $b usleep 50000; done; }
+echo "@small $(size)"
+until_size 49152
+echo "@large $(size)"
+$b dmesg | $b grep 'vda.*new size'
+echo "@counts"
+read go
+$b yes hypernest | $b head -c 1048576 > /blocks
+$b dd if=/blocks of=/dev/vda bs=64k seek=256 count=16 oflag=direct conv=notrunc,fsync 2>/dev/null || echo "BAD write"
+$b dd if=/dev/vda of=/back bs=64k skip=256 count=16 iflag=direct 2>/dev/null || echo "BAD read"
+$b cmp -s /blocks /back || echo "BAD blocks"
+echo "@limits"
+read go
+$b dd if=/dev/vda of=/dev/null bs=512 count=20 iflag=direct 2>/dev/null || echo "BAD read"
+echo "@waits"
+until_size 65536
+$b dd if=/back of=/dev/vda bs=64k seek=496 count=16 oflag=direct conv=notrunc,fsync 2>/dev/null || echo "BAD write"
+"#;
+
+/// A number of the first disk in the status.
+fn count(status: &serde_json::Value, name: &str) -> Result<u64, Box<dyn Error>> {
+    let number = status["devices"][0]["disk"][name].as_u64();
+    Ok(number.ok_or_else(|| format!("{name} is not in {status}"))?)
+}
+
+fn controlled() -> TestResult {
+    let site = Site::new()?;
+    image(&site, "a.raw", 16)?;
+    let mut command = linux(&site, "linux-6.12/vmlinux", "")?;
+    init(&site, &format!("{CONTROLLED}{END}exec $b poweroff -f\n"))?;
+    command.args(["--disk", "a.raw,id=data"]);
+    let mut vm = Vm::start(command.stdin(Stdio::piped()))?.patient();
+    vm.wait_for("@small 32768")?;
+    for (arguments, says) in [
+        (&["resize", "test", "dat", "24M"][..], "it has data"),
+        (&["resize", "test", "data", "8M"], "--shrink"),
+    ] {
+        let arguments = [&["disk"], arguments].concat();
+        site.control(&arguments)?.expect_error(1, &[says])?;
+    }
+    let resized = site.control(&["disk", "resize", "test", "data", "24M"])?;
+    resized.expect_code(0)?;
+    assert_eq!(resized.stdout, "data: 24M (25165824 bytes)\n");
+    assert_eq!(fs::metadata(site.path("a.raw"))?.len(), 24 << 20);
+    vm.wait_for("@counts")?;
+    assert!(vm.said().contains("@large 49152"), "{}", vm.said());
+
+    let before = site.status()?;
+    assert_eq!(before["devices"][0]["id"], "data");
+    vm.tell("go")?;
+    vm.wait_for("@limits")?;
+    let after = site.status()?;
+    let more = |name: &str| Ok::<_, Box<dyn Error>>(count(&after, name)? - count(&before, name)?);
+    for (name, expected) in [
+        ("wr_operations", 16),
+        ("wr_bytes", 1 << 20),
+        ("rd_operations", 16),
+        ("rd_bytes", 1 << 20),
+        ("failed_wr_operations", 0),
+        ("invalid_operations", 0),
+    ] {
+        assert_eq!(more(name)?, expected, "{name}: {before} {after}");
+    }
+    assert!(more("flush_operations")? >= 1, "{after}");
+    assert_eq!(
+        (count(&after, "size")?, count(&after, "in_flight")?),
+        (24 << 20, 0)
+    );
+
+    let limited = site.control(&["disk", "throttle", "test", "data", "--iops", "5"])?;
+    limited.expect_code(0)?;
+    assert!(
+        limited.stdout.contains("at most 5 requests/s"),
+        "{}",
+        limited.stdout
+    );
+    vm.tell("go")?;
+    vm.wait_for("@waits")?;
+    let limited = site.status()?;
+    assert_eq!(
+        count(&limited, "rd_operations")? - count(&after, "rd_operations")?,
+        20
+    );
+    let held = limited["devices"][0]["disk"]["throttle"]["held"].as_u64();
+    println!("20 reads were held back {held:?} times");
+    assert!((5..=20).contains(&held.unwrap_or(0)), "{limited}");
+
+    // It has its size in another process, and can have a third there, which others gave the file.
+    let ended = save(&site, vm)?;
+    let mut vm = restore(&site, &["--disk", "a.raw,iops=1000"])?.patient();
+    let grown = File::options().write(true).open(site.path("a.raw"))?;
+    grown.set_len(32 << 20)?;
+    let resized = site.control(&["disk", "resize", "test", "data"])?;
+    resized.expect_code(0)?;
+    assert_eq!(resized.stdout, "data: 32M (33554432 bytes)\n");
+    let limits = &site.status()?["devices"][0]["disk"]["throttle"];
+    assert_eq!((&limits["iops"], &limits["bps"]), (&1000.into(), &0.into()));
+    vm.wait_for("@end")?;
+    let again = vm.end()?;
+    again.expect_code(0)?;
+    quiet(&format!("{}{}", ended.stdout, again.stdout));
+    let (image, text) = (fs::read(site.path("a.raw"))?, b"hypernest\n".iter().cycle());
+    for place in [16 << 20, 31 << 20] {
+        let kept = image[place..place + (1 << 20)]
+            .iter()
+            .eq(text.clone().take(1 << 20));
+        assert!(kept, "what was written at {place:#x} is not there");
     }
     Ok(())
 }

@@ -22,6 +22,7 @@ use crate::text::nearest;
 mod completions;
 pub mod config;
 pub mod control;
+pub mod disk;
 pub mod doctor;
 pub mod enlightenments;
 mod incoming;
@@ -79,6 +80,7 @@ enum Command {
     Inspect(inspect::Args),
     List(list::Args),
     Status(status::Args),
+    Disk(disk::Args),
     Migrate(Box<migrate::Args>),
     /// Stop a VM's vCPUs and keep its state
     Pause(control::Args),
@@ -298,6 +300,7 @@ fn run(command: Command) -> Result<ExitStatus, CliError> {
         Command::Inspect(args) => inspect::run(&args),
         Command::List(args) => list::run(&args),
         Command::Status(args) => status::run(&args),
+        Command::Disk(args) => disk::run(&args),
         Command::Migrate(args) => migrate::run(&args),
         Command::Pause(args) => control::run(&args, Request::Pause),
         Command::Resume(args) => control::run(&args, Request::Resume),

@@ -151,30 +151,28 @@ pub(super) fn describe_disk(disk: &DiskReport) -> String {
             text.push_str(&format!(", {count} {what}"));
         }
     }
-    text.push_str(&describe_limits(&disk.throttle));
+    if let Some(limits) = describe_limits(&disk.throttle) {
+        text.push_str("; ");
+        text.push_str(&limits);
+    }
     if disk.paused {
         text.push_str("; an error has paused the VM");
     }
     text
 }
 
-/// The limits of a disk, to be appended to something.
-fn describe_limits(throttle: &ThrottleReport) -> String {
-    let mut limits = Vec::new();
-    if throttle.iops > 0 {
-        limits.push(format!("{} requests/s", throttle.iops));
-    }
-    if throttle.bps > 0 {
-        limits.push(format!("{}/s", show_bytes(throttle.bps)));
-    }
-    match limits.is_empty() {
-        true => String::new(),
-        false => format!(
-            "; limited to {}, held back {} times",
+/// The limits of a disk, if there are any.
+pub(super) fn describe_limits(throttle: &ThrottleReport) -> Option<String> {
+    let iops = (throttle.iops > 0).then(|| format!("{} requests/s", throttle.iops));
+    let bps = (throttle.bps > 0).then(|| format!("{}/s", show_bytes(throttle.bps)));
+    let limits: Vec<_> = iops.into_iter().chain(bps).collect();
+    (!limits.is_empty()).then(|| {
+        format!(
+            "at most {}, which have held back requests {} times",
             limits.join(" and "),
             throttle.held
-        ),
-    }
+        )
+    })
 }
 
 /// The progress of a migration, in one line.
@@ -225,7 +223,7 @@ fn seconds(ms: u64) -> f64 {
 }
 
 /// Bytes in the largest unit that leaves a number of at least 1.
-fn show_bytes(bytes: u64) -> String {
+pub(super) fn show_bytes(bytes: u64) -> String {
     let mut unit = 0;
     let mut left = bytes;
     while left >= 10_240 && unit < 4 {
@@ -328,8 +326,8 @@ mod tests {
                resets    2\n  \
                serial    /dev/pts/3\n  \
                device    disk: virtio-blk in slot 1, 20G: 3072 KiB read in 7 requests, 512 B written in 1, \
-                         3 failed; limited to 20 requests/s and 50 MiB/s, held back 9 times; \
-                         an error has paused the VM\n  \
+                         3 failed; at most 20 requests/s and 50 MiB/s, which have held back requests \
+                         9 times; an error has paused the VM\n  \
                device    rng\\u{1b}: virtio-rng in slot 2\n  \
                crash     hyper-v 0x7e 0x1 0x2 0x3 0x4\n            \
                          dead\\u{1b}[2J\n            \

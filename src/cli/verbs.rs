@@ -25,7 +25,7 @@ const CONSOLE: Instead = Advice(
 const FIXED: Instead =
     Advice("the hardware of a running VM cannot be changed: stop it and run it anew");
 
-const VERBS: [(&str, Instead); 39] = [
+const VERBS: [(&str, Instead); 46] = [
     ("shutdown", Command("power-button NAME")),
     ("poweroff", Command("power-button NAME")),
     ("halt", Command("power-button NAME")),
@@ -44,6 +44,19 @@ const VERBS: [(&str, Instead); 39] = [
     ("dominfo", Command("status NAME")),
     ("domstate", Command("status NAME")),
     ("domstats", Command("status NAME --json")),
+    ("domblklist", Command("disk list NAME")),
+    ("domblkstat", Command("disk list NAME")),
+    ("domblkinfo", Command("disk list NAME")),
+    ("blockresize", Command("disk resize NAME DISK SIZE")),
+    ("block_resize", Command("disk resize NAME DISK SIZE")),
+    (
+        "blkdeviotune",
+        Command("disk throttle NAME DISK --iops 0 --bps 0"),
+    ),
+    (
+        "block_set_io_throttle",
+        Command("disk throttle NAME DISK --iops 0 --bps 0"),
+    ),
     ("domjobinfo", Command("status NAME")),
     ("domjobabort", Command("migrate NAME --cancel")),
     ("ps", Command("list")),
@@ -143,6 +156,12 @@ mod tests {
                 "`hypernest status vm` shows its terminal",
             ),
             ("define", Some("vm.xml"), "hypernest stores no VMs"),
+            (
+                "blockresize",
+                Some("vm"),
+                ": write `hypernest disk resize vm DISK SIZE`",
+            ),
+            ("domblklist", Some("vm"), ": write `hypernest disk list vm`"),
             // A typo of a verb is not the nearest command.
             (
                 "shutdwn",

@@ -69,20 +69,29 @@ impl Plugged {
     /// What shows all of them in the status.
     pub(super) fn gauges(&self) -> Gauges {
         let entries = self.0.iter();
-        let gauges = entries.map(|entry| (entry.name.clone(), entry.device.gauge()));
+        let gauges = entries.map(|entry| NamedGauge {
+            name: entry.name.clone(),
+            gauge: entry.device.gauge(),
+        });
         Gauges(gauges.collect())
     }
 }
 
 /// What shows devices in the status.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Gauges(Arc<[(DeviceName, Option<Arc<dyn Gauge>>)]>);
+pub(super) struct Gauges(Arc<[NamedGauge]>);
+
+#[derive(Debug)]
+struct NamedGauge {
+    name: DeviceName,
+    gauge: Option<Arc<dyn Gauge>>,
+}
 
 impl Gauges {
     /// The devices as they are now.
     pub(super) fn read(&self) -> Vec<DeviceStatus> {
         let gauges = self.0.iter();
-        let status = gauges.map(|(name, gauge)| DeviceStatus {
+        let status = gauges.map(|NamedGauge { name, gauge }| DeviceStatus {
             id: name.id.clone(),
             of: name.of.to_owned(),
             slot: name.slot,

@@ -188,8 +188,8 @@ pub enum RawError {
         size: u64,
     },
     /// The size of a block device is not ours.
-    #[error("{} is a block device of {size} bytes: change its size by its own means (e.g. lvextend), and then \
-        let the disk take it over, by a resize without a size", .path.display())]
+    #[error("{} is a block device of {size} bytes: change its size by its own means (e.g. lvextend), and \
+        then let the disk take it over, by a resize without a size", .path.display())]
     Device {
         /// The image.
         path: PathBuf,

@@ -17,7 +17,11 @@ impl Blk {
         match request {
             DiskRequest::Resize(resize) => self.resize(resize),
             DiskRequest::Throttle(change) => {
-                self.limit(change.target(self.limiter.limits())?);
+                let before = self.limiter.limits();
+                let limits = change.target(before)?;
+                if limits != before {
+                    self.limit(limits);
+                }
                 Ok(())
             }
         }

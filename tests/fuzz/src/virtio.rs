@@ -1,5 +1,7 @@
 //! A virtio device as its driver accesses it: by configuration space, by its BARs, and by guest memory.
 
+use hypernest::block::{DiskRequest, Resize, ThrottleChange};
+use hypernest::bus::DeviceRequest;
 use hypernest::config::VmConfig;
 use hypernest::layout::AddressMap;
 use hypernest::machine::DevicesWithoutVm;
@@ -14,6 +16,8 @@ const CONFIG: &str = "name = \"fuzz\"\nmemory = \"64M\"\nkernel = \"/nowhere\"\n
 
 /// Configuration space of slot 3 (PCI Express Base 5.0, 7.2.2).
 const FUNCTION: u64 = AddressMap::DIRECT_1.ecam.start + (3 << 15);
+/// What the block device is called.
+const DISK: &str = "virtio-blk0";
 /// Its section in a saved VM.
 const SECTION: &str = "device/pci-00:03.0";
 /// Where the targets place the BARs before the input's accesses.
@@ -56,8 +60,8 @@ pub(crate) fn blk_state(bytes: &[u8]) -> bool {
     BLK.with(|devices| state(devices, bytes))
 }
 
-/// Steps of `what, offset u16, data u64`: bits 2:0 of `what` select the space, bits 4:3 are the size's
-/// logarithm, bit 5 writes. Returns whether the driver's initialization was completed.
+/// Steps of `what, offset u16, data u64`: bits 2:0 of `what` select the space or a user's request, bits 4:3
+/// are the size's logarithm, bit 5 writes. Returns whether the driver's initialization was completed.
 fn driver(devices: &DevicesWithoutVm, bytes: &[u8]) -> bool {
     let mut input = Input::new(bytes);
     power_on(devices);
@@ -115,6 +119,11 @@ fn state(devices: &DevicesWithoutVm, bytes: &[u8]) -> bool {
 fn power_on(devices: &DevicesWithoutVm) {
     devices.quiesce();
     devices.reset();
+    // What users have asked for stays.
+    if devices.report(DISK).is_some() {
+        request(devices, 2, 1 << 20);
+        request(devices, 1, 0);
+    }
     devices.ram().discard().expect("RAM can be emptied");
     for (offset, value) in [(0x10, 0xd000_0000_u32), (0x18, 0xd010_0000), (0x04, 6)] {
         devices.write(true, FUNCTION + offset, &value.to_le_bytes());
@@ -130,6 +139,39 @@ fn comes_back(devices: &DevicesWithoutVm) {
     devices.load(&mut saved).expect("what was saved is loaded");
 }
 
+/// A user's request to the disk, if it is one: `what` has in bit 0 whether limits are set or the size, in bit
+/// 1 whether it may be less, and in bit 2 whether a value is given. Any may be refused.
+fn request(devices: &DevicesWithoutVm, what: u64, data: u64) {
+    let given = what & 4 == 0;
+    let request = match what & 1 {
+        0 => DiskRequest::Resize(Resize {
+            size: given.then_some(data),
+            shrink: what & 2 != 0,
+        }),
+        _ => DiskRequest::Throttle(ThrottleChange {
+            iops: given.then_some(data & 0xffff_ffff),
+            bps: Some(data >> 32),
+        }),
+    };
+    let before = devices.report(DISK).and_then(|report| report.disk);
+    let refused = devices
+        .request(DISK, &DeviceRequest::Disk(request))
+        .is_err();
+    let after = devices.report(DISK).and_then(|report| report.disk);
+    if let (Some(before), Some(after)) = (before, after) {
+        let same = (before.size, before.throttle.iops, before.throttle.bps)
+            == (after.size, after.throttle.iops, after.throttle.bps);
+        assert!(
+            same || !refused,
+            "{request:?} was refused and changed the disk"
+        );
+        assert!(
+            after.size >= before.size || what & 2 != 0,
+            "{request:?} has shrunk the disk"
+        );
+    }
+}
+
 fn step(devices: &DevicesWithoutVm, input: &mut Input<'_>) {
     let (what, offset, data) = (input.u8(), u64::from(input.u16()), input.u64());
     let mut bytes = data.to_le_bytes();
@@ -141,6 +183,7 @@ fn step(devices: &DevicesWithoutVm, input: &mut Input<'_>) {
         3 => STRUCTURES + 0x3000,
         4 => return devices.quiesce(),
         5 => return devices.resume(),
+        7 => return request(devices, offset, data),
         _ => {
             // RAM is larger than any offset.
             let written = devices.ram().write(Gpa(offset), bytes);

@@ -5,7 +5,7 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::time::Duration;
 
-use hypernest::api::{ControlReply, ControlRequest, Save};
+use hypernest::api::{ControlReply, ControlRequest, DiskResize, DiskThrottle, Save};
 use hypernest::config::SETTINGS;
 use hypernest::machine::{AfterSave, Migrate};
 use hypernest::migration::pages::Packer;
@@ -195,7 +195,19 @@ fn requests(add: &mut impl FnMut(&'static str, &str, Vec<u8>)) {
         tls_ca: None,
         plaintext: false,
     };
+    let resize = DiskResize {
+        id: "data".to_owned(),
+        size: Some(20 << 30),
+        shrink: false,
+    };
+    let throttle = DiskThrottle {
+        id: "data".to_owned(),
+        iops: Some(200),
+        bps: None,
+    };
     for (name, request) in [
+        ("disk-resize", ControlRequest::DiskResize(resize)),
+        ("disk-throttle", ControlRequest::DiskThrottle(throttle)),
         ("status", ControlRequest::Status {}),
         ("save", ControlRequest::Save(save)),
         ("migrate", ControlRequest::Migrate(Box::new(migrate))),
@@ -381,10 +393,11 @@ fn virtio_device(
     const MSIX: u8 = 2;
     const NOTIFY: u8 = 3;
     const RAM: u8 = 6;
+    const REQUEST: u8 = 7;
     /// Bytes of a step.
     const STEP: usize = 11;
     /// So many steps from the first notification on.
-    const FROM_NOTIFICATION: u8 = 9;
+    const FROM_NOTIFICATION: u8 = 12;
     let mut seed = Vec::new();
     let mut write = |to: u8, size: u8, offset: u16, value: u64| {
         seed.push(0x20 | size << 3 | to);
@@ -415,6 +428,10 @@ fn virtio_device(
     write(STRUCTURES, 1, 0x1c, 1);
     write(STRUCTURES, 0, 0x14, 0xf);
     write(NOTIFY, 1, 0, 0);
+    // A user lets the disk grow, limits it, and lets it shrink.
+    write(REQUEST, 3, 0, 4 << 20);
+    write(REQUEST, 3, 1, 1 << 42 | 50);
+    write(REQUEST, 3, 2, 1 << 19);
     // Bus mastering off, device stopped, BARs moved, device reset.
     write(0, 1, 0x04, 2);
     write(NOTIFY, 1, 0, 0);
