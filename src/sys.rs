@@ -8,18 +8,20 @@
 pub(crate) mod affinity;
 mod bell;
 pub(crate) mod fatal;
+pub(crate) mod listener;
 pub(crate) mod private;
 mod thread;
 mod wait;
 
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::Signal;
 
@@ -123,6 +125,19 @@ pub fn end_with_parent(command: &mut Command) {
     };
     // SAFETY: the closure makes two system calls (prctl, getppid), allocates nothing and takes no lock.
     unsafe { command.pre_exec(before_exec) };
+}
+
+/// Gives `fd` to the process that `command` starts, under the number that is returned. It stays open here
+/// until `command` is dropped.
+pub(crate) fn hand_on(command: &mut Command, fd: OwnedFd) -> RawFd {
+    let number = fd.as_raw_fd();
+    let before_exec = move || {
+        fcntl(&fd, FcntlArg::F_SETFD(FdFlag::empty()))?;
+        Ok(())
+    };
+    // SAFETY: the closure makes one system call (fcntl), allocates nothing and takes no lock.
+    unsafe { command.pre_exec(before_exec) };
+    number
 }
 
 /// A duplicate of the descriptor numbered `fd`. It is closed on exec.

@@ -1,5 +1,6 @@
 //! Network cards: a stock Linux is reached, and reaches others, by virtio-net, across restores and migrations.
 
+use std::cell::RefCell;
 use std::error::Error;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -29,6 +30,7 @@ pub(crate) const TESTS: &[Test] = &[
     amd("net::a_tap_leads_both_ways", tap),
     amd("net::passt_leads_both_ways", user),
     amd("net::a_connection_outlives_moves", continues),
+    amd("net::two_vms_by_a_stream", two_vms),
 ];
 
 const fn amd(name: &'static str, run: fn() -> TestResult) -> Test {
@@ -145,17 +147,14 @@ fn take(address: &str) -> io::Result<JoinHandle<io::Result<Vec<u8>>>> {
 /// Connects as soon as somebody listens.
 fn connect(vm: &mut Vm, address: &str) -> Result<TcpStream, Box<dyn Error>> {
     let address: SocketAddr = address.parse()?;
-    let attempt = || TcpStream::connect_timeout(&address, Duration::from_secs(1));
-    let mut found = None;
-    vm.wait_until("a connection to the guest", |_| attempt().is_ok())?;
-    for _ in 0..100 {
-        if let Ok(stream) = attempt() {
-            found = Some(stream);
-            break;
-        }
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    found.ok_or_else(|| format!("nobody listens at {address}").into())
+    let found = RefCell::new(None);
+    vm.wait_until("a connection to the guest", |_| {
+        let stream = TcpStream::connect_timeout(&address, Duration::from_secs(1));
+        found.replace(stream.ok());
+        found.borrow().is_some()
+    })?;
+    let stream = found.into_inner();
+    stream.ok_or_else(|| format!("nobody listens at {address}").into())
 }
 
 /// The guest has got what was sent to it and has returned it, and its log has no complaints.
@@ -213,6 +212,7 @@ $b nc 10.9.0.1 5001 </tmp/data
 /// By passt: the guest's address by DHCP, the host by the router's address, and the guest by a port of the
 /// host.
 fn user() -> TestResult {
+    ip("link set lo up")?;
     let site = Site::new()?;
     let mut command = linux(&site, "linux-6.12/vmlinux", "")?;
     init(
@@ -303,6 +303,100 @@ while :; do $b nc -l -p 7 -e /busybox cat; done
     site.control(&["kill", name])?.expect_code(0)?;
     drop(vm);
     ip("link delete tap8")
+}
+
+/// A VM that listens and one that connects: data from one to the other, and the first one's view of its link.
+fn two_vms() -> TestResult {
+    let [site, there] = [Site::new()?, Site::new()?];
+    let socket = site.path("cable").display().to_string();
+    let mut command = linux(&site, "linux-6.12/vmlinux", "")?;
+    init(
+        &site,
+        "$b ip addr add 10.9.2.1/24 dev eth0
+$b ip link set eth0 up
+watch() {
+  last=
+  while :; do
+    c=$($b cat $n/eth0/carrier)
+    [ \"$c\" = \"$last\" ] || echo \"carrier $c\"
+    last=$c
+    $b usleep 50000
+  done
+}
+watch &
+$b nc -l -p 7 >/tmp/got
+echo \"hash $($b sha256sum </tmp/got)\"
+wait
+",
+    )?;
+    command.args(["--net", &format!("stream,path={socket},server=on,id=lan")]);
+    let mut vm = Vm::start(command)?.patient();
+    vm.wait_for("carrier 0\r\n")?;
+    let mut command = linux(&there, "linux-6.12/vmlinux", "")?;
+    init(
+        &there,
+        "$b ip addr add 10.9.2.2/24 dev eth0
+$b ip link set eth0 up
+i=0
+while [ $i -lt 100 ] && ! $b ping -c 1 -W 1 10.9.2.1 >/dev/null; do i=$((i+1)); done
+$b dd if=/dev/urandom of=/tmp/data bs=64k count=64 2>/dev/null
+echo \"hash $($b sha256sum </tmp/data)\"
+$b nc 10.9.2.1 7 </tmp/data
+while :; do $b sleep 1000; done
+",
+    )?;
+    command.args(["--net", &format!("stream,path={socket}")]);
+    let mut other = Vm::start(command)?.patient();
+    let changes = |vm: &Vm| {
+        let said = vm.said();
+        let lines = said.lines().filter_map(|l| l.strip_prefix("carrier "));
+        lines.map(|l| l.trim().to_owned()).collect::<Vec<_>>()
+    };
+    let follows =
+        |vm: &mut Vm, expected: &[&str]| vm.wait_until("its carrier", |vm| changes(vm) == expected);
+    follows(&mut vm, &["0", "1"])?;
+    let hash = |vm: &Vm| {
+        let said = vm.said();
+        let mut lines = said.lines().filter_map(|l| l.strip_prefix("hash "));
+        lines.next().map(str::to_owned)
+    };
+    vm.wait_until("the data", |vm| hash(vm).is_some())?;
+    other.wait_until("the data", |vm| hash(vm).is_some())?;
+    assert_eq!(hash(&vm), hash(&other));
+    let card = || -> Result<serde_json::Value, Box<dyn Error>> {
+        let ended = site.control(&["net", "list", "test", "--json"])?;
+        ended.expect_code(0)?;
+        let cards: serde_json::Value = serde_json::from_str(&ended.stdout)?;
+        assert_eq!(cards[0]["id"], "lan");
+        Ok(cards[0]["net"].clone())
+    };
+    let shown = card()?;
+    println!("{shown}");
+    assert!(shown["rx_bytes"].as_u64() > Some(4 << 20), "{shown}");
+    for (state, expected) in [
+        ("down", &["0", "1", "0"][..]),
+        ("up", &["0", "1", "0", "1"]),
+    ] {
+        site.control(&["net", "link", "test", "lan", state])?
+            .expect_code(0)?;
+        follows(&mut vm, expected)?;
+        assert_eq!(card()?["plugged"], state == "up");
+    }
+    there.control(&["kill", "test"])?.expect_code(0)?;
+    follows(&mut vm, &["0", "1", "0", "1", "0"])?;
+    assert_eq!(card()?["link"], false);
+    let complaint = vm.complained();
+    assert!(
+        complaint.contains("the network of lan was closed by its peer"),
+        "{complaint}"
+    );
+    let refused = site.control(&["net", "link", "test", "wan", "up"])?;
+    refused.expect_error(1, &["no device \"wan\"; it has lan"])?;
+    site.control(&["kill", "test"])?.expect_code(0)?;
+    drop(other);
+    drop(vm);
+    assert!(!std::path::Path::new(&socket).exists());
+    Ok(())
 }
 
 /// Sends bytes, and checks those that come back.

@@ -123,7 +123,8 @@ fn talk(mut stream: UnixStream, request: &ControlRequest) -> io::Result<ControlR
         | ControlRequest::Migrate(_)
         | ControlRequest::CancelMigration {}
         | ControlRequest::DiskResize(_)
-        | ControlRequest::DiskThrottle(_) => None,
+        | ControlRequest::DiskThrottle(_)
+        | ControlRequest::NetLink(_) => None,
         ControlRequest::Status {}
         | ControlRequest::Pause {}
         | ControlRequest::Resume {}

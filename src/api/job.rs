@@ -4,12 +4,13 @@ use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{Receiver, sync_channel};
 
-use super::protocol::{DiskResize, DiskThrottle, Save};
+use super::protocol::{DiskResize, DiskThrottle, NetLink, Save};
 use crate::block::{DiskRequest, Resize, ThrottleChange};
 use crate::bus::DeviceRequest;
 use crate::error::chain;
 use crate::life::MachineHandle;
 use crate::machine::{self, AfterSave, Migrate, Status};
+use crate::net::control::NetRequest;
 use crate::sys::{Role, spawn};
 
 /// What happens to the VM once a job is done.
@@ -91,6 +92,12 @@ pub(super) fn throttle_disk(handle: &MachineHandle, args: &DiskThrottle) -> Done
         &args.id,
         DeviceRequest::Disk(DiskRequest::Throttle(change)),
     )
+}
+
+/// Pulls out the cable of a network card, or plugs it in.
+pub(super) fn link_net(handle: &MachineHandle, args: &NetLink) -> Done {
+    let request = DeviceRequest::Net(NetRequest::Plug(args.up));
+    request_device(handle, &args.id, request)
 }
 
 fn request_device(handle: &MachineHandle, id: &str, request: DeviceRequest) -> Done {

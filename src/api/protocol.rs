@@ -42,6 +42,18 @@ pub enum ControlRequest {
     DiskResize(DiskResize),
     /// Limit a disk. The reply comes when the limits hold.
     DiskThrottle(DiskThrottle),
+    /// Pull out the cable of a network card, or plug it in.
+    NetLink(NetLink),
+}
+
+/// The cable of a network card.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetLink {
+    /// The card's id.
+    pub id: String,
+    /// Whether it is plugged in.
+    pub up: bool,
 }
 
 /// Another size for a disk.

@@ -105,6 +105,13 @@ fn requests() -> Vec<(ControlRequest, &'static str)> {
             }),
             r#"{"bps":0,"command":"disk-throttle","id":"data","iops":20}"#,
         ),
+        (
+            ControlRequest::NetLink(NetLink {
+                id: "lan".to_owned(),
+                up: false,
+            }),
+            r#"{"command":"net-link","id":"lan","up":false}"#,
+        ),
     ]
 }
 
@@ -358,6 +365,7 @@ fn each_reply_has_its_line() {
                         size: 512,
                         ..DiskReport::default()
                     }),
+                    ..DeviceReport::default()
                 },
             },
             DeviceStatus {

@@ -104,6 +104,10 @@ impl Server {
                         let throttle = move |vm: &_| job::throttle_disk(vm, &args);
                         ControlAnswer::Later(job::start(&handle, &wake, throttle))
                     }
+                    ControlRequest::NetLink(args) => {
+                        let link = move |vm: &_| job::link_net(vm, &args);
+                        ControlAnswer::Later(job::start(&handle, &wake, link))
+                    }
                 },
             };
             let thread = spawn(Role::Api, move || {
@@ -211,6 +215,7 @@ impl<A: Fn(ControlRequest) -> ControlAnswer> Service<A> {
             | ControlRequest::Migrate(_)
             | ControlRequest::DiskResize(_)
             | ControlRequest::DiskThrottle(_)
+            | ControlRequest::NetLink(_)
                 if jobs.get() >= MAX_JOBS =>
             {
                 ControlAnswer::Refused(format!("{MAX_JOBS} jobs are being done already"))
@@ -225,6 +230,7 @@ impl<A: Fn(ControlRequest) -> ControlAnswer> Service<A> {
             | ControlRequest::CancelMigration {}
             | ControlRequest::DiskResize(_)
             | ControlRequest::DiskThrottle(_)
+            | ControlRequest::NetLink(_)
             | ControlRequest::Kill {} => {
                 jobs.set(jobs.get() + 1);
                 answer(request)

@@ -14,12 +14,15 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::block::{DiskCounters, DiskReport, DiskRequest};
+use crate::net::control::{NetCounters, NetReport, NetRequest};
 
 /// What a user asks of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeviceRequest {
     /// Of a disk.
     Disk(DiskRequest),
+    /// Of a network card.
+    Net(NetRequest),
 }
 
 impl DeviceRequest {
@@ -27,6 +30,7 @@ impl DeviceRequest {
     pub fn asked_of(self) -> &'static str {
         match self {
             Self::Disk(_) => "disk",
+            Self::Net(_) => "network card",
         }
     }
 
@@ -35,6 +39,8 @@ impl DeviceRequest {
     pub fn changes_saved_state(self) -> bool {
         match self {
             Self::Disk(request) => request.changes_saved_state(),
+            // Where it continues, the card has a cable of its own.
+            Self::Net(NetRequest::Plug(_)) => false,
         }
     }
 }
@@ -56,6 +62,9 @@ pub struct DeviceReport {
     /// If it is a disk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk: Option<DiskReport>,
+    /// If it is a network card.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub net: Option<NetReport>,
 }
 
 /// Where a device's report is read: on any thread, at any time, without a wait for the device.
@@ -68,6 +77,16 @@ impl Gauge for DiskCounters {
     fn read(&self) -> DeviceReport {
         DeviceReport {
             disk: Some(self.report()),
+            ..DeviceReport::default()
+        }
+    }
+}
+
+impl Gauge for NetCounters {
+    fn read(&self) -> DeviceReport {
+        DeviceReport {
+            net: Some(self.report()),
+            ..DeviceReport::default()
         }
     }
 }

@@ -200,7 +200,10 @@ mod tests {
             id: "data".to_owned(),
             of: "virtio-blk".to_owned(),
             slot: 1,
-            report: DeviceReport { disk: Some(disk) },
+            report: DeviceReport {
+                disk: Some(disk),
+                ..DeviceReport::default()
+            },
         };
         assert_eq!(
             list(&[device]),

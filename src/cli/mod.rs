@@ -30,6 +30,7 @@ pub mod inspect;
 pub mod list;
 mod log;
 pub mod migrate;
+pub mod net;
 mod qemu_flags;
 mod restore;
 mod run;
@@ -81,6 +82,7 @@ enum Command {
     List(list::Args),
     Status(status::Args),
     Disk(disk::Args),
+    Net(net::Args),
     Migrate(Box<migrate::Args>),
     /// Stop a VM's vCPUs and keep its state
     Pause(control::Args),
@@ -301,6 +303,7 @@ fn run(command: Command) -> Result<ExitStatus, CliError> {
         Command::List(args) => list::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Disk(args) => disk::run(&args),
+        Command::Net(args) => net::run(&args),
         Command::Migrate(args) => migrate::run(&args),
         Command::Pause(args) => control::run(&args, Request::Pause),
         Command::Resume(args) => control::run(&args, Request::Resume),

@@ -1,6 +1,7 @@
 //! QEMU's flags, and their equivalents for `hypernest run`.
 
 use crate::devices::table::{DEVICE_TYPES, DeviceType};
+use crate::net::passt::Forward;
 
 /// The equivalent of a flag.
 #[derive(Clone, Copy)]
@@ -326,6 +327,21 @@ fn net(value: &str) -> Hint {
     for part in parts.split(',') {
         match part.split_once('=').unwrap_or((part, "")) {
             ("", _) | ("model", "virtio" | "virtio-net-pci") | ("addr.type", "unix") => {}
+            ("addr.type", _) => {
+                return Hint::say(
+                    "streams are those of Unix sockets: write --net stream,path=SOCKET",
+                );
+            }
+            ("hostfwd", forward) if Forward::parse(forward).is_none() => {
+                return Hint::say(
+                    "the guest's address is not given: write --net user,hostfwd=tcp::2222-:22",
+                );
+            }
+            ("restrict", "on" | "yes" | "y") => {
+                return Hint::say(
+                    "a network cannot be restricted: passt gives the guest the host's",
+                );
+            }
             ("addr.path", path) => ours.push_str(&format!(",path={path}")),
             ("fds", fds) => ours.push_str(&format!(",fd={fds}")),
             (key @ ("id" | "mac" | "hostfwd" | "ifname" | "fd" | "queues" | "server"), value) => {
@@ -523,6 +539,21 @@ mod tests {
             (
                 "-nic none",
                 "-nic none: leave it out: a VM has the cards of --net and no others",
+            ),
+            (
+                "-netdev user,id=n,hostfwd=tcp::1-10.0.2.15:1",
+                "-netdev user,id=n,hostfwd=tcp::1-10.0.2.15:1: the guest's address is not given: write \
+                 --net user,hostfwd=tcp::2222-:22",
+            ),
+            (
+                "-netdev user,id=n,restrict=on",
+                "-netdev user,id=n,restrict=on: a network cannot be restricted: passt gives the guest the \
+                 host's",
+            ),
+            (
+                "-netdev stream,id=n,addr.type=inet,addr.port=1",
+                "-netdev stream,id=n,addr.type=inet,addr.port=1: streams are those of Unix sockets: write \
+                 --net stream,path=SOCKET",
             ),
             (
                 "-netdev vde,id=n0",

@@ -129,6 +129,10 @@ fn describe_device(device: &DeviceStatus) -> String {
         text.push_str(", ");
         text.push_str(&describe_disk(disk));
     }
+    if let Some(net) = &device.report.net {
+        text.push_str(", ");
+        text.push_str(&super::net::describe(net));
+    }
     text
 }
 
@@ -306,6 +310,7 @@ mod tests {
                             },
                             ..DiskReport::default()
                         }),
+                        ..DeviceReport::default()
                     },
                 },
                 DeviceStatus {

@@ -25,7 +25,7 @@ const CONSOLE: Instead = Advice(
 const FIXED: Instead =
     Advice("the hardware of a running VM cannot be changed: stop it and run it anew");
 
-const VERBS: [(&str, Instead); 46] = [
+const VERBS: [(&str, Instead); 51] = [
     ("shutdown", Command("power-button NAME")),
     ("poweroff", Command("power-button NAME")),
     ("halt", Command("power-button NAME")),
@@ -57,6 +57,11 @@ const VERBS: [(&str, Instead); 46] = [
         "block_set_io_throttle",
         Command("disk throttle NAME DISK --iops 0 --bps 0"),
     ),
+    ("domiflist", Command("net list NAME")),
+    ("domifstat", Command("net list NAME")),
+    ("domif-getlink", Command("net list NAME")),
+    ("domif-setlink", Command("net link NAME CARD down")),
+    ("set_link", Command("net link NAME CARD down")),
     ("domjobinfo", Command("status NAME")),
     ("domjobabort", Command("migrate NAME --cancel")),
     ("ps", Command("list")),

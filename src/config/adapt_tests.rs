@@ -249,3 +249,62 @@ fn a_vm_without_disks_has_none_to_give() {
     let refused = refused.unwrap_err().to_string();
     assert!(refused.contains("the saved VM has no disk"), "{refused}");
 }
+
+#[test]
+fn the_cards_of_a_saved_vm_get_this_hosts_networks() {
+    let saved = saved(
+        "net = ['tap,ifname=tap0,id=lan,mac=52:54:00:00:00:01', 'loopback', 'stream,path=/there,server']",
+    );
+    let lan = |flags: &[(&str, &str)]| adapted(&saved, flags).unwrap().checked;
+    let checked = lan(&[]);
+    let warnings: Vec<_> = checked.warnings.iter().map(|w| w.what.as_str()).collect();
+    assert_eq!(
+        warnings,
+        [
+            "\"lan,ifname=tap0,net=tap\" of the saved configuration is not opened",
+            "\"virtio-net0,net=loopback\" of the saved configuration is not opened",
+            "\"virtio-net1,net=stream,path=/there,server=true\" of the saved configuration is not opened",
+        ]
+    );
+    for device in &checked.config.devices {
+        assert_eq!(device.text("net"), None);
+    }
+    // What the guest has seen stays.
+    let first = &checked.config.devices[0];
+    assert_eq!(first.text("mac"), Some("52:54:00:00:00:01"));
+    assert_eq!(first.values["offload"].to_string(), "true");
+
+    let checked = lan(&[("net", "stream,path=/here,id=virtio-net1"), ("net", "tap")]);
+    assert_eq!(checked.warnings.len(), 1, "{:?}", checked.warnings);
+    let devices = &checked.config.devices;
+    let shown: Vec<_> = devices
+        .iter()
+        .map(|device| {
+            (
+                device.text("net"),
+                device.text("ifname"),
+                device.text("path"),
+            )
+        })
+        .collect();
+    assert_eq!(
+        shown,
+        [
+            (Some("tap"), None, None),
+            (None, None, None),
+            (Some("stream"), None, Some("/here")),
+        ]
+    );
+    assert!(!devices[2].values.contains_key("server"));
+
+    for (flags, problem) in [
+        (&[("net", "user")][..], "net=user has no offload"),
+        (&[("net", "tap,id=wan")], "there is no network card wan"),
+        (&[("net", "tap"); 4], "one more than network cards"),
+        (&[("net", "tap,mac=52:54:00:00:00:02")], "mac"),
+        (&[("net", "tap,path=/x")], "path is of net=stream"),
+    ] {
+        let refused = adapted(&saved, flags).unwrap_err().to_string();
+        assert!(refused.contains(problem), "{flags:?}: {refused}");
+    }
+}

@@ -19,6 +19,9 @@ use crate::text::nearest;
 
 const KEY: &str = "device";
 
+/// The most bytes of a socket's path (unix(7)).
+const MAX_SOCKET: usize = 107;
+
 /// A device as it was asked for.
 struct Asked {
     /// None if it is unknown.
@@ -221,8 +224,19 @@ impl<'a> Build<'a> {
             self.push(setting, &part.origin, Wrong::new(wrong, expected));
             return None;
         }
+        if let Takes::Socket = key.takes {
+            let path = self.path_of(setting, part)?;
+            let text = path.to_str().filter(|path| path.len() <= MAX_SOCKET);
+            if let Some(text) = text {
+                return Some(DeviceValue::Text(text.to_owned()));
+            }
+            let what = format!("{} cannot be the path of a socket", path.display());
+            let expected = format!("up to {MAX_SOCKET} bytes of UTF-8");
+            self.push(setting, &part.origin, Wrong::new(what, expected));
+            return None;
+        }
         self.parsed(setting, part, |value| match &key.takes {
-            Takes::Path => unreachable!("see above"),
+            Takes::Socket | Takes::Path => unreachable!("see above"),
             Takes::Switch => parse::boolean(value).map(DeviceValue::Switch),
             Takes::Text { max } => {
                 let expected = format!("up to {max} printable ASCII characters");

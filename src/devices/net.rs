@@ -34,9 +34,6 @@ const STREAM: &str = "stream";
 const LOOPBACK: &str = "loopback";
 const NONE: &str = "none";
 
-/// The most bytes of a socket's path (unix(7)).
-const MAX_PATH: usize = 107;
-
 /// The keys of a network card, beside those of its controller.
 pub static VIRTIO_NET_KEYS: &[DeviceKey] = &[
     DeviceKey {
@@ -65,7 +62,7 @@ pub static VIRTIO_NET_KEYS: &[DeviceKey] = &[
         ..DeviceKey::of(IFNAME)
     },
     DeviceKey {
-        takes: Takes::Text { max: MAX_PATH },
+        takes: Takes::Socket,
         about: "of `stream`: the socket's path",
         default: "must be given, or `fd`",
         local: true,
@@ -167,7 +164,7 @@ pub fn check(config: &mut DeviceConfig, vm: &str, here: bool) -> Vec<Fault> {
                 "net=user needs the program {}, which is not in PATH",
                 passt::PROGRAM
             ),
-            "the package passt of Debian 12, Ubuntu 22.10, Fedora, Arch or later; or another network",
+            "the package passt (Debian 12, Ubuntu 23.04 and later, Fedora, Arch); or another network",
         ),
         _ => {}
     }
@@ -213,8 +210,8 @@ pub fn check(config: &mut DeviceConfig, vm: &str, here: bool) -> Vec<Fault> {
     }
     if queues > 1 && [USER, STREAM].contains(&kind) {
         fault(
-            format!("net={kind} has one pair of queues"),
-            "queues=1, or net=tap",
+            format!("net={kind} has one pair of queues, and the card has {queues}"),
+            "queues=1, which a saved VM cannot change, or net=tap",
         );
     }
     let can_offload = [TAP, LOOPBACK].contains(&kind);
@@ -253,6 +250,15 @@ fn descriptors(text: &str) -> Option<Vec<i32>> {
         number.parse().ok().filter(|_| digits)
     });
     numbers.collect()
+}
+
+/// Gives a card a network that is none of the host's, and does nothing to other devices.
+pub fn without_network(config: &mut DeviceConfig) {
+    let mut keys = config.of.row().keys.iter();
+    if keys.any(|key| key.name == NET_KEY) {
+        let loopback = DeviceValue::Text(LOOPBACK.to_owned());
+        config.values.insert(NET_KEY, loopback);
+    }
 }
 
 /// Makes a network card.

@@ -178,6 +178,8 @@ pub enum Takes {
     },
     /// A file or a block device of the host, which must be there.
     Path,
+    /// The path of a socket, which need not be there.
+    Socket,
 }
 
 /// A key's value.

@@ -13,6 +13,7 @@ use crate::config::VmConfig;
 use crate::devices;
 use crate::devices::char::CharBackend;
 use crate::devices::io_thread::IoThread;
+use crate::devices::net::without_network;
 use crate::irq::{Doorbells, Routes};
 use crate::layout::AddressWidth;
 use crate::life::{self, Inbox};
@@ -58,6 +59,7 @@ impl DevicesWithoutVm {
         let mut devices = config.devices.clone();
         for device in &mut devices {
             device.remove_local();
+            without_network(device);
         }
         let config = VmConfig {
             devices,

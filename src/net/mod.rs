@@ -6,6 +6,7 @@
 //!
 //! Frames may be lost at any time, as in all networks.
 
+pub mod control;
 pub mod loopback;
 pub mod none;
 pub mod passt;
@@ -75,6 +76,11 @@ pub trait Backend: Send {
 
     /// Sends a frame with its header.
     fn send(&mut self, pair: usize, frame: &Readable) -> Sent;
+
+    /// Sends a frame of the host's own, without a header. It may be lost.
+    fn inject(&mut self, frame: &[u8]) {
+        let _unused = frame;
+    }
 
     /// Several frames were sent: they leave now at the latest.
     fn flush(&mut self) {}

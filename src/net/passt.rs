@@ -1,14 +1,15 @@
 //! The user-mode network: a passt process of the VM's own, which needs no privileges. It is the host's
 //! network without incoming connections, but for ports that are forwarded; the guest gets its address by DHCP.
 //!
-//! passt is started with one end of a socket pair as its standard input, so there is no path that others
-//! could connect to, and ends when the other end is closed.
+//! passt is started with one end of a socket pair, so there is no path that others could connect to, and ends
+//! when the other end is closed.
 
 use std::fmt;
 use std::io::{self, PipeReader, Read};
 use std::net::IpAddr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -17,6 +18,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::unistd::geteuid;
 
 use super::stream::Connect;
+use crate::sys::hand_on;
 
 /// The program.
 pub const PROGRAM: &str = "passt";
@@ -24,10 +26,10 @@ pub const PROGRAM: &str = "passt";
 /// The user as whom passt runs for root: by number, as there may be no file of users.
 const NOBODY: &str = "65534";
 
-/// How long a passt that was told to end is waited for before it is killed.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// How long a passt whose stream is closed is waited for before it is killed.
+const PATIENCE: Duration = Duration::from_millis(200);
 
-/// How much of what passt has said is shown.
+/// How much of the last that passt has said is shown.
 const MAX_SAID: usize = 500;
 
 /// A port of the host whose connections reach the guest: QEMU's `hostfwd`.
@@ -94,7 +96,33 @@ pub struct Passt {
 
 struct Running {
     child: Child,
-    said: PipeReader,
+    pipe: PipeReader,
+    /// The end of what it has said.
+    said: Vec<u8>,
+}
+
+impl Running {
+    /// Reads what passt has said, of which it is the last that matters.
+    fn listen(&mut self) {
+        let mut bytes = [0; MAX_SAID];
+        // As much as the pipe holds, and no more: passt may say more meanwhile.
+        for _ in 0..256 {
+            let Ok(count @ 1..) = self.pipe.read(&mut bytes) else {
+                return;
+            };
+            self.said.extend(&bytes[..count]);
+            let extra = self.said.len().saturating_sub(MAX_SAID);
+            self.said.drain(..extra);
+        }
+    }
+
+    /// Its lines, on one.
+    fn words(&self) -> String {
+        let text = String::from_utf8_lossy(&self.said);
+        let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+        let lines: Vec<_> = lines.map(|line| line.escape_debug().to_string()).collect();
+        lines.join("; ")
+    }
 }
 
 impl fmt::Debug for Passt {
@@ -118,15 +146,17 @@ impl Passt {
 
     fn start(&mut self) -> io::Result<UnixStream> {
         let (ours, theirs) = UnixStream::pair()?;
-        let (said, says) = io::pipe()?;
+        let (pipe, says) = io::pipe()?;
         // passt does not wait until what it says is read.
-        for end in [said.as_fd(), says.as_fd()] {
+        for end in [pipe.as_fd(), says.as_fd()] {
             let flags = OFlag::from_bits_truncate(fcntl(end, FcntlArg::F_GETFL)?);
             fcntl(end, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
         }
         let mut command = Command::new(&self.program);
+        // Some versions refuse standard input here.
+        let fd = hand_on(&mut command, theirs.into());
         command
-            .args(["--foreground", "--quiet", "--fd", "0"])
+            .args(["--foreground", "--quiet", "--fd", &fd.to_string()])
             .args(
                 geteuid()
                     .is_root()
@@ -135,26 +165,30 @@ impl Passt {
                     .flatten(),
             )
             .args(self.forwards.iter().flat_map(Forward::option))
-            .stdin(OwnedFd::from(theirs))
+            .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(says)
-            .current_dir("/");
+            .current_dir("/")
+            // A signal to a terminal's or a service's processes ends hypernest first.
+            .process_group(0);
         let child = command.spawn().map_err(|error| {
             let why = format!("cannot start {}: {error}", self.program.display());
             io::Error::new(error.kind(), why)
         })?;
         // The command holds the other ends, whose closing tells the end.
         drop(command);
-        self.running = Some(Running { child, said });
+        self.running = Some(Running {
+            child,
+            pipe,
+            said: Vec::new(),
+        });
         Ok(ours)
     }
 
     /// Waits for the end of passt, and returns what it has said.
     fn wait(&mut self) -> Option<String> {
-        let Running {
-            mut child,
-            mut said,
-        } = self.running.take()?;
+        let mut running = self.running.take()?;
+        let child = &mut running.child;
         let deadline = Instant::now() + PATIENCE;
         while matches!(child.try_wait(), Ok(None)) && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(1));
@@ -162,17 +196,10 @@ impl Passt {
         // It has ended, or is now.
         let _killed = child.kill();
         let status = child.wait();
-        let mut bytes = [0; MAX_SAID];
-        let mut len = 0;
-        while let Ok(count @ 1..) = said.read(&mut bytes[len..]) {
-            len += count;
-        }
-        let text = String::from_utf8_lossy(&bytes[..len]);
-        let lines: Vec<_> = text.lines().map(str::trim).collect();
-        let lines = lines.into_iter().filter(|line| !line.is_empty());
-        let text: Vec<_> = lines.map(|line| line.escape_debug().to_string()).collect();
-        Some(match (text.is_empty(), status) {
-            (false, _) => format!("passt says: {}", text.join("; ")),
+        running.listen();
+        let words = running.words();
+        Some(match (words.is_empty(), status) {
+            (false, _) => format!("passt says: {words}"),
             (true, Ok(status)) => format!("passt has ended ({status})"),
             (true, Err(_)) => "passt has ended".to_owned(),
         })
@@ -180,6 +207,17 @@ impl Passt {
 }
 
 impl Connect for Passt {
+    fn watched(&self) -> Option<BorrowedFd<'_>> {
+        self.running.as_ref().map(|running| running.pipe.as_fd())
+    }
+
+    fn woken(&mut self) {
+        if let Some(running) = &mut self.running {
+            running.listen();
+            tracing::debug!("passt says: {}", running.words());
+        }
+    }
+
     fn connect(&mut self) -> io::Result<UnixStream> {
         self.start()
     }

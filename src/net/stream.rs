@@ -1,13 +1,13 @@
 //! Frames over a stream socket, each after its length as 4 bytes in big-endian order: the protocol of QEMU's
 //! `-netdev stream`, passt and others. There are no offloads.
 
+mod connect;
 mod frames;
 
 use std::fmt;
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,53 +18,20 @@ use nix::sys::timerfd::{ClockId, TimerFd, TimerFlags, TimerSetTimeFlags};
 use super::{Backend, HEADER, Sent};
 use crate::memory::Readable;
 use crate::sys::{Bell, Readiness};
+pub use connect::{Client, Connect, Given, Server};
 use frames::{Incoming, Outgoing};
 
 // The descriptors' numbers.
 const STREAM: u32 = 0;
 const LISTENER: u32 = 1;
 const TIMER: u32 = 2;
+const WATCHED: u32 = 3;
 
 /// From the loss of the peer to the first attempt to connect again, and the longest time between attempts.
 const FIRST_DELAY: Duration = Duration::from_millis(250);
 const LAST_DELAY: Duration = Duration::from_secs(8);
 /// A link that has lasted for so long was one: the next loss is reported, and followed by the first delay.
 const STABLE: Duration = Duration::from_secs(10);
-
-/// Where streams come from.
-pub trait Connect: Send {
-    /// What to wait for until a stream can be had; none, if that is a matter of time.
-    fn listener(&self) -> Option<&UnixListener> {
-        None
-    }
-
-    /// Prepares for streams, when the VM takes its network.
-    ///
-    /// # Errors
-    /// If the host refuses.
-    fn open(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-
-    /// A new stream, after the last has ended.
-    ///
-    /// # Errors
-    /// If there is none now; `WouldBlock` says that this is nothing to report.
-    fn connect(&mut self) -> io::Result<UnixStream>;
-
-    /// Whether [`Connect::connect`] may succeed after the stream has ended.
-    fn again(&self) -> bool {
-        true
-    }
-
-    /// The opposite of [`Connect::open`].
-    fn close(&mut self) {}
-
-    /// The stream has ended. Returns why, if that is known.
-    fn ended(&mut self) -> Option<String> {
-        None
-    }
-}
 
 /// One end of a stream of frames.
 pub struct StreamBackend {
@@ -73,8 +40,16 @@ pub struct StreamBackend {
     connect: Box<dyn Connect>,
     readiness: Arc<Readiness>,
     timer: TimerFd,
-    delay: Duration,
     stream: Option<Link>,
+    /// Between [`Backend::acquire`] and [`Backend::release`].
+    open: bool,
+    /// It was connected once: a missing peer is no mistake of the user any more.
+    connected: bool,
+    /// The timer runs, and nothing is tried before.
+    waiting: bool,
+    delay: Duration,
+    /// The loss of the link was reported.
+    told: bool,
 }
 
 struct Link {
@@ -108,8 +83,12 @@ impl StreamBackend {
             connect,
             readiness,
             timer,
-            delay: FIRST_DELAY,
             stream: None,
+            open: false,
+            connected: false,
+            waiting: false,
+            delay: FIRST_DELAY,
+            told: false,
         })
     }
 
@@ -117,12 +96,31 @@ impl StreamBackend {
     fn detach(&mut self) -> Option<Duration> {
         let link = self.stream.take()?;
         self.readiness.remove(link.stream.as_fd());
+        if let Some(watched) = self.connect.watched() {
+            self.readiness.remove(watched);
+        }
         Some(link.since.elapsed())
     }
 
-    fn attach(&mut self, stream: UnixStream) -> io::Result<()> {
-        stream.set_nonblocking(true)?;
-        self.readiness.add(stream.as_fd(), STREAM, true)?;
+    /// Connects, unless there is a link.
+    fn try_connect(&mut self) -> io::Result<()> {
+        if self.stream.is_some() {
+            return Ok(());
+        }
+        let stream = self.connect.connect()?;
+        let added = stream.set_nonblocking(true).and_then(|()| {
+            if let Some(watched) = self.connect.watched() {
+                self.readiness.add(watched, WATCHED, false)?;
+            }
+            self.readiness.add(stream.as_fd(), STREAM, true)
+        });
+        if let Err(error) = added {
+            self.readiness.remove(stream.as_fd());
+            drop(stream);
+            self.connect.ended();
+            return Err(error);
+        }
+        self.connected = true;
         self.stream = Some(Link {
             stream,
             since: Instant::now(),
@@ -133,15 +131,6 @@ impl StreamBackend {
         Ok(())
     }
 
-    /// Connects, unless there is a link.
-    fn try_connect(&mut self) -> io::Result<()> {
-        if self.stream.is_some() {
-            return Ok(());
-        }
-        let stream = self.connect.connect()?;
-        self.attach(stream)
-    }
-
     /// The link is lost: tells so, and tries again later.
     fn lost(&mut self, why: &str) {
         if self.detach().is_some_and(|lasted| lasted >= STABLE) {
@@ -149,38 +138,37 @@ impl StreamBackend {
         }
         let said = self.connect.ended();
         let said = said.map_or(String::new(), |said| format!(": {said}"));
-        let then = match (self.connect.again(), self.connect.listener().is_some()) {
-            (false, _) => "its link is down",
-            (true, true) => "its link is down until another peer connects",
-            (true, false) => "its link is down until it is connected again",
+        let then = match self.connect.again() {
+            true => "its link is down until it is connected again",
+            false => "its link is down",
         };
         let message = format!("the network of {} {why}{said}; {then}", self.name);
         // Not each attempt of a series is told.
+        self.told |= self.delay == FIRST_DELAY;
         if self.delay == FIRST_DELAY {
             tracing::warn!("{message}");
         } else {
             tracing::debug!("{message}");
         }
-        if self.connect.listener().is_some() {
-            // Another peer may wait.
-            self.reconnect();
-        } else if self.connect.again() {
-            self.retry_later();
-        }
+        self.retry_later();
     }
 
     fn retry_later(&mut self) {
+        if !self.connect.again() {
+            return;
+        }
         let at = Expiration::OneShot(TimeSpec::from_duration(self.delay));
         self.delay = (self.delay * 2).min(LAST_DELAY);
-        if let Err(error) = self.timer.set(at, TimerSetTimeFlags::empty()) {
-            tracing::warn!("the network of {} stays down: {error}", self.name);
+        match self.timer.set(at, TimerSetTimeFlags::empty()) {
+            Ok(()) => self.waiting = true,
+            Err(error) => tracing::warn!("the network of {} stays down: {error}", self.name),
         }
     }
 
     fn reconnect(&mut self) {
         match self.try_connect() {
             Ok(()) => {
-                if self.stream.is_some() {
+                if std::mem::take(&mut self.told) {
                     tracing::info!("the network of {} is connected", self.name);
                 }
             }
@@ -206,18 +194,28 @@ impl Backend for StreamBackend {
 
     fn woken(&mut self) {
         let ready = self.readiness.take();
-        let is = |number: u32| ready & 1 << number != 0;
-        if is(STREAM) {
+        if !self.open {
+            return;
+        }
+        if ready.is(WATCHED) {
+            self.connect.woken();
+        }
+        if ready.has_hung_up(STREAM) && self.stream.is_some() {
+            // Frames that it has sent before are lost.
+            self.lost("was closed by its peer");
+        } else if ready.is(STREAM) {
             if let Some(link) = &mut self.stream {
                 link.readable = true;
             }
             self.flush();
         }
-        if is(TIMER) {
+        if ready.is(TIMER) {
             // It is over; whether it can be read says nothing more.
             let _expired = self.timer.wait();
+            self.waiting = false;
         }
-        if self.stream.is_none() && (is(LISTENER) || is(TIMER)) {
+        let tries = ready.is(LISTENER) || ready.is(TIMER);
+        if self.stream.is_none() && tries && !self.waiting {
             self.reconnect();
         }
     }
@@ -275,6 +273,15 @@ impl Backend for StreamBackend {
         }
     }
 
+    fn inject(&mut self, frame: &[u8]) {
+        if let Some(link) = &mut self.stream
+            && link.outgoing.has_room()
+        {
+            link.outgoing.push_own(frame);
+        }
+        self.flush();
+    }
+
     fn flush(&mut self) {
         let Some(link) = &mut self.stream else {
             return;
@@ -285,10 +292,9 @@ impl Backend for StreamBackend {
                 Ok(count) => link.outgoing.written(count),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // What the peer has sent before it ended can still be read; that tells the end.
+                // The bell tells the end.
                 Err(_) => {
                     link.outgoing = Outgoing::default();
-                    link.readable = true;
                     return;
                 }
             }
@@ -296,125 +302,43 @@ impl Backend for StreamBackend {
     }
 
     fn acquire(&mut self) -> io::Result<()> {
+        if self.open {
+            return Ok(());
+        }
         self.connect.open()?;
         if let Some(listener) = self.connect.listener() {
             self.readiness.add(listener.as_fd(), LISTENER, false)?;
         }
         match self.try_connect() {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
-            result => result,
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            // It was lost before, which a VM survives.
+            Err(error) if self.connected => {
+                self.told = true;
+                tracing::warn!(
+                    "the network of {} is not connected, its link is down: {error}",
+                    self.name
+                );
+                self.retry_later();
+            }
+            Err(error) => {
+                self.connect.close();
+                return Err(error);
+            }
         }
-    }
-
-    fn release(&mut self) {
-        self.detach();
-        self.connect.close();
-    }
-}
-
-/// A peer that listens at a path.
-#[derive(Debug)]
-pub struct Client(PathBuf);
-
-impl Client {
-    /// At `path`.
-    pub fn new(path: &Path) -> Self {
-        Self(path.to_owned())
-    }
-}
-
-impl Connect for Client {
-    fn connect(&mut self) -> io::Result<UnixStream> {
-        UnixStream::connect(&self.0).map_err(|error| {
-            let why = format!("cannot connect to {}: {error}", self.0.display());
-            io::Error::new(error.kind(), why)
-        })
-    }
-}
-
-/// A path at which peers connect, one after the other.
-#[derive(Debug)]
-pub struct Server {
-    path: PathBuf,
-    listener: Option<UnixListener>,
-}
-
-impl Server {
-    /// At `path`, which must not exist.
-    pub fn new(path: &Path) -> Self {
-        Self {
-            path: path.to_owned(),
-            listener: None,
-        }
-    }
-}
-
-impl Connect for Server {
-    fn listener(&self) -> Option<&UnixListener> {
-        self.listener.as_ref()
-    }
-
-    fn open(&mut self) -> io::Result<()> {
-        let bound = UnixListener::bind(&self.path).and_then(|listener| {
-            listener.set_nonblocking(true)?;
-            Ok(listener)
-        });
-        self.listener = Some(bound.map_err(|error| {
-            let help = match error.kind() {
-                io::ErrorKind::AddrInUse => "; remove it if no program uses it",
-                _ => "",
-            };
-            let why = format!("cannot listen at {}: {error}{help}", self.path.display());
-            io::Error::new(error.kind(), why)
-        })?);
+        self.open = true;
         Ok(())
     }
 
-    fn connect(&mut self) -> io::Result<UnixStream> {
-        match &self.listener {
-            Some(listener) => Ok(listener.accept()?.0),
-            None => Err(io::ErrorKind::WouldBlock.into()),
-        }
-    }
-
-    fn close(&mut self) {
-        if self.listener.take().is_some() {
-            // It may be gone already.
-            let _removed = std::fs::remove_file(&self.path);
-        }
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.close();
-    }
-}
-
-/// A stream that this process was started with.
-#[derive(Debug)]
-pub struct Given(Option<UnixStream>);
-
-impl Given {
-    /// This one.
-    pub fn new(stream: UnixStream) -> Self {
-        Self(Some(stream))
-    }
-}
-
-impl Connect for Given {
-    fn connect(&mut self) -> io::Result<UnixStream> {
-        let stream = self.0.as_ref().ok_or(io::ErrorKind::NotConnected)?;
-        stream.try_clone()
-    }
-
-    fn again(&self) -> bool {
-        false
-    }
-
-    fn ended(&mut self) -> Option<String> {
-        self.0 = None;
-        None
+    fn release(&mut self) {
+        self.open = false;
+        self.detach();
+        self.connect.close();
+        // Nothing of it is left for the next time.
+        let _disarmed = self.timer.unset();
+        self.waiting = false;
+        self.delay = FIRST_DELAY;
+        self.readiness.take();
     }
 }
 

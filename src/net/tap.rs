@@ -5,7 +5,7 @@ mod ioctl;
 
 use std::fmt;
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
@@ -42,6 +42,7 @@ pub struct Tap {
     offloads: Offloads,
     /// The interface was removed.
     gone: bool,
+    complained: bool,
 }
 
 struct Queue {
@@ -74,6 +75,7 @@ impl Tap {
             queues: Vec::new(),
             offloads: Offloads::default(),
             gone: false,
+            complained: false,
         })
     }
 
@@ -108,6 +110,9 @@ impl Tap {
                     .map_err(|error| not_attached(&interface, self.pairs, &error))?;
                     files.push(file);
                 }
+                if name.is_none() {
+                    tracing::info!("the network of {} is the interface {interface}", self.name);
+                }
                 ioctl::set_up(&interface).map_err(|error| {
                     let why = format!(
                         "the interface {interface} is down, and cannot be set up ({error}): run \
@@ -122,18 +127,27 @@ impl Tap {
 
     fn apply_offloads(&mut self) {
         // All queues of an interface have the same.
-        if let Some(queue) = self.queues.first()
-            && let Err(error) = ioctl::set_offloads(&queue.file, self.offloads)
-        {
-            tracing::warn!("the tap of {} takes no offloads: {error}", self.name);
+        let Some(queue) = self.queues.first().filter(|_| !self.gone) else {
+            return;
+        };
+        if let Err(error) = ioctl::set_offloads(&queue.file, self.offloads) {
+            self.complain(&format!("takes no offloads: {error}"));
+        }
+    }
+
+    /// Tells of a failure that the guest can bring about, once.
+    fn complain(&mut self, what: &str) {
+        if !std::mem::replace(&mut self.complained, true) {
+            tracing::warn!("the tap of {} {what}", self.name);
         }
     }
 
     /// Frames come from the queues that the guest uses alone.
     fn apply_active(&mut self) {
-        if self.pairs == 1 {
+        if self.pairs == 1 || self.gone {
             return;
         }
+        let mut failure = None;
         for (index, queue) in self.queues.iter_mut().enumerate() {
             let attached = index < self.active.into();
             if queue.attached == attached {
@@ -141,10 +155,11 @@ impl Tap {
             }
             match ioctl::set_attached(&queue.file, attached) {
                 Ok(()) => queue.attached = attached,
-                Err(error) => {
-                    tracing::warn!("queue {index} of the tap of {}: {error}", self.name);
-                }
+                Err(error) => failure = Some(error),
             }
+        }
+        if let Some(error) = failure {
+            self.complain(&format!("does not change its queues: {error}"));
         }
     }
 
@@ -215,7 +230,7 @@ impl Backend for Tap {
     fn woken(&mut self) {
         let ready = self.readiness.take();
         for (index, queue) in self.queues.iter_mut().enumerate() {
-            queue.readable |= ready & 1 << index != 0;
+            queue.readable |= u32::try_from(index).is_ok_and(|number| ready.is(number));
         }
     }
 
@@ -258,6 +273,14 @@ impl Backend for Tap {
         }
     }
 
+    fn inject(&mut self, frame: &[u8]) {
+        let mut bytes = vec![0; HEADER];
+        bytes.extend(frame);
+        if let Some(queue) = self.queues.first_mut() {
+            let _lost = queue.file.write(&bytes);
+        }
+    }
+
     fn set_offloads(&mut self, offloads: Offloads) {
         if self.offloads != offloads {
             self.offloads = offloads;
@@ -276,8 +299,15 @@ impl Backend for Tap {
         }
         let files = self.open()?;
         for (file, number) in files.iter().zip(0..) {
-            ioctl::set_header(file, HEADER)?;
-            self.readiness.add(file.as_fd(), number, false)?;
+            let added = ioctl::set_header(file, HEADER)
+                .and_then(|()| self.readiness.add(file.as_fd(), number, false));
+            if added.is_err() {
+                // Duplicates of given descriptors would stay.
+                files
+                    .iter()
+                    .for_each(|file| self.readiness.remove(file.as_fd()));
+            }
+            added?;
         }
         self.queues = files
             .into_iter()

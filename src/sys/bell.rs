@@ -47,12 +47,30 @@ pub struct Readiness {
     epoll: Epoll,
     /// A bit for each number.
     ready: AtomicU64,
+    /// The same of those that have hung up or failed.
+    hung_up: AtomicU64,
+}
+
+/// Which of a [`Readiness`] have become ready.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ready {
+    ready: u64,
+    hung_up: u64,
+}
+
+impl Ready {
+    /// Whether `number` has.
+    pub fn is(self, number: u32) -> bool {
+        self.ready & 1 << number != 0
+    }
+
+    /// Whether the other end of `number` was closed, or it has failed.
+    pub fn has_hung_up(self, number: u32) -> bool {
+        self.hung_up & 1 << number != 0
+    }
 }
 
 impl Readiness {
-    /// The number of numbers.
-    pub const NUMBERS: u32 = u64::BITS;
-
     /// Of no descriptor.
     ///
     /// # Errors
@@ -61,10 +79,11 @@ impl Readiness {
         Ok(Self {
             epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?,
             ready: AtomicU64::new(0),
+            hung_up: AtomicU64::new(0),
         })
     }
 
-    /// Adds `fd` as `number`: it is ready when it can be read or, with `writes`, written, or has failed.
+    /// Adds `fd` as `number`, which is below 64: it is ready when it can be read or, with `writes`, written, or has failed.
     ///
     /// # Errors
     /// If it cannot be waited for, or there is no memory.
@@ -80,9 +99,12 @@ impl Readiness {
         let _removed = self.epoll.delete(fd);
     }
 
-    /// Takes which have become ready since this was last asked: a bit for each number.
-    pub fn take(&self) -> u64 {
-        self.ready.swap(0, Ordering::AcqRel)
+    /// Takes which have become ready since this was last asked.
+    pub fn take(&self) -> Ready {
+        Ready {
+            ready: self.ready.swap(0, Ordering::AcqRel),
+            hung_up: self.hung_up.swap(0, Ordering::AcqRel),
+        }
     }
 
     fn collect(&self) {
@@ -95,7 +117,12 @@ impl Readiness {
             };
             for event in &events[..count] {
                 let bit = 1_u64.checked_shl(u32::try_from(event.data()).unwrap_or(u32::MAX));
-                self.ready.fetch_or(bit.unwrap_or(0), Ordering::AcqRel);
+                let bit = bit.unwrap_or(0);
+                let ends = EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR;
+                if event.events().intersects(ends) {
+                    self.hung_up.fetch_or(bit, Ordering::AcqRel);
+                }
+                self.ready.fetch_or(bit, Ordering::AcqRel);
             }
             if count < events.len() {
                 return;
@@ -128,7 +155,7 @@ mod tests {
         }
         assert!(!rings(&bell));
         bell.clear();
-        assert_eq!(readiness.take(), 0);
+        assert_eq!(readiness.take().ready, 0);
         for (_, theirs) in &pairs {
             let mut theirs: &UnixStream = theirs;
             theirs.write_all(b"a").unwrap();
@@ -136,13 +163,14 @@ mod tests {
         assert!(rings(&bell));
         bell.clear();
         assert!(!rings(&bell));
-        assert_eq!(readiness.take(), (1 << 20) - 1);
-        assert_eq!(readiness.take(), 0);
+        assert_eq!(readiness.take().ready, (1 << 20) - 1);
+        assert_eq!(readiness.take().ready, 0);
         // Nothing was read; more has come.
         (&pairs[7].1).write_all(b"b").unwrap();
         assert!(rings(&bell));
         bell.clear();
-        assert_eq!(readiness.take(), 1 << 7);
+        let seven = readiness.take();
+        assert_eq!((seven.ready, seven.hung_up), (1 << 7, 0));
         let mut both = [0; 2];
         (&pairs[7].0).read_exact(&mut both).unwrap();
         assert_eq!(&both, b"ab");
@@ -154,16 +182,20 @@ mod tests {
     fn one_that_can_be_written_is_ready_if_that_is_asked_for() {
         let readiness = Arc::new(Readiness::new().unwrap());
         let bell = Bell::Descriptors(Arc::clone(&readiness));
-        let (a, _b) = UnixStream::pair().unwrap();
+        let (a, b) = UnixStream::pair().unwrap();
         let kept = a.try_clone().unwrap();
         readiness.add(a.as_fd(), 63, true).unwrap();
         bell.clear();
-        assert_eq!(readiness.take(), 1 << 63);
+        assert_eq!(readiness.take().ready, 1 << 63);
         readiness.remove(a.as_fd());
         drop(a);
         readiness.add(kept.as_fd(), 1, true).unwrap();
         bell.clear();
-        assert_eq!(readiness.take(), 1 << 1);
+        assert_eq!(readiness.take().ready, 1 << 1);
+        drop(b);
+        bell.clear();
+        let ready = readiness.take();
+        assert!(ready.has_hung_up(1) && ready.is(1) && !ready.is(63));
     }
 
     #[test]

@@ -492,12 +492,11 @@ impl VirtioDevice for Blk {
     }
 
     fn request(&mut self, request: &DeviceRequest) -> Result<(), RequestError> {
-        match *request {
-            DeviceRequest::Disk(request) => {
-                let done = self.control(request);
-                done.map_err(|error| RequestError::Refused(describe(&error)))
-            }
-        }
+        let DeviceRequest::Disk(request) = *request else {
+            return Err(RequestError::OtherKind);
+        };
+        let done = self.control(request);
+        done.map_err(|error| RequestError::Refused(describe(&error)))
     }
 
     fn gauge(&self) -> Option<Arc<dyn Gauge>> {

@@ -4,24 +4,35 @@
 //! it. The last is for the driver's commands. A frame is copied once on its way to the guest, as it may have
 //! to be spread over several buffers, and not at all on its way to a tap.
 
+mod announce;
 mod control;
 mod receive;
 
 use std::fmt;
 use std::io;
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+use std::time::Instant;
 
 use super::device::{Kind, VirtioDevice};
 use super::queue::{Chain, RingError, SplitRing};
+use crate::bus::{DeviceRequest, Gauge, RequestError};
 use crate::memory::{Dma, Readable};
-use crate::net::{Backend, HEADER, MAX_PAIRS, Mac, Offloads, Sent};
+use crate::net::control::{NetCounters, NetRequest};
+use crate::net::{Backend, HEADER, MAX_FRAME, MAX_PAIRS, Mac, Offloads, Sent};
 use crate::state::{Decoder, Encoder, StateError};
 use crate::sys::Bell;
+use announce::Announcement;
 use control::Command;
 use receive::{Delivery, Receiver};
 
 /// As QEMU's.
 const QUEUE_SIZE: u16 = 256;
 const CONTROL_SIZE: u16 = 64;
+/// About how many bytes of a queue are copied before another queue's turn.
+const PASS_BYTES: usize = 1 << 20;
+/// The lengths of what can be sent, with the header.
+const FRAME_LENGTHS: RangeInclusive<u64> = HEADER as u64 + 1..=MAX_FRAME as u64;
 
 // Features (5.1.3).
 const F_CSUM: u64 = 1 << 0;
@@ -39,6 +50,7 @@ const F_MRG_RXBUF: u64 = 1 << 15;
 const F_STATUS: u64 = 1 << 16;
 const F_CTRL_VQ: u64 = 1 << 17;
 const F_CTRL_RX: u64 = 1 << 18;
+const F_GUEST_ANNOUNCE: u64 = 1 << 21;
 const F_MQ: u64 = 1 << 22;
 const F_CTRL_MAC_ADDR: u64 = 1 << 23;
 
@@ -49,7 +61,8 @@ const OFFLOADS: u64 =
     GUEST_OFFLOADS | F_CSUM | F_CTRL_GUEST_OFFLOADS | F_HOST_TSO4 | F_HOST_TSO6 | F_HOST_ECN;
 
 /// Configuration status (5.1.4).
-const S_LINK_UP: u16 = 1;
+const S_LINK_UP: u16 = 1 << 0;
+const S_ANNOUNCE: u16 = 1 << 1;
 
 /// Bytes of `struct virtio_net_config` up to the MTU.
 const CONFIG_LEN: usize = 12;
@@ -71,23 +84,6 @@ pub struct NetOptions {
     pub offload: bool,
 }
 
-/// What has gone through a card since it was made.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct NetCounters {
-    /// Frames that the guest received.
-    pub received_frames: u64,
-    /// Their bytes.
-    pub received_bytes: u64,
-    /// Frames from the network that the guest did not get: they fit into none of its buffers.
-    pub received_dropped: u64,
-    /// Frames that the guest sent.
-    pub sent_frames: u64,
-    /// Their bytes.
-    pub sent_bytes: u64,
-    /// Frames of the guest that the network did not take.
-    pub sent_dropped: u64,
-}
-
 /// The card.
 pub struct Net {
     backend: Box<dyn Backend>,
@@ -104,7 +100,17 @@ pub struct Net {
     guest_offloads: u64,
     queues: Vec<u16>,
     receivers: Vec<Receiver>,
-    counters: NetCounters,
+    counters: Arc<NetCounters>,
+    /// The user has left the cable plugged in.
+    plugged: bool,
+    /// What the driver is told of the link.
+    link: bool,
+    /// The driver is asked to announce itself.
+    announce: bool,
+    announcement: Announcement,
+    /// The card has come from elsewhere and not run here yet.
+    moved: bool,
+    generation: u32,
     chain: Chain,
     /// A buffer without ranges, for the next frame.
     from: Option<Readable>,
@@ -133,6 +139,8 @@ impl Net {
         let pairs = options.pairs.clamp(1, MAX_PAIRS);
         let mut queues = vec![QUEUE_SIZE; 2 * usize::from(pairs)];
         queues.push(CONTROL_SIZE);
+        let counters = Arc::new(NetCounters::default());
+        counters.set_mac(options.mac);
         Self {
             backend: options.backend,
             id: options.id,
@@ -146,15 +154,16 @@ impl Net {
             guest_offloads: 0,
             queues,
             receivers: (0..pairs).map(|_| Receiver::default()).collect(),
-            counters: NetCounters::default(),
+            counters,
+            plugged: true,
+            link: false,
+            announce: false,
+            announcement: Announcement::default(),
+            moved: false,
+            generation: 0,
             chain: Chain::default(),
             from: None,
         }
-    }
-
-    /// What has gone through it.
-    pub fn counters(&self) -> NetCounters {
-        self.counters
     }
 
     /// What queue `index` is for: a driver that does not know of pairs has the third for its commands
@@ -174,12 +183,55 @@ impl Net {
     fn config(&self) -> [u8; CONFIG_LEN] {
         let mut config = [0; CONFIG_LEN];
         config[..6].copy_from_slice(&self.mac);
-        let status = if self.backend.link() { S_LINK_UP } else { 0 };
+        let mut status = 0;
+        for (bit, set) in [(S_LINK_UP, self.link), (S_ANNOUNCE, self.announce)] {
+            status |= if set { bit } else { 0 };
+        }
         let mtu = self.mtu.unwrap_or(0);
         for (at, value) in [(6, status), (8, self.pairs), (10, mtu)] {
             config[at..][..2].copy_from_slice(&value.to_le_bytes());
         }
         config
+    }
+
+    fn set_mac(&mut self, mac: Mac) {
+        self.counters.set_mac(mac);
+        if self.mac != mac {
+            self.mac = mac;
+            self.generation = self.generation.wrapping_add(1);
+        }
+    }
+
+    fn set_link(&mut self, link: bool) {
+        self.counters.set_link(link);
+        if self.link != link {
+            self.link = link;
+            self.generation = self.generation.wrapping_add(1);
+        }
+    }
+
+    fn set_announce(&mut self, announce: bool) {
+        if self.announce != announce {
+            self.announce = announce;
+            self.generation = self.generation.wrapping_add(1);
+        }
+    }
+
+    /// The driver sees a link if there is one and the user wants it.
+    fn update_link(&mut self) {
+        self.set_link(self.plugged && self.backend.link());
+    }
+
+    /// The network learns where the card is now.
+    fn announce(&mut self) {
+        if self.moved && self.link {
+            self.moved = false;
+            self.announcement = Announcement::begin(Instant::now());
+            self.set_announce(self.features & F_GUEST_ANNOUNCE != 0);
+        }
+        if self.announcement.take(Instant::now()) {
+            self.backend.inject(&announce::frame(self.mac));
+        }
     }
 
     fn set_guest_offloads(&mut self, on: u64) {
@@ -211,43 +263,61 @@ impl Net {
             return Ok(false);
         }
         let mut left = ring.size();
+        let mut bytes = PASS_BYTES;
         loop {
+            if left == 0 || bytes == 0 {
+                return Ok(true);
+            }
             let Some(len) = receiver.next(|frame| self.backend.receive(pair, frame)) else {
                 return Ok(false);
             };
-            match receiver.deliver(merge, &mut self.chain, ring, dma)? {
-                Delivery::Done => {
-                    self.counters.received_frames += 1;
-                    self.counters.received_bytes += (len - HEADER) as u64;
-                }
-                Delivery::TooLong => self.counters.received_dropped += 1,
-                Delivery::Waits => return Ok(false),
-            }
             left -= 1;
-            if left == 0 {
-                return Ok(true);
+            bytes = bytes.saturating_sub(len);
+            if !self.plugged {
+                receiver.clear();
+                self.counters.received.dropped();
+                continue;
+            }
+            match receiver.deliver(merge, &mut self.chain, ring, dma)? {
+                Delivery::Done => self.counters.received.passed((len - HEADER) as u64),
+                Delivery::TooLong { buffers } => {
+                    self.counters.received.dropped();
+                    left = left.saturating_sub(buffers);
+                }
+                Delivery::Waits => return Ok(false),
             }
         }
     }
 
     /// Sends frames of the driver.
     fn send(&mut self, pair: usize, ring: &mut SplitRing, dma: &Dma) -> Result<bool, RingError> {
+        let more = self.send_all(pair, ring, dma);
+        self.backend.flush();
+        more
+    }
+
+    fn send_all(
+        &mut self,
+        pair: usize,
+        ring: &mut SplitRing,
+        dma: &Dma,
+    ) -> Result<bool, RingError> {
         let mut left = ring.size();
-        let mut more = true;
-        while left > 0 {
+        let mut bytes = PASS_BYTES as u64;
+        while left > 0 && bytes > 0 {
             if !ring.pop(dma, &mut self.chain)? {
                 if ring.rearm(dma)? {
                     continue;
                 }
-                more = false;
-                break;
+                return Ok(false);
             }
             left -= 1;
+            let len = self.chain.readable().iter().map(|part| u64::from(part.len));
+            bytes = bytes.saturating_sub(len.sum());
             match self.send_chain(pair, dma) {
                 Ok(Sent::Later) => {
                     ring.undo_pop();
-                    more = false;
-                    break;
+                    return Ok(false);
                 }
                 Ok(Sent::Yes | Sent::Dropped) => ring.push(dma, self.chain.head(), 0)?,
                 Err(error) => {
@@ -256,8 +326,7 @@ impl Net {
                 }
             }
         }
-        self.backend.flush();
-        Ok(more)
+        Ok(true)
     }
 
     /// Sends the frame in `self.chain`.
@@ -270,36 +339,38 @@ impl Net {
         let pushed = parts.try_for_each(|part| frame.push(part.gpa, part.len.into()));
         let len = frame.len();
         let sent = match pushed {
-            // The header alone is no frame.
-            Ok(()) if len > HEADER as u64 => Ok(self.backend.send(pair, &frame)),
+            // The header alone is no frame, and no network has longer ones.
+            Ok(()) if FRAME_LENGTHS.contains(&len) && self.plugged => {
+                Ok(self.backend.send(pair, &frame))
+            }
             Ok(()) => Ok(Sent::Dropped),
             Err(error) => Err(error.into()),
         };
         frame.clear();
         self.from = Some(frame);
         match sent {
-            Ok(Sent::Yes) => {
-                self.counters.sent_frames += 1;
-                self.counters.sent_bytes += len - HEADER as u64;
-            }
-            Ok(Sent::Dropped) => self.counters.sent_dropped += 1,
+            Ok(Sent::Yes) => self.counters.sent.passed(len - HEADER as u64),
+            Ok(Sent::Dropped) => self.counters.sent.dropped(),
             Ok(Sent::Later) | Err(_) => {}
         }
         sent
     }
 
-    /// Carries out commands of the driver.
+    /// Carries out a command of the driver: one in each pass, as the host's kernel may take its time for it.
     fn command(&mut self, ring: &mut SplitRing, dma: &Dma) -> Result<bool, RingError> {
-        let mut chain = std::mem::take(&mut self.chain);
-        let served = super::device::serve_in_order(ring, dma, &mut chain, |chain| {
-            let done = match Command::read(chain, dma)? {
-                Some(command) => self.carry_out(command),
-                None => false,
-            };
-            control::acknowledge(chain, dma, done)
+        if !ring.pop(dma, &mut self.chain)? {
+            return ring.rearm(dma);
+        }
+        let served = Command::read(&self.chain, dma).and_then(|command| {
+            let done = command.is_some_and(|command| self.carry_out(command));
+            let written = control::acknowledge(&self.chain, dma, done)?;
+            ring.push(dma, self.chain.head(), written)
         });
-        self.chain = chain;
-        served
+        if let Err(error) = served {
+            ring.undo_pop();
+            return Err(error);
+        }
+        Ok(true)
     }
 
     fn carry_out(&mut self, command: Command) -> bool {
@@ -307,7 +378,11 @@ impl Net {
             // All frames of the network are given to the guest, which is allowed (5.1.6.5.1).
             Command::Filter => true,
             Command::SetMac(mac) => {
-                self.mac = mac;
+                self.set_mac(mac);
+                true
+            }
+            Command::Announced => {
+                self.set_announce(false);
                 true
             }
             Command::SetPairs(pairs) => {
@@ -335,7 +410,13 @@ impl VirtioDevice for Net {
     }
 
     fn features(&self) -> u64 {
-        let mut features = F_MAC | F_MRG_RXBUF | F_STATUS | F_CTRL_VQ | F_CTRL_RX | F_CTRL_MAC_ADDR;
+        let mut features = F_MAC
+            | F_MRG_RXBUF
+            | F_STATUS
+            | F_CTRL_VQ
+            | F_CTRL_RX
+            | F_GUEST_ANNOUNCE
+            | F_CTRL_MAC_ADDR;
         for (feature, offered) in [
             (OFFLOADS, self.offload),
             (F_MTU, self.mtu.is_some()),
@@ -366,19 +447,53 @@ impl VirtioDevice for Net {
 
     fn complete(&mut self, _rings: &mut [Option<SplitRing>], _dma: &Dma) -> Result<(), RingError> {
         self.backend.woken();
+        self.update_link();
         Ok(())
     }
 
     fn serve(&mut self, index: usize, ring: &mut SplitRing, dma: &Dma) -> Result<bool, RingError> {
-        match self.queue(index) {
+        let served = match self.queue(index) {
             Queue::Receive(pair) => self.receive(pair, ring, dma),
             Queue::Send(pair) => self.send(pair, ring, dma),
             Queue::Control => self.command(ring, dma),
-        }
+        };
+        // It may have shown that the network is gone.
+        self.update_link();
+        served
+    }
+
+    fn restart(&mut self, _rings: &mut [Option<SplitRing>], _dma: &Dma) -> Result<(), RingError> {
+        self.announce();
+        Ok(())
+    }
+
+    fn wake_at(&self) -> Option<Instant> {
+        self.announcement.next()
+    }
+
+    fn config_generation(&self) -> u32 {
+        self.generation
+    }
+
+    fn request(&mut self, request: &DeviceRequest) -> Result<(), RequestError> {
+        let DeviceRequest::Net(NetRequest::Plug(plugged)) = request else {
+            return Err(RequestError::OtherKind);
+        };
+        self.plugged = *plugged;
+        self.counters.set_plugged(*plugged);
+        self.update_link();
+        Ok(())
+    }
+
+    fn gauge(&self) -> Option<Arc<dyn Gauge>> {
+        Some(Arc::clone(&self.counters) as _)
     }
 
     fn reset(&mut self) {
-        self.mac = self.own_mac;
+        self.set_mac(self.own_mac);
+        self.set_announce(false);
+        self.announcement = Announcement::default();
+        self.moved = false;
         for receiver in &mut self.receivers {
             receiver.clear();
         }
@@ -391,20 +506,35 @@ impl VirtioDevice for Net {
         }
         to.u16(self.active);
         to.u64(self.guest_offloads);
+        to.bool(self.link);
+        to.bool(self.announce);
     }
 
     fn load(&mut self, from: &mut Decoder<'_>) -> Result<(), StateError> {
         const PAIRS: &str = "pairs of queues";
-        for byte in &mut self.mac {
+        let mut mac = Mac::default();
+        for byte in &mut mac {
             *byte = from.u8("hardware address")?;
         }
+        self.set_mac(mac);
         let active = from.u16(PAIRS)?;
-        if !(1..=self.pairs).contains(&active) {
-            return Err(from.invalid(PAIRS, format!("{active} of {}", self.pairs)));
+        let pairs = if self.features & F_MQ == 0 {
+            1
+        } else {
+            self.pairs
+        };
+        if !(1..=pairs).contains(&active) {
+            return Err(from.invalid(PAIRS, format!("{active} of {pairs}")));
         }
         self.set_active(active);
         let offloads = from.u64("offloads")?;
         self.set_guest_offloads(offloads);
+        // What the driver has seen; the link here may be another.
+        let link = from.bool("link")?;
+        self.set_link(link);
+        let announce = from.bool("announcement")?;
+        self.set_announce(announce);
+        self.moved = true;
         Ok(())
     }
 
@@ -417,6 +547,10 @@ impl VirtioDevice for Net {
             let why = format!("cannot use the network of {}: {error}", self.id);
             io::Error::new(error.kind(), why)
         })
+    }
+
+    fn resume(&mut self) {
+        self.update_link();
     }
 }
 

@@ -15,7 +15,6 @@
 mod backend;
 mod escape;
 mod open;
-mod socket;
 mod terminal;
 mod wire;
 

@@ -15,10 +15,10 @@ use tracing::warn;
 
 use super::CharError;
 use super::escape::EscapeKeys;
-use super::socket::Listener;
 use super::terminal::RawTerminal;
 use super::wire::Wire;
 use crate::life::MachineHandle;
+use crate::sys::listener::{ListenError, Listener};
 use crate::sys::private::{self, Existing};
 
 impl Wire {
@@ -117,7 +117,24 @@ impl Wire {
     /// A Unix socket to listen on. One client at a time; the next waits until it has left.
     pub(in crate::devices) fn socket(device: &str, path: &Path) -> Result<Self, CharError> {
         let mut wire = Self::new(device);
-        wire.listener = Some(Listener::bind(device, path)?);
+        let listener = Listener::bind(path).map_err(|error| match error {
+            ListenError::Path {
+                action,
+                path,
+                source,
+            } => CharError::Path {
+                device: device.to_owned(),
+                action,
+                path,
+                source,
+            },
+            ListenError::InUse { path, obstacle } => CharError::SocketInUse {
+                device: device.to_owned(),
+                path,
+                obstacle,
+            },
+        });
+        wire.listener = Some(listener?);
         Ok(wire)
     }
 }

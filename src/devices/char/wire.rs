@@ -11,10 +11,10 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tracing::{info, warn};
 
 use super::escape::{EscapeKeys, HELP, Key};
-use super::socket::Listener;
 use super::terminal::RawTerminal;
 use super::{CharDevice, TxQueue};
 use crate::life::{MachineHandle, Request};
+use crate::sys::listener::Listener;
 
 /// The maximum that is read or written at once. A pipe that polls writable accepts PIPE_BUF (4096) bytes
 /// without blocking.

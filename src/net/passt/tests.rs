@@ -46,7 +46,10 @@ fn program(dir: &tempfile::TempDir, script: &str) -> PathBuf {
 #[test]
 fn the_program_has_the_other_end_and_its_options() {
     let dir = tempfile::tempdir().unwrap();
-    let program = program(&dir, "echo \"$*\" >&0; read line; echo \"$line\" >&0");
+    let program = program(
+        &dir,
+        "echo \"$*\" >&$4; read line <&$4; echo \"$line\" >&$4",
+    );
     let forwards = vec![Forward::parse("tcp::2222-:22").unwrap()];
     let mut passt = Passt::new(program, forwards);
     let mut stream = passt.connect().unwrap();
@@ -55,7 +58,10 @@ fn the_program_has_the_other_end_and_its_options() {
     // The end comes with the program's.
     stream.read_to_string(&mut said).unwrap();
     let said = said.replace(" --runas 65534", "");
-    assert_eq!(said, "--foreground --quiet --fd 0 -t 2222:22\nto passt\n");
+    let words: Vec<_> = said.split_whitespace().collect();
+    assert_eq!(words[..3], ["--foreground", "--quiet", "--fd"], "{said}");
+    assert!(words[3].parse::<u32>().unwrap() > 2, "{said}");
+    assert_eq!(words[4..], ["-t", "2222:22", "to", "passt"], "{said}");
     let why = passt.ended().unwrap();
     assert!(why.contains("has ended (exit status: 0)"), "{why}");
 }
@@ -77,13 +83,28 @@ fn what_it_says_at_its_end_is_told() {
 fn one_that_says_more_than_anybody_reads_goes_on() {
     let dir = tempfile::tempdir().unwrap();
     let noise = "i=0; while [ $i -lt 3000 ]; do i=$((i+1)); \
-                 echo 0123456789012345678901234567890123456789 >&2; done 2>/dev/null; echo done >&0";
+                 echo 0123456789012345678901234567890123456789 >&2; done 2>/dev/null; echo done >&$4";
     let program = program(&dir, noise);
     let mut passt = Passt::new(program, Vec::new());
     let mut stream = passt.connect().unwrap();
     let mut done = [0; 5];
     stream.read_exact(&mut done).unwrap();
     assert_eq!(&done, b"done\n");
+}
+
+#[test]
+fn the_last_that_it_says_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let words = "echo first >&2; read line <&$4; i=0; while [ $i -lt 300 ]; do i=$((i+1)); \
+                 echo number $i >&2; done; exit 1";
+    let mut passt = Passt::new(program(&dir, words), Vec::new());
+    let mut stream = passt.connect().unwrap();
+    stream.write_all(b"go\n").unwrap();
+    assert_eq!(stream.read(&mut [0]).unwrap(), 0);
+    passt.woken();
+    let why = passt.ended().unwrap();
+    assert!(why.ends_with("number 299; number 300"), "{why}");
+    assert!(!why.contains("first") && why.len() < 700, "{why}");
 }
 
 #[test]

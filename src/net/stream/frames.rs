@@ -9,10 +9,15 @@ use crate::net::{HEADER, MAX_FRAME, MIN_FRAME, Sent};
 const LENGTH: usize = 4;
 /// The most bytes of a frame without its header.
 const MAX: usize = MAX_FRAME - HEADER;
+/// The length to which short frames are padded: the shortest of Ethernet, without its checksum. So frames that
+/// are none cost as much as others.
+const PADDED: usize = 60;
+/// The most bytes of a frame to the peer: passt ends the stream at longer ones (tap_passt_input in its tap.c).
+const MAX_SENT: usize = 65535;
 /// How much is read at once.
 const READ_SIZE: usize = 2 * (LENGTH + MAX);
 /// How much waits to be written before no more frames are taken.
-const WRITE_SIZE: usize = LENGTH + MAX;
+const WRITE_SIZE: usize = LENGTH + MAX_SENT;
 
 /// The length of a frame that is none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,31 +64,29 @@ impl Incoming {
         self.end = self.bytes.len().min(self.end + count);
     }
 
-    /// Takes the next frame into `frame` and returns its length, if it has come as a whole. Those shorter
-    /// than any frame are skipped.
+    /// Takes the next frame into `frame` and returns its length, if it has come as a whole. A short one gets
+    /// zeroes behind, up to the length of the shortest.
     ///
     /// # Errors
     /// If the stream has no frames.
     pub(super) fn next(&mut self, frame: &mut [u8]) -> Result<Option<usize>, BadLength> {
-        loop {
-            let waiting = &self.bytes[self.start..self.end];
-            let Some((length, rest)) = waiting.split_first_chunk::<LENGTH>() else {
-                return Ok(None);
-            };
-            let length = u32::from_be_bytes(*length);
-            let len = usize::try_from(length).unwrap_or(usize::MAX);
-            if len > MAX {
-                return Err(BadLength(length));
-            }
-            let Some(body) = rest.get(..len) else {
-                return Ok(None);
-            };
-            self.start += LENGTH + len;
-            if len >= MIN_FRAME && len <= frame.len() {
-                frame[..len].copy_from_slice(body);
-                return Ok(Some(len));
-            }
+        let waiting = &self.bytes[self.start..self.end];
+        let Some((length, rest)) = waiting.split_first_chunk::<LENGTH>() else {
+            return Ok(None);
+        };
+        let length = u32::from_be_bytes(*length);
+        let len = usize::try_from(length).unwrap_or(usize::MAX);
+        if len > MAX.min(frame.len()) {
+            return Err(BadLength(length));
         }
+        let Some(body) = rest.get(..len) else {
+            return Ok(None);
+        };
+        self.start += LENGTH + len;
+        frame[..len].copy_from_slice(body);
+        let padded = len.max(PADDED);
+        frame[len..padded].fill(0);
+        Ok(Some(padded))
     }
 }
 
@@ -100,11 +103,19 @@ impl Outgoing {
         self.bytes.len() < WRITE_SIZE
     }
 
+    /// Adds a frame of the host's own, of at least [`MIN_FRAME`] bytes.
+    pub(super) fn push_own(&mut self, frame: &[u8]) {
+        if let Ok(length) = u32::try_from(frame.len()) {
+            self.bytes.extend(length.to_be_bytes());
+            self.bytes.extend(frame);
+        }
+    }
+
     /// Adds a frame, whose header is left out.
     pub(super) fn push(&mut self, frame: &Readable) -> Sent {
         let len = usize::try_from(frame.len()).unwrap_or(usize::MAX);
         let len = len.checked_sub(HEADER);
-        let Some(len) = len.filter(|len| (MIN_FRAME..=MAX).contains(len)) else {
+        let Some(len) = len.filter(|len| (MIN_FRAME..=MAX_SENT).contains(len)) else {
             return Sent::Dropped;
         };
         let before = self.bytes.len();
@@ -173,8 +184,13 @@ mod tests {
         }
     }
 
+    fn padded(mut data: Vec<u8>) -> Vec<u8> {
+        data.resize(data.len().max(60), 0);
+        data
+    }
+
     fn lengths() -> impl Strategy<Value = usize> {
-        prop_oneof![0..100_usize, Just(MAX), Just(MIN_FRAME), 0..=MAX]
+        prop_oneof![0..100_usize, Just(MAX_SENT), Just(MIN_FRAME), 0..=MAX]
     }
 
     proptest! {
@@ -193,9 +209,9 @@ mod tests {
                 dma.write(Gpa(0x100 + HEADER as u64), &data).unwrap();
                 let frame = dma.readable(Gpa(0x100), (HEADER + len) as u64).unwrap();
                 let taken = outgoing.push(&frame);
-                prop_assert_eq!(taken == Sent::Yes, len >= MIN_FRAME);
+                prop_assert_eq!(taken == Sent::Yes, (MIN_FRAME..=MAX_SENT).contains(&len));
                 if taken == Sent::Yes {
-                    sent.push(data);
+                    sent.push(padded(data));
                 }
                 let some = outgoing.bytes().len() / 2;
                 stream.extend(&outgoing.bytes()[..some]);
@@ -216,8 +232,9 @@ mod tests {
         let length = u32::try_from(MAX).unwrap() + 1;
         assert_eq!(frames(&length.to_be_bytes(), &[4]), Err(BadLength(length)));
         assert_eq!(frames(&(length - 1).to_be_bytes(), &[4]), Ok(vec![]));
-        let runt = [&[0, 0, 0, 2, 7, 7, 0, 0, 0, 14][..], &[9; 14]].concat();
-        assert_eq!(frames(&runt, &[3]), Ok(vec![vec![9; 14]]));
+        let short = [&[0, 0, 0, 2, 7, 7, 0, 0, 0, 14][..], &[9; 14], &[0; 4]].concat();
+        let expected = [vec![7; 2], vec![9; 14], vec![]].map(padded);
+        assert_eq!(frames(&short, &[3]), Ok(expected.to_vec()));
     }
 
     #[test]
@@ -225,16 +242,17 @@ mod tests {
         let (dma, mut outgoing) = (dma(), Outgoing::default());
         let mut count = 0;
         while outgoing.has_room() {
-            let frame = dma.readable(Gpa(0), MAX_FRAME as u64).unwrap();
+            let frame = dma.readable(Gpa(0), (HEADER + MAX_SENT) as u64).unwrap();
             assert_eq!(outgoing.push(&frame), Sent::Yes);
             count += 1;
         }
         assert_eq!(count, 1);
-        let long = dma.readable(Gpa(0), MAX_FRAME as u64 + 1).unwrap();
+        let long = (HEADER + MAX_SENT) as u64 + 1;
+        let long = dma.readable(Gpa(0), long).unwrap();
         assert_eq!(outgoing.push(&long), Sent::Dropped);
         let short = (HEADER + MIN_FRAME) as u64 - 1;
         let short = dma.readable(Gpa(0), short).unwrap();
         assert_eq!(outgoing.push(&short), Sent::Dropped);
-        assert_eq!(outgoing.bytes().len(), LENGTH + MAX);
+        assert_eq!(outgoing.bytes().len(), LENGTH + MAX_SENT);
     }
 }

@@ -94,6 +94,8 @@ fn frames_go_both_ways() {
         ring(&mut backend);
     }
     assert_eq!(receive(&mut backend), Some(vec![4; 100]));
+    let short = [&[5; 3][..], &[0; 57]].concat();
+    assert_eq!(receive(&mut backend), Some(short));
     assert_eq!(receive(&mut backend), Some(vec![6; 1500]));
     assert_eq!(receive(&mut backend), None);
     backend.release();
@@ -141,9 +143,9 @@ fn a_lost_peer_comes_back() {
     script.add_error();
     let mut again = script.add();
     drop(peer);
+    // Whether or not somebody receives.
     while backend.link() {
         ring(&mut backend);
-        assert_eq!(receive(&mut backend), None);
     }
     assert_eq!(backend.send(0, &frame(&dma(), 1, 60)), Sent::Dropped);
     while !backend.link() {
@@ -182,21 +184,33 @@ fn a_server_takes_one_peer_after_the_other_and_removes_its_socket() {
     let error = StreamBackend::new("c", Box::new(Server::new(&path)))
         .and_then(|mut other| other.acquire())
         .unwrap_err();
-    assert!(error.to_string().contains("remove it"), "{error}");
+    assert!(
+        error.to_string().contains("in use by a running program"),
+        "{error}"
+    );
+    // That was a peer for a moment.
+    while server.link() {
+        ring(&mut server);
+    }
     assert!(path.exists());
     client.acquire().unwrap();
     let mut second = StreamBackend::new("d", Box::new(Client::new(&path))).unwrap();
     second.acquire().unwrap();
-    ring(&mut server);
-    assert!(server.link());
+    while !server.link() {
+        ring(&mut server);
+    }
     let dma = dma();
     assert_eq!(client.send(0, &frame(&dma, 1, 60)), Sent::Yes);
     client.flush();
     assert_eq!(receive(&mut server), Some(vec![1; 60]));
     client.release();
-    assert_eq!(receive(&mut server), None);
     // The next was waiting.
-    assert!(server.link());
+    while server.link() {
+        ring(&mut server);
+    }
+    while !server.link() {
+        ring(&mut server);
+    }
     assert_eq!(second.send(0, &frame(&dma, 2, 60)), Sent::Yes);
     second.flush();
     assert_eq!(receive(&mut server), Some(vec![2; 60]));
@@ -218,7 +232,50 @@ fn a_given_stream_ends_once_and_for_all() {
     backend.acquire().unwrap();
     assert!(backend.link());
     drop(peer);
-    assert_eq!(receive(&mut backend), None);
+    while backend.link() {
+        ring(&mut backend);
+    }
+    // The VM goes on without it, also after a migration that has failed.
+    backend.release();
+    backend.acquire().unwrap();
     assert!(!backend.link());
+}
+
+#[test]
+fn a_missing_peer_is_an_error_only_at_first() {
+    let script = Script::default();
+    script.add_error();
+    let mut backend = StreamBackend::new("net0", Box::new(script.clone())).unwrap();
     assert!(backend.acquire().is_err());
+    let peer = script.add();
+    backend.acquire().unwrap();
+    drop(peer);
+    while backend.link() {
+        ring(&mut backend);
+    }
+    backend.release();
+    backend.acquire().unwrap();
+    assert!(!backend.link());
+    let _again = script.add();
+    while !backend.link() {
+        ring(&mut backend);
+    }
+}
+
+#[test]
+fn nothing_connects_after_a_release() {
+    let script = Script::default();
+    drop(script.add());
+    let mut backend = StreamBackend::new("net0", Box::new(script.clone())).unwrap();
+    backend.acquire().unwrap();
+    while backend.link() {
+        ring(&mut backend);
+    }
+    backend.release();
+    let _peer = script.add();
+    std::thread::sleep(2 * FIRST_DELAY);
+    backend.bell().unwrap().clear();
+    backend.woken();
+    assert!(!backend.link());
+    assert_eq!(script.0.lock().unwrap().len(), 1, "it has connected");
 }

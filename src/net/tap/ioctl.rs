@@ -119,12 +119,14 @@ pub(super) fn set_header(file: &File, len: usize) -> io::Result<()> {
 
 /// Sets what frames to the guest may leave to it, for all queues of the interface.
 pub(super) fn set_offloads(file: &File, offloads: Offloads) -> io::Result<()> {
+    // The kernel refuses it without what it is for (set_offload in drivers/net/tun.c).
+    let ecn = offloads.ecn && (offloads.tso4 || offloads.tso6);
     let mut flags = 0;
     for (offload, flag) in [
         (offloads.checksum, TUN_F_CSUM),
         (offloads.tso4, TUN_F_TSO4),
         (offloads.tso6, TUN_F_TSO6),
-        (offloads.ecn, TUN_F_TSO_ECN),
+        (ecn, TUN_F_TSO_ECN),
     ] {
         flags |= if offload && offloads.checksum {
             flag

@@ -10,6 +10,8 @@ const RX_LAST: u8 = 5;
 const MAC: u8 = 1;
 const MAC_TABLE_SET: u8 = 0;
 const MAC_ADDR_SET: u8 = 1;
+const ANNOUNCE: u8 = 3;
+const ANNOUNCE_ACK: u8 = 0;
 const MQ: u8 = 4;
 const MQ_VQ_PAIRS_SET: u8 = 0;
 const GUEST_OFFLOADS: u8 = 5;
@@ -26,6 +28,8 @@ pub(super) enum Command {
     Filter,
     /// The card's address.
     SetMac(Mac),
+    /// The guest has announced itself.
+    Announced,
     /// How many pairs of queues are used.
     SetPairs(u16),
     /// What the guest takes on itself, as features.
@@ -56,6 +60,7 @@ impl Command {
             (RX, ..=RX_LAST) => data.first().map(|_| Self::Filter),
             (MAC, MAC_TABLE_SET) => data.first_chunk::<4>().map(|_| Self::Filter),
             (MAC, MAC_ADDR_SET) => data.first_chunk().copied().map(Self::SetMac),
+            (ANNOUNCE, ANNOUNCE_ACK) => Some(Self::Announced),
             (MQ, MQ_VQ_PAIRS_SET) => {
                 let pairs = data.first_chunk()?;
                 Some(Self::SetPairs(u16::from_le_bytes(*pairs)))
@@ -103,6 +108,8 @@ mod tests {
             ),
             (&[1, 1, 2, 3, 4, 5, 6], None),
             (&[2, 0, 0, 0], None),
+            (&[3, 0], Some(Command::Announced)),
+            (&[3, 1], None),
             (&[4, 0, 2, 1], Some(Command::SetPairs(0x102))),
             (&[4, 0, 2], None),
             (

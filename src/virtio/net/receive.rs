@@ -12,8 +12,11 @@ const NUM_BUFFERS: usize = 10;
 pub(super) enum Delivery {
     /// The driver has it.
     Done,
-    /// It fits into nothing that the driver has, and is dropped.
-    TooLong,
+    /// It does not fit into what the driver has, so many buffers, and is dropped.
+    TooLong {
+        /// As many as were looked at.
+        buffers: u16,
+    },
     /// There are not enough buffers now; the driver notifies of the next.
     Waits,
 }
@@ -83,7 +86,7 @@ impl Receiver {
         let outcome = self.try_deliver(merge, chain, ring, dma);
         match outcome {
             Ok(Delivery::Done) => self.waiting = 0,
-            Ok(Delivery::TooLong) => {
+            Ok(Delivery::TooLong { .. }) => {
                 self.waiting = 0;
                 ring.undo_pops(self.count());
             }
@@ -105,8 +108,9 @@ impl Receiver {
     ) -> Result<Delivery, RingError> {
         let mut room = 0;
         while room < self.waiting {
-            if self.count() >= if merge { ring.size() } else { 1 } {
-                return Ok(Delivery::TooLong);
+            let buffers = self.count();
+            if buffers >= if merge { ring.size() } else { 1 } {
+                return Ok(Delivery::TooLong { buffers });
             }
             if !ring.pop(dma, chain)? {
                 if ring.rearm(dma)? {
@@ -116,6 +120,12 @@ impl Receiver {
             }
             self.segments.extend(chain.writable());
             let len: u64 = chain.writable().iter().map(|s| u64::from(s.len)).sum();
+            if len == 0 {
+                ring.undo_pop();
+                return Err(RingError::Request {
+                    what: "a buffer for a frame has no room",
+                });
+            }
             let len = usize::try_from(len).unwrap_or(usize::MAX);
             let taken = len.min(self.waiting - room);
             room += taken;

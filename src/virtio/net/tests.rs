@@ -19,6 +19,7 @@ struct Played {
     frames: VecDeque<Vec<u8>>,
     sent: Vec<Vec<u8>>,
     refuses: Option<Sent>,
+    injected: Vec<Vec<u8>>,
     flushes: usize,
     offloads: Offloads,
     pairs: u16,
@@ -58,6 +59,10 @@ impl Backend for TestNet {
         frame.copy_to(0, &mut bytes).unwrap();
         played.sent.push(bytes);
         Sent::Yes
+    }
+
+    fn inject(&mut self, frame: &[u8]) {
+        lock(&self.0).injected.push(frame.to_vec());
     }
 
     fn flush(&mut self) {
@@ -149,6 +154,7 @@ impl Rig {
         self.driver
             .describe(RING.descriptors, 1, (BUFFERS + 0x100, 1, WRITE, 0));
         self.driver.offer(0);
+        assert_eq!(self.serve(card, queue), Ok(true));
         assert_eq!(self.serve(card, queue), Ok(false));
         assert_eq!(self.used(), [(0, 1)]);
         let [answer] = self.driver.get(BUFFERS + 0x100);
@@ -175,8 +181,8 @@ fn a_frame_fills_a_buffer() {
     );
     assert_eq!(rig.driver.get(at + HEADER_LEN), [7; 60]);
     assert_eq!(rig.driver.get(at + HEADER_LEN + 60), [0; 4]);
-    let counters = card.counters();
-    assert_eq!((counters.received_frames, counters.received_bytes), (1, 60));
+    let report = card.counters.report();
+    assert_eq!((report.rx_packets, report.rx_bytes), (1, 60));
 }
 
 #[test]
@@ -229,7 +235,7 @@ fn a_frame_that_fits_into_nothing_is_dropped_and_takes_no_buffers() {
         net.arrives(2, 60);
         rig.serve(&mut card, 0).unwrap();
         assert_eq!(rig.used(), [(0, 72)]);
-        assert_eq!(card.counters().received_dropped, 1);
+        assert_eq!(card.counters.report().rx_dropped, 1);
         assert_eq!(rig.driver.get(BUFFERS + HEADER_LEN), [2; 60]);
     }
 }
@@ -244,8 +250,18 @@ fn a_pass_takes_as_many_frames_as_the_ring_has_descriptors() {
     }
     rig.offer_room(0, 10);
     rig.offer_room(1, 10);
-    assert_eq!(rig.serve(&mut card, 0), Ok(true), "all were too long");
-    assert_eq!((net.waiting(), card.counters().received_dropped), (3, 2));
+    assert_eq!(
+        rig.serve(&mut card, 0),
+        Ok(true),
+        "it was too long for both buffers"
+    );
+    assert_eq!((net.waiting(), card.counters.report().rx_dropped), (4, 1));
+    let mut rig = Rig::new(4);
+    for n in 0..4 {
+        rig.offer_room(n, 0x400);
+    }
+    assert_eq!(rig.serve(&mut card, 0), Ok(true));
+    assert_eq!((net.waiting(), rig.used().len()), (0, 4));
 }
 
 #[test]
@@ -266,6 +282,12 @@ fn a_buffer_outside_of_memory_breaks_the_ring_and_a_closed_gate_does_not() {
     net.arrives(1, 60);
     let error = rig.serve(&mut card, 0).unwrap_err();
     assert!(!error.is_gate_closed());
+    let mut rig = Rig::new(4);
+    rig.offer_room(0, 0);
+    assert!(matches!(
+        rig.serve(&mut card, 0),
+        Err(RingError::Request { .. })
+    ));
 }
 
 #[test]
@@ -296,13 +318,9 @@ fn frames_are_sent_from_any_pieces() {
     assert_eq!(played.sent, [[&[1; 12][..], &[2; 60]].concat()]);
     assert_eq!(played.flushes, 1);
     drop(played);
-    let counters = card.counters();
+    let report = card.counters.report();
     assert_eq!(
-        (
-            counters.sent_frames,
-            counters.sent_bytes,
-            counters.sent_dropped
-        ),
+        (report.tx_packets, report.tx_bytes, report.tx_dropped),
         (1, 60, 2)
     );
 }
@@ -326,7 +344,7 @@ fn a_frame_that_cannot_be_sent_yet_stays_in_its_ring() {
     rig.driver.offer(0);
     assert_eq!(rig.serve(&mut card, 1), Ok(false));
     assert_eq!(rig.used(), [(0, 0)]);
-    assert_eq!(card.counters().sent_dropped, 1);
+    assert_eq!(card.counters.report().tx_dropped, 1);
 }
 
 #[test]
@@ -367,7 +385,8 @@ fn the_driver_commands_the_card() {
     );
     assert_eq!(lock(&net.0).offloads, checksum);
     assert_eq!(rig.command(&mut card, control, &[0, 0, 1]), 0);
-    assert_eq!(rig.command(&mut card, control, &[3, 0]), 1);
+    assert_eq!(rig.command(&mut card, control, &[3, 0]), 0);
+    assert_eq!(rig.command(&mut card, control, &[3, 1]), 1);
     assert_eq!(rig.command(&mut card, control, &[]), 1);
 }
 
@@ -408,6 +427,7 @@ fn the_configuration_says_what_is_offered() {
         [0x52, 0x54, 0, 1, 2, 3, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]
     );
     plain.acquire().unwrap();
+    plain.resume();
     let mut status = [0xee; 2];
     plain.read_config(6, &mut status);
     assert_eq!(status, [1, 0]);
@@ -466,4 +486,102 @@ fn a_frame_that_waits_is_lost_with_a_reset() {
     assert_eq!(rig.serve(&mut card, 0), Ok(false));
     assert_eq!(rig.used(), [(0, 72)]);
     assert_eq!(rig.driver.get(BUFFERS + HEADER_LEN), [2; 60]);
+}
+
+fn status(card: &Net) -> u8 {
+    let mut status = [0xee; 2];
+    card.read_config(6, &mut status);
+    assert_eq!(status[1], 0);
+    status[0]
+}
+
+fn plug(card: &mut Net, plugged: bool) {
+    let request = DeviceRequest::Net(NetRequest::Plug(plugged));
+    card.request(&request).unwrap();
+}
+
+#[test]
+fn a_user_pulls_the_cable_out() {
+    let net = TestNet::default();
+    let mut card = ready(&net, 1, 0);
+    card.resume();
+    assert_eq!((status(&card), card.config_generation()), (1, 1));
+    plug(&mut card, false);
+    assert_eq!((status(&card), card.config_generation()), (0, 2));
+    plug(&mut card, false);
+    assert_eq!(card.config_generation(), 2);
+    let mut rig = Rig::new(4);
+    net.arrives(1, 60);
+    rig.offer_room(0, 100);
+    assert_eq!(rig.serve(&mut card, 0), Ok(false));
+    assert_eq!((rig.used(), net.waiting()), (vec![], 0), "it is lost");
+    rig.driver
+        .describe(RING.descriptors, 1, (BUFFERS, 72, 0, 0));
+    let report = card.counters.report();
+    assert_eq!(
+        (report.link, report.plugged, report.rx_dropped),
+        (false, false, 1)
+    );
+    plug(&mut card, true);
+    assert_eq!((status(&card), card.config_generation()), (1, 3));
+    net.arrives(2, 60);
+    assert_eq!(rig.serve(&mut card, 0), Ok(false));
+    assert_eq!(rig.used(), [(0, 72)]);
+    let mut rig = Rig::new(4);
+    plug(&mut card, false);
+    rig.driver
+        .describe(RING.descriptors, 0, (BUFFERS, 72, 0, 0));
+    rig.driver.offer(0);
+    assert_eq!(rig.serve(&mut card, 1), Ok(false));
+    assert_eq!(rig.used(), [(0, 0)]);
+    assert_eq!(card.counters.report().tx_dropped, 1);
+    assert!(lock(&net.0).sent.is_empty());
+}
+
+#[test]
+fn a_network_that_goes_away_takes_the_link_with_it() {
+    let net = TestNet::default();
+    let mut card = ready(&net, 1, 0);
+    let rig = Rig::new(4);
+    card.resume();
+    lock(&net.0).acquired = false;
+    card.complete(&mut [], &rig.dma).unwrap();
+    assert_eq!((status(&card), card.config_generation()), (0, 2));
+}
+
+#[test]
+fn a_card_that_has_moved_is_announced() {
+    let net = TestNet::default();
+    let first = ready(&net, 1, 0);
+    let mut saved = Encoder::default();
+    first.save(&mut saved);
+    let saved = saved.into_body();
+    for (without, announces) in [(0, 2), (F_GUEST_ANNOUNCE, 0)] {
+        let net = TestNet::default();
+        let mut card = ready(&net, 1, without);
+        let mut rig = Rig::new(4);
+        card.restart(&mut [], &rig.dma).unwrap();
+        assert_eq!(card.wake_at(), None, "it has not moved");
+        card.load(&mut Decoder::new("net", 1, &saved)).unwrap();
+        card.resume();
+        card.restart(&mut [], &rig.dma).unwrap();
+        assert_eq!(status(&card), 1 | announces);
+        assert_eq!(lock(&net.0).injected, [announce::frame(MAC).to_vec()]);
+        card.restart(&mut [], &rig.dma).unwrap();
+        assert!(card.wake_at().is_some());
+        let before = card.config_generation();
+        if announces != 0 {
+            assert_eq!(rig.command(&mut card, 2, &[3, 0]), 0);
+            assert_eq!((status(&card), card.config_generation()), (1, before + 1));
+        }
+        card.reset();
+        assert_eq!(card.wake_at(), None);
+    }
+}
+
+#[test]
+fn what_is_asked_of_other_devices_is_refused() {
+    let mut card = ready(&TestNet::default(), 1, 0);
+    let resize = DeviceRequest::Disk(crate::block::DiskRequest::Resize(Default::default()));
+    assert_eq!(card.request(&resize), Err(RequestError::OtherKind));
 }

@@ -53,6 +53,8 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("tsc-stream", nested::tsc_stream),
     ("virtio-blk", virtio::blk),
     ("virtio-blk-state", virtio::blk_state),
+    ("virtio-net", virtio::net),
+    ("virtio-net-state", virtio::net_state),
     ("virtio-rng", virtio::rng),
     ("virtio-state", virtio::rng_state),
 ];

@@ -5,6 +5,7 @@ use hypernest::bus::DeviceRequest;
 use hypernest::config::VmConfig;
 use hypernest::layout::AddressMap;
 use hypernest::machine::DevicesWithoutVm;
+use hypernest::net::control::NetRequest;
 use hypernest::state::Sections;
 use hypernest::units::Gpa;
 
@@ -18,6 +19,8 @@ const CONFIG: &str = "name = \"fuzz\"\nmemory = \"64M\"\nkernel = \"/nowhere\"\n
 const FUNCTION: u64 = AddressMap::DIRECT_1.ecam.start + (3 << 15);
 /// What the block device is called.
 const DISK: &str = "virtio-blk0";
+/// The id of the network card.
+const CARD: &str = "virtio-net0";
 /// Its section in a saved VM.
 const SECTION: &str = "device/pci-00:03.0";
 /// Where the targets place the BARs before the input's accesses.
@@ -31,6 +34,8 @@ thread_local! {
     static RNG: DevicesWithoutVm = machine("virtio-rng");
     /// Its blocks are in memory.
     static BLK: DevicesWithoutVm = machine("virtio-blk");
+    /// Each frame comes back.
+    static NET: DevicesWithoutVm = machine("virtio-net,queues=2,mtu=1500");
 }
 
 /// A machine with a device of this type.
@@ -48,6 +53,16 @@ pub(crate) fn rng(bytes: &[u8]) -> bool {
 /// A driver of the block device, see [`driver`].
 pub(crate) fn blk(bytes: &[u8]) -> bool {
     BLK.with(|devices| driver(devices, bytes))
+}
+
+/// A driver of the network card, see [`driver`].
+pub(crate) fn net(bytes: &[u8]) -> bool {
+    NET.with(|devices| driver(devices, bytes))
+}
+
+/// The network card's state, see [`state`].
+pub(crate) fn net_state(bytes: &[u8]) -> bool {
+    NET.with(|devices| state(devices, bytes))
 }
 
 /// The entropy device's state, see [`state`].
@@ -120,6 +135,9 @@ fn power_on(devices: &DevicesWithoutVm) {
     devices.quiesce();
     devices.reset();
     // What users have asked for stays.
+    if devices.report(CARD).is_some() {
+        request(devices, 0, 0);
+    }
     if devices.report(DISK).is_some() {
         request(devices, 2, 1 << 20);
         request(devices, 1, 0);
@@ -142,6 +160,10 @@ fn comes_back(devices: &DevicesWithoutVm) {
 /// A user's request to the disk, if it is one: `what` has in bit 0 whether limits are set or the size, in bit
 /// 1 whether it may be less, and in bit 2 whether a value is given. Any may be refused.
 fn request(devices: &DevicesWithoutVm, what: u64, data: u64) {
+    if devices.report(CARD).is_some() {
+        let plug = DeviceRequest::Net(NetRequest::Plug(data & 1 == 0));
+        return devices.request(CARD, &plug).expect("a cable");
+    }
     let given = what & 4 == 0;
     let request = match what & 1 {
         0 => DiskRequest::Resize(Resize {

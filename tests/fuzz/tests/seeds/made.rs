@@ -380,6 +380,109 @@ fn virtio(add: &mut impl FnMut(&'static str, &str, Vec<u8>)) {
     blk.push((0x2000, 3 << 16 | 3 << 48));
     blk.push((0x2008, 6));
     virtio_device(add, "virtio-blk", "virtio-blk-state", &blk, 16);
+    virtio_net(add);
+}
+
+/// A driver of a network card that sends a frame in three descriptors, gets it back in two buffers of queue 0,
+/// and gives a command; and the card's state.
+fn virtio_net(add: &mut impl FnMut(&'static str, &str, Vec<u8>)) {
+    const STRUCTURES: u8 = 1;
+    const NOTIFY: u8 = 3;
+    const RAM: u8 = 6;
+    const REQUEST: u8 = 7;
+    const STEP: usize = 11;
+    const QUIESCE: u8 = 4;
+    const RESUME: u8 = 5;
+    let mut seed = Vec::new();
+    let mut write = |to: u8, size: u8, offset: u16, value: u64| {
+        seed.push(0x20 | size << 3 | to);
+        seed.extend(offset.to_le_bytes());
+        seed.extend(value.to_le_bytes());
+    };
+    // The rings of queue n are at 0x1000 + n * 0x400, of 8 descriptors each, and buffers at 0x8000.
+    let rings = |queue: u64| {
+        let at = 0x1000 + queue * 0x400;
+        [at, at + 0x100, at + 0x200]
+    };
+    let next = |index: u64| (1 | index << 16) << 32;
+    let [table, available, _] = rings(0);
+    let mut ram = vec![
+        (table, 0x8000),
+        (table + 8, 40 | 2 << 32),
+        (table + 16, 0x8100),
+        (table + 24, 2000 | 2 << 32),
+        (available, 2 << 16 | 1 << 48),
+    ];
+    let [table, available, _] = rings(1);
+    ram.extend([
+        (table, 0x9000),
+        (table + 8, 7 | next(1)),
+        (table + 16, 0x9007),
+        (table + 24, 5 | next(2)),
+        (table + 32, 0x9100),
+        (table + 40, 60),
+        (available, 1 << 16),
+    ]);
+    // To use two pairs.
+    let [table, available, _] = rings(4);
+    ram.extend([
+        (table, 0xa000),
+        (table + 8, 4 | next(1)),
+        (table + 16, 0xa010),
+        (table + 24, 1 | 2 << 32),
+        (available, 1 << 16),
+        (0xa000, 4 | 2 << 16),
+    ]);
+    for (address, value) in ram {
+        write(RAM, 3, u16::try_from(address).unwrap(), value);
+    }
+    // Acknowledge and driver; merged buffers, the command queue and pairs of queues; VERSION_1; features OK.
+    write(STRUCTURES, 0, 0x14, 3);
+    write(STRUCTURES, 2, 0x08, 0);
+    write(STRUCTURES, 2, 0x0c, 1 << 15 | 1 << 17 | 1 << 22);
+    write(STRUCTURES, 2, 0x08, 1);
+    write(STRUCTURES, 2, 0x0c, 1);
+    write(STRUCTURES, 0, 0x14, 0xb);
+    for queue in [0, 1, 4] {
+        write(STRUCTURES, 1, 0x16, queue);
+        write(STRUCTURES, 1, 0x18, 8);
+        for (register, ring) in [0x20, 0x28, 0x30].into_iter().zip(rings(queue)) {
+            write(STRUCTURES, 3, register, ring);
+        }
+        write(STRUCTURES, 1, 0x1c, 1);
+    }
+    write(STRUCTURES, 0, 0x14, 0xf);
+    for queue in [1, 0, 4] {
+        write(NOTIFY, 1, queue * 4, 0);
+    }
+    let before = u8::try_from(seed.len() / STEP).unwrap();
+    let mut write = |to: u8, size: u8, offset: u16, value: u64| {
+        seed.push(0x20 | size << 3 | to);
+        seed.extend(offset.to_le_bytes());
+        seed.extend(value.to_le_bytes());
+    };
+    // The cable out and in again, stopped and not, reset.
+    write(REQUEST, 3, 0, 1);
+    write(NOTIFY, 1, 4, 0);
+    write(REQUEST, 3, 0, 0);
+    write(QUIESCE, 0, 0, 0);
+    write(RESUME, 0, 0, 0);
+    write(STRUCTURES, 0, 0x14, 0);
+    add("virtio-net", "a-driver", seed.clone());
+    // The state ends with the address, the pairs in use, the offloads, the link and the announcement.
+    for (name, position, damage) in [
+        ("as-saved", 0_u16, &[][..]),
+        ("no-pairs", 12, &[0, 0]),
+        ("all-offloads", 10, &[0xff; 8]),
+        ("other-indices", 24, &[0xff; 6]),
+    ] {
+        let mut state = position.to_le_bytes().to_vec();
+        state.push(u8::try_from(damage.len()).unwrap());
+        state.extend(damage);
+        state.push(before);
+        state.extend(&seed);
+        add("virtio-net-state", name, state);
+    }
 }
 
 fn virtio_device(

@@ -7,13 +7,37 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
-use super::CharError;
-use crate::sys::fatal::OnDeath;
-use crate::sys::private;
+use thiserror::Error;
+
+use super::fatal::OnDeath;
+use super::private;
+
+/// Why a path cannot be listened at.
+#[derive(Debug, Error)]
+pub(crate) enum ListenError {
+    /// A system call.
+    #[error("{action} {} failed", path.display())]
+    Path {
+        /// The attempted operation.
+        action: &'static str,
+        /// The path.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The path is occupied by something that must not be removed.
+    #[error("{} {obstacle}; give another path or remove it", path.display())]
+    InUse {
+        /// The path.
+        path: PathBuf,
+        /// The obstacle.
+        obstacle: &'static str,
+    },
+}
 
 /// A listening socket and its file.
 #[derive(Debug)]
-pub(super) struct Listener {
+pub(crate) struct Listener {
     socket: UnixListener,
     path: PathBuf,
     /// Device and inode of the created file, so that a successor's file is not removed.
@@ -22,15 +46,17 @@ pub(super) struct Listener {
 }
 
 impl Listener {
-    pub(super) fn bind(device: &str, path: &Path) -> Result<Self, CharError> {
-        let failed = |action, source| CharError::Path {
-            device: device.to_owned(),
+    /// Listens at `path`, to which only this user can connect.
+    ///
+    /// # Errors
+    /// If something else is there, or the host refuses.
+    pub(crate) fn bind(path: &Path) -> Result<Self, ListenError> {
+        let failed = |action, source| ListenError::Path {
             action,
             path: path.to_owned(),
             source,
         };
-        let in_use = |obstacle| CharError::SocketInUse {
-            device: device.to_owned(),
+        let in_use = |obstacle| ListenError::InUse {
             path: path.to_owned(),
             obstacle,
         };
@@ -57,13 +83,14 @@ impl Listener {
     }
 
     /// The next client, if one is waiting.
-    pub(super) fn accept(&self) -> io::Result<UnixStream> {
+    pub(crate) fn accept(&self) -> io::Result<UnixStream> {
         let (stream, _) = self.socket.accept()?;
         stream.set_nonblocking(true)?;
         Ok(stream)
     }
 
-    pub(super) fn socket(&self) -> &UnixListener {
+    /// What rings when one waits.
+    pub(crate) fn socket(&self) -> &UnixListener {
         &self.socket
     }
 }
@@ -94,7 +121,7 @@ mod tests {
         // std leaves the file behind when a listener is dropped: a stale socket.
         drop(UnixListener::bind(&path).unwrap());
         assert!(path.exists());
-        let listener = Listener::bind("serial0", &path).unwrap();
+        let listener = Listener::bind(&path).unwrap();
         drop(UnixStream::connect(&path).unwrap());
         drop(listener);
         assert!(!path.exists());
@@ -104,8 +131,8 @@ mod tests {
     fn what_is_in_use_or_no_socket_is_left_alone() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("com1");
-        let first = Listener::bind("serial0", &path).unwrap();
-        let error = Listener::bind("serial1", &path).unwrap_err();
+        let first = Listener::bind(&path).unwrap();
+        let error = Listener::bind(&path).unwrap_err();
         assert!(
             error.to_string().contains("is in use by a running program"),
             "{error}"
@@ -113,7 +140,7 @@ mod tests {
         drop(first);
 
         fs::write(&path, "precious").unwrap();
-        let error = Listener::bind("serial1", &path).unwrap_err();
+        let error = Listener::bind(&path).unwrap_err();
         assert!(error.to_string().contains("is not a socket"), "{error}");
         assert_eq!(fs::read(&path).unwrap(), b"precious");
     }
@@ -122,9 +149,9 @@ mod tests {
     fn a_successors_socket_is_not_removed() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("com1");
-        let first = Listener::bind("serial0", &path).unwrap();
+        let first = Listener::bind(&path).unwrap();
         fs::rename(&path, dir.path().join("moved")).unwrap();
-        let _second = Listener::bind("serial0", &path).unwrap();
+        let _second = Listener::bind(&path).unwrap();
         drop(first);
         assert!(path.exists());
     }
