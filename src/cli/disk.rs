@@ -35,8 +35,8 @@ enum Action {
         /// The disk's id
         disk: String,
 
-        /// The new size of the image, which must be a file; K, M, G and T are powers of 1024 [default: the size
-        /// that the file or block device has by now, if it was changed by other means]
+        /// The new size of the image, which must be a file; K, M, G and T are powers of 1024 [default: the
+        /// size that the file or block device has by now, if it was changed by other means]
         size: Option<String>,
 
         /// Let the size be less: what is beyond is lost
