@@ -329,8 +329,8 @@ fn killed() -> TestResult {
     Ok(())
 }
 
-/// Waits for another size of the disk, uses what is new of it when it is told to, and then reads sector by
-/// sector. At the end it waits for a third size.
+/// Waits for another size of the disk, uses what is new of it when it is told to, and then reads block by
+/// block. At the end it waits for a third size.
 const CONTROLLED: &str = r#"
 size() { $b cat /sys/block/vda/size; }
 until_size() { while [ $(size) != $1 ]; do $b usleep 50000; done; }
@@ -346,7 +346,7 @@ $b dd if=/dev/vda of=/back bs=64k skip=256 count=16 iflag=direct 2>/dev/null || 
 $b cmp -s /blocks /back || echo "BAD blocks"
 echo "@limits"
 read go
-$b dd if=/dev/vda of=/dev/null bs=512 count=20 iflag=direct 2>/dev/null || echo "BAD read"
+$b dd if=/dev/vda of=/dev/null bs=64k count=20 iflag=direct 2>/dev/null || echo "BAD read"
 echo "@waits"
 until_size 65536
 $b dd if=/back of=/dev/vda bs=64k seek=496 count=16 oflag=direct conv=notrunc,fsync 2>/dev/null || echo "BAD write"

@@ -1,7 +1,7 @@
 //! Limits on how much a guest may ask of a disk: leaky buckets, as plain values that are told the time.
 //!
 //! Each request adds to a bucket what it costs, as the time that the limit gives it, and the bucket leaks by
-//! time itself. While there is less than [`BURST`] in it the next request may begin, whatever its size: so a
+//! time itself. While there is less than 100 ms in it the next request may begin, whatever its size: so a
 //! request that is larger than the bucket goes as well, and those after it wait the longer. Over time the
 //! rate is the limit exactly.
 
