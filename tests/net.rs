@@ -1,4 +1,5 @@
-//! Network cards: a stock Linux is reached, and reaches others, by virtio-net, across restores and migrations.
+//! Network cards: a stock Linux is reached, and reaches others, by virtio-net, across restores and
+//! migrations.
 
 use std::cell::RefCell;
 use std::error::Error;

@@ -96,7 +96,7 @@ pub struct DiskThrottle {
 }
 
 /// The names of all requests with their arguments, for error messages. A test compares it with the types.
-pub(super) const REQUESTS: [(&str, &[&str]); 11] = [
+pub(super) const REQUESTS: [(&str, &[&str]); 12] = [
     ("status", &[]),
     ("pause", &[]),
     ("resume", &[]),
@@ -121,6 +121,7 @@ pub(super) const REQUESTS: [(&str, &[&str]); 11] = [
     ("cancel-migration", &[]),
     ("disk-resize", &["id", "size", "shrink"]),
     ("disk-throttle", &["id", "iops", "bps"]),
+    ("net-link", &["id", "up"]),
 ];
 
 impl From<Request> for ControlRequest {

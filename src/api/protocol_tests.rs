@@ -195,7 +195,7 @@ fn each_change_of_the_life_cycle_is_a_request() {
 fn a_refused_request_is_explained() {
     let example = r#"a request is a line like {"command":"status"}"#;
     let commands = "the commands are status, pause, resume, reset, power-button, kill, save, migrate, \
-                    cancel-migration, disk-resize, disk-throttle";
+                    cancel-migration, disk-resize, disk-throttle, net-link";
     let migrate_arguments = "the arguments of migrate are to, downtime_ms, bandwidth, connections, zstd, \
                              tls_cert, tls_key, tls_ca, plaintext";
     for (line, begins, ends) in [

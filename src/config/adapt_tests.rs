@@ -261,7 +261,7 @@ fn the_cards_of_a_saved_vm_get_this_hosts_networks() {
     assert_eq!(
         warnings,
         [
-            "\"lan,ifname=tap0,net=tap\" of the saved configuration is not opened",
+            "\"lan,net=tap,ifname=tap0\" of the saved configuration is not opened",
             "\"virtio-net0,net=loopback\" of the saved configuration is not opened",
             "\"virtio-net1,net=stream,path=/there,server=true\" of the saved configuration is not opened",
         ]

@@ -395,8 +395,8 @@ pub static SETTINGS: &[Setting] = &[
         key: "net",
         shape: Shape::Devices,
         value: "KIND[,KEY=VALUE]...",
-        help: "A network card: --device virtio-net on this network: user (by passt), tap, stream, loopback or \
-            none. Repeatable; of a restored VM, the networks of its cards",
+        help: "A network card: --device virtio-net on this network: user (by passt), tap, stream, loopback \
+            or none. Repeatable; of a restored VM, the networks of its cards",
         flag_example: " tap,ifname=tap0",
         file_example: "net = [\"tap,ifname=tap0\"]",
     },

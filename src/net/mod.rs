@@ -1,4 +1,5 @@
-//! Networks: what carries a guest's frames. Network cards of any kind lead to a [`Backend`], which knows none.
+//! Networks: what carries a guest's frames. Network cards of any kind lead to a [`Backend`], which knows
+//! none.
 //!
 //! A frame comes with the 12 bytes of `struct virtio_net_hdr_v1` before it (virtio 1.2, 5.1.6): they say what
 //! of checksums and segmentation is left to the other side. A back end without offloads sends none, and

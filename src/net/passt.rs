@@ -1,5 +1,6 @@
 //! The user-mode network: a passt process of the VM's own, which needs no privileges. It is the host's
-//! network without incoming connections, but for ports that are forwarded; the guest gets its address by DHCP.
+//! network without incoming connections, but for ports that are forwarded; the guest gets its address by
+//! DHCP.
 //!
 //! passt is started with one end of a socket pair, so there is no path that others could connect to, and ends
 //! when the other end is closed.

@@ -83,7 +83,8 @@ impl Readiness {
         })
     }
 
-    /// Adds `fd` as `number`, which is below 64: it is ready when it can be read or, with `writes`, written, or has failed.
+    /// Adds `fd` as `number`, which is below 64: it is ready when it can be read or, with `writes`, written,
+    /// or has failed.
     ///
     /// # Errors
     /// If it cannot be waited for, or there is no memory.

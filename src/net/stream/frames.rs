@@ -9,10 +9,11 @@ use crate::net::{HEADER, MAX_FRAME, MIN_FRAME, Sent};
 const LENGTH: usize = 4;
 /// The most bytes of a frame without its header.
 const MAX: usize = MAX_FRAME - HEADER;
-/// The length to which short frames are padded: the shortest of Ethernet, without its checksum. So frames that
-/// are none cost as much as others.
+/// The length to which short frames are padded: the shortest of Ethernet, without its checksum. So frames
+/// that are none cost as much as others.
 const PADDED: usize = 60;
-/// The most bytes of a frame to the peer: passt ends the stream at longer ones (tap_passt_input in its tap.c).
+/// The most bytes of a frame to the peer: passt ends the stream at longer ones (tap_passt_input in its
+/// tap.c).
 const MAX_SENT: usize = 65535;
 /// How much is read at once.
 const READ_SIZE: usize = 2 * (LENGTH + MAX);

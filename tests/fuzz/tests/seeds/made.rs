@@ -5,7 +5,7 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::time::Duration;
 
-use hypernest::api::{ControlReply, ControlRequest, DiskResize, DiskThrottle, Save};
+use hypernest::api::{ControlReply, ControlRequest, DiskResize, DiskThrottle, NetLink, Save};
 use hypernest::config::SETTINGS;
 use hypernest::machine::{AfterSave, Migrate};
 use hypernest::migration::pages::Packer;
@@ -205,9 +205,14 @@ fn requests(add: &mut impl FnMut(&'static str, &str, Vec<u8>)) {
         iops: Some(200),
         bps: None,
     };
+    let link = NetLink {
+        id: "lan".to_owned(),
+        up: false,
+    };
     for (name, request) in [
         ("disk-resize", ControlRequest::DiskResize(resize)),
         ("disk-throttle", ControlRequest::DiskThrottle(throttle)),
+        ("net-link", ControlRequest::NetLink(link)),
         ("status", ControlRequest::Status {}),
         ("save", ControlRequest::Save(save)),
         ("migrate", ControlRequest::Migrate(Box::new(migrate))),
@@ -383,8 +388,8 @@ fn virtio(add: &mut impl FnMut(&'static str, &str, Vec<u8>)) {
     virtio_net(add);
 }
 
-/// A driver of a network card that sends a frame in three descriptors, gets it back in two buffers of queue 0,
-/// and gives a command; and the card's state.
+/// A driver of a network card that sends a frame in three descriptors, gets it back in two buffers of queue
+/// 0, and gives a command; and the card's state.
 fn virtio_net(add: &mut impl FnMut(&'static str, &str, Vec<u8>)) {
     const STRUCTURES: u8 = 1;
     const NOTIFY: u8 = 3;
