@@ -423,6 +423,7 @@ fn controlled() -> TestResult {
     // It has its size in another process, and can have a third there, which others gave the file.
     let ended = save(&site, vm)?;
     let mut vm = restore(&site, &["--disk", "a.raw,iops=1000"])?.patient();
+    vm.wait_until("the restored VM", |_| site.status().is_ok())?;
     let grown = File::options().write(true).open(site.path("a.raw"))?;
     grown.set_len(32 << 20)?;
     let resized = site.control(&["disk", "resize", "test", "data"])?;
