@@ -240,8 +240,8 @@ while :; do $b nc -l -p 22 -e /busybox cat; done
 "#
         ),
     )?;
-    let path = held("net")?;
-    command.env("PATH", path);
+    let path = std::env::var("PATH")?;
+    command.env("PATH", format!("{}:{path}", held("net")?.display()));
     command.args(["--net", "user,hostfwd=tcp:127.0.0.1:2222-:22"]);
     let sent = bytes(2, BYTES);
     let give = give("127.0.0.1:5000", sent.clone())?;
