@@ -130,6 +130,7 @@ fn in_the_lab(here: &Here<'_>, out: &Path, explain: bool) -> Result<u8, DemoErro
         with: ["vmlinux", "modules"]
             .map(|part| format!("{}/{part}", Kernel::default().directory()))
             .to_vec(),
+        disks: Vec::new(),
         files: Vec::new(),
         fetch: Vec::new(),
         timeout: 900,

@@ -94,6 +94,10 @@ pub struct HostOptions {
     /// net.
     #[arg(long, value_name = "PART", value_delimiter = ',')]
     pub with: Vec<String>,
+    /// An image of the lab's directory that an emulated AMD host has as a disk, as debian-1/disk.qcow2: the
+    /// first is /dev/vda. What is written to it is lost when the host ends.
+    #[arg(long = "disk", value_name = "PART")]
+    pub disks: Vec<String>,
     /// A file or directory for the command, put into its directory, or at DST.
     #[arg(long = "file", value_name = "SRC[:DST]")]
     pub files: Vec<String>,
@@ -152,6 +156,7 @@ impl HostOptions {
             without: self.without.clone(),
             parameters: self.parameters.clone(),
             with: self.with.clone(),
+            disks: self.disks.clone(),
             files: self
                 .files()
                 .into_iter()
@@ -302,7 +307,7 @@ fn run(
         return here(options, command, input, &cache, &binaries);
     }
     let machine = options.machine();
-    setup::newest::ensure(&cache, &machine)?;
+    setup::ensure_parts(&cache, &machine)?;
     let limit = Duration::from_secs(options.timeout);
     let mut plan = plan(options.host, &machine, command, input);
     plan.fetch = options

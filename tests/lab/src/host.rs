@@ -185,8 +185,19 @@ pub struct Machine {
     pub parameters: Vec<ModuleParameter>,
     /// Parts of the lab's directory to copy into the host, as `linux-6.12/vmlinux` or `qemu`.
     pub with: Vec<String>,
+    /// Images in the lab's directory that the AMD host has as disks, from `/dev/vda` on. What it writes to
+    /// them is lost when it ends.
+    pub disks: Vec<String>,
     /// More files: from here, to there.
     pub files: Vec<(PathBuf, String)>,
+}
+
+impl Machine {
+    /// The paths in the lab's directory that it uses.
+    pub(crate) fn parts(&self) -> impl Iterator<Item = &str> {
+        let named = self.with.iter().chain(&self.disks).map(String::as_str);
+        named.chain([self.kernel.directory()])
+    }
 }
 
 impl Default for Machine {
@@ -199,6 +210,7 @@ impl Default for Machine {
             without: Vec::new(),
             parameters: Vec::new(),
             with: Vec::new(),
+            disks: Vec::new(),
             files: Vec::new(),
         }
     }

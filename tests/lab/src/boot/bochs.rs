@@ -32,6 +32,11 @@ pub(super) fn command(
             machine.memory_mib
         )));
     }
+    if !machine.disks.is_empty() {
+        return Err(BootError::TooMuch(
+            "the Intel lab has no disks: --disk is for the AMD lab".to_owned(),
+        ));
+    }
     if !machine.without.is_empty() {
         return Err(BootError::TooMuch(
             "the Intel lab's CPUs are fixed: --without is for the AMD lab".to_owned(),

@@ -13,8 +13,10 @@ use crate::plan::{self, LAB_DIR, Module, Plan};
 
 /// The modules an emulated host loads, in order.
 pub(crate) fn modules(host: Host, machine: &Machine) -> Vec<Module> {
+    let disks = (!machine.disks.is_empty()).then_some("virtio-blk");
     ["irqbypass", "kvm", host.kvm_module()]
         .into_iter()
+        .chain(disks)
         .map(|name| {
             let settings = machine.parameters.iter().filter(|p| p.module == name);
             let settings: Vec<_> = settings.map(|p| p.setting.as_str()).collect();

@@ -46,6 +46,22 @@ pub(super) fn command(
             &format!("socket,id=line,path={}", escape(&socket)),
         ])
         .args(["-serial", "chardev:log", "-serial", "chardev:line"]);
+    // The file of what is written to the disks, which has no name.
+    command.env("TMPDIR", files.run);
+    for (number, disk) in machine.disks.iter().enumerate() {
+        let image = files.held("disk", disk)?;
+        let format = match image.extension() {
+            Some(ending) if ending == "qcow2" => "qcow2",
+            _ => "raw",
+        };
+        // Nothing of it is kept, so nothing need be flushed.
+        let drive = format!(
+            "if=none,id=disk{number},format={format},snapshot=on,cache=unsafe,file={}",
+            escape(&image)
+        );
+        let device = format!("virtio-blk-pci,drive=disk{number}");
+        command.args(["-drive", &drive, "-device", &device]);
+    }
     Ok((Listener::Unix(listener), command))
 }
 

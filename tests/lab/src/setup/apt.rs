@@ -15,6 +15,9 @@ use crate::owned::{OwnedChild, tied};
 /// Packages could not be obtained.
 #[derive(Debug, Error)]
 pub enum AptError {
+    /// The machine has none.
+    #[error("this machine has no apt")]
+    NoApt,
     /// A file of the lab or of apt could not be read or written.
     #[error("{}: {error}", path.display())]
     File {
@@ -54,6 +57,9 @@ pub enum AptError {
     Sources(#[from] SourcesError),
 }
 
+/// The file of an area's sources in its directory.
+const SOURCES: &str = "etc/apt/lab.sources";
+
 /// Some suites of an archive, with separate package state.
 #[derive(Debug)]
 pub struct Area {
@@ -71,6 +77,9 @@ pub fn there() -> bool {
 
 /// The archives of this machine's configuration.
 pub fn archives() -> Result<Archives, AptError> {
+    if !there() {
+        return Err(AptError::NoApt);
+    }
     let mut found = Vec::new();
     let list = Path::new("/etc/apt/sources.list");
     if list.exists() {
@@ -141,22 +150,8 @@ impl Area {
             fs::write(&path, text).map_err(at(&path))
         };
         write("state/status", String::new())?;
-        write(
-            "etc/apt/lab.sources",
-            sources::write_deb822(archives, suites),
-        )?;
-        let own = configuration(directory);
-        let machine = run(
-            "reading apt's configuration",
-            command("apt-config")?.arg("dump"),
-        )?;
-        let machine = String::from_utf8_lossy(&machine);
-        let network: String = machine
-            .lines()
-            .filter(|line| passes_on(line))
-            .flat_map(|line| [line, "\n"])
-            .collect();
-        write("apt.conf", own + &network)?;
+        write(SOURCES, sources::write_deb822(archives, suites))?;
+        write("apt.conf", configuration(directory) + &network()?)?;
         let area = Self {
             directory: directory.to_owned(),
             suites: suites.join(", "),
@@ -175,6 +170,11 @@ impl Area {
             .env("LC_ALL", "C")
             .current_dir(self.debs());
         Ok(command)
+    }
+
+    /// The file of its sources, in the deb822 format.
+    pub fn sources(&self) -> PathBuf {
+        self.directory.join(SOURCES)
     }
 
     fn debs(&self) -> PathBuf {
@@ -278,6 +278,17 @@ impl Area {
     }
 }
 
+/// The lines of the machine's apt configuration that give access to the archive.
+pub(super) fn network() -> Result<String, AptError> {
+    let machine = run(
+        "reading apt's configuration",
+        command("apt-config")?.arg("dump"),
+    )?;
+    let machine = String::from_utf8_lossy(&machine);
+    let lines = machine.lines().filter(|line| passes_on(line));
+    Ok(lines.flat_map(|line| [line, "\n"]).collect())
+}
+
 /// apt's configuration for a separate directory. Keys and passwords for the archive remain the machine's.
 fn configuration(directory: &Path) -> String {
     let here = directory.display();
@@ -288,7 +299,7 @@ fn configuration(directory: &Path) -> String {
          Dir::Cache \"{here}/cache\";\n\
          Dir::Cache::archives \"{here}/cache/archives\";\n\
          Dir::Log \"{here}\";\n\
-         Dir::Etc::sourcelist \"{here}/etc/apt/lab.sources\";\n\
+         Dir::Etc::sourcelist \"{here}/{SOURCES}\";\n\
          Dir::Etc::sourceparts \"/dev/null\";\n\
          Dir::Etc::preferences \"/dev/null\";\n\
          Dir::Etc::preferencesparts \"/dev/null\";\n\

@@ -6,9 +6,14 @@ use std::path::Path;
 
 use super::apt::{self, Area};
 use super::tree::{LOADER, Tree, at, copy, write_script};
-use super::{SetupError, say};
-use crate::cache::Cache;
-use crate::owned::OwnedDirectory;
+use super::{Optional, SetupError};
+
+/// It, among the parts of the lab that are made when they are first needed.
+pub const PART: Optional = Optional {
+    directory: CHROMIUM,
+    name: "Chromium",
+    make,
+};
 
 /// Its path in the lab's directory, and its name in a test's stage.
 pub const CHROMIUM: &str = "chromium";
@@ -35,32 +40,12 @@ fn script() -> String {
     )
 }
 
-/// Adds it to the lab's directory, if it is missing.
-pub fn ensure(cache: &Cache) -> Result<(), SetupError> {
-    let place = cache.held().join(CHROMIUM);
-    if place.exists() {
-        return Ok(());
-    }
-    let lock = cache.lock(|| say("waiting for another setup to end"));
-    let _lock = lock.map_err(SetupError::Cache)?;
-    if place.exists() {
-        return Ok(());
-    }
-    if !apt::there() {
-        return Err(SetupError::NotInPackage {
-            path: format!("{PROGRAM}: this machine has no apt to fetch it with"),
-        });
-    }
-    let making = OwnedDirectory::new(&cache.making(), CHROMIUM).map_err(SetupError::Cache)?;
-    let making = making.path();
-    say("downloading Chromium");
+fn make(making: &Path, finished: &Path) -> Result<(), SetupError> {
     let area = Area::open(&making.join("apt"), &apt::archives()?, &SUITES)?;
     area.closure(None, &PACKAGES)?;
     let root = making.join("root");
     area.unpack(&root, |_| true)?;
-    let finished = making.join(CHROMIUM);
-    gather(&Tree::new(root), &finished)?;
-    fs::rename(&finished, &place).map_err(at(&place))
+    gather(&Tree::new(root), finished)
 }
 
 /// The program with its data, libraries and fonts.

@@ -1,7 +1,9 @@
 //! `cargo lab setup`: puts emulators and kernels into the user's cache.
 
+pub mod alpine;
 pub mod apt;
 pub mod chromium;
+pub mod debian;
 pub mod newest;
 pub mod sources;
 mod tree;
@@ -19,6 +21,7 @@ use self::sources::Archive;
 use self::tree::{Tree, Unpackers, at, copy};
 use crate::bzimage::BzImageError;
 use crate::cache::{Cache, Manifest};
+use crate::host::Machine;
 use crate::owned::OwnedDirectory;
 use crate::progress::Steps;
 
@@ -68,6 +71,14 @@ pub enum SetupError {
     /// The cache directory.
     #[error("the lab's cache directory: {0}")]
     Cache(io::Error),
+    /// This machine cannot do something.
+    #[error("{what} needs {missing}")]
+    Lacks {
+        /// What it should have done.
+        what: String,
+        /// What it would need.
+        missing: String,
+    },
     /// The machine has no apt, and no parts were given by flags.
     #[error(
         "this machine has no apt, so the lab cannot fetch its parts itself. Get these and name them:\n\
@@ -155,6 +166,59 @@ pub fn setup(cache: &Cache, given: &Given, refresh: bool) -> Result<Manifest, Se
         .map_err(SetupError::Cache)?;
     say(&format!("ready in {}", cache.held().display()));
     Ok(manifest)
+}
+
+/// A part of the lab that is large or rarely needed, and therefore made when it is first needed.
+#[derive(Debug, Clone, Copy)]
+pub struct Optional {
+    /// Its directory in the lab's directory.
+    pub directory: &'static str,
+    /// Its name in messages.
+    pub name: &'static str,
+    /// Makes it: with a directory for what is unfinished, in an empty directory.
+    make: fn(&Path, &Path) -> Result<(), SetupError>,
+}
+
+impl Optional {
+    const ALL: [Optional; 4] = [alpine::PART, chromium::PART, debian::PART, newest::PART];
+
+    /// The one that contains a path in the lab's directory.
+    pub fn of(path: &str) -> Option<Self> {
+        let first = path.split('/').next();
+        Self::ALL
+            .into_iter()
+            .find(|part| first == Some(part.directory))
+    }
+
+    /// Adds it to the lab's directory, if it is missing.
+    pub fn ensure(self, cache: &Cache) -> Result<(), SetupError> {
+        let place = cache.held().join(self.directory);
+        if place.exists() {
+            return Ok(());
+        }
+        let lock = cache.lock(|| say("waiting for another setup to end"));
+        let _lock = lock.map_err(SetupError::Cache)?;
+        if place.exists() {
+            return Ok(());
+        }
+        say(&format!("getting {} from packages", self.name));
+        let making = OwnedDirectory::new(&cache.making(), self.directory);
+        let making = making.map_err(SetupError::Cache)?;
+        let finished = making.path().join("finished");
+        fs::create_dir(&finished).map_err(at(&finished))?;
+        (self.make)(making.path(), &finished)?;
+        fs::rename(&finished, &place).map_err(at(&place))
+    }
+}
+
+/// Adds the parts that `machine` uses and that are missing.
+pub fn ensure_parts(cache: &Cache, machine: &Machine) -> Result<(), SetupError> {
+    for path in machine.parts() {
+        if let Some(part) = Optional::of(path) {
+            part.ensure(cache)?;
+        }
+    }
+    Ok(())
 }
 
 impl Given {

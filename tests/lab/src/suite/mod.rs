@@ -101,6 +101,12 @@ pub struct Stage {
     /// Parts of the lab's directory in an emulated host, as `linux-6.12/vmlinux`. Every megabyte costs time
     /// in the Intel lab.
     pub with: &'static [&'static str],
+    /// Images of the lab's directory that the AMD host has as disks, from `/dev/vda` on. What is written to
+    /// them is lost when the host ends; an image may be there several times.
+    pub disks: &'static [&'static str],
+    /// CPU features removed from the emulated AMD host, by QEMU's names: `sse4.2` makes checksums of much
+    /// data three times as fast.
+    pub without: &'static [&'static str],
     /// Module parameters of an emulated host, as `kvm_intel.enable_shadow_vmcs=0`.
     pub parameters: &'static [&'static str],
     /// The stage that is booted before this one, and whose files in [`CARRIED_DIR`](crate::plan::CARRIED_DIR)
@@ -117,6 +123,8 @@ impl Stage {
         kernel: Kernel::Linux612,
         intel: IntelCpu::Skylake,
         with: &[],
+        disks: &[],
+        without: &[],
         parameters: &[],
         after: None,
     };

@@ -25,6 +25,10 @@ pub struct Listed {
     pub intel: String,
     /// The stage's contents.
     pub with: Vec<String>,
+    /// The stage's disks.
+    pub disks: Vec<String>,
+    /// The CPU features that the stage's host does not have.
+    pub without: Vec<String>,
     /// The stage's module parameters.
     pub parameters: Vec<String>,
     /// The preceding stage, whose files it receives.
@@ -49,6 +53,8 @@ impl From<&Test> for Listed {
             kernel: test.stage.kernel.directory().to_owned(),
             intel: test.stage.intel.name().to_owned(),
             with: texts(test.stage.with),
+            disks: texts(test.stage.disks),
+            without: texts(test.stage.without),
             parameters: texts(test.stage.parameters),
             after: test.stage.after.map(str::to_owned),
             limit_seconds: test.limit_seconds,
@@ -66,13 +72,18 @@ impl Listed {
             memory_mib: self.memory_mib,
             kernel,
             intel: IntelCpu::from_str(&self.intel, false)?,
-            without: Vec::new(),
+            without: self
+                .without
+                .iter()
+                .map(|text| text.parse())
+                .collect::<Result<_, _>>()?,
             parameters: self
                 .parameters
                 .iter()
                 .map(|text| text.parse())
                 .collect::<Result<_, _>>()?,
             with: self.with.clone(),
+            disks: self.disks.clone(),
             files: Vec::new(),
         })
     }

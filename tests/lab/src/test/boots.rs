@@ -169,6 +169,8 @@ mod tests {
             kernel: "linux-6.12".to_owned(),
             intel: "skylake".to_owned(),
             with: Vec::new(),
+            disks: Vec::new(),
+            without: Vec::new(),
             parameters: Vec::new(),
             after: None,
             limit_seconds,

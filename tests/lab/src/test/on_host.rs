@@ -18,8 +18,7 @@ use crate::owned::{OwnedChild, OwnedDirectory, tied};
 use crate::plan::{CARRIED_DIR, Input, LAB_LONG_VARIABLE};
 use crate::progress;
 use crate::session::{self, Broken, Sink};
-use crate::setup::chromium::{self, CHROMIUM};
-use crate::setup::newest;
+use crate::setup::{self, Optional};
 use crate::suite::describe;
 use crate::suite::protocol::{Event, Listed, Outcome};
 use crate::suite::verdict::Record;
@@ -141,8 +140,8 @@ impl<'a> HostRun<'a> {
     fn batch(self, binary: &Path, batch: &mut Batch<'_>) -> Result<(), String> {
         if self.host == Host::Here {
             batch.skip_what_needs_parameters();
-            batch.skip_what_needs_chromium(self.cache);
         }
+        batch.skip_what_needs_parts(self.cache);
         while !batch.waiting.is_empty() {
             let ended = if self.host == Host::Here {
                 self.once_here(binary, batch)
@@ -184,7 +183,7 @@ impl<'a> HostRun<'a> {
             return Ok(());
         };
         let mut machine = first.machine().map_err(Ended::Lab)?;
-        newest::ensure(self.cache, &machine).map_err(|error| Ended::Lab(error.to_string()))?;
+        setup::ensure_parts(self.cache, &machine).map_err(|error| Ended::Lab(error.to_string()))?;
         machine.files.push((binary.to_owned(), BINARY.to_owned()));
         let mut command = vec![BINARY.to_owned()];
         command.extend(Self::arguments(batch));
@@ -304,20 +303,19 @@ impl<'a> Batch<'a> {
         });
     }
 
-    /// Fetches Chromium if a test needs it; if that fails, the test is skipped.
-    fn skip_what_needs_chromium(&mut self, cache: &Cache) {
-        let wants = |test: &Listed| test.with.iter().any(|part| part == CHROMIUM);
-        if !self.waiting.iter().any(wants) {
-            return;
-        }
-        let Err(error) = chromium::ensure(cache) else {
-            return;
-        };
-        let (elsewhere, here) = self.waiting.drain(..).partition(wants);
-        self.waiting = here;
-        for test in Vec::from(elsewhere) {
-            let missing = format!("Chromium: {error}");
-            self.record(&test, Outcome::Skipped(missing), None);
+    /// Makes the parts of the lab that tests need; the tests of one that cannot be made are skipped.
+    fn skip_what_needs_parts(&mut self, cache: &Cache) {
+        for test in std::mem::take(&mut self.waiting) {
+            let parts = test.with.iter().chain(&test.disks);
+            let mut parts = parts.filter_map(|path| Optional::of(path));
+            let missing = parts.find_map(|part| {
+                let error = part.ensure(cache).err()?;
+                Some(format!("{}: {error}", part.name))
+            });
+            match missing {
+                Some(missing) => self.record(&test, Outcome::Skipped(missing), None),
+                None => self.waiting.push_back(test),
+            }
         }
     }
 
@@ -448,6 +446,8 @@ mod tests {
             kernel: "linux-6.12".to_owned(),
             intel: "skylake".to_owned(),
             with: Vec::new(),
+            disks: Vec::new(),
+            without: Vec::new(),
             parameters: parameters.iter().map(|&text| text.to_owned()).collect(),
             after: None,
             limit_seconds: 0,
