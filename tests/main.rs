@@ -5,6 +5,7 @@ use std::process::ExitCode;
 mod beside_qemu;
 mod boot;
 mod cpu;
+mod debian;
 mod differential;
 mod disk;
 mod doctor;
@@ -73,6 +74,7 @@ fn main() -> ExitCode {
         moves::TESTS,
         disk::TESTS,
         net::TESTS,
+        debian::TESTS,
         doctor::TESTS,
         host::TESTS,
         l2_exit::TESTS,
@@ -83,9 +85,10 @@ fn main() -> ExitCode {
         kernels::NEWEST,
         kernel_log::TESTS,
     ];
-    // Twelve boots of three kernels.
+    // Twelve boots of three kernels, and another distribution.
     if vm::is_long_run() {
         suites.push(kernels::TESTS);
+        suites.push(debian::LONG);
     }
     hypernest_lab::suite::main(&suites.concat())
 }

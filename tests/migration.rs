@@ -5,6 +5,7 @@ use std::error::Error;
 use std::io::{Read as _, Write as _};
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
@@ -112,7 +113,8 @@ pub(crate) fn destination(
     let mut command = site.hypernest();
     command
         .args(["run", "--incoming", &address, "--name", name])
-        .args(arguments);
+        .args(arguments)
+        .stdin(Stdio::piped());
     let mut vm = Vm::start(&mut command)?;
     let socket = site.path(name);
     vm.wait_until("its socket", |_| socket.exists())?;

@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::fs;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use hypernest::kvm::state::VcpuState;
 use hypernest::state::snapshot::Snapshot;
@@ -126,6 +126,7 @@ pub(crate) fn save(site: &Site, vm: Vm) -> Result<Ended, Box<dyn Error>> {
 /// Starts the VM that is saved in `saved`.
 pub(crate) fn restore(site: &Site, arguments: &[&str]) -> Result<Vm, Box<dyn Error>> {
     let mut command = site.hypernest();
+    command.stdin(Stdio::piped());
     Ok(Vm::start(
         command.args(["restore", "saved"]).args(arguments),
     )?)
