@@ -358,8 +358,13 @@ while :; do $b sleep 1000; done
     follows(&mut vm, &["0", "1"])?;
     let hash = |vm: &Vm| {
         let said = vm.said();
-        let mut lines = said.lines().filter_map(|l| l.strip_prefix("hash "));
-        lines.next().map(str::to_owned)
+        let hash = |line: &str| {
+            line.strip_prefix("hash ")?
+                .trim_end()
+                .strip_suffix("  -")
+                .map(str::to_owned)
+        };
+        said.lines().find_map(hash)
     };
     vm.wait_until("the data", |vm| hash(vm).is_some())?;
     other.wait_until("the data", |vm| hash(vm).is_some())?;
