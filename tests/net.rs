@@ -253,12 +253,18 @@ while :; do $b nc -l -p 22 -e /busybox cat; done
     let taken = take.join().map_err(|_| "a panic")??;
     assert!(taken == sent, "the data has changed");
     quiet(&vm.said());
-    let mut stream = connect(&mut vm, "127.0.0.1:2222")?;
-    stream.set_read_timeout(Some(Duration::from_secs(60)))?;
-    stream.write_all(b"by a port of the host")?;
-    let mut back = [0; 21];
-    stream.read_exact(&mut back)?;
-    assert_eq!(&back, b"by a port of the host");
+    // passt takes connections also while nobody listens in the guest.
+    let exchange = || -> io::Result<[u8; 21]> {
+        let mut stream = TcpStream::connect("127.0.0.1:2222")?;
+        stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+        stream.write_all(b"by a port of the host")?;
+        let mut back = [0; 21];
+        stream.read_exact(&mut back)?;
+        Ok(back)
+    };
+    vm.wait_until("an answer of the guest", |_| {
+        exchange().is_ok_and(|back| &back == b"by a port of the host")
+    })?;
     site.control(&["kill", "test"])?.expect_code(0)?;
     Ok(())
 }
