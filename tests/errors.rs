@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::fs::{self, File, Permissions};
 use std::os::unix::fs::{PermissionsExt as _, chown};
+use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 
@@ -34,6 +35,7 @@ pub(crate) const TESTS: &[Test] = &[
         Ok(())
     }),
     guest("errors::the_console_is_full_or_gone", console),
+    guest("errors::a_network_that_cannot_be_had", no_network),
     guest("errors::the_disk_is_full", disk_full).needs(needs::mount_namespaces),
 ];
 
@@ -48,6 +50,34 @@ fn refused(site: &Site, arguments: &[&str], code: i32, texts: &[&str]) -> TestRe
     assert!(ended.stderr.starts_with("hypernest: "), "{}", ended.stderr);
     assert_eq!(ended.stdout, "");
     assert!(site.run_directories()?.is_empty(), "{arguments:?}");
+    Ok(())
+}
+
+/// A program that is not installed is a mistake in the configuration; a peer that is not there, a failure.
+fn no_network() -> TestResult {
+    let site = Site::new()?;
+    let start = |net: &str| {
+        let mut command = site.guest("hello");
+        command.args(["--net", net]);
+        command
+    };
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let others = std::env::split_paths(&path).filter(|dir| !dir.join("passt").exists());
+    let mut command = start("user,hostfwd=tcp::2222-:22");
+    command.env("PATH", std::env::join_paths(others)?);
+    let ended = Vm::start(command)?.end()?;
+    ended.expect_error(2, &["net=user needs the program passt", "package passt"])?;
+    let ended = Vm::start(start("stream,path=nowhere"))?.end()?;
+    ended.expect_error(1, &["network of virtio-net0", "cannot connect to nowhere"])?;
+    let listener = UnixListener::bind(site.path("taken"))?;
+    let ended = Vm::start(start("stream,path=taken,server"))?.end()?;
+    ended.expect_error(1, &["taken is in use by a running program"])?;
+    assert!(site.path("taken").exists());
+    // What is left behind is replaced, and a VM without a peer runs.
+    drop(listener);
+    let ended = Vm::start(start("stream,path=taken,server"))?.end()?;
+    ended.expect_code(0)?;
+    assert!(!site.path("taken").exists());
     Ok(())
 }
 

@@ -13,6 +13,8 @@ use std::time::Duration;
 
 use hypernest_lab::host::Host;
 use hypernest_lab::suite::{Stage, Test, TestResult};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::linux::{ASK, Report, held, initramfs_with, linux};
 use crate::migration::move_on_with;
@@ -262,11 +264,37 @@ while :; do $b nc -l -p 22 -e /busybox cat; done
         stream.read_exact(&mut back)?;
         Ok(back)
     };
-    vm.wait_until("an answer of the guest", |_| {
-        exchange().is_ok_and(|back| &back == b"by a port of the host")
+    let answers = |_: &Vm| exchange().is_ok_and(|back| &back == b"by a port of the host");
+    vm.wait_until("an answer of the guest", answers)?;
+    // The VM goes on without passt, and has another soon.
+    let passt = child(&vm, "passt")?;
+    kill(passt, Signal::SIGKILL)?;
+    vm.wait_until("a message", |vm| {
+        vm.complained()
+            .contains("the network of virtio-net0 was closed")
     })?;
+    vm.wait_until("another answer of the guest", answers)?;
+    assert_ne!(child(&vm, "passt")?, passt);
     site.control(&["kill", "test"])?.expect_code(0)?;
     Ok(())
+}
+
+/// A process that `vm` has started, by the beginning of its name.
+fn child(vm: &Vm, name: &str) -> Result<Pid, Box<dyn Error>> {
+    let parent = format!("PPid:\t{}", vm.pid());
+    for entry in std::fs::read_dir("/proc")? {
+        let entry = entry?;
+        // Others may end meanwhile.
+        let Ok(status) = std::fs::read_to_string(entry.path().join("status")) else {
+            continue;
+        };
+        let named = status.starts_with(&format!("Name:\t{name}"));
+        if named && status.lines().any(|line| line == parent) {
+            let pid = entry.file_name().into_string();
+            return Ok(Pid::from_raw(pid.map_err(|_| "a name")?.parse()?));
+        }
+    }
+    Err(format!("no {name} of hypernest runs").into())
 }
 
 /// One connection to the guest by a tap that stays: what the guest returns is what it was sent, across saves,
