@@ -101,13 +101,14 @@ fn run(program: &str, arguments: &str) -> TestResult {
     Err(format!("{program} {arguments}: {}: {said}", output.status).into())
 }
 
-fn ip(arguments: &str) -> TestResult {
+/// `ip` with these arguments in the lab host.
+pub(crate) fn ip(arguments: &str) -> TestResult {
     let program = held("net/ip")?;
     run(&program.display().to_string(), arguments)
 }
 
 /// The lab host can have tap devices.
-fn load_tun() -> TestResult {
+pub(crate) fn load_tun() -> TestResult {
     if std::path::Path::new("/dev/net/tun").exists() {
         return Ok(());
     }
