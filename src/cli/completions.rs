@@ -31,11 +31,20 @@ pub(super) fn completions(args: &CompletionsArgs) -> Result<ExitStatus, CliError
     Ok(ExitStatus::DONE)
 }
 
+/// The commands below `command`, and those below them.
+fn collect(command: &clap::Command, commands: &mut Vec<clap::Command>) {
+    for below in command.get_subcommands() {
+        commands.push(below.clone());
+        collect(below, commands);
+    }
+}
+
 pub(super) fn man(args: &ManArgs) -> Result<ExitStatus, CliError> {
     let mut root = command().disable_help_subcommand(true);
     // Gives each command its name, as `hypernest-run`, and the flags of all.
     root.build();
-    let commands: Vec<_> = root.get_subcommands().cloned().collect();
+    let mut commands = Vec::new();
+    collect(&root, &mut commands);
     let page = |command: clap::Command| {
         let page = Man::new(command);
         let mut text = Vec::new();

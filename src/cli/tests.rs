@@ -48,8 +48,16 @@ fn completions_and_pages_are_made_for_every_command() {
         let text = std::fs::read_to_string(&page).unwrap();
         assert!(text.contains(".TH"), "{}", page.display());
     }
-    let page = std::fs::read_to_string(dir.path().join("hypernest-run.1")).unwrap();
-    assert!(page.contains("kernel") && page.contains("incoming"));
+    for (page, words) in [
+        ("hypernest-run.1", ["kernel", "incoming"]),
+        ("hypernest-disk-resize.1", ["shrink", "DISK"]),
+        ("hypernest-net-link.1", ["CARD", "down"]),
+    ] {
+        let text = std::fs::read_to_string(dir.path().join(page)).unwrap();
+        for word in words {
+            assert!(text.contains(word), "{page} without {word}");
+        }
+    }
     assert!(Cli::try_parse_from(["hypernest", "completions", "bash"]).is_ok());
     assert!(Cli::try_parse_from(["hypernest", "completions", "cmd"]).is_err());
 }
