@@ -28,6 +28,7 @@ const FOREIGN: &[(&str, &[&str])] = &[
     ("wsl.exe", &["list", "shutdown", "verbose"]),
     ("docker run", &["device"]),
     ("ld.so", &["library-path"]),
+    ("passt", &["fd", "foreground", "quiet", "runas"]),
     ("perf", &["filter"]),
     ("systemctl", &["now"]),
     ("useradd", &["groups", "system"]),

@@ -16,6 +16,7 @@ use nix::sys::uio::pwritev;
 use super::bounce::{self, Bounce, zeroes};
 use super::error::is;
 use super::{Cache, Doing, RawError};
+use crate::block::lock::release;
 use crate::block::threads::Serve;
 use crate::block::{Info, Operation, SECTOR};
 use crate::memory::{Readable, Writable};
@@ -43,6 +44,13 @@ pub(super) struct Image {
     flushing: Mutex<()>,
     #[cfg(test)]
     pub(super) faults: super::tests::Faults,
+}
+
+impl Drop for Image {
+    fn drop(&mut self) {
+        // Closing the file is not enough: a process that is being started has it until its program runs.
+        release(self.file.as_fd());
+    }
 }
 
 /// A system call, for tests that make it fail.

@@ -37,7 +37,8 @@ fn forwards_are_as_qemus() {
 fn program(dir: &tempfile::TempDir, script: &str) -> PathBuf {
     let path = dir.path().join("passt");
     let mut file = fs::File::create(&path).unwrap();
-    writeln!(file, "#!/bin/sh\n{script}").unwrap();
+    // One that redirects to descriptors of any number.
+    writeln!(file, "#!/usr/bin/env bash\n{script}").unwrap();
     file.set_permissions(fs::Permissions::from_mode(0o755))
         .unwrap();
     path
