@@ -341,7 +341,11 @@ fn moves_with(profile: &[&str], moves: usize) -> TestResult {
     let rounds = last(&before, "round");
     // In this process.
     let name = if moves % 3 == 2 { "other" } else { "test" };
-    let cards = site.control(&["net", "list", name, "--json"])?;
+    let list = || site.control(&["net", "list", name, "--json"]);
+    vm.wait_until("its control socket", |_| {
+        list().is_ok_and(|listed| listed.expect_code(0).is_ok())
+    })?;
+    let cards = list()?;
     let cards: serde_json::Value = serde_json::from_str(&cards.stdout)?;
     println!("{cards}");
     for counter in ["rx_bytes", "tx_bytes"] {

@@ -85,8 +85,7 @@ pub(crate) const TESTS: &[Test] = &[
         l2_goes_on(
             "svm",
             "nested,-evmcs",
-            4000,
-            &["cpuid", "rdmsr-direct", "hlt", "timer"],
+            &[(4000, &["cpuid", "rdmsr-direct", "hlt", "timer"])],
         )
     })
     .needs(needs::nested_svm)
@@ -95,20 +94,23 @@ pub(crate) const TESTS: &[Test] = &[
         l2_goes_on(
             "classic",
             "nested,-evmcs,-emsr-bitmap,-tlbflush-direct",
-            6000,
-            &["cpuid", "rdmsr-direct", "timer"],
+            &[(6000, &["cpuid"]), MOSTLY_IN_L2],
         )
     })
     .needs(needs::evmcs)
     .limit_seconds(180),
     micro("state::an_l2_under_evmcs_goes_on", || {
-        l2_goes_on("evmcs", "nested", 6000, &["cpuid", "rdmsr-direct", "timer"])
+        l2_goes_on("evmcs", "nested", &[(6000, &["cpuid"]), MOSTLY_IN_L2])
     })
     .needs(needs::evmcs)
     .limit_seconds(180),
     // In this state KVM returns a blob that it would refuse itself.
     micro("state::an_l2_that_was_first_resumed_goes_on", || {
-        l2_goes_on("evmcs resume-first", "nested", 6000, &["cpuid", "timer"])
+        l2_goes_on(
+            "evmcs resume-first",
+            "nested",
+            &[(6000, &["cpuid"]), MOSTLY_IN_L2],
+        )
     })
     .needs(needs::evmcs)
     .limit_seconds(180),
@@ -372,17 +374,31 @@ pub(crate) fn had_l2(dir: &Path) -> Result<bool, Box<dyn Error>> {
     Ok(nested.in_guest_mode())
 }
 
-/// Checks that L1 sees no unexpected exit, and finishes.
-fn l2_goes_on(mode: &str, hv: &str, n: u32, kinds: &[&str]) -> TestResult {
+/// L2 runs nearly all the time: L0 handles its exits.
+const MOSTLY_IN_L2: (u32, &[&str]) = (60_000, &["rdmsr-direct"]);
+
+/// Checks that L1 sees no unexpected exit, and finishes, in a VM for each of `runs`: so many exits of these
+/// kinds. In one of them at least L2 has run when the VM was saved.
+fn l2_goes_on(mode: &str, hv: &str, runs: &[(u32, &[&str])]) -> TestResult {
+    let mut in_l2 = 0;
+    for &(n, kinds) in runs {
+        in_l2 += l2_goes_on_in(mode, hv, n, kinds)?;
+    }
+    assert!(in_l2 > 0, "L2 never ran when a VM was saved");
+    Ok(())
+}
+
+/// The same in one VM; how often L2 ran when it was saved.
+fn l2_goes_on_in(mode: &str, hv: &str, n: u32, kinds: &[&str]) -> Result<u32, Box<dyn Error>> {
     let site = Site::new()?;
     let line = format!("l1 mode={mode} kinds={} n={n} warmup=5", kinds.join(","));
     let mut command = site.enlightened_guest(&line);
     let mut vm = Vm::start(command.args(["--nested", "--hv", hv]))?.patient();
-    vm.wait_for("l1: running cpuid")?;
+    vm.wait_for(&format!("l1: running {}", kinds[0]))?;
     let mut in_l2 = 0;
     let mut said = String::new();
-    // At arbitrary points of L1 and L2: at some of these L2 runs, with the timer at most of them. The guest
-    // may finish before it is saved again.
+    // At arbitrary points of L1 and L2: at some of these L2 runs. The guest may finish before it is saved
+    // again.
     for _ in 0..40 {
         let saved = site.control(&["save", "test", "saved", "--then", "stop"])?;
         if saved.expect_code(0).is_err() {
@@ -405,6 +421,6 @@ fn l2_goes_on(mode: &str, hv: &str, n: u32, kinds: &[&str]) -> TestResult {
     for kind in kinds {
         assert_eq!(said.matches(&format!("l1: running {kind}\n")).count(), 1);
     }
-    assert!(in_l2 > 0, "L2 never ran when the VM was saved");
-    Ok(())
+    println!("L2 ran at {in_l2} saves of {mode} {kinds:?}");
+    Ok(in_l2)
 }
