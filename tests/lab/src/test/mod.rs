@@ -57,7 +57,7 @@ pub fn test(hosts: &[Host], filter: Option<&str>, long: bool) -> Result<bool, Te
     let mut results = HostResults::default();
     if every_host {
         eprintln!(
-            "lab: all tests take about 30 min on two cores, and 4 GB of disk for what is built; a part of a \
+            "lab: all tests take about 45 min on two cores, and 4 GB of disk for what is built; a part of a \
              test's name \
              after `cargo lab test`, or --host, chooses some"
         );
