@@ -1,10 +1,10 @@
-//! Stock distributions on a disk: they boot with their own kernel and initramfs, and Debian's data is whole,
-//! and its connections are there, after saves, restores and live migrations under load.
+//! Stock distributions on a disk: they boot with their own kernel and initramfs, and Debian's data is whole
+//! after saves, restores and live migrations under load.
 
 use std::error::Error;
 use std::fs;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
 use hypernest_lab::host::Host;
 use hypernest_lab::setup::alpine;
@@ -14,7 +14,6 @@ use hypernest_lab::suite::{Stage, Test, TestResult};
 use crate::linux::{Report, held};
 use crate::migration::move_on_with;
 use crate::needs;
-use crate::net::{ip, load_tun};
 use crate::state::{restore, save};
 use crate::vm::{Ended, Site, Vm, is_long_run};
 
@@ -22,7 +21,7 @@ use crate::vm::{Ended, Site, Vm, is_long_run};
 const STAGE: Stage = Stage {
     name: "debian",
     memory_mib: 3072,
-    with: &[KERNEL, INITRAMFS, E2FSCK, "linux-6.12/modules", "net"],
+    with: &[KERNEL, INITRAMFS, E2FSCK],
     disks: &[IMAGE, IMAGE],
     without: &["sse4.2"],
     ..Stage::PLAIN
@@ -247,38 +246,8 @@ echo @fio
 grep -oE 'err= *[0-9]+|(READ|WRITE):|io=[^ ]*' report
 END
 sh load &
-ip addr add 10.9.3.2/24 dev enp0s2
-ip link set enp0s2 up
-until ping -c 1 -W 1 10.9.3.1 >/dev/null; do :; done
-iperf3 -c 10.9.3.1 -t 0 -b 2M --bidir >traffic 2>&1 & iperf=$!
 (while [ ! -e stop ]; do sleep 1; read a b c d e f written rest </sys/block/vda/stat; echo written $written; done) &
 "#;
-
-/// Ends the load; iperf3's connection is there until then.
-const STOP: &str = "kill -0 $iperf || { echo BAD iperf3; cat traffic; }; kill $iperf; touch stop; wait; \
-    echo @idle";
-
-/// A tap that stays, and the other end of iperf3.
-struct Network(Child);
-
-impl Network {
-    const CARD: &str = "tap,ifname=tap9";
-
-    fn start() -> Result<Self, Box<dyn Error>> {
-        load_tun()?;
-        ip("tuntap add tap9 mode tap")?;
-        ip("addr add 10.9.3.1/24 dev tap9")?;
-        let mut server = Command::new(held("net")?.join("iperf3"));
-        server.args(["-s", "-B", "10.9.3.1"]).stdout(Stdio::null());
-        Ok(Self(server.spawn()?))
-    }
-
-    fn end(mut self) -> TestResult {
-        self.0.kill()?;
-        self.0.wait()?;
-        ip("link delete tap9")
-    }
-}
 
 /// The largest number after `word` at the start of a line.
 fn last(said: &str, word: &str) -> u64 {
@@ -308,11 +277,7 @@ fn moves() -> TestResult {
 fn moves_with(profile: &[&str], moves: usize) -> TestResult {
     const DISK: &str = "/dev/vdb";
     let site = Site::new()?;
-    let network = Network::start()?;
-    let here = ["--disk", DISK, "--net", Network::CARD];
-    let mut command = debian(&site, &format!("{DISK},cache=none"))?;
-    command.args(["--net", Network::CARD]).args(profile);
-    let mut vm = Vm::start(command)?.patient();
+    let mut vm = Vm::start(debian(&site, &format!("{DISK},cache=none"))?.args(profile))?.patient();
     log_in(&mut vm)?;
     for line in LOAD.trim().lines() {
         vm.tell(line)?;
@@ -328,10 +293,11 @@ fn moves_with(profile: &[&str], moves: usize) -> TestResult {
         let ended;
         if turn % 3 == 0 {
             ended = save(&site, vm)?;
-            vm = restore(&site, &here)?;
+            vm = restore(&site, &["--disk", DISK])?;
         } else {
             // There and back, as a save expects the first name.
-            (ended, vm) = move_on_with(&site, vm, turn % 3 - 1, &[], &here)?;
+            let there = ["--disk", DISK];
+            (ended, vm) = move_on_with(&site, vm, turn % 3 - 1, &[], &there)?;
         }
         vm = vm.patient();
         before.push_str(&ended.stdout);
@@ -339,19 +305,7 @@ fn moves_with(profile: &[&str], moves: usize) -> TestResult {
         println!("move {turn}: {} sectors", last(&before, "written"));
     }
     let rounds = last(&before, "round");
-    // In this process.
-    let name = if moves % 3 == 2 { "other" } else { "test" };
-    let list = || site.control(&["net", "list", name, "--json"]);
-    vm.wait_until("its control socket", |_| {
-        list().is_ok_and(|listed| listed.expect_code(0).is_ok())
-    })?;
-    let cards = list()?;
-    let cards: serde_json::Value = serde_json::from_str(&cards.stdout)?;
-    println!("{cards}");
-    for counter in ["rx_bytes", "tx_bytes"] {
-        assert!(cards[0]["net"][counter].as_u64() > Some(1000), "{counter}");
-    }
-    vm.tell(STOP)?;
+    vm.tell("touch stop; wait; echo @idle")?;
     vm.wait_for("@idle")?;
     let ended = power_off(vm)?;
     before.push_str(&ended.stdout);
@@ -359,6 +313,5 @@ fn moves_with(profile: &[&str], moves: usize) -> TestResult {
     assert!(!before.contains("BAD"), "{before}");
     assert!(last(&before, "round") > rounds, "{before}");
     quiet(&before);
-    network.end()?;
     expect_clean(DISK)
 }
