@@ -4,6 +4,7 @@ mod baseline;
 mod bootstrap;
 mod compare;
 mod cpu;
+mod devices;
 mod environment;
 mod exit_port;
 mod histogram;
@@ -53,6 +54,7 @@ enum Command {
     Tsc(Box<tsc::Args>),
     Vmm(vmm::Args),
     Migration(migration::Args),
+    Devices(Box<devices::Args>),
     /// Show a result again
     Report {
         /// The l2-exit.json or tsc.json of an earlier run
@@ -117,6 +119,11 @@ fn run(command: &Command) -> Result<u8, (u8, Box<dyn Error>)> {
         }
         Command::Migration(args) => {
             let text = migration::run(args).map_err(|e| (e.code(), e.into()))?;
+            print(&text).map_err(|e| (FAILED, e.into()))?;
+            Ok(0)
+        }
+        Command::Devices(args) => {
+            let text = devices::run(args).map_err(|e| (e.code(), e.into()))?;
             print(&text).map_err(|e| (FAILED, e.into()))?;
             Ok(0)
         }

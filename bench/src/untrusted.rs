@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use crate::compare::Expression;
+use crate::devices::fio;
 use crate::{histogram as histograms, report as reports, tsc};
 
 /// A condition of `compare --fail-if`; the printed form parses to the same condition.
@@ -12,6 +13,12 @@ pub fn fail_condition(text: &str) -> bool {
     };
     assert_eq!(condition.to_string().parse(), Ok(condition));
     true
+}
+
+/// fio's report, as it comes over a console, or unpacked.
+pub fn fio_report(text: &str) -> bool {
+    let json = fio::unpack(text).unwrap_or_else(|_| text.to_owned());
+    fio::parse(&json, true).is_ok() || fio::parse(&json, false).is_ok()
 }
 
 /// A histogram in a report.

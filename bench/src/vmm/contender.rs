@@ -109,4 +109,19 @@ impl Terms {
             qemu,
         })
     }
+
+    /// The enlightenments, for hypernest's `--hv`.
+    pub(crate) fn hv(&self) -> &str {
+        &self.hv
+    }
+
+    /// The same for QEMU's `-cpu`.
+    pub(crate) fn cpu(&self) -> &str {
+        &self.cpu
+    }
+
+    /// QEMU, if it is measured.
+    pub(crate) fn qemu(&self) -> Option<&Qemu> {
+        self.qemu.as_ref()
+    }
 }
