@@ -6,6 +6,7 @@ mod beside_qemu;
 mod boot;
 mod cpu;
 mod debian;
+mod devices;
 mod differential;
 mod disk;
 mod doctor;
@@ -75,6 +76,7 @@ fn main() -> ExitCode {
         disk::TESTS,
         net::TESTS,
         debian::TESTS,
+        devices::TESTS,
         doctor::TESTS,
         host::TESTS,
         l2_exit::TESTS,

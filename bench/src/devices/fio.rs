@@ -110,3 +110,71 @@ pub(crate) fn parse(json: &str, reads: bool) -> Result<Fio, FioError> {
         p99_ns: percentile("99.000000")?,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use flate2::Compression;
+    use flate2::read::GzEncoder;
+
+    /// The report of sequential writes, of fio 3.39 in the lab; parts that are not read were cut out.
+    const RECORDED: &str = include_str!("fio.json");
+
+    fn pack(text: &str) -> String {
+        let mut packed = Vec::new();
+        let mut encoder = GzEncoder::new(text.as_bytes(), Compression::best());
+        encoder.read_to_end(&mut packed).unwrap();
+        let text = STANDARD.encode(packed);
+        let lines: Vec<_> = text
+            .as_bytes()
+            .chunks(76)
+            .map(String::from_utf8_lossy)
+            .collect();
+        format!("\r\n{}\r\n", lines.join("\r\n"))
+    }
+
+    #[test]
+    fn a_recorded_report_is_read() {
+        let json = unpack(&pack(RECORDED)).unwrap();
+        assert_eq!(json, RECORDED);
+        let fio = parse(&json, false).unwrap();
+        assert_eq!(
+            fio,
+            Fio {
+                requests_per_second: 328.585707,
+                bytes_per_second: 345_595_138.0,
+                mean_ns: 12_094_116.160_85,
+                median_ns: 11_468_800.0,
+                p99_ns: 29_753_344.0,
+            }
+        );
+        assert!(matches!(parse(&json, true), Err(FioError::Nothing)));
+    }
+
+    #[test]
+    fn a_line_of_something_else_among_its_own_is_noticed() {
+        let packed = pack(RECORDED);
+        let mangled = packed.replacen("\r\n", "\r\n[   12.3] vdb: new size\r\n", 2);
+        assert!(matches!(unpack(&mangled), Err(FioError::Base64(_))));
+        let lost: String = packed.chars().skip(78 * 4).collect();
+        assert!(unpack(&lost).is_err());
+        let long = " ".repeat(2 << 20);
+        assert!(matches!(unpack(&pack(&long)), Err(FioError::TooLong)));
+    }
+
+    #[test]
+    fn a_report_without_figures_is_refused() {
+        let failed = RECORDED.replace("\"error\": 0", "\"error\": 5");
+        assert!(matches!(parse(&failed, false), Err(FioError::Failed(5))));
+        let no_median = RECORDED.replace("50.000000", "95.000000");
+        assert!(matches!(
+            parse(&no_median, false),
+            Err(FioError::Percentile("50.000000"))
+        ));
+        assert!(matches!(
+            parse("{\"jobs\": []}", false),
+            Err(FioError::Jobs(0))
+        ));
+        assert!(matches!(parse("{}", false), Err(FioError::Json(_))));
+    }
+}

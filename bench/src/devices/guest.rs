@@ -47,8 +47,8 @@ pub(super) fn prepare(console: &mut Console, bench: &Bench) -> Result<String, De
     }
     console.tell(&format!("cat >{PLACE} <<'END'\n{PROGRAM}END"))?;
     console.tell(&format!(
-        "for b in /sys/block/*; do [ \"$(cat $b/serial 2>/dev/null)\" = {SERIAL} ] && echo @disk ${{b##*/}}; done; \
-         echo @disk"
+        "for b in /sys/block/*; do [ \"$(cat $b/serial 2>/dev/null)\" = {SERIAL} ] && \
+         echo @disk ${{b##*/}}; done; echo @disk"
     ))?;
     let disk = console.line("@disk")?;
     if disk.is_empty() || !disk.chars().all(|c| c.is_ascii_alphanumeric()) {

@@ -14,7 +14,7 @@ start=$(sectors)
     echo '[load]'
     echo "filename=/dev/$disk"
     for line; do echo "$line"; done
-} | fio --output-format=json --output=$report - 2>$complaints &
+} | fio --output-format=json --output=$report - >$complaints 2>&1 &
 # The 512 sectors are more than a look for partitions reads.
 while kill -0 $! 2>/dev/null && [ $(($(sectors) - start)) -lt 512 ]; do sleep 0.1; done
 sleep 1

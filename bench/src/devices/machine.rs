@@ -77,3 +77,83 @@ fn theirs(bench: &Bench) -> Command {
     }
     command
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::devices::scratch::Scratch;
+    use crate::devices::{Cache, Engine};
+    use crate::qemu::Qemu;
+    use crate::usage;
+    use crate::vmm::contender::Terms;
+    use hypernest::hyperv::HostHv;
+    use hypernest::kvm::host::{HostCaps, KvmFacts, System};
+    use std::time::Duration;
+
+    fn bench() -> Bench {
+        let host = HostCaps {
+            system: System::default(),
+            kvm: KvmFacts::default(),
+        };
+        let qemu = Some(Qemu::Program("qemu".into()));
+        Bench {
+            jobs: Vec::new(),
+            contenders: Vec::new(),
+            terms: Terms::new("none", &HostHv::from(&host), qemu).unwrap(),
+            kernel: "/proc/self/exe".into(),
+            initrd: Some("/proc/self/exe".into()),
+            root: "/proc/self/exe".into(),
+            cmdline: "root=/dev/vda".to_owned(),
+            prompt: "#".to_owned(),
+            scratch: Scratch::new(None, None, 1).unwrap(),
+            size_mib: 1,
+            cache: Cache::None,
+            engine: Engine::Threads,
+            rounds: 1,
+            seconds: 1,
+            cpus: 2,
+            memory_mib: 512,
+            limit: Duration::from_secs(1),
+        }
+    }
+
+    fn arguments(command: &Command) -> Vec<String> {
+        let arguments = command.get_args();
+        arguments
+            .map(|a| a.to_string_lossy().into_owned())
+            .collect()
+    }
+
+    #[test]
+    fn hypernest_accepts_its_command_line() {
+        let arguments = arguments(&command(Contender::Hypernest, &bench()));
+        assert_eq!(arguments[0], "run");
+        let flags: Vec<(&str, &str)> = arguments[1..]
+            .chunks(2)
+            .map(|pair| (pair[0].trim_start_matches("--"), &*pair[1]))
+            .collect();
+        assert_eq!(flags.iter().filter(|(name, _)| *name == "disk").count(), 2);
+        assert_eq!(usage::of_vm(&flags), [""; 0]);
+    }
+
+    #[test]
+    fn both_have_the_same_devices() {
+        let bench = bench();
+        let both = [Contender::Hypernest, Contender::Q35].map(|who| {
+            let arguments = arguments(&command(who, &bench));
+            arguments.join(" ")
+        });
+        let scratch = bench.scratch.path().display().to_string();
+        for line in &both {
+            for part in [
+                &*scratch,
+                "cache=none",
+                "serial=bench-scratch",
+                "num-queues=2",
+                "512M",
+            ] {
+                assert!(line.contains(part), "{part} is not in {line}");
+            }
+        }
+    }
+}

@@ -447,8 +447,8 @@ mod tests {
 
     #[test]
     fn a_command_line_of_the_lab_is_accepted() {
-        let line = "devices randread-1 write --kernel k --initrd i --root /dev/vda --scratch /dev/vdb --cache writeback --aio \
-            io_uring --rounds 3 --seconds 3 --cmdline -x";
+        let line = "devices randread-1 write --kernel k --initrd i --root /dev/vda --scratch /dev/vdb \
+            --cache writeback --aio io_uring --rounds 3 --seconds 3 --cmdline -x";
         let args = Line::<Args>::try_parse_from(line.split_whitespace())
             .unwrap()
             .args;

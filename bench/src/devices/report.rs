@@ -91,7 +91,8 @@ fn ratio(ratios: &[f64]) -> String {
 
 fn setting(bench: &Bench) -> String {
     format!(
-        "virtio-blk, {} vCPUs with {} MiB, cache={}, {} MiB of {}; {} rounds, {} s per load, QEMU with aio={}",
+        "virtio-blk, {} vCPUs with {} MiB, cache={}, {} MiB of {}; {} rounds, {} s per load, \
+         QEMU with aio={}",
         bench.cpus,
         bench.memory_mib,
         bench.cache.name(),

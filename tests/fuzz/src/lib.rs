@@ -36,6 +36,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("device-state", devices::state),
     ("enlightenments", requests::enlightenments),
     ("fail-condition", reports::fail_condition),
+    ("fio-report", reports::fio_report),
     ("histogram", reports::histogram),
     ("hypercalls", enlightened::hypercalls),
     ("l2probe-document", reports::l2probe_document),

@@ -11,6 +11,11 @@ pub(crate) fn fail_condition(bytes: &[u8]) -> bool {
     std::str::from_utf8(bytes).is_ok_and(untrusted::fail_condition)
 }
 
+/// The report of fio in a guest of `hypernest-bench devices`.
+pub(crate) fn fio_report(bytes: &[u8]) -> bool {
+    std::str::from_utf8(bytes).is_ok_and(untrusted::fio_report)
+}
+
 /// Histograms in reports.
 pub(crate) fn histogram(bytes: &[u8]) -> bool {
     std::str::from_utf8(bytes).is_ok_and(untrusted::histogram)

@@ -582,6 +582,8 @@ fn results(add: &mut impl FnMut(&'static str, &str, Vec<u8>)) {
         "part",
         b"classic.hlt.l2-to-l1.p99.9 <= 12000".to_vec(),
     );
+    let fio = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../bench/src/devices/fio.json");
+    add("fio-report", "of-writes", std::fs::read(fio).unwrap());
     let document = Document {
         format: FORMAT.to_owned(),
         version: VERSION,
