@@ -126,7 +126,8 @@ mod tests {
 
     #[test]
     fn hypernest_accepts_its_command_line() {
-        let arguments = arguments(&command(Contender::Hypernest, &bench()));
+        let bench = bench();
+        let arguments = arguments(&command(Contender::Hypernest, &bench));
         assert_eq!(arguments[0], "run");
         let flags: Vec<(&str, &str)> = arguments[1..]
             .chunks(2)
