@@ -6,7 +6,6 @@ mod beside_qemu;
 mod boot;
 mod cpu;
 mod debian;
-mod devices;
 mod differential;
 mod disk;
 mod doctor;
@@ -76,7 +75,6 @@ fn main() -> ExitCode {
         disk::TESTS,
         net::TESTS,
         debian::TESTS,
-        devices::TESTS,
         doctor::TESTS,
         host::TESTS,
         l2_exit::TESTS,
