@@ -2,7 +2,7 @@
 
 #![allow(
     unsafe_code,
-    reason = "descriptors given by number on the command line, and what happens between fork and exec"
+    reason = "descriptors given by number on the command line, what happens between fork and exec, ioctls"
 )]
 
 pub(crate) mod affinity;
@@ -11,17 +11,18 @@ pub(crate) mod fatal;
 pub(crate) mod listener;
 pub(crate) mod private;
 mod thread;
+pub(crate) mod tun;
 mod wait;
 
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::Signal;
 
@@ -125,6 +126,16 @@ pub fn end_with_parent(command: &mut Command) {
     };
     // SAFETY: the closure makes two system calls (prctl, getppid), allocates nothing and takes no lock.
     unsafe { command.pre_exec(before_exec) };
+}
+
+/// Reads and writes of `fd`, and of all descriptors of the same open file, do not block.
+///
+/// # Errors
+/// What fcntl(2) fails with.
+pub(crate) fn set_nonblocking(fd: BorrowedFd<'_>) -> nix::Result<()> {
+    let flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL)?);
+    fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+    Ok(())
 }
 
 /// Gives `fd` to the process that `command` starts, under the number that is returned. It stays open here

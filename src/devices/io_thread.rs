@@ -19,12 +19,12 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags};
 use tracing::error;
 
-use super::char::{CharDevice, CharError, SLOTS, Wire, set_nonblocking};
+use super::char::{CharDevice, CharError, SLOTS, Wire};
 use super::clock::Timed;
 use crate::bus::lock;
 use crate::devices::char::CharBackend;
 use crate::life::MachineHandle;
-use crate::sys::{Role, spawn, wait};
+use crate::sys::{Role, set_nonblocking, spawn, wait};
 use parking::Parking;
 
 /// How long the thread, told to stop, waits for a reader that takes nothing.

@@ -15,11 +15,10 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::unistd::geteuid;
 
 use super::stream::Connect;
-use crate::sys::hand_on;
+use crate::sys::{hand_on, set_nonblocking};
 
 /// The program.
 pub const PROGRAM: &str = "passt";
@@ -150,8 +149,7 @@ impl Passt {
         let (pipe, says) = io::pipe()?;
         // passt does not wait until what it says is read.
         for end in [pipe.as_fd(), says.as_fd()] {
-            let flags = OFlag::from_bits_truncate(fcntl(end, FcntlArg::F_GETFL)?);
-            fcntl(end, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+            set_nonblocking(end)?;
         }
         let mut command = Command::new(&self.program);
         // Some versions refuse standard input here.

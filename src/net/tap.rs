@@ -1,8 +1,6 @@
 //! A tap device: the guest's frames are those of a network interface of the host (Documentation/networking/
 //! tuntap.rst). Its queues are descriptors, one for each pair of the card's.
 
-mod ioctl;
-
 use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -10,11 +8,12 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 
+use libc::{TUN_F_CSUM, TUN_F_TSO_ECN, TUN_F_TSO4, TUN_F_TSO6, c_uint};
+
 use super::{Backend, HEADER, MAX_PAIRS, Offloads, Sent};
 use crate::memory::Readable;
-use crate::sys::{Bell, Readiness};
-pub use ioctl::MAX_NAME;
-use ioctl::Setup;
+pub use crate::sys::tun::MAX_NAME;
+use crate::sys::{Bell, Readiness, set_nonblocking, tun};
 
 /// The file that tap devices come from.
 const DEVICE: &str = "/dev/net/tun";
@@ -85,8 +84,8 @@ impl Tap {
                 let files = fds.iter().map(|fd| Ok(File::from(fd.try_clone()?)));
                 let files: Vec<_> = files.collect::<io::Result<_>>()?;
                 for file in &files {
-                    ioctl::check_given(file)?;
-                    nonblocking(file)?;
+                    tun::check_given(file)?;
+                    set_nonblocking(file.as_fd())?;
                 }
                 Ok(files)
             }
@@ -100,20 +99,14 @@ impl Tap {
                         .custom_flags(libc::O_NONBLOCK)
                         .open(DEVICE)
                         .map_err(|error| no_device(&error))?;
-                    interface = ioctl::attach(
-                        &file,
-                        &Setup {
-                            name: &interface,
-                            many: self.pairs > 1,
-                        },
-                    )
-                    .map_err(|error| not_attached(&interface, self.pairs, &error))?;
+                    interface = tun::attach(&file, &interface, self.pairs > 1)
+                        .map_err(|error| not_attached(&interface, self.pairs, &error))?;
                     files.push(file);
                 }
                 if name.is_none() {
                     tracing::info!("the network of {} is the interface {interface}", self.name);
                 }
-                ioctl::set_up(&interface).map_err(|error| {
+                tun::set_up(&interface).map_err(|error| {
                     let why = format!(
                         "the interface {interface} is down, and cannot be set up ({error}): run \
                          `ip link set {interface} up` as root"
@@ -130,7 +123,7 @@ impl Tap {
         let Some(queue) = self.queues.first().filter(|_| !self.gone) else {
             return;
         };
-        if let Err(error) = ioctl::set_offloads(&queue.file, self.offloads) {
+        if let Err(error) = tun::set_offloads(&queue.file, flags(self.offloads)) {
             self.complain(&format!("takes no offloads: {error}"));
         }
     }
@@ -153,7 +146,7 @@ impl Tap {
             if queue.attached == attached {
                 continue;
             }
-            match ioctl::set_attached(&queue.file, attached) {
+            match tun::set_attached(&queue.file, attached) {
                 Ok(()) => queue.attached = attached,
                 Err(error) => failure = Some(error),
             }
@@ -173,12 +166,23 @@ impl Tap {
     }
 }
 
-fn nonblocking(file: &File) -> io::Result<()> {
-    use nix::fcntl::{FcntlArg, OFlag, fcntl};
-
-    let flags = OFlag::from_bits_truncate(fcntl(file, FcntlArg::F_GETFL)?);
-    fcntl(file, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
-    Ok(())
+/// As the kernel has them. It refuses those without what they need (set_offload in drivers/net/tun.c).
+fn flags(offloads: Offloads) -> c_uint {
+    let ecn = offloads.ecn && (offloads.tso4 || offloads.tso6);
+    let mut flags = 0;
+    for (offload, flag) in [
+        (offloads.checksum, TUN_F_CSUM),
+        (offloads.tso4, TUN_F_TSO4),
+        (offloads.tso6, TUN_F_TSO6),
+        (ecn, TUN_F_TSO_ECN),
+    ] {
+        flags |= if offload && offloads.checksum {
+            flag
+        } else {
+            0
+        };
+    }
+    flags
 }
 
 fn no_device(error: &io::Error) -> io::Error {
@@ -299,7 +303,7 @@ impl Backend for Tap {
         }
         let files = self.open()?;
         for (file, number) in files.iter().zip(0..) {
-            let added = ioctl::set_header(file, HEADER)
+            let added = tun::set_header(file, HEADER)
                 .and_then(|()| self.readiness.add(file.as_fd(), number, false));
             if added.is_err() {
                 // Duplicates of given descriptors would stay.

@@ -19,7 +19,6 @@ mod terminal;
 mod wire;
 
 pub use backend::CharBackend;
-pub(in crate::devices) use open::set_nonblocking;
 pub use terminal::restore as restore_terminal;
 pub(in crate::devices) use wire::SLOTS;
 pub use wire::Wire;

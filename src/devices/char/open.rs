@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::fcntl::OFlag;
 use nix::pty::openpty;
 use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
 use nix::unistd::{getpgrp, tcgetpgrp, ttyname};
@@ -20,6 +20,7 @@ use super::wire::Wire;
 use crate::life::MachineHandle;
 use crate::sys::listener::{ListenError, Listener};
 use crate::sys::private::{self, Existing};
+use crate::sys::set_nonblocking;
 
 impl Wire {
     /// hypernest's own standard input and output. A terminal is in raw mode until the wire is dropped.
@@ -166,10 +167,4 @@ fn own_description(fd: BorrowedFd<'_>, direction: Direction) -> io::Result<File>
 fn is_stream(fd: BorrowedFd<'_>) -> io::Result<bool> {
     let kind = File::from(fd.try_clone_to_owned()?).metadata()?.file_type();
     Ok(kind.is_fifo() || kind.is_socket())
-}
-
-pub(in crate::devices) fn set_nonblocking(fd: BorrowedFd<'_>) -> nix::Result<()> {
-    let flags = OFlag::from_bits_truncate(fcntl(fd, FcntlArg::F_GETFL)?);
-    fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
-    Ok(())
 }

@@ -9,10 +9,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
 
+use crate::sys::set_nonblocking;
 use crate::sys::{Role, eventfd, spawn, wait};
 
 /// Ends all waits on the links that share it. Clones share the state.
@@ -103,8 +103,7 @@ impl Link {
         cancel: &Cancel,
     ) -> io::Result<Self> {
         for fd in [&input, &output] {
-            let flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL)?);
-            fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+            set_nonblocking(fd.as_fd())?;
         }
         Ok(Self {
             input,

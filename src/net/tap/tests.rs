@@ -51,3 +51,35 @@ fn a_descriptor_of_something_else_is_refused() {
     assert!(!tap.link());
     assert_eq!(tap.receive(0, &mut [0; 64]), None);
 }
+
+#[test]
+fn offloads_are_as_the_kernel_takes_them() {
+    let all = Offloads {
+        checksum: true,
+        tso4: true,
+        tso6: true,
+        ecn: true,
+    };
+    assert_eq!(flags(all), 0xf);
+    for (offloads, expected) in [
+        (Offloads::default(), 0),
+        (
+            Offloads {
+                checksum: false,
+                ..all
+            },
+            0,
+        ),
+        (Offloads { tso4: false, ..all }, 0xd),
+        (
+            Offloads {
+                tso4: false,
+                tso6: false,
+                ..all
+            },
+            1,
+        ),
+    ] {
+        assert_eq!(flags(offloads), expected, "{offloads:?}");
+    }
+}

@@ -1,18 +1,14 @@
 //! The system calls of tap devices that nix does not know (linux/if_tun.h, netdevice(7)).
 
-#![allow(unsafe_code, reason = "ioctls that nix does not know")]
-
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 
 use libc::{
     IFF_ATTACH_QUEUE, IFF_DETACH_QUEUE, IFF_MULTI_QUEUE, IFF_NO_PI, IFF_TAP, IFF_UP, IFF_VNET_HDR,
-    TUN_F_CSUM, TUN_F_TSO_ECN, TUN_F_TSO4, TUN_F_TSO6, c_int, c_short, ifreq,
+    c_int, c_short, c_uint, ifreq,
 };
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
-
-use crate::net::Offloads;
 
 /// The most bytes of an interface's name.
 pub const MAX_NAME: usize = libc::IFNAMSIZ - 1;
@@ -25,15 +21,6 @@ nix::ioctl_write_int_bad!(tun_set_offload, libc::TUNSETOFFLOAD);
 nix::ioctl_write_ptr_bad!(tun_set_header, libc::TUNSETVNETHDRSZ, c_int);
 nix::ioctl_readwrite_bad!(get_flags, libc::SIOCGIFFLAGS, ifreq);
 nix::ioctl_readwrite_bad!(set_flags, libc::SIOCSIFFLAGS, ifreq);
-
-/// What a queue is attached to.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Setup<'a> {
-    /// The interface's name; empty: the kernel's choice.
-    pub(super) name: &'a str,
-    /// The interface has several queues.
-    pub(super) many: bool,
-}
 
 /// A request for the interface called `name`.
 fn request(name: &str, flags: c_int) -> io::Result<ifreq> {
@@ -62,14 +49,15 @@ fn flags_of(request: &ifreq) -> c_int {
     c_int::from(unsafe { request.ifr_ifru.ifru_flags })
 }
 
-/// Makes `file` a queue of a tap interface, which is made if there is none. Returns the interface's name.
+/// Makes `file` a queue of the tap interface `name`, which has several with `many`, and is made if there is
+/// none; with an empty name, one that the kernel names. Returns the interface's name.
 ///
 /// # Errors
 /// EPERM, if the interface belongs to another user or would have to be made without CAP_NET_ADMIN; EINVAL, if
 /// it is no tap or has not these queues; EBUSY, if all its queues are in use.
-pub(super) fn attach(file: &File, setup: &Setup<'_>) -> io::Result<String> {
-    let many = if setup.many { IFF_MULTI_QUEUE } else { 0 };
-    let mut request = request(setup.name, IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | many)?;
+pub(crate) fn attach(file: &File, name: &str, many: bool) -> io::Result<String> {
+    let many = if many { IFF_MULTI_QUEUE } else { 0 };
+    let mut request = request(name, IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | many)?;
     // SAFETY: the kernel reads and writes an ifreq, which outlives the call.
     unsafe { tun_set_iff(file.as_raw_fd(), &raw mut request) }?;
     Ok(name_of(&request))
@@ -87,7 +75,7 @@ fn interface(file: &File) -> io::Result<ifreq> {
 ///
 /// # Errors
 /// If it is not.
-pub(super) fn check_given(file: &File) -> io::Result<()> {
+pub(crate) fn check_given(file: &File) -> io::Result<()> {
     let interface = interface(file).map_err(|error| {
         let why = format!("the given descriptor is no queue of a tap interface: {error}");
         io::Error::new(error.kind(), why)
@@ -110,37 +98,22 @@ pub(super) fn check_given(file: &File) -> io::Result<()> {
 }
 
 /// Sets how many bytes come before each frame.
-pub(super) fn set_header(file: &File, len: usize) -> io::Result<()> {
+pub(crate) fn set_header(file: &File, len: usize) -> io::Result<()> {
     let len = c_int::try_from(len).map_err(|_| io::ErrorKind::InvalidInput)?;
     // SAFETY: the kernel reads an int, which outlives the call.
     unsafe { tun_set_header(file.as_raw_fd(), &raw const len) }?;
     Ok(())
 }
 
-/// Sets what frames to the guest may leave to it, for all queues of the interface.
-pub(super) fn set_offloads(file: &File, offloads: Offloads) -> io::Result<()> {
-    // The kernel refuses it without what it is for (set_offload in drivers/net/tun.c).
-    let ecn = offloads.ecn && (offloads.tso4 || offloads.tso6);
-    let mut flags = 0;
-    for (offload, flag) in [
-        (offloads.checksum, TUN_F_CSUM),
-        (offloads.tso4, TUN_F_TSO4),
-        (offloads.tso6, TUN_F_TSO6),
-        (ecn, TUN_F_TSO_ECN),
-    ] {
-        flags |= if offload && offloads.checksum {
-            flag
-        } else {
-            0
-        };
-    }
+/// Sets what frames to the guest may leave to it, for all queues of the interface: `TUN_F_*`.
+pub(crate) fn set_offloads(file: &File, flags: c_uint) -> io::Result<()> {
     // SAFETY: the kernel takes a number.
     unsafe { tun_set_offload(file.as_raw_fd(), flags.cast_signed()) }?;
     Ok(())
 }
 
 /// Lets a queue of an interface with several take part, or not.
-pub(super) fn set_attached(file: &File, attached: bool) -> io::Result<()> {
+pub(crate) fn set_attached(file: &File, attached: bool) -> io::Result<()> {
     let flag = if attached {
         IFF_ATTACH_QUEUE
     } else {
@@ -153,7 +126,7 @@ pub(super) fn set_attached(file: &File, attached: bool) -> io::Result<()> {
 }
 
 /// Sets an interface up, if it is down.
-pub(super) fn set_up(name: &str) -> io::Result<()> {
+pub(crate) fn set_up(name: &str) -> io::Result<()> {
     let any = socket(
         AddressFamily::Inet,
         SockType::Datagram,
