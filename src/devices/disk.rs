@@ -2,7 +2,7 @@
 
 use std::num::NonZeroU64;
 
-use super::table::{BuildError, DeviceConfig, DeviceKey, DeviceValue, Site, Takes};
+use super::table::{BuildError, DeviceConfig, DeviceKey, Site, Takes};
 use crate::block::Backend;
 use crate::block::raw::{Cache, RawDisk, RawOptions};
 use crate::block::scratch::Scratch;
@@ -148,7 +148,7 @@ fn backend(config: &DeviceConfig, site: &Site<'_>) -> Result<Box<dyn Backend>, B
             Some("unsafe") => Cache::Unsafe,
             _ => Cache::Writeback,
         },
-        read_only: config.values.get(READ_ONLY_KEY) == Some(&DeviceValue::Switch(true)),
+        read_only: config.switch(READ_ONLY_KEY),
         discard: config.text(DISCARD) != Some("ignore"),
         any_content: config.text(FORMAT) == Some("raw"),
     };

@@ -215,9 +215,9 @@ pub fn check(config: &mut DeviceConfig, vm: &str, here: bool) -> Vec<Fault> {
         );
     }
     let can_offload = [TAP, LOOPBACK].contains(&kind);
-    let offload = match config.values.get(OFFLOAD) {
-        Some(value) => value == &DeviceValue::Switch(true),
-        None => can_offload,
+    let offload = match config.values.contains_key(OFFLOAD) {
+        true => config.switch(OFFLOAD),
+        false => can_offload,
     };
     if offload && !can_offload && net.is_some() && kind != NONE {
         fault(
@@ -237,10 +237,7 @@ pub fn check(config: &mut DeviceConfig, vm: &str, here: bool) -> Vec<Fault> {
 }
 
 fn pairs(config: &DeviceConfig) -> u16 {
-    match config.values.get(QUEUES) {
-        Some(DeviceValue::Number(queues)) => u16::try_from(*queues).unwrap_or(MAX_PAIRS),
-        _ => 1,
-    }
+    u16::try_from(config.number(QUEUES).max(1)).unwrap_or(MAX_PAIRS)
 }
 
 /// The numbers in `5:6`.
@@ -267,18 +264,16 @@ pub fn without_network(config: &mut DeviceConfig) {
 /// If the host has no descriptors left, or what is given as one is none; or see [`Site::virtio`].
 pub fn virtio_net(config: &DeviceConfig, site: &Site<'_>) -> Result<Slot, BuildError> {
     let mac = config.text(MAC).and_then(parse_mac);
-    let mtu = match config.values.get(MTU) {
-        Some(DeviceValue::Number(mtu)) => u16::try_from(*mtu).ok(),
-        _ => None,
-    };
     let net = Net::new(NetOptions {
         backend: backend(config).map_err(BuildError::Network)?,
         id: config.id.clone(),
         // The check has set it.
         mac: mac.unwrap_or_else(|| mac_of("", &config.id)),
-        mtu,
+        mtu: u16::try_from(config.number(MTU))
+            .ok()
+            .filter(|mtu| *mtu > 0),
         pairs: pairs(config),
-        offload: config.values.get(OFFLOAD) == Some(&DeviceValue::Switch(true)),
+        offload: config.switch(OFFLOAD),
     });
     site.virtio(Box::new(net))
 }
@@ -302,7 +297,7 @@ fn backend(config: &DeviceConfig) -> std::io::Result<Box<dyn Backend>> {
         }
         Some(STREAM) => match (config.text(PATH), given()?.pop()) {
             (_, Some(fd)) => stream(Box::new(Given::new(UnixStream::from(fd)))),
-            (Some(path), _) if config.values.get(SERVER) == Some(&DeviceValue::Switch(true)) => {
+            (Some(path), _) if config.switch(SERVER) => {
                 stream(Box::new(Server::new(Path::new(path))))
             }
             (path, _) => stream(Box::new(Client::new(Path::new(path.unwrap_or_default())))),

@@ -280,6 +280,11 @@ impl DeviceConfig {
         }
     }
 
+    /// Whether a key is set to true.
+    pub fn switch(&self, key: &str) -> bool {
+        self.values.get(key) == Some(&DeviceValue::Switch(true))
+    }
+
     /// Removes what is of the host.
     pub fn remove_local(&mut self) -> Vec<(&'static str, DeviceValue)> {
         let local = self.of.row().keys.iter().filter(|key| key.local);

@@ -176,7 +176,7 @@ pub trait VirtioDevice: Send {
     }
 }
 
-/// Reads from `config` at `offset` on, with zeroes behind its end.
+/// Reads from the structure `config` at `offset` on, with zeroes behind its end.
 pub(super) fn read_config(config: &[u8], offset: u64, data: &mut [u8]) {
     for (at, byte) in (offset..).zip(data) {
         let field = usize::try_from(at).ok().and_then(|at| config.get(at));

@@ -22,6 +22,7 @@ use crate::net::control::{NetCounters, NetRequest};
 use crate::net::{Backend, HEADER, MAX_FRAME, MAX_PAIRS, Mac, Offloads, Sent};
 use crate::state::{Decoder, Encoder, StateError};
 use crate::sys::Bell;
+use crate::units::Gpa;
 use announce::Announcement;
 use control::Command;
 use receive::{Delivery, Receiver};
@@ -101,7 +102,7 @@ pub struct Net {
     queues: Vec<u16>,
     receivers: Vec<Receiver>,
     counters: Arc<NetCounters>,
-    /// The user has left the cable plugged in.
+    /// A user has left the link up.
     plugged: bool,
     /// What the driver is told of the link.
     link: bool,
@@ -166,15 +167,19 @@ impl Net {
         }
     }
 
+    /// How many pairs of queues the driver may use.
+    fn usable_pairs(&self) -> u16 {
+        match self.features & F_MQ {
+            0 => 1,
+            _ => self.pairs,
+        }
+    }
+
     /// What queue `index` is for: a driver that does not know of pairs has the third for its commands
     /// (5.1.2).
     fn queue(&self, index: usize) -> Queue {
-        let pairs = match self.features & F_MQ {
-            0 => 1,
-            _ => self.pairs,
-        };
         match (index / 2, index % 2) {
-            (pair, _) if pair >= pairs.into() => Queue::Control,
+            (pair, _) if pair >= self.usable_pairs().into() => Queue::Control,
             (pair, 0) => Queue::Receive(pair),
             (pair, _) => Queue::Send(pair),
         }
@@ -195,17 +200,17 @@ impl Net {
     }
 
     fn set_mac(&mut self, mac: Mac) {
-        self.counters.set_mac(mac);
         if self.mac != mac {
             self.mac = mac;
+            self.counters.set_mac(mac);
             self.generation = self.generation.wrapping_add(1);
         }
     }
 
     fn set_link(&mut self, link: bool) {
-        self.counters.set_link(link);
         if self.link != link {
             self.link = link;
+            self.counters.set_link(link);
             self.generation = self.generation.wrapping_add(1);
         }
     }
@@ -229,7 +234,8 @@ impl Net {
             self.announcement = Announcement::begin(Instant::now());
             self.set_announce(self.features & F_GUEST_ANNOUNCE != 0);
         }
-        if self.announcement.take(Instant::now()) {
+        // Without a look at the clock in each pass.
+        if self.announcement.next().is_some() && self.announcement.take(Instant::now()) {
             self.backend.inject(&announce::frame(self.mac));
         }
     }
@@ -333,7 +339,7 @@ impl Net {
     fn send_chain(&mut self, pair: usize, dma: &Dma) -> Result<Sent, RingError> {
         let mut frame = match self.from.take() {
             Some(frame) => frame,
-            None => dma.readable(crate::units::Gpa(0), 0)?,
+            None => dma.readable(Gpa(0), 0)?,
         };
         let mut parts = self.chain.readable().iter();
         let pushed = parts.try_for_each(|part| frame.push(part.gpa, part.len.into()));
@@ -518,11 +524,7 @@ impl VirtioDevice for Net {
         }
         self.set_mac(mac);
         let active = from.u16(PAIRS)?;
-        let pairs = if self.features & F_MQ == 0 {
-            1
-        } else {
-            self.pairs
-        };
+        let pairs = self.usable_pairs();
         if !(1..=pairs).contains(&active) {
             return Err(from.invalid(PAIRS, format!("{active} of {pairs}")));
         }

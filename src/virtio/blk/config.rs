@@ -1,6 +1,7 @@
 //! What the device tells its driver of the disk: features, and the device's own configuration.
 
 use crate::block::{Info, SECTOR};
+use crate::virtio::device::read_config;
 
 /// As QEMU's.
 pub(super) const QUEUE_SIZE: u16 = 256;
@@ -41,11 +42,7 @@ pub(super) fn features(info: &Info) -> u64 {
 
 /// Reads the configuration of a disk with so many queues from `offset` on.
 pub(super) fn read(info: &Info, queues: usize, offset: u64, data: &mut [u8]) {
-    let config = config(info, queues);
-    for (at, byte) in (offset..).zip(data) {
-        let field = usize::try_from(at).ok().and_then(|at| config.get(at));
-        *byte = field.copied().unwrap_or(0);
-    }
+    read_config(&config(info, queues), offset, data);
 }
 
 fn config(info: &Info, queues: usize) -> [u8; LEN] {

@@ -2,6 +2,7 @@
 //! values.
 
 use crate::state::{Decoder, Encoder, StateError};
+use crate::virtio::device::read_config;
 use crate::virtio::queue::{Addresses, RingFeatures};
 
 /// Bytes of the structure, up to `queue_reset`, which is not offered.
@@ -161,11 +162,7 @@ impl Common {
 
     /// Reads from `offset` on, in any width.
     pub fn read(&self, offset: u64, data: &mut [u8]) {
-        let image = self.image();
-        for (at, byte) in (offset..).zip(data) {
-            let register = usize::try_from(at).ok().and_then(|at| image.get(at));
-            *byte = register.copied().unwrap_or(0);
-        }
+        read_config(&self.image(), offset, data);
     }
 
     fn image(&self) -> [u8; LEN] {
