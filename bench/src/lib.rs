@@ -16,6 +16,7 @@ mod l2_exit;
 mod migration;
 #[cfg(test)]
 mod named_flags;
+mod output;
 mod probe_console;
 mod probe_l1;
 mod program;

@@ -1,13 +1,11 @@
 //! A running VMM, and its guest's serial console on its standard input and output.
 
-use std::io::{ErrorKind, Read as _, Write as _};
-use std::os::fd::AsFd as _;
+use std::io::{ErrorKind, Write as _};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-
 use super::DevicesError;
+use crate::output::{Output, read_more};
 use crate::vmm::contender::Contender;
 
 /// How much of the console's end an error repeats.
@@ -65,7 +63,7 @@ impl Console {
 
     /// Waits for `text`, and returns what came before it since the last wait.
     pub(super) fn until(&mut self, text: &str) -> Result<String, DevicesError> {
-        let deadline = Instant::now() + self.limit;
+        let start = Instant::now();
         loop {
             let new = &self.said[self.seen..];
             if let Some(at) = find(new, text.as_bytes()) {
@@ -73,7 +71,7 @@ impl Console {
                 self.seen += at + text.len();
                 return Ok(before);
             }
-            if !self.read_more(deadline)? {
+            if !self.read_more(start)? {
                 return Err(self.failed(&format!("ended before its guest wrote {text:?}")));
             }
         }
@@ -88,8 +86,8 @@ impl Console {
 
     /// Waits until the process ends, which it does when the guest has powered off.
     pub(super) fn end(mut self) -> Result<(), DevicesError> {
-        let deadline = Instant::now() + self.limit;
-        while self.read_more(deadline)? {}
+        let start = Instant::now();
+        while self.read_more(start)? {}
         match self.child.wait() {
             Ok(status) if status.success() => Ok(()),
             Ok(status) => Err(self.failed(&format!("ended with {status}"))),
@@ -97,31 +95,16 @@ impl Console {
         }
     }
 
-    /// Waits for output and reads it; `false` at its end.
-    fn read_more(&mut self, deadline: Instant) -> Result<bool, DevicesError> {
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-            let mut fds = [PollFd::new(self.stdout.as_fd(), PollFlags::POLLIN)];
-            match poll(&mut fds, timeout) {
-                Ok(0) => {
-                    let seconds = self.limit.as_secs();
-                    return Err(self.failed(&format!("was waited for for {seconds} s (--limit)")));
-                }
-                Ok(_) => {}
-                Err(nix::Error::EINTR) => continue,
-                Err(errno) => return Err(self.failed(&format!("cannot be waited for: {errno}"))),
+    /// Waits for output, as long as the limit from `start` on allows, and reads it; `false` at its end.
+    fn read_more(&mut self, start: Instant) -> Result<bool, DevicesError> {
+        match read_more(&mut self.stdout, &mut self.said, start, self.limit) {
+            Ok(Output::More) => Ok(true),
+            Ok(Output::End) => Ok(false),
+            Ok(Output::Late) => {
+                let seconds = self.limit.as_secs();
+                Err(self.failed(&format!("was waited for for {seconds} s (--limit)")))
             }
-            let mut buffer = [0; 4096];
-            return match self.stdout.read(&mut buffer) {
-                Ok(0) => Ok(false),
-                Ok(length) => {
-                    self.said.extend(&buffer[..length]);
-                    Ok(true)
-                }
-                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-                Err(error) => Err(self.failed(&format!("cannot be read from: {error}"))),
-            };
+            Err(how) => Err(self.failed(&how)),
         }
     }
 

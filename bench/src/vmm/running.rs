@@ -1,16 +1,14 @@
 //! A running VMM: its process, and its guest's output with the time of its arrival.
 
 use std::fs;
-use std::io::{ErrorKind, Read};
-use std::os::fd::AsFd;
+use std::io::ErrorKind;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
-
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::VmmError;
 use super::contender::{Contender, Guest, Terms};
 use super::smaps::{self, Resident};
+use crate::output::{Output, read_more};
 
 /// Killed when dropped.
 pub(super) struct Running {
@@ -98,29 +96,14 @@ impl Running {
 
     /// Waits for output and reads it; `false` at its end.
     fn read_more(&mut self) -> Result<bool, VmmError> {
-        loop {
-            let left = self.limit.saturating_sub(self.started.elapsed());
-            let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-            let mut fds = [PollFd::new(self.stdout.as_fd(), PollFlags::POLLIN)];
-            match poll(&mut fds, timeout) {
-                Ok(0) => {
-                    let seconds = self.limit.as_secs();
-                    return Err(self.failed(&format!("did not end within {seconds} s")));
-                }
-                Ok(_) => {}
-                Err(nix::Error::EINTR) => continue,
-                Err(errno) => return Err(self.failed(&format!("cannot be waited for: {errno}"))),
+        match read_more(&mut self.stdout, &mut self.output, self.started, self.limit) {
+            Ok(Output::More) => Ok(true),
+            Ok(Output::End) => Ok(false),
+            Ok(Output::Late) => {
+                let seconds = self.limit.as_secs();
+                Err(self.failed(&format!("did not end within {seconds} s")))
             }
-            let mut buffer = [0; 4096];
-            return match self.stdout.read(&mut buffer) {
-                Ok(0) => Ok(false),
-                Ok(length) => {
-                    self.output.extend(&buffer[..length]);
-                    Ok(true)
-                }
-                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-                Err(error) => Err(self.failed(&format!("cannot be read from: {error}"))),
-            };
+            Err(how) => Err(self.failed(&how)),
         }
     }
 
