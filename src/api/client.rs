@@ -118,20 +118,8 @@ fn no_such_vm(dirs: &RunDirs, name: &str) -> ApiError {
 
 fn talk(mut stream: UnixStream, request: &ControlRequest) -> io::Result<ControlReply> {
     // A job takes as long as it takes; should the VM die, the connection ends.
-    let patience = match request {
-        ControlRequest::Save(_)
-        | ControlRequest::Migrate(_)
-        | ControlRequest::CancelMigration {}
-        | ControlRequest::DiskResize(_)
-        | ControlRequest::DiskThrottle(_)
-        | ControlRequest::NetLink(_) => None,
-        ControlRequest::Status {}
-        | ControlRequest::Pause {}
-        | ControlRequest::Resume {}
-        | ControlRequest::Reset {}
-        | ControlRequest::PowerButton {}
-        | ControlRequest::Kill {} => Some(PATIENCE),
-    };
+    let waits = request.is_job() || matches!(request, ControlRequest::CancelMigration {});
+    let patience = (!waits).then_some(PATIENCE);
     let request = request.write()?;
     stream.set_read_timeout(patience)?;
     stream.set_write_timeout(Some(PATIENCE))?;

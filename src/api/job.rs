@@ -94,7 +94,7 @@ pub(super) fn throttle_disk(handle: &MachineHandle, args: &DiskThrottle) -> Done
     )
 }
 
-/// Pulls out the cable of a network card, or plugs it in.
+/// Sets the link of a network card.
 pub(super) fn link_net(handle: &MachineHandle, args: &NetLink) -> Done {
     let request = DeviceRequest::Net(NetRequest::Plug(args.up));
     request_device(handle, &args.id, request)

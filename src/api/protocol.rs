@@ -42,17 +42,17 @@ pub enum ControlRequest {
     DiskResize(DiskResize),
     /// Limit a disk. The reply comes when the limits hold.
     DiskThrottle(DiskThrottle),
-    /// Pull out the cable of a network card, or plug it in.
+    /// Set the link of a network card up or down.
     NetLink(NetLink),
 }
 
-/// The cable of a network card.
+/// The link of a network card.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NetLink {
     /// The card's id.
     pub id: String,
-    /// Whether it is plugged in.
+    /// Whether there is to be a link.
     pub up: bool,
 }
 
@@ -123,6 +123,20 @@ pub(super) const REQUESTS: [(&str, &[&str]); 12] = [
     ("disk-throttle", &["id", "iops", "bps"]),
     ("net-link", &["id", "up"]),
 ];
+
+impl ControlRequest {
+    /// Whether a job carries it out, whose end is the reply.
+    pub(super) fn is_job(&self) -> bool {
+        matches!(
+            self,
+            Self::Save(_)
+                | Self::Migrate(_)
+                | Self::DiskResize(_)
+                | Self::DiskThrottle(_)
+                | Self::NetLink(_)
+        )
+    }
+}
 
 impl From<Request> for ControlRequest {
     fn from(request: Request) -> Self {

@@ -210,14 +210,8 @@ impl<A: Fn(ControlRequest) -> ControlAnswer> Service<A> {
         let (answer, patience) = (&self.answer, self.patience);
         let jobs = self.clients.iter().filter(|client| client.is_waiting());
         let jobs = Cell::new(jobs.count());
-        let answer = |request| match request {
-            ControlRequest::Save(_)
-            | ControlRequest::Migrate(_)
-            | ControlRequest::DiskResize(_)
-            | ControlRequest::DiskThrottle(_)
-            | ControlRequest::NetLink(_)
-                if jobs.get() >= MAX_JOBS =>
-            {
+        let answer = |request: ControlRequest| match request {
+            request if request.is_job() && jobs.get() >= MAX_JOBS => {
                 ControlAnswer::Refused(format!("{MAX_JOBS} jobs are being done already"))
             }
             // The VM ends all the same; so many clients cannot all wait for it.
@@ -225,17 +219,16 @@ impl<A: Fn(ControlRequest) -> ControlAnswer> Service<A> {
                 answer(request);
                 ControlAnswer::Now(None)
             }
-            ControlRequest::Save(_)
-            | ControlRequest::Migrate(_)
-            | ControlRequest::CancelMigration {}
-            | ControlRequest::DiskResize(_)
-            | ControlRequest::DiskThrottle(_)
-            | ControlRequest::NetLink(_)
-            | ControlRequest::Kill {} => {
+            ControlRequest::CancelMigration {} | ControlRequest::Kill {} => {
                 jobs.set(jobs.get() + 1);
                 answer(request)
             }
-            other => answer(other),
+            request => {
+                if request.is_job() {
+                    jobs.set(jobs.get() + 1);
+                }
+                answer(request)
+            }
         };
         self.clients.retain_mut(|client| {
             client

@@ -8,7 +8,7 @@ use crate::api::{self, ApiError, ControlRequest, NetLink, RunDirs, call};
 use crate::machine::DeviceStatus;
 use crate::net::control::NetReport;
 
-/// Show or unplug the network cards of a running VM
+/// Show the network cards of a running VM, or set their links
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(subcommand)]
@@ -26,7 +26,7 @@ enum Action {
         #[arg(long)]
         json: bool,
     },
-    /// Pull a card's cable out, or plug it in again; the guest notices at once
+    /// Set a card's link up or down, as a cable does; the guest notices at once
     Link {
         /// The VM's name
         name: String,

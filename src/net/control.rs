@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 /// What a user asks of a card.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NetRequest {
-    /// The cable is plugged in, or pulled out.
+    /// Set the link up or down, as far as users decide.
     Plug(bool),
 }
 
@@ -20,7 +20,7 @@ pub struct NetReport {
     pub mac: String,
     /// Whether the guest sees a link.
     pub link: bool,
-    /// Whether the user has left the cable plugged in.
+    /// Whether a user has left the link up, which the network may take down all the same.
     pub plugged: bool,
     pub rx_packets: u64,
     pub rx_bytes: u64,
@@ -91,7 +91,7 @@ impl NetCounters {
         self.link.store(link, Relaxed);
     }
 
-    /// The cable is plugged in, or not.
+    /// A user has left the link up, or not.
     pub fn set_plugged(&self, plugged: bool) {
         self.plugged.store(plugged, Relaxed);
     }
