@@ -256,7 +256,7 @@ fn save(kernel: &str, kept: &Kept) -> TestResult {
             stop(&site, vm)?
         }
         Guest::L1(mode) => {
-            let line = format!("l1 mode={mode} kinds=cpuid n=20000 warmup=5");
+            let line = format!("l1 mode={mode} kinds=cpuid n=2000 warmup=5 spins=50000");
             let mut command = site.enlightened_guest(&line);
             let mut vm = Vm::start(command.args(kept.arguments))?.patient();
             vm.wait_for("l1: running cpuid")?;

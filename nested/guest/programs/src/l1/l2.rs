@@ -87,6 +87,8 @@ pub(crate) struct Shared {
     pub(crate) warmup: &'static [Sample],
     /// The samples that count.
     pub(crate) samples: &'static [Sample],
+    /// The turns of an empty loop that L2 makes before each sample.
+    pub(crate) spins: u64,
 }
 
 /// The vendor of the virtualization extension.
@@ -132,6 +134,7 @@ impl Shared {
             order,
             warmup,
             samples: samples(count),
+            spins: 0,
         };
         const { assert!(size_of::<Self>() as u64 <= PAGE_SIZE) }
         const { assert!(offset_of!(Self, order) == 0) }

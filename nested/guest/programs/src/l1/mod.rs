@@ -35,6 +35,8 @@ struct Plan<'a> {
     samples: usize,
     warmup: usize,
     cpus: usize,
+    /// See [`Shared::spins`].
+    spins: usize,
 }
 
 /// The maximum number of samples in one frame.
@@ -60,6 +62,7 @@ impl<'a> Plan<'a> {
             samples: number("n", 1000)?,
             warmup: number("warmup", 100)?,
             cpus: number("cpus", 1)?.clamp(1, MAX_CPUS),
+            spins: number("spins", 0)?,
         };
         match kinds.split(',').find(|name| Kind::parse(name).is_none()) {
             None => Ok(plan),
@@ -74,9 +77,10 @@ impl Plan<'_> {
     }
 }
 
-/// `l1 mode=MODE kinds=A,B,C touch=TOUCH n=N warmup=W cpus=C [resume-first]`.
+/// `l1 mode=MODE kinds=A,B,C touch=TOUCH n=N warmup=W cpus=C spins=S [resume-first]`.
 ///
-/// [`hypernest_nested::l2exit`] documents the values. With `resume-first` each kind begins with VMRESUME,
+/// [`hypernest_nested::l2exit`] documents the values. Before each of the N exits L2 makes S turns of an empty
+/// loop, so that it runs for a larger part of the time. With `resume-first` each kind begins with VMRESUME,
 /// which only an enlightened VMCS accepts.
 pub(crate) fn run(args: &Args<'_>, trampoline: &[u8]) -> Exit {
     let plan = match Plan::new(args) {
@@ -93,6 +97,7 @@ pub(crate) fn run(args: &Args<'_>, trampoline: &[u8]) -> Exit {
         Vendor::Intel
     };
     let shared = Shared::new(0, vendor, BoardPage::announced(), plan.warmup, plan.samples);
+    shared.spins = plan.spins as u64;
     let second = if plan.cpus > 1 && plan.has(Kind::Ipi) {
         match Processors::start(trampoline, plan.cpus, Patience::DEFAULT) {
             Ok(processors) => {

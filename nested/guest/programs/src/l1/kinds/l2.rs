@@ -249,15 +249,20 @@ fn spinning(shared: &'static Shared, arm: impl Fn(), done: impl Fn()) -> ! {
 /// Takes all samples.
 #[inline(always)]
 fn repeat(shared: &'static Shared, take: impl Fn(&'static Sample)) -> ! {
-    for sample in shared.warmup {
+    if shared.spins > 0 {
+        // Bochs 2.7 defers a host's interrupts while its guest has IF = 0: L0 could not stop L2 in the loop.
+        cpu::enable_interrupts();
+    }
+    let next = |sample| {
+        for turn in 0..shared.spins {
+            core::hint::black_box(turn);
+        }
         shared.begin_sample(sample);
         take(sample);
-    }
+    };
+    shared.warmup.iter().for_each(&next);
     shared.begin();
-    for sample in shared.samples {
-        shared.begin_sample(sample);
-        take(sample);
-    }
+    shared.samples.iter().for_each(next);
     shared.end()
 }
 
