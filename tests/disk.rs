@@ -8,13 +8,15 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::process::{Command, Stdio};
 
 use hypernest_lab::cpio::Writer;
-use hypernest_lab::suite::{Test, TestResult};
+use hypernest_lab::host::Host;
+use hypernest_lab::suite::{Stage, Test, TestResult};
 use nix::sys::signal::Signal;
 
 use crate::linux::{ASK, COMMAND_LINE, Report, held, initramfs_with, linux};
 use crate::migration::move_on_with;
 use crate::needs;
 use crate::state::{restore, save};
+use crate::stock_linux;
 use crate::virtio::{amd, boot_twice};
 use crate::vm::{Site, Vm, is_long_run};
 
@@ -27,11 +29,27 @@ pub(crate) const TESTS: &[Test] = &[
         killed,
     ),
     amd("disk::is_resized_limited_and_counted", controlled),
-    amd("disk::l2_writes_through_the_disk_of_l1", of_l2).needs(needs::nested_svm),
+    amd("disk::l2_writes_through_the_disk_of_l1", || of_l2(&SVM)).needs(needs::nested_svm),
     Test::new("disk::an_image_has_one_writer", one_writer)
         .needs(needs::guests)
         .limit_seconds(120),
 ];
+
+/// Ten minutes of a whole processor.
+pub(crate) const LONG: &[Test] =
+    &[
+        Test::new("disk::l2_under_evmcs_writes_through_the_disk_of_l1", || {
+            of_l2(&EVMCS)
+        })
+        .only_on(&[Host::Intel])
+        .stage(Stage {
+            name: "linux-in-linux",
+            memory_mib: 2048,
+            ..stock_linux::INTEL
+        })
+        .needs(needs::evmcs)
+        .limit_seconds(600),
+    ];
 
 /// Bytes of a block that the guests here write.
 const BLOCK: usize = 1 << 16;
@@ -485,33 +503,65 @@ fn one_writer() -> TestResult {
     Ok(())
 }
 
+/// How L1 runs its L2.
+struct Nesting {
+    /// Its KVM.
+    module: &'static str,
+    parameters: &'static str,
+    /// What that KVM logs then, if anything.
+    logged: &'static [&'static str],
+}
+
+const SVM: Nesting = Nesting {
+    module: "kvm-amd",
+    parameters: "",
+    logged: &[],
+};
+
+const EVMCS: Nesting = Nesting {
+    module: "kvm-intel",
+    parameters: "enlightened_vmcs=1",
+    logged: &["Using Hyper-V Enlightened VMCS"],
+};
+
 /// What L1 starts: a VM whose disk is L1's own.
-const L1: &str = r#"#!/busybox sh
+fn l1(nesting: &Nesting) -> String {
+    let Nesting {
+        module, parameters, ..
+    } = nesting;
+    format!(
+        r#"#!/busybox sh
 b=/busybox
 $b mkdir -p /proc /sys /run
 $b mount -t proc proc /proc
 $b mount -t sysfs sysfs /sys
 $b mount -t devtmpfs dev /dev
 export XDG_RUNTIME_DIR=/run
-for m in irqbypass kvm kvm-amd virtio-blk; do $b insmod /$m.ko; done
+for m in irqbypass kvm virtio-blk; do $b insmod /$m.ko; done
+$b insmod /{module}.ko {parameters}
+echo @kvm
+$b dmesg | $b grep -o 'Using Hyper-V Enlightened VMCS'
+echo @end
 exec /hypernest run --name l2 --kernel /vmlinux --initrd /l2 --hv none --memory 160M --disk /dev/vda,cache=none \
   --cmdline "console=ttyS0 quiet panic=-1 rdinit=/init mitigations=off no_timer_check cryptomgr.notests"
-"#;
+"#
+    )
+}
 
 /// The disk of an L2 that is a disk of L1: L2's flushes reach the image through both, also while L1 moves.
-fn of_l2() -> TestResult {
+fn of_l2(nesting: &Nesting) -> TestResult {
     let site = Site::new()?;
     image(&site, "a.raw", 1)?;
     let write_alone = WRITER.split_once("\ni=0").ok_or("the writer's loop")?.1;
     init(&site, &format!("i=0{write_alone}"))?;
     fs::rename(site.path("initrd"), site.path("l2"))?;
     let mut archive = Writer::new(BufWriter::new(File::create(site.path("initrd"))?));
-    archive.file("init", 0o755, L1.as_bytes())?;
+    archive.file("init", 0o755, l1(nesting).as_bytes())?;
     archive.copy("busybox", &held("busybox")?)?;
     archive.copy("hypernest", &crate::l2probe::program("hypernest")?)?;
     archive.copy("vmlinux", &held("linux-6.12/vmlinux")?)?;
     archive.copy("l2", &site.path("l2"))?;
-    for module in ["irqbypass", "kvm", "kvm-amd", "virtio-blk"] {
+    for module in ["irqbypass", "kvm", nesting.module, "virtio-blk"] {
         let path = held(&format!("linux-6.12/modules/{module}.ko"))?;
         archive.copy(&format!("{module}.ko"), &path)?;
     }
@@ -528,6 +578,7 @@ fn of_l2() -> TestResult {
     let ended = save(&site, vm)?;
     let done = flushed(&ended.stdout);
     quiet(&ended.stdout);
+    assert_eq!(Report::read(&ended.stdout).section("kvm"), nesting.logged);
     let mut vm = restore(&site, &["--disk", "a.raw"])?.patient();
     vm.wait_until("more of L2's blocks", |vm| flushed(&vm.said()) >= done + 3)?;
     let (ended, there) = move_on_with(&site, vm, 0, &[], &["--disk", "a.raw"])?;

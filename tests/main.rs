@@ -85,10 +85,11 @@ fn main() -> ExitCode {
         kernels::NEWEST,
         kernel_log::TESTS,
     ];
-    // Twelve boots of three kernels, and another distribution.
+    // Twelve boots of three kernels, another distribution, and an L2 of a Linux in the Intel lab.
     if vm::is_long_run() {
         suites.push(kernels::TESTS);
         suites.push(debian::LONG);
+        suites.push(disk::LONG);
     }
     hypernest_lab::suite::main(&suites.concat())
 }
