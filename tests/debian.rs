@@ -14,6 +14,7 @@ use hypernest_lab::suite::{Stage, Test, TestResult};
 use crate::linux::{Report, held};
 use crate::migration::move_on_with;
 use crate::needs;
+use crate::net::{ip, load_tun};
 use crate::state::{restore, save};
 use crate::vm::{Ended, Site, Vm, is_long_run};
 
@@ -21,7 +22,13 @@ use crate::vm::{Ended, Site, Vm, is_long_run};
 const STAGE: Stage = Stage {
     name: "debian",
     memory_mib: 3072,
-    with: &[KERNEL, INITRAMFS, E2FSCK],
+    with: &[
+        KERNEL,
+        INITRAMFS,
+        E2FSCK,
+        "net",
+        "linux-6.12/modules/tun.ko",
+    ],
     disks: &[IMAGE, IMAGE],
     without: &["sse4.2"],
     ..Stage::PLAIN
@@ -231,7 +238,7 @@ fn expect_kept(file: &Path) -> TestResult {
 }
 
 /// fio writes blocks with checksums in random order, flushes after every eighth, reads them back and checks
-/// them, round after round, until there is a file `stop`.
+/// them, round after round, until there is a file `stop`. Meanwhile iperf3 sends to the host.
 const LOAD: &str = r#"
 cat >load <<'END'
 round=0
@@ -245,8 +252,23 @@ done
 echo @fio
 grep -oE 'err= *[0-9]+|(READ|WRITE):|io=[^ ]*' report
 END
+for n in /sys/class/net/e*; do card=${n##*/}; done
+ip addr add 10.9.3.2/24 dev $card
+ip link set $card up
+iperf3 --client 10.9.3.1 --time 0 --bitrate 4M --interval 5 --forceflush >sent 2>&1 &
+sender=$!
 sh load &
-(while [ ! -e stop ]; do sleep 1; read a b c d e f written rest </sys/block/vda/stat; echo written $written; done) &
+(while [ ! -e stop ]; do sleep 1; read a b c d e f written rest </sys/block/vda/stat; echo written $written
+  echo sent $(cat /sys/class/net/$card/statistics/tx_bytes); done) &
+"#;
+
+/// Ends the load.
+const STOP: &str = r#"
+kill -0 $sender || echo BAD iperf3
+kill -INT $sender; wait $sender; echo iperf3: $?
+touch stop; wait
+echo @sent; tail -n 6 sent
+echo @idle
 "#;
 
 /// The largest number after `word` at the start of a line.
@@ -276,36 +298,51 @@ fn moves() -> TestResult {
 
 fn moves_with(profile: &[&str], moves: usize) -> TestResult {
     const DISK: &str = "/dev/vdb";
+    const TAP: &str = "tap,ifname=tap7";
     let site = Site::new()?;
-    let mut vm = Vm::start(debian(&site, &format!("{DISK},cache=none"))?.args(profile))?.patient();
+    load_tun()?;
+    ip("tuntap add tap7 mode tap")?;
+    ip("addr add 10.9.3.1/24 dev tap7")?;
+    ip("link set tap7 up")?;
+    let mut server = Command::new(held("net/iperf3")?)
+        .args(["--server", "--one-off"])
+        .spawn()?;
+    let mut command = debian(&site, &format!("{DISK},cache=none"))?;
+    let mut vm = Vm::start(command.args(["--net", TAP]).args(profile))?.patient();
     log_in(&mut vm)?;
     for line in LOAD.trim().lines() {
         vm.tell(line)?;
     }
     let mut before = String::new();
     for turn in 0..moves {
-        let done = last(&before, "written");
-        // Of 512 bytes; the same in each process, however long it takes.
-        vm.wait_until("a megabyte more on the disk", |vm| {
+        let (done, sent) = (last(&before, "written"), last(&before, "sent"));
+        // Sectors and bytes; the same in each process, however long it takes.
+        vm.wait_until("more on the disk and from the card", |vm| {
             let said = vm.said();
-            said.contains("BAD") || last(&said, "written") >= done + 2048
+            let goes_on =
+                last(&said, "written") >= done + 2048 && last(&said, "sent") >= sent + (1 << 18);
+            said.contains("BAD") || goes_on
         })?;
         let ended;
+        let there = ["--disk", DISK, "--net", TAP];
         if turn % 3 == 0 {
             ended = save(&site, vm)?;
-            vm = restore(&site, &["--disk", DISK])?;
+            vm = restore(&site, &there)?;
         } else {
             // There and back, as a save expects the first name.
-            let there = ["--disk", DISK];
             (ended, vm) = move_on_with(&site, vm, turn % 3 - 1, &[], &there)?;
         }
         vm = vm.patient();
         before.push_str(&ended.stdout);
         assert!(!before.contains("BAD"), "{before}");
-        println!("move {turn}: {} sectors", last(&before, "written"));
+        println!("{}", ended.stderr);
+        let (written, sent) = (last(&before, "written"), last(&before, "sent"));
+        println!("move {turn}: {written} sectors written, {sent} bytes sent");
     }
     let rounds = last(&before, "round");
-    vm.tell("touch stop; wait; echo @idle")?;
+    for line in STOP.trim().lines() {
+        vm.tell(line)?;
+    }
     vm.wait_for("@idle")?;
     let ended = power_off(vm)?;
     before.push_str(&ended.stdout);
@@ -313,5 +350,7 @@ fn moves_with(profile: &[&str], moves: usize) -> TestResult {
     assert!(!before.contains("BAD"), "{before}");
     assert!(last(&before, "round") > rounds, "{before}");
     quiet(&before);
+    assert!(server.wait()?.success(), "the peer of iperf3");
+    ip("link delete tap7")?;
     expect_clean(DISK)
 }

@@ -128,8 +128,9 @@ pub(crate) fn migrate(
     arguments: &[&str],
 ) -> Result<Ended, Box<dyn Error>> {
     let address = format!("unix:{to}");
-    let command = [&["migrate", from, &address], arguments].concat();
-    site.control(&command)
+    let mut command = site.hypernest();
+    command.args(["migrate", from, &address]).args(arguments);
+    Ok(Vm::start(&mut command)?.patient().end()?)
 }
 
 /// Migrates the VM called `NAMES[turn]` to a process with the other name; returns the output of the old

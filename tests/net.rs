@@ -102,13 +102,13 @@ fn run(program: &str, arguments: &str) -> TestResult {
 }
 
 /// `ip` with these arguments in the lab host.
-fn ip(arguments: &str) -> TestResult {
+pub(crate) fn ip(arguments: &str) -> TestResult {
     let program = held("net/ip")?;
     run(&program.display().to_string(), arguments)
 }
 
 /// The lab host can have tap devices.
-fn load_tun() -> TestResult {
+pub(crate) fn load_tun() -> TestResult {
     if std::path::Path::new("/dev/net/tun").exists() {
         return Ok(());
     }

@@ -427,6 +427,12 @@ fn programs(
         let program = new.find(&[&format!("usr/{directory}/{name}")])?;
         new.bundle(&net, &program, &[], "", "")?;
     }
+    // Loaded by name when iperf3 cancels a thread (pthread_cancel(3), NOTES of glibc).
+    let unwinder = "libgcc_s.so.1";
+    copy(
+        &new.find(&[&format!("usr/lib/x86_64-linux-gnu/{unwinder}")])?,
+        &net.join("lib").join(unwinder),
+    )?;
     copy(
         &new.find(&["usr/bin/busybox", "bin/busybox"])?,
         &finished.join("busybox"),
