@@ -182,9 +182,10 @@ fn checked() -> Vec<String> {
     (1..=8).map(|n| format!("f{n}: OK")).collect()
 }
 
-/// Writes block after block of the first disk, each with its number in every line, flushed and read back; and
-/// random bytes to the second, without an end.
+/// Says whether each disk's rings are packed (feature 34). Then writes block after block of the first disk,
+/// each with its number in every line, flushed and read back; and random bytes to the second, without an end.
 const WRITER: &str = r#"
+for d in virtio0 virtio1; do echo "$d packed=$($b cut -c 35 /sys/bus/virtio/devices/$d/features)"; done
 while :; do $b dd if=/dev/urandom of=/dev/vdb bs=1M oflag=direct 2>/dev/null; done &
 i=0
 while [ $i -lt 1000000 ]; do
@@ -218,23 +219,25 @@ fn expect_blocks(site: &Site, name: &str, last: usize) -> TestResult {
     Ok(())
 }
 
-/// A guest that writes to `a.raw` and `b.raw`, which are new.
-fn writer(site: &Site, options: &str) -> Result<Vm, Box<dyn Error>> {
+/// A guest that writes to `a.raw` and `b.raw`, which are new, with these options.
+fn writer(site: &Site, a: &str, b: &str) -> Result<Vm, Box<dyn Error>> {
     image(site, "a.raw", 1)?;
     image(site, "b.raw", 16)?;
     let mut command = linux(site, "linux-6.12/vmlinux", "")?;
     init(site, WRITER)?;
     command
-        .args(["--disk", &format!("a.raw{options}")])
-        .args(["--disk", &format!("b.raw{options}")]);
+        .args(["--disk", &format!("a.raw,{a}")])
+        .args(["--disk", &format!("b.raw,{b}")]);
     Ok(Vm::start(command)?.patient())
 }
 
-/// Restores, resets and live migrations with requests under way.
+/// Restores, resets and live migrations with requests under way, in packed rings and in split ones.
 fn continues() -> TestResult {
     let site = Site::new()?;
     let moves = if is_long_run() { 50 } else { 4 };
-    let mut vm = writer(&site, ",cache=none")?;
+    let mut vm = writer(&site, "cache=none,packed=on", "cache=none")?;
+    vm.wait_for("virtio0 packed=1")?;
+    vm.wait_for("virtio1 packed=0")?;
     let mut done = 0;
     for turn in 0..moves {
         vm.wait_until("blocks", |vm| flushed(&vm.said()) >= done + 10)?;
@@ -334,7 +337,8 @@ fn killed() -> TestResult {
     let rounds = if is_long_run() { 50 } else { 3 };
     for round in 0..rounds {
         let cache = ["none", "writeback", "writethrough"][round % 3];
-        let mut vm = writer(&site, &format!(",cache={cache}"))?;
+        let options = format!("cache={cache}");
+        let mut vm = writer(&site, &options, &options)?;
         let blocks = 5 + (round * 7) % 23;
         vm.wait_until("blocks", |vm| flushed(&vm.said()) >= blocks)?;
         vm.signal(Signal::SIGKILL)?;

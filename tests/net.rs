@@ -297,8 +297,8 @@ fn child(vm: &Vm) -> Result<Pid, Box<dyn Error>> {
     Err("hypernest runs no process".into())
 }
 
-/// One connection to the guest by a tap that stays: what the guest returns is what it was sent, across saves,
-/// restores and live migrations.
+/// One connection to the guest by a tap that stays and packed rings: what the guest returns is what it was
+/// sent, across saves, restores and live migrations.
 fn continues() -> TestResult {
     let rounds = if is_long_run() { 25 } else { 2 };
     load_tun()?;
@@ -308,6 +308,7 @@ fn continues() -> TestResult {
         &site,
         "$b ip addr add 10.9.1.2/24 dev eth0
 $b ip link set eth0 up
+echo packed=$($b cut -c 35 /sys/bus/virtio/devices/virtio0/features)
 echo ready
 while :; do $b nc -l -p 7 -e /busybox cat; done
 ",
@@ -315,9 +316,10 @@ while :; do $b nc -l -p 7 -e /busybox cat; done
     ip("tuntap add tap8 mode tap")?;
     ip("addr add 10.9.1.1/24 dev tap8")?;
     let card = "tap,ifname=tap8";
-    command.args(["--net", card]);
+    command.args(["--net", &format!("{card},packed=on")]);
     let mut vm = Vm::start(command)?.patient();
     vm.wait_for("ready")?;
+    assert!(vm.said().contains("packed=1"), "{}", vm.said());
     let echo = Echo::start(connect(&mut vm, "10.9.1.2:7")?);
     let mut turn = 0;
     for _ in 0..rounds {

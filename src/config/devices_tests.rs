@@ -34,7 +34,7 @@ static TYPES: &[DeviceRow] = &[
             },
         ],
         check: |_, _, _| Vec::new(),
-        build: |_, site| site.virtio(Box::<Rng>::default()),
+        build: |config, site| site.virtio(config, Box::<Rng>::default()),
     },
     DeviceRow {
         name: "test-net",
@@ -45,7 +45,7 @@ static TYPES: &[DeviceRow] = &[
             ..DeviceKey::of("speed")
         }],
         check: |_, _, _| Vec::new(),
-        build: |_, site| site.virtio(Box::<Rng>::default()),
+        build: |config, site| site.virtio(config, Box::<Rng>::default()),
     },
 ];
 

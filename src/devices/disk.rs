@@ -2,7 +2,7 @@
 
 use std::num::NonZeroU64;
 
-use super::table::{BuildError, DeviceConfig, DeviceKey, Site, Takes};
+use super::table::{BuildError, DeviceConfig, DeviceKey, PACKED, Site, Takes};
 use crate::block::Backend;
 use crate::block::raw::{Cache, RawDisk, RawOptions};
 use crate::block::scratch::Scratch;
@@ -106,6 +106,7 @@ pub static VIRTIO_BLK_KEYS: &[DeviceKey] = &[
         adjustable: true,
         ..DeviceKey::of(BPS)
     },
+    PACKED,
 ];
 
 /// Makes a block device.
@@ -132,7 +133,7 @@ pub fn virtio_blk(config: &DeviceConfig, site: &Site<'_>) -> Result<Slot, BuildE
             bps: NonZeroU64::new(config.number(BPS)),
         },
     });
-    site.virtio(Box::new(blk))
+    site.virtio(config, Box::new(blk))
 }
 
 fn backend(config: &DeviceConfig, site: &Site<'_>) -> Result<Box<dyn Backend>, BuildError> {

@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-use super::table::{BuildError, DeviceConfig, DeviceKey, DeviceValue, Fault, Site, Takes};
+use super::table::{BuildError, DeviceConfig, DeviceKey, DeviceValue, Fault, PACKED, Site, Takes};
 use crate::net::loopback::Loopback;
 use crate::net::none::Nothing;
 use crate::net::passt::{self, Forward, Passt};
@@ -116,6 +116,7 @@ pub static VIRTIO_NET_KEYS: &[DeviceKey] = &[
         default: "`on` for `tap` and `loopback`",
         ..DeviceKey::of(OFFLOAD)
     },
+    PACKED,
 ];
 
 /// Checks the keys together, and sets those that depend on others. `here`: what the configuration names of
@@ -275,7 +276,7 @@ pub fn virtio_net(config: &DeviceConfig, site: &Site<'_>) -> Result<Slot, BuildE
         pairs: pairs(config),
         offload: config.switch(OFFLOAD),
     });
-    site.virtio(Box::new(net))
+    site.virtio(config, Box::new(net))
 }
 
 fn backend(config: &DeviceConfig) -> std::io::Result<Box<dyn Backend>> {

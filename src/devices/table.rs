@@ -76,9 +76,9 @@ pub static DEVICE_TYPES: &[DeviceRow] = &[
         name: "virtio-rng",
         aliases: &["virtio-rng-pci"],
         about: "random bytes of the host",
-        keys: &[],
+        keys: &[PACKED],
         check: independent,
-        build: |_, site| site.virtio(Box::<Rng>::default()),
+        build: |config, site| site.virtio(config, Box::<Rng>::default()),
     },
 ];
 
@@ -112,6 +112,16 @@ pub static COMMON_KEYS: &[DeviceKey] = &[
         ..DeviceKey::of(SLOT_KEY)
     },
 ];
+
+const PACKED_KEY: &str = "packed";
+
+/// The key of all virtio devices with the form of their rings.
+pub const PACKED: DeviceKey = DeviceKey {
+    takes: Takes::Switch,
+    about: "the driver may use packed rings instead of split ones",
+    default: "`off`",
+    ..DeviceKey::of(PACKED_KEY)
+};
 
 /// A key of a device.
 #[derive(Debug)]
@@ -307,13 +317,19 @@ pub struct Site<'a> {
 }
 
 impl Site<'_> {
-    /// Puts a virtio device behind a PCI function.
+    /// Puts a virtio device that is configured so behind a PCI function.
     ///
     /// # Errors
     /// If there are not enough vectors, or the host has no descriptors or threads left.
-    pub fn virtio(&self, device: Box<dyn VirtioDevice>) -> Result<Slot, BuildError> {
+    pub fn virtio(
+        &self,
+        config: &DeviceConfig,
+        device: Box<dyn VirtioDevice>,
+    ) -> Result<Slot, BuildError> {
         let requester = (self.requester)(pci::vectors(&*device))?;
-        let slot = pci::slot(self.place, device, requester, self.doorbells, self.events)?;
+        let packed = config.switch(PACKED_KEY);
+        let (doorbells, events) = (self.doorbells, self.events);
+        let slot = pci::slot(self.place, device, packed, requester, doorbells, events)?;
         Ok(slot)
     }
 }

@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use libc::{c_int, iovec};
 use thiserror::Error;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+use vm_memory::{AtomicAccess, Bytes, GuestAddress, GuestMemoryBackend};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::{GuestRam, NoRam};
@@ -126,15 +126,22 @@ impl Dma {
         self.write(gpa, object.as_bytes())
     }
 
+    /// Begins accesses of which all are made if one is: the gate is looked at now.
+    ///
+    /// # Errors
+    /// If it is closed.
+    pub fn begin(&self) -> Result<Access<'_>, DmaError> {
+        self.ram().map(Access)
+    }
+
     /// Reads a ring's index at once: with `Acquire`, what the guest wrote before it wrote the index is seen
     /// after this.
     ///
     /// # Errors
     /// If it cannot be reached, or is not aligned.
     pub fn load_u16(&self, gpa: Gpa, order: Ordering) -> Result<u16, DmaError> {
-        let ram = self.aligned(gpa)?;
-        let value = ram.mmap().load::<u16>(GuestAddress(gpa.0), order);
-        Ok(u16::from_le(value.map_err(|_| NoRam { gpa, len: 2 })?))
+        aligned(gpa, 2)?;
+        self.begin()?.load(gpa, order).map(u16::from_le)
     }
 
     /// Writes a ring's index at once: with `Release`, a guest that sees it sees what was written before this.
@@ -142,19 +149,26 @@ impl Dma {
     /// # Errors
     /// If it cannot be reached, or is not aligned.
     pub fn store_u16(&self, gpa: Gpa, value: u16, order: Ordering) -> Result<(), DmaError> {
-        let ram = self.aligned(gpa)?;
-        let stored = ram.mmap().store(value.to_le(), GuestAddress(gpa.0), order);
-        stored.map_err(|_| NoRam { gpa, len: 2 })?;
-        ram.written().mark(gpa, 2);
-        Ok(())
+        aligned(gpa, 2)?;
+        self.begin()?.store(gpa, value.to_le(), order)
     }
 
-    fn aligned(&self, gpa: Gpa) -> Result<&GuestRam, DmaError> {
-        if gpa.0.is_multiple_of(2) {
-            self.ram()
-        } else {
-            Err(DmaError::Misaligned { gpa })
-        }
+    /// As [`Dma::load_u16`].
+    ///
+    /// # Errors
+    /// If it cannot be reached, or is not aligned.
+    pub fn load_u32(&self, gpa: Gpa, order: Ordering) -> Result<u32, DmaError> {
+        aligned(gpa, 4)?;
+        self.begin()?.load(gpa, order).map(u32::from_le)
+    }
+
+    /// As [`Dma::store_u16`].
+    ///
+    /// # Errors
+    /// If it cannot be reached, or is not aligned.
+    pub fn store_u32(&self, gpa: Gpa, value: u32, order: Ordering) -> Result<(), DmaError> {
+        aligned(gpa, 4)?;
+        self.begin()?.store(gpa, value.to_le(), order)
     }
 
     /// Guest memory that the host's I/O reads from, such as the data of a guest's write to a disk.
@@ -172,6 +186,54 @@ impl Dma {
     pub fn writable(&self, gpa: Gpa, len: u64) -> Result<Writable, DmaError> {
         Ok(Writable(IoVecs::of(self, gpa, len)?))
     }
+}
+
+fn aligned(gpa: Gpa, len: u64) -> Result<(), DmaError> {
+    match gpa.0.is_multiple_of(len) {
+        true => Ok(()),
+        false => Err(DmaError::Misaligned { gpa }),
+    }
+}
+
+/// Accesses that have begun, see [`Dma::begin`].
+#[derive(Clone, Copy, Debug)]
+pub struct Access<'a>(&'a GuestRam);
+
+impl Access<'_> {
+    /// As [`Dma::load_u16`].
+    ///
+    /// # Errors
+    /// If it cannot be reached, or is not aligned.
+    pub fn load_u64(&self, gpa: Gpa, order: Ordering) -> Result<u64, DmaError> {
+        aligned(gpa, 8)?;
+        self.load(gpa, order).map(u64::from_le)
+    }
+
+    /// As [`Dma::store_u16`].
+    ///
+    /// # Errors
+    /// If it cannot be reached, or is not aligned.
+    pub fn store_u64(&self, gpa: Gpa, value: u64, order: Ordering) -> Result<(), DmaError> {
+        aligned(gpa, 8)?;
+        self.store(gpa, value.to_le(), order)
+    }
+
+    fn load<T: AtomicAccess>(&self, gpa: Gpa, order: Ordering) -> Result<T, DmaError> {
+        let value = self.0.mmap().load::<T>(GuestAddress(gpa.0), order);
+        Ok(value.map_err(|_| no_ram::<T>(gpa))?)
+    }
+
+    fn store<T: AtomicAccess>(&self, gpa: Gpa, value: T, order: Ordering) -> Result<(), DmaError> {
+        let stored = self.0.mmap().store(value, GuestAddress(gpa.0), order);
+        stored.map_err(|_| no_ram::<T>(gpa))?;
+        self.0.written().mark(gpa, size_of::<T>() as u64);
+        Ok(())
+    }
+}
+
+fn no_ram<T>(gpa: Gpa) -> NoRam {
+    let len = size_of::<T>();
+    NoRam { gpa, len }
 }
 
 /// Ranges of guest memory as addresses of this process, in the order of the data.

@@ -42,6 +42,9 @@ fn a_closed_gate_refuses_everything() {
     assert_eq!(clone.write_obj(Gpa(0), &1_u32), Err(refused));
     assert_eq!(clone.load_u16(Gpa(0), Ordering::Acquire), Err(refused));
     assert_eq!(clone.store_u16(Gpa(0), 1, Ordering::Release), Err(refused));
+    assert_eq!(clone.load_u32(Gpa(0), Ordering::Acquire), Err(refused));
+    assert_eq!(clone.store_u32(Gpa(0), 1, Ordering::Release), Err(refused));
+    assert_eq!(clone.begin().unwrap_err(), refused);
     assert_eq!(clone.readable(Gpa(0), 1).unwrap_err(), refused);
     assert_eq!(clone.writable(Gpa(0), 1).unwrap_err(), refused);
     assert!(!Dma::new(dma.ram).gate().is_open());
@@ -99,6 +102,41 @@ fn indices_are_little_endian_aligned_and_marked() {
     let missing = DmaError::NoRam(NoRam { gpa, len: 2 });
     assert_eq!(dma.load_u16(gpa, Ordering::Relaxed), Err(missing));
     assert_eq!(dma.store_u16(gpa, 0, Ordering::Relaxed), Err(missing));
+}
+
+#[test]
+fn wider_accesses_are_as_indices_are() {
+    let dma = dma();
+    dma.ram.written().switch(true);
+    let access = dma.begin().unwrap();
+    dma.store_u32(Gpa(0x1ffc), 0x1234_5678, Ordering::Release)
+        .unwrap();
+    assert_eq!(marked(&dma), [1]);
+    assert_eq!(
+        dma.load_u32(Gpa(0x1ffc), Ordering::Acquire),
+        Ok(0x1234_5678)
+    );
+    access
+        .store_u64(Gpa(0x2ff8), 0x1122_3344_5566_7788, Ordering::Release)
+        .unwrap();
+    assert_eq!(marked(&dma), [2]);
+    let read = access.load_u64(Gpa(0x2ff8), Ordering::Acquire);
+    assert_eq!(read, Ok(0x1122_3344_5566_7788));
+    assert_eq!(dma.read_obj(Gpa(0x2ff8)), Ok([0x88_u8, 0x77, 0x66]));
+    for (at, four, eight) in [(2, false, false), (4, true, false), (8, true, true)] {
+        let gpa = Gpa(at);
+        assert_eq!(dma.load_u32(gpa, Ordering::Relaxed).is_ok(), four);
+        assert_eq!(dma.store_u32(gpa, 0, Ordering::Relaxed).is_ok(), four);
+        assert_eq!(access.load_u64(gpa, Ordering::Relaxed).is_ok(), eight);
+        assert_eq!(access.store_u64(gpa, 0, Ordering::Relaxed).is_ok(), eight);
+    }
+    let gpa = Gpa(0x4000);
+    let missing = DmaError::NoRam(NoRam { gpa, len: 8 });
+    assert_eq!(access.load_u64(gpa, Ordering::Relaxed), Err(missing));
+    assert_eq!(access.store_u64(gpa, 0, Ordering::Relaxed), Err(missing));
+    // What has begun ends.
+    dma.gate().set(false);
+    assert!(access.load_u64(Gpa(0), Ordering::Relaxed).is_ok());
 }
 
 #[test]

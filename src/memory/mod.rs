@@ -30,7 +30,7 @@ use crate::units::Gpa;
 use anonymous::Mapping;
 pub use config::{HostMemory, HugePageSize, MemoryConfig, NodeSet, Numa, NumaPolicy};
 use dirty::WrittenPages;
-pub use dma::{Dma, DmaError, Gate, Readable, Writable};
+pub use dma::{Access, Dma, DmaError, Gate, Readable, Writable};
 pub use host::HostMemoryError;
 pub(crate) use saved::data_of;
 pub use usage::Usage;

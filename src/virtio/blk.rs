@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::device::{Kind, VirtioDevice};
-use super::queue::{Chain, RingError, SplitRing};
+use super::queue::{Chain, Ring, RingError};
 use crate::block::throttle::Limits;
 use crate::block::{Backend, Completion, DiskCounters, Info, Operation, Request, SECTOR, Syncer};
 use crate::bus::{DeviceRequest, Gauge, RequestError};
@@ -393,7 +393,7 @@ impl Blk {
     }
 
     /// Returns the done request in `slot` to its ring.
-    fn give_back(&mut self, slot: usize, ring: &mut SplitRing, dma: &Dma) -> Result<(), RingError> {
+    fn give_back(&mut self, slot: usize, ring: &mut Ring, dma: &Dma) -> Result<(), RingError> {
         let Slot {
             state,
             head,
@@ -424,7 +424,7 @@ impl Blk {
     }
 
     /// Returns what is done to the rings. What has none any more is dropped: the driver has reset the device.
-    fn return_done(&mut self, rings: &mut [Option<SplitRing>], dma: &Dma) -> Result<(), RingError> {
+    fn return_done(&mut self, rings: &mut [Option<Ring>], dma: &Dma) -> Result<(), RingError> {
         while let Some(&slot) = self.done.last() {
             if let Some(Some(ring)) = rings.get_mut(self.slots[slot].queue) {
                 self.give_back(slot, ring, dma)?;
@@ -436,7 +436,7 @@ impl Blk {
     }
 
     /// Takes requests that wait from their rings again.
-    fn begin_waiting(&mut self, rings: &[Option<SplitRing>], dma: &Dma) -> Result<(), RingError> {
+    fn begin_waiting(&mut self, rings: &[Option<Ring>], dma: &Dma) -> Result<(), RingError> {
         while let Some(&slot) = self.waiting.last().filter(|_| !self.paused) {
             let Slot { queue, head, .. } = self.slots[slot];
             if let Some(Some(ring)) = rings.get(queue) {
@@ -511,7 +511,7 @@ impl VirtioDevice for Blk {
         self.busy > 0
     }
 
-    fn complete(&mut self, rings: &mut [Option<SplitRing>], dma: &Dma) -> Result<(), RingError> {
+    fn complete(&mut self, rings: &mut [Option<Ring>], dma: &Dma) -> Result<(), RingError> {
         self.limiter.begin_pass();
         while let Some(completion) = self.backend.completed() {
             self.completed(completion);
@@ -519,7 +519,7 @@ impl VirtioDevice for Blk {
         self.return_done(rings, dma)
     }
 
-    fn restart(&mut self, rings: &mut [Option<SplitRing>], dma: &Dma) -> Result<(), RingError> {
+    fn restart(&mut self, rings: &mut [Option<Ring>], dma: &Dma) -> Result<(), RingError> {
         if !self.acquired {
             return Ok(());
         }
@@ -527,7 +527,7 @@ impl VirtioDevice for Blk {
         self.return_done(rings, dma)
     }
 
-    fn serve(&mut self, index: usize, ring: &mut SplitRing, dma: &Dma) -> Result<bool, RingError> {
+    fn serve(&mut self, index: usize, ring: &mut Ring, dma: &Dma) -> Result<bool, RingError> {
         if !self.acquired {
             return Ok(false);
         }
@@ -552,7 +552,7 @@ impl VirtioDevice for Blk {
                 return Ok(false);
             }
             if let Err(error) = self.begin(slot, index, dma) {
-                ring.undo_pop();
+                ring.undo_pop(self.chain.head());
                 return Err(error);
             }
             self.free.pop();

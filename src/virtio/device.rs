@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::queue::{Chain, RingError, SplitRing};
+use super::queue::{Chain, Ring, RingError};
 use crate::block::Syncer;
 use crate::bus::{DeviceRequest, Gauge, RequestError};
 use crate::memory::Dma;
@@ -102,7 +102,7 @@ pub trait VirtioDevice: Send {
     ///
     /// # Errors
     /// If a ring is broken.
-    fn complete(&mut self, rings: &mut [Option<SplitRing>], dma: &Dma) -> Result<(), RingError> {
+    fn complete(&mut self, rings: &mut [Option<Ring>], dma: &Dma) -> Result<(), RingError> {
         let _unused = (rings, dma);
         Ok(())
     }
@@ -112,7 +112,7 @@ pub trait VirtioDevice: Send {
     ///
     /// # Errors
     /// If a ring is broken.
-    fn restart(&mut self, rings: &mut [Option<SplitRing>], dma: &Dma) -> Result<(), RingError> {
+    fn restart(&mut self, rings: &mut [Option<Ring>], dma: &Dma) -> Result<(), RingError> {
         let _unused = (rings, dma);
         Ok(())
     }
@@ -122,7 +122,7 @@ pub trait VirtioDevice: Send {
     ///
     /// # Errors
     /// If the ring is broken.
-    fn serve(&mut self, index: usize, ring: &mut SplitRing, dma: &Dma) -> Result<bool, RingError>;
+    fn serve(&mut self, index: usize, ring: &mut Ring, dma: &Dma) -> Result<bool, RingError>;
 
     /// When it wants to serve its queues again without being notified, after a pass over them that has left
     /// something there.
@@ -191,7 +191,7 @@ pub(super) fn read_config(config: &[u8], offset: u64, data: &mut [u8]) {
 /// # Errors
 /// If the ring is broken, or `request` says so.
 pub fn serve_in_order(
-    ring: &mut SplitRing,
+    ring: &mut Ring,
     dma: &Dma,
     chain: &mut Chain,
     mut request: impl FnMut(&Chain) -> Result<u32, RingError>,
@@ -201,7 +201,7 @@ pub fn serve_in_order(
         while ring.pop(dma, chain)? {
             let served = request(chain).and_then(|written| ring.push(dma, chain.head(), written));
             if let Err(error) = served {
-                ring.undo_pop();
+                ring.undo_pop(chain.head());
                 return Err(error);
             }
             left -= 1;

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::device::{Kind, VirtioDevice};
-use super::queue::{Chain, RingError, SplitRing};
+use super::queue::{Chain, Ring, RingError};
 use crate::bus::{DeviceRequest, Gauge, RequestError};
 use crate::memory::{Dma, Readable};
 use crate::net::control::{NetCounters, NetRequest};
@@ -260,7 +260,7 @@ impl Net {
     }
 
     /// Gives frames of the network to the driver.
-    fn receive(&mut self, pair: usize, ring: &mut SplitRing, dma: &Dma) -> Result<bool, RingError> {
+    fn receive(&mut self, pair: usize, ring: &mut Ring, dma: &Dma) -> Result<bool, RingError> {
         let merge = self.features & F_MRG_RXBUF != 0;
         let Some(receiver) = self.receivers.get_mut(pair) else {
             return Ok(false);
@@ -296,18 +296,13 @@ impl Net {
     }
 
     /// Sends frames of the driver.
-    fn send(&mut self, pair: usize, ring: &mut SplitRing, dma: &Dma) -> Result<bool, RingError> {
+    fn send(&mut self, pair: usize, ring: &mut Ring, dma: &Dma) -> Result<bool, RingError> {
         let more = self.send_all(pair, ring, dma);
         self.backend.flush();
         more
     }
 
-    fn send_all(
-        &mut self,
-        pair: usize,
-        ring: &mut SplitRing,
-        dma: &Dma,
-    ) -> Result<bool, RingError> {
+    fn send_all(&mut self, pair: usize, ring: &mut Ring, dma: &Dma) -> Result<bool, RingError> {
         let mut left = ring.size();
         let mut bytes = PASS_BYTES as u64;
         while left > 0 && bytes > 0 {
@@ -322,12 +317,12 @@ impl Net {
             bytes = bytes.saturating_sub(len.sum());
             match self.send_chain(pair, dma) {
                 Ok(Sent::Later) => {
-                    ring.undo_pop();
+                    ring.undo_pop(self.chain.head());
                     return Ok(false);
                 }
                 Ok(Sent::Yes | Sent::Dropped) => ring.push(dma, self.chain.head(), 0)?,
                 Err(error) => {
-                    ring.undo_pop();
+                    ring.undo_pop(self.chain.head());
                     return Err(error);
                 }
             }
@@ -363,7 +358,7 @@ impl Net {
     }
 
     /// Carries out a command of the driver: one in each pass, as the host's kernel may take its time for it.
-    fn command(&mut self, ring: &mut SplitRing, dma: &Dma) -> Result<bool, RingError> {
+    fn command(&mut self, ring: &mut Ring, dma: &Dma) -> Result<bool, RingError> {
         if !ring.pop(dma, &mut self.chain)? {
             return ring.rearm(dma);
         }
@@ -373,7 +368,7 @@ impl Net {
             ring.push(dma, self.chain.head(), written)
         });
         if let Err(error) = served {
-            ring.undo_pop();
+            ring.undo_pop(self.chain.head());
             return Err(error);
         }
         Ok(true)
@@ -451,13 +446,13 @@ impl VirtioDevice for Net {
         self.backend.bell()
     }
 
-    fn complete(&mut self, _rings: &mut [Option<SplitRing>], _dma: &Dma) -> Result<(), RingError> {
+    fn complete(&mut self, _rings: &mut [Option<Ring>], _dma: &Dma) -> Result<(), RingError> {
         self.backend.woken();
         self.update_link();
         Ok(())
     }
 
-    fn serve(&mut self, index: usize, ring: &mut SplitRing, dma: &Dma) -> Result<bool, RingError> {
+    fn serve(&mut self, index: usize, ring: &mut Ring, dma: &Dma) -> Result<bool, RingError> {
         let served = match self.queue(index) {
             Queue::Receive(pair) => self.receive(pair, ring, dma),
             Queue::Send(pair) => self.send(pair, ring, dma),
@@ -468,7 +463,7 @@ impl VirtioDevice for Net {
         served
     }
 
-    fn restart(&mut self, _rings: &mut [Option<SplitRing>], _dma: &Dma) -> Result<(), RingError> {
+    fn restart(&mut self, _rings: &mut [Option<Ring>], _dma: &Dma) -> Result<(), RingError> {
         self.announce();
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! The entropy device (virtio 1.2, 5.4): it fills the driver's buffers with the host's random bytes.
 
 use super::device::{Kind, VirtioDevice, serve_in_order};
-use super::queue::{Chain, RingError, SplitRing};
+use super::queue::{Chain, Ring, RingError};
 use crate::memory::Dma;
 
 /// As QEMU's.
@@ -36,7 +36,7 @@ impl VirtioDevice for Rng {
         QUEUES
     }
 
-    fn serve(&mut self, _index: usize, ring: &mut SplitRing, dma: &Dma) -> Result<bool, RingError> {
+    fn serve(&mut self, _index: usize, ring: &mut Ring, dma: &Dma) -> Result<bool, RingError> {
         let Self { chain, bytes } = self;
         serve_in_order(ring, dma, chain, |chain| {
             let mut written = 0;

@@ -1,9 +1,12 @@
-//! A driver's side of a split ring, for tests.
+//! A driver's side of a split ring, and of a packed one, for tests.
+
+mod packed;
 
 use crate::memory::{Dma, GuestRam, MemoryConfig};
 use crate::units::Gpa;
 
-use super::queue::{Addresses, RingFeatures, SplitRing};
+use super::queue::{Addresses, Ring, RingFeatures};
+pub(crate) use packed::PackedDriver;
 
 /// Where the driver has its ring, an indirect table, and buffers.
 pub(crate) const RING: Addresses = Addresses {
@@ -20,7 +23,12 @@ pub(crate) const NEXT: u16 = 1;
 pub(crate) const WRITE: u16 = 2;
 pub(crate) const INDIRECT: u16 = 4;
 
-/// A driver with one ring.
+fn ram() -> GuestRam {
+    let config = MemoryConfig::of(RAM);
+    GuestRam::new(&config, &[(Gpa(0), RAM)]).unwrap()
+}
+
+/// A driver with one split ring.
 pub(crate) struct Driver {
     pub(crate) ram: GuestRam,
     size: u16,
@@ -30,10 +38,8 @@ pub(crate) struct Driver {
 
 impl Driver {
     pub(crate) fn new(size: u16) -> Self {
-        let config = MemoryConfig::of(RAM);
-        let ram = GuestRam::new(&config, &[(Gpa(0), RAM)]).unwrap();
         Self {
-            ram,
+            ram: ram(),
             size,
             available: 0,
             seen: 0,
@@ -54,8 +60,8 @@ impl Driver {
         dma
     }
 
-    pub(crate) fn ring(&self, features: RingFeatures) -> SplitRing {
-        SplitRing::new(self.size, RING, features).unwrap()
+    pub(crate) fn ring(&self, features: RingFeatures) -> Ring {
+        Ring::new(self.size, RING, features).unwrap()
     }
 
     pub(crate) fn put(&self, gpa: u64, data: &[u8]) {

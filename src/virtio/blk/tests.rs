@@ -29,7 +29,7 @@ pub(super) struct Guest {
     pub(super) dma: Dma,
     pub(super) disk: TestDisk,
     pub(super) blk: Blk,
-    pub(super) rings: [Option<SplitRing>; 1],
+    pub(super) rings: [Option<Ring>; 1],
     inbox: Inbox,
 }
 

@@ -2,7 +2,7 @@
 
 use crate::memory::Dma;
 use crate::net::{HEADER, MAX_FRAME};
-use crate::virtio::queue::{Chain, RingError, Segment, SplitRing};
+use crate::virtio::queue::{Chain, Ring, RingError, Segment};
 
 /// `num_buffers` of the header (5.1.6).
 const NUM_BUFFERS: usize = 10;
@@ -78,7 +78,7 @@ impl Receiver {
         &mut self,
         merge: bool,
         chain: &mut Chain,
-        ring: &mut SplitRing,
+        ring: &mut Ring,
         dma: &Dma,
     ) -> Result<Delivery, RingError> {
         self.buffers.clear();
@@ -88,9 +88,9 @@ impl Receiver {
             Ok(Delivery::Done) => self.waiting = 0,
             Ok(Delivery::TooLong { .. }) => {
                 self.waiting = 0;
-                ring.undo_pops(self.count());
+                ring.undo_pops(self.heads());
             }
-            Ok(Delivery::Waits) | Err(_) => ring.undo_pops(self.count()),
+            Ok(Delivery::Waits) | Err(_) => ring.undo_pops(self.heads()),
         }
         outcome
     }
@@ -99,11 +99,15 @@ impl Receiver {
         u16::try_from(self.buffers.len()).unwrap_or(u16::MAX)
     }
 
+    fn heads(&self) -> impl Iterator<Item = u16> {
+        self.buffers.iter().map(|buffer| buffer.head)
+    }
+
     fn try_deliver(
         &mut self,
         merge: bool,
         chain: &mut Chain,
-        ring: &mut SplitRing,
+        ring: &mut Ring,
         dma: &Dma,
     ) -> Result<Delivery, RingError> {
         let mut room = 0;
@@ -121,7 +125,7 @@ impl Receiver {
             self.segments.extend(chain.writable());
             let len: u64 = chain.writable().iter().map(|s| u64::from(s.len)).sum();
             if len == 0 {
-                ring.undo_pop();
+                ring.undo_pop(chain.head());
                 return Err(RingError::Request {
                     what: "a buffer for a frame has no room",
                 });

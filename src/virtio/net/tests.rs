@@ -111,7 +111,7 @@ fn ready(net: &TestNet, pairs: u16, without: u64) -> Net {
 struct Rig {
     driver: Driver,
     dma: Dma,
-    ring: SplitRing,
+    ring: Ring,
 }
 
 impl Rig {
@@ -119,7 +119,7 @@ impl Rig {
         let driver = Driver::new(size);
         let features = RingFeatures {
             event_index: true,
-            indirect: false,
+            ..RingFeatures::default()
         };
         Self {
             dma: driver.dma(),

@@ -17,6 +17,8 @@ pub const INDIRECT_DESC: u64 = 1 << 28;
 pub const EVENT_IDX: u64 = 1 << 29;
 /// As [`INDIRECT_DESC`]; without it the driver is of the time before virtio 1.0, which is not served.
 pub const VERSION_1: u64 = 1 << 32;
+/// The driver may have its rings packed. Offered if that is asked for.
+pub const RING_PACKED: u64 = 1 << 34;
 const TRANSPORT_FEATURES: u64 = INDIRECT_DESC | EVENT_IDX | VERSION_1;
 
 /// Device status bits (2.1).
@@ -87,7 +89,7 @@ pub struct Common {
 }
 
 impl Common {
-    /// Of a device with these features of its own, these queues, and so many vectors.
+    /// Of a device with these features beside those that all have, these queues, and so many vectors.
     pub fn new(features: u64, queues: &[u16], vectors: u16) -> Self {
         Self {
             offered: features | TRANSPORT_FEATURES,
@@ -152,9 +154,19 @@ impl Common {
         &self.queues
     }
 
+    fn is_packed(&self) -> bool {
+        self.driver_features & RING_PACKED != 0
+    }
+
+    /// Whether a queue may have so many descriptors (2.7, 2.8 and 4.1.4.3.2).
+    fn is_size(&self, size: u16, max: u16) -> bool {
+        (1..=max).contains(&size) && (size.is_power_of_two() || self.is_packed())
+    }
+
     /// What was negotiated about rings.
     pub fn ring_features(&self) -> RingFeatures {
         RingFeatures {
+            packed: self.is_packed(),
             indirect: self.driver_features & INDIRECT_DESC != 0,
             event_index: self.driver_features & EVENT_IDX != 0,
         }
@@ -227,9 +239,9 @@ impl Common {
             (0x10, 2) => self.config_vector = self.vector(word),
             (0x16, 2) => self.queue_select = word,
             (0x18, 2) => {
-                if let Some(queue) = self.configurable()
-                    && word.is_power_of_two()
-                    && word <= queue.max
+                let max = self.configurable().map_or(0, |queue| queue.max);
+                if self.is_size(word, max)
+                    && let Some(queue) = self.configurable()
                 {
                     queue.size = word;
                 }
@@ -358,10 +370,10 @@ impl Common {
         for index in 0..count {
             let size = from.u16("queue size")?;
             let vector = self.vector(from.u16("queue vector")?);
-            let queue = &mut self.queues[index];
-            if !size.is_power_of_two() || size > queue.max {
+            if !self.is_size(size, self.queues[index].max) {
                 return Err(from.invalid("queue size", format!("{size} descriptors")));
             }
+            let queue = &mut self.queues[index];
             queue.size = size;
             queue.vector = vector;
             queue.enabled = from.bool("queue enable")?;

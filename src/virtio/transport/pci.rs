@@ -18,7 +18,7 @@ use std::time::Instant;
 use nix::sys::eventfd::EventFd;
 use thiserror::Error;
 
-use super::common::{Change, Common, NO_VECTOR};
+use super::common::{Change, Common, NO_VECTOR, RING_PACKED};
 use crate::block::Syncer;
 use crate::bus::{DeviceRequest, Gauge, RequestError, lock};
 use crate::irq::{Doorbell, Doorbells, IoAddress, Match};
@@ -31,7 +31,7 @@ use crate::pci::{DevFn, Function, Requester, Shape, Slot, msix_bar_len};
 use crate::state::{Decoder, Encoder, StateError};
 use crate::sys::Bell;
 use crate::virtio::device::{Kind, VirtioDevice};
-use crate::virtio::queue::{RingError, SplitRing};
+use crate::virtio::queue::{Ring, RingError};
 use crate::virtio::worker::Worker;
 
 /// Red Hat, for virtio.
@@ -99,14 +99,15 @@ pub fn vectors(device: &dyn VirtioDevice) -> u16 {
     u16::try_from(device.queues().len() + 1).unwrap_or(u16::MAX)
 }
 
-/// Puts `device` behind a function at `place`. `requester` has [`vectors`] of MSI-X. A panic of its thread is
-/// one of `events`' VM.
+/// Puts `device` behind a function at `place`, whose driver may have its rings `packed`. `requester` has
+/// [`vectors`] of MSI-X. A panic of its thread is one of `events`' VM.
 ///
 /// # Errors
 /// If the host has no descriptors or threads left.
 pub fn slot(
     place: DevFn,
     device: Box<dyn VirtioDevice>,
+    packed: bool,
     requester: Requester,
     doorbells: &Doorbells,
     events: &GuestEvents,
@@ -130,6 +131,7 @@ pub fn slot(
     let function = VirtioPci::new(
         &format!("virtio {place}"),
         device,
+        packed,
         requester.clone(),
         doorbells,
         events,
@@ -206,7 +208,7 @@ struct Shared {
 struct State {
     common: Common,
     /// The rings of the queues that are enabled.
-    rings: Vec<Option<SplitRing>>,
+    rings: Vec<Option<Ring>>,
     device: Box<dyn VirtioDevice>,
     isr: u8,
     /// The driver has reset the device, whose requests are still under way: the status reads as 0 when they
@@ -226,6 +228,7 @@ impl VirtioPci {
     fn new(
         name: &str,
         device: Box<dyn VirtioDevice>,
+        packed: bool,
         requester: Requester,
         doorbells: &Doorbells,
         events: &GuestEvents,
@@ -239,8 +242,9 @@ impl VirtioPci {
         let wake = Arc::new(eventfd::new()?);
         let completions = device.bell();
         let device_generation = device.config_generation();
+        let features = device.features() | if packed { RING_PACKED } else { 0 };
         let state = State {
-            common: Common::new(device.features(), queues, requester.vectors()),
+            common: Common::new(features, queues, requester.vectors()),
             rings: queues.iter().map(|_| None).collect(),
             device,
             isr: 0,
@@ -441,12 +445,10 @@ impl State {
         self.finish_reset(requester);
     }
 
-    fn ring(&self, index: usize) -> Result<Option<SplitRing>, RingError> {
+    fn ring(&self, index: usize) -> Result<Option<Ring>, RingError> {
         let features = self.common.ring_features();
         match self.common.queues().get(index) {
-            Some(queue) if queue.enabled => {
-                SplitRing::new(queue.size, queue.at, features).map(Some)
-            }
+            Some(queue) if queue.enabled => Ring::new(queue.size, queue.at, features).map(Some),
             _ => Ok(None),
         }
     }

@@ -38,9 +38,9 @@ thread_local! {
     static NET: DevicesWithoutVm = machine("virtio-net,queues=2,mtu=1500");
 }
 
-/// A machine with a device of this type.
+/// A machine with a device of this type, whose driver chooses the form of its rings.
 fn machine(device: &str) -> DevicesWithoutVm {
-    let config = format!("{CONFIG}device = \"{device},slot=3\"\n");
+    let config = format!("{CONFIG}device = \"{device},packed,slot=3\"\n");
     let config = VmConfig::from_saved(config).expect("a configuration");
     DevicesWithoutVm::new(&config).expect("devices can be made without a VM")
 }

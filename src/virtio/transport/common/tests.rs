@@ -49,6 +49,7 @@ fn negotiation_goes_by_the_book() {
     assert_eq!(
         c.ring_features(),
         RingFeatures {
+            packed: false,
             indirect: false,
             event_index: true
         }

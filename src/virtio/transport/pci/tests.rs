@@ -28,7 +28,8 @@ fn bus_with(device: Box<dyn VirtioDevice>, ram: &GuestRam, events: &GuestEvents)
     let place = DevFn::new(3, 0).unwrap();
     let vectors = vectors(&*device);
     TestBus::new(ram, vectors, |requester| {
-        slot(place, device, requester, &Doorbells::default(), events).unwrap()
+        let doorbells = Doorbells::default();
+        slot(place, device, true, requester, &doorbells, events).unwrap()
     })
 }
 
@@ -221,7 +222,7 @@ impl VirtioDevice for Panics {
         &[8]
     }
 
-    fn serve(&mut self, _: usize, _: &mut SplitRing, _: &Dma) -> Result<bool, RingError> {
+    fn serve(&mut self, _: usize, _: &mut Ring, _: &Dma) -> Result<bool, RingError> {
         panic!("for a test");
     }
 }

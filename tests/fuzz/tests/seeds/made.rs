@@ -353,28 +353,67 @@ fn lives(add: &mut impl FnMut(&'static str, &str, Vec<u8>)) {
     }
 }
 
+/// How a driver has its rings.
+struct Form {
+    /// Of the seeds' names.
+    prefix: &'static str,
+    /// Bits 63:32 of the features that it agrees on.
+    features: u64,
+    /// Bytes of a ring's saved state.
+    saved: u16,
+}
+
+/// With VERSION_1.
+const SPLIT: Form = Form {
+    prefix: "",
+    features: 1,
+    saved: 6,
+};
+
+/// With VERSION_1 and RING_PACKED; no request is saved.
+const PACKED: Form = Form {
+    prefix: "packed-",
+    features: 1 | 4,
+    saved: 16,
+};
+
+/// The second half of a descriptor of a packed ring, which is available.
+fn packed(len: u64, id: u64, flags: u64) -> u64 {
+    len | id << 32 | (flags | 1 << 7) << 48
+}
+
 /// Drivers that start a device and make a request, in the steps of that target; and the device's state, which
 /// ends with `own` bytes of its own.
 fn virtio(add: &mut impl FnMut(&'static str, &str, Vec<u8>)) {
     // A buffer of 64 bytes that the device writes, in rings at 0x1000, 0x2000 and 0x3000.
     let bytes = [(0x1000, 0x8000), (0x1008, 64 | 2 << 32), (0x2000, 1 << 16)];
-    virtio_device(add, "virtio-rng", "virtio-state", &bytes, 0);
+    virtio_device(add, "virtio-rng", "virtio-state", &SPLIT, &bytes, 0);
+    let bytes = [(0x1000, 0x8000), (0x1008, packed(64, 7, 2))];
+    virtio_device(add, "virtio-rng", "virtio-state", &PACKED, &bytes, 0);
     // Three requests of a header, data, and a status, which the device writes (virtio 1.2, 5.2.6): a read, a
     // write and write zeroes. The size of the disk and the number of requests end the state.
-    let mut blk = Vec::new();
+    let [mut split, mut both, mut in_packed] = [(); 3].map(|()| Vec::new());
     for (n, (kind, writes)) in (0_u64..).zip([(0, 2), (1, 0), (13, 0)]) {
         let (table, buffers) = (0x1000 + n * 48, 0x8000 + n * 0x400);
         let next = |index: u64| (1 | index << 16) << 32;
-        blk.extend([
+        let data = if kind == 13 { 16 } else { 512 };
+        split.extend([
             (table, buffers),
             (table + 8, 16 | next(3 * n + 1)),
             (table + 16, buffers + 0x100),
-            (
-                table + 24,
-                if kind == 13 { 16 } else { 512 } | writes << 32 | next(3 * n + 2),
-            ),
+            (table + 24, data | writes << 32 | next(3 * n + 2)),
             (table + 32, buffers + 0x80),
             (table + 40, 1 | 2 << 32),
+        ]);
+        in_packed.extend([
+            (table, buffers),
+            (table + 8, packed(16, 0, 1)),
+            (table + 16, buffers + 0x100),
+            (table + 24, packed(data, 0, 1 | writes)),
+            (table + 32, buffers + 0x80),
+            (table + 40, packed(1, n, 2)),
+        ]);
+        both.extend([
             (buffers, kind),
             (buffers + 8, 3 + n),
             // The range that is zeroed: 8 sectors, which may be given back.
@@ -382,15 +421,18 @@ fn virtio(add: &mut impl FnMut(&'static str, &str, Vec<u8>)) {
         ]);
     }
     // Available: the heads 0, 3 and 6.
-    blk.push((0x2000, 3 << 16 | 3 << 48));
-    blk.push((0x2008, 6));
-    virtio_device(add, "virtio-blk", "virtio-blk-state", &blk, 16);
-    virtio_net(add);
+    split.extend([(0x2000, 3 << 16 | 3 << 48), (0x2008, 6)]);
+    for (form, ring) in [(&SPLIT, split), (&PACKED, in_packed)] {
+        let ram = [&ring[..], &both].concat();
+        virtio_device(add, "virtio-blk", "virtio-blk-state", form, &ram, 16);
+    }
+    virtio_net(add, &SPLIT);
+    virtio_net(add, &PACKED);
 }
 
 /// A driver of a network card that sends a frame in three descriptors, gets it back in two buffers of queue
 /// 0, and gives a command; and the card's state.
-fn virtio_net(add: &mut impl FnMut(&'static str, &str, Vec<u8>)) {
+fn virtio_net(add: &mut impl FnMut(&'static str, &str, Vec<u8>), form: &Form) {
     const STRUCTURES: u8 = 1;
     const NOTIFY: u8 = 3;
     const RAM: u8 = 6;
@@ -409,44 +451,38 @@ fn virtio_net(add: &mut impl FnMut(&'static str, &str, Vec<u8>)) {
         let at = 0x1000 + queue * 0x400;
         [at, at + 0x100, at + 0x200]
     };
-    let next = |index: u64| (1 | index << 16) << 32;
-    let [table, available, _] = rings(0);
-    let mut ram = vec![
-        (table, 0x8000),
-        (table + 8, 40 | 2 << 32),
-        (table + 16, 0x8100),
-        (table + 24, 2000 | 2 << 32),
-        (available, 2 << 16 | 1 << 48),
+    // Of each queue: address, length and flags of elements, and the requests that they are of, by the first.
+    let buffers: [(u64, &[(u64, u64, u64)], &[u64]); 3] = [
+        (0, &[(0x8000, 40, 2), (0x8100, 2000, 2)], &[0, 1]),
+        (1, &[(0x9000, 7, 1), (0x9007, 5, 1), (0x9100, 60, 0)], &[0]),
+        (4, &[(0xa000, 4, 1), (0xa010, 1, 2)], &[0]),
     ];
-    let [table, available, _] = rings(1);
-    ram.extend([
-        (table, 0x9000),
-        (table + 8, 7 | next(1)),
-        (table + 16, 0x9007),
-        (table + 24, 5 | next(2)),
-        (table + 32, 0x9100),
-        (table + 40, 60),
-        (available, 1 << 16),
-    ]);
     // To use two pairs.
-    let [table, available, _] = rings(4);
-    ram.extend([
-        (table, 0xa000),
-        (table + 8, 4 | next(1)),
-        (table + 16, 0xa010),
-        (table + 24, 1 | 2 << 32),
-        (available, 1 << 16),
-        (0xa000, 4 | 2 << 16),
-    ]);
+    let mut ram = vec![(0xa000, 4 | 2 << 16)];
+    for (queue, elements, heads) in buffers {
+        let [table, available, _] = rings(queue);
+        for (n, (address, len, flags)) in (0..).zip(elements) {
+            let end = match form.prefix {
+                "" => len | (flags | (flags & 1) * (n + 1) << 16) << 32,
+                _ => packed(*len, n, *flags),
+            };
+            ram.extend([(table + 16 * n, *address), (table + 16 * n + 8, end)]);
+        }
+        if form.prefix.is_empty() {
+            let count = heads.len() as u64;
+            let heads = heads.iter().rev().fold(0, |all, head| all << 16 | head);
+            ram.push((available, count << 16 | heads << 32));
+        }
+    }
     for (address, value) in ram {
         write(RAM, 3, u16::try_from(address).unwrap(), value);
     }
-    // Acknowledge and driver; merged buffers, the command queue and pairs of queues; VERSION_1; features OK.
+    // Acknowledge and driver; merged buffers, the command queue and pairs of queues; the form; features OK.
     write(STRUCTURES, 0, 0x14, 3);
     write(STRUCTURES, 2, 0x08, 0);
     write(STRUCTURES, 2, 0x0c, 1 << 15 | 1 << 17 | 1 << 22);
     write(STRUCTURES, 2, 0x08, 1);
-    write(STRUCTURES, 2, 0x0c, 1);
+    write(STRUCTURES, 2, 0x0c, form.features);
     write(STRUCTURES, 0, 0x14, 0xb);
     for queue in [0, 1, 4] {
         write(STRUCTURES, 1, 0x16, queue);
@@ -473,20 +509,22 @@ fn virtio_net(add: &mut impl FnMut(&'static str, &str, Vec<u8>)) {
     write(QUIESCE, 0, 0, 0);
     write(RESUME, 0, 0, 0);
     write(STRUCTURES, 0, 0x14, 0);
-    add("virtio-net", "a-driver", seed.clone());
+    let prefix = form.prefix;
+    add("virtio-net", &format!("{prefix}a-driver"), seed.clone());
     // The state ends with the address, the pairs in use, the offloads, the link and the announcement.
     for (name, position, damage) in [
         ("as-saved", 0_u16, &[][..]),
         ("no-pairs", 12, &[0, 0]),
         ("all-offloads", 10, &[0xff; 8]),
-        ("other-indices", 24, &[0xff; 6]),
+        // Of the last queue.
+        ("other-indices", 18 + form.saved, &[0xff; 6]),
     ] {
         let mut state = position.to_le_bytes().to_vec();
         state.push(u8::try_from(damage.len()).unwrap());
         state.extend(damage);
         state.push(before);
         state.extend(&seed);
-        add("virtio-net-state", name, state);
+        add("virtio-net-state", &format!("{prefix}{name}"), state);
     }
 }
 
@@ -494,6 +532,7 @@ fn virtio_device(
     add: &mut impl FnMut(&'static str, &str, Vec<u8>),
     target: &'static str,
     of_state: &'static str,
+    form: &Form,
     ram: &[(u64, u64)],
     own: u16,
 ) {
@@ -523,10 +562,10 @@ fn virtio_device(
     for (address, value) in ram {
         write(RAM, 3, u16::try_from(*address).unwrap(), *value);
     }
-    // Acknowledge and driver; VERSION_1; the queue; driver OK (virtio 1.2, 3.1.1).
+    // Acknowledge and driver; the form; the queue; driver OK (virtio 1.2, 3.1.1).
     write(STRUCTURES, 0, 0x14, 3);
     write(STRUCTURES, 2, 0x08, 1);
-    write(STRUCTURES, 2, 0x0c, 1);
+    write(STRUCTURES, 2, 0x0c, form.features);
     write(STRUCTURES, 0, 0x14, 0xb);
     write(STRUCTURES, 1, 0x10, 0);
     write(STRUCTURES, 1, 0x1a, 1);
@@ -549,24 +588,28 @@ fn virtio_device(
     write(0, 2, 0x10, 0xd800_0000);
     write(0, 2, 0x10, 0xd000_0000);
     write(STRUCTURES, 0, 0x14, 0);
-    add(target, "a-driver", seed.clone());
+    let prefix = form.prefix;
+    add(target, &format!("{prefix}a-driver"), seed.clone());
     // Saved before it is notified. The state ends with the queue's three addresses, the ISR status, and the
-    // ring's three indices.
+    // ring's places.
     let before = u8::try_from(seed.len() / STEP).unwrap() - FROM_NOTIFICATION;
     for (name, position, damage) in [
         ("as-saved", 0_u16, &[][..]),
-        ("other-indices", 6, &[0xff; 4]),
-        ("an-interrupt", 7, &[1]),
-        ("descriptors-behind-the-ram", 31, &[0, 0, 0, 0, 1]),
-        ("a-ring-at-no-place", 31, &[0xff; 24]),
+        ("other-indices", 0, &[0xff; 4]),
+        ("an-interrupt", 1, &[1]),
+        ("descriptors-behind-the-ram", 25, &[0, 0, 0, 0, 1]),
+        ("a-ring-at-no-place", 25, &[0xff; 24]),
     ] {
-        let position = if damage.is_empty() { 0 } else { position + own };
+        let position = match damage {
+            [] => 0,
+            _ => position + form.saved + own,
+        };
         let mut state = position.to_le_bytes().to_vec();
         state.push(u8::try_from(damage.len()).unwrap());
         state.extend(damage);
         state.push(before);
         state.extend(&seed);
-        add(of_state, name, state);
+        add(of_state, &format!("{prefix}{name}"), state);
     }
 }
 

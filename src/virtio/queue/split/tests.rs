@@ -1,17 +1,27 @@
 use proptest::prelude::*;
 
-use super::super::testing::{BUFFERS, Driver, INDIRECT, NEXT, RAM, RING, TABLE, WRITE};
+use super::super::{Form, MAX_INDIRECT, Ring, Segment};
 use super::*;
+use crate::virtio::testing::{BUFFERS, Driver, INDIRECT, NEXT, RAM, RING, TABLE, WRITE};
 
 const ALL: RingFeatures = RingFeatures {
+    packed: false,
     indirect: true,
     event_index: true,
 };
 const NONE: RingFeatures = RingFeatures {
+    packed: false,
     indirect: false,
     event_index: false,
 };
 const DESCRIPTORS: u64 = RING.descriptors;
+
+fn split(ring: &Ring) -> &SplitRing {
+    match &ring.0 {
+        Form::Split(ring) => ring,
+        Form::Packed(_) => panic!("a packed ring"),
+    }
+}
 
 fn segments(chain: &[Segment]) -> Vec<(u64, u32)> {
     chain.iter().map(|s| (s.gpa.0, s.len)).collect()
@@ -33,7 +43,7 @@ fn chains_are_followed_and_returned() {
     assert_eq!(segments(chain.readable()), [(0x8000, 16), (0x9000, 0)]);
     assert_eq!(segments(chain.writable()), [(0xa000, 512), (0xb000, 1)]);
     assert_eq!(ring.pop(&dma, &mut Chain::default()), Ok(false));
-    ring.undo_pop();
+    ring.undo_pop(2);
     let mut again = Chain::default();
     assert_eq!(ring.pop(&dma, &mut again), Ok(true));
     assert_eq!(again, chain);
@@ -203,7 +213,7 @@ fn broken_rings_are_found_and_nothing_is_taken() {
         for _ in 0..2 {
             assert_eq!(ring.pop(&dma, &mut chain), Err(*error), "case {n}");
         }
-        assert_eq!(ring.next_available, 0);
+        assert_eq!(split(&ring).next_available, 0);
     }
     let mut driver = Driver::new(4);
     driver.describe(DESCRIPTORS, 0, (TABLE, 16, INDIRECT, 0));
@@ -229,17 +239,20 @@ fn rings_at_impossible_places_are_refused() {
         (4, at(0, u64::MAX - 1, 0)),
         (4, at(0, 0, u64::MAX - 3)),
     ] {
-        assert!(SplitRing::new(size, at, ALL).is_err(), "{size} {at:x?}");
+        assert!(Ring::new(size, at, ALL).is_err(), "{size} {at:x?}");
     }
-    assert!(SplitRing::new(MAX_SIZE, RING, ALL).is_ok());
+    assert!(Ring::new(MAX_SIZE, RING, ALL).is_ok());
     // No memory there, which shows when it is used.
     let driver = Driver::new(4);
     let dma = driver.dma();
-    let mut ring = SplitRing::new(4, at(RAM, RAM, RAM), ALL).unwrap();
+    let mut ring = Ring::new(4, at(RAM, RAM, RAM), ALL).unwrap();
     let error = ring.pop(&dma, &mut Chain::default()).unwrap_err();
     assert!(matches!(error, RingError::Memory(_)) && !error.is_gate_closed());
     assert!(ring.push(&dma, 0, 0).is_err());
-    assert_eq!((ring.next_available, ring.next_used), (0, 0));
+    assert_eq!(
+        (split(&ring).next_available, split(&ring).next_used),
+        (0, 0)
+    );
     dma.gate().set(false);
     assert!(ring.rearm(&dma).unwrap_err().is_gate_closed());
 }
@@ -261,8 +274,8 @@ fn the_driver_decides_about_interrupts() {
         let mut driver = Driver::new(4);
         let dma = driver.dma();
         let mut ring = driver.ring(RingFeatures {
-            indirect: false,
             event_index,
+            ..NONE
         });
         driver.set_flags(flags);
         driver.set_used_event(event);
@@ -318,7 +331,8 @@ proptest! {
         let mut driver = Driver::new(8);
         let dma = driver.dma();
         let (indirect_ok, event_index) = features;
-        let mut ring = driver.ring(RingFeatures { indirect: indirect_ok, event_index });
+        let features = RingFeatures { packed: false, indirect: indirect_ok, event_index };
+        let mut ring = driver.ring(features);
         for (n, descriptor) in (0..).zip(descriptors) {
             driver.describe(DESCRIPTORS, n, descriptor);
         }
@@ -338,8 +352,9 @@ proptest! {
         for _ in 0..20 {
             match ring.pop(&dma, &mut chain) {
                 Ok(true) => {
-                    prop_assert!(chain.segments.len() <= 8 + MAX_INDIRECT as usize);
-                    prop_assert!(chain.head < 8);
+                    let count = chain.readable().len() + chain.writable().len();
+                    prop_assert!(count <= 8 + MAX_INDIRECT as usize);
+                    prop_assert!(chain.head() < 8);
                     let all = chain.readable().iter().chain(chain.writable());
                     let total: u64 = all.map(|s| u64::from(s.len)).sum();
                     prop_assert!(u32::try_from(total).is_ok());
@@ -354,7 +369,7 @@ proptest! {
         let mut e = Encoder::new();
         ring.save(&mut e);
         let body = e.into_body();
-        let mut loaded = driver.ring(ring.features);
+        let mut loaded = driver.ring(features);
         loaded.load(&mut Decoder::new("s", 1, &body)).unwrap();
         prop_assert_eq!(loaded, ring);
     }
