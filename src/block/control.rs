@@ -5,7 +5,7 @@ use std::num::NonZeroU64;
 
 use serde::{Deserialize, Serialize};
 
-use super::SECTOR;
+use super::Info;
 use super::throttle::{Limits, MAX_IOPS};
 
 /// What a user asks of a disk.
@@ -37,16 +37,17 @@ pub struct Resize {
 }
 
 impl Resize {
-    /// The size that a disk of `now` bytes becomes, whose image has `of_image` by now.
+    /// The size that a disk of `info` becomes, whose image has `of_image` bytes by now.
     ///
     /// # Errors
     /// If that is none that a disk can have, or less without leave.
-    pub fn target(self, now: u64, of_image: u64) -> io::Result<u64> {
+    pub fn target(self, info: &Info, of_image: u64) -> io::Result<u64> {
+        let (now, block) = (info.size, info.logical_block);
         let size = self.size.unwrap_or(of_image);
         let invalid = |why| Err(io::Error::new(io::ErrorKind::InvalidInput, why));
-        if size == 0 || !size.is_multiple_of(SECTOR) {
+        if size == 0 || !size.is_multiple_of(block.into()) {
             return invalid(format!(
-                "{size} bytes are no size of a disk: it must be a multiple of {SECTOR}"
+                "{size} bytes are no size of a disk: it must be a multiple of {block}"
             ));
         }
         // What the kernel takes for a file (MAX_LFS_FILESIZE).

@@ -34,7 +34,7 @@ pub const SECTOR: u64 = 512;
 /// What a controller tells its guest about a disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Info {
-    /// Bytes, a multiple of [`SECTOR`].
+    /// Bytes, a multiple of `logical_block`.
     pub size: u64,
     /// Writes, discards and write zeroes fail.
     pub read_only: bool,
@@ -42,11 +42,14 @@ pub struct Info {
     pub write_through: bool,
     /// Discarded blocks are given back to the host.
     pub discard: bool,
-    /// Bytes of the smallest write that needs no read before; at least [`SECTOR`].
+    /// Bytes of the smallest request; a power of two, and at least [`SECTOR`].
+    pub logical_block: u32,
+    /// Bytes of the smallest write that needs no read before; a power of two, and at least [`SECTOR`].
     pub physical_block: u32,
 }
 
-/// What is done to a disk. Offsets and lengths are in bytes, multiples of [`SECTOR`], and within the disk.
+/// What is done to a disk. Offsets and lengths are in bytes, multiples of the logical block, and within the
+/// disk.
 #[derive(Debug)]
 pub enum Operation {
     /// Fills memory with the disk's data.

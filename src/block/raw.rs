@@ -21,7 +21,7 @@ use nix::sys::stat::{major, minor};
 
 use super::lock::{self, Access, LockError};
 use super::threads::Threads;
-use super::{Backend, Completion, Info, Request, Resize, SECTOR, Syncer};
+use super::{Backend, Completion, Info, Request, Resize, Syncer};
 use error::is;
 use image::Image;
 
@@ -56,6 +56,8 @@ pub struct RawOptions {
     pub discard: bool,
     /// It is raw also if it begins as another format does.
     pub any_content: bool,
+    /// Bytes of a logical block, see [`Info`].
+    pub logical_block: u32,
 }
 
 /// A disk in a raw image. It is not locked until [`Backend::acquire`].
@@ -199,14 +201,18 @@ fn open(options: &RawOptions) -> Result<Image, RawError> {
     if size == 0 {
         return Err(RawError::Empty { path: path.clone() });
     }
-    if !size.is_multiple_of(SECTOR) {
+    let block = options.logical_block;
+    if !size.is_multiple_of(block.into()) {
         let path = path.clone();
-        return Err(RawError::Size { path, size });
+        return Err(RawError::Size { path, size, block });
     }
     let unit = match direct {
-        true => image::direct_unit(&file)
+        true => image::direct_unit(&file, block)
             .map_err(opening)?
-            .ok_or_else(|| RawError::Alignment { path: path.clone() })?,
+            .ok_or_else(|| RawError::Alignment {
+                path: path.clone(),
+                block,
+            })?,
         false => 1,
     };
     let info = Info {
@@ -214,6 +220,7 @@ fn open(options: &RawOptions) -> Result<Image, RawError> {
         read_only: options.read_only,
         write_through: options.cache == Cache::Writethrough,
         discard: options.discard && !options.read_only,
+        logical_block: block,
         physical_block: physical_block(&metadata),
     };
     Ok(Image::new(file, path.clone(), info, options.cache, unit))

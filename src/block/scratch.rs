@@ -20,28 +20,30 @@ const SIZE: u64 = 1 << 20;
 pub struct Scratch {
     file: File,
     size: u64,
+    logical_block: u32,
     bell: Arc<EventFd>,
     completed: Vec<Completion>,
 }
 
 impl Scratch {
-    /// A disk of 1 MiB, all zeroes.
+    /// A disk of 1 MiB, all zeroes, with logical blocks of so many bytes.
     ///
     /// # Errors
     /// If the process has no descriptors left.
-    pub fn new() -> Result<Self, RawError> {
-        Self::in_memory().map_err(|source| RawError::Open {
+    pub fn new(logical_block: u32) -> Result<Self, RawError> {
+        Self::in_memory(logical_block).map_err(|source| RawError::Open {
             path: "(memory)".into(),
             source,
         })
     }
 
-    fn in_memory() -> io::Result<Self> {
+    fn in_memory(logical_block: u32) -> io::Result<Self> {
         let file = File::from(memfd_create("disk", MFdFlags::MFD_CLOEXEC)?);
         file.set_len(SIZE)?;
         Ok(Self {
             file,
             size: SIZE,
+            logical_block,
             bell: Arc::new(eventfd()?),
             completed: Vec::new(),
         })
@@ -73,6 +75,7 @@ impl Backend for Scratch {
             read_only: false,
             write_through: false,
             discard: true,
+            logical_block: self.logical_block,
             physical_block: 4096,
         }
     }
@@ -103,7 +106,7 @@ impl Backend for Scratch {
     }
 
     fn resize(&mut self, resize: Resize) -> io::Result<()> {
-        self.size = resize.target(self.size, self.size)?;
+        self.size = resize.target(&self.info(), self.size)?;
         Ok(())
     }
 }

@@ -35,6 +35,7 @@ impl TestDisk {
                 read_only: false,
                 write_through: false,
                 discard: true,
+                logical_block: 512,
                 physical_block: 4096,
             },
             bell: Arc::new(eventfd().unwrap()),
@@ -121,8 +122,7 @@ impl Backend for TestBackend {
 
     fn resize(&mut self, resize: Resize) -> io::Result<()> {
         let mut shared = lock(&self.disk.0);
-        let size = shared.info.size;
-        shared.info.size = resize.target(size, size)?;
+        shared.info.size = resize.target(&shared.info, shared.info.size)?;
         Ok(())
     }
 

@@ -2,13 +2,13 @@
 
 use std::num::NonZeroU64;
 
-use super::table::{BuildError, DeviceConfig, DeviceKey, PACKED, Site, Takes};
+use super::table::{BuildError, DeviceConfig, DeviceKey, Fault, PACKED, Site, Takes};
 use crate::block::Backend;
-use crate::block::raw::{Cache, RawDisk, RawOptions};
+use crate::block::raw::{Cache, RawDisk, RawError, RawOptions};
 use crate::block::scratch::Scratch;
 use crate::block::throttle::{Limits, MAX_IOPS};
 use crate::pci::Slot;
-use crate::virtio::blk::{Blk, BlkOptions, MAX_QUEUES, OnError, SERIAL_LEN};
+use crate::virtio::blk::{Blk, BlkOptions, MAX_QUEUES, OnError, SERIAL_LEN, Topology};
 
 /// The key with the image.
 pub const FILE_KEY: &str = "file";
@@ -22,6 +22,19 @@ const QUEUES: &str = "num-queues";
 const ON_ERROR: &str = "on-error";
 const IOPS: &str = "iops";
 const BPS: &str = "bps";
+const WRITE_CACHE: &str = "write-cache";
+const LOGICAL: &str = "logical_block_size";
+const PHYSICAL: &str = "physical_block_size";
+const MIN_IO: &str = "min_io_size";
+const OPT_IO: &str = "opt_io_size";
+const GRANULARITY: &str = "discard_granularity";
+
+/// The sizes of blocks, which are QEMU's.
+const BLOCKS: std::ops::RangeInclusive<u64> = 512..=2 << 20;
+/// Most logical blocks of the smallest good request, whose field has 16 bits (virtio 1.2, 5.2.4).
+const MAX_MIN_IO: u64 = 0xffff;
+/// Most bytes of the other sizes, as in QEMU.
+const MAX_SIZE: u64 = 0xffff_ffff;
 
 /// The keys of a disk, beside those of its controller.
 pub static VIRTIO_BLK_KEYS: &[DeviceKey] = &[
@@ -106,8 +119,104 @@ pub static VIRTIO_BLK_KEYS: &[DeviceKey] = &[
         adjustable: true,
         ..DeviceKey::of(BPS)
     },
+    DeviceKey {
+        takes: Takes::Switch,
+        about: "the mode of a reset disk, which the guest may change: a write is durable when the guest has \
+                flushed (`on`), or when it ends (`off`)",
+        default: "`off` with `cache=writethrough`, else `on`",
+        ..DeviceKey::of(WRITE_CACHE)
+    },
+    DeviceKey {
+        takes: Takes::Size,
+        about: "bytes of the guest's sectors, a power of two from 512 to 2M; the image is a multiple of it",
+        default: "512",
+        ..DeviceKey::of(LOGICAL)
+    },
+    DeviceKey {
+        takes: Takes::Size,
+        about: "bytes of the smallest write that needs no read before, a power of two from the logical block \
+                to 2M",
+        default: "the host's",
+        ..DeviceKey::of(PHYSICAL)
+    },
+    DeviceKey {
+        takes: Takes::Size,
+        about: "bytes of the smallest request that is good, a multiple of the logical block, of which it has \
+                65535 at most",
+        default: "the physical block",
+        ..DeviceKey::of(MIN_IO)
+    },
+    DeviceKey {
+        takes: Takes::Size,
+        about: "the best size of requests in bytes, a multiple of the logical block",
+        default: "none",
+        ..DeviceKey::of(OPT_IO)
+    },
+    DeviceKey {
+        takes: Takes::Size,
+        about: "what discards are best aligned to, in bytes, a multiple of the logical block",
+        default: "the physical block",
+        ..DeviceKey::of(GRANULARITY)
+    },
     PACKED,
 ];
+
+/// Checks the sizes of blocks.
+pub fn check(config: &mut DeviceConfig, _vm: &str, here: bool) -> Vec<Fault> {
+    let mut faults = Vec::new();
+    let mut fault = |what: String, expected: String| faults.push(Fault { what, expected });
+    for key in [LOGICAL, PHYSICAL] {
+        let size = config.number(key);
+        if config.values.contains_key(key) && !(size.is_power_of_two() && BLOCKS.contains(&size)) {
+            let (first, last) = BLOCKS.into_inner();
+            fault(
+                format!("{key}={size} is no size of a block"),
+                format!("a power of two from {first} to {last}"),
+            );
+        }
+    }
+    let logical = match config.number(LOGICAL) {
+        size if BLOCKS.contains(&size) => size,
+        _ => *BLOCKS.start(),
+    };
+    if config.values.contains_key(PHYSICAL) && config.number(PHYSICAL) < logical {
+        fault(
+            format!(
+                "{PHYSICAL}={} is less than {LOGICAL}={logical}",
+                config.number(PHYSICAL)
+            ),
+            format!("{logical} or more"),
+        );
+    }
+    for (key, most) in [
+        (MIN_IO, (MAX_MIN_IO * logical).min(MAX_SIZE)),
+        (OPT_IO, MAX_SIZE),
+        (GRANULARITY, MAX_SIZE),
+    ] {
+        let size = config.number(key);
+        if !size.is_multiple_of(logical) || size > most {
+            fault(
+                format!("{key}={size} does not go with {LOGICAL}={logical}"),
+                format!("a multiple of {logical} up to {most}"),
+            );
+        }
+    }
+    // A block device's size, and one of no whole sectors, are found when the image is opened.
+    if here
+        && config.values.contains_key(LOGICAL)
+        && let Some(path) = config.text(FILE_KEY)
+        && let Ok(metadata) = std::fs::metadata(path)
+        && metadata.is_file()
+        && !metadata.len().is_multiple_of(logical)
+    {
+        let size = metadata.len();
+        let path = path.into();
+        let block = u32::try_from(logical).unwrap_or(u32::MAX);
+        let error = RawError::Size { path, size, block };
+        fault(error.to_string(), format!("a multiple of {logical} bytes"));
+    }
+    faults
+}
 
 /// Makes a block device.
 ///
@@ -126,6 +235,16 @@ pub fn virtio_blk(config: &DeviceConfig, site: &Site<'_>) -> Result<Slot, BuildE
         id: config.id.clone(),
         serial: serial(config.text(SERIAL).unwrap_or(&config.id)),
         queues,
+        topology: Topology {
+            physical_block: bytes(config, PHYSICAL),
+            min_io: bytes(config, MIN_IO),
+            opt_io: bytes(config, OPT_IO).unwrap_or(0),
+            discard_granularity: bytes(config, GRANULARITY),
+        },
+        write_cache: config
+            .values
+            .contains_key(WRITE_CACHE)
+            .then(|| config.switch(WRITE_CACHE)),
         on_error,
         events: site.events.clone(),
         limits: Limits {
@@ -136,10 +255,18 @@ pub fn virtio_blk(config: &DeviceConfig, site: &Site<'_>) -> Result<Slot, BuildE
     site.virtio(config, Box::new(blk))
 }
 
+/// The bytes of a key, if it is set.
+fn bytes(config: &DeviceConfig, key: &str) -> Option<u32> {
+    u32::try_from(config.number(key))
+        .ok()
+        .filter(|bytes| *bytes > 0)
+}
+
 fn backend(config: &DeviceConfig, site: &Site<'_>) -> Result<Box<dyn Backend>, BuildError> {
+    let logical_block = bytes(config, LOGICAL).unwrap_or(512);
     // The configuration requires an image; only the devices without a VM have none.
     let Some(path) = config.text(FILE_KEY) else {
-        return Ok(Box::new(Scratch::new()?));
+        return Ok(Box::new(Scratch::new(logical_block)?));
     };
     let options = RawOptions {
         path: path.into(),
@@ -152,6 +279,7 @@ fn backend(config: &DeviceConfig, site: &Site<'_>) -> Result<Box<dyn Backend>, B
         read_only: config.switch(READ_ONLY_KEY),
         discard: config.text(DISCARD) != Some("ignore"),
         any_content: config.text(FORMAT) == Some("raw"),
+        logical_block,
     };
     let name = format!("{}", site.place);
     let watch = || site.events.watch_thread();
@@ -166,3 +294,6 @@ fn serial(text: &str) -> [u8; SERIAL_LEN] {
     }
     serial
 }
+
+#[cfg(test)]
+mod tests;

@@ -61,7 +61,7 @@ pub static DEVICE_TYPES: &[DeviceRow] = &[
         aliases: &["virtio-blk-pci"],
         about: "a disk",
         keys: disk::VIRTIO_BLK_KEYS,
-        check: independent,
+        check: disk::check,
         build: disk::virtio_blk,
     },
     DeviceRow {

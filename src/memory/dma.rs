@@ -140,8 +140,9 @@ impl Dma {
     /// # Errors
     /// If it cannot be reached, or is not aligned.
     pub fn load_u16(&self, gpa: Gpa, order: Ordering) -> Result<u16, DmaError> {
-        aligned(gpa, 2)?;
-        self.begin()?.load(gpa, order).map(u16::from_le)
+        let ram = self.aligned(gpa)?;
+        let value = ram.mmap().load::<u16>(GuestAddress(gpa.0), order);
+        Ok(u16::from_le(value.map_err(|_| NoRam { gpa, len: 2 })?))
     }
 
     /// Writes a ring's index at once: with `Release`, a guest that sees it sees what was written before this.
@@ -149,8 +150,19 @@ impl Dma {
     /// # Errors
     /// If it cannot be reached, or is not aligned.
     pub fn store_u16(&self, gpa: Gpa, value: u16, order: Ordering) -> Result<(), DmaError> {
-        aligned(gpa, 2)?;
-        self.begin()?.store(gpa, value.to_le(), order)
+        let ram = self.aligned(gpa)?;
+        let stored = ram.mmap().store(value.to_le(), GuestAddress(gpa.0), order);
+        stored.map_err(|_| NoRam { gpa, len: 2 })?;
+        ram.written().mark(gpa, 2);
+        Ok(())
+    }
+
+    fn aligned(&self, gpa: Gpa) -> Result<&GuestRam, DmaError> {
+        if gpa.0.is_multiple_of(2) {
+            self.ram()
+        } else {
+            Err(DmaError::Misaligned { gpa })
+        }
     }
 
     /// As [`Dma::load_u16`].
@@ -158,7 +170,6 @@ impl Dma {
     /// # Errors
     /// If it cannot be reached, or is not aligned.
     pub fn load_u32(&self, gpa: Gpa, order: Ordering) -> Result<u32, DmaError> {
-        aligned(gpa, 4)?;
         self.begin()?.load(gpa, order).map(u32::from_le)
     }
 
@@ -167,7 +178,6 @@ impl Dma {
     /// # Errors
     /// If it cannot be reached, or is not aligned.
     pub fn store_u32(&self, gpa: Gpa, value: u32, order: Ordering) -> Result<(), DmaError> {
-        aligned(gpa, 4)?;
         self.begin()?.store(gpa, value.to_le(), order)
     }
 
@@ -188,13 +198,6 @@ impl Dma {
     }
 }
 
-fn aligned(gpa: Gpa, len: u64) -> Result<(), DmaError> {
-    match gpa.0.is_multiple_of(len) {
-        true => Ok(()),
-        false => Err(DmaError::Misaligned { gpa }),
-    }
-}
-
 /// Accesses that have begun, see [`Dma::begin`].
 #[derive(Clone, Copy, Debug)]
 pub struct Access<'a>(&'a GuestRam);
@@ -205,7 +208,6 @@ impl Access<'_> {
     /// # Errors
     /// If it cannot be reached, or is not aligned.
     pub fn load_u64(&self, gpa: Gpa, order: Ordering) -> Result<u64, DmaError> {
-        aligned(gpa, 8)?;
         self.load(gpa, order).map(u64::from_le)
     }
 
@@ -214,26 +216,32 @@ impl Access<'_> {
     /// # Errors
     /// If it cannot be reached, or is not aligned.
     pub fn store_u64(&self, gpa: Gpa, value: u64, order: Ordering) -> Result<(), DmaError> {
-        aligned(gpa, 8)?;
         self.store(gpa, value.to_le(), order)
     }
 
+    #[inline]
     fn load<T: AtomicAccess>(&self, gpa: Gpa, order: Ordering) -> Result<T, DmaError> {
-        let value = self.0.mmap().load::<T>(GuestAddress(gpa.0), order);
-        Ok(value.map_err(|_| no_ram::<T>(gpa))?)
+        let len = Self::aligned::<T>(gpa)?;
+        let value = self.0.mmap().load(GuestAddress(gpa.0), order);
+        Ok(value.map_err(|_| NoRam { gpa, len })?)
     }
 
+    #[inline]
     fn store<T: AtomicAccess>(&self, gpa: Gpa, value: T, order: Ordering) -> Result<(), DmaError> {
+        let len = Self::aligned::<T>(gpa)?;
         let stored = self.0.mmap().store(value, GuestAddress(gpa.0), order);
-        stored.map_err(|_| no_ram::<T>(gpa))?;
-        self.0.written().mark(gpa, size_of::<T>() as u64);
+        stored.map_err(|_| NoRam { gpa, len })?;
+        self.0.written().mark(gpa, len as u64);
         Ok(())
     }
-}
 
-fn no_ram<T>(gpa: Gpa) -> NoRam {
-    let len = size_of::<T>();
-    NoRam { gpa, len }
+    fn aligned<T>(gpa: Gpa) -> Result<usize, DmaError> {
+        let len = size_of::<T>();
+        match gpa.0.is_multiple_of(len as u64) {
+            true => Ok(len),
+            false => Err(DmaError::Misaligned { gpa }),
+        }
+    }
 }
 
 /// Ranges of guest memory as addresses of this process, in the order of the data.

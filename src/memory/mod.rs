@@ -23,7 +23,7 @@ use thiserror::Error;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{
     Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
-    GuestRegionMmap,
+    GuestRegionMmap, VolatileSlice,
 };
 
 use crate::units::Gpa;
@@ -264,6 +264,10 @@ impl GuestRam {
     /// If any of it is not RAM; `data` may be partly filled then.
     pub fn read(&self, gpa: Gpa, data: &mut [u8]) -> Result<(), NoRam> {
         let len = data.len();
+        if let Some(slice) = self.in_one_piece(gpa, len) {
+            slice.copy_to(data);
+            return Ok(());
+        }
         self.mmap
             .read_slice(data, GuestAddress(gpa.0))
             .map_err(|_| NoRam { gpa, len })
@@ -274,12 +278,26 @@ impl GuestRam {
     /// # Errors
     /// If any of it is not RAM; part of it may be written then.
     pub fn write(&self, gpa: Gpa, data: &[u8]) -> Result<(), NoRam> {
-        let written = self.mmap.write_slice(data, GuestAddress(gpa.0));
+        let written = match self.in_one_piece(gpa, data.len()) {
+            Some(slice) => {
+                slice.copy_from(data);
+                Ok(())
+            }
+            None => self.mmap.write_slice(data, GuestAddress(gpa.0)),
+        };
         self.written.mark(gpa, data.len() as u64);
         written.map_err(|_| NoRam {
             gpa,
             len: data.len(),
         })
+    }
+
+    /// The memory of an access that does not cross from one piece to the next, as nearly none does: going
+    /// through pieces takes several times as long.
+    #[inline]
+    fn in_one_piece(&self, gpa: Gpa, len: usize) -> Option<VolatileSlice<'_>> {
+        let (piece, at) = self.mmap.to_region_addr(GuestAddress(gpa.0))?;
+        piece.get_slice(at, len).ok()
     }
 }
 

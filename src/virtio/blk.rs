@@ -5,6 +5,7 @@
 //! the rings after a restore. A saved device has no busy requests; it takes the others from their rings
 //! again.
 
+mod cache;
 mod config;
 mod control;
 mod limiter;
@@ -15,7 +16,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::device::{Kind, VirtioDevice};
+use super::device::{Kind, VirtioDevice, read_config};
 use super::queue::{Chain, Ring, RingError};
 use crate::block::throttle::Limits;
 use crate::block::{Backend, Completion, DiskCounters, Info, Operation, Request, SECTOR, Syncer};
@@ -25,9 +26,12 @@ use crate::life::{GuestEvent, GuestEvents};
 use crate::memory::{Dma, Readable, Writable};
 use crate::state::{Decoder, Encoder, StateError};
 use crate::sys::Bell;
-use config::{F_FLUSH, MAX_SECTORS, MAX_ZEROED, QUEUE_SIZE};
+use cache::CacheMode;
+use config::{MAX_SECTORS, MAX_ZEROED, QUEUE_SIZE};
 use limiter::Limiter;
 use request::{Command, Parsed, Range};
+
+pub use config::Topology;
 
 /// The most queues that a device may have.
 pub const MAX_QUEUES: u16 = 64;
@@ -79,6 +83,11 @@ pub struct BlkOptions {
     pub serial: [u8; SERIAL_LEN],
     /// At most [`MAX_QUEUES`].
     pub queues: u16,
+    /// What the driver is told of the disk's blocks.
+    pub topology: Topology,
+    /// Whether a write to a reset device is durable when the driver has flushed, and not when it ends; None:
+    /// as the disk does.
+    pub write_cache: Option<bool>,
     /// What follows an error.
     pub on_error: OnError,
     /// Receives that an error pauses the VM.
@@ -123,8 +132,8 @@ pub struct Blk {
     queues: Vec<u16>,
     on_error: OnError,
     events: GuestEvents,
-    /// The driver cannot flush, so each write does.
-    flush_writes: bool,
+    topology: Topology,
+    cache: CacheMode,
     slots: Vec<Slot>,
     free: Vec<usize>,
     done: Vec<usize>,
@@ -171,7 +180,8 @@ impl Blk {
             queues: vec![QUEUE_SIZE; options.queues.clamp(1, MAX_QUEUES).into()],
             on_error: options.on_error,
             events: options.events,
-            flush_writes: !info.write_through,
+            topology: options.topology,
+            cache: CacheMode::new(options.write_cache.unwrap_or(!info.write_through)),
             slots: vec![Slot::default(); SLOTS],
             free: (0..SLOTS).rev().collect(),
             done: list(),
@@ -250,11 +260,17 @@ impl Blk {
         })
     }
 
-    /// The byte that `sector` begins at, if it and `len` bytes from there on are on the disk.
+    /// The byte that `sector` begins at, if the `len` bytes from there on are whole blocks of the disk.
     fn place(&self, sector: u64, len: u64) -> Option<u64> {
         let offset = sector.checked_mul(SECTOR)?;
-        let fits = offset.checked_add(len)? <= self.info.size && len.is_multiple_of(SECTOR);
-        fits.then_some(offset)
+        let fits = offset.checked_add(len)? <= self.info.size;
+        let block = self.info.logical_block.into();
+        (fits && offset.is_multiple_of(block) && len.is_multiple_of(block)).then_some(offset)
+    }
+
+    /// Whether the disk has to flush after each write.
+    fn flushes_writes(&self) -> bool {
+        !self.info.write_through && self.cache.writes_are_durable()
     }
 
     fn transfer(&mut self, parsed: &Parsed, dma: &Dma) -> Result<Begun, RingError> {
@@ -355,10 +371,11 @@ impl Blk {
             result,
         } = completion;
         self.take_back(operation);
+        let flushes_writes = self.flushes_writes();
         let slot = &mut self.slots[tag];
         let wrote = slot.state == SlotState::Busy && slot.parsed.command.writes();
         match result {
-            Ok(()) if wrote && self.flush_writes => {
+            Ok(()) if wrote && flushes_writes => {
                 slot.state = SlotState::Flushing;
                 self.submit(tag, Operation::Flush);
             }
@@ -475,8 +492,7 @@ impl VirtioDevice for Blk {
     }
 
     fn set_features(&mut self, features: u64) {
-        // Without flushes the driver expects that writes are durable (5.2.6.2).
-        self.flush_writes = !self.info.write_through && features & F_FLUSH == 0;
+        self.cache.agree(features);
     }
 
     fn queues(&self) -> &[u16] {
@@ -484,7 +500,19 @@ impl VirtioDevice for Blk {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        config::read(&self.info, self.queues.len(), offset, data);
+        let queues = self.queues.len();
+        let writeback = self.cache.is_writeback();
+        let config = config::config(&self.info, &self.topology, queues, writeback);
+        read_config(&config, offset, data);
+    }
+
+    fn write_config(&mut self, offset: u64, data: &[u8]) {
+        // All other fields are read-only.
+        let at = config::WRITEBACK.checked_sub(offset);
+        let byte = at.and_then(|at| data.get(usize::try_from(at).ok()?));
+        if let Some(writeback) = byte {
+            self.cache.set_writeback(*writeback != 0);
+        }
     }
 
     fn config_generation(&self) -> u32 {
@@ -599,7 +627,7 @@ impl VirtioDevice for Blk {
         self.free.extend((0..SLOTS).rev());
         self.done.clear();
         self.waiting.clear();
-        self.flush_writes = !self.info.write_through;
+        self.cache.reset();
     }
 
     fn save(&self, to: &mut Encoder) {
@@ -609,6 +637,7 @@ impl VirtioDevice for Blk {
             to.u16(u16::try_from(slot.queue).unwrap_or(u16::MAX));
             to.u16(slot.head);
         }
+        self.cache.save(to);
     }
 
     fn load(&mut self, from: &mut Decoder<'_>) -> Result<(), StateError> {
@@ -616,7 +645,8 @@ impl VirtioDevice for Blk {
         const COUNT: &str = "number of requests";
         const QUEUE: &str = "queue of a request";
         let size = from.u64(SIZE)?;
-        if size != self.info.size && !(size.is_multiple_of(SECTOR) && self.backend.set_size(size)) {
+        let whole = size.is_multiple_of(self.info.logical_block.into());
+        if size != self.info.size && !(whole && self.backend.set_size(size)) {
             let why = format!(
                 "{size} bytes, but the image of {} has {}: give the image that it was saved with",
                 self.id, self.info.size
@@ -643,7 +673,7 @@ impl VirtioDevice for Blk {
             };
             self.waiting.push(slot);
         }
-        Ok(())
+        self.cache.load(from)
     }
 
     fn release(&mut self) {

@@ -53,7 +53,7 @@ pub trait VirtioDevice: Send {
         0
     }
 
-    /// The driver is ready, and has agreed on `features`: of its own and of the transport.
+    /// The driver has agreed on `features`, of its own and of the transport; also called when it is ready.
     fn set_features(&mut self, features: u64) {
         let _unused = features;
     }
@@ -67,8 +67,14 @@ pub trait VirtioDevice: Send {
         data.fill(0);
     }
 
+    /// The driver writes its configuration from `offset` on.
+    fn write_config(&mut self, offset: u64, data: &[u8]) {
+        let _unused = (offset, data);
+    }
+
     /// Changes whenever the configuration does that [`VirtioDevice::read_config`] shows, in a call of the
-    /// device or in between. After each the transport compares it, and tells the driver.
+    /// device or in between, but for what the driver writes. After each the transport compares it, and tells
+    /// the driver.
     fn config_generation(&self) -> u32 {
         0
     }

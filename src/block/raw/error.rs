@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use thiserror::Error;
 
-use crate::block::SECTOR;
 use crate::block::lock::Conflict;
 
 /// What was to be done to an image.
@@ -34,6 +33,14 @@ impl fmt::Display for Doing {
             Self::Zero => "write zeroes to",
             Self::Resize => "change the size of",
         })
+    }
+}
+
+/// What helps if blocks of so many bytes are too small.
+fn larger_blocks(block: u32) -> &'static str {
+    match block {
+        ..4096 => ", or for a new guest logical_block_size=4096",
+        _ => "",
     }
 }
 
@@ -88,14 +95,16 @@ pub enum RawError {
         /// What it begins as.
         format: &'static str,
     },
-    /// The last sector is not whole.
-    #[error("the disk image {0} has {size} bytes, which is no multiple of {SECTOR}: if it is a raw image, \
-        extend it by `truncate -s %{SECTOR} {0}`", .path.display())]
+    /// The last block is not whole.
+    #[error("the disk image {0} has {size} bytes, which is no multiple of {block}: if it is a raw image, \
+        extend it by `truncate -s %{block} {0}`", .path.display())]
     Size {
         /// The image.
         path: PathBuf,
         /// Bytes.
         size: u64,
+        /// Bytes of a logical block.
+        block: u32,
     },
     /// The file system has no `O_DIRECT`.
     #[error("the file system of the disk image {} has no direct I/O (O_DIRECT): use cache=writeback",
@@ -105,11 +114,13 @@ pub enum RawError {
         path: PathBuf,
     },
     /// Direct I/O has a larger unit than the guest.
-    #[error("direct I/O to the disk image {} needs larger units than the guest's {SECTOR} bytes: use \
-        cache=writeback", .path.display())]
+    #[error("direct I/O to the disk image {} needs larger units than the guest's {block} bytes: use \
+        cache=writeback{}", .path.display(), larger_blocks(*.block))]
     Alignment {
         /// The image.
         path: PathBuf,
+        /// Bytes of a logical block.
+        block: u32,
     },
     /// There are no more threads or descriptors.
     #[error("cannot start the threads of the disk image {}", .path.display())]

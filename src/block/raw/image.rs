@@ -18,7 +18,7 @@ use super::error::is;
 use super::{Cache, Doing, RawError};
 use crate::block::lock::release;
 use crate::block::threads::Serve;
-use crate::block::{Info, Operation, SECTOR};
+use crate::block::{Info, Operation};
 use crate::memory::{Readable, Writable};
 use crate::sys::lock;
 
@@ -117,7 +117,8 @@ impl Image {
     /// Refuses what is not of the disk; a write would make the file longer.
     fn check(&self, offset: u64, len: u64) -> Result<(), RawError> {
         let end = offset.checked_add(len);
-        let whole = offset.is_multiple_of(SECTOR) && len.is_multiple_of(SECTOR);
+        let block = self.fixed.logical_block.into();
+        let whole = offset.is_multiple_of(block) && len.is_multiple_of(block);
         match whole && end.is_some_and(|end| end <= self.size()) {
             true => Ok(()),
             false => Err(RawError::Outside {
@@ -378,17 +379,19 @@ pub(super) fn uninterrupted<T>(mut call: impl FnMut() -> Result<T, Errno>) -> Re
     }
 }
 
-/// What buffers for direct I/O of single sectors must be aligned to, by the file's first sector: 512 or 4096
-/// bytes. None: the file takes no I/O of single sectors.
+/// What buffers for direct I/O of blocks of `block` bytes must be aligned to, by the file's first block: 512
+/// or 4096 bytes. None: the file takes no I/O of such blocks.
 ///
 /// # Errors
 /// What pread(2) fails with.
-pub(super) fn direct_unit(file: &File) -> io::Result<Option<usize>> {
+pub(super) fn direct_unit(file: &File, block: u32) -> io::Result<Option<usize>> {
     let sector = 512_usize;
     let mut bounce = Bounce::default();
-    // At 512 bytes behind a page's start, and at one.
-    for (unit, start) in [(sector, sector), (4096, 0)] {
-        let buffer = &mut bounce.bytes()[start..start + sector];
+    // Single sectors at 512 bytes behind a page's start, and at one; where there are none, pages.
+    let all = [(sector, sector, sector), (4096, 0, sector), (4096, 0, 4096)];
+    let blocks = if block < 4096 { &all[..2] } else { &all };
+    for &(unit, start, len) in blocks {
+        let buffer = &mut bounce.bytes()[start..start + len];
         match file.read_exact_at(buffer, 0) {
             Ok(()) => return Ok(Some(unit)),
             Err(e) if is(&e, Errno::EINVAL) => {}

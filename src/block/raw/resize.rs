@@ -7,8 +7,8 @@ use std::sync::atomic::Ordering;
 
 use super::image::{Call, Image, uninterrupted};
 use super::{Doing, RawError};
+use crate::block::Resize;
 use crate::block::lock::{LockError, Resizing};
-use crate::block::{Resize, SECTOR};
 
 impl Image {
     /// Carries out `resize`. No request is under way that could reach beyond it.
@@ -17,7 +17,7 @@ impl Image {
     /// If it cannot be, or must not be. The disk has its size then.
     pub(super) fn resize(&self, resize: Resize) -> io::Result<()> {
         let of_image = self.measure()?;
-        let size = resize.target(self.size(), of_image)?;
+        let size = resize.target(&self.info(), of_image)?;
         if size != of_image {
             self.truncate(size, of_image)?;
         }
@@ -27,8 +27,8 @@ impl Image {
 
     /// Takes over the size of the image, if that is `size`. The disk is not used.
     pub(super) fn becomes(&self, size: u64) -> bool {
-        let is =
-            size > 0 && size.is_multiple_of(SECTOR) && self.measure().is_ok_and(|of| of == size);
+        let whole = size > 0 && size.is_multiple_of(self.info().logical_block.into());
+        let is = whole && self.measure().is_ok_and(|of| of == size);
         if is {
             self.set(size);
         }

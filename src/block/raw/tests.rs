@@ -45,6 +45,7 @@ pub(super) fn options(path: &Path, cache: Cache) -> RawOptions {
         read_only: false,
         discard: true,
         any_content: false,
+        logical_block: 512,
     }
 }
 

@@ -2,8 +2,8 @@ use std::io::{Error, ErrorKind};
 
 use proptest::prelude::*;
 
-use super::super::testing::{BUFFERS, Driver, NEXT, RING, WRITE};
-use super::config::{F_DISCARD, F_RO, F_WRITE_ZEROES};
+use super::super::testing::{BUFFERS, Driver, NEXT, PackedDriver, RING, WRITE};
+use super::config::{F_CONFIG_WCE, F_DISCARD, F_FLUSH, F_RO, F_WRITE_ZEROES};
 use super::*;
 use crate::block::testing::TestDisk;
 use crate::life::{self, Inbox};
@@ -33,18 +33,27 @@ pub(super) struct Guest {
     inbox: Inbox,
 }
 
+fn options(disk: &TestDisk, events: GuestEvents) -> BlkOptions {
+    BlkOptions {
+        backend: disk.backend(),
+        id: "disk0".to_owned(),
+        serial: *b"SERIAL-OF-20-LETTERS",
+        queues: 1,
+        topology: Topology::default(),
+        write_cache: None,
+        on_error: OnError::Report,
+        events,
+        limits: Limits::default(),
+    }
+}
+
 impl Guest {
     pub(super) fn new(disk: TestDisk, on_error: OnError) -> Self {
         let driver = Driver::new(256);
         let (events, _, inbox) = life::channel();
         let mut blk = Blk::new(BlkOptions {
-            backend: disk.backend(),
-            id: "disk0".to_owned(),
-            serial: *b"SERIAL-OF-20-LETTERS",
-            queues: 1,
             on_error,
-            events,
-            limits: Limits::default(),
+            ..options(&disk, events)
         });
         blk.set_features(F_FLUSH);
         blk.acquire().unwrap();
@@ -229,11 +238,11 @@ fn the_disk_is_described() {
         (guest.blk.features(), config)
     };
     let (features, config) = config(TestDisk::new(SECTORS));
-    assert_eq!(features, 0b0111_0110_0100_0100);
+    assert_eq!(features, 0b0111_1110_0100_0100);
     let dword = |at: usize| u32::from_le_bytes(config[at..at + 4].try_into().unwrap());
     assert_eq!((dword(0), dword(4)), (1 << 20, 0));
     assert_eq!((dword(12), dword(20)), (254, 512));
-    assert_eq!(config[24..36], [3, 0, 8, 0, 0, 0, 0, 0, 0, 0, 1, 0]);
+    assert_eq!(config[24..36], [3, 0, 8, 0, 0, 0, 0, 0, 1, 0, 1, 0]);
     assert_eq!(
         [36, 40, 44, 48, 52].map(dword),
         [MAX_SECTORS, 1, 8, MAX_ZEROED, 1]
@@ -248,6 +257,154 @@ fn the_disk_is_described() {
     assert_eq!(features(|i| i.discard = false), F_DISCARD);
     let read_only = F_RO | F_DISCARD | F_WRITE_ZEROES;
     assert_eq!(features(|i| i.read_only = true), read_only);
+}
+
+#[test]
+fn blocks_are_as_they_are_configured() {
+    let config = |disk: &TestDisk, topology: Topology| {
+        let (events, ..) = life::channel();
+        let blk = Blk::new(BlkOptions {
+            topology,
+            ..options(disk, events)
+        });
+        let mut config = [0; 60];
+        blk.read_config(0, &mut config);
+        let dword = |at: usize| u32::from_le_bytes(config[at..at + 4].try_into().unwrap());
+        let min_io = u16::from_le_bytes([config[26], config[27]]);
+        // Logical, physical, minimum, optimum; discard alignment in sectors.
+        (dword(20), config[24], min_io, dword(28), dword(44))
+    };
+    let disk = TestDisk::new(SECTORS);
+    let none = Topology::default();
+    assert_eq!(config(&disk, none), (512, 3, 8, 0, 8));
+    let all = Topology {
+        physical_block: Some(1 << 16),
+        min_io: Some(4096),
+        opt_io: 1 << 20,
+        discard_granularity: Some(1 << 15),
+    };
+    assert_eq!(config(&disk, all), (512, 7, 8, 2048, 64));
+    let disk = disk.with(|info| info.logical_block = 4096);
+    assert_eq!(config(&disk, all), (4096, 4, 1, 256, 64));
+    // The host's physical block is the smaller one.
+    let disk = disk.with(|info| info.logical_block = 1 << 13);
+    assert_eq!(config(&disk, none), (1 << 13, 0, 1, 0, 16));
+}
+
+#[test]
+fn requests_are_of_whole_logical_blocks() {
+    let disk = || TestDisk::new(SECTORS).with(|info| info.logical_block = 4096);
+    let guest = || Guest::new(disk(), OnError::Report);
+    for (command, sector, len, result) in [
+        (IN, 7, 4096, (0, 1)),
+        (IN, 8, 512, (0, 1)),
+        (IN, 8, 4096 + 512, (0, 1)),
+        (OUT, 1, 4096, (1, 1)),
+        (OUT, 16, 3584, (1, 1)),
+    ] {
+        let what = format!("{command} {sector} {len}");
+        assert_eq!(guest().at_once(command, sector, len), result, "{what}");
+    }
+    for command in [DISCARD, WRITE_ZEROES] {
+        for (sector, sectors) in [(8_u64, 7_u32), (4, 8)] {
+            let mut guest = guest();
+            guest.driver.put(DATA, &sector.to_le_bytes());
+            guest.driver.put(DATA + 8, &sectors.to_le_bytes());
+            guest.driver.put(DATA + 12, &[0; 4]);
+            assert_eq!(guest.at_once(command, 0, 16), (1, 1));
+        }
+    }
+    let mut guest = guest();
+    guest.begin(0, OUT, 8, 8192);
+    assert_eq!(guest.disk.submitted(), ["write 4096 8192"]);
+}
+
+/// The driver writes the mode; the configuration shows it then.
+fn switch(blk: &mut Blk, writeback: u8) -> u8 {
+    blk.write_config(config::WRITEBACK, &[writeback]);
+    let mut shown = [0xff];
+    blk.read_config(config::WRITEBACK, &mut shown);
+    shown[0]
+}
+
+#[test]
+fn a_driver_switches_when_writes_are_durable() {
+    let mut guest = Guest::plain();
+    guest.blk.set_features(F_FLUSH | F_CONFIG_WCE);
+    let write = |guest: &mut Guest, flushed: bool| {
+        guest.begin(0, OUT, 0, 512);
+        guest.end(Ok(()));
+        if flushed {
+            assert_eq!(guest.driver.take_used(), None);
+            guest.end(Ok(()));
+        }
+        assert_eq!(guest.driver.take_used(), Some((0, 1)));
+        let expected = ["write 0 512", "flush"];
+        let count = if flushed { 2 } else { 1 };
+        assert_eq!(guest.disk.submitted(), expected[..count]);
+    };
+    write(&mut guest, false);
+    let generation = guest.blk.config_generation();
+    assert_eq!(switch(&mut guest.blk, 0), 0);
+    write(&mut guest, true);
+    let body = saved(&guest.blk);
+    assert_eq!(switch(&mut guest.blk, 1), 1);
+    write(&mut guest, false);
+    // Other fields are not written, and wider accesses reach this one.
+    let before: [u8; 60] = read_all(&guest.blk);
+    for at in (0..32).chain(33..64) {
+        guest.blk.write_config(at, &[0x77]);
+    }
+    guest.blk.write_config(u64::MAX, &[0x77]);
+    guest.blk.write_config(24, &[0x77; 8]);
+    assert_eq!(read_all(&guest.blk), before);
+    guest.blk.write_config(28, &[0; 8]);
+    assert_eq!(switch(&mut guest.blk, 2), 1);
+    guest.blk.write_config(28, &[0; 8]);
+    write(&mut guest, true);
+    assert_eq!(guest.blk.config_generation(), generation, "it knows");
+    guest.blk.reset();
+    assert_eq!(read_all(&guest.blk)[32], 1, "as configured");
+
+    // The mode is the guest's also where another is configured.
+    let disk = TestDisk::new(SECTORS);
+    let mut other = Guest::new(disk, OnError::Report);
+    other.blk.set_features(F_FLUSH | F_CONFIG_WCE);
+    let mut from = Decoder::new("function", 1, &body);
+    other.blk.load(&mut from).unwrap();
+    from.finish().unwrap();
+    write(&mut other, true);
+    let cut = Decoder::new("function", 1, &body[..body.len() - 1]);
+    assert!(other.blk.load(&mut cut.clone()).is_err());
+}
+
+fn read_all(blk: &Blk) -> [u8; 60] {
+    let mut config = [0; 60];
+    blk.read_config(0, &mut config);
+    config
+}
+
+#[test]
+fn a_disk_that_writes_through_needs_no_flushes() {
+    for (write_through, write_cache, shown) in [
+        (false, None, 1),
+        (true, None, 0),
+        (false, Some(false), 0),
+        (true, Some(true), 1),
+    ] {
+        let disk = TestDisk::new(8).with(|info| info.write_through = write_through);
+        let (events, ..) = life::channel();
+        let mut blk = Blk::new(BlkOptions {
+            write_cache,
+            ..options(&disk, events)
+        });
+        blk.set_features(F_FLUSH | F_CONFIG_WCE);
+        assert_eq!(read_all(&blk)[32], shown);
+        let flushes = blk.flushes_writes();
+        assert_eq!(flushes, !write_through && shown == 0);
+        assert_eq!(switch(&mut blk, 1), 1);
+        assert!(!blk.flushes_writes());
+    }
 }
 
 #[test]
@@ -505,6 +662,58 @@ fn a_restored_device_makes_its_requests_again() {
         .load(&mut Decoder::new("function", 1, &body))
         .unwrap_err();
     assert!(error.to_string().contains("disk0"), "{error}");
+}
+
+/// In a packed ring a request that ends is written over the first descriptors, which may be another's.
+#[test]
+fn requests_in_a_packed_ring_are_made_again_after_others_have_ended() {
+    let mut driver = PackedDriver::new(8);
+    let disk = TestDisk::new(SECTORS);
+    let (events, ..) = life::channel();
+    let mut blk = Blk::new(options(&disk, events.clone()));
+    blk.set_features(F_FLUSH);
+    blk.acquire().unwrap();
+    let dma = driver.dma();
+    let mut rings = [Some(driver.ring(RingFeatures::default()))];
+    for (n, kind) in (0_u16..).zip([OUT, FLUSH]) {
+        let header = HEADER + u64::from(n) * 0x100;
+        driver.put(header, &kind.to_le_bytes());
+        driver.put(header + 8, &5_u64.to_le_bytes());
+        let data = [(DATA, 512, 0)];
+        let data = if kind == OUT { &data[..] } else { &[] };
+        let parts = [&[(header, 16, 0)], data, &[(header + 16, 1, WRITE)]].concat();
+        driver.offer(7 - n, &parts);
+    }
+    let ring = rings[0].as_mut().unwrap();
+    assert_eq!(blk.serve(0, ring, &dma), Ok(false));
+    assert_eq!(disk.submitted(), ["write 2560 512", "flush"]);
+    disk.end(1, Ok(()));
+    blk.complete(&mut rings, &dma).unwrap();
+    assert_eq!(driver.take_used(), Some((6, 1)));
+    // The write has not ended when the device is saved.
+    disk.hold();
+    blk.withdraw();
+    let mut e = Encoder::new();
+    rings[0].as_ref().unwrap().save(&mut e);
+    blk.save(&mut e);
+    let body = e.into_body();
+
+    let mut from = Decoder::new("function", 1, &body);
+    let disk = TestDisk::new(SECTORS);
+    let mut restored = Blk::new(options(&disk, events));
+    restored.set_features(F_FLUSH);
+    restored.acquire().unwrap();
+    let mut ring = driver.ring(RingFeatures::default());
+    ring.load(&mut from).unwrap();
+    restored.load(&mut from).unwrap();
+    from.finish().unwrap();
+    let mut rings = [Some(ring)];
+    restored.restart(&mut rings, &dma).unwrap();
+    assert_eq!(disk.submitted(), ["write 2560 512"]);
+    disk.end(0, Ok(()));
+    restored.complete(&mut rings, &dma).unwrap();
+    assert_eq!(driver.take_used(), Some((7, 1)));
+    assert_eq!(driver.get(HEADER + 16), [0]);
 }
 
 proptest! {

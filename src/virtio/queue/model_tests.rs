@@ -38,6 +38,11 @@ impl Offer {
     }
 }
 
+/// How many there are.
+fn count<T>(all: &[T]) -> u16 {
+    u16::try_from(all.len()).unwrap()
+}
+
 /// Where the table of the request `number` is.
 fn table(number: u16) -> u64 {
     TABLE + u64::from(number) * 0x100
@@ -81,7 +86,7 @@ struct Split {
     event_index: bool,
     free: Vec<u16>,
     /// The descriptors of each request by the first.
-    under_way: BTreeMap<u16, (u16, Vec<u16>)>,
+    under_way: BTreeMap<u32, (u16, Vec<u16>)>,
     offered: u16,
     told: u16,
     seen: u16,
@@ -103,7 +108,7 @@ impl Side for Split {
     fn offer(&mut self, number: u16, offer: &Offer) {
         let mut elements = offer.elements(number);
         if offer.indirect {
-            let count = elements.len() as u16;
+            let count = count(&elements);
             for (index, (gpa, len, flags)) in (0..).zip(&elements) {
                 let next = if index + 1 == count { 0 } else { NEXT };
                 let descriptor = (*gpa, *len, flags | next, index + 1);
@@ -122,7 +127,7 @@ impl Side for Split {
         }
         self.driver.offer(used[0]);
         self.offered = self.offered.wrapping_add(1);
-        self.under_way.insert(used[0], (number, used));
+        self.under_way.insert(used[0].into(), (number, used));
     }
 
     fn notifies(&mut self) -> bool {
@@ -136,7 +141,7 @@ impl Side for Split {
     fn take(&mut self) -> Option<(u16, u32)> {
         let (head, written) = self.driver.take_used()?;
         self.seen = self.seen.wrapping_add(1);
-        let (number, used) = self.under_way.remove(&(head as u16)).unwrap();
+        let (number, used) = self.under_way.remove(&head).unwrap();
         self.free.extend(used);
         Some((number, written))
     }
@@ -173,25 +178,26 @@ impl Side for Packed {
                 let descriptor = (*gpa, *len, 0xbeef, *flags);
                 self.driver.describe(table(number), index, descriptor);
             }
-            elements = vec![(table(number), elements.len() as u32 * 16, INDIRECT)];
+            let bytes = u32::from(count(&elements)) * 16;
+            elements = vec![(table(number), bytes, INDIRECT)];
         }
-        self.untold += elements.len() as u16;
+        self.untold += count(&elements);
         self.driver.offer(number, &elements);
     }
 
     /// As Linux decides it, in 16 bits.
     fn notifies(&mut self) -> bool {
         let (event, flags) = self.driver.device_event();
-        let count = std::mem::take(&mut self.untold);
+        let untold = std::mem::take(&mut self.untold);
         let new = self.driver.next.offset;
-        let old = new.wrapping_sub(count);
+        let old = new.wrapping_sub(untold);
         let offset = match event >> 15 == u16::from(self.driver.next.wrap) {
             true => event & 0x7fff,
             false => (event & 0x7fff).wrapping_sub(SIZE),
         };
         let passed = new.wrapping_sub(offset).wrapping_sub(1) < new.wrapping_sub(old);
         assert_eq!(flags, if self.event_index { 2 } else { 0 });
-        count > 0 && (flags == 0 || passed)
+        untold > 0 && (flags == 0 || passed)
     }
 
     fn take(&mut self) -> Option<(u16, u32)> {

@@ -41,6 +41,8 @@ pub enum Change {
     None,
     /// Reset the device.
     Reset,
+    /// The driver has agreed on features.
+    Agreed,
     /// The driver is ready: serve the queues.
     Started,
     /// This queue is enabled.
@@ -119,9 +121,12 @@ impl Common {
         self.status
     }
 
-    /// The features that the driver has chosen.
-    pub fn driver_features(&self) -> u64 {
-        self.driver_features
+    /// The features that the driver has agreed on.
+    pub fn agreed_features(&self) -> u64 {
+        match self.status & FEATURES_OK {
+            0 => 0,
+            _ => self.driver_features,
+        }
     }
 
     /// The driver is no longer ready: it has reset the device.
@@ -315,10 +320,10 @@ impl Common {
             added &= !DRIVER_OK;
         }
         self.status |= added;
-        if added & DRIVER_OK != 0 {
-            Change::Started
-        } else {
-            Change::None
+        match added & (DRIVER_OK | FEATURES_OK) {
+            0 => Change::None,
+            FEATURES_OK => Change::Agreed,
+            _ => Change::Started,
         }
     }
 

@@ -464,9 +464,9 @@ impl State {
                 self.begin_reset(requester);
                 false
             }
-            Change::Started => {
-                self.device.set_features(self.common.driver_features());
-                true
+            change @ (Change::Agreed | Change::Started) => {
+                self.device.set_features(self.common.agreed_features());
+                change == Change::Started
             }
             Change::QueueEnabled(index) => {
                 match self.ring(index) {
@@ -514,6 +514,13 @@ impl Function for VirtioPci {
                 let mut state = lock(&self.shared.state);
                 if state.write_common(&self.shared.requester, offset, data) {
                     self.shared.wake();
+                }
+            }
+            DEVICE => {
+                let mut state = lock(&self.shared.state);
+                // A device that is being reset is the driver's no more.
+                if !state.resetting {
+                    state.device.write_config(offset - DEVICE, data);
                 }
             }
             // Any queue: the worker looks at all.
@@ -637,7 +644,7 @@ impl Function for VirtioPci {
         let state = &mut *guard;
         state.reset(&self.shared.requester);
         state.common.load(from)?;
-        state.device.set_features(state.common.driver_features());
+        state.device.set_features(state.common.agreed_features());
         let isr = from.u8("ISR status")?;
         state.isr = isr & (ISR_QUEUE | ISR_CONFIG);
         state.untold = isr & SAVED_CONFIG_CHANGE != 0;

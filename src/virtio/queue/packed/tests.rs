@@ -105,14 +105,13 @@ fn places_wrap_around_in_rings_of_any_size() {
         let dma = driver.dma();
         let mut ring = driver.ring(NONE);
         let mut chain = Chain::default();
-        for n in 0..5_000_u32 {
-            let len = 1 + n as usize % usize::from(size).min(5);
-            let elements = vec![(0x8000, n % 64, WRITE); len];
-            driver.offer(n as u16, &elements);
-            assert_eq!(ring.pop(&dma, &mut chain), Ok(true), "{n} of {size}");
+        for id in 0..5_000_u16 {
+            let len = 1 + usize::from(id % size.min(5));
+            driver.offer(id, &vec![(0x8000, 64, WRITE); len]);
+            assert_eq!(ring.pop(&dma, &mut chain), Ok(true), "{id} of {size}");
             assert_eq!(chain.writable().len(), len);
-            ring.push(&dma, chain.head(), n).unwrap();
-            assert_eq!(driver.take_used(), Some((n as u16, n)));
+            ring.push(&dma, chain.head(), id.into()).unwrap();
+            assert_eq!(driver.take_used(), Some((id, id.into())));
         }
         assert_whole(&ring);
     }
@@ -202,11 +201,12 @@ fn several_are_returned_at_once() {
     let heads = packed(&ring).table.iter().zip(0..);
     let heads: Vec<_> = heads
         .filter(|(entry, _)| entry.len > 0)
-        .map(|(entry, head)| (head, u32::from(entry.descriptor.number)))
+        .map(|(entry, head)| (head, entry.descriptor.number))
         .collect();
-    ring.push_all(&dma, heads.clone()).unwrap();
+    let returned = heads.iter().map(|(head, id)| (*head, u32::from(*id)));
+    ring.push_all(&dma, returned).unwrap();
     for (_, id) in heads {
-        assert_eq!(driver.take_used(), Some((id as u16, id)));
+        assert_eq!(driver.take_used(), Some((id, id.into())));
     }
     assert_whole(&ring);
 }

@@ -36,14 +36,17 @@ fn negotiation_goes_by_the_book() {
     assert_eq!(status(&mut c, 1), (Change::None, 1));
     assert_eq!(status(&mut c, 3), (Change::None, 3));
     // Not offered; then without VERSION_1; then right.
-    for (features, agreed) in [
-        (VERSION_1 | 1 << 6, 3),
-        (EVENT_IDX, 3),
-        (VERSION_1 | EVENT_IDX, 0xb),
+    for (features, change, agreed) in [
+        (VERSION_1 | 1 << 6, Change::None, 3),
+        (VERSION_1 | RING_PACKED, Change::None, 3),
+        (EVENT_IDX, Change::None, 3),
+        (VERSION_1 | EVENT_IDX, Change::Agreed, 0xb),
     ] {
         agree(&mut c, features);
-        assert_eq!(status(&mut c, 0xb), (Change::None, agreed));
+        assert_eq!(c.agreed_features(), 0);
+        assert_eq!(status(&mut c, 0xb), (change, agreed));
     }
+    assert_eq!(c.agreed_features(), VERSION_1 | EVENT_IDX);
     agree(&mut c, 0);
     assert_eq!(c.driver_features, VERSION_1 | EVENT_IDX, "agreed is agreed");
     assert_eq!(
@@ -113,6 +116,28 @@ fn queues_are_configured_until_they_are_enabled() {
 }
 
 #[test]
+fn packed_rings_have_any_size() {
+    let mut c = Common::new(RING_PACKED, &[8, 64], 3);
+    agree(&mut c, VERSION_1 | RING_PACKED);
+    assert_eq!(status(&mut c, 0xb), (Change::Agreed, 0xb));
+    assert!(c.ring_features().packed);
+    c.write(0x16, &[1, 0]);
+    for (size, want) in [(48_u16, 48), (0, 48), (65, 48), (1, 1), (63, 63)] {
+        c.write(0x18, &size.to_le_bytes());
+        assert_eq!(read(&c, 0x18, 2), want);
+    }
+    let mut e = Encoder::new();
+    c.save(&mut e);
+    let body = e.into_body();
+    let mut loaded = Common::new(RING_PACKED, &[8, 64], 3);
+    loaded.load(&mut Decoder::new("s", 1, &body)).unwrap();
+    assert_eq!(loaded, c);
+    // Where they are not offered.
+    let refused = common().load(&mut Decoder::new("s", 1, &body));
+    assert!(refused.unwrap_err().to_string().contains("not offered"));
+}
+
+#[test]
 fn vectors_that_are_not_there_read_back_as_none() {
     let mut c = common();
     for (vector, want) in [(2_u16, 2), (3, 0xffff), (0, 0), (0xffff, 0xffff)] {
@@ -138,6 +163,7 @@ proptest! {
                 Change::Reset => c.reset(),
                 Change::QueueEnabled(index) => prop_assert!(c.queues()[index].enabled),
                 Change::Started => prop_assert!(c.is_running()),
+                Change::Agreed => prop_assert!(c.agreed_features() != 0),
                 Change::None => {}
             }
             c.read(offset, &mut data);

@@ -11,9 +11,9 @@ use crate::life;
 use crate::memory::{Dma, GuestRam};
 use crate::pci::ConfigSpace as _;
 use crate::pci::testing::TestBus;
-use crate::virtio::blk::{Blk, BlkOptions, OnError};
+use crate::virtio::blk::{Blk, BlkOptions, OnError, Topology};
 use crate::virtio::rng::Rng;
-use crate::virtio::testing::{BUFFERS, Driver, INDIRECT, NEXT, RAM, RING, WRITE};
+use crate::virtio::testing::{BUFFERS, Driver, INDIRECT, NEXT, PackedDriver, RAM, RING, WRITE};
 use crate::virtio::transport::common::{EVENT_IDX, INDIRECT_DESC, VERSION_1};
 
 const MMIO: u64 = 0xe000_0000;
@@ -233,6 +233,8 @@ fn blk(disk: &TestDisk, events: &GuestEvents) -> Blk {
         id: "disk0".to_owned(),
         serial: [0; 20],
         queues: 1,
+        topology: Topology::default(),
+        write_cache: None,
         on_error: OnError::Report,
         events: events.clone(),
         limits: Limits::default(),
@@ -264,6 +266,73 @@ fn the_driver_reads_the_devices_configuration() {
     assert_eq!(guest.bus.config(0x08, 4), 0x0100_0001);
     assert_eq!(guest.bus.read(MMIO + DEVICE), 8_u64.to_le_bytes());
     assert_eq!(guest.bus.read(MMIO + DEVICE + 0xffc), [0; 4]);
+}
+
+#[test]
+fn the_driver_writes_the_devices_configuration() {
+    // virtio 1.2, 5.2.3 and 5.2.4.
+    const FLUSH: u64 = 1 << 9;
+    const CONFIG_WCE: u64 = 1 << 11;
+    const WRITEBACK: u64 = MMIO + DEVICE + 32;
+    let (disk, mut guest) = busy_disk();
+    disk.end(0, Ok(()));
+    assert_eq!(guest.used(), (0, 1));
+    guest.driver.rewind();
+    let write = |value: u8| {
+        assert!(guest.bus.mmio.write(WRITEBACK, &[value]));
+        guest.bus.read::<1>(WRITEBACK)
+    };
+    assert_eq!(write(0), [1], "not agreed on");
+    guest.start(VERSION_1 | FLUSH | CONFIG_WCE);
+    assert_eq!(write(0), [0]);
+    assert!(!guest.bus.line.high(), "the driver knows");
+    let body = save(&guest.bus);
+    assert_eq!(write(1), [1]);
+    guest.bus.slot.quiesce();
+    wait(|| guest.bus.slot.drained().then_some(()));
+    load(&guest.bus, &body).unwrap();
+    assert_eq!(guest.bus.read(WRITEBACK), [0]);
+    guest.bus.slot.resume();
+    guest.start(VERSION_1 | CONFIG_WCE);
+    assert_eq!(guest.bus.read(WRITEBACK), [0], "it cannot flush");
+    guest.start(VERSION_1 | FLUSH | CONFIG_WCE);
+    assert_eq!(guest.bus.read(WRITEBACK), [1]);
+}
+
+#[test]
+fn a_driver_with_packed_rings_is_served_and_goes_on_where_it_was_saved() {
+    let mut driver = PackedDriver::new(8);
+    let guest = Guest::on(bus(&driver.ram), Driver::new(8));
+    guest.enable_msix();
+    guest.start(VERSION_1 | EVENT_IDX | RING_PACKED);
+    // In a lap and a half.
+    for id in 0..12 {
+        driver.set_event(driver.used.event(), 2);
+        driver.offer(id, &[(BUFFERS, 32, WRITE)]);
+        guest.notify();
+        assert_eq!(wait(|| driver.take_used()), (id, 32));
+        assert_eq!(messages(&guest, 1), [0x41]);
+    }
+    guest.bus.slot.quiesce();
+    driver.offer(12, &[(BUFFERS, 8, 0), (BUFFERS, 5, WRITE)]);
+    let body = save(&guest.bus);
+    let moved = Guest::on(bus(&driver.ram), Driver::new(8));
+    load(&moved.bus, &body).unwrap();
+    assert_eq!(save(&moved.bus), body);
+    moved.bus.slot.resume();
+    assert_eq!(wait(|| driver.take_used()), (12, 5));
+    for length in 0..body.len() {
+        load(&guest.bus, &body[..length]).unwrap_err();
+    }
+    // Where they are not offered.
+    let place = DevFn::new(3, 0).unwrap();
+    let split = TestBus::new(&driver.ram, 2, |requester| {
+        let (device, doorbells) = (Box::<Rng>::default(), Doorbells::default());
+        let events = life::channel().0;
+        slot(place, device, false, requester, &doorbells, &events).unwrap()
+    });
+    let refused = load(&split, &body).unwrap_err().to_string();
+    assert!(refused.contains("not offered"), "{refused}");
 }
 
 fn grow(guest: &Guest, sectors: u64) {
