@@ -71,15 +71,20 @@ $b dmesg | $b grep -v 'module verification failed' | $b grep -iE 'bug:|warning:|
 echo @end
 "#;
 
-/// What the two disks are; a file system on the first, made in the first boot and checked in later ones; and
-/// blocks of the second, of which the middle ones are discarded.
+/// What the two disks are, of which the first then writes through; a file system on the first, made in the
+/// first boot and checked in later ones; and blocks of the second, of which the middle ones are discarded.
 const FILES: &str = r#"
 echo @disks
 for d in vda vdb; do
   s=/sys/block/$d
   echo "$d $($b cat $s/size) $($b cat $s/ro) $($b cat $s/serial) $($b cat $s/cache_type)"
   echo "$d $($b cat $s/queue/physical_block_size) $($b cat $s/queue/discard_max_bytes) $($b ls $s/mq | $b wc -l)"
+  q=$s/queue
+  echo $d $($b cat $q/logical_block_size $q/minimum_io_size $q/optimal_io_size $q/discard_granularity)
 done
+s=/sys/block/vda/cache_type
+echo 'write through' > $s
+echo "vda $($b cat $s)"
 echo @files
 if $b mount -t ext4 /dev/vda /mnt 2>/dev/null; then
   cd /mnt
@@ -128,7 +133,11 @@ fn file_system() -> TestResult {
     let mut command = linux(&site, "linux-6.12/vmlinux", "")?;
     init(&site, &format!("{FILES}{END}exec $b {ASK}\n"))?;
     command
-        .args(["--disk", "a.raw,serial=first,cache=none,num-queues=2"])
+        .args([
+            "--disk",
+            "a.raw,serial=first,cache=none,num-queues=2,logical_block_size=4096,min_io_size=8192,\
+             opt_io_size=64K,discard_granularity=16K",
+        ])
         .args([
             "--device",
             "virtio-blk,file=b.raw,id=second,cache=writethrough",
@@ -145,8 +154,11 @@ fn file_system() -> TestResult {
             [
                 "vda 131072 0 first write back".to_owned(),
                 format!("vda 4096 {discard} 2"),
-                "vdb 32768 0 second write back".to_owned(),
+                "vda 4096 8192 65536 16384".to_owned(),
+                "vdb 32768 0 second write through".to_owned(),
                 format!("vdb 4096 {discard} 1"),
+                "vdb 512 4096 0 4096".to_owned(),
+                "vda write through".to_owned(),
             ]
         );
         assert_eq!(report.section("files"), files);
@@ -369,8 +381,10 @@ $b cmp -s /blocks /back || echo "BAD blocks"
 echo "@limits"
 read go
 $b dd if=/dev/vda of=/dev/null bs=64k count=20 iflag=direct 2>/dev/null || echo "BAD read"
+echo 'write through' > /sys/block/vda/cache_type
 echo "@waits"
 until_size 65536
+echo "cache $($b cat /sys/block/vda/cache_type)"
 $b dd if=/back of=/dev/vda bs=64k seek=496 count=16 oflag=direct conv=notrunc,fsync 2>/dev/null || echo "BAD write"
 "#;
 
@@ -456,6 +470,11 @@ fn controlled() -> TestResult {
     vm.wait_for("@end")?;
     let again = vm.end()?;
     again.expect_code(0)?;
+    assert!(
+        again.stdout.contains("cache write through"),
+        "{}",
+        again.stdout
+    );
     quiet(&format!("{}{}", ended.stdout, again.stdout));
     let (image, text) = (fs::read(site.path("a.raw"))?, b"hypernest\n".iter().cycle());
     for place in [16 << 20, 31 << 20] {
