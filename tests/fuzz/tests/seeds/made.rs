@@ -452,7 +452,8 @@ fn virtio_net(add: &mut impl FnMut(&'static str, &str, Vec<u8>), form: &Form) {
         [at, at + 0x100, at + 0x200]
     };
     // Of each queue: address, length and flags of elements, and the requests that they are of, by the first.
-    let buffers: [(u64, &[(u64, u64, u64)], &[u64]); 3] = [
+    type Buffers = (u64, &'static [(u64, u64, u64)], &'static [u64]);
+    let buffers: [Buffers; 3] = [
         (0, &[(0x8000, 40, 2), (0x8100, 2000, 2)], &[0, 1]),
         (1, &[(0x9000, 7, 1), (0x9007, 5, 1), (0x9100, 60, 0)], &[0]),
         (4, &[(0xa000, 4, 1), (0xa010, 1, 2)], &[0]),
@@ -463,7 +464,7 @@ fn virtio_net(add: &mut impl FnMut(&'static str, &str, Vec<u8>), form: &Form) {
         let [table, available, _] = rings(queue);
         for (n, (address, len, flags)) in (0..).zip(elements) {
             let end = match form.prefix {
-                "" => len | (flags | (flags & 1) * (n + 1) << 16) << 32,
+                "" => len | (flags | ((flags & 1) * (n + 1)) << 16) << 32,
                 _ => packed(*len, n, *flags),
             };
             ram.extend([(table + 16 * n, *address), (table + 16 * n + 8, end)]);
