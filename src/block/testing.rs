@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use nix::sys::eventfd::EventFd;
 
-use super::{Backend, Completion, Info, Operation, Request, Resize, SECTOR};
+use super::{Backend, Completion, Info, Operation, Request, Resize, SECTOR, Syncer};
 use crate::sys::{eventfd, lock};
 
 /// What a test has of the disk.
@@ -132,6 +132,16 @@ impl Backend for TestBackend {
             true => None,
             false => shared.pending.pop(),
         }
+    }
+
+    fn syncer(&self) -> Option<Syncer> {
+        let disk = self.disk.clone();
+        let sync = move || {
+            lock(&disk.0).log.push("sync".to_owned());
+            Ok(())
+        };
+        let write_through = self.info().write_through;
+        (!write_through).then(|| Box::new(sync) as Syncer)
     }
 
     fn failure(&self) -> Option<String> {

@@ -128,7 +128,8 @@ pub static VIRTIO_BLK_KEYS: &[DeviceKey] = &[
     },
     DeviceKey {
         takes: Takes::Size,
-        about: "bytes of the guest's sectors, a power of two from 512 to 2M; the image is a multiple of it",
+        about: "bytes of the guest's sectors, a power of two from 512 to 2M; the image is a multiple of it. \
+                Linux takes at most the size of its pages, 4096",
         default: "512",
         ..DeviceKey::of(LOGICAL)
     },

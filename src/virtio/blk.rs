@@ -510,8 +510,19 @@ impl VirtioDevice for Blk {
         // All other fields are read-only.
         let at = config::WRITEBACK.checked_sub(offset);
         let byte = at.and_then(|at| data.get(usize::try_from(at).ok()?));
-        if let Some(writeback) = byte {
-            self.cache.set_writeback(*writeback != 0);
+        let Some(&writeback) = byte else {
+            return;
+        };
+        let was_durable = self.cache.writes_are_durable();
+        self.cache.set_writeback(writeback != 0);
+        // Linux flushes no more from now on, so what has ended must be durable too. If it cannot be, all
+        // later writes fail, as after any flush that failed.
+        if self.cache.writes_are_durable()
+            && !was_durable
+            && let Some(sync) = self.backend.syncer()
+            && let Err(error) = sync()
+        {
+            tracing::debug!("{}: {error}", self.id);
         }
     }
 
@@ -663,6 +674,13 @@ impl VirtioDevice for Blk {
             let head = from.u16("descriptor of a request")?;
             if queue >= self.queues.len() {
                 return Err(from.invalid(QUEUE, format!("{queue} of {}", self.queues.len())));
+            }
+            if self
+                .outstanding()
+                .any(|slot| (slot.queue, slot.head) == (queue, head))
+            {
+                let why = format!("{head} of queue {queue} twice");
+                return Err(from.invalid("descriptor of a request", why));
             }
             let slot = self.free.pop().expect("no more than there are slots");
             self.slots[slot] = Slot {

@@ -320,7 +320,12 @@ impl Net {
                     ring.undo_pop(self.chain.head());
                     return Ok(false);
                 }
-                Ok(Sent::Yes | Sent::Dropped) => ring.push(dma, self.chain.head(), 0)?,
+                Ok(Sent::Yes | Sent::Dropped) => {
+                    if let Err(error) = ring.push(dma, self.chain.head(), 0) {
+                        ring.undo_pop(self.chain.head());
+                        return Err(error);
+                    }
+                }
                 Err(error) => {
                     ring.undo_pop(self.chain.head());
                     return Err(error);

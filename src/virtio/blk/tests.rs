@@ -3,6 +3,8 @@ use std::io::{Error, ErrorKind};
 use proptest::prelude::*;
 
 use super::super::testing::{BUFFERS, Driver, NEXT, PackedDriver, RING, WRITE};
+use std::collections::HashSet;
+
 use super::config::{F_CONFIG_WCE, F_DISCARD, F_FLUSH, F_RO, F_WRITE_ZEROES};
 use super::*;
 use crate::block::testing::TestDisk;
@@ -346,6 +348,9 @@ fn a_driver_switches_when_writes_are_durable() {
     write(&mut guest, false);
     let generation = guest.blk.config_generation();
     assert_eq!(switch(&mut guest.blk, 0), 0);
+    // What has ended before is durable too.
+    assert_eq!(guest.disk.submitted(), ["sync"]);
+    assert_eq!(switch(&mut guest.blk, 0), 0);
     write(&mut guest, true);
     let body = saved(&guest.blk);
     assert_eq!(switch(&mut guest.blk, 1), 1);
@@ -361,6 +366,7 @@ fn a_driver_switches_when_writes_are_durable() {
     guest.blk.write_config(28, &[0; 8]);
     assert_eq!(switch(&mut guest.blk, 2), 1);
     guest.blk.write_config(28, &[0; 8]);
+    assert_eq!(guest.disk.submitted(), ["sync", "sync"]);
     write(&mut guest, true);
     assert_eq!(guest.blk.config_generation(), generation, "it knows");
     guest.blk.reset();
@@ -720,8 +726,13 @@ proptest! {
     #[test]
     fn a_hostile_state_is_refused_or_harmless(
         requests in prop::collection::vec((0_u16..3, any::<u16>()), 0..300),
+        twice in any::<bool>(),
         cut in 0_usize..64,
     ) {
+        let mut requests = requests;
+        if twice {
+            requests.extend(requests.first().copied());
+        }
         let mut e = Encoder::new();
         e.u64(SECTORS * SECTOR);
         e.u64(requests.len() as u64);
@@ -732,7 +743,10 @@ proptest! {
         let body = e.into_body();
         let mut guest = Guest::plain();
         let loaded = guest.blk.load(&mut Decoder::new("function", 1, &body));
-        let good = requests.len() <= SLOTS && requests.iter().all(|(queue, _)| *queue == 0);
+        let once: HashSet<_> = requests.iter().collect();
+        let good = requests.len() <= SLOTS
+            && once.len() == requests.len()
+            && requests.iter().all(|(queue, _)| *queue == 0);
         prop_assert_eq!(loaded.is_ok(), good);
         // Whatever the heads are.
         let _restarted = guest.blk.begin_waiting(&guest.rings, &guest.dma);

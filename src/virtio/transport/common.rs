@@ -163,9 +163,11 @@ impl Common {
         self.driver_features & RING_PACKED != 0
     }
 
-    /// Whether a queue may have so many descriptors (2.7, 2.8 and 4.1.4.3.2).
+    /// Whether a driver may choose so many descriptors (2.7, 2.8 and 4.1.4.3.2). It may do so before it has
+    /// agreed on the ring's form: a split ring of a size that is no power of two is refused when it is used.
     fn is_size(&self, size: u16, max: u16) -> bool {
-        (1..=max).contains(&size) && (size.is_power_of_two() || self.is_packed())
+        let any = self.offered & RING_PACKED != 0;
+        (1..=max).contains(&size) && (any || size.is_power_of_two())
     }
 
     /// What was negotiated about rings.
@@ -382,6 +384,9 @@ impl Common {
             queue.size = size;
             queue.vector = vector;
             queue.enabled = from.bool("queue enable")?;
+            if queue.enabled && !agreed {
+                return Err(from.invalid("queue enable", "before features were agreed on"));
+            }
             queue.at = Addresses {
                 descriptors: from.u64("descriptor table")?,
                 available: from.u64("available ring")?,

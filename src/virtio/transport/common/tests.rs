@@ -115,6 +115,45 @@ fn queues_are_configured_until_they_are_enabled() {
     assert_eq!(c.write(0x1c, &[1, 0]), Change::None, "there is no queue 2");
 }
 
+/// The size is chosen before the form of the ring is: whatever a driver has written can be saved and loaded.
+#[test]
+fn a_size_that_was_chosen_too_early_is_saved_and_loaded() {
+    let new = || Common::new(RING_PACKED, &[8, 64], 3);
+    let mut c = new();
+    agree(&mut c, RING_PACKED);
+    c.write(0x18, &[3, 0]);
+    agree(&mut c, VERSION_1);
+    assert_eq!(read(&c, 0x18, 2), 3);
+    let mut e = Encoder::new();
+    c.save(&mut e);
+    let body = e.into_body();
+    let mut loaded = new();
+    loaded.load(&mut Decoder::new("s", 1, &body)).unwrap();
+    assert_eq!(loaded, c);
+    // A driver that claims what is not offered has the sizes of split rings.
+    let mut c = common();
+    agree(&mut c, RING_PACKED);
+    c.write(0x18, &[3, 0]);
+    assert_eq!(read(&c, 0x18, 2), 8);
+}
+
+#[test]
+fn no_queue_is_enabled_before_the_features_are_agreed_on() {
+    let mut c = common();
+    agree(&mut c, VERSION_1);
+    status(&mut c, 0xb);
+    c.write(0x1c, &[1, 0]);
+    let mut e = Encoder::new();
+    c.save(&mut e);
+    let mut body = e.into_body();
+    // Selects, features and a vector precede the status.
+    const STATUS: usize = 4 + 4 + 8 + 2;
+    assert_eq!(body[STATUS], 0xb);
+    body[STATUS] = 3;
+    let refused = common().load(&mut Decoder::new("s", 1, &body));
+    assert!(refused.unwrap_err().to_string().contains("queue enable"));
+}
+
 #[test]
 fn packed_rings_have_any_size() {
     let mut c = Common::new(RING_PACKED, &[8, 64], 3);
