@@ -130,7 +130,7 @@ pub(crate) fn migrate(
     let address = format!("unix:{to}");
     let mut command = site.hypernest();
     command.args(["migrate", from, &address]).args(arguments);
-    Ok(Vm::start(&mut command)?.patient().end()?)
+    Vm::start(&mut command)?.patient().end()
 }
 
 /// Migrates the VM called `NAMES[turn]` to a process with the other name; returns the output of the old
