@@ -5,6 +5,8 @@
 
 use std::fs::File;
 use std::io;
+use std::mem::ManuallyDrop;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::ptr;
 
@@ -85,7 +87,7 @@ impl Mapping {
 
     /// Where it lies in this process.
     #[cfg(test)]
-    pub(super) fn range(&self) -> std::ops::Range<usize> {
+    pub(super) fn range(&self) -> Range<usize> {
         self.start..self.start + self.len
     }
 
@@ -112,6 +114,26 @@ impl Mapping {
         Ok(())
     }
 
+    /// The same for `part` of it, of whole pages, which is cut to the mapping. Where it lies in this process.
+    ///
+    /// # Errors
+    /// What mmap reports.
+    pub(super) fn renew_part(&self, part: Range<usize>) -> io::Result<Range<usize>> {
+        let part = self.part(part);
+        part.renew()?;
+        Ok(part.start..part.start + part.len)
+    }
+
+    /// `part` of it, as far as it is there. It is no owner: it is not dropped.
+    fn part(&self, part: Range<usize>) -> ManuallyDrop<Self> {
+        let end = part.end.min(self.len);
+        let start = part.start.min(end);
+        ManuallyDrop::new(Self {
+            start: self.start + start,
+            len: end - start,
+        })
+    }
+
     fn replace(&self, flags: i32, fd: i32, offset: i64) -> io::Result<()> {
         let flags = flags | libc::MAP_FIXED;
         // SAFETY: the range is exactly this mapping; its content is lost, as asked for, and every pointer
@@ -134,6 +156,14 @@ impl Mapping {
             0 => Ok(()),
             _ => Err(io::Error::last_os_error()),
         }
+    }
+
+    /// The same for `part` of it, of whole pages, which is cut to the mapping.
+    ///
+    /// # Errors
+    /// What madvise reports.
+    pub(super) fn discard_part(&self, part: Range<usize>) -> io::Result<()> {
+        self.part(part).discard()
     }
 }
 

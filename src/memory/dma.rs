@@ -104,6 +104,14 @@ impl Dma {
         Ok(self.ram()?.write(gpa, data)?)
     }
 
+    /// As [`GuestRam::release`].
+    ///
+    /// # Errors
+    /// If the function is no bus master. What the host refuses stays as it is.
+    pub fn release(&self, gpa: Gpa, len: u64) -> Result<u64, DmaError> {
+        Ok(self.ram()?.release(gpa, len).unwrap_or(0))
+    }
+
     /// Copies one structure out of guest memory.
     ///
     /// # Errors

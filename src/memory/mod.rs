@@ -2,12 +2,14 @@
 //! per piece; or, after a lazy restore, the saved RAM's file mapped privately ([`GuestRam::map_saved`]).
 
 mod anonymous;
+pub mod balloon;
 mod config;
 pub mod dirty;
 pub mod dirty_log;
 mod dma;
 mod host;
 mod pagemap;
+mod release;
 mod saved;
 pub mod slots;
 mod usage;

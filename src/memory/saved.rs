@@ -18,6 +18,7 @@ use vm_memory::{
 };
 
 use super::anonymous::{FLAGS, Mapping};
+use super::release::Parts;
 use super::{GuestRam, HostMemory, MemoryError, pagemap, pieces_of};
 use crate::sys::fatal::OnDeath;
 use crate::units::Gpa;
@@ -33,6 +34,8 @@ pub(super) struct Image {
     message: String,
     /// RAM is still mapped from it.
     mapped: AtomicBool,
+    /// What was put in its place.
+    parts: Parts,
     _explained: Vec<OnDeath>,
 }
 
@@ -54,6 +57,7 @@ impl Image {
             file,
             message,
             mapped: AtomicBool::new(true),
+            parts: Parts::default(),
         }
     }
 
@@ -64,6 +68,10 @@ impl Image {
 
     pub(super) fn is_mapped(&self) -> bool {
         self.mapped.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn parts(&self) -> &Parts {
+        &self.parts
     }
 
     fn is_lost(&self) -> bool {
