@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::block::{DiskCounters, DiskReport, DiskRequest};
+use crate::memory::balloon::{BalloonCounters, BalloonReport, BalloonRequest};
 use crate::net::control::{NetCounters, NetReport, NetRequest};
 
 /// What a user asks of a device.
@@ -23,6 +24,8 @@ pub enum DeviceRequest {
     Disk(DiskRequest),
     /// Of a network card.
     Net(NetRequest),
+    /// Of a balloon.
+    Balloon(BalloonRequest),
 }
 
 impl DeviceRequest {
@@ -31,6 +34,7 @@ impl DeviceRequest {
         match self {
             Self::Disk(_) => "disk",
             Self::Net(_) => "network card",
+            Self::Balloon(_) => "balloon",
         }
     }
 
@@ -41,6 +45,8 @@ impl DeviceRequest {
             Self::Disk(request) => request.changes_saved_state(),
             // Where it continues, the card has a cable of its own.
             Self::Net(NetRequest::Plug(_)) => false,
+            // There it has the target with which it was saved.
+            Self::Balloon(BalloonRequest::Target(_)) => false,
         }
     }
 }
@@ -65,6 +71,9 @@ pub struct DeviceReport {
     /// If it is a network card.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub net: Option<NetReport>,
+    /// If it is a balloon.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub balloon: Option<BalloonReport>,
 }
 
 /// Where a device's report is read: on any thread, at any time, without a wait for the device.
@@ -86,6 +95,15 @@ impl Gauge for NetCounters {
     fn read(&self) -> DeviceReport {
         DeviceReport {
             net: Some(self.report()),
+            ..DeviceReport::default()
+        }
+    }
+}
+
+impl Gauge for BalloonCounters {
+    fn read(&self) -> DeviceReport {
+        DeviceReport {
+            balloon: Some(self.report()),
             ..DeviceReport::default()
         }
     }

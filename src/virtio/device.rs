@@ -20,6 +20,10 @@ pub enum Kind {
     Rng,
     /// A disk.
     Blk,
+    /// A console.
+    Console,
+    /// A balloon.
+    Balloon,
 }
 
 impl Kind {
@@ -28,7 +32,9 @@ impl Kind {
         match self {
             Self::Net => 1,
             Self::Blk => 2,
+            Self::Console => 3,
             Self::Rng => 4,
+            Self::Balloon => 5,
         }
     }
 
@@ -37,7 +43,8 @@ impl Kind {
         match self {
             Self::Net => 0x02_0000,
             Self::Blk => 0x01_0000,
-            Self::Rng => 0x00_ff00,
+            Self::Console => 0x07_8000,
+            Self::Rng | Self::Balloon => 0x00_ff00,
         }
     }
 }

@@ -4,7 +4,9 @@
 //! transport knows registers, interrupts and notifications, the device what a request means, and both know
 //! [`queue`].
 
+pub mod balloon;
 pub mod blk;
+pub mod console;
 pub mod device;
 pub mod net;
 pub mod queue;
