@@ -63,6 +63,23 @@ pub(crate) fn eventfd() -> io::Result<EventFd> {
     Ok(EventFd::from_flags(flags)?)
 }
 
+// tty_ioctl(4).
+nix::ioctl_read_bad!(get_window_size, libc::TIOCGWINSZ, libc::winsize);
+
+/// How many characters a terminal shows in a row, and how many rows. None: it is no terminal, or does not
+/// know.
+pub(crate) fn terminal_size(fd: BorrowedFd<'_>) -> Option<(u16, u16)> {
+    let mut size = libc::winsize {
+        ws_row: 0,
+        ws_col: 0,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    // SAFETY: the kernel writes a winsize, which outlives the call.
+    unsafe { get_window_size(fd.as_raw_fd(), &raw mut size) }.ok()?;
+    (size.ws_col > 0 && size.ws_row > 0).then_some((size.ws_col, size.ws_row))
+}
+
 /// Records the sockets, pipes and tap devices that this process was started with: [`inherited`] duplicates no
 /// others. To be called before the program opens anything.
 pub(crate) fn record_inherited() {

@@ -308,3 +308,33 @@ fn the_cards_of_a_saved_vm_get_this_hosts_networks() {
         assert!(refused.contains(problem), "{flags:?}: {refused}");
     }
 }
+
+#[test]
+fn the_consoles_of_a_saved_vm_get_this_hosts_back_ends() {
+    let saved = saved("console = ['socket:/there,name=agent', 'stdio,id=tty', 'file:/log']");
+    let shown = |flags: &[(&str, &str)]| {
+        let checked = adapted(&saved, flags).unwrap().checked;
+        let devices = checked.config.devices.iter();
+        let backends = devices.map(|device| device.text("console").unwrap_or("-").to_owned());
+        (backends.collect::<Vec<_>>(), checked.warnings.len())
+    };
+    // The terminal is this process's in any case.
+    assert_eq!(
+        shown(&[]),
+        (["-", "stdio", "-"].map(str::to_owned).to_vec(), 2)
+    );
+    let given = [("console", "pty,id=tty"), ("console", "socket:/here")];
+    let expected = ["socket:/here", "pty", "-"].map(str::to_owned).to_vec();
+    assert_eq!(shown(&given), (expected, 1));
+    let checked = adapted(&saved, &given).unwrap().checked;
+    assert_eq!(checked.config.devices[0].text("name"), Some("agent"));
+    for (flags, problem) in [
+        (&[("console", "pty"); 4][..], "one more than consoles"),
+        (&[("console", "pty,id=x")], "there is no console x"),
+        (&[("console", "pty,name=x")], "name"),
+        (&[("serial", "stdio")], "stdio is already taken by serial"),
+    ] {
+        let refused = adapted(&saved, flags).unwrap_err().to_string();
+        assert!(refused.contains(problem), "{flags:?}: {refused}");
+    }
+}

@@ -10,6 +10,7 @@ use super::flags::Flags;
 use super::host::HostLimits;
 use super::parse::{self, BackendKind, Wrong};
 use super::problem::{ConfigError, Origin, Problem};
+use super::saved_devices::CONSOLE;
 use super::setting::{self, Part, Scalar, Setting, Shape};
 use super::topology::{MAX_CPUS, topology};
 use super::{CpuConfig, Irqchip, OnTripleFault, TimeConfig, VmConfig, show};
@@ -17,7 +18,8 @@ use crate::boot::BootConfig;
 use crate::boot::BootModule;
 use crate::cpuid::CpuModel;
 use crate::devices::char::CharBackend;
-use crate::devices::table::{DEVICE_TYPES, DeviceRow, SLOT_KEY};
+use crate::devices::console::CONSOLE_KEY;
+use crate::devices::table::{DEVICE_TYPES, DeviceConfig, DeviceRow, SLOT_KEY};
 use crate::layout::{self, MachineType};
 use crate::life::OnCrash;
 use crate::memory::HugePageSize;
@@ -128,11 +130,34 @@ impl<'a> Build<'a> {
         let serial = self.backend("serial");
         let serial2 = self.backend("serial2");
         let debugcon = self.backend("debugcon");
-        self.distinct_backends(&[
-            ("serial", serial.as_ref().unwrap_or(&CharBackend::Stdio)),
-            ("serial2", serial2.as_ref().unwrap_or(&CharBackend::None)),
-            ("debugcon", debugcon.as_ref().unwrap_or(&CharBackend::None)),
-        ]);
+        let devices = self.devices(&name);
+        if let Some(memory) = &memory {
+            self.releases_memory(memory, &devices);
+        }
+        let consoles = devices.iter().filter_map(|(origin, device)| {
+            let backend = device.backend(CONSOLE_KEY)?;
+            Some((CONSOLE, origin.clone(), backend))
+        });
+        let consoles: Vec<_> = consoles.collect();
+        let has_stdio = |(_, _, backend): &(_, _, CharBackend)| *backend == CharBackend::Stdio;
+        // A console on the terminal takes COM1's place there.
+        let serial = serial.unwrap_or(match consoles.iter().any(has_stdio) {
+            true => CharBackend::None,
+            false => CharBackend::Stdio,
+        });
+        let serial2 = serial2.unwrap_or(CharBackend::None);
+        let backends = [
+            ("serial", Some(&serial)),
+            ("serial2", Some(&serial2)),
+            ("debugcon", debugcon.as_ref()),
+        ];
+        let backends = backends.into_iter().filter_map(|(key, backend)| {
+            // The first may be a default.
+            let origin = self.part(key).map(|part| part.origin.clone());
+            Some((key, origin.unwrap_or(Origin::Flag(key)), backend?.clone()))
+        });
+        let backends: Vec<_> = backends.chain(consoles).collect();
+        self.distinct_backends(&backends);
         let irqchip = self.one("irqchip", |v| {
             parse::choice(v, &[("kernel", Irqchip::Kernel), ("split", Irqchip::Split)])
         });
@@ -160,7 +185,6 @@ impl<'a> Build<'a> {
         let time = self.time();
         let dirty_ring_size = self.one("dirty-ring-size", parse::dirty_ring_size);
         let stats = self.path("stats");
-        let devices = self.devices(&name);
         let kvm_leaves = self.one("kvm-leaves", parse::boolean);
         let hv = self.hv();
         Some(VmConfig {
@@ -170,14 +194,11 @@ impl<'a> Build<'a> {
             cpus: cpus?,
             pins,
             boot: boot?,
-            serial: [
-                serial.unwrap_or(CharBackend::Stdio),
-                serial2.unwrap_or(CharBackend::None),
-            ],
+            serial: [serial, serial2],
             irqchip: irqchip.unwrap_or(Irqchip::Kernel),
             debug_exit,
             debugcon,
-            devices,
+            devices: devices.into_iter().map(|(_, device)| device).collect(),
             // A VM that was saved before there was this setting has no such device.
             fw_cfg: fw_cfg.unwrap_or(self.files == Files::MustBeThere),
             dirty_ring_size,
@@ -376,6 +397,11 @@ impl<'a> Build<'a> {
 
     fn backend(&mut self, key: &'static str) -> Option<CharBackend> {
         let part = self.part(key)?;
+        self.backend_of(key, part)
+    }
+
+    /// The character back end that is the value of `part`.
+    pub(super) fn backend_of(&mut self, key: &'static str, part: &Part) -> Option<CharBackend> {
         let (kind, path) = self.parsed(key, part, parse::backend)?;
         let path = || resolve(&part.origin, path.as_deref().unwrap_or_default());
         Some(match kind {
@@ -399,10 +425,29 @@ impl<'a> Build<'a> {
         })
     }
 
+    /// Reports devices that give back RAM which cannot be given back.
+    fn releases_memory(&mut self, memory: &MemoryConfig, devices: &[(Origin, DeviceConfig)]) {
+        let why = match memory {
+            MemoryConfig {
+                hugepages: Some(_), ..
+            } => "hugepages: reserved pages stay reserved",
+            MemoryConfig { host, .. } if host.lock => "lock: locked pages stay in memory",
+            _ => return,
+        };
+        for (origin, device) in devices {
+            if device.of.row().releases_memory {
+                let (of, id) = (device.of, &device.id);
+                let what = format!("the {of} {id} cannot give memory back that is --memory {why}");
+                let expected = "other memory, or no such device";
+                self.push("device", origin, Wrong::new(what, expected));
+            }
+        }
+    }
+
     /// Reports backends that are used twice: neither the terminal nor a file or socket can be shared.
-    fn distinct_backends(&mut self, devices: &[(&'static str, &CharBackend)]) {
-        for (i, (key, backend)) in devices.iter().enumerate() {
-            let Some((other, _)) = devices[..i].iter().find(|(_, b)| b == backend) else {
+    fn distinct_backends(&mut self, devices: &[(&'static str, Origin, CharBackend)]) {
+        for (i, (key, origin, backend)) in devices.iter().enumerate() {
+            let Some((other, ..)) = devices[..i].iter().find(|(.., b)| b == backend) else {
                 continue;
             };
             let what = match backend {
@@ -412,12 +457,8 @@ impl<'a> Build<'a> {
                     format!("{} is already taken by {other}", path.display())
                 }
             };
-            // The first may be a default; then the origin is this device's own setting.
-            let origin = self
-                .part(key)
-                .map_or(Origin::Flag(key), |part| part.origin.clone());
             let expected = format!("another backend, or --{other} none");
-            self.push(key, &origin, Wrong::new(what, expected));
+            self.push(key, origin, Wrong::new(what, expected));
         }
     }
 

@@ -351,6 +351,66 @@ fn two_devices_cannot_share_a_file() {
     assert!(problems[0].contains("a is already taken by serial"));
     assert!(with_flags(&[("serial", "pty"), ("serial2", "pty")]).is_ok());
     assert!(with_flags(&[("serial", "none"), ("serial2", "stdio")]).is_ok());
+    for (flags, taken) in [
+        (
+            &[("console", "file:a"), ("console", "file:a")][..],
+            "a is already taken by console",
+        ),
+        (
+            &[("serial2", "socket:a"), ("console", "socket:a,name=x")],
+            "taken by serial2",
+        ),
+        (
+            &[("serial", "stdio"), ("console", "stdio")],
+            "stdio is already taken by serial",
+        ),
+    ] {
+        let problems = with_flags(flags).unwrap_err();
+        assert!(
+            problems.len() == 1 && problems[0].contains(taken),
+            "{problems:?}"
+        );
+    }
+}
+
+#[test]
+fn a_console_on_the_terminal_takes_com1s_place() {
+    let config = with_flags(&[("console", "pty"), ("console", "stdio,name=agent.0")]).unwrap();
+    assert_eq!(config.serial[0], CharBackend::None);
+    let [first, second] = config.devices.as_slice() else {
+        panic!("{:?}", config.devices);
+    };
+    assert_eq!(first.backend("console"), Some(CharBackend::Pty));
+    assert_eq!(
+        (first.text("name"), second.text("name")),
+        (None, Some("agent.0"))
+    );
+    let config = with_flags(&[("console", "socket:s")]).unwrap();
+    assert_eq!(config.serial[0], CharBackend::Stdio);
+    for (console, problem) in [
+        ("stdoi", "is no backend (did you mean stdio?)"),
+        ("pty,name=a/b", "cannot name a device's name"),
+        ("socket:", "lacks a path"),
+        ("pty,nme=x", "did you mean name?"),
+    ] {
+        let problems = with_flags(&[("console", console)]).unwrap_err();
+        assert!(problems[0].contains(problem), "{problems:?}");
+    }
+}
+
+#[test]
+fn a_balloon_over_memory_that_stays_is_refused() {
+    let balloon = ("device", "virtio-balloon,id=b");
+    assert!(with_flags(&[("memory", "1G,prealloc,mergeable"), balloon]).is_ok());
+    for (memory, why) in [
+        ("1G,hugepages=2M", "--memory hugepages"),
+        ("1G,lock", "--memory lock"),
+    ] {
+        let problems = with_flags(&[("memory", memory), balloon]).unwrap_err();
+        let says = problems.len() == 1 && problems[0].contains("the virtio-balloon b cannot");
+        assert!(says && problems[0].contains(why), "{problems:?}");
+        assert!(with_flags(&[("memory", memory), ("device", "virtio-rng")]).is_ok());
+    }
 }
 
 #[test]

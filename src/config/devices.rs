@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use super::build::{Build, Files, known};
 use super::parse::{self, Wrong};
 use super::problem::Origin;
-use super::saved_devices::{DISK, NET, Shorthand};
+use super::saved_devices::{CONSOLE, DISK, NET, Shorthand};
 use super::setting::{Entry, Part, Scalar};
 use crate::devices::disk::{FILE_KEY, READ_ONLY_KEY};
 use crate::devices::table::{
@@ -58,10 +58,10 @@ impl Asked {
 
 impl<'a> Build<'a> {
     /// All devices of the VM called `vm`, in the order in which they were given.
-    pub(super) fn devices(&mut self, vm: &str) -> Vec<DeviceConfig> {
+    pub(super) fn devices(&mut self, vm: &str) -> Vec<(Origin, DeviceConfig)> {
         let draft = self.draft;
         let of = |key| draft.get(known(key)).iter().map(move |entry| (key, entry));
-        let entries: Vec<_> = [DISK, NET, KEY].into_iter().flat_map(of).collect();
+        let entries: Vec<_> = [DISK, NET, CONSOLE, KEY].into_iter().flat_map(of).collect();
         let slots = DEVICE_SLOTS.count();
         if let Some((key, entry)) = entries.get(slots) {
             let what = format!("there are slots for no more than {slots} devices");
@@ -118,7 +118,7 @@ impl<'a> Build<'a> {
                 };
                 self.push(setting, &origin, Wrong::new(fault.what, fault.expected));
             }
-            devices.push(device);
+            devices.push((origin, device));
         }
         devices
     }
@@ -224,6 +224,10 @@ impl<'a> Build<'a> {
             self.push(setting, &part.origin, Wrong::new(wrong, expected));
             return None;
         }
+        if let Takes::Backend = key.takes {
+            let backend = self.backend_of(setting, part)?.to_string();
+            return Some(DeviceValue::Text(backend));
+        }
         if let Takes::Socket = key.takes {
             let path = self.path_of(setting, part)?;
             let text = path.to_str().filter(|path| path.len() <= MAX_SOCKET);
@@ -236,7 +240,7 @@ impl<'a> Build<'a> {
             return None;
         }
         self.parsed(setting, part, |value| match &key.takes {
-            Takes::Socket | Takes::Path => unreachable!("see above"),
+            Takes::Socket | Takes::Path | Takes::Backend => unreachable!("see above"),
             Takes::Switch => parse::boolean(value).map(DeviceValue::Switch),
             Takes::Text { max } => {
                 let expected = format!("up to {max} printable ASCII characters");

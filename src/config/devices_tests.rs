@@ -35,6 +35,7 @@ static TYPES: &[DeviceRow] = &[
         ],
         check: |_, _, _| Vec::new(),
         build: |config, site| site.virtio(config, Box::<Rng>::default()),
+        releases_memory: false,
     },
     DeviceRow {
         name: "test-net",
@@ -46,6 +47,7 @@ static TYPES: &[DeviceRow] = &[
         }],
         check: |_, _, _| Vec::new(),
         build: |config, site| site.virtio(config, Box::<Rng>::default()),
+        releases_memory: false,
     },
 ];
 

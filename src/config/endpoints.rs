@@ -37,9 +37,7 @@ impl VmConfig {
             };
             let value = match backend {
                 CharBackend::None | CharBackend::Stdio => continue,
-                CharBackend::Pty => "pty".to_owned(),
-                CharBackend::File(path) => format!("file:{}", path.display()),
-                CharBackend::Socket(path) => format!("socket:{}", path.display()),
+                _ => backend.to_string(),
             };
             *backend = CharBackend::None;
             removed.push(Endpoint { setting, value });

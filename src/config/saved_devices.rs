@@ -1,9 +1,11 @@
-//! `--disk FILE[,KEY=VALUE]...` and `--net KIND[,KEY=VALUE]...`: devices of the types for disks and network
-//! cards; and what a saved VM's disks and cards are connected to on this host.
+//! `--disk FILE[,KEY=VALUE]...`, `--net KIND[,KEY=VALUE]...` and `--console BACKEND[,KEY=VALUE]...`: devices
+//! of the types for disks, network cards and consoles; and what those of a saved VM are connected to on this
+//! host.
 
 use super::build::{Build, known};
 use super::parse::Wrong;
 use super::problem::{Origin, Problem};
+use crate::devices::console::CONSOLE_KEY;
 use crate::devices::disk::FILE_KEY;
 use crate::devices::net::NET_KEY;
 use crate::devices::table::{COMMON_KEYS, DeviceConfig, DeviceKey, ID_KEY};
@@ -13,6 +15,9 @@ pub(super) const DISK: &str = "disk";
 
 /// The setting of network cards.
 pub(super) const NET: &str = "net";
+
+/// The setting of consoles.
+pub(super) const CONSOLE: &str = "console";
 
 /// A setting that stands for a type of device.
 pub(super) struct Shorthand {
@@ -31,7 +36,7 @@ pub(super) struct Shorthand {
 }
 
 /// All of them.
-pub(super) static SHORTHANDS: [Shorthand; 2] = [
+pub(super) static SHORTHANDS: [Shorthand; 3] = [
     Shorthand {
         setting: DISK,
         of: "virtio-blk",
@@ -48,6 +53,15 @@ pub(super) static SHORTHANDS: [Shorthand; 2] = [
         one: "network card",
         many: "network cards",
         connected: "a network",
+        required: false,
+    },
+    Shorthand {
+        setting: CONSOLE,
+        of: "virtio-console",
+        key: CONSOLE_KEY,
+        one: "console",
+        many: "consoles",
+        connected: "a back end",
         required: false,
     },
 ];
@@ -73,7 +87,8 @@ fn keys_of(device: &DeviceConfig) -> impl Iterator<Item = &'static DeviceKey> + 
 }
 
 impl Build<'_> {
-    /// Connects the devices of a saved VM to what `--disk` and `--net` name: by id, or in their order.
+    /// Connects the devices of a saved VM to what `--disk`, `--net` and `--console` name: by id, or in their
+    /// order.
     pub(super) fn saved_devices(&mut self, devices: &mut [DeviceConfig]) {
         for short in &SHORTHANDS {
             self.saved(short, devices);

@@ -22,7 +22,7 @@ pub struct Setting {
 }
 
 /// The settings of the host that restores a saved VM, as opposed to the guest's.
-pub(super) const LOCAL: [&str; 19] = [
+pub(super) const LOCAL: [&str; 20] = [
     "name",
     "kernel",
     "initrd",
@@ -31,6 +31,7 @@ pub(super) const LOCAL: [&str; 19] = [
     "pin",
     "disk",
     "net",
+    "console",
     "serial",
     "serial2",
     "debugcon",
@@ -344,7 +345,7 @@ pub static SETTINGS: &[Setting] = &[
         key: "serial",
         shape: Shape::One,
         value: "BACKEND",
-        help: "COM1: none, stdio, file:PATH, pty or socket:PATH [default: stdio]",
+        help: "COM1: none, stdio, file:PATH, pty or socket:PATH [default: stdio, unless a --console has it]",
         flag_example: " file:console.log",
         file_example: "serial = \"file:console.log\"",
     },
@@ -399,6 +400,15 @@ pub static SETTINGS: &[Setting] = &[
             or none. Repeatable; of a restored VM, the networks of its cards",
         flag_example: " tap,ifname=tap0",
         file_example: "net = [\"tap,ifname=tap0\"]",
+    },
+    Setting {
+        key: "console",
+        shape: Shape::Devices,
+        value: "BACKEND[,KEY=VALUE]...",
+        help: "A virtio console: --device virtio-console with this back end, as COM1; with name=NAME a port \
+            of that name for programs. Repeatable; of a restored VM, the back ends of its consoles",
+        flag_example: " socket:agent.sock,name=org.qemu.guest_agent.0",
+        file_example: "console = [\"socket:agent.sock,name=org.qemu.guest_agent.0\"]",
     },
     Setting {
         key: "device",

@@ -244,11 +244,5 @@ fn sub<const N: usize>(pairs: [(&str, Value); N]) -> Value {
 }
 
 fn backend(backend: &CharBackend) -> Value {
-    Value::String(match backend {
-        CharBackend::None => "none".to_owned(),
-        CharBackend::Stdio => "stdio".to_owned(),
-        CharBackend::Pty => "pty".to_owned(),
-        CharBackend::File(path) => format!("file:{}", path.to_string_lossy()),
-        CharBackend::Socket(path) => format!("socket:{}", path.to_string_lossy()),
-    })
+    Value::String(backend.to_string())
 }

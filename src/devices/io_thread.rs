@@ -93,7 +93,8 @@ impl Waker {
     }
 }
 
-type SharedChar = Arc<Mutex<dyn CharDevice>>;
+/// A device at an end of a line.
+pub type SharedChar = Arc<Mutex<dyn CharDevice>>;
 type SharedTimed = Arc<Mutex<dyn Timed>>;
 
 /// The thread before it runs: devices are connected to it first.
@@ -104,6 +105,8 @@ pub struct IoThread {
     timed: Vec<SharedTimed>,
     stdio_taken: bool,
     keeps_files: bool,
+    ptys: Vec<(String, PathBuf)>,
+    lines: Option<Vec<(String, SharedChar)>>,
 }
 
 impl IoThread {
@@ -119,6 +122,8 @@ impl IoThread {
             timed: Vec::new(),
             stdio_taken: false,
             keeps_files: false,
+            ptys: Vec::new(),
+            lines: None,
         })
     }
 
@@ -139,7 +144,7 @@ impl IoThread {
         (*backend != CharBackend::None).then(|| self.waker())
     }
 
-    /// Connects `device`, called `name` in messages, to `backend`. Returns the path of a new pseudo-terminal.
+    /// Connects `device`, called `name` in messages, to `backend`.
     ///
     /// # Errors
     /// If the backend cannot be opened.
@@ -148,10 +153,9 @@ impl IoThread {
         name: &str,
         backend: &CharBackend,
         device: SharedChar,
-    ) -> Result<Option<PathBuf>, CharError> {
-        let mut pty = None;
+    ) -> Result<(), CharError> {
         let wire = match backend {
-            CharBackend::None => return Ok(None),
+            CharBackend::None => return Ok(()),
             CharBackend::Stdio if self.stdio_taken => {
                 return Err(CharError::StdioTaken {
                     device: name.to_owned(),
@@ -164,13 +168,58 @@ impl IoThread {
             CharBackend::File(path) => Wire::file(name, path, self.keeps_files)?,
             CharBackend::Pty => {
                 let (wire, path) = Wire::pty(name)?;
-                pty = Some(path);
+                self.ptys.push((name.to_owned(), path));
                 wire
             }
             CharBackend::Socket(path) => Wire::socket(name, path)?,
         };
         self.wires.push((wire, device));
-        Ok(pty)
+        Ok(())
+    }
+
+    /// As [`IoThread::waker_for`], for [`IoThread::connect_line`].
+    pub fn waker_for_line(&self, backend: &CharBackend) -> Option<Waker> {
+        match self.lines {
+            Some(_) => Some(self.waker()),
+            None => self.waker_for(backend),
+        }
+    }
+
+    /// As [`IoThread::connect`], for a line that is kept after [`IoThread::keep_lines`].
+    ///
+    /// # Errors
+    /// If the backend cannot be opened.
+    pub fn connect_line(
+        &mut self,
+        name: &str,
+        backend: &CharBackend,
+        line: SharedChar,
+    ) -> Result<(), CharError> {
+        match &mut self.lines {
+            Some(lines) => {
+                lines.push((name.to_owned(), line));
+                Ok(())
+            }
+            None => self.connect(name, backend, line),
+        }
+    }
+
+    /// Lines from now on are connected to nothing and kept, for a test that plays the host's end.
+    pub fn keep_lines(&mut self) {
+        self.lines = Some(Vec::new());
+    }
+
+    /// The line of this name that was kept.
+    pub fn line(&self, name: &str) -> Option<SharedChar> {
+        let mut lines = self.lines.iter().flatten();
+        lines
+            .find(|line| line.0 == name)
+            .map(|line| Arc::clone(&line.1))
+    }
+
+    /// Pseudo-terminals that were opened: (device, path).
+    pub fn ptys(&self) -> &[(String, PathBuf)] {
+        &self.ptys
     }
 
     /// Calls `device` when its time has come.

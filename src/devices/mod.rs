@@ -10,9 +10,11 @@
 //! ```
 
 pub mod acpi_pm;
+pub mod balloon;
 pub mod char;
 pub mod clock;
 pub mod cmos;
+pub mod console;
 pub mod debug;
 pub mod disk;
 pub mod fw_cfg;

@@ -7,7 +7,9 @@ use std::fmt;
 
 use thiserror::Error;
 
-use super::{disk, net};
+use super::char::{CharBackend, CharError};
+use super::io_thread::{SharedChar, Waker};
+use super::{balloon, console, disk, net};
 use crate::block::raw::RawError;
 use crate::irq::{Doorbells, NoVector};
 use crate::life::GuestEvents;
@@ -31,6 +33,8 @@ pub struct DeviceRow {
     pub check: Check,
     /// Makes one.
     pub build: Build,
+    /// It gives the guest's RAM back to the host page by page.
+    pub releases_memory: bool,
 }
 
 /// Checks a device's keys together, and sets those that depend on others. It has the VM's name, and whether
@@ -57,12 +61,31 @@ pub type Build = fn(&DeviceConfig, &Site<'_>) -> Result<Slot, BuildError>;
 /// Every type.
 pub static DEVICE_TYPES: &[DeviceRow] = &[
     DeviceRow {
+        name: "virtio-balloon",
+        aliases: &["virtio-balloon-pci"],
+        about: "a balloon: memory that the guest gives back",
+        keys: balloon::VIRTIO_BALLOON_KEYS,
+        check: independent,
+        build: balloon::virtio_balloon,
+        releases_memory: true,
+    },
+    DeviceRow {
         name: "virtio-blk",
         aliases: &["virtio-blk-pci"],
         about: "a disk",
         keys: disk::VIRTIO_BLK_KEYS,
         check: disk::check,
         build: disk::virtio_blk,
+        releases_memory: false,
+    },
+    DeviceRow {
+        name: "virtio-console",
+        aliases: &["virtconsole", "virtserialport"],
+        about: "a console, or a port with a name",
+        keys: console::VIRTIO_CONSOLE_KEYS,
+        check: independent,
+        build: console::virtio_console,
+        releases_memory: false,
     },
     DeviceRow {
         name: "virtio-net",
@@ -71,6 +94,7 @@ pub static DEVICE_TYPES: &[DeviceRow] = &[
         keys: net::VIRTIO_NET_KEYS,
         check: net::check,
         build: net::virtio_net,
+        releases_memory: false,
     },
     DeviceRow {
         name: "virtio-rng",
@@ -79,6 +103,7 @@ pub static DEVICE_TYPES: &[DeviceRow] = &[
         keys: &[PACKED],
         check: independent,
         build: |config, site| site.virtio(config, Box::<Rng>::default()),
+        releases_memory: false,
     },
 ];
 
@@ -190,6 +215,8 @@ pub enum Takes {
     Path,
     /// The path of a socket, which need not be there.
     Socket,
+    /// A character back end, as those of serial ports.
+    Backend,
 }
 
 /// A key's value.
@@ -295,11 +322,25 @@ impl DeviceConfig {
         self.values.get(key) == Some(&DeviceValue::Switch(true))
     }
 
-    /// Removes what is of the host.
+    /// The character back end of a key, if it is set.
+    pub fn backend(&self, key: &str) -> Option<CharBackend> {
+        self.text(key).and_then(CharBackend::of)
+    }
+
+    /// Removes what is of the host, other than what the process has in any case: its terminal.
     pub fn remove_local(&mut self) -> Vec<(&'static str, DeviceValue)> {
         let local = self.of.row().keys.iter().filter(|key| key.local);
-        local
-            .filter_map(|key| self.values.remove_entry(key.name))
+        let has = |key: &DeviceKey| {
+            matches!(key.takes, Takes::Backend)
+                && matches!(
+                    self.backend(key.name),
+                    Some(CharBackend::None | CharBackend::Stdio)
+                )
+        };
+        let names: Vec<_> = local.filter(|key| !has(key)).map(|key| key.name).collect();
+        let names = names.into_iter();
+        names
+            .filter_map(|name| self.values.remove_entry(name))
             .collect()
     }
 }
@@ -308,12 +349,18 @@ impl DeviceConfig {
 pub struct Site<'a> {
     /// Where its function is.
     pub place: DevFn,
+    /// Bytes of the guest's RAM.
+    pub ram: u64,
     /// Doorbells for its driver.
     pub doorbells: &'a Doorbells,
     /// Gives its function access to memory, its interrupt pin, and so many vectors.
     pub requester: &'a dyn Fn(u16) -> Result<Requester, NoVector>,
     /// Receives the panics of its threads.
     pub events: &'a GuestEvents,
+    /// Wakes the I/O thread, if the back end leads anywhere.
+    pub waker: &'a dyn Fn(&CharBackend) -> Option<Waker>,
+    /// Connects a line to a back end.
+    pub connect: &'a dyn Fn(&CharBackend, SharedChar) -> Result<(), CharError>,
 }
 
 impl Site<'_> {
@@ -357,6 +404,12 @@ pub enum BuildError {
     /// Its network.
     #[error(transparent)]
     Network(std::io::Error),
+    /// The line to its back end.
+    #[error(transparent)]
+    Line(std::io::Error),
+    /// Its back end.
+    #[error(transparent)]
+    Console(#[from] CharError),
 }
 
 #[cfg(test)]

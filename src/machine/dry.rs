@@ -12,7 +12,8 @@ use crate::bus::{self, DeviceReport, DeviceRequest};
 use crate::config::VmConfig;
 use crate::devices;
 use crate::devices::char::CharBackend;
-use crate::devices::io_thread::IoThread;
+use crate::devices::console::without_backend;
+use crate::devices::io_thread::{IoThread, SharedChar};
 use crate::devices::net::without_network;
 use crate::irq::{Doorbells, Routes};
 use crate::layout::AddressWidth;
@@ -40,7 +41,7 @@ pub struct DevicesWithoutVm {
     ram: GuestRam,
     inbox: Inbox,
     /// What wakes it must be there; it does not run.
-    _io: IoThread,
+    io: IoThread,
 }
 
 impl std::fmt::Debug for DevicesWithoutVm {
@@ -60,6 +61,7 @@ impl DevicesWithoutVm {
         for device in &mut devices {
             device.remove_local();
             without_network(device);
+            without_backend(device);
         }
         let config = VmConfig {
             devices,
@@ -73,6 +75,7 @@ impl DevicesWithoutVm {
             what: "I/O",
             source,
         })?;
+        io.keep_lines();
         let memory = MemoryConfig::of(RAM);
         let ram = GuestRam::new(&memory, &[(Gpa(0), RAM)])?;
         let doorbells = Doorbells::default();
@@ -85,7 +88,7 @@ impl DevicesWithoutVm {
             wired,
             ram,
             inbox,
-            _io: io,
+            io,
         })
     }
 
@@ -147,6 +150,11 @@ impl DevicesWithoutVm {
         let devices = self.wired.plugged.gauges().read();
         let device = devices.into_iter().find(|device| device.id == id);
         device.map(|device| device.report)
+    }
+
+    /// The host's end of the line of the console with this id.
+    pub fn line(&self, id: &str) -> Option<SharedChar> {
+        self.io.line(id)
     }
 
     /// The name of the first device's thread that panicked.

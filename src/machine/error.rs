@@ -115,6 +115,14 @@ pub enum MachineError {
         /// The cause.
         source: std::io::Error,
     },
+    /// A console's line could not be made.
+    #[error("cannot create the device {device}")]
+    Line {
+        /// The device's id.
+        device: String,
+        /// The cause.
+        source: std::io::Error,
+    },
     /// Another process uses what a device needs for itself, or the host refuses it.
     #[error("cannot run the VM here")]
     InUse(#[source] std::io::Error),

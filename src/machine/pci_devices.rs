@@ -1,11 +1,14 @@
 //! The PCI devices that the configuration asks for, in their slots.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::error::MachineError;
 use crate::bus::Bus;
 use crate::config::{Irqchip, VmConfig};
+use crate::devices::char::CharBackend;
+use crate::devices::io_thread::{IoThread, SharedChar};
 use crate::devices::table::{BuildError, DeviceConfig, Site};
 use crate::irq::ioapic::IoApic;
 use crate::irq::{Doorbells, IrqLine, IrqSink, Routes, SharedLine};
@@ -24,6 +27,8 @@ pub(super) struct Backplane<'a> {
     /// How wide the vCPUs' physical addresses are.
     pub(super) address_width: AddressWidth,
     pub(super) ram: &'a GuestRam,
+    /// Bytes of RAM that the guest is told it has.
+    pub(super) memory: u64,
     pub(super) lines: Arc<dyn IrqSink>,
     /// The one in user space, of the split irqchip.
     pub(super) ioapic: Option<Arc<IoApic>>,
@@ -50,6 +55,7 @@ impl<'a> Backplane<'a> {
             map: config.machine.map(),
             address_width,
             ram,
+            memory: config.memory.size,
             lines,
             ioapic,
             routes,
@@ -58,23 +64,25 @@ impl<'a> Backplane<'a> {
     }
 }
 
-/// Makes all `devices` and connects them to the buses. Each goes into the slot that is returned with it.
+/// Makes all `devices` and connects them to the buses, for ports and for memory, and to `io`. Each goes into
+/// the slot that is returned with it.
 pub(super) fn plug(
     devices: &[DeviceConfig],
     backplane: &Backplane<'_>,
     events: &GuestEvents,
-    ports: &Bus,
-    mmio: &Bus,
+    (ports, mmio): (&Bus, &Bus),
+    io: &mut IoThread,
 ) -> Result<Vec<(DevFn, Arc<Slot>)>, MachineError> {
     let mut lines = BTreeMap::new();
     let mut slots = Vec::new();
+    let io = RefCell::new(io);
     for device in devices {
         let place = DevFn::new(device.slot, 0).expect("the configuration has slots that there are");
         let gsi = backplane.map.pci_interrupt(device.slot, PIN_A);
         let line = lines
             .entry(gsi)
             .or_insert_with(|| shared_line(backplane, gsi));
-        let slot = Arc::new(slot(device, place, backplane, events, line)?);
+        let slot = Arc::new(slot(device, place, backplane, events, line, &io)?);
         slot.connect(ports, mmio);
         slots.push((place, slot));
     }
@@ -91,6 +99,7 @@ fn slot(
     backplane: &Backplane<'_>,
     events: &GuestEvents,
     line: &SharedLine,
+    io: &RefCell<&mut IoThread>,
 ) -> Result<Slot, MachineError> {
     let requester = |vectors: u16| {
         let vectors = (0..vectors).map(|_| backplane.routes.vector());
@@ -98,11 +107,17 @@ fn slot(
         let dma = Dma::new(backplane.ram.clone());
         Ok(Requester::new(dma, vectors, line.holder()))
     };
+    let connect = |backend: &CharBackend, line: SharedChar| {
+        io.borrow_mut().connect_line(&device.id, backend, line)
+    };
     let site = Site {
         place,
+        ram: backplane.memory,
         doorbells: backplane.doorbells,
         requester: &requester,
         events,
+        waker: &|backend| io.borrow().waker_for_line(backend),
+        connect: &connect,
     };
     let id = device.id.clone();
     (device.of.row().build)(device, &site).map_err(|error| match error {
@@ -110,6 +125,8 @@ fn slot(
         BuildError::Transport(source) => MachineError::Device { device: id, source },
         BuildError::Image(source) => MachineError::Image { device: id, source },
         BuildError::Network(source) => MachineError::Network { device: id, source },
+        BuildError::Line(source) => MachineError::Line { device: id, source },
+        BuildError::Console(source) => source.into(),
     })
 }
 
@@ -133,6 +150,7 @@ mod tests {
                 firmware: None,
             },
             ram: &ram,
+            memory: 1 << 20,
             lines: Arc::new(routes.clone()),
             ioapic: None,
             routes,
@@ -145,8 +163,10 @@ mod tests {
             values: BTreeMap::new(),
         });
         let devices: Vec<_> = devices.collect();
-        let (events, ..) = life::channel();
-        plug(&devices, &backplane, &events, &Bus::ports(), &Bus::mmio())
+        let (events, handle, _inbox) = life::channel();
+        let mut io = IoThread::new(handle).unwrap();
+        let buses = (&Bus::ports(), &Bus::mmio());
+        plug(&devices, &backplane, &events, buses, &mut io)
     }
 
     #[test]

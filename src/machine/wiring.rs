@@ -107,16 +107,12 @@ pub(super) fn wire(
         let name = format!("serial{n}");
         let uart = Serial::new(&name, line(gsi), io.waker_for(backend));
         let uart = wired.place_at(base, layout::SERIAL_LEN, uart)?;
-        if let Some(path) = io.connect(&name, backend, uart)? {
-            wired.ptys.push((name, path));
-        }
+        io.connect(&name, backend, uart)?;
     }
     if let Some(backend) = &config.debugcon {
         let console = Debugcon::new(io.waker_for(backend));
         let console = wired.place_at(layout::DEBUGCON_PORT, 1, console)?;
-        if let Some(path) = io.connect("debugcon", backend, console)? {
-            wired.ptys.push(("debugcon".to_owned(), path));
-        }
+        io.connect("debugcon", backend, console)?;
     }
     if let Some(port) = config.debug_exit {
         wired.place_at(port, 4, DebugExit::new(events.clone()))?;
@@ -151,9 +147,10 @@ pub(super) fn wire(
         &config.devices,
         backplane,
         events,
-        &wired.ports,
-        &wired.mmio,
+        (&wired.ports, &wired.mmio),
+        io,
     )?;
+    wired.ptys = io.ptys().to_vec();
     for (device, (place, slot)) in config.devices.iter().zip(slots) {
         lock(&pci).plug(place, slot.clone());
         wired.plugged.add(device, slot.clone());

@@ -45,6 +45,16 @@ pub trait CharDevice: Send {
 
     /// Moves pending output to `buf`; returns the number of bytes.
     fn take_output(&mut self, buf: &mut [u8]) -> usize;
+
+    /// Whether somebody is at the other end.
+    fn connected(&mut self, connected: bool) {
+        let _unused = connected;
+    }
+
+    /// The other end is a terminal of so many characters.
+    fn resized(&mut self, columns: u16, rows: u16) {
+        let _unused = (columns, rows);
+    }
 }
 
 /// Why a backend could not be opened.

@@ -68,6 +68,7 @@ impl Wire {
             own_description(stdin, Direction::Input).map_err(failed("taking standard input"))?;
         wire.input = Some(Arc::new(input));
         wire.keys = Some((EscapeKeys::default(), handle));
+        wire.look_at_size();
         Ok(wire)
     }
 

@@ -15,6 +15,7 @@ use super::terminal::RawTerminal;
 use super::{CharDevice, TxQueue};
 use crate::life::{MachineHandle, Request};
 use crate::sys::listener::Listener;
+use crate::sys::terminal_size;
 
 /// The maximum that is read or written at once. A pipe that polls writable accepts PIPE_BUF (4096) bytes
 /// without blocking.
@@ -42,6 +43,8 @@ pub struct Wire {
     pub(super) keys: Option<(EscapeKeys, MachineHandle)>,
     /// Holds the terminal in raw mode; such an input is read even if the guest does not read.
     pub(super) terminal: Option<RawTerminal>,
+    /// How large the terminal is, when that was last looked at: at the start, and when something is typed.
+    size: Option<(u16, u16)>,
     /// Accepting the waiting client is retried periodically.
     accept_failed: bool,
     /// Input for which the device has no room yet. At most two chunks.
@@ -62,6 +65,7 @@ impl Wire {
             pty: None,
             keys: None,
             terminal: None,
+            size: None,
             accept_failed: false,
             arrived: VecDeque::new(),
             leaving: Vec::new(),
@@ -116,12 +120,17 @@ impl Wire {
             self.send();
         }
         if !ready[INPUT].is_empty() {
+            self.look_at_size();
             self.receive(ready[INPUT]);
         }
     }
 
     /// Exchanges bytes with the device.
     pub(in crate::devices) fn turn_device(&mut self, device: &mut dyn CharDevice) {
+        device.connected(self.output.is_some());
+        if let Some((columns, rows)) = self.size {
+            device.resized(columns, rows);
+        }
         self.deliver(device);
         self.collect(device);
     }
@@ -175,7 +184,16 @@ impl Wire {
             if !hung_up {
                 self.input = Some(master.clone());
                 self.output = Some(master.clone());
+                self.look_at_size();
             }
+        }
+    }
+
+    /// Looks at the size of a terminal.
+    pub(super) fn look_at_size(&mut self) {
+        if self.terminal.is_some() || self.pty.is_some() {
+            let input = self.input.as_ref();
+            self.size = input.and_then(|input| terminal_size(input.as_fd()));
         }
     }
 

@@ -236,10 +236,13 @@ fn input_waits_while_the_device_has_no_room() {
 #[test]
 fn a_pty_is_found_by_its_path_and_survives_its_users() {
     let mut b = bench();
-    let path =
-        b.io.connect("serial0", &CharBackend::Pty, b.probe.clone())
-            .unwrap()
-            .unwrap();
+    b.io.connect("serial0", &CharBackend::Pty, b.probe.clone())
+        .unwrap();
+    let [(name, path)] = b.io.ptys() else {
+        panic!("{:?}", b.io.ptys());
+    };
+    assert_eq!(name, "serial0");
+    let path = path.clone();
     let running = start(b.io);
     // Nobody has it open: dropped, and nothing blocks.
     for _ in 0..3 * TxQueue::CAPACITY {
