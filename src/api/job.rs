@@ -4,12 +4,13 @@ use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{Receiver, sync_channel};
 
-use super::protocol::{DiskResize, DiskThrottle, NetLink, Save};
+use super::protocol::{Balloon, DiskResize, DiskThrottle, NetLink, Save};
 use crate::block::{DiskRequest, Resize, ThrottleChange};
 use crate::bus::DeviceRequest;
 use crate::error::chain;
 use crate::life::MachineHandle;
 use crate::machine::{self, AfterSave, Migrate, Status};
+use crate::memory::balloon::BalloonRequest;
 use crate::net::control::NetRequest;
 use crate::sys::{Role, spawn};
 
@@ -97,6 +98,12 @@ pub(super) fn throttle_disk(handle: &MachineHandle, args: &DiskThrottle) -> Done
 /// Sets the link of a network card.
 pub(super) fn link_net(handle: &MachineHandle, args: &NetLink) -> Done {
     let request = DeviceRequest::Net(NetRequest::Plug(args.up));
+    request_device(handle, &args.id, request)
+}
+
+/// Has a balloon leave the guest so much memory.
+pub(super) fn inflate_balloon(handle: &MachineHandle, args: &Balloon) -> Done {
+    let request = DeviceRequest::Balloon(BalloonRequest::Target(args.size));
     request_device(handle, &args.id, request)
 }
 

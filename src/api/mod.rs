@@ -16,7 +16,9 @@ use std::path::PathBuf;
 use thiserror::Error;
 
 pub use client::{FoundVm, call, list, status};
-pub use protocol::{ControlReply, ControlRequest, DiskResize, DiskThrottle, NetLink, Save};
+pub use protocol::{
+    Balloon, ControlReply, ControlRequest, DiskResize, DiskThrottle, NetLink, Save,
+};
 pub use rundir::{RunDir, RunDirs};
 pub use server::Server;
 

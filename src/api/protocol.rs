@@ -44,6 +44,8 @@ pub enum ControlRequest {
     DiskThrottle(DiskThrottle),
     /// Set the link of a network card up or down.
     NetLink(NetLink),
+    /// Have a balloon leave the guest so much memory. The guest takes its time for it.
+    Balloon(Balloon),
 }
 
 /// The link of a network card.
@@ -54,6 +56,16 @@ pub struct NetLink {
     pub id: String,
     /// Whether there is to be a link.
     pub up: bool,
+}
+
+/// How much memory a balloon is to leave.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Balloon {
+    /// The balloon's id.
+    pub id: String,
+    /// Bytes.
+    pub size: u64,
 }
 
 /// Another size for a disk.
@@ -96,7 +108,7 @@ pub struct DiskThrottle {
 }
 
 /// The names of all requests with their arguments, for error messages. A test compares it with the types.
-pub(super) const REQUESTS: [(&str, &[&str]); 12] = [
+pub(super) const REQUESTS: [(&str, &[&str]); 13] = [
     ("status", &[]),
     ("pause", &[]),
     ("resume", &[]),
@@ -122,6 +134,7 @@ pub(super) const REQUESTS: [(&str, &[&str]); 12] = [
     ("disk-resize", &["id", "size", "shrink"]),
     ("disk-throttle", &["id", "iops", "bps"]),
     ("net-link", &["id", "up"]),
+    ("balloon", &["id", "size"]),
 ];
 
 impl ControlRequest {
@@ -134,6 +147,7 @@ impl ControlRequest {
                 | Self::DiskResize(_)
                 | Self::DiskThrottle(_)
                 | Self::NetLink(_)
+                | Self::Balloon(_)
         )
     }
 }

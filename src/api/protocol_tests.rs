@@ -112,6 +112,13 @@ fn requests() -> Vec<(ControlRequest, &'static str)> {
             }),
             r#"{"command":"net-link","id":"lan","up":false}"#,
         ),
+        (
+            ControlRequest::Balloon(Balloon {
+                id: "virtio-balloon0".to_owned(),
+                size: 1 << 30,
+            }),
+            r#"{"command":"balloon","id":"virtio-balloon0","size":1073741824}"#,
+        ),
     ]
 }
 
@@ -195,7 +202,7 @@ fn each_change_of_the_life_cycle_is_a_request() {
 fn a_refused_request_is_explained() {
     let example = r#"a request is a line like {"command":"status"}"#;
     let commands = "the commands are status, pause, resume, reset, power-button, kill, save, migrate, \
-                    cancel-migration, disk-resize, disk-throttle, net-link";
+                    cancel-migration, disk-resize, disk-throttle, net-link, balloon";
     let migrate_arguments = "the arguments of migrate are to, downtime_ms, bandwidth, connections, zstd, \
                              tls_cert, tls_key, tls_ca, plaintext";
     for (line, begins, ends) in [

@@ -108,6 +108,10 @@ impl Server {
                         let link = move |vm: &_| job::link_net(vm, &args);
                         ControlAnswer::Later(job::start(&handle, &wake, link))
                     }
+                    ControlRequest::Balloon(args) => {
+                        let inflate = move |vm: &_| job::inflate_balloon(vm, &args);
+                        ControlAnswer::Later(job::start(&handle, &wake, inflate))
+                    }
                 },
             };
             let thread = spawn(Role::Api, move || {

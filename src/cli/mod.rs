@@ -19,6 +19,7 @@ use crate::machine::{MachineError, TransferError};
 use crate::sys::fatal;
 use crate::text::nearest;
 
+pub mod balloon;
 mod completions;
 pub mod config;
 pub mod control;
@@ -83,6 +84,7 @@ enum Command {
     Status(status::Args),
     Disk(disk::Args),
     Net(net::Args),
+    Balloon(balloon::Args),
     Migrate(Box<migrate::Args>),
     /// Stop a VM's vCPUs and keep its state
     Pause(control::Args),
@@ -151,6 +153,12 @@ pub enum CliError {
         flag: &'static str,
         /// The problem.
         why: String,
+    },
+    /// The VM has no balloon.
+    #[error("the VM {vm} has no balloon; it needs --device virtio-balloon from its start")]
+    NoBalloon {
+        /// The VM.
+        vm: String,
     },
     /// A migration from another process failed.
     #[error("incoming migration failed")]
@@ -234,6 +242,7 @@ impl CliError {
             | Self::VcpuFailed(_)
             | Self::Api(_)
             | Self::NotDone { .. }
+            | Self::NoBalloon { .. }
             | Self::NotGone { .. }
             | Self::ProgressThread(_)
             | Self::Stdout(_) => ExitStatus::FAILED,
@@ -304,6 +313,7 @@ fn run(command: Command) -> Result<ExitStatus, CliError> {
         Command::Status(args) => status::run(&args),
         Command::Disk(args) => disk::run(&args),
         Command::Net(args) => net::run(&args),
+        Command::Balloon(args) => balloon::run(&args),
         Command::Migrate(args) => migrate::run(&args),
         Command::Pause(args) => control::run(&args, Request::Pause),
         Command::Resume(args) => control::run(&args, Request::Resume),

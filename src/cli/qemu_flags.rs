@@ -24,6 +24,8 @@ pub(super) enum Instead {
     Object,
     /// A serial port or console, with QEMU's back ends.
     Console(&'static str),
+    /// The back end of a serial port or console, which the device names here.
+    Chardev,
     /// None needed: it is always the case.
     LeaveOut(&'static str),
     /// Not available.
@@ -42,7 +44,7 @@ const CONTROL: Instead =
     LeaveOut("`hypernest status`, `pause`, `save` and `migrate` and the control socket do its job");
 
 /// QEMU's names, without dashes.
-const FLAGS: [(&str, Instead); 48] = [
+const FLAGS: [(&str, Instead); 49] = [
     ("kernel", Same("--kernel")),
     ("initrd", Same("--initrd")),
     ("append", Same("--cmdline")),
@@ -54,6 +56,7 @@ const FLAGS: [(&str, Instead); 48] = [
     ("device", Instead::Device),
     ("serial", Console("--serial")),
     ("debugcon", Console("--debugcon")),
+    ("chardev", Instead::Chardev),
     ("enable-kvm", LeaveOut("hypernest always uses KVM")),
     ("accel", LeaveOut("hypernest always uses KVM")),
     ("machine", MACHINE),
@@ -207,6 +210,7 @@ impl Instead {
                 };
                 Hint::flag(flag, &backend, "stdio")
             }
+            Self::Chardev => chardev(value),
             Self::LeaveOut(why) => Hint::say(format!("leave it out: {why}")),
             Self::Missing(why) => Hint::say(why),
         }
@@ -235,6 +239,19 @@ fn device(value: &str) -> Hint {
         if let (Some(_), Some(_)) = (DeviceType::find(name), of_key(key)) {
             return Hint::say(format!("leave it out: {flag} makes the device as well"));
         }
+    }
+    match name {
+        "virtconsole" | "virtserialport" => {
+            let name = of_key("name").map(|name| format!(",name={name}"));
+            return Hint::say(format!(
+                "write --console BACKEND{}, where BACKEND is what its chardev is",
+                name.unwrap_or_default()
+            ));
+        }
+        "virtio-serial" | "virtio-serial-pci" | "virtio-serial-device" => {
+            return Hint::say("leave it out: --console makes the device as well");
+        }
+        _ => {}
     }
     let Some(of) = DeviceType::find(name) else {
         let names: Vec<_> = DEVICE_TYPES.iter().map(|row| row.name).collect();
@@ -265,6 +282,22 @@ fn device(value: &str) -> Hint {
         keys => format!("; {} only QEMU has", keys.join(", ")),
     };
     Hint::write(vec!["--device".to_owned(), ours], &more)
+}
+
+/// The equivalent of QEMU's `-chardev KIND,KEY=VALUE,…`.
+fn chardev(value: &str) -> Hint {
+    let (kind, parts) = value.split_once(',').unwrap_or((value, ""));
+    let path = parts.split(',').find_map(|part| part.strip_prefix("path="));
+    let backend = match (kind, path) {
+        ("stdio" | "pty", _) => kind.to_owned(),
+        ("null", _) => "none".to_owned(),
+        ("file", Some(path)) => format!("file:{path}"),
+        ("socket", Some(path)) => format!("socket:{path}"),
+        _ => return Hint::say("back ends are none, stdio, file:PATH, pty and socket:PATH"),
+    };
+    Hint::say(format!(
+        "a device names its back end itself: write --console {backend}, or --serial {backend}"
+    ))
 }
 
 /// The equivalent of QEMU's `-drive file=FILE,KEY=VALUE,…`.
@@ -461,6 +494,24 @@ mod tests {
             ),
             ("-debugcon null", "-debugcon null: write --debugcon none"),
             (
+                "-chardev socket,path=/run/qga,server=on,wait=off,id=qga",
+                "-chardev socket,path=/run/qga,server=on,wait=off,id=qga: a device names its back end \
+                 itself: write --console socket:/run/qga, or --serial socket:/run/qga",
+            ),
+            (
+                "-chardev udp,id=x",
+                "-chardev udp,id=x: back ends are none, stdio, file:PATH, pty and socket:PATH",
+            ),
+            (
+                "-device virtio-serial-pci",
+                "-device virtio-serial-pci: leave it out: --console makes the device as well",
+            ),
+            (
+                "-device virtserialport,chardev=qga,name=org.qemu.guest_agent.0",
+                "-device virtserialport,chardev=qga,name=org.qemu.guest_agent.0: write --console \
+                 BACKEND,name=org.qemu.guest_agent.0, where BACKEND is what its chardev is",
+            ),
+            (
                 "-device isa-debug-exit,iobase=0xf4,iosize=4",
                 "-device isa-debug-exit,iobase=0xf4,iosize=4: write --debug-exit=0xf4; the exit code is the \
                  byte that \
@@ -499,8 +550,8 @@ mod tests {
             ),
             (
                 "-device nvme",
-                "-device nvme: there is no such device; --device has virtio-blk, virtio-net, \
-                 virtio-rng",
+                "-device nvme: there is no such device; --device has virtio-balloon, virtio-blk, \
+                 virtio-console, virtio-net, virtio-rng",
             ),
             ("-hda disk.img", "-hda disk.img: write --disk disk.img"),
             (

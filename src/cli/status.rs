@@ -133,6 +133,10 @@ fn describe_device(device: &DeviceStatus) -> String {
         text.push_str(", ");
         text.push_str(&super::net::describe(net));
     }
+    if let Some(balloon) = &device.report.balloon {
+        text.push_str(", ");
+        text.push_str(&super::balloon::describe(balloon));
+    }
     text
 }
 

@@ -52,6 +52,7 @@ fn completions_and_pages_are_made_for_every_command() {
         ("hypernest-run.1", ["kernel", "incoming"]),
         ("hypernest-disk-resize.1", ["shrink", "DISK"]),
         ("hypernest-net-link.1", ["CARD", "down"]),
+        ("hypernest-balloon.1", ["SIZE", "statistics"]),
     ] {
         let text = std::fs::read_to_string(dir.path().join(page)).unwrap();
         for word in words {

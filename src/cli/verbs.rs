@@ -25,7 +25,7 @@ const CONSOLE: Instead = Advice(
 const FIXED: Instead =
     Advice("the hardware of a running VM cannot be changed: stop it and run it anew");
 
-const VERBS: [(&str, Instead); 51] = [
+const VERBS: [(&str, Instead); 52] = [
     ("shutdown", Command("power-button NAME")),
     ("poweroff", Command("power-button NAME")),
     ("halt", Command("power-button NAME")),
@@ -80,7 +80,8 @@ const VERBS: [(&str, Instead); 51] = [
     ("nodeinfo", Command("doctor")),
     ("attach-device", FIXED),
     ("detach-device", FIXED),
-    ("setmem", FIXED),
+    ("setmem", Command("balloon NAME SIZE")),
+    ("dommemstat", Command("balloon NAME")),
     ("setvcpus", FIXED),
     ("system_powerdown", Command("power-button NAME")),
     ("system_reset", Command("reset NAME")),
