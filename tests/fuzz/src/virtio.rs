@@ -1,10 +1,11 @@
 //! A virtio device as its driver accesses it: by configuration space, by its BARs, and by guest memory.
 
 use hypernest::block::{DiskRequest, Resize, ThrottleChange};
-use hypernest::bus::DeviceRequest;
+use hypernest::bus::{DeviceRequest, lock};
 use hypernest::config::VmConfig;
 use hypernest::layout::AddressMap;
 use hypernest::machine::DevicesWithoutVm;
+use hypernest::memory::balloon::BalloonRequest;
 use hypernest::net::control::NetRequest;
 use hypernest::state::Sections;
 use hypernest::units::Gpa;
@@ -21,6 +22,12 @@ const FUNCTION: u64 = AddressMap::DIRECT_1.ecam.start + (3 << 15);
 const DISK: &str = "virtio-blk0";
 /// The id of the network card.
 const CARD: &str = "virtio-net0";
+/// The id of the console or port.
+const CONSOLE: &str = "virtio-console0";
+/// The id of the balloon.
+const BALLOON: &str = "virtio-balloon0";
+/// The RAM that the balloon knows of.
+const BALLOON_RAM: u64 = 64 << 20;
 /// Its section in a saved VM.
 const SECTION: &str = "device/pci-00:03.0";
 /// Where the targets place the BARs before the input's accesses.
@@ -36,6 +43,10 @@ thread_local! {
     static BLK: DevicesWithoutVm = machine("virtio-blk");
     /// Each frame comes back.
     static NET: DevicesWithoutVm = machine("virtio-net,queues=2,mtu=1500");
+    static CONSOLE_DEVICE: DevicesWithoutVm = machine("virtio-console");
+    static PORT: DevicesWithoutVm = machine("virtio-console,name=org.hypernest.fuzz");
+    static BALLOON_DEVICE: DevicesWithoutVm =
+        machine("virtio-balloon,deflate-on-oom=on,free-page-reporting=on");
 }
 
 /// A machine with a device of this type, whose driver chooses the form of its rings.
@@ -63,6 +74,31 @@ pub(crate) fn net(bytes: &[u8]) -> bool {
 /// The network card's state, see [`state`].
 pub(crate) fn net_state(bytes: &[u8]) -> bool {
     NET.with(|devices| state(devices, bytes))
+}
+
+/// A driver of the console, see [`driver`].
+pub(crate) fn console(bytes: &[u8]) -> bool {
+    CONSOLE_DEVICE.with(|devices| driver(devices, bytes))
+}
+
+/// A driver of the port with a name, see [`driver`].
+pub(crate) fn port(bytes: &[u8]) -> bool {
+    PORT.with(|devices| driver(devices, bytes))
+}
+
+/// The port's state, see [`state`].
+pub(crate) fn port_state(bytes: &[u8]) -> bool {
+    PORT.with(|devices| state(devices, bytes))
+}
+
+/// A driver of the balloon, see [`driver`].
+pub(crate) fn balloon(bytes: &[u8]) -> bool {
+    BALLOON_DEVICE.with(|devices| driver(devices, bytes))
+}
+
+/// The balloon's state, see [`state`].
+pub(crate) fn balloon_state(bytes: &[u8]) -> bool {
+    BALLOON_DEVICE.with(|devices| state(devices, bytes))
 }
 
 /// The entropy device's state, see [`state`].
@@ -142,6 +178,17 @@ fn power_on(devices: &DevicesWithoutVm) {
         request(devices, 2, 1 << 20);
         request(devices, 1, 0);
     }
+    if devices.line(CONSOLE).is_some() {
+        for what in 1..4 {
+            request(devices, what, 0);
+        }
+    }
+    if devices
+        .report(BALLOON)
+        .is_some_and(|report| report.balloon.is_some())
+    {
+        request(devices, 0, BALLOON_RAM);
+    }
     devices.ram().discard().expect("RAM can be emptied");
     for (offset, value) in [(0x10, 0xd000_0000_u32), (0x18, 0xd010_0000), (0x04, 6)] {
         devices.write(true, FUNCTION + offset, &value.to_le_bytes());
@@ -157,12 +204,50 @@ fn comes_back(devices: &DevicesWithoutVm) {
     devices.load(&mut saved).expect("what was saved is loaded");
 }
 
-/// A user's request to the disk, if it is one: `what` has in bit 0 whether limits are set or the size, in bit
-/// 1 whether it may be less, and in bit 2 whether a value is given. Any may be refused.
+/// A user's request to the card or the balloon, or what the host's end of a console does: input, output, to
+/// come and go, another size. To the disk, if it is one: `what` has in bit 0 whether limits are set or the
+/// size, in bit 1 whether it may be less, and in bit 2 whether a value is given. Any may be refused.
 fn request(devices: &DevicesWithoutVm, what: u64, data: u64) {
     if devices.report(CARD).is_some() {
         let plug = DeviceRequest::Net(NetRequest::Plug(data & 1 == 0));
         return devices.request(CARD, &plug).expect("a cable");
+    }
+    if let Some(line) = devices.line(CONSOLE) {
+        let mut line = lock(&line);
+        match what & 3 {
+            0 => {
+                let input = data.to_le_bytes().repeat(64);
+                let room = line.input_room();
+                line.input(&input[..input.len().min(room)]);
+            }
+            1 => {
+                let mut taken = [0; 4096];
+                let mut left = 8;
+                while line.take_output(&mut taken) > 0 {
+                    left -= 1;
+                    assert!(left > 0, "there is more output than there can be");
+                }
+            }
+            2 => line.connected(data & 1 != 0),
+            _ => line.resized((data >> 16 & 0xffff) as u16, (data & 0xffff) as u16),
+        }
+        return;
+    }
+    if let Some(before) = devices.report(BALLOON).and_then(|report| report.balloon) {
+        let target = DeviceRequest::Balloon(BalloonRequest::Target(data));
+        let refused = devices.request(BALLOON, &target).is_err();
+        let after = devices.report(BALLOON).and_then(|report| report.balloon);
+        let after = after.map_or(0, |report| report.target);
+        assert_eq!(
+            after,
+            if refused {
+                before.target
+            } else {
+                data / 4096 * 4096
+            }
+        );
+        assert!(after <= BALLOON_RAM);
+        return;
     }
     let given = what & 4 == 0;
     let request = match what & 1 {

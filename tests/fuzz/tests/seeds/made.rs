@@ -5,7 +5,9 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::time::Duration;
 
-use hypernest::api::{ControlReply, ControlRequest, DiskResize, DiskThrottle, NetLink, Save};
+use hypernest::api::{
+    Balloon, ControlReply, ControlRequest, DiskResize, DiskThrottle, NetLink, Save,
+};
 use hypernest::config::SETTINGS;
 use hypernest::machine::{AfterSave, Migrate};
 use hypernest::migration::pages::Packer;
@@ -22,6 +24,7 @@ use hypernest_nested::probe::{ALIVE, Width, mark_header, samples_header};
 use hypernest_nested::tsc::{self, Clock, Clocks};
 use l2probe::document::{Document, FORMAT, Measurement, Outcome, Place, Unit, VERSION};
 
+mod drivers;
 mod images;
 
 type Seed = (&'static str, String, Vec<u8>);
@@ -209,10 +212,15 @@ fn requests(add: &mut impl FnMut(&'static str, &str, Vec<u8>)) {
         id: "lan".to_owned(),
         up: false,
     };
+    let balloon = Balloon {
+        id: "virtio-balloon0".to_owned(),
+        size: 1 << 30,
+    };
     for (name, request) in [
         ("disk-resize", ControlRequest::DiskResize(resize)),
         ("disk-throttle", ControlRequest::DiskThrottle(throttle)),
         ("net-link", ControlRequest::NetLink(link)),
+        ("balloon", ControlRequest::Balloon(balloon)),
         ("status", ControlRequest::Status {}),
         ("save", ControlRequest::Save(save)),
         ("migrate", ControlRequest::Migrate(Box::new(migrate))),
@@ -428,6 +436,9 @@ fn virtio(add: &mut impl FnMut(&'static str, &str, Vec<u8>)) {
     }
     virtio_net(add, &SPLIT);
     virtio_net(add, &PACKED);
+    drivers::console(add);
+    drivers::port(add);
+    drivers::balloon(add);
 }
 
 /// A driver of a network card that sends a frame in three descriptors, gets it back in two buffers of queue
