@@ -2,8 +2,10 @@
 
 use std::process::ExitCode;
 
+mod balloon;
 mod beside_qemu;
 mod boot;
+mod console;
 mod cpu;
 mod debian;
 mod differential;
@@ -74,6 +76,8 @@ fn main() -> ExitCode {
         moves::TESTS,
         disk::TESTS,
         net::TESTS,
+        console::TESTS,
+        balloon::TESTS,
         debian::TESTS,
         doctor::TESTS,
         host::TESTS,

@@ -8,7 +8,7 @@ use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
 /// Changed with the contents that setup makes, so that an older cache is rebuilt.
-const RECIPE: &str = "5";
+const RECIPE: &str = "6";
 
 /// The paths of the cache.
 #[derive(Debug, Clone)]

@@ -212,7 +212,7 @@ impl Unpackers {
 
 /// KVM and modules that a guest's own tools may need, by name. Not every kernel builds all of them as
 /// modules.
-const MODULES: [(&str, bool); 17] = [
+const MODULES: [(&str, bool); 18] = [
     ("irqbypass", true),
     ("kvm", true),
     ("kvm-intel", true),
@@ -222,6 +222,7 @@ const MODULES: [(&str, bool); 17] = [
     // Debian builds the rest of virtio into its cloud kernel.
     ("virtio-rng", false),
     ("virtio-blk", false),
+    ("virtio-balloon", false),
     // Networks of a host, each after the modules that it needs.
     ("tun", false),
     ("dummy", false),
