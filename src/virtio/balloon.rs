@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::device::{Kind, VirtioDevice, serve_in_order};
-use super::queue::{Chain, RingError, SplitRing};
+use super::queue::{Chain, Ring, RingError};
 use crate::bus::{DeviceRequest, Gauge, RequestError};
 use crate::memory::Dma;
 use crate::memory::balloon::{BalloonCounters, BalloonRequest};
@@ -143,7 +143,7 @@ impl Balloon {
     }
 
     /// Takes pages into the balloon: a request in each pass, as the host's kernel takes its time for it.
-    fn inflate(&mut self, ring: &mut SplitRing, dma: &Dma) -> Result<bool, RingError> {
+    fn inflate(&mut self, ring: &mut Ring, dma: &Dma) -> Result<bool, RingError> {
         let Self {
             chain,
             pages,
@@ -160,7 +160,7 @@ impl Balloon {
     }
 
     /// Releases pages that the guest does not use: the same.
-    fn report(&mut self, ring: &mut SplitRing, dma: &Dma) -> Result<bool, RingError> {
+    fn report(&mut self, ring: &mut Ring, dma: &Dma) -> Result<bool, RingError> {
         let Self {
             chain,
             poison,
@@ -178,7 +178,7 @@ impl Balloon {
     }
 
     /// Takes statistics, and asks for the next when they are due.
-    fn statistics(&mut self, ring: &mut SplitRing, dma: &Dma) -> Result<bool, RingError> {
+    fn statistics(&mut self, ring: &mut Ring, dma: &Dma) -> Result<bool, RingError> {
         let Some(interval) = self.options.interval else {
             return Ok(false);
         };
@@ -199,7 +199,7 @@ impl Balloon {
                 self.counters.update(stats.iter(), now);
             }
             Err(error) => {
-                ring.undo_pop();
+                ring.undo_pop(head);
                 return Err(error);
             }
         }
@@ -209,7 +209,7 @@ impl Balloon {
     }
 
     /// Returns the buffer that the driver waits for.
-    fn give_back(&mut self, ring: &mut SplitRing, dma: &Dma) -> Result<(), RingError> {
+    fn give_back(&mut self, ring: &mut Ring, dma: &Dma) -> Result<(), RingError> {
         if let Some(head) = self.held {
             ring.push(dma, head, 0)?;
         }
@@ -221,7 +221,7 @@ impl Balloon {
 
 /// Serves one request. Whether there may be more.
 fn one(
-    ring: &mut SplitRing,
+    ring: &mut Ring,
     dma: &Dma,
     chain: &mut Chain,
     request: impl FnOnce(&Chain) -> Result<(), RingError>,
@@ -233,7 +233,7 @@ fn one(
     match served {
         Ok(()) => Ok(true),
         Err(error) => {
-            ring.undo_pop();
+            ring.undo_pop(chain.head());
             Err(error)
         }
     }
@@ -312,7 +312,7 @@ impl VirtioDevice for Balloon {
         Some(Arc::clone(&self.counters) as _)
     }
 
-    fn serve(&mut self, index: usize, ring: &mut SplitRing, dma: &Dma) -> Result<bool, RingError> {
+    fn serve(&mut self, index: usize, ring: &mut Ring, dma: &Dma) -> Result<bool, RingError> {
         match self.queue(index) {
             Queue::Inflate => self.inflate(ring, dma),
             // The pages are there when they are used.

@@ -15,7 +15,7 @@ pub use control::MAX_NAME;
 pub use line::{Attention, Line, Size, TO_GUEST, TO_HOST};
 
 use super::device::{Kind, VirtioDevice, serve_in_order};
-use super::queue::{Chain, RingError, SplitRing};
+use super::queue::{Chain, Ring, RingError};
 use crate::memory::Dma;
 use crate::state::{Decoder, Encoder, StateError};
 use crate::sys::{Bell, lock};
@@ -155,7 +155,7 @@ impl Console {
     }
 
     /// Gives input to the driver.
-    fn receive(&mut self, ring: &mut SplitRing, dma: &Dma) -> Result<bool, RingError> {
+    fn receive(&mut self, ring: &mut Ring, dma: &Dma) -> Result<bool, RingError> {
         for _ in 0..ring.size() {
             let count = lock(&self.line).peek_input(&mut self.bytes[..]);
             if count == 0 {
@@ -174,7 +174,7 @@ impl Console {
                     lock(&self.line).remove_input(usize::try_from(given).unwrap_or(count));
                 }
                 Err(error) => {
-                    ring.undo_pop();
+                    ring.undo_pop(self.chain.head());
                     return Err(error);
                 }
             }
@@ -183,7 +183,7 @@ impl Console {
     }
 
     /// Sends the driver's output.
-    fn transmit(&mut self, ring: &mut SplitRing, dma: &Dma) -> Result<bool, RingError> {
+    fn transmit(&mut self, ring: &mut Ring, dma: &Dma) -> Result<bool, RingError> {
         let mut left = ring.size();
         let mut bytes = PASS_BYTES;
         while left > 0 && bytes > 0 {
@@ -198,14 +198,14 @@ impl Console {
             let pushed = match sent {
                 Ok(true) => ring.push(dma, self.chain.head(), 0),
                 Ok(false) => {
-                    ring.undo_pop();
+                    ring.undo_pop(self.chain.head());
                     // What waits for room is sent when the bell rings.
                     return Ok(bytes == 0);
                 }
                 Err(error) => Err(error),
             };
             if let Err(error) = pushed {
-                ring.undo_pop();
+                ring.undo_pop(self.chain.head());
                 return Err(error);
             }
             self.sent = 0;
@@ -252,7 +252,7 @@ impl Console {
     }
 
     /// Tells the driver what it does not know yet.
-    fn tell(&mut self, ring: &mut SplitRing, dma: &Dma) -> Result<bool, RingError> {
+    fn tell(&mut self, ring: &mut Ring, dma: &Dma) -> Result<bool, RingError> {
         let name = self.name.as_deref().unwrap_or_default();
         for _ in 0..ring.size() {
             let connected = lock(&self.line).is_connected();
@@ -276,7 +276,7 @@ impl Console {
                 ring.push(dma, self.chain.head(), given)
             });
             if let Err(error) = told {
-                ring.undo_pop();
+                ring.undo_pop(self.chain.head());
                 return Err(error);
             }
             self.control.sent(message);
@@ -285,7 +285,7 @@ impl Console {
     }
 
     /// Reads the driver's messages.
-    fn listen(&mut self, ring: &mut SplitRing, dma: &Dma) -> Result<bool, RingError> {
+    fn listen(&mut self, ring: &mut Ring, dma: &Dma) -> Result<bool, RingError> {
         let Self { chain, control, .. } = self;
         let before = *control;
         let more = serve_in_order(ring, dma, chain, |chain| {
@@ -395,13 +395,13 @@ impl VirtioDevice for Console {
         Some(self.bell.clone())
     }
 
-    fn complete(&mut self, _rings: &mut [Option<SplitRing>], _dma: &Dma) -> Result<(), RingError> {
+    fn complete(&mut self, _rings: &mut [Option<Ring>], _dma: &Dma) -> Result<(), RingError> {
         let size = lock(&self.line).size();
         self.set_size(size);
         Ok(())
     }
 
-    fn serve(&mut self, index: usize, ring: &mut SplitRing, dma: &Dma) -> Result<bool, RingError> {
+    fn serve(&mut self, index: usize, ring: &mut Ring, dma: &Dma) -> Result<bool, RingError> {
         match self.queue(index) {
             Queue::Receive => self.receive(ring, dma),
             Queue::Transmit => self.transmit(ring, dma),

@@ -12,7 +12,7 @@ struct Rig {
     balloon: Balloon,
     driver: Driver,
     dma: Dma,
-    ring: SplitRing,
+    ring: Ring,
 }
 
 impl Rig {

@@ -31,7 +31,7 @@ struct Rig {
     calls: Calls,
     driver: Driver,
     dma: Dma,
-    ring: SplitRing,
+    ring: Ring,
 }
 
 impl Rig {
