@@ -17,8 +17,8 @@ fn reads() -> TestResult {
         let ended = Vm::start(site.guest("fwcfg").args(["--cpus", cpus]))?.end()?;
         ended.expect_code(0)?;
         ended.expect_lines(&[
-            // Only the ports, no DMA.
-            "fwcfg: id 0x1",
+            // The ports and DMA, by which the guest reads everything again.
+            "fwcfg: id 0x3",
             "fwcfg: ram 0x4000000",
             "fwcfg: nographic 0x1",
             &format!("fwcfg: cpus {number:#x}"),
@@ -47,7 +47,7 @@ fn files() -> TestResult {
     ])?;
     let direct = Vm::start(site.guest("fwcfg").args(["--machine", "direct-1"]))?.end()?;
     direct.expect_code(0)?;
-    direct.expect_lines(&["fwcfg: files 0x0"])?;
+    direct.expect_lines(&["fwcfg: id 0x1", "fwcfg: files 0x0"])?;
     Ok(())
 }
 

@@ -22,6 +22,8 @@ pub struct AddressMap {
     pub pci_io: Range<u32>,
     mmio64: Mmio64,
     interrupts: Interrupts,
+    /// Whether fw_cfg has DMA.
+    pub fw_cfg_dma: bool,
     /// SLP_TYP for S5 in PM1a control and in the DSDT's \_S5 package.
     pub sleep_type_s5: u8,
 }
@@ -64,6 +66,7 @@ impl AddressMap {
         pci_io: 0x6000..0x1_0000,
         mmio64: Mmio64::AsFirmware,
         interrupts: Interrupts::Pirq,
+        fw_cfg_dma: true,
         sleep_type_s5: 0,
     };
 
@@ -76,6 +79,7 @@ impl AddressMap {
         pci_io: 0xc000..0x1_0000,
         mmio64: Mmio64::AboveRam,
         interrupts: Interrupts::Rotating,
+        fw_cfg_dma: false,
         sleep_type_s5: 5,
     };
 

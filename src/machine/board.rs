@@ -3,14 +3,17 @@
 
 use std::sync::{Arc, Mutex};
 
+use super::pci_devices::Backplane;
 use super::wiring::Wired;
 use crate::boot;
 use crate::bus::{BusError, Region, SharedDevice, lock};
 use crate::config::{Irqchip, VmConfig};
 use crate::cpuid::topology::apic_id;
 use crate::devices::acpi_pm;
+use crate::devices::fw_cfg::{self, FwCfg, Items};
 use crate::layout::{self, AddressWidth, MachineType};
 use crate::life::GuestEvents;
+use crate::memory::Dma;
 use crate::pci::chipset::{
     ECAM_SIZES, Lpc, OnBoard, PowerOn, Q35HostBridge, RCBA_LEN, RootComplexRegisters,
 };
@@ -103,8 +106,38 @@ pub(super) fn boot_platform(config: &VmConfig, address_width: AddressWidth) -> b
     }
 }
 
+/// Adds fw_cfg: by its ports, and by DMA if the machine type has that.
+pub(super) fn fw_cfg(
+    config: &VmConfig,
+    backplane: &Backplane<'_>,
+    wired: &mut Wired,
+) -> Result<(), BusError> {
+    let items = fw_cfg_items(config, backplane.address_width);
+    let first = layout::FW_CFG_PORT;
+    let ports = (Region::ONLY, first, fw_cfg::PORTS);
+    if config.machine.map().fw_cfg_dma {
+        let device = FwCfg::with_dma(items, Dma::new(backplane.ram.clone()));
+        let dma = (fw_cfg::DMA, first + fw_cfg::DMA_OFFSET, fw_cfg::DMA_PORTS);
+        wired.place(device, &[ports, dma]).map(drop)
+    } else {
+        wired.place(FwCfg::new(items), &[ports]).map(drop)
+    }
+}
+
+fn fw_cfg_items(config: &VmConfig, address_width: AddressWidth) -> Items {
+    let platform = boot_platform(config, address_width);
+    // APIC ids rise with the vCPU's index.
+    let limit = platform.apic_ids.last().map_or(0, |&id| id + 1);
+    let [cpus, limit] = [config.cpus.count, limit].map(|n| u16::try_from(n).unwrap_or(u16::MAX));
+    let items = Items::of_machine(config.memory.size, cpus, limit);
+    match firmware_files(config, &platform) {
+        Some(files) => items.with_files(files),
+        None => items,
+    }
+}
+
 /// The files of fw_cfg, if the machine type has any: the ACPI tables, as firmware installs them.
-pub(super) fn firmware_files(
+fn firmware_files(
     config: &VmConfig,
     platform: &boot::Platform,
 ) -> Option<Vec<(&'static str, Vec<u8>)>> {

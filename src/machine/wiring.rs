@@ -14,7 +14,6 @@ use crate::devices::acpi_pm::AcpiPm;
 use crate::devices::clock::HostClock;
 use crate::devices::cmos::{self, Cmos, MemorySizes};
 use crate::devices::debug::{DebugExit, Debugcon};
-use crate::devices::fw_cfg::{self, FwCfg, Items};
 use crate::devices::i8042::{self, I8042};
 use crate::devices::io_thread::IoThread;
 use crate::devices::port61::Port61;
@@ -24,7 +23,7 @@ use crate::devices::pvpanic::Pvpanic;
 use crate::devices::serial::Serial;
 use crate::irq::IrqLine;
 use crate::irq::ioapic::IoApicMmio;
-use crate::layout::{self, AddressWidth};
+use crate::layout;
 use crate::life::GuestEvents;
 use crate::units::Gsi;
 
@@ -138,8 +137,7 @@ pub(super) fn wire(
     let pvpanic = Pvpanic::new(events.clone());
     wired.place_at(layout::PVPANIC_PORT, 1, pvpanic)?;
     if config.fw_cfg {
-        let device = FwCfg::new(fw_cfg_items(config, backplane.address_width));
-        wired.place_at(layout::FW_CFG_PORT, fw_cfg::PORTS, device)?;
+        board::fw_cfg(config, backplane, &mut wired)?;
     }
     wired.place_at(layout::POST_PORT, 1, PostPort::default())?;
     let pci = board::chipset(config.machine, &mut wired, events)?;
@@ -174,16 +172,4 @@ pub(super) fn wire(
     }
     board::check(&wired)?;
     Ok(wired)
-}
-
-fn fw_cfg_items(config: &VmConfig, address_width: AddressWidth) -> Items {
-    let platform = board::boot_platform(config, address_width);
-    // APIC ids rise with the vCPU's index.
-    let limit = platform.apic_ids.last().map_or(0, |&id| id + 1);
-    let [cpus, limit] = [config.cpus.count, limit].map(|n| u16::try_from(n).unwrap_or(u16::MAX));
-    let items = Items::of_machine(config.memory.size, cpus, limit);
-    match board::firmware_files(config, &platform) {
-        Some(files) => items.with_files(files),
-        None => items,
-    }
 }

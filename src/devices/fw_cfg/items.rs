@@ -7,6 +7,7 @@ const SIGNATURE: u16 = 0x00;
 /// Which interfaces there are: bit 0, the ports; bit 1, DMA.
 const ID: u16 = 0x01;
 const ID_PORTS: u32 = 1 << 0;
+const ID_DMA: u32 = 1 << 1;
 /// Bytes of RAM.
 const RAM_SIZE: u16 = 0x03;
 /// Whether there is no display.
@@ -38,6 +39,14 @@ impl Items {
             (NB_CPUS, cpus.to_le_bytes().to_vec()),
             (MAX_CPUS, apic_id_limit.to_le_bytes().to_vec()),
         ]))
+    }
+
+    /// The same of a device that has DMA.
+    #[must_use]
+    pub(super) fn with_dma(mut self) -> Self {
+        let id = ID_PORTS | ID_DMA;
+        self.0.insert(ID, id.to_le_bytes().to_vec());
+        self
     }
 
     /// The same with `files`: name and content. A guest finds them by their names.

@@ -1,21 +1,34 @@
-//! The firmware configuration device (fw_cfg) by its port interface: QEMU's docs/specs/fw_cfg.rst.
+//! The firmware configuration device (fw_cfg): QEMU's docs/specs/fw_cfg.rst.
 //!
 //! A 16-bit write to the selector port selects an item and starts at its first byte; each read of the data
-//! port returns the next byte. What is not offered, and what lies past an item's end, reads as zeros. There
-//! is no DMA interface, so bit 1 of the interface's id is clear, and nothing can be written. Only the
-//! selection is state: items are made from the configuration.
+//! port returns the next byte. What is not offered, and what lies past an item's end, reads as zeros. Where
+//! there is DMA, a guest has whole items copied into its memory. Nothing can be written. Only the selection
+//! and an incomplete address are state: items are made from the configuration.
 
+mod dma;
 mod items;
 
 pub use items::Items;
 
 use crate::bus::{LockedDevice, Region};
+use crate::memory::Dma;
 use crate::state::{Decoder, Encoder, StateError};
+use dma::DmaPort;
 
-/// The ports.
+/// Selector and data.
 pub const PORTS: u64 = 2;
 const SELECTOR: u64 = 0;
 const DATA: u64 = 1;
+
+/// The region of the address register of DMA, its first port counted from the selector, and their number.
+pub const DMA: Region = Region(1);
+/// See [`DMA`].
+pub const DMA_OFFSET: u16 = 4;
+/// See [`DMA`].
+pub const DMA_PORTS: u64 = dma::LEN;
+
+/// The version of the state with a DMA address.
+const WITH_DMA: u32 = 2;
 
 /// In a selector: the item is selected for writing. Writing by the data port ended with QEMU 2.4; reads
 /// ignore the bit.
@@ -25,32 +38,76 @@ const WRITE_CHANNEL: u16 = 1 << 14;
 #[derive(Debug)]
 pub struct FwCfg {
     items: Items,
+    place: Place,
+    dma: Option<DmaPort>,
+}
+
+/// The next byte to be read.
+#[derive(Debug, Default)]
+struct Place {
     /// The selected item's key, as it was written.
     selector: u16,
-    /// The next byte to be read.
     offset: u32,
 }
 
+/// It, with the items.
+struct Cursor<'a> {
+    items: &'a Items,
+    place: &'a mut Place,
+}
+
+impl Cursor<'_> {
+    fn select(&mut self, selector: u16) {
+        *self.place = Place {
+            selector,
+            offset: 0,
+        };
+    }
+
+    /// What is left of the item.
+    fn rest(&self) -> &[u8] {
+        let item = self.items.get(self.place.selector & !WRITE_CHANNEL);
+        let at = usize::try_from(self.place.offset).unwrap_or(usize::MAX);
+        item.get(at..).unwrap_or_default()
+    }
+
+    /// Reads the next bytes, and zeros after the item's end.
+    fn read(&mut self, data: &mut [u8]) {
+        let rest = self.rest();
+        let len = rest.len().min(data.len());
+        data[..len].copy_from_slice(&rest[..len]);
+        data[len..].fill(0);
+        self.skip(u32::try_from(len).unwrap_or(u32::MAX));
+    }
+
+    /// Skips `len` bytes, or all that are left.
+    fn skip(&mut self, len: u32) {
+        let rest = u32::try_from(self.rest().len()).unwrap_or(u32::MAX);
+        self.place.offset += rest.min(len);
+    }
+}
+
 impl FwCfg {
-    /// Offers `items`.
+    /// Offers `items`, by the ports alone.
     pub fn new(items: Items) -> Self {
         Self {
             items,
-            selector: 0,
-            offset: 0,
+            place: Place::default(),
+            dma: None,
         }
     }
 
-    fn next_byte(&mut self) -> u8 {
-        let item = self.items.get(self.selector & !WRITE_CHANNEL);
-        let at = usize::try_from(self.offset).unwrap_or(usize::MAX);
-        match item.get(at) {
-            Some(&byte) => {
-                self.offset += 1;
-                byte
-            }
-            None => 0,
+    /// Offers `items`, by DMA into `memory` too.
+    pub fn with_dma(items: Items, memory: Dma) -> Self {
+        Self {
+            dma: Some(DmaPort::new(memory)),
+            ..Self::new(items.with_dma())
         }
+    }
+
+    fn parts(&mut self) -> (Cursor<'_>, Option<&mut DmaPort>) {
+        let Self { items, place, dma } = self;
+        (Cursor { items, place }, dma.as_mut())
     }
 }
 
@@ -60,36 +117,58 @@ impl LockedDevice for FwCfg {
     }
 
     fn reset(&mut self) {
-        self.selector = 0;
-        self.offset = 0;
+        self.place = Place::default();
+        if let Some(dma) = &mut self.dma {
+            dma.high = 0;
+        }
     }
 
-    fn read(&mut self, _region: Region, offset: u64, data: &mut [u8]) {
+    fn read(&mut self, region: Region, offset: u64, data: &mut [u8]) {
+        if region == DMA {
+            DmaPort::read(offset, data);
         // The data port has one byte; wider accesses find an empty bus, as in QEMU.
-        if let [byte] = data
-            && offset == DATA
-        {
-            *byte = self.next_byte();
+        } else if data.len() == 1 && offset == DATA {
+            self.parts().0.read(data);
         }
     }
 
-    fn write(&mut self, _region: Region, offset: u64, data: &[u8]) {
-        if let Ok(selector) = data.try_into()
-            && offset == SELECTOR
+    fn write(&mut self, region: Region, offset: u64, data: &[u8]) {
+        let (mut cursor, dma) = self.parts();
+        if let Some(dma) = dma
+            && region == DMA
         {
-            self.selector = u16::from_le_bytes(selector);
-            self.offset = 0;
+            dma.write(offset, data, &mut cursor);
+        } else if let Ok(selector) = data.try_into()
+            && (region, offset) == (Region::ONLY, SELECTOR)
+        {
+            cursor.select(u16::from_le_bytes(selector));
         }
+    }
+
+    fn state_version(&self) -> u32 {
+        if self.dma.is_some() { WITH_DMA } else { 1 }
     }
 
     fn save(&self, to: &mut Encoder) {
-        to.u16(self.selector);
-        to.u32(self.offset);
+        to.u16(self.place.selector);
+        to.u32(self.place.offset);
+        if let Some(dma) = &self.dma {
+            to.u32(dma.high);
+        }
     }
 
     fn load(&mut self, from: &mut Decoder<'_>) -> Result<(), StateError> {
-        self.selector = from.u16("selector")?;
-        self.offset = from.u32("offset")?;
+        self.place = Place {
+            selector: from.u16("selector")?,
+            offset: from.u32("offset")?,
+        };
+        if let Some(dma) = &mut self.dma {
+            // A VM that was saved before there was DMA has no address.
+            dma.high = match from.version() {
+                ..WITH_DMA => 0,
+                _ => from.u32("DMA address")?,
+            };
+        }
         Ok(())
     }
 }
