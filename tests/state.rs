@@ -398,8 +398,8 @@ const MOSTLY_IN_L1: Measured = Measured {
     spins: 0,
 };
 
-/// Checks that L1 sees no unexpected exit, and finishes, in a VM that is saved in L1 or L2, and in one that is
-/// saved in L2.
+/// Checks that L1 sees no unexpected exit, and finishes, in a VM that is saved in L1 or L2, and in one that
+/// is saved in L2.
 fn l2_goes_on(mode: &str, hv: &str, anywhere: Measured) -> TestResult {
     l2_goes_on_in(mode, hv, anywhere)?;
     let in_l2 = l2_goes_on_in(mode, hv, MOSTLY_IN_L2)?;
