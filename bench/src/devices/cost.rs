@@ -6,6 +6,8 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
+use super::figures::{Figure, Values};
+
 /// The kernel's unit of time in /proc (USER_HZ, include/asm-generic/param.h).
 const TICK: Duration = Duration::from_millis(10);
 
@@ -68,6 +70,26 @@ impl Sample {
             // Far below 2^53.
             exits: exits.map(|(now, then)| now.saturating_sub(then) as f64),
         }
+    }
+}
+
+/// How the cost of a load is shown.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Shown {
+    pub(super) cpu: Figure,
+    pub(super) beside_vcpus: Figure,
+    pub(super) exits: Figure,
+}
+
+impl Cost {
+    /// CPU time divided by `cpu_per`, and exits divided by `exits_per`.
+    pub(super) fn values(self, shown: Shown, cpu_per: f64, exits_per: f64) -> Values {
+        let mut values = vec![(shown.cpu, self.cpu_us / cpu_per)];
+        let beside = self.beside_vcpus_us.map(|us| us / cpu_per);
+        let exits = self.exits.map(|exits| exits / exits_per);
+        values.extend(beside.map(|value| (shown.beside_vcpus, value)));
+        values.extend(exits.map(|value| (shown.exits, value)));
+        values
     }
 }
 
@@ -153,6 +175,22 @@ mod tests {
             "{cost:?}"
         );
         assert_eq!(cost.exits, Some(200.0));
+    }
+
+    #[test]
+    fn a_cost_is_divided_by_what_was_done() {
+        const SHOWN: Shown = Shown {
+            cpu: Figure::new("CPU", "us", 0),
+            beside_vcpus: Figure::new("beside", "us", 0),
+            exits: Figure::new("exits", "exits", 0),
+        };
+        let cost = Cost {
+            cpu_us: 100.0,
+            beside_vcpus_us: None,
+            exits: Some(60.0),
+        };
+        let values = cost.values(SHOWN, 10.0, 20.0);
+        assert_eq!(values, [(SHOWN.cpu, 10.0), (SHOWN.exits, 3.0)]);
     }
 
     #[test]

@@ -1,79 +1,34 @@
-//! The figures of all jobs and rounds, and the ratios of the two VMMs.
+//! The figures of all loads and rounds, and the ratios of the two VMMs.
 
 use serde::Serialize;
 
-use super::guest::Measured;
-use super::jobs::{JOBS, Job};
 use crate::vmm::contender::Contender;
 use crate::vmm::samples::median;
 
-/// A figure of a job.
+/// What a value is of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Figure {
-    Throughput,
-    MeanLatency,
-    MedianLatency,
-    TailLatency,
-    Cpu,
-    CpuBesideVcpus,
-    Exits,
+pub(super) struct Figure {
+    name: &'static str,
+    unit: &'static str,
+    /// How many are shown.
+    decimals: usize,
 }
 
 impl Figure {
-    pub(super) const ALL: [Self; 7] = [
-        Self::Throughput,
-        Self::MeanLatency,
-        Self::MedianLatency,
-        Self::TailLatency,
-        Self::Cpu,
-        Self::CpuBesideVcpus,
-        Self::Exits,
-    ];
-
-    /// Its name and its unit.
-    pub(super) fn title(self, job: Job) -> (&'static str, &'static str) {
-        match self {
-            Self::Throughput if job.in_bytes() => ("throughput", "MiB/s"),
-            Self::Throughput => ("throughput", "requests/s"),
-            Self::MeanLatency => ("mean latency", "us"),
-            Self::MedianLatency => ("median latency", "us"),
-            Self::TailLatency => ("99th percentile of the latency", "us"),
-            Self::Cpu => ("CPU time of the VMM per request", "us"),
-            Self::CpuBesideVcpus => ("of that beside the vCPUs", "us"),
-            Self::Exits => ("exits of the VM per request", "exits"),
-        }
-    }
-
-    /// The decimals that are shown.
-    pub(super) fn decimals(self) -> usize {
-        match self {
-            Self::Exits => 2,
-            Self::Cpu | Self::CpuBesideVcpus => 1,
-            _ => 0,
-        }
-    }
-
-    /// Its value, if the host tells it.
-    fn of(self, measured: &Measured, job: Job) -> Option<f64> {
-        let Measured {
-            fio,
-            cost,
-            requests,
-        } = measured;
-        match self {
-            Self::Throughput if job.in_bytes() => Some(fio.bytes_per_second / f64::from(1 << 20)),
-            Self::Throughput => Some(fio.requests_per_second),
-            Self::MeanLatency => Some(fio.mean_ns / 1e3),
-            Self::MedianLatency => Some(fio.median_ns / 1e3),
-            Self::TailLatency => Some(fio.p99_ns / 1e3),
-            Self::Cpu => Some(cost.cpu_us / requests),
-            Self::CpuBesideVcpus => cost.beside_vcpus_us.map(|us| us / requests),
-            Self::Exits => cost.exits.map(|exits| exits / requests),
+    pub(super) const fn new(name: &'static str, unit: &'static str, decimals: usize) -> Self {
+        Self {
+            name,
+            unit,
+            decimals,
         }
     }
 }
 
-/// A figure of a job in both VMMs, with a value of each round.
+/// The figures of a load in one round, in the order in which they are shown, without those that the host does
+/// not tell.
+pub(super) type Values = Vec<(Figure, f64)>;
+
+/// A figure of a load in both VMMs, with a value of each round.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(super) struct Row {
     pub(super) job: &'static str,
@@ -89,46 +44,68 @@ pub(super) struct Row {
     pub(super) decimals: usize,
 }
 
+#[derive(Debug, Clone, Copy)]
+struct Entry {
+    load: &'static str,
+    figure: Figure,
+    who: Contender,
+    value: f64,
+}
+
 /// What was measured, in the order of the rounds.
 #[derive(Debug, Default)]
-pub(super) struct Results(Vec<(usize, Contender, Measured)>);
+pub(super) struct Results(Vec<Entry>);
 
 impl Results {
-    /// Adds the result of the job with this number.
-    pub(super) fn add(&mut self, job: usize, who: Contender, measured: Measured) {
-        self.0.push((job, who, measured));
+    /// Adds what a load had in a round; `load` is what a reader is shown.
+    pub(super) fn add(&mut self, load: &'static str, who: Contender, values: Values) {
+        let entries = values.into_iter().map(|(figure, value)| Entry {
+            load,
+            figure,
+            who,
+            value,
+        });
+        self.0.extend(entries);
     }
 
-    /// All figures that have values.
+    /// All figures that have values, in the order in which they came first.
     pub(super) fn rows(&self) -> Vec<Row> {
         let mut rows = Vec::new();
-        for (number, job) in JOBS.into_iter().enumerate() {
-            for figure in Figure::ALL {
+        for load in first_of_each(self.0.iter().map(|entry| entry.load)) {
+            let entries: Vec<Entry> = self.0.iter().copied().filter(|e| e.load == load).collect();
+            for figure in first_of_each(entries.iter().map(|entry| entry.figure)) {
                 let values = |who: Contender| -> Vec<f64> {
-                    let ours = self.0.iter().filter(|(j, w, _)| (*j, *w) == (number, who));
-                    ours.filter_map(|(.., measured)| figure.of(measured, job))
-                        .collect()
+                    let ours = entries
+                        .iter()
+                        .filter(|e| (e.figure, e.who) == (figure, who));
+                    ours.map(|entry| entry.value).collect()
                 };
                 let (hypernest, qemu) = (values(Contender::Hypernest), values(Contender::Q35));
-                if hypernest.is_empty() && qemu.is_empty() {
-                    continue;
-                }
                 let ratios = ratios(&hypernest, &qemu);
-                let (name, unit) = figure.title(job);
                 rows.push(Row {
-                    job: job.name,
-                    figure: name,
-                    unit,
+                    job: load,
+                    figure: figure.name,
+                    unit: figure.unit,
                     ratio: median(&ratios),
                     hypernest,
                     qemu,
                     ratios,
-                    decimals: figure.decimals(),
+                    decimals: figure.decimals,
                 });
             }
         }
         rows
     }
+}
+
+fn first_of_each<T: PartialEq>(all: impl Iterator<Item = T>) -> Vec<T> {
+    let mut firsts = Vec::new();
+    for one in all {
+        if !firsts.contains(&one) {
+            firsts.push(one);
+        }
+    }
+    firsts
 }
 
 /// Of each round, ours to theirs.
@@ -145,56 +122,48 @@ fn ratios(ours: &[f64], theirs: &[f64]) -> Vec<f64> {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+mod tests {
     use super::*;
-    use crate::devices::cost::Cost;
-    use crate::devices::fio::Fio;
 
-    pub(in crate::devices) fn measured(scale: f64, exits: Option<f64>) -> Measured {
-        Measured {
-            fio: Fio {
-                requests_per_second: 1000.0 * scale,
-                bytes_per_second: f64::from(1 << 20) * 50.0 * scale,
-                mean_ns: 40_000.0 / scale,
-                median_ns: 30_000.0 / scale,
-                p99_ns: 90_000.0 / scale,
-            },
-            cost: Cost {
-                cpu_us: 2e6,
-                beside_vcpus_us: Some(5e5),
-                exits,
-            },
-            requests: 1000.0 * scale,
-        }
-    }
+    const SPEED: Figure = Figure::new("throughput", "requests/s", 0);
+    const EXITS: Figure = Figure::new("exits", "exits", 2);
 
     #[test]
     fn ratios_are_of_the_same_round() {
         let mut results = Results::default();
         for (ours, theirs) in [(1.0, 2.0), (3.0, 1.0), (8.0, 8.0)] {
-            results.add(0, Contender::Q35, measured(theirs, Some(900.0)));
-            results.add(0, Contender::Hypernest, measured(ours, Some(600.0)));
+            results.add("reads", Contender::Q35, vec![(SPEED, theirs)]);
+            results.add("reads", Contender::Hypernest, vec![(SPEED, ours)]);
         }
         let rows = results.rows();
-        assert_eq!(rows.len(), Figure::ALL.len());
-        let throughput = &rows[0];
-        assert_eq!(throughput.hypernest, [1000.0, 3000.0, 8000.0]);
-        assert_eq!(throughput.qemu, [2000.0, 1000.0, 8000.0]);
-        assert_eq!(throughput.ratios, [0.5, 3.0, 1.0]);
-        assert_eq!(throughput.ratio, Some(1.0));
-        assert_eq!(throughput.unit, "requests/s");
-        let cpu = rows.iter().find(|row| row.figure.starts_with("CPU"));
-        assert_eq!(cpu.unwrap().hypernest[0], 2000.0);
+        assert_eq!(rows.len(), 1);
+        assert_eq!(rows[0].hypernest, [1.0, 3.0, 8.0]);
+        assert_eq!(rows[0].qemu, [2.0, 1.0, 8.0]);
+        assert_eq!(rows[0].ratios, [0.5, 3.0, 1.0]);
+        assert_eq!(rows[0].ratio, Some(1.0));
+        assert_eq!((rows[0].job, rows[0].unit), ("reads", "requests/s"));
     }
 
     #[test]
-    fn figures_that_the_host_does_not_tell_are_left_out() {
+    fn rows_are_in_the_order_of_the_first_round() {
         let mut results = Results::default();
-        results.add(4, Contender::Hypernest, measured(1.0, None));
+        for _ in 0..2 {
+            results.add("reads", Contender::Hypernest, vec![(SPEED, 1.0)]);
+            results.add("writes", Contender::Hypernest, vec![(SPEED, 1.0)]);
+            results.add("reads", Contender::Q35, vec![(EXITS, 2.0), (SPEED, 1.0)]);
+        }
         let rows = results.rows();
-        assert_eq!(rows.len(), Figure::ALL.len() - 1);
-        assert_eq!((rows[0].unit, rows[0].hypernest[0]), ("MiB/s", 50.0));
-        assert_eq!(rows[0].ratio, None);
+        let order: Vec<_> = rows.iter().map(|row| (row.job, row.figure)).collect();
+        assert_eq!(
+            order,
+            [
+                ("reads", "throughput"),
+                ("reads", "exits"),
+                ("writes", "throughput")
+            ]
+        );
+        // What one of them does not tell has no ratio.
+        assert_eq!((rows[1].ratio, rows[2].ratio), (None, None));
         assert_eq!(ratios(&[1.0], &[0.0]), [0.0; 0]);
         assert_eq!(ratios(&[1.0, 2.0], &[2.0]), [0.0; 0]);
     }

@@ -1,27 +1,18 @@
-//! What is said to the guest, and what it answers.
+//! The guest's system: its shell, what it lacks, and its devices.
 
 use super::console::Console;
-use super::cost::{Cost, Sample};
-use super::fio::{self, Fio};
-use super::jobs::Job;
+use super::loads::Load;
 use super::machine::SERIAL;
-use super::{Bench, DevicesError};
+use super::network::{GUEST, MAC, PREFIX};
+use super::{Bench, DevicesError, disk, moving, net};
 
-/// The program that puts a load on a disk.
-const PROGRAM: &str = include_str!("guest.sh");
-/// Where the guest has it.
-const PLACE: &str = "/run/hypernest-bench.sh";
+/// Programs of the guest, by what needs them.
+const ALWAYS: [&str; 1] = ["cat"];
+const FOR_DISK: [&str; 3] = ["fio", "gzip", "base64"];
+const FOR_NETWORK: [&str; 2] = ["bash", "ip"];
 
-/// A job's figures, from inside and from outside.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Measured {
-    pub(super) fio: Fio,
-    /// Of `requests` requests.
-    pub(super) cost: Cost,
-    pub(super) requests: f64,
-}
-
-/// Waits for the shell of root, and returns the name of the scratch disk in the guest.
+/// Waits for the shell of root, sets its network card up if it has one, and returns the name of the scratch
+/// disk in the guest.
 pub(super) fn prepare(console: &mut Console, bench: &Bench) -> Result<String, DevicesError> {
     console.until(&bench.prompt)?;
     // A shell that prints nothing but the output of its commands. Each word that is waited for is written so
@@ -29,91 +20,85 @@ pub(super) fn prepare(console: &mut Console, bench: &Bench) -> Result<String, De
     console.tell("exec sh")?;
     console.tell("stty -echo; PS1=; PS2=; dmesg -n 1; echo; echo @rea''dy")?;
     console.until("@ready")?;
-    for program in ["fio", "gzip", "base64"] {
+    let missing = missing(console, &needed(&bench.loads))?;
+    if !missing.is_empty() {
+        let missing = missing.join(", ");
+        return Err(console.failed(&format!("has a guest without {missing}")));
+    }
+    for (place, program) in PROGRAMS {
+        console.tell(&format!("cat >{place} <<'END'\n{program}END"))?;
+    }
+    if bench.has_network() {
+        let card = find(
+            console,
+            "card",
+            &format!(
+                "for n in /sys/class/net/*; do [ \"$(cat $n/address 2>/dev/null)\" = {MAC} ] && \
+             echo @card ${{n##*/}}; done"
+            ),
+        )?;
+        console.tell(&format!(
+            "ip address add {GUEST}/{PREFIX} dev {card}; ip link set {card} up"
+        ))?;
+    }
+    find(
+        console,
+        "disk",
+        &format!(
+            "for b in /sys/block/*; do [ \"$(cat $b/serial 2>/dev/null)\" = {SERIAL} ] && \
+             echo @disk ${{b##*/}}; done"
+        ),
+    )
+}
+
+/// The programs of this program that run in the guest.
+const PROGRAMS: [(&str, &str); 3] = [
+    (disk::PLACE, disk::PROGRAM),
+    (net::PLACE, net::PROGRAM),
+    (moving::PLACE, moving::PROGRAM),
+];
+
+fn needed(loads: &[Load]) -> Vec<&'static str> {
+    let mut needed = ALWAYS.to_vec();
+    if loads.iter().any(|load| load.needs_fio()) {
+        needed.extend(FOR_DISK);
+    }
+    if loads.iter().any(|load| load.needs_network()) {
+        needed.extend(FOR_NETWORK);
+    }
+    needed
+}
+
+/// Those of `programs` that the guest has not.
+fn missing(
+    console: &mut Console,
+    programs: &[&'static str],
+) -> Result<Vec<&'static str>, DevicesError> {
+    for program in programs {
         console.tell(&format!(
             "command -v {program} >/dev/null && echo @yes || echo @no {program}"
         ))?;
     }
     let mut missing = Vec::new();
-    for program in ["fio", "gzip", "base64"] {
+    for program in programs {
         console.until("@")?;
         if console.until("\n")?.starts_with("no") {
-            missing.push(program);
+            missing.push(*program);
         }
     }
-    if !missing.is_empty() {
-        let missing = missing.join(", ");
-        return Err(console.failed(&format!("has a guest without {missing}")));
-    }
-    console.tell(&format!("cat >{PLACE} <<'END'\n{PROGRAM}END"))?;
-    console.tell(&format!(
-        "for b in /sys/block/*; do [ \"$(cat $b/serial 2>/dev/null)\" = {SERIAL} ] && \
-         echo @disk ${{b##*/}}; done; echo @disk"
-    ))?;
-    let disk = console.line("@disk")?;
-    if disk.is_empty() || !disk.chars().all(|c| c.is_ascii_alphanumeric()) {
-        return Err(console.failed("has a guest that does not find the scratch disk"));
-    }
-    console.until("@disk")?;
-    Ok(disk)
+    Ok(missing)
 }
 
-/// How often a job is run whose measurement was longer than fio's time, as on a host under other load.
-const ATTEMPTS: u32 = 3;
-
-/// Runs `job` on `disk`.
-pub(super) fn measure(
-    console: &mut Console,
-    bench: &Bench,
-    disk: &str,
-    job: Job,
-) -> Result<Measured, DevicesError> {
-    for _ in 0..ATTEMPTS {
-        if let Some(measured) = attempt(console, bench, disk, job)? {
-            return Ok(measured);
-        }
+/// The name that `command` prints after `@what`.
+fn find(console: &mut Console, what: &str, command: &str) -> Result<String, DevicesError> {
+    let word = format!("@{what}");
+    console.tell(&format!("{command}; echo {word}"))?;
+    let name = console.line(&word)?;
+    if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric()) {
+        return Err(console.failed(&format!("has a guest that does not find its {what}")));
     }
-    let why = format!("has a guest in which fio ended {ATTEMPTS} times before the measurement");
-    Err(console.failed(&why))
-}
-
-/// `None` if fio ended before the measurement.
-fn attempt(
-    console: &mut Console,
-    bench: &Bench,
-    disk: &str,
-    job: Job,
-) -> Result<Option<Measured>, DevicesError> {
-    let lines = job.lines(bench.size_mib, bench.seconds).join(" ");
-    console.tell(&format!("sh {PLACE} {disk} {} {lines}", bench.seconds))?;
-    let sample = |console: &Console| {
-        let sample = Sample::of(console.pid());
-        sample.map_err(|error| console.failed(&format!("has no counters: {error}")))
-    };
-    let from = console.line("@from ")?;
-    let before = sample(console)?;
-    let to = console.line("@to ")?;
-    let after = sample(console)?;
-    let status = console.line("@status ")?;
-    let report = console.until("@done")?;
-    if status != "0" {
-        return Err(console.failed(&format!("has a guest in which fio ended with {status}")));
-    }
-    let Some(to) = to.strip_suffix(" yes") else {
-        return Ok(None);
-    };
-    let requests = requests(&from, to, job)
-        .map_err(|why| console.failed(&format!("has a guest in which {why}")))?;
-    let fio = fio::unpack(&report).and_then(|json| fio::parse(&json, job.reads()));
-    let fio = fio.map_err(|source| DevicesError::Report {
-        job: job.name,
-        source,
-    })?;
-    Ok(Some(Measured {
-        fio,
-        cost: after.since(before),
-        requests,
-    }))
+    console.until(&word)?;
+    Ok(name)
 }
 
 /// The guest powers off.
@@ -122,44 +107,30 @@ pub(super) fn end(mut console: Console) -> Result<(), DevicesError> {
     console.end()
 }
 
-/// The number of requests between two counts of sectors.
-fn requests(from: &str, to: &str, job: Job) -> Result<f64, String> {
-    let unreadable = || format!("the disk has no counters: {from:?}, {to:?}");
-    let number = |text: &str| text.parse::<u64>().map_err(|_| unreadable());
-    let sectors = number(to)?.saturating_sub(number(from)?);
-    let requests = sectors as f64 * 512.0 / f64::from(job.block);
-    if requests < 1.0 {
-        return Err("no request ended while it was measured".to_owned());
-    }
-    Ok(requests)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::devices::jobs::JOBS;
+    use crate::devices::loads::chosen;
 
     #[test]
-    fn requests_are_counted_by_sectors() {
-        assert_eq!(requests("100", "900", JOBS[0]), Ok(100.0));
-        for (from, to, why) in [
-            ("100", "", "no counters"),
-            ("x", "900", "no counters"),
-            ("100", "100", "no request"),
-        ] {
-            let error = requests(from, to, JOBS[0]).unwrap_err();
-            assert!(error.contains(why), "{error}");
+    fn the_programs_can_be_typed() {
+        // They are in here-documents, and a terminal takes lines of up to 4095 characters.
+        for (_, program) in PROGRAMS {
+            assert!(
+                program
+                    .lines()
+                    .all(|line| line != "END" && line.len() < 1000)
+            );
+            assert!(program.ends_with('\n') && program.is_ascii() && !program.contains('\t'));
         }
     }
 
     #[test]
-    fn the_program_can_be_typed() {
-        // It is in a here-document, and a terminal takes lines of up to 4095 characters.
-        assert!(
-            PROGRAM
-                .lines()
-                .all(|line| line != "END" && line.len() < 1000)
-        );
-        assert!(PROGRAM.ends_with('\n') && PROGRAM.is_ascii() && !PROGRAM.contains('\t'));
+    fn only_what_is_used_is_needed() {
+        let needed = |name: &str| needed(&chosen(&[name.to_owned()]));
+        assert_eq!(needed("memory"), ["cat"]);
+        assert_eq!(needed("net"), ["cat", "bash", "ip"]);
+        assert_eq!(needed("randread-1"), ["cat", "fio", "gzip", "base64"]);
+        assert_eq!(needed("migration").len(), 6);
     }
 }

@@ -1,25 +1,89 @@
 //! The command line of each VMM for the same machine.
 
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::Bench;
+use super::network::{MAC, TAPS};
 use crate::program;
 use crate::vmm::contender::Contender;
 
 /// The scratch disk's serial number, by which the guest finds it.
 pub(super) const SERIAL: &str = "bench-scratch";
 
-/// A VMM with the guest's disk and the scratch disk, and the guest's console on standard input and output.
-pub(super) fn command(who: Contender, bench: &Bench) -> Command {
-    match who {
-        Contender::Hypernest => ours(bench),
-        _ => theirs(bench),
+/// The name of hypernest's VM.
+pub(super) const NAME: &str = "bench";
+
+/// Where a VMM runs: before a migration, or after it.
+#[derive(Debug)]
+pub(super) struct Place {
+    /// The directory of its files, which both places share.
+    pub(super) dir: PathBuf,
+    /// The directory of hypernest's control socket.
+    pub(super) runtime: PathBuf,
+    tap: &'static str,
+    is_destination: bool,
+}
+
+impl Place {
+    /// Where a VM is started.
+    pub(super) fn near(dir: &Path) -> Self {
+        Self {
+            dir: dir.to_owned(),
+            runtime: dir.join("near"),
+            tap: TAPS[0],
+            is_destination: false,
+        }
+    }
+
+    /// Where it is migrated to.
+    pub(super) fn other(&self) -> Self {
+        Self {
+            dir: self.dir.clone(),
+            runtime: self.dir.join("far"),
+            tap: TAPS[1],
+            is_destination: true,
+        }
+    }
+
+    /// The socket at which the destination waits.
+    pub(super) fn incoming(&self) -> PathBuf {
+        self.dir.join("to")
+    }
+
+    /// The socket of QEMU's monitor.
+    pub(super) fn monitor(&self) -> PathBuf {
+        self.dir.join("monitor")
     }
 }
 
-fn ours(bench: &Bench) -> Command {
+/// A VMM with the guest's disk, the scratch disk and a network card if there is a network, and the guest's
+/// console on standard input and output.
+pub(super) fn command(who: Contender, bench: &Bench, place: &Place) -> Command {
+    match (who, place.is_destination) {
+        (Contender::Hypernest, false) => ours(bench, place),
+        (Contender::Hypernest, true) => our_destination(bench, place),
+        _ => theirs(bench, place),
+    }
+}
+
+fn our_destination(bench: &Bench, place: &Place) -> Command {
     let mut command = Command::new(program::hypernest());
-    command.arg("run").arg("--kernel").arg(&bench.kernel);
+    command.env("XDG_RUNTIME_DIR", &place.runtime);
+    command.args(["run", "--name", NAME, "--incoming"]);
+    command.arg(format!("unix:{}", place.incoming().display()));
+    for disk in [&*bench.root, bench.scratch.path()] {
+        command.arg("--disk").arg(disk);
+    }
+    command.args(["--net", &format!("tap,ifname={}", place.tap)]);
+    command
+}
+
+fn ours(bench: &Bench, place: &Place) -> Command {
+    let mut command = Command::new(program::hypernest());
+    command.env("XDG_RUNTIME_DIR", &place.runtime);
+    command.args(["run", "--name", NAME]);
+    command.arg("--kernel").arg(&bench.kernel);
     if let Some(initrd) = &bench.initrd {
         command.arg("--initrd").arg(initrd);
     }
@@ -33,10 +97,14 @@ fn ours(bench: &Bench) -> Command {
     command.arg(format!(
         "{scratch},cache={cache},serial={SERIAL},num-queues={queues}"
     ));
+    if bench.has_network() {
+        command.arg("--net");
+        command.arg(format!("tap,ifname={},mac={MAC}", place.tap));
+    }
     command
 }
 
-fn theirs(bench: &Bench) -> Command {
+fn theirs(bench: &Bench, place: &Place) -> Command {
     let qemu = bench.terms.qemu();
     let mut command = qemu
         .expect("QEMU is measured only if it is there")
@@ -75,12 +143,33 @@ fn theirs(bench: &Bench) -> Command {
         command.arg(format!("if=none,format=raw,discard=unmap,{drive}"));
         command.args(["-device", &device]);
     }
+    if bench.has_network() {
+        // hypernest has no vhost.
+        let tap = place.tap;
+        command.arg("-netdev");
+        command.arg(format!(
+            "tap,id=net,ifname={tap},script=no,downscript=no,vhost=off"
+        ));
+        command.arg("-device");
+        command.arg(format!(
+            "virtio-net-pci,disable-legacy=on,netdev=net,mac={MAC},romfile="
+        ));
+    }
+    if place.is_destination {
+        command.arg("-incoming");
+        command.arg(format!("unix:{}", place.incoming().display()));
+    } else if bench.migrates() {
+        let monitor = place.monitor();
+        command.arg("-qmp");
+        command.arg(format!("unix:{},server=on,wait=off", monitor.display()));
+    }
     command
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::devices::loads::chosen;
     use crate::devices::scratch::Scratch;
     use crate::devices::{Cache, Engine};
     use crate::qemu::Qemu;
@@ -97,7 +186,8 @@ mod tests {
         };
         let qemu = Some(Qemu::Program("qemu".into()));
         Bench {
-            jobs: Vec::new(),
+            loads: chosen(&[]),
+            files: tempfile::tempdir().unwrap(),
             contenders: Vec::new(),
             terms: Terms::new("none", &HostHv::from(&host), qemu).unwrap(),
             kernel: "/proc/self/exe".into(),
@@ -124,24 +214,31 @@ mod tests {
             .collect()
     }
 
+    fn flags(arguments: &[String]) -> Vec<(&str, &str)> {
+        let pairs = arguments.chunks(2);
+        pairs
+            .map(|pair| (pair[0].trim_start_matches("--"), &*pair[1]))
+            .collect()
+    }
+
     #[test]
     fn hypernest_accepts_its_command_line() {
         let bench = bench();
-        let arguments = arguments(&command(Contender::Hypernest, &bench));
+        let near = Place::near(Path::new("/tmp"));
+        let arguments = arguments(&command(Contender::Hypernest, &bench, &near));
         assert_eq!(arguments[0], "run");
-        let flags: Vec<(&str, &str)> = arguments[1..]
-            .chunks(2)
-            .map(|pair| (pair[0].trim_start_matches("--"), &*pair[1]))
-            .collect();
-        assert_eq!(flags.iter().filter(|(name, _)| *name == "disk").count(), 2);
+        let flags = flags(&arguments[1..]);
+        let count = |flag| flags.iter().filter(|(name, _)| *name == flag).count();
+        assert_eq!((count("disk"), count("net")), (2, 1));
         assert_eq!(usage::of_vm(&flags), [""; 0]);
     }
 
     #[test]
     fn both_have_the_same_devices() {
         let bench = bench();
+        let near = Place::near(Path::new("/tmp"));
         let both = [Contender::Hypernest, Contender::Q35].map(|who| {
-            let arguments = arguments(&command(who, &bench));
+            let arguments = arguments(&command(who, &bench, &near));
             arguments.join(" ")
         });
         let scratch = bench.scratch.path().display().to_string();
@@ -152,9 +249,39 @@ mod tests {
                 "serial=bench-scratch",
                 "num-queues=2",
                 "512M",
+                "ifname=bench0",
+                MAC,
             ] {
                 assert!(line.contains(part), "{part} is not in {line}");
             }
+        }
+    }
+
+    #[test]
+    fn a_destination_has_a_tap_of_its_own() {
+        let bench = bench();
+        let far = Place::near(Path::new("/tmp")).other();
+        let line = |who| arguments(&command(who, &bench, &far)).join(" ");
+        let (ours, theirs) = (line(Contender::Hypernest), line(Contender::Q35));
+        for line in [&ours, &theirs] {
+            for part in ["ifname=bench1", "incoming unix:/tmp/to"] {
+                assert!(line.contains(part), "{part} is not in {line}");
+            }
+        }
+        // All else comes from the source.
+        assert!(!ours.contains("--kernel") && theirs.contains("-kernel"));
+    }
+
+    #[test]
+    fn without_its_loads_there_is_no_network() {
+        let bench = Bench {
+            loads: chosen(&["disk".to_owned(), "memory".to_owned()]),
+            ..bench()
+        };
+        let near = Place::near(Path::new("/tmp"));
+        for who in [Contender::Hypernest, Contender::Q35] {
+            let line = arguments(&command(who, &bench, &near)).join(" ");
+            assert!(!line.contains("tap") && !line.contains("-qmp"), "{line}");
         }
     }
 }

@@ -1,20 +1,31 @@
-//! Devices compared with QEMU's: virtio-blk under the loads of fio in a stock Linux.
+//! Devices compared with QEMU's: virtio-blk under the loads of fio in a stock Linux, virtio-net by a tap, the
+//! memory that they take, and a live migration while both are loaded.
 //!
-//! Both VMMs boot the same system from the same disk in turn and put the same loads on the same scratch disk,
-//! so that other load on the host affects both alike.
+//! Both VMMs boot the same system from the same disk in turn and put the same loads on the same scratch disk
+//! and the same network, so that other load on the host affects both alike.
 
+mod beats;
 mod console;
 mod cost;
+mod disk;
 mod figures;
 pub(crate) mod fio;
 mod guest;
 mod jobs;
+mod loads;
 mod machine;
+mod memory;
+mod moving;
+mod net;
+mod network;
+mod peer;
 mod report;
 mod scratch;
 
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
 use std::time::{Duration, SystemTime};
 
 use clap::ValueEnum;
@@ -24,6 +35,7 @@ use hypernest::kvm::host::{HostCaps, HostError};
 use thiserror::Error;
 
 use crate::environment::{self, rfc3339};
+use crate::migration::MigrationError;
 use crate::qemu::{Qemu, QemuError};
 use crate::usage::Usage;
 use crate::vmm::contender::{Contender, Terms};
@@ -32,9 +44,12 @@ use crate::{FAILED, HOST, WRONG_USE};
 use console::Console;
 use figures::Results;
 use fio::FioError;
-use jobs::JOBS;
+use loads::Load;
+use machine::Place;
+use network::NetworkError;
 use report::Report;
 use scratch::Scratch;
+use tempfile::TempDir;
 
 /// Errors of `hypernest-bench devices`.
 #[derive(Debug, Error)]
@@ -49,8 +64,17 @@ pub(crate) enum DevicesError {
     /// Enlightenments that this host does not support.
     #[error(transparent)]
     Terms(#[from] VmmError),
+    #[error(transparent)]
+    Network(#[from] NetworkError),
     #[error("cannot write the scratch disk")]
     Scratch(#[source] io::Error),
+    /// This program's own files and sockets.
+    #[error("cannot {doing}")]
+    Own {
+        doing: &'static str,
+        #[source]
+        source: io::Error,
+    },
     #[error("cannot start {who} (hypernest must be beside this program or on the PATH)")]
     Start {
         who: &'static str,
@@ -70,6 +94,10 @@ pub(crate) enum DevicesError {
         #[source]
         source: FioError,
     },
+    #[error("`hypernest migrate` ended with {0}")]
+    NotMigrated(ExitStatus),
+    #[error(transparent)]
+    Migration(#[from] MigrationError),
     #[error("cannot write the result")]
     Json(#[from] serde_json::Error),
 }
@@ -79,24 +107,27 @@ impl DevicesError {
     pub(crate) fn code(&self) -> u8 {
         match self {
             Self::Usage(_) | Self::Qemu(_) => WRONG_USE,
-            Self::Host(_) => HOST,
+            Self::Host(_) | Self::Network(_) => HOST,
             Self::Terms(error) => error.code(),
+            Self::Migration(error) => error.code(),
             _ => FAILED,
         }
     }
 }
 
-/// Measure virtio-blk under fio in your own Linux, compared with QEMU
+/// Measure virtio-blk and virtio-net in your own Linux, compared with QEMU
 ///
-/// The Linux is on a disk of its own, logs root in on its first serial port, and has fio, gzip and base64. It
-/// is booted once in each round by each VMM, and powered off. It writes to its disk as usual.
+/// The Linux is on a disk of its own, logs root in on its first serial port, and has fio, gzip and base64 for
+/// the loads on a disk, and bash and ip for those on the network. It is booted once in each round by each
+/// VMM, and powered off. It writes to its disk as usual.
+///
+/// The network is a bridge with taps in a network namespace, which ends with this program: the host's own
+/// networks do not change. It needs root, or unprivileged user namespaces. QEMU has vhost=off, as hypernest
+/// has no vhost.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The loads [default: all]
-    #[arg(
-        value_name = "LOAD",
-        value_parser = PossibleValuesParser::new(JOBS.map(|job| job.key)),
-    )]
+    /// The loads; `disk` and `net` are all on a disk and on the network [default: all]
+    #[arg(value_name = "LOAD", value_parser = PossibleValuesParser::new(loads::names()))]
     loads: Vec<String>,
     /// The guest's kernel
     #[arg(long, value_name = "FILE")]
@@ -229,9 +260,17 @@ impl Engine {
 }
 
 impl Args {
+    fn has_network(&self) -> bool {
+        let loads = loads::chosen(&self.loads);
+        loads.iter().any(|load| load.needs_network())
+    }
+
     /// The mistakes that are visible without a look at the host.
     fn mistakes(&self) -> Vec<String> {
         let mut mistakes = vmm::of_both(&self.hv, self.only_hypernest, self.qemu.as_deref());
+        if self.has_network() {
+            mistakes.extend(network::mistake());
+        }
         let files = [
             ("kernel", Some(&self.kernel)),
             ("initrd", self.initrd.as_ref()),
@@ -298,6 +337,9 @@ pub(crate) fn run(args: &Args) -> Result<String, DevicesError> {
     Usage::check(args.mistakes())?;
     let host = HostCaps::probe()?;
     let started = rfc3339(SystemTime::now());
+    if args.has_network() {
+        network::enter()?;
+    }
     let bench = Bench::new(args, &host)?;
     let rows = bench.measure()?.rows();
     let report = Report::new(&bench, started, environment::read(&host, &[]), rows);
@@ -310,8 +352,9 @@ pub(crate) fn run(args: &Args) -> Result<String, DevicesError> {
 
 /// The state that all measurements share.
 struct Bench {
-    /// Numbers of [`JOBS`].
-    jobs: Vec<usize>,
+    loads: Vec<Load>,
+    /// The directory of all sockets.
+    files: TempDir,
     contenders: Vec<Contender>,
     terms: Terms,
     kernel: PathBuf,
@@ -342,11 +385,13 @@ impl Bench {
         };
         let terms = Terms::new(list, &HostHv::from(host), qemu)?;
         let scratch = Scratch::new(args.scratch.as_deref(), args.dir.as_deref(), args.size);
-        let is_chosen = |number: &usize| {
-            args.loads.is_empty() || args.loads.iter().any(|load| load == JOBS[*number].key)
-        };
+        let files = tempfile::tempdir().map_err(|source| DevicesError::Own {
+            doing: "make a directory for sockets",
+            source,
+        })?;
         Ok(Self {
-            jobs: (0..JOBS.len()).filter(is_chosen).collect(),
+            loads: loads::chosen(&args.loads),
+            files,
             contenders: if args.only_hypernest {
                 vec![Contender::Hypernest]
             } else {
@@ -370,22 +415,56 @@ impl Bench {
         })
     }
 
+    /// Whether the guests have a network card.
+    fn has_network(&self) -> bool {
+        self.loads.iter().any(|load| load.needs_network())
+    }
+
+    fn migrates(&self) -> bool {
+        self.loads.contains(&Load::Migration)
+    }
+
     fn measure(&self) -> Result<Results, DevicesError> {
         let mut results = Results::default();
         for round in 0..self.rounds {
             for who in in_turn(&self.contenders, round) {
                 eprintln!("round {} of {}: {}", round + 1, self.rounds, who.name());
-                let mut command = machine::command(who, self);
-                let mut console = Console::start(who, &mut command, self.limit)?;
-                let disk = guest::prepare(&mut console, self)?;
-                for &number in &self.jobs {
-                    let measured = guest::measure(&mut console, self, &disk, JOBS[number])?;
-                    results.add(number, who, measured);
-                }
-                guest::end(console)?;
+                self.boot(round, who, &mut results)?;
             }
         }
         Ok(results)
+    }
+
+    /// Runs all loads in one boot of the guest.
+    fn boot(&self, round: u32, who: Contender, results: &mut Results) -> Result<(), DevicesError> {
+        let place = Place::near(&self.files.path().join(format!("{round}-{who:?}")));
+        fs::create_dir_all(&place.runtime).map_err(|source| DevicesError::Own {
+            doing: "make a directory for sockets",
+            source,
+        })?;
+        let mut command = machine::command(who, self, &place);
+        let mut console = Console::start(who, &mut command, self.limit)?;
+        let disk = guest::prepare(&mut console, self)?;
+        if self.loads.contains(&Load::Memory) {
+            results.add(memory::BOOTED, who, memory::measure(&console, self)?);
+        }
+        for &load in &self.loads {
+            let (name, values) = match load {
+                Load::Disk(job) => {
+                    let values = disk::measure(&mut console, self, &disk, job)?;
+                    (job.name, values)
+                }
+                Load::Net(stream) => (stream.name(), net::measure(&mut console, self, stream)?),
+                Load::Memory => (memory::LOADED, memory::measure(&console, self)?),
+                Load::Migration => {
+                    let values;
+                    (values, console) = moving::measure(self, who, console, &place, &disk)?;
+                    (moving::NAME, values)
+                }
+            };
+            results.add(name, who, values);
+        }
+        guest::end(console)
     }
 }
 
@@ -447,8 +526,8 @@ mod tests {
 
     #[test]
     fn a_command_line_of_the_lab_is_accepted() {
-        let line = "devices randread-1 write --kernel k --initrd i --root /dev/vda --scratch /dev/vdb \
-            --cache writeback --aio io_uring --rounds 3 --seconds 3 --cmdline -x";
+        let line = "devices randread-1 net memory migration --kernel k --initrd i --root /dev/vda \
+            --scratch /dev/vdb --cache writeback --aio io_uring --rounds 3 --seconds 3 --cmdline -x";
         let args = Line::<Args>::try_parse_from(line.split_whitespace())
             .unwrap()
             .args;

@@ -2,8 +2,8 @@
 
 use serde::Serialize;
 
-use super::Bench;
 use super::figures::Row;
+use super::{Bench, moving};
 use crate::report::Environment;
 use crate::vmm::samples::{spread, table};
 
@@ -90,9 +90,21 @@ fn ratio(ratios: &[f64]) -> String {
 }
 
 fn setting(bench: &Bench) -> String {
+    let network = match bench.has_network() {
+        true => " and virtio-net by a tap on a bridge (QEMU with vhost=off)",
+        false => "",
+    };
+    let migration = match bench.migrates() {
+        true => format!(
+            "; migrations with at most {} MiB/s and {} ms of downtime",
+            moving::BANDWIDTH_MIB,
+            moving::DOWNTIME_MS
+        ),
+        false => String::new(),
+    };
     format!(
-        "virtio-blk, {} vCPUs with {} MiB, cache={}, {} MiB of {}; {} rounds, {} s per load, \
-         QEMU with aio={}",
+        "virtio-blk{network}, {} vCPUs with {} MiB, cache={}, {} MiB of {}; {} rounds, {} s per load, \
+         QEMU with aio={}{migration}",
         bench.cpus,
         bench.memory_mib,
         bench.cache.name(),
@@ -107,9 +119,11 @@ fn setting(bench: &Bench) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::devices::figures::Results;
-    use crate::devices::figures::tests::measured;
+    use crate::devices::figures::{Figure, Results};
     use crate::vmm::contender::Contender;
+
+    const LOAD: &str = "4 KiB random read, depth 1";
+    const THROUGHPUT: Figure = Figure::new("throughput", "requests/s", 0);
 
     fn report(rows: Vec<Row>) -> Report {
         Report {
@@ -127,9 +141,9 @@ mod tests {
     #[test]
     fn each_row_has_both_vmms_and_the_ratio() {
         let mut results = Results::default();
-        for (ours, theirs) in [(1.0, 2.0), (3.0, 2.0)] {
-            results.add(0, Contender::Hypernest, measured(ours, None));
-            results.add(0, Contender::Q35, measured(theirs, None));
+        for (ours, theirs) in [(1000.0, 2000.0), (3000.0, 2000.0)] {
+            results.add(LOAD, Contender::Hypernest, vec![(THROUGHPUT, ours)]);
+            results.add(LOAD, Contender::Q35, vec![(THROUGHPUT, theirs)]);
         }
         let report = report(results.rows());
         let text = report.text();
@@ -145,7 +159,7 @@ mod tests {
     #[test]
     fn hypernest_alone_has_no_ratio() {
         let mut results = Results::default();
-        results.add(0, Contender::Hypernest, measured(1.0, Some(5.0)));
+        results.add(LOAD, Contender::Hypernest, vec![(THROUGHPUT, 1.0)]);
         let text = report(results.rows()).text();
         assert!(!text.contains("ratio") && !text.contains("QEMU"), "{text}");
         assert_eq!(ratio(&[]), "-");

@@ -5,8 +5,8 @@
 //! from the destination, by this process's clock: QEMU stops the guest's own clocks during a migration.
 
 mod live;
-mod qmp;
-mod relay;
+pub(crate) mod qmp;
+pub(crate) mod relay;
 mod restore;
 mod side;
 

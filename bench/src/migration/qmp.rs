@@ -13,7 +13,7 @@ use super::MigrationError;
 const STEP: Duration = Duration::from_millis(5);
 
 /// A connection to a monitor.
-pub(super) struct Qmp {
+pub(crate) struct Qmp {
     stream: BufReader<UnixStream>,
     until: Instant,
 }
@@ -27,7 +27,7 @@ fn failed(what: &str, source: impl std::error::Error + Send + Sync + 'static) ->
 
 impl Qmp {
     /// Connects to the socket at `path` once QEMU has created it; all later calls share the timeout `limit`.
-    pub(super) fn connect(path: &Path, limit: Duration) -> Result<Self, MigrationError> {
+    pub(crate) fn connect(path: &Path, limit: Duration) -> Result<Self, MigrationError> {
         let until = Instant::now() + limit;
         let stream = loop {
             match UnixStream::connect(path) {
@@ -50,7 +50,7 @@ impl Qmp {
     }
 
     /// Executes a command and returns its result.
-    pub(super) fn call(
+    pub(crate) fn call(
         &mut self,
         command: &str,
         arguments: &Value,
@@ -74,7 +74,7 @@ impl Qmp {
     }
 
     /// Starts a migration to `uri` and waits until it is done.
-    pub(super) fn migrate(&mut self, uri: &str) -> Result<(), MigrationError> {
+    pub(crate) fn migrate(&mut self, uri: &str) -> Result<(), MigrationError> {
         self.call("migrate", &json!({"uri": uri}))?;
         loop {
             let state = self.call("query-migrate", &json!({}))?;

@@ -10,13 +10,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
 /// A relay. Its threads end with the connections.
-pub(super) struct Relay {
+pub(crate) struct Relay {
     bytes: Arc<AtomicU64>,
 }
 
 impl Relay {
     /// Forwards every connection from the socket at `from` to that at `to`.
-    pub(super) fn start(from: &Path, to: &Path) -> io::Result<Self> {
+    pub(crate) fn start(from: &Path, to: &Path) -> io::Result<Self> {
         let listener = UnixListener::bind(from)?;
         let bytes = Arc::new(AtomicU64::new(0));
         let (counter, to) = (Arc::clone(&bytes), to.to_owned());
@@ -26,7 +26,7 @@ impl Relay {
     }
 
     /// The number of bytes from the source to the destination.
-    pub(super) fn bytes(&self) -> u64 {
+    pub(crate) fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
     }
 }

@@ -11,7 +11,7 @@ mod floor;
 mod init;
 mod running;
 pub(crate) mod samples;
-mod smaps;
+pub(crate) mod smaps;
 
 use std::collections::BTreeMap;
 use std::error::Error;

@@ -4,7 +4,7 @@ use std::path::Path;
 
 /// One mapping.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Mapping {
+pub(crate) struct Mapping {
     /// A path, a name in brackets, or empty.
     name: String,
     size_kib: u64,
@@ -12,7 +12,7 @@ pub(super) struct Mapping {
 }
 
 /// Parses the file; `None` if it is malformed.
-pub(super) fn parse(text: &str) -> Option<Vec<Mapping>> {
+pub(crate) fn parse(text: &str) -> Option<Vec<Mapping>> {
     let mut mappings: Vec<Mapping> = Vec::new();
     for line in text.lines() {
         let mut words = line.split_ascii_whitespace();
@@ -40,21 +40,21 @@ pub(super) fn parse(text: &str) -> Option<Vec<Mapping>> {
 
 /// Memory of a VMM's process, in KiB.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Resident {
+pub(crate) struct Resident {
     /// All memory except guest RAM and the kernel's file.
-    pub(super) beyond_guest: u64,
+    pub(crate) beyond_guest: u64,
     /// Its share in pages of the program and its libraries.
-    pub(super) files: u64,
+    pub(crate) files: u64,
     /// Its share in the heap, stacks and other anonymous memory.
-    pub(super) anonymous: u64,
+    pub(crate) anonymous: u64,
     /// Guest RAM that the guest or the VMM touched.
-    pub(super) guest: u64,
+    pub(crate) guest: u64,
 }
 
 impl Resident {
     /// Guest RAM is the largest anonymous mapping of at least `ram_kib`: both VMMs map it as one region, and
     /// the kernel may have merged it with a neighbour.
-    pub(super) fn new(mappings: &[Mapping], ram_kib: u64, kernel: &Path) -> Self {
+    pub(crate) fn new(mappings: &[Mapping], ram_kib: u64, kernel: &Path) -> Self {
         let kernel = kernel.display().to_string();
         let is_file = |mapping: &Mapping| mapping.name.starts_with('/');
         let ram = mappings.iter().filter(|mapping| !is_file(mapping));
