@@ -23,6 +23,7 @@ b=/busybox
 $b mkdir /proc /sys /tmp /keep
 $b mount -t proc proc /proc
 $b mount -t sysfs sysfs /sys
+$b mount -t devtmpfs dev /dev
 $b mount -t tmpfs -o size=90% tmp /tmp
 $b mount -t tmpfs tmp /keep
 $b insmod /virtio-balloon.ko
@@ -30,6 +31,7 @@ d=/sys/bus/virtio/drivers/virtio_balloon
 second=$($b ls $d | $b grep '^virtio[0-9]' | $b tail -n 1)
 echo $second > $d/unbind
 $b dd if=/dev/urandom of=/keep/x bs=1M count=4 2>/dev/null
+echo @ready
 while read line; do
   case $line in
     fill*) $b dd if=/dev/zero of=/tmp/x bs=1M count=${line#fill } 2>/dev/null; $b tr '\0' x < /tmp/x > /tmp/y; $b rm /tmp/x; $b rm /tmp/y ;;
@@ -116,7 +118,8 @@ fn goes_and_returns() -> TestResult {
         "--device",
         "virtio-balloon,id=second,free-page-reporting=on",
     ]);
-    let vm = Vm::start(command.stdin(Stdio::piped()))?.patient();
+    let mut vm = Vm::start(command.stdin(Stdio::piped()))?.patient();
+    vm.wait_for("@ready")?;
     let mut guest = Guest {
         site,
         vm: Some(vm),
@@ -145,7 +148,9 @@ fn goes_and_returns() -> TestResult {
     // It goes on elsewhere, with what is in the balloon.
     let vm = guest.vm.take().ok_or("it runs")?;
     save(&guest.site, vm)?;
-    guest.vm = Some(restore(&guest.site, &["--clock", "pause"])?.patient());
+    let mut vm = restore(&guest.site, &["--clock", "pause"])?.patient();
+    vm.wait_until("its control socket", |_| guest.site.status().is_ok())?;
+    guest.vm = Some(vm);
     assert_eq!(guest.balloon()?["actual"], 100 * MIB);
     assert_eq!(guest.told("sum")?, sum);
     guest.size(80)?;
