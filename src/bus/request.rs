@@ -38,15 +38,15 @@ impl DeviceRequest {
         }
     }
 
-    /// Whether a VM that was saved before it could not continue after it. It is then refused while the VM is
-    /// saved or migrated.
+    /// Whether a VM that was saved before it could not continue after it, or would not know of it. It is then
+    /// refused while the VM is saved or migrated.
     pub fn changes_saved_state(self) -> bool {
         match self {
             Self::Disk(request) => request.changes_saved_state(),
             // Where it continues, the card has a cable of its own.
             Self::Net(NetRequest::Plug(_)) => false,
-            // There it has the target with which it was saved.
-            Self::Balloon(BalloonRequest::Target(_)) => false,
+            // It would have the target with which it was saved.
+            Self::Balloon(BalloonRequest::Target(_)) => true,
         }
     }
 }

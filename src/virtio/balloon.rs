@@ -312,6 +312,17 @@ impl VirtioDevice for Balloon {
         Some(Arc::clone(&self.counters) as _)
     }
 
+    fn complete(&mut self, rings: &mut [Option<Ring>], _dma: &Dma) -> Result<(), RingError> {
+        // Statistics that nobody can ask for are not due: what was saved may be anything.
+        let asked = |(index, ring): (usize, &Option<Ring>)| {
+            ring.is_some() && matches!(self.queue(index), Queue::Statistics)
+        };
+        if self.options.interval.is_none() || !rings.iter().enumerate().any(asked) {
+            self.due = None;
+        }
+        Ok(())
+    }
+
     fn serve(&mut self, index: usize, ring: &mut Ring, dma: &Dma) -> Result<bool, RingError> {
         match self.queue(index) {
             Queue::Inflate => self.inflate(ring, dma),

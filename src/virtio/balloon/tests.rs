@@ -301,6 +301,34 @@ fn features_are_those_that_are_asked_for() {
 }
 
 #[test]
+fn statistics_are_due_only_where_they_can_be_asked_for() {
+    let state = |held: bool| {
+        let mut e = Encoder::default();
+        for _ in 0..3 {
+            e.u32(0);
+        }
+        e.bool(held);
+        e.u16(3);
+        e.into_body()
+    };
+    for (features, ring, due) in [
+        (F_STATS_VQ, true, true),
+        (F_STATS_VQ, false, false),
+        (0, true, false),
+    ] {
+        let mut rig = Rig::new();
+        rig.balloon.set_features(features);
+        let body = state(true);
+        rig.balloon
+            .load(&mut Decoder::new("balloon", 1, &body))
+            .unwrap();
+        let mut rings = [None, None, ring.then(|| rig.ring.clone())];
+        rig.balloon.complete(&mut rings, &rig.dma).unwrap();
+        assert_eq!(rig.balloon.wake_at().is_some(), due, "{features:#x} {ring}");
+    }
+}
+
+#[test]
 fn a_saved_balloon_goes_on() {
     let mut rig = Rig::new();
     rig.balloon.request(&target(SIZE / 2)).unwrap();
