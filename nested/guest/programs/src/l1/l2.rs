@@ -87,7 +87,7 @@ pub(crate) struct Shared {
     pub(crate) warmup: &'static [Sample],
     /// The samples that count.
     pub(crate) samples: &'static [Sample],
-    /// The turns of an empty loop that L2 makes before each sample.
+    /// The turns of an empty loop that L2 makes before each exit by CPUID.
     pub(crate) spins: u64,
 }
 

@@ -64,6 +64,9 @@ impl<'a> Plan<'a> {
             cpus: number("cpus", 1)?.clamp(1, MAX_CPUS),
             spins: number("spins", 0)?,
         };
+        if plan.spins > 0 && kinds != Kind::Cpuid.name() {
+            return Err(("kinds", kinds));
+        }
         match kinds.split(',').find(|name| Kind::parse(name).is_none()) {
             None => Ok(plan),
             Some(name) => Err(("kinds", name)),
@@ -79,8 +82,8 @@ impl Plan<'_> {
 
 /// `l1 mode=MODE kinds=A,B,C touch=TOUCH n=N warmup=W cpus=C spins=S [resume-first]`.
 ///
-/// [`hypernest_nested::l2exit`] documents the values. Before each of the N exits L2 makes S turns of an empty
-/// loop, so that it runs for a larger part of the time. With `resume-first` each kind begins with VMRESUME,
+/// [`hypernest_nested::l2exit`] documents the values. Before each of the N exits by CPUID L2 makes S turns of
+/// an empty loop, so that it runs for a larger part of the time. With `resume-first` each kind begins with VMRESUME,
 /// which only an enlightened VMCS accepts.
 pub(crate) fn run(args: &Args<'_>, trampoline: &[u8]) -> Exit {
     let plan = match Plan::new(args) {
@@ -211,7 +214,7 @@ impl<'a, V: Vcpu> Session<'a, V> {
         let prepared = self.vcpu.prepare(
             &kinds::intercepts(kind),
             &self.environment,
-            self.environment.start(kinds::entry(kind)),
+            self.environment.start(kinds::entry(kind, shared.spins > 0)),
             self.plan.touch,
         );
         prepared.map_err(NotMeasured::Lacking)?;

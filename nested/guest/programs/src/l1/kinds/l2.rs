@@ -14,9 +14,10 @@ use super::{GIVE_WAY, KERNEL_GS_BASE, NOWHERE, PORT, SELF, TIMER_TICKS};
 use crate::pages::{PAGE_SIZE, Page};
 use crate::{apic, cpu};
 
-/// L2's code for `kind`.
-pub(crate) fn entry(kind: Kind) -> Entry {
+/// L2's code for `kind`, with or without [`Shared::spins`].
+pub(crate) fn entry(kind: Kind, spins: bool) -> Entry {
     match kind {
+        Kind::Cpuid if spins => cpuid_after_spins,
         Kind::Cpuid | Kind::BitmapSame | Kind::BitmapChanged => cpuid,
         Kind::Hypercall => hypercalls,
         Kind::Rdmsr | Kind::RdmsrDirect => rdmsr,
@@ -40,6 +41,18 @@ pub(crate) fn entry(kind: Kind) -> Entry {
 
 extern "sysv64" fn cpuid(shared: &'static Shared) -> ! {
     dated(shared, || _ = cpu::cpuid(0, 0))
+}
+
+/// With interrupts enabled: Bochs 2.7 defers a host's interrupts while its guest has IF = 0, so L0 could not
+/// stop L2 in the loop.
+extern "sysv64" fn cpuid_after_spins(shared: &'static Shared) -> ! {
+    cpu::enable_interrupts();
+    repeat(shared, |sample| {
+        for turn in 0..shared.spins {
+            core::hint::black_box(turn);
+        }
+        date(sample, || _ = cpu::cpuid(0, 0));
+    })
 }
 
 extern "sysv64" fn hypercalls(shared: &'static Shared) -> ! {
@@ -249,20 +262,15 @@ fn spinning(shared: &'static Shared, arm: impl Fn(), done: impl Fn()) -> ! {
 /// Takes all samples.
 #[inline(always)]
 fn repeat(shared: &'static Shared, take: impl Fn(&'static Sample)) -> ! {
-    if shared.spins > 0 {
-        // Bochs 2.7 defers a host's interrupts while its guest has IF = 0: L0 could not stop L2 in the loop.
-        cpu::enable_interrupts();
-    }
-    let next = |sample| {
-        for turn in 0..shared.spins {
-            core::hint::black_box(turn);
-        }
+    for sample in shared.warmup {
         shared.begin_sample(sample);
         take(sample);
-    };
-    shared.warmup.iter().for_each(&next);
+    }
     shared.begin();
-    shared.samples.iter().for_each(next);
+    for sample in shared.samples {
+        shared.begin_sample(sample);
+        take(sample);
+    }
     shared.end()
 }
 
