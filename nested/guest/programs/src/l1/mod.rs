@@ -83,8 +83,8 @@ impl Plan<'_> {
 /// `l1 mode=MODE kinds=A,B,C touch=TOUCH n=N warmup=W cpus=C spins=S [resume-first]`.
 ///
 /// [`hypernest_nested::l2exit`] documents the values. Before each of the N exits by CPUID L2 makes S turns of
-/// an empty loop, so that it runs for a larger part of the time. With `resume-first` each kind begins with VMRESUME,
-/// which only an enlightened VMCS accepts.
+/// an empty loop, so that it runs for a larger part of the time. With `resume-first` each kind begins with
+/// VMRESUME, which only an enlightened VMCS accepts.
 pub(crate) fn run(args: &Args<'_>, trampoline: &[u8]) -> Exit {
     let plan = match Plan::new(args) {
         Ok(plan) => plan,
