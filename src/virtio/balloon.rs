@@ -8,7 +8,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use super::device::{Kind, VirtioDevice, serve_in_order};
+use super::device::{Kind, VirtioDevice, serve_in_order, serve_next};
 use super::queue::{Chain, Ring, RingError};
 use crate::bus::{DeviceRequest, Gauge, RequestError};
 use crate::memory::Dma;
@@ -226,17 +226,8 @@ fn one(
     chain: &mut Chain,
     request: impl FnOnce(&Chain) -> Result<(), RingError>,
 ) -> Result<bool, RingError> {
-    if !ring.pop(dma, chain)? {
-        return ring.rearm(dma);
-    }
-    let served = request(chain).and_then(|()| ring.push(dma, chain.head(), 0));
-    match served {
-        Ok(()) => Ok(true),
-        Err(error) => {
-            ring.undo_pop(chain.head());
-            Err(error)
-        }
-    }
+    let served = serve_next(ring, dma, chain, |chain| request(chain).map(|()| 0))?;
+    Ok(served || ring.rearm(dma)?)
 }
 
 impl VirtioDevice for Balloon {

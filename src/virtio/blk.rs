@@ -309,13 +309,9 @@ impl Blk {
     }
 
     fn identify(&self, parsed: &Parsed, dma: &Dma) -> Result<Status, RingError> {
-        let mut left = self.serial.as_slice();
-        for (gpa, len) in parsed.data(&self.chain) {
-            let len = usize::try_from(len).map_or(left.len(), |len| len.min(left.len()));
-            let (part, rest) = left.split_at(len);
-            dma.write(gpa, part)?;
-            left = rest;
-        }
+        let serial = self.serial.as_slice();
+        let len = usize::try_from(parsed.len).map_or(serial.len(), |len| len.min(serial.len()));
+        self.chain.write(dma, &serial[..len])?;
         Ok(Status::Ok)
     }
 

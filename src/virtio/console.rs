@@ -290,13 +290,7 @@ impl Console {
         let before = *control;
         let more = serve_in_order(ring, dma, chain, |chain| {
             let mut bytes = [0; control::LEN];
-            let mut len = 0;
-            for segment in chain.readable() {
-                let room = control::LEN - len;
-                let count = usize::try_from(segment.len).map_or(room, |count| count.min(room));
-                dma.read(segment.gpa, &mut bytes[len..][..count])?;
-                len += count;
-            }
+            let len = chain.read(dma, 0, &mut bytes)?;
             control.received(&bytes[..len]);
             Ok(0)
         });
@@ -337,17 +331,10 @@ fn output(
     }
 }
 
-/// Writes as much of `data` as there is room for; how many bytes.
+/// Writes as much of `data`, no more than [`CHUNK`], as there is room for; how many bytes.
 fn write(chain: &Chain, dma: &Dma, data: &[u8]) -> Result<u32, RingError> {
-    let mut left = data;
-    for segment in chain.writable() {
-        let count = usize::try_from(segment.len).map_or(left.len(), |len| len.min(left.len()));
-        let (part, rest) = left.split_at(count);
-        dma.write(segment.gpa, part)?;
-        left = rest;
-    }
-    // No more than `CHUNK`.
-    Ok(u32::try_from(data.len() - left.len()).unwrap_or(0))
+    let written = chain.write(dma, data)?;
+    Ok(u32::try_from(written).unwrap_or(0))
 }
 
 impl VirtioDevice for Console {

@@ -197,9 +197,32 @@ pub(super) fn read_config(config: &[u8], offset: u64, data: &mut [u8]) {
     }
 }
 
-/// Serves requests one after the other, for [`VirtioDevice::serve`]: `request` does what one asks for and
-/// returns how many bytes it wrote into its writable part. A request that the loss of the Bus Master bit
-/// interrupts is served again later.
+/// Serves the next request, if there is one: `request` does what it asks for and returns how many bytes it
+/// wrote into its writable part. A request that the loss of the Bus Master bit interrupts is served again
+/// later.
+///
+/// # Errors
+/// If the ring is broken, or `request` says so.
+pub fn serve_next(
+    ring: &mut Ring,
+    dma: &Dma,
+    chain: &mut Chain,
+    request: impl FnOnce(&Chain) -> Result<u32, RingError>,
+) -> Result<bool, RingError> {
+    if !ring.pop(dma, chain)? {
+        return Ok(false);
+    }
+    let served = request(chain).and_then(|written| ring.push(dma, chain.head(), written));
+    match served {
+        Ok(()) => Ok(true),
+        Err(error) => {
+            ring.undo_pop(chain.head());
+            Err(error)
+        }
+    }
+}
+
+/// Serves requests one after the other, for [`VirtioDevice::serve`], each as [`serve_next`] does.
 ///
 /// # Errors
 /// If the ring is broken, or `request` says so.
@@ -211,12 +234,7 @@ pub fn serve_in_order(
 ) -> Result<bool, RingError> {
     let mut left = ring.size();
     loop {
-        while ring.pop(dma, chain)? {
-            let served = request(chain).and_then(|written| ring.push(dma, chain.head(), written));
-            if let Err(error) = served {
-                ring.undo_pop(chain.head());
-                return Err(error);
-            }
+        while serve_next(ring, dma, chain, &mut request)? {
             left -= 1;
             if left == 0 {
                 return Ok(true);

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::device::{Kind, VirtioDevice};
-use super::queue::{Chain, Ring, RingError};
+use super::queue::{Chain, Ring, RingError, total};
 use crate::bus::{DeviceRequest, Gauge, RequestError};
 use crate::memory::{Dma, Readable};
 use crate::net::control::{NetCounters, NetRequest};
@@ -313,8 +313,7 @@ impl Net {
                 return Ok(false);
             }
             left -= 1;
-            let len = self.chain.readable().iter().map(|part| u64::from(part.len));
-            bytes = bytes.saturating_sub(len.sum());
+            bytes = bytes.saturating_sub(total(self.chain.readable()));
             match self.send_chain(pair, dma) {
                 Ok(Sent::Later) => {
                     ring.undo_pop(self.chain.head());

@@ -15,7 +15,7 @@ use crate::memory::{Dma, DmaError};
 use crate::state::{Decoder, Encoder, StateError};
 use crate::units::Gpa;
 
-pub use chain::{Chain, MAX_INDIRECT, Segment};
+pub use chain::{Chain, MAX_INDIRECT, Segment, parts, total};
 use packed::PackedRing;
 use split::SplitRing;
 

@@ -2,7 +2,7 @@
 
 use crate::memory::Dma;
 use crate::units::Gpa;
-use crate::virtio::queue::{Chain, RingError, Segment};
+use crate::virtio::queue::{Chain, RingError, total};
 
 use super::PAGE;
 
@@ -34,12 +34,7 @@ impl Pages {
     /// If they are not in memory, or too many.
     pub(super) fn read(&mut self, chain: &Chain, dma: &Dma) -> Result<(), RingError> {
         self.len = 0;
-        let bytes: u64 = chain
-            .readable()
-            .iter()
-            .map(|part| u64::from(part.len))
-            .sum();
-        let count = usize::try_from(bytes).unwrap_or(usize::MAX) / NUMBER;
+        let count = usize::try_from(total(chain.readable())).unwrap_or(usize::MAX) / NUMBER;
         if count > MAX_PAGES {
             return Err(RingError::Request {
                 what: "a request for more pages than 4096",
@@ -49,7 +44,7 @@ impl Pages {
         let mut at = 0;
         while self.len < count {
             let len = bytes.len().min((count - self.len) * NUMBER);
-            read(chain.readable(), dma, at, &mut bytes[..len])?;
+            chain.read(dma, at, &mut bytes[..len])?;
             for number in bytes[..len].as_chunks::<NUMBER>().0 {
                 self.numbers[self.len] = u32::from_le_bytes(*number);
                 self.len += 1;
@@ -101,23 +96,8 @@ impl Statistics {
 /// If they are not in memory.
 pub(super) fn read_statistics(chain: &Chain, dma: &Dma) -> Result<Statistics, RingError> {
     let mut bytes = [0; MAX_STATISTICS * STATISTIC];
-    let len = read(chain.readable(), dma, 0, &mut bytes)?;
+    let len = chain.read(dma, 0, &mut bytes)?;
     Ok(Statistics { bytes, len })
-}
-
-/// Copies what `segments` have from `at` on to `data`; how many bytes there were.
-fn read(segments: &[Segment], dma: &Dma, at: u64, data: &mut [u8]) -> Result<usize, RingError> {
-    let (mut skip, mut done) = (at, 0);
-    for segment in segments {
-        let before = skip.min(segment.len.into());
-        skip -= before;
-        let left = u64::from(segment.len) - before;
-        let room = data.len() - done;
-        let count = usize::try_from(left).map_or(room, |left| left.min(room));
-        dma.read(Gpa(segment.gpa.0 + before), &mut data[done..][..count])?;
-        done += count;
-    }
-    Ok(done)
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 use crate::block::Counted;
 use crate::memory::Dma;
 use crate::units::Gpa;
-use crate::virtio::queue::{Chain, RingError, Segment};
+use crate::virtio::queue::{Chain, RingError, parts, total};
 
 /// Bytes of the header: type, a reserved dword, and the sector.
 const HEADER: usize = 16;
@@ -85,7 +85,7 @@ impl Parsed {
         let last = chain.writable().iter().rfind(|segment| segment.len > 0);
         let last = last.ok_or(missing("a block request without a status"))?;
         let mut header = [0; HEADER];
-        if read(chain, dma, 0, &mut header)? < HEADER {
+        if chain.read(dma, 0, &mut header)? < HEADER {
             return Err(missing("a block request without a header"));
         }
         let [a, b, c, d, _, _, _, _, sector @ ..] = header;
@@ -139,7 +139,7 @@ impl Range {
             return Ok(None);
         }
         let mut range = [0; RANGE];
-        read(chain, dma, HEADER as u64, &mut range)?;
+        chain.read(dma, HEADER as u64, &mut range)?;
         let (sector, rest) = range.split_at(8);
         let (sectors, flags) = rest.split_at(4);
         let dword = |bytes: &[u8]| bytes.try_into().map_or(0, u32::from_le_bytes);
@@ -151,31 +151,4 @@ impl Range {
             reserved: flags & !UNMAP != 0,
         }))
     }
-}
-
-fn total(segments: &[Segment]) -> u64 {
-    segments.iter().map(|segment| u64::from(segment.len)).sum()
-}
-
-/// The parts of `segments` with the `len` bytes from byte `skip` on.
-fn parts(segments: &[Segment], skip: u64, len: u64) -> impl Iterator<Item = (Gpa, u64)> {
-    let (mut skip, mut left) = (skip, len);
-    segments.iter().filter_map(move |segment| {
-        let before = skip.min(segment.len.into());
-        skip -= before;
-        let part = left.min(u64::from(segment.len) - before);
-        left -= part;
-        (part > 0).then_some((Gpa(segment.gpa.0 + before), part))
-    })
-}
-
-/// Copies from byte `skip` of what the device reads; how much there was.
-fn read(chain: &Chain, dma: &Dma, skip: u64, data: &mut [u8]) -> Result<usize, RingError> {
-    let mut done = 0;
-    for (gpa, len) in parts(chain.readable(), skip, data.len() as u64) {
-        let end = done + usize::try_from(len).unwrap_or(0);
-        dma.read(gpa, &mut data[done..end])?;
-        done = end;
-    }
-    Ok(done)
 }

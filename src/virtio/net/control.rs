@@ -44,13 +44,7 @@ impl Command {
     pub(super) fn read(chain: &Chain, dma: &Dma) -> Result<Option<Self>, RingError> {
         // Class, command, and the longest data that is looked at.
         let mut bytes = [0; 2 + 8];
-        let mut len = 0;
-        for segment in chain.readable() {
-            let count = usize::try_from(segment.len).unwrap_or(usize::MAX);
-            let count = count.min(bytes.len() - len);
-            dma.read(segment.gpa, &mut bytes[len..][..count])?;
-            len += count;
-        }
+        let len = chain.read(dma, 0, &mut bytes)?;
         Ok(Self::parse(&bytes[..len]))
     }
 
@@ -79,14 +73,8 @@ impl Command {
 /// # Errors
 /// If its last byte is not in memory.
 pub(super) fn acknowledge(chain: &Chain, dma: &Dma, done: bool) -> Result<u32, RingError> {
-    let mut segments = chain.writable().iter();
-    match segments.find(|segment| segment.len > 0) {
-        Some(segment) => {
-            dma.write(segment.gpa, &[if done { OK } else { ERR }])?;
-            Ok(1)
-        }
-        None => Ok(0),
-    }
+    let written = chain.write(dma, &[if done { OK } else { ERR }])?;
+    Ok(u32::try_from(written).unwrap_or(0))
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use crate::memory::Dma;
 use crate::net::{HEADER, MAX_FRAME};
-use crate::virtio::queue::{Chain, Ring, RingError, Segment};
+use crate::virtio::queue::{Chain, Ring, RingError, Segment, total};
 
 /// `num_buffers` of the header (5.1.6).
 const NUM_BUFFERS: usize = 10;
@@ -123,7 +123,7 @@ impl Receiver {
                 return Ok(Delivery::Waits);
             }
             self.segments.extend(chain.writable());
-            let len: u64 = chain.writable().iter().map(|s| u64::from(s.len)).sum();
+            let len = total(chain.writable());
             if len == 0 {
                 ring.undo_pop(chain.head());
                 return Err(RingError::Request {

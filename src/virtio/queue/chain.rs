@@ -52,6 +52,34 @@ impl Chain {
         &self.segments[self.readable..]
     }
 
+    /// Copies to `data` from byte `skip` of what the device reads; how many bytes there were.
+    ///
+    /// # Errors
+    /// If they are not in memory.
+    pub fn read(&self, dma: &Dma, skip: u64, data: &mut [u8]) -> Result<usize, RingError> {
+        let mut done = 0;
+        for (gpa, len) in parts(self.readable(), skip, data.len() as u64) {
+            let end = done + usize::try_from(len).unwrap_or(0);
+            dma.read(gpa, &mut data[done..end])?;
+            done = end;
+        }
+        Ok(done)
+    }
+
+    /// Copies `data` to what the device writes, as far as there is room; how many bytes.
+    ///
+    /// # Errors
+    /// If the room is not in memory.
+    pub fn write(&self, dma: &Dma, data: &[u8]) -> Result<usize, RingError> {
+        let mut done = 0;
+        for (gpa, len) in parts(self.writable(), 0, data.len() as u64) {
+            let end = done + usize::try_from(len).unwrap_or(0);
+            dma.write(gpa, &data[done..end])?;
+            done = end;
+        }
+        Ok(done)
+    }
+
     /// Becomes the request `head`, of which nothing is known yet.
     pub(super) fn begin(&mut self, head: u16) {
         self.head = head;
@@ -77,6 +105,23 @@ impl Chain {
             len => Err(RingError::TooLong(len)),
         }
     }
+}
+
+/// How many bytes `segments` have.
+pub fn total(segments: &[Segment]) -> u64 {
+    segments.iter().map(|segment| u64::from(segment.len)).sum()
+}
+
+/// The parts of `segments` with the `len` bytes from byte `skip` on.
+pub fn parts(segments: &[Segment], skip: u64, len: u64) -> impl Iterator<Item = (Gpa, u64)> {
+    let (mut skip, mut left) = (skip, len);
+    segments.iter().filter_map(move |segment| {
+        let before = skip.min(segment.len.into());
+        skip -= before;
+        let part = left.min(u64::from(segment.len) - before);
+        left -= part;
+        (part > 0).then_some((Gpa(segment.gpa.0 + before), part))
+    })
 }
 
 /// A copy of a descriptor.
