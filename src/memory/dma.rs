@@ -148,9 +148,7 @@ impl Dma {
     /// # Errors
     /// If it cannot be reached, or is not aligned.
     pub fn load_u16(&self, gpa: Gpa, order: Ordering) -> Result<u16, DmaError> {
-        let ram = self.aligned(gpa)?;
-        let value = ram.mmap().load::<u16>(GuestAddress(gpa.0), order);
-        Ok(u16::from_le(value.map_err(|_| NoRam { gpa, len: 2 })?))
+        self.begin()?.load(gpa, order).map(u16::from_le)
     }
 
     /// Writes a ring's index at once: with `Release`, a guest that sees it sees what was written before this.
@@ -158,19 +156,7 @@ impl Dma {
     /// # Errors
     /// If it cannot be reached, or is not aligned.
     pub fn store_u16(&self, gpa: Gpa, value: u16, order: Ordering) -> Result<(), DmaError> {
-        let ram = self.aligned(gpa)?;
-        let stored = ram.mmap().store(value.to_le(), GuestAddress(gpa.0), order);
-        stored.map_err(|_| NoRam { gpa, len: 2 })?;
-        ram.written().mark(gpa, 2);
-        Ok(())
-    }
-
-    fn aligned(&self, gpa: Gpa) -> Result<&GuestRam, DmaError> {
-        if gpa.0.is_multiple_of(2) {
-            self.ram()
-        } else {
-            Err(DmaError::Misaligned { gpa })
-        }
+        self.begin()?.store(gpa, value.to_le(), order)
     }
 
     /// As [`Dma::load_u16`].
