@@ -2,10 +2,12 @@
 
 mod packed;
 
+use std::ops::Deref;
+
 use crate::memory::{Dma, GuestRam, MemoryConfig};
 use crate::units::Gpa;
 
-use super::queue::{Addresses, Ring, RingFeatures};
+use super::queue::{Addresses, Ring, RingFeatures, Segment};
 pub(crate) use packed::PackedDriver;
 
 /// Where the driver has its ring, an indirect table, and buffers.
@@ -23,23 +25,61 @@ pub(crate) const NEXT: u16 = 1;
 pub(crate) const WRITE: u16 = 2;
 pub(crate) const INDIRECT: u16 = 4;
 
-fn ram() -> GuestRam {
-    let config = MemoryConfig::of(RAM);
-    GuestRam::new(&config, &[(Gpa(0), RAM)]).unwrap()
+/// The memory of the guest that a driver is in.
+pub(crate) struct Memory {
+    pub(crate) ram: GuestRam,
+}
+
+impl Memory {
+    fn new() -> Self {
+        let config = MemoryConfig::of(RAM);
+        let ram = GuestRam::new(&config, &[(Gpa(0), RAM)]).unwrap();
+        Self { ram }
+    }
+
+    /// Of a bus master.
+    pub(crate) fn dma(&self) -> Dma {
+        let dma = Dma::new(self.ram.clone());
+        dma.gate().set(true);
+        dma
+    }
+
+    pub(crate) fn put(&self, gpa: u64, data: &[u8]) {
+        self.ram.write(Gpa(gpa), data).unwrap();
+    }
+
+    pub(crate) fn get<const N: usize>(&self, gpa: u64) -> [u8; N] {
+        let mut data = [0; N];
+        self.ram.read(Gpa(gpa), &mut data).unwrap();
+        data
+    }
+}
+
+/// Addresses and lengths.
+pub(crate) fn segments(chain: &[Segment]) -> Vec<(u64, u32)> {
+    chain.iter().map(|s| (s.gpa.0, s.len)).collect()
 }
 
 /// A driver with one split ring.
 pub(crate) struct Driver {
-    pub(crate) ram: GuestRam,
+    memory: Memory,
     size: u16,
     available: u16,
     seen: u16,
 }
 
+impl Deref for Driver {
+    type Target = Memory;
+
+    fn deref(&self) -> &Memory {
+        &self.memory
+    }
+}
+
 impl Driver {
     pub(crate) fn new(size: u16) -> Self {
         Self {
-            ram: ram(),
+            memory: Memory::new(),
             size,
             available: 0,
             seen: 0,
@@ -53,25 +93,8 @@ impl Driver {
         self.set_available(0);
     }
 
-    /// Of a bus master.
-    pub(crate) fn dma(&self) -> Dma {
-        let dma = Dma::new(self.ram.clone());
-        dma.gate().set(true);
-        dma
-    }
-
     pub(crate) fn ring(&self, features: RingFeatures) -> Ring {
         Ring::new(self.size, RING, features).unwrap()
-    }
-
-    pub(crate) fn put(&self, gpa: u64, data: &[u8]) {
-        self.ram.write(Gpa(gpa), data).unwrap();
-    }
-
-    pub(crate) fn get<const N: usize>(&self, gpa: u64) -> [u8; N] {
-        let mut data = [0; N];
-        self.ram.read(Gpa(gpa), &mut data).unwrap();
-        data
     }
 
     fn u16(&self, gpa: u64) -> u16 {

@@ -1,10 +1,9 @@
 //! A driver's side of a packed ring.
 
 use std::collections::BTreeMap;
+use std::ops::Deref;
 
-use super::{NEXT, RING, ram};
-use crate::memory::{Dma, GuestRam};
-use crate::units::Gpa;
+use super::{Memory, NEXT, RING};
 use crate::virtio::queue::{Ring, RingFeatures};
 
 // Descriptor flags.
@@ -43,7 +42,7 @@ impl Place {
 
 /// A driver with one packed ring at [`RING`].
 pub(crate) struct PackedDriver {
-    pub(crate) ram: GuestRam,
+    memory: Memory,
     size: u16,
     pub(crate) next: Place,
     pub(crate) used: Place,
@@ -51,22 +50,23 @@ pub(crate) struct PackedDriver {
     under_way: BTreeMap<u16, u16>,
 }
 
+impl Deref for PackedDriver {
+    type Target = Memory;
+
+    fn deref(&self) -> &Memory {
+        &self.memory
+    }
+}
+
 impl PackedDriver {
     pub(crate) fn new(size: u16) -> Self {
         Self {
-            ram: ram(),
+            memory: Memory::new(),
             size,
             next: Place::START,
             used: Place::START,
             under_way: BTreeMap::new(),
         }
-    }
-
-    /// Of a bus master.
-    pub(crate) fn dma(&self) -> Dma {
-        let dma = Dma::new(self.ram.clone());
-        dma.gate().set(true);
-        dma
     }
 
     pub(crate) fn ring(&self, features: RingFeatures) -> Ring {
@@ -75,16 +75,6 @@ impl PackedDriver {
             ..features
         };
         Ring::new(self.size, RING, features).unwrap()
-    }
-
-    pub(crate) fn put(&self, gpa: u64, data: &[u8]) {
-        self.ram.write(Gpa(gpa), data).unwrap();
-    }
-
-    pub(crate) fn get<const N: usize>(&self, gpa: u64) -> [u8; N] {
-        let mut data = [0; N];
-        self.ram.read(Gpa(gpa), &mut data).unwrap();
-        data
     }
 
     /// Writes descriptor `index` of the table at `table`.

@@ -1,8 +1,8 @@
 use proptest::prelude::*;
 
-use super::super::{Form, MAX_INDIRECT, Ring, Segment};
+use super::super::{Form, MAX_INDIRECT, Ring};
 use super::*;
-use crate::virtio::testing::{BUFFERS, PackedDriver, RAM, RING, TABLE};
+use crate::virtio::testing::{BUFFERS, PackedDriver, RAM, RING, TABLE, segments};
 
 const ALL: RingFeatures = RingFeatures {
     packed: true,
@@ -20,10 +20,6 @@ fn packed(ring: &Ring) -> &PackedRing {
         Form::Packed(ring) => ring,
         Form::Split(_) => panic!("a split ring"),
     }
-}
-
-fn segments(chain: &[Segment]) -> Vec<(u64, u32)> {
-    chain.iter().map(|s| (s.gpa.0, s.len)).collect()
 }
 
 fn saved(ring: &Ring) -> Vec<u8> {

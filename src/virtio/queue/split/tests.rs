@@ -1,8 +1,8 @@
 use proptest::prelude::*;
 
-use super::super::{Form, MAX_INDIRECT, Ring, Segment};
+use super::super::{Form, MAX_INDIRECT, Ring};
 use super::*;
-use crate::virtio::testing::{BUFFERS, Driver, INDIRECT, NEXT, RAM, RING, TABLE, WRITE};
+use crate::virtio::testing::{BUFFERS, Driver, INDIRECT, NEXT, RAM, RING, TABLE, WRITE, segments};
 
 const ALL: RingFeatures = RingFeatures {
     packed: false,
@@ -21,10 +21,6 @@ fn split(ring: &Ring) -> &SplitRing {
         Form::Split(ring) => ring,
         Form::Packed(_) => panic!("a packed ring"),
     }
-}
-
-fn segments(chain: &[Segment]) -> Vec<(u64, u32)> {
-    chain.iter().map(|s| (s.gpa.0, s.len)).collect()
 }
 
 #[test]
