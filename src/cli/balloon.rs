@@ -1,8 +1,8 @@
 //! `hypernest balloon`: how much of its memory a running VM's guest has.
 
-use super::status::show_bytes;
+use super::status::{devices, show_bytes};
 use super::{CliError, ExitStatus, print, to_json};
-use crate::api::{self, ApiError, Balloon, ControlRequest, RunDirs, call};
+use crate::api::{ApiError, Balloon, ControlRequest, RunDirs, call};
 use crate::config::{parse_size, show_size};
 use crate::machine::DeviceStatus;
 use crate::memory::balloon::BalloonReport;
@@ -53,9 +53,7 @@ pub fn run(args: &Args) -> Result<ExitStatus, CliError> {
 }
 
 fn balloons(dirs: &RunDirs, name: &str) -> Result<Vec<DeviceStatus>, ApiError> {
-    let mut devices = api::status(dirs, name)?.devices;
-    devices.retain(|device| device.report.balloon.is_some());
-    Ok(devices)
+    devices(dirs, name, |report| report.balloon.is_some())
 }
 
 /// The id of the balloon that is meant.

@@ -2,9 +2,9 @@
 
 use clap::Subcommand;
 
-use super::status::{describe_disk, describe_limits, show_bytes};
+use super::status::{describe_disk, describe_limits, devices, show_bytes};
 use super::{CliError, ExitStatus, print, to_json};
-use crate::api::{self, ApiError, ControlRequest, DiskResize, DiskThrottle, RunDirs, call};
+use crate::api::{ApiError, ControlRequest, DiskResize, DiskThrottle, RunDirs, call};
 use crate::block::DiskReport;
 use crate::config::{parse_size, show_size};
 use crate::machine::DeviceStatus;
@@ -119,9 +119,7 @@ fn bytes(flag: &'static str, text: &str) -> Result<u64, CliError> {
 }
 
 fn disks(dirs: &RunDirs, name: &str) -> Result<Vec<DeviceStatus>, ApiError> {
-    let mut devices = api::status(dirs, name)?.devices;
-    devices.retain(|device| device.report.disk.is_some());
-    Ok(devices)
+    devices(dirs, name, |report| report.disk.is_some())
 }
 
 /// What the disk `id` shows; nothing, if the VM is of another version.

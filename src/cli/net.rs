@@ -2,9 +2,9 @@
 
 use clap::{Subcommand, ValueEnum};
 
-use super::status::show_bytes;
+use super::status::{devices, show_bytes};
 use super::{CliError, ExitStatus, print, to_json};
-use crate::api::{self, ApiError, ControlRequest, NetLink, RunDirs, call};
+use crate::api::{ApiError, ControlRequest, NetLink, RunDirs, call};
 use crate::machine::DeviceStatus;
 use crate::net::control::NetReport;
 
@@ -73,9 +73,7 @@ pub fn run(args: &Args) -> Result<ExitStatus, CliError> {
 }
 
 fn cards(dirs: &RunDirs, name: &str) -> Result<Vec<DeviceStatus>, ApiError> {
-    let mut devices = api::status(dirs, name)?.devices;
-    devices.retain(|device| device.report.net.is_some());
-    Ok(devices)
+    devices(dirs, name, |report| report.net.is_some())
 }
 
 fn list(cards: &[DeviceStatus]) -> String {

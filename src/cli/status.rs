@@ -3,8 +3,9 @@
 use std::fmt::Write;
 
 use super::{CliError, ExitStatus, print, to_json};
-use crate::api::{self, RunDirs};
+use crate::api::{self, ApiError, RunDirs};
 use crate::block::{DiskReport, ThrottleReport};
+use crate::bus::DeviceReport;
 use crate::config::show_size;
 use crate::machine::{DeviceStatus, RamStatus, Status};
 use crate::migration::MigrationReport;
@@ -32,6 +33,20 @@ pub fn run(args: &Args) -> Result<ExitStatus, CliError> {
         describe(&status)
     })?;
     Ok(ExitStatus::DONE)
+}
+
+/// The devices of a running VM whose report `is` of their kind.
+///
+/// # Errors
+/// If there is no such VM, or it does not reply.
+pub(super) fn devices(
+    dirs: &RunDirs,
+    name: &str,
+    is: impl Fn(&DeviceReport) -> bool,
+) -> Result<Vec<DeviceStatus>, ApiError> {
+    let mut devices = api::status(dirs, name)?.devices;
+    devices.retain(|device| is(&device.report));
+    Ok(devices)
 }
 
 fn describe(status: &Status) -> String {
@@ -261,7 +276,6 @@ pub(super) fn show_time(ms: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bus::DeviceReport;
     use crate::machine::Crash;
     use crate::machine::State;
 
