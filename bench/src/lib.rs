@@ -25,6 +25,7 @@ mod qemu;
 #[cfg(test)]
 mod readme;
 mod report;
+mod sync;
 mod tsc;
 mod unit;
 pub mod untrusted;

@@ -2,9 +2,11 @@
 
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _, Write as _};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+
+use crate::sync::lock;
 
 /// The time between two updates, long enough that drawing does not disturb a measurement.
 const PAUSE: Duration = Duration::from_millis(500);
@@ -247,10 +249,6 @@ impl Steps {
             change(&mut lock(state));
         }
     }
-}
-
-fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
-    state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Draws on the terminal. Errors are ignored: the terminal may be closed.

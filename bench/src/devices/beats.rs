@@ -3,9 +3,11 @@
 use std::io;
 use std::net::{Ipv4Addr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
+
+use crate::sync::lock;
 
 /// How often the thread looks whether it shall end.
 const STEP: Duration = Duration::from_millis(50);
@@ -42,7 +44,8 @@ impl Beats {
         let socket = UdpSocket::bind((address, 0))?;
         socket.set_read_timeout(Some(STEP))?;
         let port = socket.local_addr()?.port();
-        let (seen, end) = (Arc::new(Mutex::default()), Arc::new(AtomicBool::new(false)));
+        let seen = Arc::new(Mutex::new(Seen::default()));
+        let end = Arc::new(AtomicBool::new(false));
         let receiver = {
             let (seen, end) = (Arc::clone(&seen), Arc::clone(&end));
             thread::spawn(move || {
@@ -91,10 +94,6 @@ impl Drop for Beats {
             let _joined = receiver.join();
         }
     }
-}
-
-fn lock(seen: &Mutex<Seen>) -> MutexGuard<'_, Seen> {
-    seen.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

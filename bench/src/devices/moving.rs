@@ -4,13 +4,10 @@
 use std::fs;
 use std::io::{self, Read as _};
 use std::net::{Shutdown, TcpStream};
-use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
-
-use serde_json::json;
 
 use super::beats::Beats;
 use super::console::Console;
@@ -19,9 +16,9 @@ use super::jobs::{JOBS, Job};
 use super::machine::{self, Place};
 use super::network::HOST;
 use super::{Bench, DevicesError, net, peer};
+use crate::migration::command::{self, Limits};
 use crate::migration::qmp::Qmp;
 use crate::migration::relay::Relay;
-use crate::program;
 use crate::vmm::contender::Contender;
 
 /// The program that puts all loads on a guest.
@@ -34,8 +31,10 @@ pub(super) const NAME: &str = "live migration under load";
 /// The load on the disk: random writes of 4 KiB.
 const DISK: Job = JOBS[3];
 /// The limits of both VMMs.
-pub(super) const BANDWIDTH_MIB: u64 = 256;
-pub(super) const DOWNTIME_MS: u64 = 300;
+pub(super) const LIMITS: Limits = Limits {
+    bandwidth_mib: 256,
+    downtime_ms: 300,
+};
 /// In which a pause that began with the migration ends.
 const AFTER: Duration = Duration::from_secs(1);
 
@@ -168,24 +167,14 @@ fn migrate(
 ) -> Result<Duration, DevicesError> {
     if who != Contender::Hypernest {
         let mut qmp = Qmp::connect(&near.monitor(), bench.limit)?;
-        let parameters = json!({
-            "max-bandwidth": BANDWIDTH_MIB << 20,
-            "downtime-limit": DOWNTIME_MS,
-        });
-        qmp.call("migrate-set-parameters", &parameters)?;
+        command::limit(&mut qmp, LIMITS)?;
         let begun = Instant::now();
         qmp.migrate(address)?;
         return Ok(begun.elapsed());
     }
-    let mut command = Command::new(program::hypernest());
-    command.env("XDG_RUNTIME_DIR", &near.runtime);
-    command.args(["migrate", machine::NAME, address]);
-    command.args(["--downtime-ms", &DOWNTIME_MS.to_string()]);
-    command.args(["--bandwidth", &format!("{BANDWIDTH_MIB}M")]);
-    hypernest::end_with_parent(&mut command);
+    let mut command = command::hypernest(&near.runtime, machine::NAME, address, LIMITS);
     let begun = Instant::now();
-    let status = command.stdin(Stdio::null()).stdout(Stdio::null()).status();
-    let status = status.map_err(|source| DevicesError::Start {
+    let status = command.status().map_err(|source| DevicesError::Start {
         who: who.name(),
         source,
     })?;

@@ -97,8 +97,8 @@ fn setting(bench: &Bench) -> String {
     let migration = match bench.migrates() {
         true => format!(
             "; migrations with at most {} MiB/s and {} ms of downtime",
-            moving::BANDWIDTH_MIB,
-            moving::DOWNTIME_MS
+            moving::LIMITS.bandwidth_mib,
+            moving::LIMITS.downtime_ms
         ),
         false => String::new(),
     };

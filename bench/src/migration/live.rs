@@ -1,11 +1,10 @@
 //! Live migration between processes: the total time, the downtime, and the number of bytes sent.
 
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Instant;
 
-use serde_json::json;
-
+use super::command::{self, Limits};
 use super::qmp::Qmp;
 use super::relay::Relay;
 use super::side::Side;
@@ -104,16 +103,15 @@ fn move_one(bench: &Bench, contender: Contender, dir: &Path) -> Result<Moved, Mi
         source,
     })?;
     let uri = format!("unix:{}", from.display());
+    let limits = Limits {
+        bandwidth_mib: bench.bandwidth_mib,
+        downtime_ms: bench.downtime_ms,
+    };
     let begun;
     if ours {
-        let mut command = Command::new(program::hypernest());
-        command.env("XDG_RUNTIME_DIR", &near);
-        command.args(["migrate", "moved", &uri]);
-        command.args(["--downtime-ms", &bench.downtime_ms.to_string()]);
-        command.args(["--bandwidth", &format!("{}M", bench.bandwidth_mib)]);
+        let mut command = command::hypernest(&near, "moved", &uri, limits);
         begun = Instant::now();
-        let done = command.stdin(Stdio::null()).status();
-        let done = done.map_err(|source| MigrationError::Start {
+        let done = command.status().map_err(|source| MigrationError::Start {
             who: contender.name(),
             source,
         })?;
@@ -122,11 +120,7 @@ fn move_one(bench: &Bench, contender: Contender, dir: &Path) -> Result<Moved, Mi
         }
     } else {
         let mut qmp = Qmp::connect(&near, bench.limit)?;
-        let parameters = json!({
-            "max-bandwidth": u64::from(bench.bandwidth_mib) << 20,
-            "downtime-limit": bench.downtime_ms,
-        });
-        qmp.call("migrate-set-parameters", &parameters)?;
+        command::limit(&mut qmp, limits)?;
         begun = Instant::now();
         qmp.migrate(&uri)?;
     }

@@ -4,6 +4,7 @@
 //! writes a byte at every beat; its downtime is the time between the last byte from the source and the first
 //! from the destination, by this process's clock: QEMU stops the guest's own clocks during a migration.
 
+pub(crate) mod command;
 mod live;
 pub(crate) mod qmp;
 pub(crate) mod relay;

@@ -2,11 +2,12 @@
 
 use std::io::Read;
 use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use super::MigrationError;
+use crate::sync::lock;
 use crate::vmm::contender::Contender;
 
 /// The byte that the guest writes at every beat.
@@ -148,8 +149,4 @@ impl Drop for Side {
     fn drop(&mut self) {
         self.kill();
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -6,13 +6,14 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
 use super::record::{Record, Recorder};
+use crate::sync::lock;
 
 /// Errors of the processes.
 #[derive(Debug, Error)]
@@ -366,7 +367,7 @@ impl Vms {
     fn last_words(&self) -> String {
         let mut words = String::new();
         if let Some(vm) = self.vms.last() {
-            let said = vm.stderr.lock().unwrap_or_else(PoisonError::into_inner);
+            let said = lock(&vm.stderr);
             if !said.trim().is_empty() {
                 words.push_str(&format!("; hypernest's output:\n{}", said.trim()));
             }
@@ -415,7 +416,7 @@ fn follow(mut from: impl Read, run: usize, watch: Stopwatch, to: &Sender<(usize,
 fn listen(mut from: impl Read, to: &Mutex<String>) {
     let mut buffer = [0; 4096];
     while let Ok(len @ 1..) = from.read(&mut buffer) {
-        let mut said = to.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut said = lock(to);
         if said.len() < MOST_SAID {
             said.push_str(&String::from_utf8_lossy(&buffer[..len]));
         }

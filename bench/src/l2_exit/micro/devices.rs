@@ -11,10 +11,11 @@ use hypernest_nested::probe::{
 };
 
 use super::reasons::Reasons;
-use super::record::{Shared, lock};
+use super::record::Shared;
 use super::threads;
 use crate::exit_port::ResetWatch;
 use crate::probe_console::{ProbeConsole, Sink};
+use crate::sync::lock;
 
 /// Maximum number of kept bytes of an incomplete line.
 const MAX_PENDING: usize = 1 << 20;

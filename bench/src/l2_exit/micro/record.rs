@@ -1,7 +1,7 @@
 //! The result of one run of the guest program, recorded by its devices on its vCPUs' threads.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use hypernest::memory::GuestRam;
@@ -99,10 +99,6 @@ const MOST_LINES: usize = 200;
 
 /// A record that devices share.
 pub(super) type Shared = Arc<Mutex<Record>>;
-
-pub(super) fn lock(record: &Shared) -> MutexGuard<'_, Record> {
-    record.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 impl Record {
     /// An empty record.

@@ -14,10 +14,11 @@ use hypernest_nested::probe::EXIT_PORT;
 
 use super::devices::{self, Bell};
 use super::reasons::Reasons;
-use super::record::{Ending, Record, Shared, lock};
+use super::record::{Ending, Record, Shared};
 use crate::exit_port::ResetWatch;
 use crate::l2_exit::modes;
 use crate::progress::Steps;
+use crate::sync::lock;
 
 /// The measurements of a VM.
 #[derive(Debug)]
