@@ -34,7 +34,10 @@ $b dd if=/dev/urandom of=/keep/x bs=1M count=4 2>/dev/null
 echo @ready
 while read line; do
   case $line in
-    fill*) $b dd if=/dev/zero of=/tmp/x bs=1M count=${line#fill } 2>/dev/null; $b tr '\0' x < /tmp/x > /tmp/y; $b rm /tmp/x; $b rm /tmp/y ;;
+    fill*)
+      $b dd if=/dev/zero of=/tmp/x bs=1M count=${line#fill } 2>/dev/null
+      $b tr '\0' x < /tmp/x > /tmp/y
+      $b rm /tmp/x /tmp/y ;;
     sum) $b md5sum /keep/x ;;
     bind) echo $second > $d/bind ;;
     log) $b dmesg | $b grep -v 'module verification failed' | $b grep -iE 'bug:|warning:|call trace|oops:|out of memory|virtio.*(fail|error)' ;;

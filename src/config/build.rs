@@ -430,14 +430,14 @@ impl<'a> Build<'a> {
         let why = match memory {
             MemoryConfig {
                 hugepages: Some(_), ..
-            } => "hugepages: reserved pages stay reserved",
-            MemoryConfig { host, .. } if host.lock => "lock: locked pages stay in memory",
+            } => "hugepages keeps reserved",
+            MemoryConfig { host, .. } if host.lock => "lock keeps in RAM",
             _ => return,
         };
         for (origin, device) in devices {
             if device.of.row().releases_memory {
                 let (of, id) = (device.of, &device.id);
-                let what = format!("the {of} {id} cannot give memory back that is --memory {why}");
+                let what = format!("the {of} {id} cannot release memory that --memory {why}");
                 let expected = "other memory, or no such device";
                 self.push("device", origin, Wrong::new(what, expected));
             }

@@ -290,7 +290,7 @@ impl VirtioDevice for Balloon {
         let ram = self.options.ram;
         if !(LEAST.min(ram)..=ram).contains(&target) {
             return Err(RequestError::Refused(format!(
-                "{target} bytes are not from 16 MiB to the {} MiB that the VM has",
+                "the size must be from 16 MiB to the VM's {} MiB, and is {target} bytes",
                 ram >> 20
             )));
         }

@@ -52,8 +52,8 @@ const PORT_QUEUES: &[u16] = &[
 const CHUNK: usize = 4096;
 const PASS_BYTES: usize = 16 * CHUNK;
 
-/// For how long a console's output waits for a reader that does not read. After that it is dropped until he
-/// does: Linux' console driver keeps its CPU busy while it waits (`__send_to_port`).
+/// For how long a console's output waits for a reader that does not read. After that it is dropped until some
+/// is read: Linux' console driver keeps its CPU busy while it waits (`__send_to_port`).
 const PATIENCE: Duration = Duration::from_millis(50);
 
 /// The device.
