@@ -22,6 +22,11 @@ fn find_in(own: Option<&Path>, path: &OsStr, name: &str) -> Option<PathBuf> {
         .find(|program| program.is_file())
 }
 
+/// The program called `name` on the PATH.
+pub(crate) fn on_path(name: &str) -> Option<PathBuf> {
+    find_in(None, &std::env::var_os("PATH").unwrap_or_default(), name)
+}
+
 /// The VMM; its bare name if it is not found, so that the attempt to start it says so.
 pub(crate) fn hypernest() -> PathBuf {
     find(HYPERNEST).unwrap_or_else(|| HYPERNEST.into())

@@ -6,6 +6,8 @@ use std::process::Command;
 use hypernest::hyperv::{EnlightenmentRequest, HostHv, Profile, qemu, resolve};
 use thiserror::Error;
 
+use crate::program;
+
 const PROGRAM: &str = "qemu-system-x86_64";
 
 /// The location of QEMU.
@@ -31,9 +33,7 @@ impl Qemu {
     /// QEMU at `path`, or on the PATH.
     pub(crate) fn find(path: Option<&Path>) -> Result<Self, QemuError> {
         let Some(path) = path else {
-            let all = std::env::var_os("PATH").unwrap_or_default();
-            let mut programs = std::env::split_paths(&all).map(|directory| directory.join(PROGRAM));
-            let found = programs.find(|program| program.is_file());
+            let found = program::on_path(PROGRAM);
             return found.map(|p| Self::at(&p)).ok_or(QemuError::NotOnPath);
         };
         if path.is_file() || is_unpacked(path) {

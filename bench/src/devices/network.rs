@@ -1,17 +1,14 @@
 //! The network between the host and the guests: a bridge with two taps in a network namespace of this process
 //! (network_namespaces(7)), apart from the host's networks and its packet filters. It ends with the process.
 
-use std::env;
-use std::fs;
-use std::io;
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use nix::errno::Errno;
-use nix::sched::{CloneFlags, unshare};
-use nix::unistd::{getgid, getuid};
+use hypernest_lab::isolated;
 use thiserror::Error;
+
+use crate::program;
 
 /// Addresses that no network has (RFC 5737).
 pub(super) const HOST: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
@@ -38,10 +35,11 @@ pub(crate) struct NetworkError(String);
 
 /// The mistake of a user without the program that makes the network.
 pub(super) fn mistake() -> Option<String> {
-    let path = env::var_os("PATH").unwrap_or_default();
-    let is_there = env::split_paths(&path).any(|part| part.join(IP).is_file());
     let what = "the program ip (package iproute2) is not on the PATH".to_owned();
-    (!is_there).then(|| NetworkError(what).to_string())
+    match program::on_path(IP) {
+        Some(_) => None,
+        None => Some(NetworkError(what).to_string()),
+    }
 }
 
 /// Puts this process, which has one thread, into a network of its own.
@@ -50,30 +48,12 @@ pub(super) fn enter() -> Result<(), NetworkError> {
         let what = format!("{TUN} is missing (`modprobe tun`)");
         return Err(NetworkError(what));
     }
-    separate().map_err(|error| {
+    isolated::leave_network().map_err(|error| {
         let what = "a network namespace needs root, or unprivileged user namespaces";
         NetworkError(format!("{what}: {error}"))
     })?;
     for arguments in commands() {
         run(&arguments)?;
-    }
-    Ok(())
-}
-
-fn separate() -> io::Result<()> {
-    match unshare(CloneFlags::CLONE_NEWNET) {
-        Err(Errno::EPERM) => {}
-        done => return Ok(done?),
-    }
-    // In a user namespace of its own, this user is root (user_namespaces(7)).
-    let (user, group) = (getuid(), getgid());
-    unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET)?;
-    for (file, text) in [
-        ("setgroups", "deny".to_owned()),
-        ("uid_map", format!("0 {user} 1")),
-        ("gid_map", format!("0 {group} 1")),
-    ] {
-        fs::write(Path::new("/proc/self").join(file), text)?;
     }
     Ok(())
 }

@@ -85,8 +85,11 @@ pub fn run(arguments: &[OsString]) -> io::Result<u8> {
     Ok(code.unwrap_or(u8::MAX))
 }
 
-/// Puts this process, which has one thread, into a network namespace whose loopback interface is up.
-fn enter(busybox: &Path) -> io::Result<()> {
+/// Puts this process, which has one thread, into a network namespace of its own, in which no interface is up.
+///
+/// # Errors
+/// If it has no privileges, and no user namespace can be had.
+pub fn leave_network() -> io::Result<()> {
     let why =
         |what: &str, error: io::Error| io::Error::new(error.kind(), format!("{what}: {error}"));
     match unshare(CloneFlags::CLONE_NEWNET) {
@@ -108,6 +111,12 @@ fn enter(busybox: &Path) -> io::Result<()> {
         }
         Err(errno) => return Err(why("a network namespace", errno.into())),
     }
+    Ok(())
+}
+
+/// Puts this process, which has one thread, into a network namespace whose loopback interface is up.
+fn enter(busybox: &Path) -> io::Result<()> {
+    leave_network()?;
     let up = OwnedChild::output(tied(busybox)?.args(["ip", "link", "set", "lo", "up"]))?;
     if !up.status.success() {
         let said = String::from_utf8_lossy(&up.stderr);
