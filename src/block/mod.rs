@@ -13,6 +13,7 @@ mod counters;
 mod lock;
 pub mod raw;
 pub mod scratch;
+pub mod store;
 #[cfg(test)]
 pub(crate) mod testing;
 mod threads;
