@@ -156,10 +156,10 @@ fn shares(tests: Vec<Listed>, parts: u32) -> Vec<Vec<Listed>> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn test(name: &str, host: Host, stage: &str, limit_seconds: u32) -> Listed {
+    pub(in crate::test) fn test(name: &str, host: Host, stage: &str, limit_seconds: u32) -> Listed {
         Listed {
             name: name.to_owned(),
             hosts: vec![host.name().to_owned()],

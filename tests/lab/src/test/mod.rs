@@ -2,6 +2,7 @@
 
 mod boots;
 mod on_host;
+mod repeat;
 mod retry;
 
 use std::collections::VecDeque;
@@ -114,6 +115,16 @@ pub fn test(hosts: &[Host], filter: Option<&str>, long: bool) -> Result<bool, Te
     }
     results.add(side_by_side(emulated, run));
     drop(reports);
+    let mut passed_alone = Vec::new();
+    for host in Host::ALL {
+        let failed = repeat::suites_of_failed(&suites, &results.records, host);
+        for boot in boots(&failed, &[host]) {
+            println!("lab: what failed on {} is run again, alone", host.name());
+            let again = run(boot);
+            passed_alone.extend(repeat::take_over(&mut results.records, &again.records));
+            results.trouble.extend(again.trouble);
+        }
+    }
 
     let verdict = verdict(&results.records, every_host);
     for (name, hosts) in &verdict.ran_nowhere {
@@ -139,6 +150,12 @@ pub fn test(hosts: &[Host], filter: Option<&str>, long: bool) -> Result<bool, Te
         );
         for restart in &results.restarts {
             println!("    {restart}");
+        }
+    }
+    if !passed_alone.is_empty() {
+        println!("failed beside other tests, and passed alone:");
+        for test in &passed_alone {
+            println!("    {test}");
         }
     }
     println!("{counts}");

@@ -2,7 +2,7 @@
 //!
 //! A host that disappears without having reported the end of its command is a failure of the emulator, not of
 //! the test. The running test is repeated once; if the emulator ends during it again, the test has failed. A
-//! test that failed by itself is never repeated.
+//! test that failed by itself is no reason ([`repeat`](super::repeat)).
 
 use std::collections::BTreeSet;
 
