@@ -4,6 +4,7 @@ pub mod alpine;
 pub mod apt;
 pub mod chromium;
 pub mod debian;
+pub mod firmware;
 pub mod newest;
 pub mod sources;
 mod tree;
@@ -180,7 +181,13 @@ pub struct Optional {
 }
 
 impl Optional {
-    const ALL: [Optional; 4] = [alpine::PART, chromium::PART, debian::PART, newest::PART];
+    const ALL: [Optional; 5] = [
+        alpine::PART,
+        chromium::PART,
+        debian::PART,
+        firmware::PART,
+        newest::PART,
+    ];
 
     /// The one that contains a path in the lab's directory.
     pub fn of(path: &str) -> Option<Self> {
