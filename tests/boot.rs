@@ -5,8 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use hypernest::boot::BootConfig;
 use hypernest::boot::BootModule;
+use hypernest::boot::KernelBoot;
 use hypernest::boot::acpi::{self, AcpiConfig};
 use hypernest::boot::entry::Mode;
 use hypernest::boot::{self, Entry, Platform};
@@ -100,6 +100,7 @@ fn iasl_accepts_every_table() -> TestResult {
         pic,
         ram: map.ram_ranges(ram),
         map,
+        ecam: map.ecam.clone(),
         pci_mmio32: map.pci_mmio32(ram),
         pci_mmio64: map.pci_mmio64(ram, WIDTH),
         fw_cfg: true,
@@ -159,7 +160,7 @@ fn load(
         path: path.clone(),
         cmdline: (*cmdline).to_owned(),
     };
-    let config = BootConfig {
+    let config = KernelBoot {
         kernel: kernel.to_owned(),
         initrd: initrd.map(Path::to_owned),
         cmdline: "console=ttyS0".to_owned(),

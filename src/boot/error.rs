@@ -43,6 +43,17 @@ pub enum BootError {
         /// The file.
         path: PathBuf,
     },
+    /// No flash image.
+    #[error("the {role} {} has {len} bytes: flash memory takes whole blocks of 4096 bytes, at most 8 MiB; is \
+        it the right file (OVMF_CODE_4M.fd, for example)?", .path.display())]
+    NoFlash {
+        /// What it is for.
+        role: Role,
+        /// The file.
+        path: PathBuf,
+        /// Its length.
+        len: u64,
+    },
     /// A saved VM's or a migration's boot files are not those of its configuration.
     #[error("{found} boot files came with the VM, and its configuration names {expected}")]
     OtherFiles {
@@ -185,6 +196,7 @@ impl BootError {
             self,
             Self::NotAFile { .. }
                 | Self::Empty { .. }
+                | Self::NoFlash { .. }
                 | Self::NoKernel { .. }
                 | Self::NoEntry { .. }
                 | Self::ModulesForLinux { .. }

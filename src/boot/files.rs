@@ -5,26 +5,38 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::image::{Image, Role};
-use super::{BootConfig, BootError};
+use super::{Boot, BootError};
 use crate::state::snapshot::SavedFiles;
 
-/// A kernel and what is handed to it. Clones share the files.
+/// A kernel and what is handed to it, or firmware. Clones share the files.
 #[derive(Clone, Debug)]
 pub struct BootFiles(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    kernel: Image,
+    /// The kernel, or the firmware.
+    first: Image,
     /// The initrd, if any, then the modules.
     others: Vec<Image>,
 }
 
-/// The files that `boot` names beside the kernel.
-fn others(boot: &BootConfig) -> impl Iterator<Item = (Role, &Path)> {
-    let initrd = boot.initrd.iter();
-    let initrd = initrd.map(|path| (Role::Initrd, path.as_path()));
-    let modules = boot.modules.iter();
-    initrd.chain(modules.map(|m| (Role::Module, m.path.as_path())))
+/// What starts.
+fn first(boot: &Boot) -> (Role, &Path) {
+    match boot {
+        Boot::Kernel(boot) => (Role::Kernel, &boot.kernel),
+        Boot::Firmware(boot) => (Role::Firmware, &boot.code),
+    }
+}
+
+/// The files that `boot` names beside the first.
+fn others(boot: &Boot) -> impl Iterator<Item = (Role, &Path)> {
+    let kernel = boot.kernel().into_iter();
+    kernel.flat_map(|boot| {
+        let initrd = boot.initrd.iter();
+        let initrd = initrd.map(|path| (Role::Initrd, path.as_path()));
+        let modules = boot.modules.iter();
+        initrd.chain(modules.map(|m| (Role::Module, m.path.as_path())))
+    })
 }
 
 impl BootFiles {
@@ -32,10 +44,11 @@ impl BootFiles {
     ///
     /// # Errors
     /// If one is not a readable regular file, or empty.
-    pub fn open(boot: &BootConfig) -> Result<Self, BootError> {
+    pub fn open(boot: &Boot) -> Result<Self, BootError> {
+        let (role, path) = first(boot);
         let others = others(boot).map(|(role, path)| Image::open(role, path));
         Ok(Self(Arc::new(Inner {
-            kernel: Image::open(Role::Kernel, &boot.kernel)?,
+            first: Image::open(role, path)?,
             others: others.collect::<Result<_, _>>()?,
         })))
     }
@@ -44,7 +57,7 @@ impl BootFiles {
     ///
     /// # Errors
     /// If there are not as many as `boot` names.
-    pub fn saved(boot: &BootConfig, files: &SavedFiles) -> Result<Self, BootError> {
+    pub fn saved(boot: &Boot, files: &SavedFiles) -> Result<Self, BootError> {
         Self::of(boot, files.entries().to_vec(), |role, path, entry| {
             Image::part(role, path, files.file(), entry)
         })
@@ -54,37 +67,40 @@ impl BootFiles {
     ///
     /// # Errors
     /// If there are not as many as `boot` names.
-    pub fn received(boot: &BootConfig, files: Vec<Vec<u8>>) -> Result<Self, BootError> {
+    pub fn received(boot: &Boot, files: Vec<Vec<u8>>) -> Result<Self, BootError> {
         Self::of(boot, files, Image::in_memory)
     }
 
     fn of<T>(
-        boot: &BootConfig,
+        boot: &Boot,
         contents: Vec<T>,
         image: impl Fn(Role, &Path, T) -> Image,
     ) -> Result<Self, BootError> {
         let (found, expected) = (contents.len(), Self::named(boot).count());
         let mut contents = contents.into_iter();
         match contents.next() {
-            Some(first) if found == expected => Ok(Self(Arc::new(Inner {
-                kernel: image(Role::Kernel, &boot.kernel, first),
-                others: others(boot)
-                    .zip(contents)
-                    .map(|((role, path), content)| image(role, path, content))
-                    .collect(),
-            }))),
+            Some(content) if found == expected => {
+                let (role, path) = first(boot);
+                Ok(Self(Arc::new(Inner {
+                    first: image(role, path, content),
+                    others: others(boot)
+                        .zip(contents)
+                        .map(|((role, path), content)| image(role, path, content))
+                        .collect(),
+                })))
+            }
             _ => Err(BootError::OtherFiles { found, expected }),
         }
     }
 
     /// The files that `boot` names, in the order of [`BootFiles::all`].
-    pub fn named(boot: &BootConfig) -> impl Iterator<Item = (Role, &Path)> {
-        std::iter::once((Role::Kernel, boot.kernel.as_path())).chain(others(boot))
+    pub fn named(boot: &Boot) -> impl Iterator<Item = (Role, &Path)> {
+        std::iter::once(first(boot)).chain(others(boot))
     }
 
-    /// The kernel.
-    pub fn kernel(&self) -> &Image {
-        &self.0.kernel
+    /// The kernel, or the firmware.
+    pub fn first(&self) -> &Image {
+        &self.0.first
     }
 
     /// The initrd, if any, then the modules.
@@ -101,7 +117,7 @@ impl BootFiles {
 
     /// All of them, in the order in which they are saved and sent.
     pub fn all(&self) -> impl Iterator<Item = &Image> {
-        std::iter::once(self.kernel()).chain(self.others())
+        std::iter::once(self.first()).chain(self.others())
     }
 }
 
@@ -110,16 +126,16 @@ mod tests {
     use std::fs;
 
     use super::*;
-    use crate::boot::BootModule;
     use crate::boot::image::Content;
+    use crate::boot::{BootModule, KernelBoot};
 
-    fn config(dir: &Path) -> BootConfig {
+    fn config(dir: &Path) -> Boot {
         let file = |name: &str| {
             let path = dir.join(name);
             fs::write(&path, name).unwrap();
             path
         };
-        BootConfig {
+        Boot::Kernel(KernelBoot {
             kernel: file("kernel"),
             initrd: Some(file("initrd")),
             cmdline: String::new(),
@@ -127,7 +143,7 @@ mod tests {
                 path: file("module"),
                 cmdline: String::new(),
             }],
-        }
+        })
     }
 
     fn content(image: &Image) -> String {
@@ -141,8 +157,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let config = config(dir.path());
         let files = BootFiles::open(&config).unwrap();
-        fs::remove_file(&config.kernel).unwrap();
-        fs::write(&config.kernel, "another").unwrap();
+        let kernel = dir.path().join("kernel");
+        fs::remove_file(&kernel).unwrap();
+        fs::write(&kernel, "another").unwrap();
         let all: Vec<_> = files.all().map(content).collect();
         assert_eq!(all, ["kernel", "initrd", "module"]);
         assert_eq!(files.initrd().map(content).as_deref(), Some("initrd"));
@@ -160,7 +177,7 @@ mod tests {
             );
         }
         let files = BootFiles::received(&config, sent(3)).unwrap();
-        assert_eq!(files.kernel().role(), Role::Kernel);
+        assert_eq!(files.first().role(), Role::Kernel);
         assert_eq!(content(&files.others()[1]), "\u{2}\u{2}\u{2}");
     }
 }

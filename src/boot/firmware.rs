@@ -73,11 +73,7 @@ pub(super) fn install(ram: &GuestRam, platform: &Platform) -> Result<Firmware, B
         ram.write(gpa, &bytes)?;
     }
 
-    let structures = smbios::structures(&SmbiosConfig {
-        name: platform.name.clone(),
-        topology: platform.topology,
-        ram: pieces.clone(),
-    });
+    let structures = smbios_structures(platform, &pieces);
     ram.write(SMBIOS_STRUCTURES, &structures)?;
     ram.write(
         SMBIOS_ENTRY,
@@ -89,11 +85,50 @@ pub(super) fn install(ram: &GuestRam, platform: &Platform) -> Result<Firmware, B
     })
 }
 
+/// The memory map as firmware for virtual machines reads it (QEMU's file etc/e820): 20 bytes for each range.
+pub fn e820(pieces: &[(Gpa, u64)]) -> Vec<u8> {
+    /// The pages that KVM uses on Intel.
+    const KVM: (Gpa, u64) = (
+        layout::KVM_IDENTITY_MAP,
+        layout::KVM_TSS.0 + 3 * PAGE - layout::KVM_IDENTITY_MAP.0,
+    );
+    let ram = pieces.iter().map(|piece| (piece, MemoryKind::Ram));
+    let ranges = ram.chain([(&KVM, MemoryKind::Reserved)]);
+    let entries = ranges.map(|(&(start, len), kind)| {
+        let kind = (kind as u32).to_le_bytes();
+        [&start.0.to_le_bytes()[..], &len.to_le_bytes(), &kind].concat()
+    });
+    entries.collect::<Vec<_>>().concat()
+}
+
+/// The SMBIOS tables for firmware to install: the entry point, whose address it sets, and the structures.
+pub fn smbios_blobs(platform: &Platform, pieces: &[(Gpa, u64)]) -> (Vec<u8>, Vec<u8>) {
+    let structures = smbios_structures(platform, pieces);
+    (smbios::entry_point(Gpa(0), structures.len()), structures)
+}
+
+fn smbios_structures(platform: &Platform, pieces: &[(Gpa, u64)]) -> Vec<u8> {
+    smbios::structures(&SmbiosConfig {
+        name: platform.name.clone(),
+        topology: platform.topology,
+        ram: pieces.to_vec(),
+    })
+}
+
 /// RAM that tables take.
 type Taken = [(Range<u64>, MemoryKind); 2];
 
 /// The ACPI tables of a machine with these pieces of RAM, wherever they are installed.
 pub fn acpi_tables(platform: &Platform, pieces: &[(Gpa, u64)]) -> acpi::Tables {
+    acpi_tables_with(platform, pieces, platform.map.ecam.clone())
+}
+
+/// The same where firmware has placed the ECAM window, of 256 buses below 4 GiB, at `ecam`.
+pub fn acpi_tables_with(
+    platform: &Platform,
+    pieces: &[(Gpa, u64)],
+    ecam: Range<u64>,
+) -> acpi::Tables {
     let ram_size = pieces.iter().map(|&(_, len)| len).sum();
     let map = platform.map;
     acpi::build(&AcpiConfig {
@@ -101,7 +136,8 @@ pub fn acpi_tables(platform: &Platform, pieces: &[(Gpa, u64)]) -> acpi::Tables {
         pic: platform.pic,
         ram: pieces.to_vec(),
         map,
-        pci_mmio32: map.pci_mmio32(ram_size),
+        pci_mmio32: map.pci_mmio32_beside(ram_size, &ecam),
+        ecam,
         pci_mmio64: map.pci_mmio64(ram_size, platform.address_width),
         fw_cfg: platform.fw_cfg,
     })

@@ -24,6 +24,10 @@ pub enum Role {
     Initrd,
     /// It is handed to a PVH or multiboot kernel.
     Module,
+    /// The vCPUs start in it.
+    Firmware,
+    /// The variables that firmware starts with.
+    Variables,
 }
 
 impl fmt::Display for Role {
@@ -32,6 +36,8 @@ impl fmt::Display for Role {
             Self::Kernel => "kernel",
             Self::Initrd => "initrd",
             Self::Module => "module",
+            Self::Firmware => "firmware",
+            Self::Variables => "template of variables",
         })
     }
 }

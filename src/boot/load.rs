@@ -12,7 +12,7 @@ use super::linux;
 use super::memory_map::MemoryRange;
 use super::multiboot;
 use super::pvh::{self, LoadedModule};
-use crate::boot::BootConfig;
+use crate::boot::{Boot, KernelBoot};
 use crate::layout;
 use crate::memory::GuestRam;
 use crate::units::Gpa;
@@ -26,7 +26,7 @@ const MULTIBOOT_CMDLINE_MAX: usize = 4095;
 ///
 /// # Errors
 /// If the file is missing, damaged, or of another format.
-pub fn check(boot: &BootConfig, most: u64) -> Result<(), BootError> {
+pub fn check(boot: &KernelBoot, most: u64) -> Result<(), BootError> {
     identify(&Image::open(Role::Kernel, &boot.kernel)?, most).map(drop)
 }
 
@@ -60,8 +60,9 @@ fn identify(kernel: &Image, most: u64) -> Result<(Option<Image>, Vec<u8>, Kind),
 ///
 /// # Errors
 /// If a file is missing, damaged, or not startable, or something does not fit into RAM.
-pub fn load(boot: &BootConfig, ram: &GuestRam, platform: &Platform) -> Result<Entry, BootError> {
-    load_files(boot, &BootFiles::open(boot)?, ram, platform)
+pub fn load(boot: &KernelBoot, ram: &GuestRam, platform: &Platform) -> Result<Entry, BootError> {
+    let files = BootFiles::open(&Boot::Kernel(boot.clone()))?;
+    load_files(boot, &files, ram, platform)
 }
 
 /// The same with the `files` of `boot`, which are open already.
@@ -69,15 +70,15 @@ pub fn load(boot: &BootConfig, ram: &GuestRam, platform: &Platform) -> Result<En
 /// # Errors
 /// As [`load`].
 pub fn load_files(
-    boot: &BootConfig,
+    boot: &KernelBoot,
     files: &BootFiles,
     ram: &GuestRam,
     platform: &Platform,
 ) -> Result<Entry, BootError> {
     files.all().try_for_each(Image::check)?;
     let ram_size: u64 = ram.pieces().map(|piece| piece.len).sum();
-    let (unpacked, head, found) = identify(files.kernel(), ram_size)?;
-    let kernel = unpacked.as_ref().unwrap_or(files.kernel());
+    let (unpacked, head, found) = identify(files.first(), ram_size)?;
+    let kernel = unpacked.as_ref().unwrap_or(files.first());
     let firmware = firmware::install(ram, platform)?;
     let mut loader = Loader {
         boot,
@@ -105,7 +106,7 @@ pub fn load_files(
 }
 
 struct Loader<'a> {
-    boot: &'a BootConfig,
+    boot: &'a KernelBoot,
     files: &'a BootFiles,
     ram: &'a GuestRam,
     kernel: &'a Image,

@@ -9,8 +9,8 @@ use tempfile::TempDir;
 
 use super::entry::Mode;
 use super::{BootError, Entry, Platform, load};
-use crate::boot::BootConfig;
 use crate::boot::BootModule;
+use crate::boot::KernelBoot;
 use crate::cpuid::Topology;
 use crate::layout::{self, AddressMap, AddressWidth};
 use crate::memory::GuestRam;
@@ -21,7 +21,7 @@ const MIB: u64 = 1 << 20;
 
 struct Files {
     dir: TempDir,
-    boot: BootConfig,
+    boot: KernelBoot,
 }
 
 impl Files {
@@ -31,7 +31,7 @@ impl Files {
         fs::write(&path, kernel).unwrap();
         Self {
             dir,
-            boot: BootConfig {
+            boot: KernelBoot {
                 kernel: path,
                 initrd: None,
                 cmdline: "console=ttyS0".to_owned(),

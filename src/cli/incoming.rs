@@ -157,7 +157,7 @@ impl DestinationVm for Incoming {
             let files = BootFiles::received(&prepared.local.config.boot, files)?;
             prepared.local.boot = Some(files.clone());
             if let Some(unloaded) = &mut prepared.unloaded {
-                unloaded.boot_from(files);
+                unloaded.boot_from(files)?;
             }
         }
         Ok(())

@@ -34,12 +34,15 @@ pub(super) enum Instead {
 
 use Instead::{Console, LeaveOut, Missing, Same};
 
-const NO_BOOT: Instead = Missing("disks are not booted from yet: boot from --kernel and --initrd");
+const BOOT_ORDER: Instead =
+    LeaveOut("with --firmware, disks and network cards are booted from in their order");
 const NO_DISPLAY: Instead = LeaveOut("there is no display; the guest's COM1 is on the terminal");
 const MACHINE: Instead = LeaveOut(
     "the default, --machine pc-1, is like q35; the interrupt controllers are chosen by --irqchip",
 );
-const NO_FIRMWARE: Instead = Missing("there is no firmware yet: boot from --kernel");
+const FIRMWARE: Instead = Missing("write --firmware uefi, seabios or FILE");
+const FLASH: Instead =
+    Missing("write --firmware CODE,template=VARS --firmware-vars FILE; uefi finds the first two");
 const CONTROL: Instead =
     LeaveOut("`hypernest status`, `pause`, `save` and `migrate` and the control socket do its job");
 
@@ -83,12 +86,12 @@ const FLAGS: [(&str, Instead); 49] = [
     ("hda", Instead::Disk),
     ("hdb", Instead::Disk),
     ("cdrom", Missing("there is no CD-ROM yet")),
-    ("boot", NO_BOOT),
+    ("boot", BOOT_ORDER),
     ("netdev", Instead::Net),
     ("nic", Instead::Net),
     ("net", Instead::Net),
-    ("bios", NO_FIRMWARE),
-    ("pflash", NO_FIRMWARE),
+    ("bios", FIRMWARE),
+    ("pflash", FLASH),
     ("hpet", Missing("there is no HPET, as KVM has none")),
     ("no-hpet", LeaveOut("there is no HPET")),
     ("no-reboot", Missing("a reset of the guest resets the VM")),

@@ -60,12 +60,15 @@ pub(super) fn run(args: &Args) -> Result<ExitStatus, CliError> {
     let config = args.vm.check()?;
     let dir = RunDirs::of_user().claim(&config.name)?;
     let (boot, memory) = (config.boot.clone(), config.memory.size);
-    let machine = Machine::new(config, &[]).map_err(|e| match boot::check(&boot, memory) {
-        Err(kernel) if e.is_host() => CliError::HostAndKernel {
-            host: Box::new(e),
-            kernel: Box::new(kernel),
-        },
-        _ => e.into(),
+    let machine = Machine::new(config, &[]).map_err(|e| {
+        let checked = boot.kernel().map(|kernel| boot::check(kernel, memory));
+        match checked {
+            Some(Err(kernel)) if e.is_host() => CliError::HostAndKernel {
+                host: Box::new(e),
+                kernel: Box::new(kernel),
+            },
+            _ => e.into(),
+        }
     })?;
     let board = machine.board();
     let _server = Server::start(dir, machine.handle(), move || board.status())?;

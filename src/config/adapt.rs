@@ -11,6 +11,7 @@ use super::host::HostLimits;
 use super::placement;
 use super::problem::{ConfigError, Origin, Problem};
 use super::saved_devices::{SHORTHANDS, Shorthand};
+use crate::boot::Boot;
 use crate::units::TscKhz;
 
 /// The configuration for continuing a saved VM.
@@ -43,9 +44,9 @@ pub fn adapt(
     let goes = |setting: &str| Shorthand::find(setting).is_some() || !flags.given(setting);
     let mut left_out = base.remove_endpoints(goes);
     let boot_is_local = flags.given("kernel");
-    if boot_is_local {
-        base.boot.initrd = None;
-        base.boot.modules.clear();
+    if boot_is_local && let Boot::Kernel(boot) = &mut base.boot {
+        boot.initrd = None;
+        boot.modules.clear();
     }
     let mut local = flags.0.draft();
     let mut devices = Build::new(&local, host, Files::MustBeThere);

@@ -85,9 +85,12 @@ fn boot_files_of_a_saved_vm_are_replaced_as_a_whole() {
     assert!(!local(&[]).unwrap().boot_is_local);
     let own = local(&[("kernel", "/proc/self/exe")]).unwrap();
     assert!(own.boot_is_local);
-    assert_eq!(own.checked.config.boot.kernel, Path::new("/proc/self/exe"));
-    assert_eq!(own.checked.config.boot.initrd, None);
-    assert_eq!(own.checked.config.boot.cmdline, "quiet");
+    assert_eq!(
+        own.checked.config.boot.kernel().unwrap().kernel,
+        Path::new("/proc/self/exe")
+    );
+    assert_eq!(own.checked.config.boot.kernel().unwrap().initrd, None);
+    assert_eq!(own.checked.config.boot.kernel().unwrap().cmdline, "quiet");
     for key in ["initrd", "module"] {
         let refused = local(&[(key, "/proc/self/exe")]).unwrap_err().to_string();
         assert!(refused.contains("--kernel"), "{refused}");

@@ -14,8 +14,6 @@ use super::saved_devices::CONSOLE;
 use super::setting::{self, Part, Scalar, Setting, Shape};
 use super::topology::{MAX_CPUS, topology};
 use super::{CpuConfig, Irqchip, OnTripleFault, TimeConfig, VmConfig, show};
-use crate::boot::BootConfig;
-use crate::boot::BootModule;
 use crate::cpuid::CpuModel;
 use crate::devices::char::CharBackend;
 use crate::devices::console::CONSOLE_KEY;
@@ -116,7 +114,6 @@ impl<'a> Build<'a> {
     fn config(&mut self) -> Option<VmConfig> {
         let name = self.one("name", parse::name);
         let name = name.unwrap_or_else(|| format!("vm-{}", std::process::id()));
-        let boot = self.boot();
         let machine = self
             .one("machine", |v| parse::choice(v, &MachineType::NAMES))
             .unwrap_or(match self.files {
@@ -124,6 +121,7 @@ impl<'a> Build<'a> {
                 // A VM that was saved before there were machine types.
                 Files::MayLack => MachineType::Direct1,
             });
+        let boot = self.boot(machine);
         let memory = self.memory(machine);
         let cpus = self.cpus();
         let pins = self.pins(cpus.as_ref().map(|cpus| cpus.count));
@@ -209,49 +207,6 @@ impl<'a> Build<'a> {
             stats,
             hv: hv?,
             kvm_leaves,
-        })
-    }
-
-    fn boot(&mut self) -> Option<BootConfig> {
-        let kernel = self.path("kernel");
-        if self.part("kernel").is_none() && !self.draft.attempted("kernel") {
-            let wrong = Wrong::new("no kernel is given", "what to boot");
-            self.push("kernel", &Origin::Flag("kernel"), wrong);
-        }
-        let initrd = self.path("initrd");
-        for (key, path) in [("kernel", &kernel), ("initrd", &initrd)] {
-            if let (Some(path), Some(part)) = (path, self.part(key)) {
-                self.readable(key, &part.origin, path);
-            }
-        }
-        let mut modules = Vec::new();
-        for entry in self.draft.get(known("module")) {
-            let mut parts = self.parts("module", &entry.parts);
-            match parts.remove("path") {
-                Some(part) => {
-                    if let Some(path) = self.path_of("module", part) {
-                        self.readable("module", &part.origin, &path);
-                        let cmdline = parts
-                            .remove("args")
-                            .and_then(|part| self.parsed("module", part, command_line));
-                        modules.push(BootModule {
-                            path,
-                            cmdline: cmdline.unwrap_or_default(),
-                        });
-                    }
-                }
-                None => {
-                    let wrong = Wrong::new("the module has no path", "a file");
-                    self.push("module", &entry.origin, wrong);
-                }
-            }
-        }
-        let cmdline = self.one("cmdline", command_line);
-        Some(BootConfig {
-            kernel: kernel?,
-            initrd,
-            cmdline: cmdline.unwrap_or_default(),
-            modules,
         })
     }
 
@@ -462,7 +417,7 @@ impl<'a> Build<'a> {
         }
     }
 
-    fn readable(&mut self, key: &'static str, origin: &Origin, path: &Path) {
+    pub(super) fn readable(&mut self, key: &'static str, origin: &Origin, path: &Path) {
         if self.files == Files::MayLack {
             return;
         }
@@ -471,7 +426,7 @@ impl<'a> Build<'a> {
         }
     }
 
-    fn path(&mut self, key: &'static str) -> Option<PathBuf> {
+    pub(super) fn path(&mut self, key: &'static str) -> Option<PathBuf> {
         let part = self.part(key)?;
         self.path_of(key, part)
     }
@@ -488,7 +443,7 @@ impl<'a> Build<'a> {
         self.one(key, parse::boolean).unwrap_or(false)
     }
 
-    fn one<T>(
+    pub(super) fn one<T>(
         &mut self,
         key: &'static str,
         parse: impl FnOnce(&Scalar) -> Result<T, Wrong>,
@@ -503,7 +458,7 @@ impl<'a> Build<'a> {
     }
 
     /// The parts of a setting that is given once.
-    fn parts_of(&mut self, key: &'static str) -> HashMap<&'static str, &'a Part> {
+    pub(super) fn parts_of(&mut self, key: &'static str) -> HashMap<&'static str, &'a Part> {
         match self.draft.get(known(key)).last() {
             Some(entry) => self.parts(key, &entry.parts),
             None => HashMap::new(),
@@ -511,7 +466,11 @@ impl<'a> Build<'a> {
     }
 
     /// The parts by name, the leading one by the first name.
-    fn parts(&mut self, key: &'static str, parts: &'a [Part]) -> HashMap<&'static str, &'a Part> {
+    pub(super) fn parts(
+        &mut self,
+        key: &'static str,
+        parts: &'a [Part],
+    ) -> HashMap<&'static str, &'a Part> {
         let names = match known(key).shape {
             Shape::Parts(names) | Shape::Files(names) => names,
             _ => &[],
@@ -639,7 +598,7 @@ fn resolve(origin: &Origin, path: &str) -> PathBuf {
     }
 }
 
-fn command_line(value: &Scalar) -> Result<String, Wrong> {
+pub(super) fn command_line(value: &Scalar) -> Result<String, Wrong> {
     parse::text(value, "a command line")
 }
 

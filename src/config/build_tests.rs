@@ -13,7 +13,15 @@ pub(in crate::config) const HOST: HostLimits = HostLimits {
 /// A directory with a kernel, an initrd and a module in it.
 pub(in crate::config) fn files() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
-    for name in ["vmlinuz", "initrd.img", "dom0-vmlinuz", "disk.raw"] {
+    let names = [
+        "vmlinuz",
+        "initrd.img",
+        "dom0-vmlinuz",
+        "disk.raw",
+        "OVMF_CODE_4M.fd",
+        "OVMF_VARS_4M.fd",
+    ];
+    for name in names {
         std::fs::write(dir.path().join(name), "content").unwrap();
     }
     dir
@@ -52,7 +60,10 @@ fn the_defaults() {
     assert_eq!(checked.warnings, []);
     let config = checked.config;
     assert_eq!(config.name, format!("vm-{}", std::process::id()));
-    assert_eq!(config.boot.kernel, dir.path().join("vmlinuz"));
+    assert_eq!(
+        config.boot.kernel().unwrap().kernel,
+        dir.path().join("vmlinuz")
+    );
     assert_eq!(config.memory.size, 1 << 30);
     assert_eq!(config.memory.hugepages, None);
     assert_eq!(config.cpus.count, 1);
@@ -110,11 +121,17 @@ fn everything_in_a_file() {
     "#;
     let config = build_in(dir.path(), text, &[]).unwrap().config;
     let at = |name: &str| dir.path().join(name);
-    assert_eq!(config.boot.initrd, Some(at("initrd.img")));
-    assert_eq!(config.boot.cmdline, "console=ttyS0,115200 quiet");
-    assert_eq!(config.boot.modules.len(), 2);
-    assert_eq!(config.boot.modules[0].path, at("dom0-vmlinuz"));
-    assert_eq!(config.boot.modules[0].cmdline, "a,b=c");
+    assert_eq!(config.boot.kernel().unwrap().initrd, Some(at("initrd.img")));
+    assert_eq!(
+        config.boot.kernel().unwrap().cmdline,
+        "console=ttyS0,115200 quiet"
+    );
+    assert_eq!(config.boot.kernel().unwrap().modules.len(), 2);
+    assert_eq!(
+        config.boot.kernel().unwrap().modules[0].path,
+        at("dom0-vmlinuz")
+    );
+    assert_eq!(config.boot.kernel().unwrap().modules[0].cmdline, "a,b=c");
     assert_eq!(config.memory.size, 2 << 30);
     assert_eq!(config.memory.hugepages, Some(HugePageSize::Size1G));
     let topology = Topology {
@@ -159,8 +176,8 @@ fn flags_win_over_the_file_setting_by_setting() {
     assert_eq!(config.memory.hugepages, None);
     assert_eq!(config.cpus.count, 2);
     assert!(!config.cpus.nested);
-    assert_eq!(config.boot.modules.len(), 1);
-    assert_eq!(config.boot.modules[0].cmdline, "x");
+    assert_eq!(config.boot.kernel().unwrap().modules.len(), 1);
+    assert_eq!(config.boot.kernel().unwrap().modules[0].cmdline, "x");
     assert_eq!(config.serial[0], CharBackend::Pty);
 }
 
@@ -466,12 +483,12 @@ fn the_debug_exit_port_may_be_left_out() {
 fn the_examples_are_right() {
     let dir = files();
     for setting in SETTINGS {
-        let file = format!("kernel = 'vmlinuz'\n{}", setting.file_example);
-        let text = if setting.key == "kernel" {
-            setting.file_example.to_owned()
-        } else {
-            file
+        let boots = match setting.key {
+            "kernel" | "firmware" => "",
+            "firmware-vars" => "firmware = 'OVMF_CODE_4M.fd'\n",
+            _ => "kernel = 'vmlinuz'\n",
         };
+        let text = format!("{boots}{}", setting.file_example);
         if let Err(problems) = build_in(dir.path(), &text, &[]) {
             panic!("{text}: {problems:#?}");
         }
@@ -480,11 +497,12 @@ fn the_examples_are_right() {
             .trim_start_matches([' ', '='])
             .trim_matches('\'');
         let value = match setting.key {
-            "kernel" | "initrd" | "module" | "disk" => format!("{}/{value}", dir.path().display()),
+            "kernel" | "firmware" | "initrd" | "module" | "disk" => {
+                format!("{}/{value}", dir.path().display())
+            }
             _ => value.to_owned(),
         };
-        if let Err(problems) = build_in(dir.path(), "kernel = 'vmlinuz'", &[(setting.key, &value)])
-        {
+        if let Err(problems) = build_in(dir.path(), boots, &[(setting.key, &value)]) {
             panic!("--{} {value}: {problems:#?}", setting.key);
         }
     }
@@ -502,7 +520,8 @@ fn a_shown_configuration_gives_itself_again() {
                 on-crash = 'reset'\non-triple-fault = 'stop'\nstop-timeout = 0\nclock = \
                 'pause'\non-tsc-change = 'refuse'\ntsc-khz = 3000000\nstats = 's'\nkvm-leaves = true\nhv = \
                 'all,-evmcs,spinlocks=0xfff'";
-    for text in [minimal, full] {
+    let firmware = "firmware = 'OVMF_CODE_4M.fd'\nfirmware-vars = 'own'";
+    for text in [minimal, full, firmware] {
         let config = build_in(dir.path(), text, &[]).unwrap().config;
         let shown = config.to_toml();
         let again = build_in(dir.path(), &shown, &[]).unwrap().config;
@@ -591,5 +610,58 @@ fn machine_types_are_named_and_limit_ram() {
             problems[0].contains(&format!("at most {most}")),
             "{problems:#?}"
         );
+    }
+}
+
+#[test]
+fn firmware_and_its_variables() {
+    let dir = files();
+    let build = |text: &str| build_in(dir.path(), text, &[]);
+    let at = |name: &str| Some(dir.path().join(name));
+    let config = build("firmware = 'OVMF_CODE_4M.fd'\nfirmware-vars = 'own'").unwrap();
+    let boot = config.config.boot.firmware().unwrap().clone();
+    assert_eq!(Some(boot.code), at("OVMF_CODE_4M.fd"));
+    assert_eq!(
+        (boot.template, boot.vars),
+        (at("OVMF_VARS_4M.fd"), at("own"))
+    );
+    let config = build("firmware = { path = 'vmlinuz', template = 'initrd.img' }").unwrap();
+    let boot = config.config.boot.firmware().unwrap().clone();
+    assert_eq!((boot.template, boot.vars), (at("initrd.img"), None));
+    // What is saved needs no template, and has no other variables than the VM's.
+    let saved = config.config.to_saved();
+    let saved = VmConfig::from_saved(saved).unwrap();
+    assert_eq!(saved.boot.firmware().unwrap().template, None);
+
+    for (text, expected) in [
+        ("", &["no kernel is given"][..]),
+        (
+            "firmware-vars = 'own'\nkernel = 'vmlinuz'",
+            &["no firmware that has variables"],
+        ),
+        (
+            "firmware = 'vmlinuz'\nfirmware-vars = 'own'",
+            &["template=FILE"],
+        ),
+        ("firmware = 'gone'", &["gone"]),
+        (
+            "firmware = { template = 'initrd.img' }",
+            &["no firmware is named"],
+        ),
+        (
+            "firmware = 'OVMF_CODE_4M.fd'\nmachine = 'direct-1'\nkernel = 'vmlinuz'\nfw-cfg = false",
+            &[
+                "direct-1 has no firmware",
+                "no kernel with it",
+                "reads of fw_cfg",
+            ],
+        ),
+    ] {
+        let problems = build(text).unwrap_err();
+        assert_eq!(problems.len(), expected.len(), "{text}: {problems:#?}");
+        for part in expected {
+            let found = problems.iter().any(|problem| problem.contains(part));
+            assert!(found, "{text}: {problems:#?}");
+        }
     }
 }

@@ -36,6 +36,7 @@ static TYPES: &[DeviceRow] = &[
         check: |_, _, _| Vec::new(),
         build: |config, site| site.virtio(config, Box::<Rng>::default()),
         releases_memory: false,
+        boot_path: None,
     },
     DeviceRow {
         name: "test-net",
@@ -48,6 +49,7 @@ static TYPES: &[DeviceRow] = &[
         check: |_, _, _| Vec::new(),
         build: |config, site| site.virtio(config, Box::<Rng>::default()),
         releases_memory: false,
+        boot_path: None,
     },
 ];
 

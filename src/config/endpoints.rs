@@ -3,6 +3,7 @@
 
 use super::saved_devices::Shorthand;
 use super::{CharBackend, VmConfig};
+use crate::boot::Boot;
 
 /// A host resource that a configuration opens.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,6 +56,15 @@ impl VmConfig {
                     value: format!("{}{}", device.id, local.collect::<String>()),
                 });
             }
+        }
+        if go("firmware-vars")
+            && let Boot::Firmware(boot) = &mut self.boot
+            && let Some(path) = boot.vars.take()
+        {
+            removed.push(Endpoint {
+                setting: "firmware-vars",
+                value: path.display().to_string(),
+            });
         }
         if go("stats")
             && let Some(path) = self.stats.take()

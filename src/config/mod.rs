@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 mod adapt;
+mod boot;
 mod build;
 mod cpu;
 mod devices;
@@ -31,7 +32,7 @@ pub use placement::Pins;
 pub use problem::{ConfigError, Origin, Problem};
 pub use setting::{SETTINGS, Setting, Shape};
 
-use crate::boot::BootConfig;
+use crate::boot::Boot;
 use crate::cpuid::{CpuModel, Topology};
 use crate::devices::char::CharBackend;
 use crate::devices::table::DeviceConfig;
@@ -55,8 +56,8 @@ pub struct VmConfig {
     pub cpus: CpuConfig,
     /// The host's CPUs for the vCPUs.
     pub pins: Pins,
-    /// The guest's boot files.
-    pub boot: BootConfig,
+    /// What starts in the guest.
+    pub boot: Boot,
     /// COM1 and COM2.
     pub serial: [CharBackend; 2],
     /// The location of the interrupt controllers.

@@ -22,11 +22,12 @@ pub struct Setting {
 }
 
 /// The settings of the host that restores a saved VM, as opposed to the guest's.
-pub(super) const LOCAL: [&str; 20] = [
+pub(super) const LOCAL: [&str; 21] = [
     "name",
     "kernel",
     "initrd",
     "module",
+    "firmware-vars",
     "memory",
     "pin",
     "disk",
@@ -88,7 +89,9 @@ pub(super) fn aliases(key: &str) -> &'static [&'static str] {
 /// The heading above a flag in the help: that of docs/configuration.md.
 pub(super) fn heading(key: &str) -> &'static str {
     match key {
-        "name" | "kernel" | "initrd" | "cmdline" | "module" => "What boots",
+        "name" | "kernel" | "initrd" | "cmdline" | "module" | "firmware" | "firmware-vars" => {
+            "What boots"
+        }
         "memory" | "cpus" | "pin" | "cpu" | "nested" | "hv" | "kvm-leaves" => {
             "Memory and processors"
         }
@@ -271,6 +274,25 @@ pub static SETTINGS: &[Setting] = &[
         help: "A further module for PVH and multiboot kernels, in order; `args` runs to the end. Repeatable",
         flag_example: " dom0-vmlinuz,args=console=hvc0",
         file_example: "module = [{ path = \"dom0-vmlinuz\", args = \"console=hvc0\" }]",
+    },
+    Setting {
+        key: "firmware",
+        shape: Shape::Parts(&["path", "template"]),
+        value: "FILE[,template=FILE]",
+        help: "Firmware that boots from a disk, instead of a kernel: uefi or seabios (as this host has it \
+            installed), or a flash image; template: the variables that it starts with [default: those beside \
+            FILE]",
+        flag_example: " OVMF_CODE_4M.fd",
+        file_example: "firmware = \"OVMF_CODE_4M.fd\"",
+    },
+    Setting {
+        key: "firmware-vars",
+        shape: Shape::One,
+        value: "FILE",
+        help: "The VM's own file of UEFI variables, made if there is none [default: they are gone when the \
+            VM ends]",
+        flag_example: " vm.vars",
+        file_example: "firmware-vars = \"vm.vars\"",
     },
     Setting {
         key: "memory",

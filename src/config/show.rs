@@ -1,11 +1,12 @@
 //! A configuration in the form of its file.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use toml::{Table, Value};
 
 use super::placement::show_pins;
 use super::{ConfigError, ConfigFile, Irqchip, OnTripleFault, VmConfig};
+use crate::boot::Boot;
 use crate::devices::char::CharBackend;
 use crate::devices::table::{DeviceConfig, DeviceValue, ID_KEY, SLOT_KEY, TYPE_KEY};
 use crate::life::OnCrash;
@@ -22,18 +23,30 @@ impl VmConfig {
         };
         put("name", text(&self.name));
         put("machine", text(self.machine.name()));
-        put("kernel", path(&self.boot.kernel));
-        if let Some(initrd) = &self.boot.initrd {
-            put("initrd", path(initrd));
+        match &self.boot {
+            Boot::Kernel(boot) => {
+                put("kernel", path(&boot.kernel));
+                if let Some(initrd) = &boot.initrd {
+                    put("initrd", path(initrd));
+                }
+                put("cmdline", text(&boot.cmdline));
+                let modules = boot.modules.iter();
+                let modules =
+                    modules.map(|m| sub([("path", path(&m.path)), ("args", text(&m.cmdline))]));
+                put("module", Value::Array(modules.collect()));
+            }
+            Boot::Firmware(boot) => {
+                let code = path(&boot.code);
+                let firmware = match &boot.template {
+                    Some(template) => sub([("path", code), ("template", path(template))]),
+                    None => code,
+                };
+                put("firmware", firmware);
+                if let Some(vars) = &boot.vars {
+                    put("firmware-vars", path(vars));
+                }
+            }
         }
-        put("cmdline", text(&self.boot.cmdline));
-        let modules: Vec<Value> = self
-            .boot
-            .modules
-            .iter()
-            .map(|m| sub([("path", path(&m.path)), ("args", text(&m.cmdline))]))
-            .collect();
-        put("module", Value::Array(modules));
         let size = text(&super::parse::show_size(self.memory.size));
         put("memory", memory(size, &self.memory));
         let topology = self.cpus.topology;
@@ -122,18 +135,26 @@ impl VmConfig {
         let mut config = self.clone();
         config.memory.host = HostMemory::default();
         config.pins.clear();
-        let boot = &mut config.boot;
-        let modules = boot.modules.iter_mut().map(|module| &mut module.path);
+        let boot: Vec<&mut PathBuf> = match &mut config.boot {
+            Boot::Kernel(boot) => {
+                let modules = boot.modules.iter_mut().map(|module| &mut module.path);
+                let files = std::iter::once(&mut boot.kernel).chain(&mut boot.initrd);
+                files.chain(modules).collect()
+            }
+            Boot::Firmware(boot) => {
+                // The VM has its variables.
+                boot.template = None;
+                std::iter::once(&mut boot.code)
+                    .chain(&mut boot.vars)
+                    .collect()
+            }
+        };
         let backends = config.serial.iter_mut().chain(&mut config.debugcon);
         let backends = backends.filter_map(|backend| match backend {
             CharBackend::File(path) | CharBackend::Socket(path) => Some(path),
             CharBackend::None | CharBackend::Stdio | CharBackend::Pty => None,
         });
-        let paths = std::iter::once(&mut boot.kernel)
-            .chain(&mut boot.initrd)
-            .chain(modules)
-            .chain(backends)
-            .chain(&mut config.stats);
+        let paths = boot.into_iter().chain(backends).chain(&mut config.stats);
         for path in paths {
             // The working directory may no longer exist; then the path stays as it was given.
             if let Ok(absolute) = std::path::absolute(&*path) {

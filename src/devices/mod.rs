@@ -17,6 +17,7 @@ pub mod cmos;
 pub mod console;
 pub mod debug;
 pub mod disk;
+pub mod flash;
 pub mod fw_cfg;
 pub mod i8042;
 pub mod io_thread;

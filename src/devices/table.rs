@@ -35,6 +35,9 @@ pub struct DeviceRow {
     pub build: Build,
     /// It gives the guest's RAM back to the host page by page.
     pub releases_memory: bool,
+    /// What firmware calls it when it is to boot from it, by its slot: its part of a path in Open Firmware's
+    /// form, as QEMU writes it.
+    pub boot_path: Option<fn(u8) -> String>,
 }
 
 /// Checks a device's keys together, and sets those that depend on others. It has the VM's name, and whether
@@ -68,6 +71,7 @@ pub static DEVICE_TYPES: &[DeviceRow] = &[
         check: independent,
         build: balloon::virtio_balloon,
         releases_memory: true,
+        boot_path: None,
     },
     DeviceRow {
         name: "virtio-blk",
@@ -77,6 +81,7 @@ pub static DEVICE_TYPES: &[DeviceRow] = &[
         check: disk::check,
         build: disk::virtio_blk,
         releases_memory: false,
+        boot_path: Some(|slot| format!("scsi@{slot:x}/disk@0,0")),
     },
     DeviceRow {
         name: "virtio-console",
@@ -86,6 +91,7 @@ pub static DEVICE_TYPES: &[DeviceRow] = &[
         check: independent,
         build: console::virtio_console,
         releases_memory: false,
+        boot_path: None,
     },
     DeviceRow {
         name: "virtio-net",
@@ -95,6 +101,7 @@ pub static DEVICE_TYPES: &[DeviceRow] = &[
         check: net::check,
         build: net::virtio_net,
         releases_memory: false,
+        boot_path: Some(|slot| format!("ethernet@{slot:x}/ethernet-phy@0")),
     },
     DeviceRow {
         name: "virtio-rng",
@@ -104,6 +111,7 @@ pub static DEVICE_TYPES: &[DeviceRow] = &[
         check: independent,
         build: |config, site| site.virtio(config, Box::<Rng>::default()),
         releases_memory: false,
+        boot_path: None,
     },
 ];
 

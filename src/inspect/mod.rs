@@ -16,7 +16,7 @@ pub use error::InspectError;
 pub use text::render;
 pub use vcpu::{Nested, SavedVcpu};
 
-use crate::boot::{BootConfig, BootError, BootFiles};
+use crate::boot::{Boot, BootError, BootFiles};
 use crate::config::{Irqchip, VmConfig};
 use crate::hyperv::{Partition, msr};
 use crate::kvm::state::{VcpuState, VmState, decode_msrs};
@@ -272,7 +272,7 @@ fn endpoints(config: &VmConfig) -> Vec<SavedEndpoint> {
     .collect()
 }
 
-fn boot_files(boot: &BootConfig) -> Vec<BootFile> {
+fn boot_files(boot: &Boot) -> Vec<BootFile> {
     BootFiles::named(boot)
         .map(|(role, path)| BootFile {
             role: role.to_string(),

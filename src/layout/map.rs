@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::RAM_ABOVE_4G;
+use super::{IOAPIC, RAM_ABOVE_4G};
 use crate::units::{Gpa, Gsi};
 
 const GIB: u64 = 1 << 30;
@@ -119,9 +119,23 @@ impl AddressMap {
 
     /// The 32-bit window for PCI BARs: from RAM to the ECAM window.
     pub fn pci_mmio32(&self, ram_size: u64) -> Range<u64> {
+        self.pci_mmio32_beside(ram_size, &self.ecam)
+    }
+
+    /// The same where firmware has placed the ECAM window at `ecam`: between RAM and the I/O APIC, the larger
+    /// part beside it.
+    pub fn pci_mmio32_beside(&self, ram_size: u64, ecam: &Range<u64>) -> Range<u64> {
         const ALIGNMENT: u64 = 256 << 20;
         let ram = self.low_ram(ram_size).next_multiple_of(ALIGNMENT);
-        self.mmio32.max(ram)..self.ecam.start
+        let (first, last) = (self.mmio32.max(ram), IOAPIC.0);
+        let below = first..ecam.start.clamp(first, last);
+        let above = ecam.end.clamp(first, last)..last;
+        let len = |range: &Range<u64>| range.end - range.start;
+        if len(&below) >= len(&above) {
+            below
+        } else {
+            above
+        }
     }
 
     /// The 64-bit window for PCI BARs, above 4 GiB and all RAM; `None` if no address is left there.
@@ -164,7 +178,7 @@ impl AddressMap {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::{IOAPIC, IOAPIC_LEN, KVM_IDENTITY_MAP, KVM_TSS, LAPIC, PM1A_EVENT};
+    use super::super::{IOAPIC_LEN, KVM_IDENTITY_MAP, KVM_TSS, LAPIC, PM1A_EVENT};
     use super::*;
 
     const PC: AddressMap = AddressMap::PC_1;
@@ -225,6 +239,18 @@ mod tests {
         ] {
             assert_eq!(PC.pci_mmio32(size), pc..ecam, "{size:#x}");
             assert_eq!(DIRECT.pci_mmio32(size), 0xc000_0000..ecam);
+        }
+    }
+
+    /// SeaBIOS and older OVMF place the ECAM window at 0xb0000000, and BARs above it.
+    #[test]
+    fn the_32_bit_window_is_where_firmware_has_room() {
+        let beside = |start: u64| PC.pci_mmio32_beside(GIB, &(start..start + (256 << 20)));
+        assert_eq!(beside(0xe000_0000), 0x8000_0000..0xe000_0000);
+        assert_eq!(beside(0xb000_0000), 0xc000_0000..IOAPIC.0);
+        for anywhere in [0, 0x4000_0000, 0xfff0_0000, 4 * GIB, 64 * GIB] {
+            let window = beside(anywhere);
+            assert!(window.start >= 0x8000_0000 && window.end <= IOAPIC.0);
         }
     }
 

@@ -3,13 +3,15 @@
 
 use std::sync::{Arc, Mutex};
 
-use super::pci_devices::Backplane;
+use super::firmware;
+use super::pci_devices::{Backplane, CpuFacts};
 use super::wiring::Wired;
-use crate::boot;
-use crate::bus::{BusError, Region, SharedDevice, lock};
+use crate::boot::{self, Boot};
+use crate::bus::{BusError, Region, lock};
 use crate::config::{Irqchip, VmConfig};
 use crate::cpuid::topology::apic_id;
 use crate::devices::acpi_pm;
+use crate::devices::flash::{self, Flash};
 use crate::devices::fw_cfg::{self, FwCfg, Items};
 use crate::layout::{self, AddressWidth, MachineType};
 use crate::life::GuestEvents;
@@ -18,9 +20,13 @@ use crate::pci::chipset::{
     ECAM_SIZES, Lpc, OnBoard, PowerOn, Q35HostBridge, RCBA_LEN, RootComplexRegisters,
 };
 use crate::pci::{self, ConfigSpace, DevFn, PciHost};
+use crate::units::Gpa;
 
 const PM: &str = "acpi-pm";
 const PCI: &str = "pci-host";
+
+/// The host bridge of `pc-1`.
+type HostBridge = Arc<OnBoard<Q35HostBridge>>;
 
 /// Places the power management registers at a fixed address, if the machine type has one.
 pub(super) fn power_management(machine: MachineType, wired: &Wired) -> Result<(), BusError> {
@@ -36,10 +42,15 @@ pub(super) fn power_management(machine: MachineType, wired: &Wired) -> Result<()
 
 /// Adds the root of PCI with the functions of the chipset.
 pub(super) fn chipset(
-    machine: MachineType,
+    config: &VmConfig,
     wired: &mut Wired,
     events: &GuestEvents,
-) -> Result<Arc<Mutex<PciHost>>, BusError> {
+) -> Result<(Arc<Mutex<PciHost>>, Option<HostBridge>), BusError> {
+    let machine = config.machine;
+    let power_on = match config.boot {
+        Boot::Kernel(_) => PowerOn::AfterFirmware,
+        Boot::Firmware(_) => PowerOn::Reset,
+    };
     let ports = layout::PCI_CONFIG_PORTS;
     let host = match machine {
         MachineType::Pc1 => PciHost::empty(events.clone()),
@@ -48,25 +59,29 @@ pub(super) fn chipset(
     let len = (ports.end - ports.start).into();
     let host = wired.place(host, &[(pci::CONFIG_PORTS, ports.start, len)])?;
     let ecam = &machine.map().ecam;
-    match machine {
-        MachineType::Pc1 => q35(machine, wired, &host),
+    let bridge = match machine {
+        MachineType::Pc1 => Some(q35(machine, power_on, wired, &host)),
         MachineType::Direct1 => {
             let len = ecam.end - ecam.start;
-            wired
-                .mmio
-                .fixed(PCI, pci::ECAM, ecam.start, len, host.clone())?;
+            let handler = host.clone();
+            wired.mmio.fixed(PCI, pci::ECAM, ecam.start, len, handler)?;
+            None
         }
-    }
-    Ok(host)
+    };
+    Ok((host, bridge))
 }
 
-/// The chipset of `pc-1`, in the state that firmware leaves: kernels are booted directly.
-fn q35(machine: MachineType, wired: &mut Wired, host: &Arc<Mutex<PciHost>>) {
-    const POWER_ON: PowerOn = PowerOn::AfterFirmware;
+/// The chipset of `pc-1`; before a kernel that is booted directly, in the state that firmware leaves.
+fn q35(
+    machine: MachineType,
+    power_on: PowerOn,
+    wired: &mut Wired,
+    host: &Arc<Mutex<PciHost>>,
+) -> HostBridge {
     let windows = ECAM_SIZES.map(|len| wired.mmio.window(PCI, pci::ECAM, len, host.clone()));
     let ecam = u32::try_from(machine.map().ecam.start).expect("below 4 GiB");
-    let bridge = Q35HostBridge::new(windows, POWER_ON, ecam);
-    plug(DevFn::HOST_BRIDGE, bridge, wired, host);
+    let bridge = Q35HostBridge::new(windows, power_on, ecam);
+    let bridge = plug(DevFn::HOST_BRIDGE, bridge, wired, host);
 
     let pm = acpi_pm::BLOCKS.map(|(region, offset, len)| {
         let acpi = wired.acpi.clone();
@@ -74,7 +89,8 @@ fn q35(machine: MachineType, wired: &mut Wired, host: &Arc<Mutex<PciHost>>) {
     });
     let rcba = Arc::new(RootComplexRegisters);
     let rcba = wired.mmio.window("rcba", Region::ONLY, RCBA_LEN, rcba);
-    plug(DevFn::LPC, Lpc::new(pm.into(), rcba, POWER_ON), wired, host);
+    plug(DevFn::LPC, Lpc::new(pm.into(), rcba, power_on), wired, host);
+    bridge
 }
 
 fn plug<F: pci::PciFunction + 'static>(
@@ -82,12 +98,12 @@ fn plug<F: pci::PciFunction + 'static>(
     function: F,
     wired: &mut Wired,
     host: &Mutex<PciHost>,
-) {
+) -> Arc<OnBoard<F>> {
     let function = Arc::new(OnBoard::new(place, function));
-    let device: SharedDevice = function.clone();
-    let config: Arc<dyn ConfigSpace> = function;
+    let config: Arc<dyn ConfigSpace> = function.clone();
     lock(host).plug(place, config);
-    wired.devices.push(device);
+    wired.devices.push(function.clone());
+    function
 }
 
 /// The input of the tables that describe a machine of `config`.
@@ -110,13 +126,18 @@ pub(super) fn boot_platform(config: &VmConfig, address_width: AddressWidth) -> b
 pub(super) fn fw_cfg(
     config: &VmConfig,
     backplane: &Backplane<'_>,
+    bridge: Option<HostBridge>,
     wired: &mut Wired,
 ) -> Result<(), BusError> {
-    let items = fw_cfg_items(config, backplane.address_width);
+    let items = fw_cfg_items(config, backplane.cpu);
     let first = layout::FW_CFG_PORT;
     let ports = (Region::ONLY, first, fw_cfg::PORTS);
     if config.machine.map().fw_cfg_dma {
-        let device = FwCfg::with_dma(items, Dma::new(backplane.ram.clone()));
+        let mut device = FwCfg::with_dma(items, Dma::new(backplane.ram.clone()));
+        if let Some(bridge) = bridge {
+            let platform = boot_platform(config, backplane.cpu.address_width);
+            device = device.with_renewed(acpi_files(platform, config.ram_ranges(), bridge));
+        }
         let dma = (fw_cfg::DMA, first + fw_cfg::DMA_OFFSET, fw_cfg::DMA_PORTS);
         wired.place(device, &[ports, dma]).map(drop)
     } else {
@@ -124,27 +145,72 @@ pub(super) fn fw_cfg(
     }
 }
 
-fn fw_cfg_items(config: &VmConfig, address_width: AddressWidth) -> Items {
-    let platform = boot_platform(config, address_width);
+/// The files with the ACPI tables, which name the ECAM window where firmware has placed it.
+fn acpi_files(
+    platform: boot::Platform,
+    ram: Vec<(Gpa, u64)>,
+    bridge: HostBridge,
+) -> fw_cfg::Renewed {
+    fw_cfg::Renewed {
+        names: &boot::acpi::FILES,
+        make: Box::new(move || {
+            let ecam = bridge.ecam_of_all_buses();
+            let ecam = ecam.unwrap_or_else(|| platform.map.ecam.clone());
+            boot::acpi_tables_with(&platform, &ram, ecam).files()
+        }),
+    }
+}
+
+fn fw_cfg_items(config: &VmConfig, cpu: CpuFacts) -> Items {
+    let platform = boot_platform(config, cpu.address_width);
     // APIC ids rise with the vCPU's index.
     let limit = platform.apic_ids.last().map_or(0, |&id| id + 1);
     let [cpus, limit] = [config.cpus.count, limit].map(|n| u16::try_from(n).unwrap_or(u16::MAX));
     let items = Items::of_machine(config.memory.size, cpus, limit);
-    match firmware_files(config, &platform) {
+    match firmware_files(config, &platform, cpu.vmx) {
         Some(files) => items.with_files(files),
         None => items,
     }
 }
 
-/// The files of fw_cfg, if the machine type has any: the ACPI tables, as firmware installs them.
+/// The files of fw_cfg, if the machine type has any: the ACPI tables, as firmware installs them, and what
+/// else it reads if there is some.
 fn firmware_files(
     config: &VmConfig,
     platform: &boot::Platform,
+    vmx: bool,
 ) -> Option<Vec<(&'static str, Vec<u8>)>> {
     match config.machine {
-        MachineType::Pc1 => Some(boot::acpi_tables(platform, &config.ram_ranges()).files()),
+        MachineType::Pc1 => {
+            let mut files = boot::acpi_tables(platform, &config.ram_ranges()).files();
+            if config.boot.firmware().is_some() {
+                files.extend(firmware::files(config, platform, vmx));
+            }
+            Some(files)
+        }
         MachineType::Direct1 => None,
     }
+}
+
+/// Adds the flash memory of a VM that starts in firmware.
+pub(super) fn flash(
+    config: &VmConfig,
+    backplane: &Backplane<'_>,
+    wired: &mut Wired,
+) -> Result<(), BusError> {
+    if config.boot.firmware().is_some() {
+        let flash = Arc::new(Flash::new(backplane.slots.clone()));
+        wired.mmio.fixed(
+            "flash",
+            Region::ONLY,
+            flash::START.0,
+            flash::MAX_LEN,
+            flash.clone(),
+        )?;
+        wired.devices.push(flash.clone());
+        wired.flash = Some(flash);
+    }
+    Ok(())
 }
 
 /// Refuses devices at the power-on addresses of the power management registers: they would hide them.

@@ -9,6 +9,7 @@ use tracing::{info, warn};
 use super::attachments::Attachments;
 use super::exit_statistics::ExitStatistics;
 use super::fields::{GuestTime, Hardware, Host, Session, Transfer};
+use super::firmware;
 use super::pci_devices::Backplane;
 use super::plan::Plan;
 use super::signals::SignalThread;
@@ -83,19 +84,22 @@ impl Machine {
         slots.add(SlotKind::Ram, AddressSpace::Normal, &ram)?;
         let attachments = Attachments::new(config.irqchip, &host.kvm.caps, slots.clone());
         let mut io = IoThread::new(handle.clone()).map_err(thread_failed("I/O"))?;
-        let boot = match origin {
-            Origin::New(boot) => Some(boot),
-            Origin::Saved(boot) => {
-                io.keep_files();
-                boot
-            }
-        };
+        if matches!(origin, Origin::Saved(_)) {
+            io.keep_files();
+        }
         let Attachments {
             routes, doorbells, ..
         } = &attachments;
-        let backplane = Backplane::new(&config, plan.address_width(), &ram, routes, doorbells);
+        let backplane = Backplane::new(&config, plan.cpu_facts(), &ram, &slots, routes, doorbells);
         let wired = wiring::wire(&config, extra, &backplane, &events, &mut io)?;
         let ioapic = backplane.ioapic;
+        if let (Some(flash), Some(boot)) = (&wired.flash, config.boot.firmware()) {
+            firmware::install(flash, boot, &origin)?;
+        }
+        let boot = match origin {
+            Origin::New(boot) => Some(boot),
+            Origin::Saved(boot) => boot,
+        };
         for (device, path) in &wired.ptys {
             warn!("{device} is at {}", path.display());
         }
@@ -126,6 +130,7 @@ impl Machine {
                 plugged: wired.plugged,
                 clock: wired.clock,
                 acpi: wired.acpi,
+                flash: wired.flash,
                 attachments,
                 io: io.start().map_err(thread_failed("I/O"))?,
             },

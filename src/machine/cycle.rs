@@ -30,6 +30,17 @@ const SIGNIFICANT_INDEX: u32 = 1;
 /// Default number of entries of a vCPU's dirty ring: 64 KiB.
 const DIRTY_RING: u32 = 4096;
 
+/// How the vCPUs start.
+#[derive(Debug)]
+pub(super) enum Start {
+    /// The boot vCPU enters a kernel; all are in the state that firmware leaves.
+    Kernel(Entry),
+    /// As after a reset: the boot vCPU enters firmware.
+    ResetVector,
+    /// Their state is to be loaded.
+    Saved,
+}
+
 /// A VM that is powered on. Dropping it ends the vCPU threads, then the VM.
 #[derive(Debug)]
 pub struct PowerCycle {
@@ -40,15 +51,14 @@ pub struct PowerCycle {
 }
 
 impl PowerCycle {
-    /// Creates the vCPUs of `vm`, all of them paused, the boot vCPU at `entry` unless their state is to be
-    /// loaded. Also returns their exit counters.
+    /// Creates the vCPUs of `vm`, all of them paused. Also returns their exit counters.
     pub(super) fn new(
         vm: Arc<VmFd>,
         config: &VmConfig,
         plan: &Plan,
         platform: &Arc<VcpuPlatform>,
         tsc_is_a_clock: bool,
-        entry: Option<&Entry>,
+        start: &Start,
         exit_counters: Option<&ExitCounters>,
     ) -> Result<(Self, Vec<Reader>), MachineError> {
         let mut host_khz = tsc::vm_khz(&vm).ok();
@@ -69,8 +79,11 @@ impl PowerCycle {
         let mut clock = ExitClock::new(None);
         for vp in (0..config.cpus.count).map(VpIndex) {
             let fd = create_vcpu(&vm, vp, config, plan)?;
+            if !matches!(start, Start::ResetVector) {
+                create::set_firmware_state(vp, &fd)?;
+            }
             if vp == VpIndex(0) {
-                if let Some(entry) = entry {
+                if let Start::Kernel(entry) = start {
                     create::set_entry(vp, &fd, entry)?;
                 }
                 // If KVM stores no frequency for the VM, it scales none, and the vCPU's is the host's. KVM
@@ -207,7 +220,6 @@ fn create_vcpu(
             VcpuSetup::SetMsr(msr, value) => create::set_msrs(vp, &fd, &[(msr, value)])?,
         }
     }
-    create::set_firmware_state(vp, &fd)?;
     Ok(fd)
 }
 

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::error::MachineError;
-use super::pci_devices::Backplane;
+use super::pci_devices::{Backplane, CpuFacts};
 use super::plugged::DeviceRequestError;
 use super::wiring::{self, Wired};
 use super::world;
@@ -13,9 +13,11 @@ use crate::config::VmConfig;
 use crate::devices;
 use crate::devices::char::CharBackend;
 use crate::devices::console::without_backend;
+use crate::devices::flash::Flash;
 use crate::devices::io_thread::{IoThread, SharedChar};
 use crate::devices::net::without_network;
 use crate::irq::{Doorbells, Routes};
+use crate::kvm::memory::MemorySlots;
 use crate::layout::AddressWidth;
 use crate::life::{self, Inbox};
 use crate::machine::TransferError;
@@ -29,11 +31,17 @@ const MAX_ROUTES: u32 = 4096;
 /// What the devices take for the guest's RAM.
 const RAM: u64 = 1 << 20;
 
-/// What the tables in fw_cfg say of physical addresses.
-const ADDRESS_WIDTH: AddressWidth = AddressWidth {
-    bits: 40,
-    firmware: None,
+/// What the tables in fw_cfg say of the vCPUs.
+const CPU: CpuFacts = CpuFacts {
+    address_width: AddressWidth {
+        bits: 40,
+        firmware: None,
+    },
+    vmx: false,
 };
+
+/// As many as KVM has on x86 (`KVM_USER_MEM_SLOTS`).
+const MEMORY_SLOTS: u32 = 32764;
 
 /// The devices of a machine, connected to nothing.
 pub struct DevicesWithoutVm {
@@ -79,7 +87,8 @@ impl DevicesWithoutVm {
         let memory = MemoryConfig::of(RAM);
         let ram = GuestRam::new(&memory, &[(Gpa(0), RAM)])?;
         let doorbells = Doorbells::default();
-        let backplane = Backplane::new(&config, ADDRESS_WIDTH, &ram, &routes, &doorbells);
+        let slots = MemorySlots::new(MEMORY_SLOTS);
+        let backplane = Backplane::new(&config, CPU, &ram, &slots, &routes, &doorbells);
         let wired = wiring::wire(&config, &[], &backplane, &events, &mut io)?;
         for device in &wired.devices {
             device.acquire().map_err(MachineError::InUse)?;
@@ -106,6 +115,11 @@ impl DevicesWithoutVm {
     /// A guest writes to a port or an address; false if there is no device.
     pub fn write(&self, mmio: bool, addr: u64, data: &[u8]) -> bool {
         self.bus(mmio).write(addr, data)
+    }
+
+    /// The flash memory, which is empty, of a VM that starts in firmware.
+    pub fn flash(&self) -> Option<&Flash> {
+        self.wired.flash.as_deref()
     }
 
     /// The guest's RAM, which is small.

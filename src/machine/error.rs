@@ -10,6 +10,7 @@ use crate::boot::BootError;
 use crate::bus::BusError;
 use crate::cpuid::CpuidProblem;
 use crate::devices::char::CharError;
+use crate::devices::flash::FlashError;
 use crate::error::bullets;
 use crate::hyperv;
 use crate::irq::NoVector;
@@ -62,9 +63,15 @@ pub enum MachineError {
     /// The kernel, the initrd or a module could not be loaded.
     #[error(transparent)]
     Boot(#[from] BootError),
+    /// The flash memory could not be made.
+    #[error(transparent)]
+    Flash(Box<FlashError>),
     /// A restored VM whose boot files were not saved with it.
     #[error("cannot reset the VM: {WITHOUT_BOOT_FILES}")]
     NoBootFiles,
+    /// A VM that started in firmware came without it.
+    #[error("cannot continue the VM: its firmware did not come with it")]
+    NoFirmware,
     /// The VM in KVM could not be created.
     #[error(transparent)]
     Vm(#[from] VmError),

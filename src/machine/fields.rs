@@ -16,6 +16,7 @@ use super::triple_fault::TripleFaults;
 use crate::bus::SharedDevice;
 use crate::devices::acpi_pm::AcpiPm;
 use crate::devices::clock::HostClock;
+use crate::devices::flash::Flash;
 use crate::devices::io_thread::RunningIo;
 use crate::kvm::host::HostCaps;
 use crate::life::{Inbox, LifeState, MachineHandle};
@@ -85,6 +86,8 @@ pub(super) struct Hardware {
     pub(super) clock: Arc<HostClock>,
     /// Has the power button.
     pub(super) acpi: Arc<Mutex<AcpiPm>>,
+    /// The flash memory of a VM that starts in firmware.
+    pub(super) flash: Option<Arc<Flash>>,
     /// What each power cycle's VM in KVM gets.
     pub(super) attachments: Attachments,
     /// Serves consoles and the devices' deadlines.

@@ -15,6 +15,7 @@ mod error;
 mod exit_statistics;
 mod extra_ports;
 mod fields;
+mod firmware;
 mod guest_log;
 mod job;
 mod main_loop;
@@ -52,13 +53,14 @@ pub use status::{Crash, RamStatus, State, Status, StatusBoard, TscStatus};
 pub use transfer::{Identity, TransferError};
 pub use world::NotStopped;
 
-use crate::boot::{self, BootFiles};
+use crate::boot::{self, Boot, BootError, BootFiles};
 use crate::bus;
 use crate::config::VmConfig;
 use crate::life::MachineHandle;
 pub use crate::life::Outcome;
 use crate::memory::GuestRam;
 use attachments::Stage;
+use cycle::Start;
 use exit_statistics::ExitStatistics;
 use fields::{GuestTime, Hardware, Host, Session, Transfer};
 use plan::Plan;
@@ -117,12 +119,21 @@ impl Machine {
         bus::lock(&self.hardware.platform.partition).reset();
         let platform = board::boot_platform(&self.config, self.plan.address_width());
         let ram = &self.hardware.platform.ram;
-        let entry = boot::load_files(&self.config.boot, &files, ram, &platform)?;
-        self.create_vm(Some(&entry))
+        let start = match (&self.config.boot, &self.hardware.flash) {
+            (Boot::Kernel(kernel), _) => {
+                Start::Kernel(boot::load_files(kernel, &files, ram, &platform)?)
+            }
+            (Boot::Firmware(_), flash) => {
+                let shadowed = flash.as_ref().map_or(Ok(()), |f| firmware::shadow(f, ram));
+                shadowed.map_err(BootError::from)?;
+                Start::ResetVector
+            }
+        };
+        self.create_vm(&start)
     }
 
-    /// The VM in KVM with its vCPUs; without an entry they wait for their state.
-    fn create_vm(&mut self, entry: Option<&boot::Entry>) -> Result<PowerCycle, MachineError> {
+    /// The VM in KVM with its vCPUs.
+    fn create_vm(&mut self, start: &Start) -> Result<PowerCycle, MachineError> {
         let vm = vm::create(
             &self.host.kvm,
             self.config.irqchip,
@@ -136,7 +147,7 @@ impl Machine {
             &self.plan,
             &self.hardware.platform,
             self.host.tsc_is_a_clock,
-            entry,
+            start,
             self.exits.counters(),
         )?;
         self.exits.begin_cycle(readers);

@@ -12,6 +12,7 @@ use crate::devices::io_thread::{IoThread, SharedChar};
 use crate::devices::table::{BuildError, DeviceConfig, Site};
 use crate::irq::ioapic::IoApic;
 use crate::irq::{Doorbells, IrqLine, IrqSink, Routes, SharedLine};
+use crate::kvm::memory::MemorySlots;
 use crate::layout::{AddressMap, AddressWidth};
 use crate::life::GuestEvents;
 use crate::memory::{Dma, GuestRam};
@@ -21,12 +22,21 @@ use crate::units::Gsi;
 /// INTA#.
 const PIN_A: u8 = 0;
 
+/// What devices and tables say of the vCPUs.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct CpuFacts {
+    /// How wide their physical addresses are.
+    pub(super) address_width: AddressWidth,
+    /// They have VMX.
+    pub(super) vmx: bool,
+}
+
 /// What devices reach beyond themselves.
 pub(super) struct Backplane<'a> {
     pub(super) map: &'a AddressMap,
-    /// How wide the vCPUs' physical addresses are.
-    pub(super) address_width: AddressWidth,
+    pub(super) cpu: CpuFacts,
     pub(super) ram: &'a GuestRam,
+    pub(super) slots: &'a MemorySlots,
     /// Bytes of RAM that the guest is told it has.
     pub(super) memory: u64,
     pub(super) lines: Arc<dyn IrqSink>,
@@ -40,8 +50,9 @@ impl<'a> Backplane<'a> {
     /// That of a VM of `config`.
     pub(super) fn new(
         config: &VmConfig,
-        address_width: AddressWidth,
+        cpu: CpuFacts,
         ram: &'a GuestRam,
+        slots: &'a MemorySlots,
         routes: &'a Routes,
         doorbells: &'a Doorbells,
     ) -> Self {
@@ -53,8 +64,9 @@ impl<'a> Backplane<'a> {
         };
         Self {
             map: config.machine.map(),
-            address_width,
+            cpu,
             ram,
+            slots,
             memory: config.memory.size,
             lines,
             ioapic,
@@ -145,11 +157,15 @@ mod tests {
         let ram = GuestRam::new(&config, &[(crate::units::Gpa(0), 1 << 20)]).unwrap();
         let backplane = Backplane {
             map: MachineType::Direct1.map(),
-            address_width: AddressWidth {
-                bits: 40,
-                firmware: None,
+            cpu: CpuFacts {
+                address_width: AddressWidth {
+                    bits: 40,
+                    firmware: None,
+                },
+                vmx: false,
             },
             ram: &ram,
+            slots: &MemorySlots::new(8),
             memory: 1 << 20,
             lines: Arc::new(routes.clone()),
             ioapic: None,

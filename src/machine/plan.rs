@@ -2,6 +2,7 @@
 //! created.
 
 use super::error::Impossible;
+use super::pci_devices::CpuFacts;
 use crate::config::{Irqchip, VmConfig};
 use crate::cpuid::{CpuSpec, GuestCpuid, address_width, has_kvmclock, msr_feature};
 use crate::hyperv::{self, HostHv, Resolved};
@@ -101,6 +102,14 @@ impl Plan {
             leaf.is_some_and(|e| e.ecx >> bit & 1 != 0)
         };
         (has(1, 5), has(0x8000_0001, 2))
+    }
+
+    /// What tables say of the vCPUs.
+    pub(super) fn cpu_facts(&self) -> CpuFacts {
+        CpuFacts {
+            address_width: self.address_width(),
+            vmx: self.nesting().0,
+        }
     }
 
     /// Whether the PIT re-injects ticks that the guest has missed: KVM inhibits AVIC meanwhile

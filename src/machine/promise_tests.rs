@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
-use crate::boot::BootConfig;
+use crate::boot::{Boot, KernelBoot};
 use crate::config::{CpuConfig, OnTripleFault, TimeConfig};
 use crate::cpuid::CpuModel;
 use crate::cpuid::Topology;
@@ -98,12 +98,12 @@ fn config(hv: &str) -> VmConfig {
             without: Vec::new(),
             nested: true,
         },
-        boot: BootConfig {
+        boot: Boot::Kernel(KernelBoot {
             kernel: "vmlinux".into(),
             initrd: None,
             cmdline: String::new(),
             modules: Vec::new(),
-        },
+        }),
         serial: [CharBackend::None, CharBackend::None],
         irqchip: Irqchip::Kernel,
         debug_exit: None,

@@ -3,8 +3,9 @@
 use kvm_ioctls::Kvm;
 
 use super::build::Origin;
-use super::cycle::PowerCycle;
+use super::cycle::{PowerCycle, Start};
 use super::error::WITHOUT_BOOT_FILES;
+use super::firmware;
 use super::plan::Plan;
 use super::transfer::{Identity, TransferError};
 use super::{ExtraPorts, Impossible, Machine, MachineError};
@@ -126,7 +127,7 @@ impl Unloaded {
         let config = local.config.clone();
         let origin = Origin::Saved(local.boot.clone());
         let mut machine = Machine::assemble(origin, config, outlook.plan, &host, kvm, ram, extra)?;
-        let cycle = machine.create_vm(None)?;
+        let cycle = machine.create_vm(&Start::Saved)?;
         Ok(Self {
             machine,
             cycle,
@@ -146,9 +147,16 @@ impl Unloaded {
             && before.time.guest == now.time.guest
     }
 
-    /// Sets the files that a reset boots from now on.
-    pub fn boot_from(&mut self, files: BootFiles) {
+    /// Sets the files that a reset boots from now on. A VM that started in firmware gets its code by them.
+    ///
+    /// # Errors
+    /// If they cannot be used.
+    pub fn boot_from(&mut self, files: BootFiles) -> Result<(), MachineError> {
+        if let Some(flash) = &self.machine.hardware.flash {
+            firmware::install_code(flash, &files)?;
+        }
         self.machine.boot = Some(files);
+        Ok(())
     }
 
     /// Loads the state in `sections`. The VM [matches](Self::matches) `saved`, which contains its clocks.
@@ -163,6 +171,10 @@ impl Unloaded {
             host,
             ..
         } = self;
+        let flash = machine.hardware.flash.as_ref();
+        if flash.is_some_and(|flash| !flash.has_code()) {
+            return Err(MachineError::NoFirmware);
+        }
         let outlook = outlook(saved, &local, &host).map_err(MachineError::Impossible)?;
         let khz = outlook.time.khz(&saved.time, &outlook.tsc);
         machine.host.tsc = HostTsc {

@@ -14,6 +14,7 @@ use crate::devices::acpi_pm::AcpiPm;
 use crate::devices::clock::HostClock;
 use crate::devices::cmos::{self, Cmos, MemorySizes};
 use crate::devices::debug::{DebugExit, Debugcon};
+use crate::devices::flash::Flash;
 use crate::devices::i8042::{self, I8042};
 use crate::devices::io_thread::IoThread;
 use crate::devices::port61::Port61;
@@ -39,6 +40,8 @@ pub(super) struct Wired {
     pub(super) clock: Arc<HostClock>,
     /// The one with the power button.
     pub(super) acpi: Arc<Mutex<AcpiPm>>,
+    /// The flash memory, if it starts in firmware.
+    pub(super) flash: Option<Arc<Flash>>,
     /// Pseudo-terminals that were opened: (device, path).
     pub(super) ptys: Vec<(String, PathBuf)>,
 }
@@ -97,6 +100,7 @@ pub(super) fn wire(
         plugged: Plugged::default(),
         acpi,
         clock: Arc::clone(&clock),
+        flash: None,
         ptys: Vec::new(),
     };
     board::power_management(config.machine, &wired)?;
@@ -136,11 +140,12 @@ pub(super) fn wire(
     wired.place_at(layout::SYSTEM_CONTROL_A, 1, port92)?;
     let pvpanic = Pvpanic::new(events.clone());
     wired.place_at(layout::PVPANIC_PORT, 1, pvpanic)?;
-    if config.fw_cfg {
-        board::fw_cfg(config, backplane, &mut wired)?;
-    }
+    board::flash(config, backplane, &mut wired)?;
     wired.place_at(layout::POST_PORT, 1, PostPort::default())?;
-    let pci = board::chipset(config.machine, &mut wired, events)?;
+    let (pci, bridge) = board::chipset(config, &mut wired, events)?;
+    if config.fw_cfg {
+        board::fw_cfg(config, backplane, bridge, &mut wired)?;
+    }
     let slots = pci_devices::plug(
         &config.devices,
         backplane,

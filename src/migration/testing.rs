@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 
 use super::peer::Process;
 use super::*;
-use crate::boot::{BootConfig, BootFiles};
+use crate::boot::{Boot, BootFiles, KernelBoot};
 use crate::memory::MemoryConfig;
 use crate::memory::dirty::PAGE;
 use crate::units::Gpa;
@@ -123,12 +123,12 @@ impl SourceVm for FakeOrigin {
     }
 
     fn boot_files(&mut self) -> Result<Option<BootFiles>, MigrationVmError> {
-        let config = BootConfig {
+        let config = Boot::Kernel(KernelBoot {
             kernel: "kernel".into(),
             initrd: Some("initrd".into()),
             cmdline: String::new(),
             modules: Vec::new(),
-        };
+        });
         let files = BOOT.map(<[u8]>::to_vec).into();
         Ok(Some(BootFiles::received(&config, files)?))
     }

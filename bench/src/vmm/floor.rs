@@ -61,7 +61,8 @@ fn loop_around(kernel: &Path, cmdline: &str) -> Result<Vec<u8>, Box<dyn std::err
         },
         fw_cfg: false,
     };
-    let entry = boot::load(&config.boot, &ram, &platform)?;
+    let kernel = config.boot.kernel().ok_or("it boots a kernel")?;
+    let entry = boot::load(kernel, &ram, &platform)?;
     create::set_entry(VP, &vcpu, &entry)?;
 
     let mut console = Vec::new();

@@ -1,5 +1,7 @@
 //! The Differentiated System Description Table: devices that nothing enumerates.
 
+use std::ops::Range;
+
 use acpi_tables::Aml;
 use acpi_tables::aml::{
     AddressSpace, AddressSpaceCacheable, AmlString, And, Arg, CreateDWordField, Device, EISAName,
@@ -22,7 +24,7 @@ pub(super) fn dsdt(config: &AcpiConfig) -> Vec<u8> {
     let [com1, com2] = layout::SERIAL;
     let processors: Vec<_> = (0..config.apic_ids.len()).map(processor).collect();
     let mut devices = vec![
-        motherboard(config.map),
+        motherboard(&config.ecam),
         pci_root(config),
         serial("COM1", 1, com1),
         serial("COM2", 2, com2),
@@ -91,9 +93,8 @@ fn processor(index: usize) -> Raw {
 }
 
 /// What no other device claims. The ECAM window must be here (PCI Firmware Specification 3.3, 4.1.2).
-fn motherboard(map: &AddressMap) -> Raw {
+fn motherboard(ecam: &Range<u64>) -> Raw {
     let len = |range: &std::ops::Range<u16>| u8::try_from(range.len()).unwrap_or(u8::MAX);
-    let ecam = &map.ecam;
     device(
         "MBRD",
         vec![

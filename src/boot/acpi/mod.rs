@@ -41,6 +41,8 @@ pub struct AcpiConfig {
     pub ram: Vec<(Gpa, u64)>,
     /// Where everything lies.
     pub map: &'static AddressMap,
+    /// The window of PCI Express configuration space, of 256 buses, below 4 GiB.
+    pub ecam: Range<u64>,
     /// The window for PCI BARs below 4 GiB.
     pub pci_mmio32: Range<u64>,
     /// The window for PCI BARs above 4 GiB.
@@ -57,7 +59,8 @@ const OEM_REVISION: u32 = 1;
 /// is aligned to 64 bytes (5.2.10). The rest is free once the tables are read.
 pub const NVS_LEN: u64 = 0x1000;
 
-/// The files of fw_cfg by which firmware knows the blobs in QEMU.
+/// The files of fw_cfg by which firmware knows the blobs, and the script that installs them, in QEMU.
+pub const FILES: [&str; 3] = [RSDP_FILE, TABLES_FILE, loader::SCRIPT];
 const TABLES_FILE: &str = "etc/acpi/tables";
 const RSDP_FILE: &str = "etc/acpi/rsdp";
 
@@ -101,7 +104,7 @@ pub fn build(config: &AcpiConfig) -> Tables {
     let listed = [
         add(&mut tables, &fadt, &fadt::POINTERS),
         add(&mut tables, &madt::madt(config), &[]),
-        add(&mut tables, &mcfg(config.map), &[]),
+        add(&mut tables, &mcfg(&config.ecam), &[]),
         add(&mut tables, &srat::srat(config), &[]),
         add(&mut tables, &waet(), &[]),
     ];
@@ -154,10 +157,10 @@ fn table(name: [u8; 4], revision: u8, body: &[u8]) -> Vec<u8> {
 }
 
 /// The PCI Express configuration space (PCI Firmware Specification 3.3, 4.1.2).
-fn mcfg(map: &AddressMap) -> Vec<u8> {
+fn mcfg(ecam: &Range<u64>) -> Vec<u8> {
     let mut mcfg = MCFG::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     let last_bus = u8::try_from(layout::PCI_BUSES - 1).unwrap_or(u8::MAX);
-    mcfg.add_ecam(map.ecam.start, 0, 0, last_bus);
+    mcfg.add_ecam(ecam.start, 0, 0, last_bus);
     bytes(&mcfg)
 }
 

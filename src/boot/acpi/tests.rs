@@ -77,6 +77,7 @@ fn of(map: &'static AddressMap, apic_ids: Vec<u32>, pic: bool, ram: u64) -> Acpi
         pic,
         ram: map.ram_ranges(ram),
         map,
+        ecam: map.ecam.clone(),
         pci_mmio32: map.pci_mmio32(ram),
         pci_mmio64: map.pci_mmio64(ram, width),
         fw_cfg: true,
@@ -273,6 +274,7 @@ fn the_dsdt_follows_the_machine_type() {
     ] {
         let config = AcpiConfig {
             map,
+            ecam: map.ecam.clone(),
             pci_mmio32: map.pci_mmio32(128 << 20),
             ..small()
         };

@@ -23,29 +23,40 @@ const FILE_FIRST: u16 = 0x20;
 /// A file's name in the directory, with at least one NUL.
 const FILE_NAME_LEN: usize = 56;
 
+/// Files: name and content.
+pub type Files = Vec<(&'static str, Vec<u8>)>;
+
 /// The items of a machine. Numbers are little endian.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Items(BTreeMap<u16, Vec<u8>>);
+pub struct Items {
+    contents: BTreeMap<u16, Vec<u8>>,
+    /// The keys of the files.
+    files: BTreeMap<String, u16>,
+}
 
 impl Items {
     /// The items of a machine without a display that has `ram` bytes of RAM and `cpus` processors with APIC
     /// ids below `apic_id_limit`.
     pub fn of_machine(ram: u64, cpus: u16, apic_id_limit: u16) -> Self {
-        Self(BTreeMap::from([
+        let contents = BTreeMap::from([
             (SIGNATURE, b"QEMU".to_vec()),
             (ID, ID_PORTS.to_le_bytes().to_vec()),
             (RAM_SIZE, ram.to_le_bytes().to_vec()),
             (NOGRAPHIC, 1_u16.to_le_bytes().to_vec()),
             (NB_CPUS, cpus.to_le_bytes().to_vec()),
             (MAX_CPUS, apic_id_limit.to_le_bytes().to_vec()),
-        ]))
+        ]);
+        Self {
+            contents,
+            files: BTreeMap::new(),
+        }
     }
 
     /// The same of a device that has DMA.
     #[must_use]
     pub(super) fn with_dma(mut self) -> Self {
         let id = ID_PORTS | ID_DMA;
-        self.0.insert(ID, id.to_le_bytes().to_vec());
+        self.contents.insert(ID, id.to_le_bytes().to_vec());
         self
     }
 
@@ -68,14 +79,33 @@ impl Items {
             // Reserved.
             directory.extend([0; 2]);
             directory.extend(name);
-            self.0.insert(key, content);
+            self.contents.insert(key, content);
+            self.files.insert(file.to_owned(), key);
         }
-        self.0.insert(FILE_DIR, directory);
+        self.contents.insert(FILE_DIR, directory);
         self
+    }
+
+    /// Whether the item with this key is one of these files.
+    pub(super) fn is_one_of(&self, key: u16, files: &[&str]) -> bool {
+        files.iter().any(|name| self.files.get(*name) == Some(&key))
+    }
+
+    /// Gives files another content of the same length: the directory has it.
+    pub(super) fn renew(&mut self, files: Files) {
+        for (name, content) in files {
+            let there = self.files.get(name);
+            let there = there.and_then(|key| self.contents.get_mut(key));
+            if let Some(there) = there
+                && there.len() == content.len()
+            {
+                *there = content;
+            }
+        }
     }
 
     /// The bytes of the item with this key; none if there is no such item.
     pub(super) fn get(&self, key: u16) -> &[u8] {
-        self.0.get(&key).map_or(&[], Vec::as_slice)
+        self.contents.get(&key).map_or(&[], Vec::as_slice)
     }
 }

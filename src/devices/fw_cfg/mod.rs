@@ -8,7 +8,9 @@
 mod dma;
 mod items;
 
-pub use items::Items;
+pub use items::{Files, Items};
+
+use std::fmt;
 
 use crate::bus::{LockedDevice, Region};
 use crate::memory::Dma;
@@ -34,10 +36,28 @@ const WITH_DMA: u32 = 2;
 /// ignore the bit.
 const WRITE_CHANNEL: u16 = 1 << 14;
 
+/// Files whose content depends on what firmware has programmed: they are made when a guest selects one of
+/// them.
+pub struct Renewed {
+    /// Their names.
+    pub names: &'static [&'static str],
+    /// Makes all of them, of the same lengths each time.
+    pub make: Box<dyn Fn() -> Files + Send>,
+}
+
+impl fmt::Debug for Renewed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Renewed")
+            .field("names", &self.names)
+            .finish_non_exhaustive()
+    }
+}
+
 /// The device.
 #[derive(Debug)]
 pub struct FwCfg {
     items: Items,
+    renewed: Option<Renewed>,
     place: Place,
     dma: Option<DmaPort>,
 }
@@ -52,12 +72,20 @@ struct Place {
 
 /// It, with the items.
 struct Cursor<'a> {
-    items: &'a Items,
+    items: &'a mut Items,
+    renewed: Option<&'a Renewed>,
     place: &'a mut Place,
 }
 
 impl Cursor<'_> {
     fn select(&mut self, selector: u16) {
+        if let Some(renewed) = self.renewed
+            && self
+                .items
+                .is_one_of(selector & !WRITE_CHANNEL, renewed.names)
+        {
+            self.items.renew((renewed.make)());
+        }
         *self.place = Place {
             selector,
             offset: 0,
@@ -92,6 +120,7 @@ impl FwCfg {
     pub fn new(items: Items) -> Self {
         Self {
             items,
+            renewed: None,
             place: Place::default(),
             dma: None,
         }
@@ -105,9 +134,27 @@ impl FwCfg {
         }
     }
 
+    /// The same with files that are made when they are read.
+    #[must_use]
+    pub fn with_renewed(mut self, renewed: Renewed) -> Self {
+        self.renewed = Some(renewed);
+        self
+    }
+
     fn parts(&mut self) -> (Cursor<'_>, Option<&mut DmaPort>) {
-        let Self { items, place, dma } = self;
-        (Cursor { items, place }, dma.as_mut())
+        let Self {
+            items,
+            renewed,
+            place,
+            dma,
+        } = self;
+        let renewed = renewed.as_ref();
+        let cursor = Cursor {
+            items,
+            renewed,
+            place,
+        };
+        (cursor, dma.as_mut())
     }
 }
 

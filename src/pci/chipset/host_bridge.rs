@@ -4,9 +4,12 @@
 //! alone. PCIEXBAR moves the ECAM window. PAM and SMRAM control store what is written, with their locks;
 //! there is RAM at all addresses that they name, and no SMRAM.
 
+use std::ops::Range;
+
 use super::PowerOn;
 use super::registers::{Registers, Row, row};
 use crate::bus::Window;
+use crate::layout;
 use crate::pci::PciFunction;
 use crate::state::{Decoder, Encoder, StateError};
 
@@ -82,6 +85,13 @@ impl Q35HostBridge {
         let high = u64::from(self.registers.get(PCIEXBAR_HIGH)) << 32;
         let base = (high | u64::from(low)) & !(size - 1);
         (low & ENABLE != 0).then_some((base, which))
+    }
+
+    /// Where the ECAM window is, if it is one for 256 buses and below the I/O APIC.
+    pub fn ecam_of_all_buses(&self) -> Option<Range<u64>> {
+        let (base, which) = self.ecam()?;
+        let window = base..base + ECAM_SIZES[0];
+        (which == 0 && window.end <= layout::IOAPIC.0).then_some(window)
     }
 
     fn apply(&self) {

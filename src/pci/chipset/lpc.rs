@@ -121,13 +121,23 @@ impl PciFunction for Lpc {
     }
 }
 
-/// The chipset configuration registers: all zero. Firmware writes them and does not read them.
+/// General Control and Status (ICH9, 10.1.75), and its bit NO_REBOOT: the watchdog does not reset the
+/// machine, as there is none.
+const GCS: u64 = 0x3410;
+const NO_REBOOT: u32 = 1 << 5;
+
+/// The chipset configuration registers: all zero but [`GCS`]. Firmware writes them and does not read them.
 #[derive(Debug)]
 pub struct RootComplexRegisters;
 
 impl Handler for RootComplexRegisters {
-    fn read(&self, _region: Region, _offset: u64, data: &mut [u8]) {
+    fn read(&self, _region: Region, offset: u64, data: &mut [u8]) {
         data.fill(0);
+        if offset == GCS
+            && let Some(low) = data.first_chunk_mut()
+        {
+            *low = NO_REBOOT.to_le_bytes();
+        }
     }
 
     fn write(&self, _region: Region, _offset: u64, _data: &[u8]) {}

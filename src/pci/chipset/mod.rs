@@ -7,6 +7,7 @@ mod host_bridge;
 mod lpc;
 mod registers;
 
+use std::ops::Range;
 use std::sync::Mutex;
 
 pub use host_bridge::{ECAM_SIZES, Q35HostBridge};
@@ -39,6 +40,13 @@ impl<F: PciFunction> OnBoard<F> {
             name: format!("pci-{place}"),
             function: Mutex::new(function),
         }
+    }
+}
+
+impl OnBoard<Q35HostBridge> {
+    /// See [`Q35HostBridge::ecam_of_all_buses`].
+    pub fn ecam_of_all_buses(&self) -> Option<Range<u64>> {
+        lock(&self.function).ecam_of_all_buses()
     }
 }
 

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use hypernest::boot::{self, Platform, elf, kind, linux, multiboot};
-use hypernest::boot::{BootConfig, BootModule};
+use hypernest::boot::{BootModule, KernelBoot};
 use hypernest::cpuid::Topology;
 use hypernest::layout::{AddressMap, AddressWidth};
 use hypernest::memory::{GuestRam, MemoryConfig};
@@ -54,7 +54,7 @@ pub(crate) fn load(bytes: &[u8]) -> bool {
         path: module,
         cmdline: cmdline.clone(),
     };
-    let config = BootConfig {
+    let config = KernelBoot {
         kernel,
         initrd: (flags & 1 != 0).then_some(initrd),
         cmdline,

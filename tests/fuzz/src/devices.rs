@@ -1,33 +1,46 @@
 //! Every device, accessed by a guest and loaded from a saved state.
 
 use hypernest::config::VmConfig;
+use hypernest::devices::flash;
 use hypernest::machine::DevicesWithoutVm;
 use hypernest::state::Sections;
 
 use crate::Input;
 
-/// All devices that depend neither on the interrupt controller nor on the machine type.
-const CONFIG: &str = "name = \"fuzz\"\nmemory = \"64M\"\nkernel = \"/nowhere\"\nhv = \"none\"\n\
+/// All devices but the flash memory that depend neither on the interrupt controller nor on the machine type.
+const CONFIG: &str = "name = \"fuzz\"\nmemory = \"64M\"\nhv = \"none\"\n\
                       serial = \"none\"\nserial2 = \"none\"\ndebugcon = \"none\"\ndebug-exit = 0xf4\nfw-cfg \
                       = true\n";
 
 thread_local! {
-    /// Even: with the kernel's interrupt controllers; odd: with the I/O APIC.
     static DEVICES: [DevicesWithoutVm; BOARDS] = [
-        ("kernel", "direct-1"),
-        ("split", "direct-1"),
-        ("kernel", "pc-1"),
-        ("split", "pc-1"),
+        ("kernel", "direct-1", "kernel"),
+        ("split", "direct-1", "kernel"),
+        ("kernel", "pc-1", "kernel"),
+        ("split", "pc-1", "kernel"),
+        ("kernel", "pc-1", "firmware"),
     ]
     .map(devices);
 }
 
-const BOARDS: usize = 4;
+const BOARDS: usize = 5;
 
-fn devices((irqchip, machine): (&str, &str)) -> DevicesWithoutVm {
-    let config = format!("{CONFIG}irqchip = \"{irqchip}\"\nmachine = \"{machine}\"\n");
+/// Bytes of variables, which the flash memory begins with.
+const VARS: usize = 0x2000;
+
+/// With these interrupt controllers, of this machine type, and what starts: a kernel or firmware.
+fn devices((irqchip, machine, boot): (&str, &str, &str)) -> DevicesWithoutVm {
+    let config = format!(
+        "{CONFIG}irqchip = \"{irqchip}\"\nmachine = \"{machine}\"\n{boot} = \"/nowhere\"\n"
+    );
     let config = VmConfig::from_saved(config).expect("a configuration");
-    DevicesWithoutVm::new(&config).expect("devices can be made without a VM")
+    let devices = DevicesWithoutVm::new(&config).expect("devices can be made without a VM");
+    if let Some(flash) = devices.flash() {
+        let most = usize::try_from(flash::MAX_LEN).expect("8 MiB");
+        flash.set_code(&vec![0xf4; most - VARS]).expect("code");
+        flash.set_vars(&[0xff; VARS], None).expect("variables");
+    }
+    devices
 }
 
 /// `board`, then accesses of `what, place, offset, data u64`: bits 1:0 of `what` are the size's logarithm,
