@@ -86,7 +86,7 @@ fn run(
 }
 
 /// Waits for the login of root, and makes its shell one that prints nothing but the output of its commands.
-fn log_in(vm: &mut Vm) -> TestResult {
+pub(crate) fn log_in(vm: &mut Vm) -> TestResult {
     vm.wait_for("root@debian:~#")?;
     vm.tell("exec sh")?;
     vm.tell("stty -echo; PS1=; echo; echo @rea''dy")?;
@@ -97,7 +97,7 @@ fn log_in(vm: &mut Vm) -> TestResult {
 const TROUBLE: &str = "bug:|warning:|call trace|oops|hung|(error|fail).*vd|vd.*(error|fail)";
 
 /// The guest powers off by itself and was not in trouble before.
-fn power_off(mut vm: Vm) -> Result<Ended, Box<dyn Error>> {
+pub(crate) fn power_off(mut vm: Vm) -> Result<Ended, Box<dyn Error>> {
     vm.tell(&format!("echo @log; dmesg | grep -iE '{TROUBLE}'"))?;
     vm.tell("echo @end; poweroff")?;
     let ended = vm.end()?;
@@ -105,7 +105,7 @@ fn power_off(mut vm: Vm) -> Result<Ended, Box<dyn Error>> {
     Ok(ended)
 }
 
-fn quiet(said: &str) {
+pub(crate) fn quiet(said: &str) {
     let report = Report::read(said);
     let log = report.section("log");
     assert_eq!(log, [""; 0], "the guest complains");

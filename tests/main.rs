@@ -15,6 +15,7 @@ mod endings;
 mod enlightenments;
 mod errors;
 mod evmcs;
+mod firmware;
 mod fw_cfg;
 mod golden;
 mod host;
@@ -56,6 +57,7 @@ fn main() -> ExitCode {
         evmcs::TESTS,
         svm::TESTS,
         lifecycle::TESTS,
+        firmware::TESTS,
         fw_cfg::TESTS,
         endings::TESTS,
         world::TESTS,
