@@ -58,15 +58,22 @@ pub(crate) fn seeds() -> Vec<Seed> {
         }
     }
 
+    // A kernel starts, or firmware.
+    let others = ["kernel", "initrd", "module", "firmware", "firmware-vars"];
     let examples: Vec<_> = SETTINGS
         .iter()
-        .filter(|setting| !["kernel", "initrd", "module"].contains(&setting.key))
+        .filter(|setting| !others.contains(&setting.key))
         .map(|setting| setting.file_example)
         .collect();
     add(
         "config-file",
         "every-setting",
         examples.join("\n").into_bytes(),
+    );
+    add(
+        "config-file",
+        "firmware",
+        b"firmware = { path = \"code\", template = \"vars\" }\nfirmware-vars = \"own\"\n".to_vec(),
     );
     // A file that exists on every system where a fuzzer runs.
     add(
@@ -279,7 +286,7 @@ fn guests(add: &mut impl FnMut(&'static str, &str, Vec<u8>)) {
     lives(add);
 
     // Every range of ports and memory, read and written with each size.
-    for board in 0..4 {
+    for board in 0..5 {
         let mut accesses = vec![board];
         for place in 0..32_u8 {
             for what in [0, 4, 1, 5, 2, 6, 8 | 2, 8 | 6] {
@@ -288,7 +295,8 @@ fn guests(add: &mut impl FnMut(&'static str, &str, Vec<u8>)) {
             }
         }
         add("devices", &format!("every-range-{board}"), accesses.clone());
-        for section in 0..if board < 2 { 16 } else { 18 } {
+        let sections = [16, 16, 18, 18, 19][usize::from(board)];
+        for section in 0..sections {
             let mut state = vec![board, section, 0, 0, 4, 1, 0, 1, 0];
             state.extend(&accesses[1..1 + 11 * 16]);
             add(

@@ -30,6 +30,9 @@ pub const INITRAMFS: &str = "debian-1/initrd";
 /// e2fsck with its libraries, for hosts.
 pub const E2FSCK: &str = "debian-1/e2fsprogs";
 
+/// What disables irrelevant work that is slow in an emulated host.
+pub const PARAMETERS: &str = "quiet mitigations=off cryptomgr.notests systemd.show_status=false";
+
 const SUITES: [&str; 2] = ["trixie", "trixie-security"];
 
 /// The tools that make the image, and a library that mke2fs loads to read an archive.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::apt::{self, Area, run};
 use super::tree::{Tree, at, copy};
-use super::{Optional, SetupError};
+use super::{Optional, SetupError, debian};
 
 /// It, among the parts of the lab that are made when they are first needed.
 pub const PART: Optional = Optional {
@@ -102,13 +102,14 @@ fn embedded(making: &Path) -> Result<PathBuf, SetupError> {
          terminal_output serial\n\
          echo {GRUB_SAYS}\n\
          if [ -e (hd1)/vmlinuz ]; then\n\
-         linux (hd1)/vmlinuz root=/dev/vdb rw console=ttyS0\n\
+         linux (hd1)/vmlinuz root=/dev/vdb rw console=ttyS0 {}\n\
          initrd (hd1)/initrd.img\n\
          else\n\
          linux (hd1)0+{} console=ttyS0 panic=-1\n\
          initrd (hd2)0+{}\n\
          fi\n\
          boot\n",
+        debian::PARAMETERS,
         KERNEL_LEN / SECTOR,
         INITRAMFS_LEN / SECTOR
     );

@@ -2,9 +2,9 @@
 //!
 //! An emulator keeps a CPU busy, and two run side by side. Where the machine gives them less, a guest gets no
 //! processor for seconds, and a test that waits for it fails. So a few failed tests are run once more, one
-//! after the other, with nothing beside them. Those that pass then are listed by name in the result: the first
-//! failure, which was shown, may still be a defect. A test that fails twice has failed, and so have all if
-//! there are many.
+//! after the other, with nothing beside them. Those that pass then are listed by name in the result: the
+//! first failure, which was shown, may still be a defect. A test that fails twice has failed, and so have all
+//! if there are many.
 
 use super::boots::Suite;
 use crate::host::Host;
