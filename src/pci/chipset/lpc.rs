@@ -126,7 +126,7 @@ impl PciFunction for Lpc {
 const GCS: u64 = 0x3410;
 const NO_REBOOT: u32 = 1 << 5;
 
-/// The chipset configuration registers: all zero but [`GCS`]. Firmware writes them and does not read them.
+/// The chipset configuration registers: all zero but `GCS`. Firmware writes them and does not read them.
 #[derive(Debug)]
 pub struct RootComplexRegisters;
 
