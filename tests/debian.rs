@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 
 use hypernest_lab::host::Host;
 use hypernest_lab::setup::alpine;
-use hypernest_lab::setup::debian::{E2FSCK, IMAGE, INITRAMFS, KERNEL};
+use hypernest_lab::setup::debian::{E2FSCK, IMAGE, INITRAMFS, KERNEL, PARAMETERS};
 use hypernest_lab::suite::{Stage, Test, TestResult};
 
 use crate::linux::{Report, held};
@@ -60,13 +60,10 @@ pub(crate) const TESTS: &[Test] = &[
 pub(crate) const LONG: &[Test] =
     &[amd("debian::alpine_boots_from_its_own_image", boots_alpine).stage(ALPINE)];
 
-/// Debian's own, and what disables irrelevant work that is slow in an emulated host.
-const COMMAND_LINE: &str = "root=/dev/vda ro console=ttyS0 quiet mitigations=off cryptomgr.notests \
-    systemd.show_status=false";
-
 /// `hypernest run` of Debian on a disk of the lab's host, with its console on stdin and stdout.
 fn debian(site: &Site, disk: &str) -> Result<Command, Box<dyn Error>> {
-    run(site, disk, [KERNEL, INITRAMFS, COMMAND_LINE])
+    let command_line = format!("root=/dev/vda ro console=ttyS0 {PARAMETERS}");
+    run(site, disk, [KERNEL, INITRAMFS, &command_line])
 }
 
 fn run(

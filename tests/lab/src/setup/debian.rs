@@ -9,7 +9,7 @@ use std::process::Command;
 use nix::unistd::{Uid, User};
 
 use super::apt::{self, Area, command, run};
-use super::tree::{Tree, at, copy};
+use super::tree::{Tree, at, below, copy};
 use super::{Optional, SetupError};
 
 /// It, among the parts of the lab that are made when they are first needed.
@@ -176,10 +176,4 @@ fn make(making: &Path, finished: &Path) -> Result<(), SetupError> {
     run("packing the image", &mut pack)?;
     let e2fsck = tools.find(&["usr/sbin/e2fsck"])?;
     tools.bundle(&below(finished, E2FSCK), &e2fsck, &[], "", "")
-}
-
-/// The path of one of the files above in the directory that becomes theirs.
-fn below(finished: &Path, file: &str) -> std::path::PathBuf {
-    let name = file.strip_prefix(DEBIAN).unwrap_or(file);
-    finished.join(name.trim_start_matches('/'))
 }

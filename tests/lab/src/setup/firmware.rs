@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use super::apt::{self, Area, run};
-use super::tree::{Tree, at, copy};
+use super::tree::{Tree, at, below, copy};
 use super::{Optional, SetupError, debian};
 
 /// It, among the parts of the lab that are made when they are first needed.
@@ -53,7 +53,7 @@ const CORE: u64 = 34;
 const ESP: u64 = 2048;
 const ESP_LEN: u64 = 8 << 20;
 /// With room for the backup GPT.
-const DISK_LEN: u64 = (10 << 20) + (1 << 20);
+const DISK_LEN: u64 = 11 << 20;
 
 /// What GRUB's images have built in.
 const MODULES: [&str; 13] = [
@@ -195,28 +195,23 @@ fn uefi(tools: &Tree, making: &Path, embedded: &Path, disk: &Path) -> Result<(),
     let mkfs = tools.find(&["usr/sbin/mkfs.fat", "sbin/mkfs.fat"])?;
     run("making a FAT file system", tools.command(&mkfs)?.arg(&esp))?;
     let mtools = tools.find(&["usr/bin/mtools"])?;
-    for arguments in [&["-c", "mmd", "-i"][..], &["-c", "mcopy", "-i"]] {
+    let fill = |tool: &str, from: Option<&Path>, to: &[&str]| {
         let mut command = tools.command(&mtools)?;
         command
             .env("MTOOLS_SKIP_CHECK", "1")
-            .args(arguments)
-            .arg(&esp);
-        match arguments[1] {
-            "mmd" => command.args(["::/EFI", "::/EFI/BOOT"]),
-            _ => command.arg(&image).arg("::/EFI/BOOT/BOOTX64.EFI"),
-        };
+            .args(["-c", tool, "-i"])
+            .arg(&esp)
+            .args(from)
+            .args(to);
         run("filling the EFI system partition", &mut command)?;
-    }
+        Ok::<_, SetupError>(())
+    };
+    fill("mmd", None, &["::/EFI", "::/EFI/BOOT"])?;
+    fill("mcopy", Some(&image), &["::/EFI/BOOT/BOOTX64.EFI"])?;
     let file = OpenOptions::new()
         .write(true)
         .open(disk)
         .map_err(at(disk))?;
     let content = fs::read(&esp).map_err(at(&esp))?;
     file.write_all_at(&content, ESP * SECTOR).map_err(at(disk))
-}
-
-/// The path of one of the files above in the directory that becomes theirs.
-fn below(finished: &Path, file: &str) -> PathBuf {
-    let name = file.strip_prefix(FIRMWARE).unwrap_or(file);
-    finished.join(name.trim_start_matches('/'))
 }

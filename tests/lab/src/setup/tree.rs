@@ -32,6 +32,12 @@ pub(super) fn copy(from: &Path, to: &Path) -> Result<(), SetupError> {
     Ok(())
 }
 
+/// The path in `finished`, which becomes the directory that `file` names first, of the rest of `file`.
+pub(super) fn below(finished: &Path, file: &str) -> PathBuf {
+    let name = file.split_once('/').map_or(file, |(_, name)| name);
+    finished.join(name)
+}
+
 impl Tree {
     pub(super) fn new(root: PathBuf) -> Self {
         Self { root }
