@@ -1,14 +1,14 @@
 //! A small file of a VM's own that is written in order: the variables of its firmware.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
-use super::lock::{self, Access, LockError};
+use super::lock::{self, Access, Conflict, LockError};
 
 /// What cannot be done with the file.
 #[derive(Debug, Error)]
@@ -23,6 +23,14 @@ pub enum StoreError {
         /// What the system said.
         #[source]
         source: io::Error,
+    },
+    /// Another process has it.
+    #[error("another process has {} {conflict}", .path.display())]
+    InUse {
+        /// The file.
+        path: PathBuf,
+        /// For what.
+        conflict: Conflict,
     },
     /// A directory, a device, a pipe.
     #[error("{} is not a regular file", .0.display())]
@@ -79,20 +87,11 @@ impl Store {
     ///
     /// # Errors
     /// If it has another length, or cannot be read.
-    pub fn read(&self, len: u64) -> Result<Vec<u8>, StoreError> {
+    pub fn read(&self, len: usize) -> Result<Vec<u8>, StoreError> {
         let failed = |source| self.failed("read", source);
-        let found = self.file.metadata().map_err(failed)?.len();
-        if found != len {
-            return Err(StoreError::Size {
-                path: self.path.clone(),
-                found,
-                expected: len,
-            });
-        }
-        let mut content = Vec::new();
-        // From the beginning, wherever an earlier reader of this descriptor stopped.
-        let mut from_start = ReadAt(&self.file, 0).take(len);
-        from_start.read_to_end(&mut content).map_err(failed)?;
+        self.expect_len(len, self.file.metadata().map_err(failed)?.len())?;
+        let mut content = vec![0; len];
+        self.file.read_exact_at(&mut content, 0).map_err(failed)?;
         Ok(content)
     }
 
@@ -102,16 +101,9 @@ impl Store {
     /// If it has another length and is not empty, or cannot be written.
     pub fn replace(&self, content: &[u8]) -> Result<(), StoreError> {
         let failed = |source| self.failed("write", source);
-        let (found, expected) = (
-            self.file.metadata().map_err(failed)?.len(),
-            content.len() as u64,
-        );
-        if found != 0 && found != expected {
-            return Err(StoreError::Size {
-                path: self.path.clone(),
-                found,
-                expected,
-            });
+        match self.file.metadata().map_err(failed)?.len() {
+            0 => {}
+            found => self.expect_len(content.len(), found)?,
         }
         self.file.write_all_at(content, 0).map_err(failed)?;
         self.sync()
@@ -139,21 +131,31 @@ impl Store {
     ///
     /// # Errors
     /// If another process uses it, or the file system has no locks.
-    pub fn lock(&self) -> io::Result<()> {
-        lock::take(self.file.as_fd(), Access::Write).map_err(|error| {
-            let path = self.path.display();
-            match error {
-                LockError::Conflict(how) => {
-                    io::Error::other(format!("{path} is {how} (another process)"))
-                }
-                LockError::Kernel(e) => io::Error::other(format!("cannot lock {path}: {e}")),
-            }
+    pub fn lock(&self) -> Result<(), StoreError> {
+        lock::take(self.file.as_fd(), Access::Write).map_err(|error| match error {
+            LockError::Conflict(conflict) => StoreError::InUse {
+                path: self.path.clone(),
+                conflict,
+            },
+            LockError::Kernel(source) => self.failed("lock", source),
         })
     }
 
     /// Lets others have it.
     pub fn unlock(&self) {
         lock::release(self.file.as_fd());
+    }
+
+    fn expect_len(&self, expected: usize, found: u64) -> Result<(), StoreError> {
+        let expected = expected as u64;
+        match found == expected {
+            true => Ok(()),
+            false => Err(StoreError::Size {
+                path: self.path.clone(),
+                found,
+                expected,
+            }),
+        }
     }
 
     fn failed(&self, doing: &'static str, source: io::Error) -> StoreError {
@@ -186,17 +188,6 @@ fn make(path: &Path, content: &[u8]) -> io::Result<()> {
     made?;
     let directory = path.parent().filter(|parent| *parent != Path::new(""));
     File::open(directory.unwrap_or(Path::new(".")))?.sync_all()
-}
-
-/// Reads from a place in a file.
-struct ReadAt<'a>(&'a File, u64);
-
-impl Read for ReadAt<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = self.0.read_at(buffer, self.1)?;
-        self.1 += read as u64;
-        Ok(read)
-    }
 }
 
 #[cfg(test)]

@@ -33,18 +33,23 @@ pub(super) enum Change {
     Settle,
 }
 
-/// How the chip takes the next write, and what reads show.
+/// How the chip takes the next write, and what reads show. The numbers are those of saved VMs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u8)]
 enum Mode {
     /// Reads show the content.
     #[default]
-    Array,
+    Array = 0,
     /// Reads show the status.
-    Status,
+    Status = 1,
     /// The next write is data. Nobody reads meanwhile: reads show the content.
-    Program,
+    Program = 2,
     /// The next write confirms.
-    Erase,
+    Erase = 3,
+}
+
+impl Mode {
+    const ALL: [Self; 4] = [Self::Array, Self::Status, Self::Program, Self::Erase];
 }
 
 /// The state of the chip beside its content.
@@ -96,24 +101,13 @@ impl Chip {
 
     /// For a saved VM.
     pub(super) fn to_bytes(self) -> [u8; 2] {
-        let mode = match self.mode {
-            Mode::Array => 0,
-            Mode::Status => 1,
-            Mode::Program => 2,
-            Mode::Erase => 3,
-        };
-        [mode, self.status]
+        [self.mode as u8, self.status]
     }
 
     /// Of a saved VM; none for what cannot be.
     pub(super) fn from_bytes([mode, status]: [u8; 2]) -> Option<Self> {
-        let mode = match mode {
-            0 => Mode::Array,
-            1 => Mode::Status,
-            2 => Mode::Program,
-            3 => Mode::Erase,
-            _ => return None,
-        };
+        let mut modes = Mode::ALL.into_iter();
+        let mode = modes.find(|known| *known as u8 == mode)?;
         Some(Self { mode, status })
     }
 }

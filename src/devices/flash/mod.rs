@@ -197,7 +197,7 @@ impl Flash {
         inner.check_len("the variable store", template.len())?;
         let store = path.map(|path| Store::open(path, template)).transpose()?;
         let content = match &store {
-            Some(store) => store.read(template.len() as u64)?,
+            Some(store) => store.read(template.len())?,
             None => template.to_vec(),
         };
         inner.store = store;
@@ -317,6 +317,20 @@ impl Inner {
         }
     }
 
+    fn acquire(&mut self) -> Result<(), StoreError> {
+        let Some(store) = &self.store else {
+            return Ok(());
+        };
+        store.lock()?;
+        if self.store_is_behind
+            && let Some(vars) = &self.vars
+        {
+            store.replace(&vars.part.content())?;
+            self.store_is_behind = false;
+        }
+        Ok(())
+    }
+
     fn report(&mut self, error: &StoreError) {
         if !self.reported {
             self.reported = true;
@@ -374,18 +388,7 @@ impl Device for Flash {
 
     fn acquire(&self) -> io::Result<()> {
         let mut inner = lock(&self.0);
-        let Some(store) = &inner.store else {
-            return Ok(());
-        };
-        store.lock()?;
-        if inner.store_is_behind
-            && let Some(vars) = &inner.vars
-        {
-            let replaced = store.replace(&vars.part.content());
-            replaced.map_err(|e| io::Error::other(chain(&e)))?;
-            inner.store_is_behind = false;
-        }
-        Ok(())
+        inner.acquire().map_err(|e| io::Error::other(chain(&e)))
     }
 
     fn release(&self) {
