@@ -19,7 +19,7 @@ impl Build<'_> {
         if !self.is_given("firmware") {
             if let Some(part) = self.part("firmware-vars") {
                 let wrong = Wrong::new(
-                    "there is no firmware that has variables",
+                    "variables belong to firmware, and none is given",
                     "--firmware as well",
                 );
                 self.push("firmware-vars", &part.origin, wrong);
@@ -33,7 +33,7 @@ impl Build<'_> {
         for key in OF_A_KERNEL {
             if let Some(part) = self.part(key) {
                 let wrong = Wrong::new(
-                    "firmware starts, and no kernel with it",
+                    "a kernel and firmware cannot be combined",
                     "a kernel, or firmware that boots from a disk",
                 );
                 self.push(key, &part.origin, wrong);
@@ -110,10 +110,7 @@ impl Build<'_> {
             && parse::boolean(&part.value) == Ok(false)
             && self.files == Files::MustBeThere
         {
-            let wrong = Wrong::new(
-                "what firmware reads of fw_cfg is missing",
-                "true with firmware",
-            );
+            let wrong = Wrong::new("firmware needs fw_cfg", "true with firmware");
             self.push("fw-cfg", &part.origin, wrong);
         }
         let template = parts.get("template");
@@ -173,7 +170,7 @@ impl Build<'_> {
         }
         let wrong = Wrong::new(
             format!(
-                "nothing is known of the variables that this firmware starts with, for {}",
+                "this firmware has no template of variables to make {} from",
                 path.display()
             ),
             "--firmware FILE,template=FILE",

@@ -637,7 +637,7 @@ fn firmware_and_its_variables() {
         ("", &["no kernel is given"][..]),
         (
             "firmware-vars = 'own'\nkernel = 'vmlinuz'",
-            &["no firmware that has variables"],
+            &["variables belong to firmware, and none is given"],
         ),
         (
             "firmware = 'vmlinuz'\nfirmware-vars = 'own'",
@@ -652,8 +652,8 @@ fn firmware_and_its_variables() {
             "firmware = 'OVMF_CODE_4M.fd'\nmachine = 'direct-1'\nkernel = 'vmlinuz'\nfw-cfg = false",
             &[
                 "direct-1 has no firmware",
-                "no kernel with it",
-                "reads of fw_cfg",
+                "a kernel and firmware cannot be combined",
+                "firmware needs fw_cfg",
             ],
         ),
     ] {

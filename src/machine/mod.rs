@@ -119,13 +119,14 @@ impl Machine {
         bus::lock(&self.hardware.platform.partition).reset();
         let platform = board::boot_platform(&self.config, self.plan.address_width());
         let ram = &self.hardware.platform.ram;
-        let start = match (&self.config.boot, &self.hardware.flash) {
-            (Boot::Kernel(kernel), _) => {
+        let start = match &self.config.boot {
+            Boot::Kernel(kernel) => {
                 Start::Kernel(boot::load_files(kernel, &files, ram, &platform)?)
             }
-            (Boot::Firmware(_), flash) => {
-                let shadowed = flash.as_ref().map_or(Ok(()), |f| firmware::shadow(f, ram));
-                shadowed.map_err(BootError::from)?;
+            Boot::Firmware(_) => {
+                if let Some(flash) = &self.hardware.flash {
+                    firmware::shadow(flash, ram).map_err(BootError::from)?;
+                }
                 Start::ResetVector
             }
         };
